@@ -1,0 +1,109 @@
+//! A message's life in the log: a closed vocabulary of five events, at level info.
+//!
+//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. Every line carries the same names, so that the way from
+//! a contact id to "sent at 14:03:07, here is Connect's id" is one query. What may stand in a line is exactly what the
+//! arguments here allow: ids, labels, counts and the relay's own words; never contents, tokens or headers.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::delivery::{Outcome, Reason, Receipt};
+use crate::message::ClientToken;
+use crate::time::millis;
+
+/// Whose life it is.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The relay's id of the message.
+    pub message: &'a dyn std::fmt::Display,
+    /// The conversation's label.
+    pub conversation: &'a str,
+    /// Its idempotency token.
+    pub client_token: &'a ClientToken,
+    /// The trace it belongs to.
+    pub trace_id: Option<&'a str>,
+}
+
+/// It is on disk and acknowledged.
+pub fn accepted(subject: Subject<'_>) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(event = "accepted", %message, conversation, client_token = client_token.as_str(), trace_id);
+}
+
+/// Connect has it.
+pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, receipt: &Receipt) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "delivered",
+        %message,
+        conversation,
+        client_token = client_token.as_str(),
+        attempt,
+        waited_ms = millis(waited),
+        http_status = 200,
+        connect_id = receipt.id.as_deref(),
+        connect_request_id = receipt.request_id.as_deref(),
+        processing_status = receipt.processing_status.as_deref(),
+        trace_id,
+    );
+}
+
+/// An attempt failed; it is tried again after `retry_in`.
+pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Duration) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "deferred",
+        %message,
+        conversation,
+        client_token = client_token.as_str(),
+        attempt,
+        waited_ms = millis(waited),
+        http_status = outcome.status(),
+        reason = outcome.name(),
+        why = outcome.why(),
+        retry_in_ms = millis(retry_in),
+        trace_id,
+    );
+}
+
+/// Its token was refused; its conversation waits so long for a renewed one.
+pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, held_for: Duration) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "held",
+        %message,
+        conversation,
+        client_token = client_token.as_str(),
+        attempt,
+        waited_ms = millis(waited),
+        http_status = outcome.status(),
+        reason = outcome.name(),
+        held_for_ms = millis(held_for),
+        trace_id,
+    );
+}
+
+/// It is a dead letter.
+pub fn dead(
+    subject: Subject<'_>,
+    attempt: u32,
+    waited: Duration,
+    http_status: Option<u16>,
+    reason: Reason,
+    maybe_delivered: bool,
+) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "dead",
+        %message,
+        conversation,
+        client_token = client_token.as_str(),
+        attempt,
+        waited_ms = millis(waited),
+        http_status,
+        reason = reason.as_str(),
+        maybe_delivered,
+        trace_id,
+    );
+}

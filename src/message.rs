@@ -1,0 +1,418 @@
+//! What bots hand over, and the limits it is held to.
+//!
+//! A [`Submission`] is one act of a chat participant: a message, an event (a read or delivered receipt) or the
+//! disconnect that ends it. All three wait in the same queue, because a farewell must arrive before the disconnect
+//! that follows it.
+//!
+//! [`ConnectionToken`] and [`Content`] are secrets: they have no `Display` or `Serialize`, their `Debug` shows nothing,
+//! they are wiped when dropped, and the only ways out are the methods named `expose`. [`label`] is what a log line
+//! calls a conversation instead.
+//!
+//! Lengths count Unicode scalar values, as the service counts them; the limits are settings, because AWS's own texts
+//! disagree about them (the mission's table is the default, 0 leaves a limit to Connect).
+
+use std::fmt;
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use zeroize::Zeroize;
+
+/// The longest ClientToken the service takes, in characters.
+pub const CLIENT_TOKEN_CHARS_MAX: usize = 500;
+/// The longest ConnectionToken the service takes, in bytes.
+pub const CONNECTION_TOKEN_BYTES_MAX: usize = 1000;
+/// The longest conversation key, in characters.
+pub const CONVERSATION_KEY_CHARS_MAX: usize = 256;
+/// The longest lifetime a message may ask for.
+pub const LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// One act of a participant, as a bot handed it over.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What is to be done.
+    pub body: Body,
+    /// The idempotency token, the bot's or minted; never changed afterwards.
+    pub client_token: ClientToken,
+    /// The participant's credential.
+    pub connection_token: ConnectionToken,
+    /// The ordering key, where the bot names one.
+    pub conversation: Option<ConversationKey>,
+    /// The token that `connection_token` renews, where the bot says so.
+    pub replaces: Option<ConnectionToken>,
+    /// How long it may wait, where the bot says so.
+    pub lifetime: Option<Duration>,
+    /// Who handed it over.
+    pub caller: Caller,
+    /// The trace id of a `traceparent` header.
+    pub trace_id: Option<Box<str>>,
+}
+
+/// What a submission does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// SendMessage.
+    Message {
+        /// Its type.
+        content_type: ContentType,
+        /// Its contents.
+        content: Content,
+    },
+    /// SendEvent: a receipt (typing is never queued).
+    Event {
+        /// Its type, as it came.
+        content_type: Box<str>,
+        /// Its contents, where it has any.
+        content: Option<Content>,
+    },
+    /// DisconnectParticipant.
+    Disconnect,
+}
+
+impl Body {
+    /// The ContentType member on the wire; none for a disconnect.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        match self {
+            Body::Message { content_type, .. } => Some(content_type.as_str()),
+            Body::Event { content_type, .. } => Some(content_type),
+            Body::Disconnect => None,
+        }
+    }
+
+    /// The Content member on the wire.
+    #[must_use]
+    pub fn content(&self) -> Option<&Content> {
+        match self {
+            Body::Message { content, .. } => Some(content),
+            Body::Event { content, .. } => content.as_ref(),
+            Body::Disconnect => None,
+        }
+    }
+}
+
+/// Who handed a message over. A conversation key belongs to its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// A process with this user id, on the Unix socket.
+    Uid(u32),
+    /// Somebody on the loopback TCP port: TCP has no peer credentials, so all of them are one.
+    Tcp,
+}
+
+/// The types of message the service takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// `text/plain`
+    Plain,
+    /// `text/markdown`
+    Markdown,
+    /// `application/json`
+    Json,
+    /// `application/vnd.amazonaws.connect.message.interactive.response`
+    Interactive,
+}
+
+impl ContentType {
+    /// All of them.
+    pub const ALL: [ContentType; 4] =
+        [ContentType::Plain, ContentType::Markdown, ContentType::Json, ContentType::Interactive];
+
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ContentType::Plain => "text/plain",
+            ContentType::Markdown => "text/markdown",
+            ContentType::Json => "application/json",
+            ContentType::Interactive => "application/vnd.amazonaws.connect.message.interactive.response",
+        }
+    }
+
+    /// The type of that name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<ContentType> {
+        ContentType::ALL.into_iter().find(|known| known.as_str() == text)
+    }
+
+    /// The last part of the limit's key under `ingress.content_chars_max`.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            ContentType::Plain => "plain",
+            ContentType::Markdown => "markdown",
+            ContentType::Json => "json",
+            ContentType::Interactive => "interactive",
+        }
+    }
+}
+
+/// The most that a message's Content may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// UTF-8 bytes, whatever the type.
+    pub content_bytes: usize,
+    /// Characters by type, in the order of [`ContentType::ALL`]; 0 leaves it to Connect.
+    pub content_chars: [usize; 4],
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { content_bytes: 16384, content_chars: [1024, 1024, 12000, 12288] }
+    }
+}
+
+/// Why a member was not accepted: names the member, what came, the limit and, where it is a setting, its key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+impl Limits {
+    /// Checks and wraps a message's contents.
+    ///
+    /// # Errors
+    /// When it is empty or longer than a limit.
+    pub fn content(&self, content_type: ContentType, text: String) -> Result<Content, Invalid> {
+        let content = Content::new(text);
+        let (bytes, text) = (content.expose().len(), content.expose());
+        if bytes == 0 {
+            return Err(Invalid("Content is empty, at least 1 character is needed".into()));
+        }
+        let (chars, most) = (text.chars().count(), self.content_chars[content_type as usize]);
+        if most > 0 && chars > most {
+            return Err(Invalid(format!(
+                "Content has {chars} characters, {} takes at most {most} (ingress.content_chars_max.{})",
+                content_type.as_str(),
+                content_type.key(),
+            )));
+        }
+        if bytes > self.content_bytes {
+            return Err(Invalid(format!(
+                "Content has {bytes} bytes of UTF-8, at most {} are taken (ingress.content_bytes_max)",
+                self.content_bytes
+            )));
+        }
+        Ok(content)
+    }
+
+    /// Checks and wraps an event's contents, which the service holds to 16,384 characters.
+    ///
+    /// # Errors
+    /// When it is longer than the limit in bytes.
+    pub fn event_content(&self, text: String) -> Result<Content, Invalid> {
+        if text.len() > self.content_bytes {
+            return Err(Invalid(format!(
+                "Content has {} bytes of UTF-8, at most {} are taken (ingress.content_bytes_max)",
+                text.len(),
+                self.content_bytes
+            )));
+        }
+        Ok(Content::new(text))
+    }
+}
+
+/// A message's contents: never shown, wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Content(String);
+
+impl Content {
+    /// Wraps a text.
+    #[must_use]
+    pub fn new(text: String) -> Content {
+        Content(text)
+    }
+
+    /// The text itself, for the wire and the disk.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A participant's credential: never shown, wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ConnectionToken(Vec<u8>);
+
+impl ConnectionToken {
+    /// Checks and wraps a header's value.
+    ///
+    /// # Errors
+    /// When it is not 1 to 1000 bytes of 0x21–0x7E and 0x80–0xFF.
+    pub fn parse(bytes: &[u8]) -> Result<ConnectionToken, Invalid> {
+        if bytes.is_empty() || bytes.len() > CONNECTION_TOKEN_BYTES_MAX {
+            return Err(Invalid(format!(
+                "ConnectionToken has {} bytes, 1 to {CONNECTION_TOKEN_BYTES_MAX} are taken",
+                bytes.len()
+            )));
+        }
+        if bytes.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+            return Err(Invalid("ConnectionToken holds a space or a control character".into()));
+        }
+        Ok(ConnectionToken(bytes.to_vec()))
+    }
+
+    /// The bytes themselves, for the wire and the disk.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Content(…)")
+    }
+}
+
+impl fmt::Debug for ConnectionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectionToken(…)")
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl Drop for ConnectionToken {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// The idempotency token of one submission.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientToken(Box<str>);
+
+impl ClientToken {
+    /// A fresh one, for a bot that gave none.
+    #[must_use]
+    pub fn mint() -> ClientToken {
+        ClientToken(uuid::Uuid::new_v4().to_string().into())
+    }
+
+    /// Checks and wraps a bot's own; an empty one counts as none.
+    ///
+    /// # Errors
+    /// When it is longer than the service takes.
+    pub fn parse(text: &str) -> Result<Option<ClientToken>, Invalid> {
+        let chars = text.chars().count();
+        if chars > CLIENT_TOKEN_CHARS_MAX {
+            return Err(Invalid(format!(
+                "ClientToken has {chars} characters, at most {CLIENT_TOKEN_CHARS_MAX} are taken"
+            )));
+        }
+        Ok((!text.is_empty()).then(|| ClientToken(text.into())))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A bot's own name for one participant of one chat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConversationKey(Box<str>);
+
+impl ConversationKey {
+    /// Checks and wraps a key.
+    ///
+    /// # Errors
+    /// When it is not 1 to 256 characters U+0021 to U+007E.
+    pub fn parse(bytes: &[u8]) -> Result<ConversationKey, Invalid> {
+        let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
+        match text {
+            Some(text) if (1..=CONVERSATION_KEY_CHARS_MAX).contains(&text.len()) => Ok(ConversationKey(text.into())),
+            _ => Err(Invalid(format!(
+                "Relay-Conversation is {} bytes, it takes 1 to {CONVERSATION_KEY_CHARS_MAX} characters U+0021 to U+007E",
+                bytes.len()
+            ))),
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What logs and replies call a conversation: its key, or a short hash of the token that a bot can log as well.
+#[must_use]
+pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str> {
+    use fmt::Write as _;
+    if let Some(key) = key {
+        return key.as_str().into();
+    }
+    let mut label = String::from("t:");
+    for byte in &digest(&SHA256, token.expose()).as_ref()[..6] {
+        // Writing to a String cannot fail.
+        let _ = write!(label, "{byte:02x}");
+    }
+    label.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_count_characters_and_then_bytes() {
+        let limits = Limits::default();
+        assert!(limits.content(ContentType::Plain, "é".repeat(1024)).is_ok());
+        let error = limits.content(ContentType::Plain, "é".repeat(1025)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Content has 1025 characters, text/plain takes at most 1024 (ingress.content_chars_max.plain)"
+        );
+        let error = limits.content(ContentType::Json, "😀".repeat(4097)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Content has 16388 bytes of UTF-8, at most 16384 are taken (ingress.content_bytes_max)"
+        );
+        assert!(limits.content(ContentType::Plain, String::new()).is_err());
+        let unlimited = Limits { content_chars: [0; 4], ..limits };
+        assert!(unlimited.content(ContentType::Plain, "x".repeat(16384)).is_ok());
+    }
+
+    #[test]
+    fn every_content_type_is_found_by_its_name() {
+        for (index, content_type) in ContentType::ALL.into_iter().enumerate() {
+            assert_eq!(ContentType::parse(content_type.as_str()), Some(content_type));
+            assert_eq!(content_type as usize, index);
+        }
+        assert_eq!(ContentType::parse("text/html"), None);
+    }
+
+    #[test]
+    fn secrets_show_nothing() {
+        let token = ConnectionToken::parse(b"canary").unwrap();
+        let content = Content::new("canary".into());
+        assert!(!format!("{token:?}{content:?}").contains("canary"));
+    }
+
+    #[test]
+    fn tokens_and_keys_keep_to_their_alphabets() {
+        assert!(ConnectionToken::parse(&[0x80; 1000]).is_ok());
+        for bad in [&b""[..], b"a b", b"a\x7f", b"a\tb", &[b'x'; 1001]] {
+            assert!(ConnectionToken::parse(bad).is_err());
+        }
+        assert!(ConversationKey::parse(b"CONTACT/bot").is_ok());
+        for bad in [&b""[..], b"a b", "é".as_bytes(), &[b'x'; 257]] {
+            assert!(ConversationKey::parse(bad).is_err());
+        }
+        assert_eq!(ClientToken::parse("").unwrap(), None);
+        assert!(ClientToken::parse(&"é".repeat(500)).unwrap().is_some());
+        assert!(ClientToken::parse(&"é".repeat(501)).is_err());
+    }
+
+    #[test]
+    fn label_is_the_key_or_a_hash_of_the_token() {
+        let token = ConnectionToken::parse(b"abc").unwrap();
+        assert_eq!(&*label(None, &token), "t:ba7816bf8f01");
+        assert_eq!(&*label(Some(&ConversationKey::parse(b"C/bot").unwrap()), &token), "C/bot");
+    }
+}

@@ -1,0 +1,126 @@
+//! How long to wait before trying again: pure arithmetic.
+//!
+//! Intervals grow as the `backoff` crate has it (`initial × multiplierⁿ`, cut at `max`). Its own jitter and clock are
+//! not used: the interval is set from the attempt count that stands in the record, so that a restart resumes the
+//! schedule, and the jitter comes in as a number, so that a simulation can be repeated.
+//!
+//! [`Hint`] reads what upstream says about waiting: `x-amz-retry-after` (milliseconds) and `Retry-After` (seconds or an
+//! HTTP date). Where both are there the larger counts, cut to a bound.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+
+use crate::time::{Timestamp, millis};
+
+/// The shape of an exponential delay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    /// The first delay.
+    pub initial: Duration,
+    /// What each further delay is multiplied by.
+    pub multiplier: f64,
+    /// Share of the delay that jitter moves it, up and down: 0 to 1.
+    pub randomization: f64,
+    /// The longest delay, before jitter.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff {
+            initial: Duration::from_millis(200),
+            multiplier: 2.0,
+            randomization: 0.5,
+            max: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Backoff {
+    /// The delay after the `failures`-th failure in a row (1 is the first), with `jitter` in 0..1 choosing where in
+    /// the randomised interval it falls.
+    #[must_use]
+    pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
+        let mut intervals = ExponentialBackoffBuilder::new()
+            .with_initial_interval(self.initial.min(self.max))
+            .with_multiplier(self.multiplier)
+            .with_randomization_factor(0.0)
+            .with_max_interval(self.max)
+            .with_max_elapsed_time(None)
+            .build();
+        let mut interval = self.initial.min(self.max);
+        for _ in 0..failures.clamp(1, 64) {
+            interval = intervals.next_backoff().unwrap_or(self.max).min(self.max);
+        }
+        interval.mul_f64((1.0 + self.randomization * (2.0 * jitter - 1.0)).max(0.0))
+    }
+}
+
+/// What upstream asks for in its two headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hint(pub Option<Duration>);
+
+impl Hint {
+    /// Reads both headers' values; what does not parse is no hint.
+    #[must_use]
+    pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: Timestamp) -> Hint {
+        let amz = amz_millis.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
+        let standard = retry_after.map(str::trim).and_then(|text| match text.parse() {
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) => {
+                let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+                Some(Timestamp(millis(date)).since(now))
+            }
+        });
+        Hint(amz.max(standard))
+    }
+
+    /// The wait asked for, at most `bound`; zero without a hint.
+    #[must_use]
+    pub fn at_most(self, bound: Duration) -> Duration {
+        self.0.unwrap_or_default().min(bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn intervals_double_up_to_the_bound() {
+        let backoff = Backoff::default();
+        let delays: Vec<u64> = (1..=7).map(|n| millis(backoff.delay(n, 0.5))).collect();
+        assert_eq!(delays, [200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    #[test]
+    fn the_larger_of_both_hints_counts_within_the_bound() {
+        let now = Timestamp(784_111_777_000);
+        let minute = Duration::from_secs(60);
+        for (amz, standard, expected) in [
+            (None, None, 0),
+            (Some("1500"), None, 1500),
+            (Some("1500"), Some("1"), 1500),
+            (Some("1500"), Some("3"), 3000),
+            (None, Some("Sun, 06 Nov 1994 08:49:40 GMT"), 3000),
+            (None, Some("Sun, 06 Nov 1994 08:00:00 GMT"), 0),
+            (Some("999999999999999999999999"), Some("soon"), 0),
+            (Some("-1"), Some("100000000"), 60_000),
+        ] {
+            assert_eq!(millis(Hint::parse(amz, standard, now).at_most(minute)), expected, "{amz:?} {standard:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_stays_within_its_share(failures in 0u32..2000, jitter in 0.0f64..1.0) {
+            let backoff = Backoff::default();
+            let middle = backoff.delay(failures, 0.5);
+            let delay = backoff.delay(failures, jitter);
+            prop_assert!(delay >= middle.mul_f64(0.499) && delay <= middle.mul_f64(1.501));
+        }
+    }
+}
