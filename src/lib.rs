@@ -1,7 +1,9 @@
 //! connect-relay: bots hand it their Amazon Connect chat messages; it delivers them.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
+pub mod admin;
 pub mod delivery;
+pub mod health;
 pub mod life;
 pub mod message;
 pub mod metrics;
