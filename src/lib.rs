@@ -1,7 +1,10 @@
 //! connect-relay: bots hand it their Amazon Connect chat messages; it delivers them.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
+pub mod admin;
+pub mod control;
 pub mod delivery;
+pub mod health;
 pub mod life;
 pub mod message;
 pub mod metrics;
@@ -10,4 +13,5 @@ pub mod participant;
 pub mod queue;
 pub mod retry;
 pub mod sender;
+pub mod serve;
 pub mod time;
