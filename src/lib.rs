@@ -9,4 +9,5 @@ pub mod pacer;
 pub mod participant;
 pub mod queue;
 pub mod retry;
+pub mod simulator;
 pub mod time;
