@@ -14,4 +14,5 @@ pub mod queue;
 pub mod retry;
 pub mod sender;
 pub mod serve;
+pub mod simulator;
 pub mod time;
