@@ -1,6 +1,7 @@
 //! connect-relay: bots hand it their Amazon Connect chat messages; it delivers them.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
+pub mod config;
 pub mod delivery;
 pub mod life;
 pub mod message;
