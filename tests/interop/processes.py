@@ -197,6 +197,11 @@ class Simulator:
         text = self.ledger_path.read_text()
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
+    def counts(self):
+        """What it says has happened so far."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + "/ledger", timeout=20) as page:
+            return json.loads(page.read())
+
     def accepted(self):
         """How many lines the ledger has."""
         return self.ledger_path.read_bytes().count(b"\n") if self.ledger_path.exists() else 0

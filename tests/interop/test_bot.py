@@ -32,6 +32,7 @@ def test_a_whole_bot_is_served_and_its_farewell_arrives_before_the_disconnect(re
 
     assert [line["Content"] for line in simulator.ledger()] == CONTENTS
     assert {line["ConnectionToken"] for line in simulator.ledger()} == {token}
+    assert simulator.counts()["connections"] == simulator.counts()["disconnects"] == 1
     # The chat is over now, for the relay and for the service itself.
     with pytest.raises(client.exceptions.ConflictException):
         client.send_message(ContentType=PLAIN, Content="canary: too late", ConnectionToken=token)

@@ -139,10 +139,10 @@ def test_what_was_acknowledged_is_there_after_kill_9(relays, upstreams):
 
 
 def test_files_and_sockets_are_for_their_owner(relay):
-    modes = {path.name: path.stat().st_mode & 0o777 for path in relay.folder.rglob("*")}
-    assert modes["relay.sock"] == 0o660
-    assert modes["queue"] == 0o700
-    inside = [path for path in (relay.folder / "queue").rglob("*") if path.is_file()]
+    [queue] = [path for path in relay.folder.rglob("queue") if path.is_dir()]
+    assert relay.folder.joinpath("relay.sock").stat().st_mode & 0o777 == 0o660
+    assert queue.stat().st_mode & 0o777 == 0o700
+    inside = [path for path in queue.rglob("*") if path.is_file()]
     assert inside and all(path.stat().st_mode & 0o077 == 0 for path in inside)
 
 
@@ -350,8 +350,7 @@ def test_the_simulator_is_idempotent_and_keeps_a_ledger(simulators):
         "Id": one["Id"], "AbsoluteTime": one["AbsoluteTime"], "ClientToken": "t-1", "ConnectionToken": token,
         "ContentType": PLAIN, "Content": "canary é",
     }]
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(simulator.url + "/ledger", timeout=20) as page:
-        assert isinstance(json.loads(page.read()), dict)
+    assert simulator.counts()["accepted"] == 1 and simulator.counts()["duplicates"] == 1
 
 
 def test_the_simulator_throttles_by_its_bucket(simulators):
