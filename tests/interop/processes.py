@@ -1,0 +1,213 @@
+"""The binary under test: a relay in a folder of its own, the simulator, and single commands."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from patience import PATIENCE, until
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("CONNECT_RELAY_BINARY", str(ROOT / "target/debug/connect-relay"))
+
+# Every token and every content in these tests holds this word: it must never stand in a log, a metric or an error.
+CANARY = "canary"
+
+# Nothing of the machine's own settings reaches the processes under test.
+_FOREIGN = re.compile(r"^(CONNECT_RELAY|AWS_|CONNECTION_TOKEN|RUST_LOG|(HTTPS?|ALL|NO)_PROXY$)", re.I)
+
+
+def environment(settings=None, **more):
+    """The environment of a process: `{"sender.region": "x"}` becomes `CONNECT_RELAY__SENDER__REGION=x`."""
+    env = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+    for key, value in (settings or {}).items():
+        env["CONNECT_RELAY__" + key.upper().replace(".", "__")] = str(value)
+    env.update(more)
+    return env
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(*args, settings=None, stdin="", timeout=PATIENCE, env=None):
+    """Runs one command to its end."""
+    return subprocess.run(
+        [BINARY, *map(str, args)],
+        input=stdin,
+        env=environment(settings, **(env or {})),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+class Relay:
+    """`connect-relay run --dir DIR`, to be started, stopped, killed and started again on the same folder."""
+
+    def __init__(self, endpoint, tcp=True, **settings):
+        # Short, because a socket's path may have 107 bytes; made here, because a power of the test is to look inside.
+        self.folder = Path(tempfile.mkdtemp(prefix="relay-"))
+        self.socket = str(self.folder / "relay.sock")
+        self.log_path = self.folder / "log"
+        self.admin = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{free_port()}" if tcp else ""
+        self.secrets = {CANARY}
+        self.process = None
+        self.settings = {
+            "sender.endpoint": endpoint,
+            "admin.listen": self.admin.removeprefix("http://"),
+            "ingress.tcp": self.url.removeprefix("http://"),
+            "queue.volatile": "true",  # the temporary folder may be in memory; what is tested here is not power cuts
+        }
+        self.settings.update((key.replace("__", "."), value) for key, value in settings.items())
+
+    def start(self):
+        self.spawn()
+        until(self.ready, "the relay is ready")
+        return self
+
+    def spawn(self):
+        """Starts it without waiting for anything."""
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [BINARY, "run", "--dir", str(self.folder)],
+                env=environment(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def ready(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"the relay left with {self.process.returncode}:\n{self.log()[-4000:]}")
+        return self.get("/readyz")[0] == 200
+
+    def get(self, path):
+        """Status and text of a page of the admin port; status 0 where there is none."""
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.admin + path, timeout=10) as page:
+                return page.status, page.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return 0, ""
+
+    def metrics(self):
+        """`{'queue_messages': 0.0, 'attempts_total{outcome="delivered"}': 3.0}`, without the prefix."""
+        found = {}
+        for line in self.get("/metrics")[1].splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                found[name.removeprefix("connect_relay_")] = float(value)
+        return found
+
+    def queued(self):
+        return int(self.metrics()["queue_messages"])
+
+    def until_empty(self, patience=PATIENCE):
+        until(lambda: self.queued() == 0, "the queue is empty", patience)
+
+    def kill(self):
+        """As the kernel's OOM killer would."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self):
+        """SIGTERM; gives back the exit code."""
+        self.terminate()
+        return self.wait()
+
+    def wait(self):
+        return self.process.wait(timeout=PATIENCE)
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def lines(self, event=None):
+        """The log's lines as objects, of one event where it is named."""
+        found = []
+        for line in self.log().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            fields = {**entry, **entry.get("fields", {})}
+            if event is None or fields.get("event") == event:
+                found.append(fields)
+        return found
+
+    def remove(self):
+        """Ends it, looks whether it kept its secrets, and leaves nothing behind."""
+        if self.process and self.process.poll() is None:
+            self.kill()
+        log = self.log() if self.log_path.exists() else ""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        print(log[-4000:])  # pytest shows it where the test failed
+        told = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
+        assert not told, f"a token or contents stand in the log: {told[0]}"
+        assert "panicked" not in log, log[-4000:]
+
+
+class Simulator:
+    """`connect-relay simulate`, with its ledger."""
+
+    def __init__(self, *args):
+        self.folder = Path(tempfile.mkdtemp(prefix="simulator-"))
+        self.ledger_path = self.folder / "ledger"
+        self.output = []
+        self.process = subprocess.Popen(
+            [BINARY, "simulate", "--listen", "127.0.0.1:0", "--ledger", str(self.ledger_path), *map(str, args)],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = until(self._address, "the simulator says where it listens")
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.output.append(line)
+
+    def _address(self):
+        match = re.search(r"listening on (http://[0-9.]+:\d+)", "".join(self.output))
+        assert match or self.process.poll() is None, f"the simulator left: {''.join(self.output)}"
+        return match and match.group(1)
+
+    def ledger(self):
+        """What was accepted, in the order it was accepted; a line still being written is not there yet."""
+        if not self.ledger_path.exists():
+            return []
+        text = self.ledger_path.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def counts(self):
+        """What it says has happened so far."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + "/ledger", timeout=20) as page:
+            return json.loads(page.read())
+
+    def accepted(self):
+        """How many lines the ledger has."""
+        return self.ledger_path.read_bytes().count(b"\n") if self.ledger_path.exists() else 0
+
+    def remove(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(timeout=10)
+        shutil.rmtree(self.folder, ignore_errors=True)

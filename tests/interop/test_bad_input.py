@@ -1,0 +1,236 @@
+"""Bad input of every kind: each gets its error, in AWS's shape, and nothing else changes."""
+
+import json
+import socket
+
+import pytest
+
+from callers import MESSAGE, PLAIN, assert_error, curl, queued, send
+from patience import PATIENCE
+from processes import Relay
+
+TOKEN = "canary-token"
+BEARER = f"X-Amz-Bearer: {TOKEN}"
+GOOD = {"ContentType": PLAIN, "Content": "canary"}
+INTERACTIVE = "application/vnd.amazonaws.connect.message.interactive.response"
+
+
+def without(member):
+    return {name: value for name, value in GOOD.items() if name != member}
+
+
+# What is posted to /participant/message with a good token, and words that the error must say.
+BODIES = {
+    "nothing": (b"", []),
+    "no JSON": (b"canary", []),
+    "cut short": (b'{"ContentType": "text/plain", "Content": "canary', []),
+    "two values": (json.dumps(GOOD).encode() * 2, []),
+    "an array": (b"[]", []),
+    "a string": (b'"canary"', []),
+    "null": (b"null", []),
+    "not UTF-8": (b'{"ContentType": "text/plain", "Content": "canary \xff"}', []),
+    "a lone surrogate": (b'{"ContentType": "text/plain", "Content": "canary \\ud83d"}', ["surrogate"]),
+    "a surrogate the wrong way round": (b'{"ContentType": "text/plain", "Content": "canary \\ude00\\ud83d"}', ["surrogate"]),
+    "a lone surrogate in ClientToken": (b'{"ContentType": "text/plain", "Content": "canary", "ClientToken": "\\udc00"}', ["surrogate"]),
+    "a bare control character": (b'{"ContentType": "text/plain", "Content": "canary\n"}', []),
+    "no ContentType": (without("ContentType"), ["ContentType"]),
+    "empty ContentType": ({**GOOD, "ContentType": ""}, ["ContentType"]),
+    "unknown ContentType": ({**GOOD, "ContentType": "text/html"}, ["ContentType", "text/html"]),
+    "ContentType with a parameter": ({**GOOD, "ContentType": "text/plain; charset=utf-8"}, ["ContentType"]),
+    "ContentType too long": ({**GOOD, "ContentType": "x" * 101}, ["ContentType"]),
+    "ContentType a number": ({**GOOD, "ContentType": 1}, []),
+    "no Content": (without("Content"), ["Content"]),
+    "empty Content": ({**GOOD, "Content": ""}, ["Content"]),
+    "Content null": ({**GOOD, "Content": None}, ["Content"]),
+    "Content an object": ({**GOOD, "Content": {"text": "canary"}}, []),
+    "plain too long": ({**GOOD, "Content": "é" * 1025}, ["Content", "1025", "1024", "ingress.content_chars_max.plain"]),
+    "markdown too long": (
+        {"ContentType": "text/markdown", "Content": "x" * 1025},
+        ["Content", "1025", "1024", "ingress.content_chars_max.markdown"],
+    ),
+    "JSON too long": (
+        {"ContentType": "application/json", "Content": "x" * 12001},
+        ["Content", "12001", "12000", "ingress.content_chars_max.json"],
+    ),
+    "interactive too long": (
+        {"ContentType": INTERACTIVE, "Content": "x" * 12289},
+        ["Content", "12289", "12288", "ingress.content_chars_max.interactive"],
+    ),
+    "too many bytes": (
+        {"ContentType": "application/json", "Content": "😀" * 4097},
+        ["Content", "16388", "16384", "ingress.content_bytes_max"],
+    ),
+    "ClientToken too long": ({**GOOD, "ClientToken": "x" * 501}, ["ClientToken", "501", "500"]),
+    "ClientToken a number": ({**GOOD, "ClientToken": 7}, []),
+}
+
+# Headers beside a good body.
+HEADERS = {
+    "no token": ([], ["ConnectionToken"]),
+    "empty token": (["X-Amz-Bearer;"], ["ConnectionToken"]),
+    "token too long": (["X-Amz-Bearer: " + "x" * 1001], ["ConnectionToken", "1001", "1000"]),
+    "token with a space": (["X-Amz-Bearer: canary token"], ["ConnectionToken"]),
+    "token with a tab": (["X-Amz-Bearer: canary\ttoken"], ["ConnectionToken"]),
+    "empty key": ([BEARER, "Relay-Conversation;"], ["Relay-Conversation"]),
+    "key too long": ([BEARER, "Relay-Conversation: " + "x" * 257], ["Relay-Conversation", "257", "256"]),
+    "key with a space": ([BEARER, "Relay-Conversation: a b"], ["Relay-Conversation"]),
+    "key outside ASCII": ([BEARER, "Relay-Conversation: é".encode()], ["Relay-Conversation"]),
+    "lifetime 0": ([BEARER, "Relay-Lifetime: 0"], ["Relay-Lifetime"]),
+    "lifetime negative": ([BEARER, "Relay-Lifetime: -1"], ["Relay-Lifetime"]),
+    "lifetime a fraction": ([BEARER, "Relay-Lifetime: 1.5"], ["Relay-Lifetime"]),
+    "lifetime no number": ([BEARER, "Relay-Lifetime: soon"], ["Relay-Lifetime"]),
+    "lifetime over 7 days": ([BEARER, "Relay-Lifetime: 604801"], ["Relay-Lifetime"]),
+    "lifetime beyond any integer": ([BEARER, "Relay-Lifetime: 99999999999999999999999"], ["Relay-Lifetime"]),
+}
+
+NO_SUCH_OPERATION = [
+    ("GET", "/x"),
+    ("GET", "/"),
+    ("GET", "/metrics"),
+    ("GET", "/status"),
+    ("POST", "/participants/message"),
+    ("POST", "/Participant/Message"),
+    ("DELETE", "/messages"),
+]
+
+# Raw bytes on the socket: a status that may come back, or nothing but the end of the connection.
+RAW = {
+    "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "no version": b"POST /participant/message\r\n\r\n",
+    "a token with DEL": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: a\x7fb\r\nContent-Length: 0\r\n\r\n",
+    "a head without end": b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000,
+    "two lengths": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a negative length": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "bad chunks": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def relay():
+    """One relay for the whole table, with one message that stays queued: what must not change."""
+    relay = Relay("http://127.0.0.1:9", ingress__request_timeout="2s").start()
+    try:
+        assert send(relay, TOKEN, "canary", "kept").status == 202
+        yield relay
+    finally:
+        relay.remove()
+
+
+@pytest.fixture(autouse=True)
+def unchanged(relay):
+    before = relay.metrics()
+    yield
+    assert relay.process.poll() is None
+    assert relay.get("/readyz")[0] == 200 and relay.get("/livez")[0] == 200
+    assert queued(relay) == 1
+    after = relay.metrics()
+    for name in ("messages_accepted_total", "queue_messages", "dead_letters", "conversations"):
+        assert after[name] == before[name], name
+    assert send(relay, TOKEN, "canary", "kept").headers["relay-state"] == "QUEUED"
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_body(relay, name):
+    body, words = BODIES[name]
+    rejected = 'messages_rejected_total{reason="invalid"}'
+    before = relay.metrics()[rejected]
+    assert_error(curl(relay, MESSAGE, body, [BEARER]), 400, "ValidationException", *words)
+    assert relay.metrics()[rejected] == before + 1
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_header(relay, name):
+    headers, words = HEADERS[name]
+    assert_error(curl(relay, MESSAGE, GOOD, headers), 400, "ValidationException", *words)
+
+
+def test_token_that_renews_one_nobody_knows(relay):
+    headers = [BEARER, "Relay-Replaces-Token: canary-unknown"]
+    assert_error(curl(relay, MESSAGE, GOOD, headers), 403, "RelayForbiddenException")
+
+
+@pytest.mark.parametrize("extra", [(), ("--header", "Transfer-Encoding: chunked")], ids=["by its length", "in chunks"])
+def test_body_over_the_limit(relay, extra):
+    body = json.dumps({**GOOD, "Content": "x" * (256 * 1024)}).encode()
+    reply = curl(relay, MESSAGE, body, [BEARER], extra=extra)
+    assert_error(reply, 413, "ValidationException", "ingress.body_bytes_max")
+
+
+@pytest.mark.parametrize("method,path", NO_SUCH_OPERATION)
+def test_no_such_operation(relay, method, path):
+    reply = curl(relay, path, method=method)
+    assert_error(reply, 404, "UnknownOperationException")
+    assert reply.json["Message"] == f"connect-relay: no such operation: {method} {path}"
+
+
+@pytest.mark.parametrize("path", ["/participant/event", "/participant/disconnect"])
+@pytest.mark.parametrize("headers,body", [([], b"{}"), ([BEARER], b"[1]"), ([BEARER], b"{")], ids=["no token", "an array", "cut short"])
+def test_other_queued_operations(relay, path, headers, body):
+    assert_error(curl(relay, path, body, headers), 400, "ValidationException")
+
+
+@pytest.mark.parametrize("path", ["%ff", "a" * 1600], ids=["not UTF-8", "too long"])
+def test_state_of_an_impossible_client_token(relay, path):
+    assert curl(relay, f"{MESSAGE}/{path}", headers=[BEARER]).status in (400, 404)
+
+
+def test_state_without_a_token(relay):
+    assert_error(curl(relay, f"{MESSAGE}/kept"), 400, "ValidationException", "ConnectionToken")
+
+
+@pytest.mark.parametrize("door", ["unix", "tcp"])
+@pytest.mark.parametrize("name", RAW)
+def test_raw_bytes(relay, name, door):
+    with dial(relay, door) as stream:
+        try:
+            stream.sendall(RAW[name])
+            stream.shutdown(socket.SHUT_WR)
+            answer = received(stream)
+        except OSError:
+            answer = b""  # it hung up on us, which is an answer as well
+        assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:200]
+
+
+@pytest.mark.parametrize("sent", [
+    b"POST /participant/message HTTP/1.1\r\nHost:",
+    b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: canary\r\nContent-Length: 100\r\n\r\n{\"ContentType\"",
+], ids=["in its head", "in its body"])
+def test_a_request_that_never_ends_is_ended(relay, sent):
+    with dial(relay, "unix") as stream:
+        stream.sendall(sent)
+        answer = received(stream)  # returns when the relay closes: request_timeout is 2 s
+        assert answer == b"" or b" 408 " in answer.splitlines()[0] or b" 400 " in answer.splitlines()[0]
+
+
+def test_hanging_up_in_the_middle_of_a_body_leaves_nothing(relay):
+    with dial(relay, "unix") as stream:
+        body = json.dumps(GOOD).encode()
+        head = f"POST {MESSAGE} HTTP/1.1\r\nHost: x\r\n{BEARER}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        stream.sendall(head + body[:-1])
+
+
+def test_two_requests_in_one_packet_are_two_answers(relay):
+    request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with dial(relay, "unix") as stream:
+        stream.sendall(request + last)
+        assert received(stream).count(b"HTTP/1.1 200 OK") == 2
+
+
+def dial(relay, door):
+    if door == "unix":
+        stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(PATIENCE)
+        stream.connect(relay.socket)
+    else:
+        host, port = relay.url.removeprefix("http://").split(":")
+        stream = socket.create_connection((host, int(port)), PATIENCE)
+    return stream
+
+
+def received(stream):
+    """Everything until the other side closes."""
+    parts = []
+    while part := stream.recv(65536):
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,153 @@
+"""Every error of SendMessage arrives in boto3 as a class of its own."""
+
+import threading
+
+import pytest
+from botocore.exceptions import ClientError
+
+from callers import PLAIN, bot
+from patience import until
+from upstream import error
+
+TOKEN = "canary-token"
+
+
+def message(client, content="canary", **members):
+    return client.send_message(**{"ContentType": PLAIN, "Content": content, "ConnectionToken": TOKEN, **members})
+
+
+def of(caught):
+    """Status, code and text of what boto3 raised."""
+    response = caught.value.response
+    return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"], response["Error"]["Message"]
+
+
+def test_validation_by_the_relay(relay, upstream):
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.ValidationException) as caught:
+        message(client, "x" * 1025)
+    status, _, text = of(caught)
+    assert status == 400 and text.startswith("connect-relay: ")
+    assert all(word in text for word in ("Content", "1025", "1024", "ingress.content_chars_max.plain"))
+    assert upstream.requests == []
+
+
+def test_validation_by_the_service(relays, upstreams):
+    upstream = upstreams(lambda request: error(400, "ValidationException", "too long for this channel"))
+    client = bot(relays(upstream.url).url)
+    with pytest.raises(client.exceptions.ValidationException) as caught:
+        message(client)
+    assert of(caught) == (400, "ValidationException", "too long for this channel")
+    assert len(upstream.requests) == 1, "what the service calls invalid is not tried again"
+
+
+@pytest.mark.parametrize("text", ["Access denied", "User is not authorized to access this resource with an explicit deny"])
+def test_access_denied(relays, upstreams, text):
+    upstream = upstreams(lambda request: error(403, "AccessDeniedException", text))
+    relay = relays(upstream.url)
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.AccessDeniedException) as caught:
+        message(client)
+    assert of(caught)[0] == 403 and of(caught)[2] == text
+    # For a while the same token is refused at the door, without asking again.
+    with pytest.raises(client.exceptions.AccessDeniedException):
+        message(client, "canary: another")
+    assert len(upstream.requests) == 1
+    reason = "token_refused" if "explicit deny" in text else "chat_over"
+    assert relay.metrics()[f'messages_dead_total{{reason="{reason}",told="true"}}'] == 1
+
+
+def test_throttling_when_the_queue_is_full(relays):
+    relay = relays("http://127.0.0.1:9", ingress__tcp_reply="accepted", queue__messages_max=2)
+    client = bot(relay.url)
+    message(client)
+    message(client)
+    with pytest.raises(client.exceptions.ThrottlingException) as caught:
+        message(client)
+    assert of(caught)[0] == 429 and "queue.messages_max" in of(caught)[2]
+    headers = caught.value.response["ResponseMetadata"]["HTTPHeaders"]
+    assert int(headers["x-amz-retry-after"]) > 0 and int(headers["retry-after"]) > 0
+
+
+def test_internal_server_error_of_a_message_that_is_poison(relays, upstreams):
+    def script(request):
+        return error(500, "InternalServerException", "fault") if "poison" in request.json["Content"] else None
+
+    upstream = upstreams(script)
+    relay = relays(upstream.url, sender__attempts_max=2, sender__backoff__initial="200ms", ingress__wait="30s")
+    client = bot(relay.url)
+    done = threading.Event()
+
+    def others():  # poison is only what fails while others are delivered
+        number = 0
+        while not done.wait(0.02):
+            number += 1
+            bot_of_another.send_message(ContentType=PLAIN, Content=f"canary: {number}", ConnectionToken="canary-other")
+
+    bot_of_another = bot(relay.url)
+    feeder = threading.Thread(target=others)
+    feeder.start()
+    try:
+        with pytest.raises(client.exceptions.InternalServerException) as caught:
+            message(client, "canary: poison")
+    finally:
+        done.set()
+        feeder.join()
+    assert of(caught)[0] == 500
+    assert relay.metrics()['messages_dead_total{reason="poison",told="true"}'] == 1
+
+
+def test_conflict_of_one_client_token_with_two_contents(relay, upstream):
+    client = bot(relay.url)
+    message(client, "canary: one", ClientToken="mine")
+    with pytest.raises(client.exceptions.ConflictException) as caught:
+        message(client, "canary: two", ClientToken="mine")
+    assert of(caught)[0] == 409 and "canary" not in of(caught)[2]
+    assert len(upstream.messages()) == 1
+
+
+def test_conflict_by_the_service(relays, upstreams):
+    upstream = upstreams(lambda request: error(409, "ConflictException", "conflict"))
+    relay = relays(upstream.url)
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.ConflictException):
+        message(client)
+    assert relay.metrics()['messages_dead_total{reason="refused",told="true"}'] == 1
+
+
+def test_gone_where_it_died_of_age(relays):
+    relay = relays("http://127.0.0.1:9", sender__lifetime="1s", ingress__wait="20s", sender__probe_max="200ms")
+    client = bot(relay.url)
+    with pytest.raises(ClientError) as caught:
+        message(client, ClientToken="mine")
+    assert of(caught)[:2] == (410, "GoneException")
+    with pytest.raises(ClientError) as caught:
+        message(client, ClientToken="mine")
+    assert of(caught)[:2] == (410, "GoneException")
+
+
+def test_a_page_of_a_proxy_is_not_the_service_speaking(relays, upstreams):
+    pages = [error(404, "", "no route"), error(403, "MissingAuthenticationTokenException", "Missing Authentication Token")]
+    upstream = upstreams(lambda request: pages.pop(0) if pages else None)
+    relay = relays(upstream.url, sender__probe_max="200ms")
+    assert message(bot(relay.url))["Id"] == "id-3"
+    assert relay.metrics()['attempts_total{outcome="misconfigured"}'] == 2
+
+
+def test_a_redirect_is_not_followed(relays, upstreams):
+    elsewhere = upstreams()
+    moves = [error(307, "", "", Location=elsewhere.url + "/participant/message")]
+    upstream = upstreams(lambda request: moves.pop(0) if moves else None)
+    relay = relays(upstream.url, sender__probe_max="200ms")
+    assert message(bot(relay.url))["Id"] == "id-2"
+    assert elsewhere.requests == []
+
+
+def test_secrets_that_upstream_echoes_are_scrubbed(relays, upstreams):
+    upstream = upstreams(lambda request: error(400, "ValidationException", f"bad token {request.token}"))
+    relay = relays(upstream.url)
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.ValidationException) as caught:
+        message(client)
+    assert TOKEN not in of(caught)[2]
+    until(lambda: relay.lines("dead"), "the death is logged")

@@ -1,0 +1,372 @@
+"""The process: its exit codes, its doors at start and stop, and each command on the command line."""
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+from callers import PLAIN, bot, curl, look, queued, send
+from patience import until
+from processes import command, free_port
+
+
+TOKEN = "canary-token"
+DOWN = "http://127.0.0.1:9"
+
+
+# Leaving and coming back
+
+
+def test_sigterm_with_nothing_queued_is_0(relay):
+    send(relay, TOKEN, "canary", headers=["Prefer: wait=20"])
+    assert relay.stop() == 0
+
+
+def test_sigterm_delivers_what_is_queued_first(relays, upstreams):
+    upstream = upstreams()
+    relay = relays(upstream.url, sender__quota_rate=20, sender__quota_burst=1)
+    for number in range(30):
+        send(relay, TOKEN, f"canary: {number}")
+    assert relay.stop() == 0
+    assert len(upstream.messages()) == 30
+
+
+def test_sigterm_with_messages_that_cannot_go_is_75_and_they_go_after_the_next_start(relays, upstreams):
+    upstream = upstreams()
+    relay = relays(upstream.url, shutdown__grace="3s", sender__probe_max="200ms")
+    upstream.stop()
+    for number in range(3):
+        assert send(relay, TOKEN, f"canary: {number}").status == 202
+    relay.terminate()
+    until(lambda: relay.get("/readyz")[0] == 503, "it says that it is draining")
+    assert relay.wait() == 75
+    upstream.start()
+    relay.start()
+    relay.until_empty()
+    assert [request.json["Content"] for request in upstream.messages()] == [f"canary: {number}" for number in range(3)]
+
+
+def test_the_doors_stay_open_while_draining(relays, upstreams):
+    upstream = upstreams()
+    relay = relays(upstream.url, shutdown__grace="20s", sender__probe_max="200ms")
+    upstream.stop()
+    send(relay, TOKEN, "canary: before")
+    relay.terminate()
+    until(lambda: relay.get("/readyz")[0] == 503, "it says that it is draining")
+    assert relay.get("/livez")[0] == 200
+    assert send(relay, TOKEN, "canary: farewell").status == 202
+    assert curl(relay, "/participant/queue").json["Draining"] is True
+    upstream.start()
+    assert relay.wait() == 0
+    assert [request.json["Content"] for request in upstream.messages()] == ["canary: before", "canary: farewell"]
+
+
+def test_a_second_signal_leaves_at_once(relays):
+    relay = relays(DOWN, shutdown__grace="10m")
+    send(relay, TOKEN, "canary")
+    relay.terminate()
+    until(lambda: relay.get("/readyz")[0] == 503, "it says that it is draining")
+    relay.terminate()
+    assert relay.wait() == 75
+
+
+def test_a_second_relay_on_the_same_folder_is_refused_and_the_first_does_not_notice(relay):
+    second = command("run", "--dir", relay.folder, settings={**relay.settings, "admin.listen": f"127.0.0.1:{free_port()}", "ingress.tcp": ""})
+    assert second.returncode == 1, second.stderr
+    assert str(relay.folder) in second.stderr and "panicked" not in second.stderr
+    assert send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]).status == 200
+
+
+def test_a_live_socket_is_refused(relay, tmp_path):
+    # Another folder's relay, told to listen where the first one does.
+    text = f"""
+        [ingress]
+        socket = "{relay.socket}"
+        [queue]
+        path = "{tmp_path}/queue"
+        volatile = true
+        [sender]
+        endpoint = "{DOWN}"
+        [control]
+        socket = "{tmp_path}/control.sock"
+        [admin]
+        listen = "127.0.0.1:{free_port()}"
+    """
+    (tmp_path / "relay.toml").write_text(text)
+    second = command("run", "--config", tmp_path / "relay.toml")
+    assert second.returncode == 1 and relay.socket in second.stderr, second.stderr
+    assert send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]).status == 200
+
+
+def test_a_stale_socket_is_replaced(relay):
+    relay.kill()
+    assert socket_exists(relay)
+    relay.start()
+    assert send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]).status == 200
+
+
+def socket_exists(relay):
+    return relay.folder.joinpath("relay.sock").is_socket()
+
+
+def test_a_taken_port_is_said(relays):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        relay = relays(DOWN, start=False)
+        relay.settings["ingress.tcp"] = address
+        relay.spawn()
+        assert relay.wait() == 1
+        assert address in relay.log()
+
+
+def test_what_was_acknowledged_is_there_after_kill_9(relays, upstreams):
+    upstream = upstreams()
+    relay = relays(upstream.url, sender__probe_max="200ms")
+    upstream.stop()
+    for number in range(20):
+        assert send(relay, TOKEN, f"canary: {number}", f"t-{number}").status == 202
+    relay.kill()
+    relay.start()
+    assert queued(relay) == 20 and look(relay, TOKEN, "t-19").json["Ahead"] == 19
+    upstream.start()
+    relay.until_empty()
+    assert [request.json["Content"] for request in upstream.messages()] == [f"canary: {number}" for number in range(20)]
+
+
+def test_files_and_sockets_are_for_their_owner(relay):
+    [queue] = [path for path in relay.folder.rglob("queue") if path.is_dir()]
+    assert relay.folder.joinpath("relay.sock").stat().st_mode & 0o777 == 0o660
+    assert queue.stat().st_mode & 0o777 == 0o700
+    inside = [path for path in queue.rglob("*") if path.is_file()]
+    assert inside and all(path.stat().st_mode & 0o077 == 0 for path in inside)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize("key,value", [
+    ("sender.no_such_key", "1"),
+    ("no_such_section.key", "1"),
+    ("ingress.wait", "soon"),
+    ("ingress.wait", "-1s"),
+    ("ingress.reply", "perhaps"),
+    ("ingress.tcp", "0.0.0.0:8480"),
+    ("ingress.tcp", "no address"),
+    ("ingress.socket_mode", "99"),
+    ("ingress.body_bytes_max", "many"),
+    ("queue.messages_max", "-1"),
+    ("queue.messages_max", "1.5"),
+    ("queue.damaged", "ignore"),
+    ("queue.key_file", "/tmp/key"),
+    ("sender.quota_rate", "0"),
+    ("sender.quota_rate", "nan"),
+    ("sender.endpoint", "http://example.com"),
+    ("sender.endpoint", "ftp://127.0.0.1"),
+    ("sender.endpoint", "https://participant.connect.eu-west-2.amazonaws.com?query"),
+    ("sender.backoff.multiplier", "0.5"),
+    ("sender.backoff.randomization", "2"),
+    ("sender.headroom", "1.5"),
+    ("sender.ca_file", "/nonexistent/ca.pem"),
+    ("admin.listen", "nowhere"),
+    ("log.level", "loud"),
+    ("log.format", "xml"),
+])
+def test_a_bad_setting_is_78_and_names_its_key(tmp_path, key, value):
+    settings = {"sender.endpoint": DOWN, key: value}
+    for subcommand in (("check",), ("run", "--dir", tmp_path / "relay")):
+        done = command(*subcommand, settings=settings)
+        assert done.returncode == 78, done.stderr
+        named = key if "no_such" not in key else key.split(".")[0]
+        assert named in done.stderr.lower().replace("__", "."), done.stderr
+    assert not (tmp_path / "relay").exists(), "neither store nor socket was touched"
+
+
+@pytest.mark.parametrize("text,words", [
+    ("[sender]\nregoin = 'eu-west-2'", ["regoin", "relay.toml"]),
+    ("[sender]\nregion = 'eu-west-2'\n[senders]\n", ["senders", "relay.toml"]),
+    ("[sender]\nregion = ", ["relay.toml"]),
+    ("[sender]\nregion = 'eu-west-2'\n[queue]\nmessages_max = 'many'", ["messages_max", "relay.toml"]),
+    ("[sender]\nregion = 'eu-west-2'\n[ingress]\nsocket = '/tmp/a/x.sock'\n[control]\nsocket = '/tmp/a/y.sock'", ["control.socket"]),
+    ("[sender]\nregion = 'eu-west-2'\n[ingress]\ntcp = '127.0.0.1:8480'\nallow_uids = [1000]", ["ingress.tcp"]),
+    ("", ["sender.region"]),
+])
+def test_a_bad_file_is_78_and_says_what_is_wrong_where(tmp_path, text, words):
+    (tmp_path / "relay.toml").write_text(text)
+    done = command("check", "--config", tmp_path / "relay.toml")
+    assert done.returncode == 78, done.stdout
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_missing_file_is_78(tmp_path):
+    done = command("check", "--config", tmp_path / "none.toml")
+    assert done.returncode == 78 and "none.toml" in done.stderr
+
+
+def test_check_prints_the_effective_configuration(tmp_path):
+    (tmp_path / "relay.toml").write_text("[sender]\nregion = 'eu-west-2'\nquota_rate = 25.0\n[queue]\nmessages_max = 77\n")
+    done = command("check", "--config", tmp_path / "relay.toml", settings={"queue.messages_max": 99, "ingress.allow_uids": "1000,1001"})
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"^\s*(\w+) = (.+?)\s*(?:#.*)?$", done.stdout, re.M))
+    assert found["region"].strip("\"'") == "eu-west-2"
+    assert float(found["quota_rate"]) == 25 and int(found["messages_max"]) == 99
+    assert "1000" in found["allow_uids"] and "1001" in found["allow_uids"]
+
+
+def test_check_takes_its_own_output(tmp_path):
+    first = command("check", settings={"sender.region": "eu-west-2"})
+    (tmp_path / "relay.toml").write_text(first.stdout)
+    again = command("check", "--config", tmp_path / "relay.toml")
+    assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
+
+
+def test_one_underscore_too_few_is_a_warning():
+    done = command("check", settings={"sender.region": "eu-west-2"}, env={"CONNECT_RELAY_SENDER_REGION": "us-east-1"})
+    assert done.returncode == 0 and "CONNECT_RELAY_SENDER_REGION" in done.stderr
+    assert "us-east-1" not in done.stdout
+
+
+def test_the_region_comes_from_aws_own_variables_as_well():
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        done = command("check", env={name: "ap-southeast-2"})
+        assert done.returncode == 0 and "ap-southeast-2" in done.stdout, done.stderr
+
+
+def test_secrets_in_settings_are_not_printed():
+    done = command("check", settings={"sender.region": "eu-west-2", "sender.proxy": "http://user:canary@127.0.0.1:3128"})
+    assert "canary" not in done.stdout + done.stderr
+
+
+# The other commands
+
+
+@pytest.mark.parametrize("args", [["nonsense"], ["run", "--nope"], ["send", "--wait", "soon", "x"], ["simulate", "--rate", "fast"], ["--nope"]])
+def test_bad_usage_is_2(args):
+    done = command(*args)
+    assert done.returncode == 2 and done.stderr, done.stdout
+
+
+def test_help_and_version():
+    done = command("--help")
+    assert done.returncode == 0
+    for name in ("run", "check", "send", "status", "simulate", "demo"):
+        assert re.search(rf"^\s+{name}\b", done.stdout, re.M), name
+    assert re.match(r"connect-relay \d+\.\d+\.\d+", command("--version").stdout)
+
+
+def test_send_hands_messages_over(relay, upstream, tmp_path):
+    env = {"CONNECTION_TOKEN": TOKEN}
+    one = command("send", "--socket", relay.socket, "--client-token", "t-1", "--wait", "20s", "canary: one", env=env)
+    assert one.returncode == 0, one.stderr
+    two = command("send", "--socket", relay.socket, "--content-type", "text/markdown", "--wait", "20s", "-", stdin="canary: *two*", env=env)
+    assert two.returncode == 0, two.stderr
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    three = command("send", "--socket", relay.socket, "--connection-token-file", tmp_path / "token", "--wait", "20s", "canary: three")
+    assert three.returncode == 0, three.stderr
+    came = upstream.messages()
+    assert [request.json["Content"] for request in came] == ["canary: one", "canary: *two*", "canary: three"]
+    assert came[0].json["ClientToken"] == "t-1" and came[1].json["ContentType"] == "text/markdown"
+    assert {request.token for request in came} == {TOKEN}
+
+
+def test_send_hands_a_batch_over(relay, upstream, tmp_path):
+    lines = [{"ContentType": PLAIN, "Content": f"canary: {n}", "ClientToken": f"t-{n}", "ConnectionToken": TOKEN} for n in range(5)]
+    (tmp_path / "batch").write_text("\n".join(map(json.dumps, lines)))
+    done = command("send", "--socket", relay.socket, "--batch", tmp_path / "batch")
+    assert done.returncode == 0, done.stderr
+    relay.until_empty()
+    assert [request.json["ClientToken"] for request in upstream.messages()] == [f"t-{n}" for n in range(5)]
+
+
+def test_send_says_why_it_failed(relay, tmp_path):
+    env = {"CONNECTION_TOKEN": TOKEN}
+    assert command("send", "--socket", relay.socket, "canary").returncode != 0, "there is no token"
+    long = command("send", "--socket", relay.socket, "x" * 1025, env=env)
+    assert long.returncode == 1 and "1025" in long.stderr
+    nobody = command("send", "--socket", tmp_path / "nobody.sock", "canary", env=env)
+    assert nobody.returncode == 1 and "nobody.sock" in nobody.stderr
+
+
+def test_status_tells_health_and_what_is_queued(stranded):
+    # The control socket is found as the relay finds it: by the same folder.
+    at = ("--dir", stranded.folder)
+    assert command("status", *at, settings=stranded.settings).returncode == 0
+    assert command("status", "--exit-code", *at, settings=stranded.settings).returncode == 0
+    send(stranded, TOKEN, "canary")
+    done = command("status", "--json", *at, settings=stranded.settings)
+    assert done.returncode == 0 and isinstance(json.loads(done.stdout), dict), done.stderr
+    assert "canary" not in done.stdout
+    assert command("status", "--exit-code", *at, settings=stranded.settings).returncode == 75
+
+
+def test_status_says_when_there_is_no_relay(tmp_path):
+    done = command("status", "--dir", tmp_path, settings={"sender.endpoint": DOWN})
+    assert done.returncode == 1 and done.stderr
+
+
+def test_control_is_closed_to_others(relay):
+    control = [path for path in relay.folder.rglob("*.sock") if path.name != "relay.sock"]
+    assert len(control) == 1 and control[0].stat().st_mode & 0o777 == 0o600
+    assert control[0].parent != relay.folder, "not in the folder that bots can reach"
+
+
+def test_demo_loses_nothing():
+    done = command("demo", timeout=180)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    for count in ("lost", "duplicated", "out of order"):
+        found = re.search(rf"{count}\D{{0,20}}(\d+)", text) or re.search(rf"(\d+)\s+{count}", text)
+        assert found and int(found.group(1)) == 0, f"{count}: {text}"
+    throttled = re.search(r"throttled\D{0,20}(\d+)", text) or re.search(r"(\d+)\s+throttled", text)
+    assert int(throttled.group(1)) > 0, "backoff is seen at work"
+    assert "\x1b[" not in text, "plain lines where there is no terminal"
+
+
+# The simulator, as a tool of its own
+
+
+def call(simulator, path, body, token):
+    request = urllib.request.Request(simulator.url + path, json.dumps(body).encode(), {"X-Amz-Bearer": token})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as reply:
+            return reply.status, reply.read(), reply.headers
+    except urllib.error.HTTPError as fault:
+        return fault.code, fault.read(), fault.headers
+
+
+def test_the_simulator_is_idempotent_and_keeps_a_ledger(simulators):
+    simulator = simulators("--latency", "0ms", "--jitter", "0ms")
+    client = bot(simulator.url)
+    token = client.create_participant_connection(ParticipantToken="p", Type=["CONNECTION_CREDENTIALS"])["ConnectionCredentials"]["ConnectionToken"]
+    one = client.send_message(ContentType=PLAIN, Content="canary é", ConnectionToken=token, ClientToken="t-1")
+    again = client.send_message(ContentType=PLAIN, Content="canary é", ConnectionToken=token, ClientToken="t-1")
+    assert one["Id"] == again["Id"] and one["AbsoluteTime"] == again["AbsoluteTime"]
+    line = simulator.ledger()
+    assert line == [{
+        "Id": one["Id"], "AbsoluteTime": one["AbsoluteTime"], "ClientToken": "t-1", "ConnectionToken": token,
+        "ContentType": PLAIN, "Content": "canary é",
+    }]
+    assert simulator.counts()["accepted"] == 1 and simulator.counts()["duplicates"] == 1
+
+
+def test_the_simulator_throttles_by_its_bucket(simulators):
+    simulator = simulators("--rate", "0.01", "--burst", "3", "--latency", "0ms", "--jitter", "0ms")
+    token = json.loads(call(simulator, "/participant/connection", {"Type": ["CONNECTION_CREDENTIALS"]}, "p")[1])["ConnectionCredentials"]["ConnectionToken"]
+    body = {"ContentType": PLAIN, "Content": "canary"}
+    answers = [call(simulator, "/participant/message", {**body, "ClientToken": str(n)}, token) for n in range(5)]
+    assert [status for status, _, _ in answers] == [200, 200, 200, 429, 429]
+    assert answers[3][2]["x-amzn-ErrorType"].startswith("ThrottlingException")
+
+
+def test_the_simulator_denies_and_disconnects(simulators):
+    simulator = simulators("--deny", "bad-token", "--latency", "0ms", "--jitter", "0ms")
+    body = {"ContentType": PLAIN, "Content": "canary"}
+    assert call(simulator, "/participant/message", body, "bad-token")[0] == 403
+    token = json.loads(call(simulator, "/participant/connection", {"Type": ["CONNECTION_CREDENTIALS"]}, "p")[1])["ConnectionCredentials"]["ConnectionToken"]
+    assert call(simulator, "/participant/disconnect", {}, token)[0] == 200
+    status, text, headers = call(simulator, "/participant/message", body, token)
+    assert status == 403 and b"Access denied" in text and headers["x-amzn-ErrorType"].startswith("AccessDeniedException")

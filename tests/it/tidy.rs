@@ -1,0 +1,321 @@
+//! The repository under test: its floors, its absences, and that its tables say what the code says.
+//!
+//! A violation is printed as `file:line: rule`, all of them at once. The scan reads text, not syntax: comment lines,
+//! and a module's tests at its end, are passed over, and everything else counts, so that a rule has no back door.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
+const FLOORS: &[&[&str]] = &[
+    &["time", "metrics"],
+    &["retry"],
+    &["message", "delivery"],
+    &["life", "pacer"],
+    &["queue", "participant", "serve"],
+    &["ingress", "sender", "control", "admin", "simulator"],
+    &["config"],
+    &["daemon"],
+    &["cli"],
+    &["lib", "main"],
+];
+
+/// What only some modules may name, and why. The words are searched in the code as it stands.
+const ABSENCES: &[(&[&str], &[&str], &str)] = &[
+    (&["sled::"], &["queue"], "only queue names sled"),
+    (
+        &["TcpStream::connect", "TcpSocket", "HttpConnector", "hyper_rustls", "hyper_util::client", "lookup_host"],
+        &["participant"],
+        "only participant dials out",
+    ),
+    (&["Instant::now", "SystemTime::now"], &["time"], "only time reads a clock"),
+    (&["env::"], &["cli", "config", "main"], "only cli and config read arguments and environment"),
+    (
+        &["read_to_string(", "fs::read(", "File::open"],
+        &["cli", "config", "queue"],
+        "only cli and config read files, and queue its own",
+    ),
+    (
+        &["tokio::spawn", "thread::spawn", "spawn_blocking", "task::spawn"],
+        &["daemon", "cli"],
+        "only daemon spawns long-lived tasks (a JoinSet that is joined is not one)",
+    ),
+    (
+        &["lazy_static!", "thread_local!", "OnceLock", "LazyLock", "OnceCell", "default_registry", "register_int"],
+        &[],
+        "no statics and no global registry",
+    ),
+    (&["#[allow(", "#![allow("], &[], "#[expect(…, reason)], never #[allow]"),
+    (&["todo!", "unimplemented!", "dbg!"], &[], "nothing unfinished"),
+];
+
+#[test]
+fn a_module_names_only_lower_floors_and_its_own_children() {
+    let floor = |module: &str| FLOORS.iter().position(|floor| floor.contains(&module));
+    let mut violations = Vec::new();
+    for source in sources() {
+        let Some(own) = floor(&source.module) else {
+            violations.push(format!("{}:1: {} stands on no floor", source.path.display(), source.module));
+            continue;
+        };
+        for (line, named) in source.names() {
+            let lower = floor(&named).is_some_and(|its| its < own);
+            if named != source.module && !lower {
+                violations.push(format!("{}:{line}: {} may not name {named}", source.path.display(), source.module));
+            }
+        }
+    }
+    none(violations);
+}
+
+#[test]
+fn what_only_one_module_may_do_no_other_does() {
+    let mut violations = Vec::new();
+    for source in sources() {
+        for (number, line) in source.lines() {
+            for (words, allowed, rule) in ABSENCES {
+                if !allowed.contains(&&*source.module) && words.iter().any(|word| has_word(line, word)) {
+                    violations.push(format!("{}:{number}: {rule}", source.path.display()));
+                }
+            }
+            let item = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+            if item.starts_with("static ") {
+                violations.push(format!("{}:{number}: no statics", source.path.display()));
+            }
+        }
+    }
+    none(violations);
+}
+
+#[test]
+fn readmes_configuration_table_is_the_shipped_file() {
+    let shipped = shipped_keys();
+    assert!(!shipped.is_empty(), "config/relay.toml has keys");
+    let table = readme_table("## Configuration");
+    let told: BTreeMap<_, _> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    let mut violations = Vec::new();
+    for (key, (line, default)) in &shipped {
+        match told.get(key) {
+            None => violations.push(format!("config/relay.toml:{line}: {key} is missing in README's table")),
+            Some(said) if said != default => {
+                violations.push(format!("config/relay.toml:{line}: {key} is {default}, README says {said}"));
+            }
+            Some(_) => {}
+        }
+    }
+    violations.extend(
+        told.keys().filter(|key| !shipped.contains_key(*key)).map(|key| format!("README.md: no such key: {key}")),
+    );
+    none(violations);
+}
+
+#[test]
+fn every_setting_that_a_document_names_exists() {
+    let shipped = shipped_keys();
+    let names: BTreeSet<String> =
+        shipped.keys().map(|key| format!("CONNECT_RELAY__{}", key.to_uppercase().replace('.', "__"))).collect();
+    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    collect(&root().join("deploy"), &mut documents);
+    collect(&root().join("examples"), &mut documents);
+    let mut violations = Vec::new();
+    for path in documents {
+        let text = read(&path);
+        for (number, line) in (1..).zip(text.lines()) {
+            for (start, _) in line.match_indices("CONNECT_RELAY__") {
+                let name: String = line[start..]
+                    .chars()
+                    .take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_')
+                    .collect();
+                if name != "CONNECT_RELAY__" && !names.contains(&name) {
+                    violations.push(format!("{}:{number}: no such setting: {name}", path.display()));
+                }
+            }
+        }
+    }
+    none(violations);
+}
+
+#[test]
+fn readmes_metrics_table_is_what_the_code_registers() {
+    let mut registered = BTreeSet::new();
+    for source in sources() {
+        registered.extend(source.metrics());
+    }
+    let told: BTreeSet<String> = readme_table("## Metrics")
+        .iter()
+        .map(|row| row[0].trim_start_matches("connect_relay_").split('{').next().unwrap_or_default().to_owned())
+        .filter(|name| !name.starts_with("process_"))
+        .collect();
+    let missing = registered.difference(&told).map(|name| format!("README.md: metric {name} is missing"));
+    let unknown = told.difference(&registered).map(|name| format!("README.md: no such metric: {name}"));
+    none(missing.chain(unknown).collect());
+}
+
+#[test]
+fn words_are_found_where_they_stand() {
+    assert!(has_word("use sled::Db;", "sled::") && !has_word("unsled::x", "sled::"));
+    let source = Source {
+        path: "src/queue/x.rs".into(),
+        module: "queue".into(),
+        text: "use crate::{message::{A, B}, time};\n// crate::cli\nlet x = crate::delivery::Y;\n\
+               metrics.counters(\n    \"a_total\", \"help\");\n#[cfg(test)]\nmod tests { use crate::cli; }\n"
+            .into(),
+    };
+    let names: Vec<_> = source.names().into_iter().map(|(line, name)| format!("{line} {name}")).collect();
+    assert_eq!(names, ["1 message", "1 time", "3 delivery"]);
+    assert_eq!(source.metrics(), ["a_total"]);
+}
+
+/// One file of the crate.
+struct Source {
+    path: PathBuf,
+    /// The module right under the crate's root that it belongs to.
+    module: String,
+    text: String,
+}
+
+impl Source {
+    /// Its lines of code with their numbers: no comments, no tests.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let inline = self.text.find("#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
+        let end = if self.path.ends_with("tests.rs") { 0 } else { inline };
+        (1..).zip(self.text[..end].lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    /// The modules of this crate that it names, by `crate::x`, `crate::{x, y::z}` or, in main, `connect_relay::x`.
+    fn names(&self) -> Vec<(usize, String)> {
+        let code: Vec<_> = self.lines().collect();
+        let mut found = Vec::new();
+        for (index, (number, line)) in code.iter().enumerate() {
+            for start in ["crate::", "connect_relay::"] {
+                for (at, _) in line.match_indices(start) {
+                    let rest = &line[at + start.len()..];
+                    if rest.starts_with('{') {
+                        let following = code[index + 1..].iter().map(|(_, line)| *line);
+                        let whole: String = std::iter::once(rest).chain(following).collect::<Vec<_>>().join("\n");
+                        found.extend(heads_of_group(&whole).into_iter().map(|name| (*number, name)));
+                    } else {
+                        found.extend(head(rest).map(|name| (*number, name)));
+                    }
+                }
+            }
+        }
+        // An item of the root itself (a macro, the version) is no module: modules are in lower case.
+        found.retain(|(_, name)| name.starts_with(|first: char| first.is_ascii_lowercase()));
+        found
+    }
+
+    /// The metrics that it registers: the first argument of each of the constructors in `metrics`.
+    fn metrics(&self) -> Vec<String> {
+        let code: String = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
+        let mut found = Vec::new();
+        for method in ["counter", "counters", "seconds", "gauge", "gauges", "level", "levels", "histogram"] {
+            for part in code.split(&format!(".{method}(")).skip(1) {
+                if let Some((name, _)) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The first segment of a path.
+fn head(path: &str) -> Option<String> {
+    let name: String = path.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The first segments within `{…}`, at its outermost level.
+fn heads_of_group(text: &str) -> Vec<String> {
+    let (mut depth, mut heads, mut fresh) = (0, Vec::new(), false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' => {}
+            c if c.is_whitespace() => continue,
+            _ if fresh && depth == 1 => heads.extend(head(&text[at..])),
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        fresh = (c == '{' || c == ',') && depth == 1;
+    }
+    heads
+}
+
+/// Whether the word stands there and is not the tail of a longer name.
+fn has_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+/// Every file under src, with the module it belongs to.
+fn sources() -> Vec<Source> {
+    let src = root().join("src");
+    let mut paths = Vec::new();
+    collect(&src, &mut paths);
+    let module = |path: &Path| {
+        let first = path.strip_prefix(&src).ok()?.components().next()?;
+        Some(first.as_os_str().to_str()?.trim_end_matches(".rs").to_owned())
+    };
+    paths
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| Source {
+            module: module(&path).expect("a path under src"),
+            text: read(&path),
+            path: path.strip_prefix(root()).expect("under the root").to_owned(),
+        })
+        .collect()
+}
+
+/// Every key of the shipped file: its line and its default, as written there.
+fn shipped_keys() -> BTreeMap<String, (usize, String)> {
+    let mut section = String::new();
+    let mut keys = BTreeMap::new();
+    for (number, line) in (1..).zip(read(&root().join("config/relay.toml")).lines()) {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            section = name.0.to_owned();
+        } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            let value = value.split_once(" #").map_or(value, |(value, _)| value).trim();
+            keys.insert(format!("{section}.{key}"), (number, value.to_owned()));
+        }
+    }
+    keys
+}
+
+/// The rows of the first table under a heading of README.md, head and rule left out; cells without their backticks.
+fn readme_table(heading: &str) -> Vec<Vec<String>> {
+    let text = read(&root().join("README.md"));
+    let rows = text.lines().skip_while(|line| *line != heading).skip(1).skip_while(|line| !line.starts_with('|'));
+    rows.take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect())
+        .collect()
+}
+
+/// Every file under a folder; none where there is no such folder.
+fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() { collect(&path, into) } else { into.push(path) }
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|cause| panic!("read {}: {cause}", path.display()))
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn none(violations: Vec<String>) {
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+}
