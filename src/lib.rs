@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
 pub mod delivery;
+pub mod ingress;
 pub mod life;
 pub mod message;
 pub mod metrics;
@@ -9,4 +10,5 @@ pub mod pacer;
 pub mod participant;
 pub mod queue;
 pub mod retry;
+pub mod serve;
 pub mod time;
