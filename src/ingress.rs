@@ -2,17 +2,17 @@
 //!
 //! | route | what happens |
 //! | --- | --- |
-//! | `POST /participant/message`, `/participant/disconnect` | [queued](accept): 202 once on disk, 200 once delivered |
-//! | `POST /participant/event` | [queued](accept) too; typing is [passed on or dropped](forward) |
-//! | `POST /participant/connection` | [passed on](forward), and the new token's participant remembered |
-//! | `POST /participant/messages` | a [batch](batch), a line per message, one commit |
-//! | `GET /participant/message/{ClientToken}`, `/participant/queue` | what became of it, what [waits](state) |
-//! | any other `/participant/…` | [passed on](forward) |
+//! | `POST /participant/message`, `/participant/disconnect` | queued (`accept`): 202 once on disk, 200 once delivered |
+//! | `POST /participant/event` | queued too; typing is passed on or dropped (`forward`) |
+//! | `POST /participant/connection` | passed on, and the new token's participant remembered |
+//! | `POST /participant/messages` | a `batch`, a line per message, one commit |
+//! | `GET /participant/message/{ClientToken}`, `/participant/queue` | what became of it, what waits (`state`) |
+//! | any other `/participant/…` | passed on |
 //! | anything else, and other methods on these | 404 |
 //!
-//! A request's way: is the [peer](peer) allowed and the [door] open → its [body] whole, within bounds → its
-//! [headers](request) and [members](parse) → one call of the queue, which answers when the disk has it → the
-//! [reply]. Nothing is kept here between requests; a client that hangs up withdraws nothing.
+//! A request's way: is the `peer` allowed and the `door` open → its `body` whole, within bounds → its
+//! headers (`request`) and members (`parse`) → one call of the queue, which answers when the disk has it → the
+//! `reply` or the `refusal`. Nothing is kept here between requests; a client that hangs up withdraws nothing.
 //!
 //! What this module promises: a 2xx for a message means that the queue said so; every error is one that AWS's SDKs
 //! can read; no text holds a token, contents or a header's value. It does not know the sender: what it tells of rates
@@ -25,6 +25,7 @@ mod door;
 mod forward;
 mod parse;
 mod peer;
+mod refusal;
 mod reply;
 mod request;
 mod state;
@@ -44,7 +45,8 @@ use prometheus::{Histogram, IntCounter};
 
 use self::body::{Bodies, Bound};
 pub use self::door::Door;
-use self::reply::{Answer, Refusal, Rejected};
+use self::refusal::{Refusal, Rejected};
+use self::reply::Answer;
 use self::request::{PREFERENCE_APPLIED, Preference, Wait};
 use crate::message::{Caller, Limits};
 use crate::metrics::{LOCAL_SECONDS, Metrics};
@@ -186,7 +188,7 @@ impl Ingress {
             if route.takes_messages() {
                 inner.measures.rejected(&refusal);
             }
-            refusal.answer(inner.options.retry_after)
+            reply::of_refusal(&refusal, inner.options.retry_after)
         })
     }
 }

@@ -15,7 +15,8 @@ use hyper::header::HeaderMap;
 
 use super::body::Whole;
 use super::parse::Members;
-use super::reply::{self, Answer, Refusal};
+use super::refusal::Refusal;
+use super::reply::{self, Answer};
 use super::request::{self, Identity, Preference};
 use super::{Inner, applied, caller};
 use crate::life;

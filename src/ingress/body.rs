@@ -15,7 +15,7 @@ use hyper::body::Body;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::reply::{Refusal, Rejected};
+use super::refusal::{Refusal, Rejected};
 
 /// The most that is read of a body only to throw it away.
 const DISCARD_MAX: usize = 16 << 20;

@@ -4,9 +4,6 @@
 //! carries its code in `x-amzn-ErrorType` and its text in `Message`, because each SDK looks in another place; 429, 500
 //! and 503 say when to come again, in AWS's header and in HTTP's. Everything said of a message stands in headers too,
 //! because SDKs drop members that they do not know.
-//!
-//! [`Refusal`] is an error on its way out. The texts of those made here start with `connect-relay: `; upstream's are
-//! passed on as they came. None ever holds a token, contents or another header's value.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -18,9 +15,10 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
-use crate::delivery::{Reason, Receipt, ServiceError};
-use crate::message::{ClientToken, Invalid};
-use crate::queue::{Full as QueueFull, Rejection, State, Status, StoreFailed};
+use super::refusal::Refusal;
+use crate::delivery::Receipt;
+use crate::message::ClientToken;
+use crate::queue::{State, Status};
 use crate::time::millis;
 
 /// A whole reply.
@@ -38,231 +36,6 @@ const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 /// What a ClientToken's header does not carry as it is.
 const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
-/// The longest that a full queue asks a bot to stay away.
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// Why a submission was not kept: the `reason` label of `messages_rejected_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rejected {
-    Invalid,
-    Conflict,
-    Denied,
-    Forbidden,
-    TooLarge,
-    QueueFull,
-    DiskFull,
-    TooLate,
-    Draining,
-    Store,
-}
-
-impl Rejected {
-    /// All of them, in the order of their declaration.
-    pub(super) const ALL: [Rejected; 10] = [
-        Rejected::Invalid,
-        Rejected::Conflict,
-        Rejected::Denied,
-        Rejected::Forbidden,
-        Rejected::TooLarge,
-        Rejected::QueueFull,
-        Rejected::DiskFull,
-        Rejected::TooLate,
-        Rejected::Draining,
-        Rejected::Store,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Rejected::Invalid => "invalid",
-            Rejected::Conflict => "conflict",
-            Rejected::Denied => "denied",
-            Rejected::Forbidden => "forbidden",
-            Rejected::TooLarge => "too_large",
-            Rejected::QueueFull => "queue_full",
-            Rejected::DiskFull => "disk_full",
-            Rejected::TooLate => "too_late",
-            Rejected::Draining => "draining",
-            Rejected::Store => "store",
-        }
-    }
-}
-
-/// An error on its way to a bot.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) code: Cow<'static, str>,
-    pub(super) text: Cow<'static, str>,
-    /// When to come again, where more is known than the usual.
-    pub(super) retry: Option<Duration>,
-    /// Upstream's, where the error is.
-    pub(super) request_id: Option<Box<str>>,
-    /// Which rejection it is, if it is one.
-    pub(super) counted: Option<Rejected>,
-}
-
-impl Refusal {
-    pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { status, code: code.into(), text: text.into(), retry: None, request_id: None, counted: None }
-    }
-
-    pub(super) fn counted(self, reason: Rejected) -> Refusal {
-        Refusal { counted: Some(reason), ..self }
-    }
-
-    /// 400; the text says what is wrong with which member.
-    pub(super) fn invalid(what: impl std::fmt::Display) -> Refusal {
-        Refusal::new(StatusCode::BAD_REQUEST, "ValidationException", format!("connect-relay: {what}"))
-            .counted(Rejected::Invalid)
-    }
-
-    pub(super) fn unavailable(text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", text)
-    }
-
-    pub(super) fn forbidden(text: &'static str) -> Refusal {
-        Refusal::new(StatusCode::FORBIDDEN, "RelayForbiddenException", text).counted(Rejected::Forbidden)
-    }
-
-    fn conflict(text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal::new(StatusCode::CONFLICT, "ConflictException", text).counted(Rejected::Conflict)
-    }
-
-    fn later(code: &'static str, text: String) -> Refusal {
-        Refusal::new(StatusCode::TOO_MANY_REQUESTS, code, text)
-    }
-
-    /// A token that belongs to another conversation.
-    pub(super) fn other_conversation() -> Refusal {
-        Refusal::conflict(
-            "connect-relay: this ConnectionToken belongs to another conversation: it came under another \
-             Relay-Conversation, or with one and without",
-        )
-    }
-
-    /// What the service said, as it said it.
-    pub(super) fn upstream(error: &ServiceError) -> Refusal {
-        let status = StatusCode::from_u16(error.status)
-            .ok()
-            .filter(|status| status.is_client_error() || status.is_server_error())
-            .unwrap_or(StatusCode::BAD_REQUEST);
-        let code = match status {
-            _ if !error.code.is_empty() => Cow::Owned(error.code.to_string()),
-            StatusCode::FORBIDDEN => "AccessDeniedException".into(),
-            StatusCode::CONFLICT => "ConflictException".into(),
-            _ if status.is_server_error() => "InternalServerException".into(),
-            _ => "ValidationException".into(),
-        };
-        let text = if error.text.is_empty() {
-            format!("connect-relay: the Participant Service answered {} without a text", status.as_u16()).into()
-        } else {
-            error.text.to_string().into()
-        };
-        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None }
-    }
-
-    /// What a dead message answers to those who wait for it and to repeats.
-    pub(super) fn of_dead(reason: Reason, maybe_delivered: bool, error: &ServiceError) -> Refusal {
-        let gone = match reason {
-            Reason::Expired => "connect-relay: the message is dead: its lifetime ended before it was delivered",
-            Reason::Deleted => "connect-relay: the message is dead: an operator deleted it",
-            _ => return Refusal::upstream(error),
-        };
-        let text = if maybe_delivered {
-            Cow::Owned(format!("{gone}; an attempt may have arrived"))
-        } else {
-            Cow::Borrowed(gone)
-        };
-        Refusal::new(StatusCode::GONE, "GoneException", text)
-    }
-
-    /// Why the queue did not keep it. `rate` is the learned one, `lifetime` what the bot asked for.
-    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>) -> Refusal {
-        match rejection {
-            Rejection::OtherContents(accepted) => Refusal::conflict(format!(
-                "connect-relay: this ClientToken was accepted with other contents at {accepted}"
-            )),
-            Rejection::OtherConversation => Refusal::other_conversation(),
-            Rejection::NotReplaceable => Refusal::forbidden(
-                "connect-relay: Relay-Replaces-Token names a token that was never accepted in this conversation",
-            ),
-            Rejection::Disconnected => {
-                Refusal::conflict("connect-relay: the disconnect of this conversation was accepted before")
-            }
-            Rejection::TokenRefused(error) => Refusal::upstream(error).counted(Rejected::Denied),
-            Rejection::Full(full) => Refusal::full(*full, rate),
-            Rejection::TooLate { ahead } => Refusal::later(
-                "RelayTooLateException",
-                format!(
-                    "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): {ahead} of its conversation \
-                     are before it, and the learned rate is {rate:.1} a second",
-                    lifetime.unwrap_or_default().as_secs()
-                ),
-            )
-            .counted(Rejected::TooLate),
-        }
-    }
-
-    fn full(full: QueueFull, rate: f64) -> Refusal {
-        let (what, reason) = match full {
-            QueueFull::Messages { queued, most } => {
-                (format!("{queued} of {most} messages (queue.messages_max)"), Rejected::QueueFull)
-            }
-            QueueFull::Bytes { bytes, most } => {
-                (format!("{bytes} of {most} bytes on disk (queue.bytes_max)"), Rejected::QueueFull)
-            }
-            QueueFull::Disk { free, least } => (
-                format!("{free} bytes are free on its disk, {least} must stay free (queue.free_disk_min)"),
-                Rejected::DiskFull,
-            ),
-        };
-        let text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
-        // One place is free after the time that one message takes.
-        let retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
-        Refusal { retry: Some(retry), ..Refusal::later("ThrottlingException", text).counted(reason) }
-    }
-
-    /// The reply; `usual` is how long a bot stays away where no more is known.
-    pub(super) fn answer(self, usual: Duration) -> Answer {
-        let body = to_json(&Text { message: &self.text });
-        let mut answer = with_json(self.status, body);
-        let headers = answer.headers_mut();
-        let code = HeaderValue::try_from(&*self.code).unwrap_or(HeaderValue::from_static("ValidationException"));
-        headers.insert(ERROR_TYPE, code);
-        headers.insert(REQUEST_ID, request_id(self.request_id.as_deref()));
-        if let StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE =
-            self.status
-        {
-            let wait = millis(self.retry.unwrap_or_default().max(usual)).max(1);
-            headers.insert(AMZ_RETRY_AFTER, HeaderValue::from(wait));
-            headers.insert(RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
-        }
-        answer
-    }
-
-    /// As a line of a batch's reply, or a member of a message's state.
-    pub(super) fn in_json(&self) -> ErrorPart<'_> {
-        ErrorPart { code: &self.code, message: &self.text, reason: None }
-    }
-}
-
-impl From<Invalid> for Refusal {
-    fn from(Invalid(what): Invalid) -> Refusal {
-        Refusal::invalid(what)
-    }
-}
-
-impl From<StoreFailed> for Refusal {
-    fn from(_: StoreFailed) -> Refusal {
-        Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalServerException",
-            "connect-relay: the store failed, nothing was acknowledged",
-        )
-        .counted(Rejected::Store)
-    }
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Text<'a> {
@@ -278,6 +51,12 @@ pub(super) struct ErrorPart<'a> {
     /// Why a dead message is dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
+}
+
+impl ErrorPart<'_> {
+    pub(super) fn of(refusal: &Refusal) -> ErrorPart<'_> {
+        ErrorPart { code: &refusal.code, message: &refusal.text, reason: None }
+    }
 }
 
 #[derive(Serialize)]
@@ -344,7 +123,7 @@ fn of_status(status: &Status, client_token: &ClientToken, bare: bool, usual: Dur
             }),
         ),
         Status::Dead { reason, maybe_delivered, error } => {
-            Refusal::of_dead(*reason, *maybe_delivered, error).answer(usual)
+            of_refusal(&Refusal::of_dead(*reason, *maybe_delivered, error), usual)
         }
     }
 }
@@ -370,6 +149,23 @@ pub(super) fn label(answer: &mut Answer, state: &State, client_token: &ClientTok
 /// Percent-encoded where it is not visible ASCII, as in the path of a look-up.
 fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
     HeaderValue::from_str(&Cow::from(utf8_percent_encode(client_token.as_str(), NOT_IN_HEADERS))).ok()
+}
+
+/// An error. `usual` is how long a bot stays away where no more is known.
+pub(super) fn of_refusal(refusal: &Refusal, usual: Duration) -> Answer {
+    let mut answer = with_json(refusal.status, to_json(&Text { message: &refusal.text }));
+    let headers = answer.headers_mut();
+    let code = HeaderValue::try_from(&*refusal.code).unwrap_or(HeaderValue::from_static("ValidationException"));
+    headers.insert(ERROR_TYPE, code);
+    headers.insert(REQUEST_ID, request_id(refusal.request_id.as_deref()));
+    if let StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE =
+        refusal.status
+    {
+        let wait = millis(refusal.retry.unwrap_or_default().max(usual)).max(1);
+        headers.insert(AMZ_RETRY_AFTER, HeaderValue::from(wait));
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
+    }
+    answer
 }
 
 /// A reply that is about no message.
@@ -409,7 +205,7 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Stat
 
 /// One line of a batch's reply, about one that was not.
 pub(super) fn error_line(lines: &mut Vec<u8>, refusal: &Refusal) {
-    push_line(lines, &Failed { error: refusal.in_json() });
+    push_line(lines, &Failed { error: ErrorPart::of(refusal) });
 }
 
 #[derive(Serialize)]
@@ -457,7 +253,8 @@ mod tests {
     use hyper::header::HeaderMap;
 
     use super::*;
-    use crate::time::Timestamp;
+    use crate::delivery::{Reason, ServiceError};
+    use crate::queue::{Full, Rejection, StoreFailed};
 
     const USUAL: Duration = Duration::from_millis(1500);
 
@@ -546,46 +343,22 @@ mod tests {
     }
 
     #[test]
-    fn rejections_say_what_was_hit_and_when_to_come_again() {
-        let full = |full| Refusal::of_rejection(&Rejection::Full(full), 0.4, None);
-        let (status, headers, body) = taken(full(QueueFull::Messages { queued: 10, most: 10 }).answer(USUAL));
-        assert_eq!(status, 429);
-        assert_eq!(headers["x-amzn-errortype"], "ThrottlingException");
-        assert_eq!(
-            (&headers["x-amz-retry-after"], &headers["retry-after"]),
-            (&"2500".parse().unwrap(), &"3".parse().unwrap())
-        );
-        assert_eq!(
-            body,
-            r#"{"Message":"connect-relay: the queue is full: 10 of 10 messages (queue.messages_max); it empties at 0.4 messages a second"}"#
-        );
-        assert_eq!(full(QueueFull::Disk { free: 1, least: 2 }).counted, Some(Rejected::DiskFull));
-        let late = Refusal::of_rejection(&Rejection::TooLate { ahead: 7 }, 2.0, Some(Duration::from_secs(3)));
-        assert_eq!((late.status.as_u16(), &*late.code), (429, "RelayTooLateException"));
-        assert_eq!(
-            late.text,
-            "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): 7 of its conversation are before it, \
-             and the learned rate is 2.0 a second"
-        );
-        let (_, headers, _) = taken(late.answer(USUAL));
-        assert_eq!(
-            (&headers["x-amz-retry-after"], &headers["retry-after"]),
-            (&"1500".parse().unwrap(), &"2".parse().unwrap())
-        );
-        for (rejection, status, code, counted) in [
-            (Rejection::OtherContents(Timestamp(0)), 409, "ConflictException", Rejected::Conflict),
-            (Rejection::OtherConversation, 409, "ConflictException", Rejected::Conflict),
-            (Rejection::Disconnected, 409, "ConflictException", Rejected::Conflict),
-            (Rejection::NotReplaceable, 403, "RelayForbiddenException", Rejected::Forbidden),
-            (
-                Rejection::TokenRefused(error(403, "AccessDeniedException", "Access denied")),
-                403,
-                "AccessDeniedException",
-                Rejected::Denied,
-            ),
+    fn what_may_be_tried_again_says_when_in_both_headers() {
+        let full = Full::Messages { queued: 10, most: 10 };
+        for (refusal, millis, seconds) in [
+            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None), "2500", "3"),
+            (Refusal::of_rejection(&Rejection::TooLate { ahead: 7 }, 2.0, None), "1500", "2"),
+            (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
+            (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {
-            let refusal = Refusal::of_rejection(&rejection, 10.0, None);
-            assert_eq!((refusal.status.as_u16(), &*refusal.code, refusal.counted), (status, code, Some(counted)));
+            let (status, headers, body) = taken(of_refusal(&refusal, USUAL));
+            assert_eq!(status, refusal.status.as_u16());
+            assert_eq!(headers["x-amzn-errortype"], *refusal.code);
+            assert_eq!(
+                (headers["x-amz-retry-after"].to_str().unwrap(), headers["retry-after"].to_str().unwrap()),
+                (millis, seconds)
+            );
+            assert!(body.starts_with(r#"{"Message":"connect-relay: "#), "{body}");
         }
     }
 
@@ -593,16 +366,6 @@ mod tests {
     fn any_client_token_fits_into_a_header() {
         for (text, header) in [("a/b+c", "a/b+c"), ("50% é\n", "50%25%20%C3%A9%0A")] {
             assert_eq!(in_header(&token(text)).unwrap(), header);
-        }
-    }
-
-    #[test]
-    fn store_failure_and_unavailability_carry_both_retry_headers() {
-        for refusal in [Refusal::from(StoreFailed("disk".into())), Refusal::unavailable("connect-relay: draining")] {
-            let (_, headers, body) = taken(refusal.answer(USUAL));
-            assert_eq!(headers["x-amz-retry-after"], "1500");
-            assert_eq!(headers["retry-after"], "2");
-            assert!(body.starts_with(r#"{"Message":"connect-relay: "#), "{body}");
         }
     }
 }

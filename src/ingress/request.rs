@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper::header::{GetAll, HeaderMap, HeaderName, HeaderValue};
 
-use super::reply::Refusal;
+use super::refusal::Refusal;
 use crate::message::{Caller, ConnectionToken, ConversationKey, Invalid, LIFETIME_MAX};
 use crate::queue::Asker;
 

@@ -10,7 +10,8 @@ use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use super::reply::{self, Answer, ErrorPart, MessageMetadata, Refusal};
+use super::refusal::Refusal;
+use super::reply::{self, Answer, ErrorPart, MessageMetadata};
 use super::request::{Identity, Preference};
 use super::{Inner, Reply, applied};
 use crate::delivery::Receipt;
@@ -165,7 +166,7 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
         }
         Status::Dead { reason, maybe_delivered, error } => {
             let refusal = Refusal::of_dead(*reason, *maybe_delivered, error);
-            let error = ErrorPart { reason: Some(reason.as_str()), ..refusal.in_json() };
+            let error = ErrorPart { reason: Some(reason.as_str()), ..ErrorPart::of(&refusal) };
             reply::of_json(StatusCode::OK, &Known { error: Some(error), maybe_delivered: *maybe_delivered, ..known })
         }
     }

@@ -136,9 +136,18 @@ impl Rig {
         }
     }
 
+    fn metrics(&self) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&self.metrics.registry().gather()).unwrap()
+    }
+
     fn metric(&self, line: &str) -> bool {
-        let text = prometheus::TextEncoder::new().encode_to_string(&self.metrics.registry().gather()).unwrap();
-        text.lines().any(|found| found == line)
+        self.metrics().lines().any(|found| found == line)
+    }
+
+    fn commits(&self) -> u32 {
+        let text = self.metrics();
+        let count = text.lines().find_map(|line| line.strip_prefix("connect_relay_commit_messages_count "));
+        count.unwrap().parse().unwrap()
     }
 }
 
@@ -476,7 +485,9 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
         line("c-4", "two"),
     ]
     .join("\n");
+    let before = rig.commits();
     let seen = rig.ask(BOT, "POST", "/participant/messages", &[], body).await;
+    assert_eq!(rig.commits(), before + 1, "one batch is one commit");
     assert_eq!((seen.status, seen.header("content-type")), (200, "application/x-ndjson"));
     let replies: Vec<Value> = seen.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let queued = |client_token: &str| json!({ "ClientToken": client_token, "State": "QUEUED" });
@@ -493,7 +504,6 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
     }
     assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 2);
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="invalid"} 3"#));
-    assert!(rig.metric("connect_relay_commit_messages_count 1"), "one batch is one commit");
 
     let nothing = rig.ask(BOT, "POST", "/participant/messages", &[], "\n\n".into()).await;
     assert_eq!((nothing.status, &*nothing.body), (200, ""));
