@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod delivery;
 pub mod health;
+pub mod ingress;
 pub mod life;
 pub mod message;
 pub mod metrics;
