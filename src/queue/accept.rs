@@ -13,6 +13,8 @@ use crate::time::{Timestamp, millis};
 
 /// How stale a "last used" may be before it is written again.
 const USED_STEP_MS: u64 = 3_600_000;
+/// About how many bytes of rows an outcome takes.
+const OUTCOME_WEIGHT: u64 = 300;
 
 pub fn token_key(hash: &Hash) -> Key {
     Key::new(b't').hash(hash)
@@ -185,6 +187,7 @@ impl Writer {
         let entry = Entry { sequence, contents: submission.contents, accepted: now, fate: Fate::Queued };
         self.store.put(entry_key(&entry_hash), &entry);
         self.store.put(record_key(sequence), &record);
+        self.meta.weight += record.weight();
         self.count_queued(record.caller, 1)?;
 
         let ahead = line.count;
@@ -365,7 +368,9 @@ impl Writer {
         if meta.queued >= options.messages_max {
             return Some(Full::Messages { queued: meta.queued, most: options.messages_max });
         }
-        if space.bytes >= options.bytes_max {
+        // The files do not shrink with what they hold: where most of them is free, what comes next fits in.
+        let mostly_free = 3 * (meta.weight + OUTCOME_WEIGHT * meta.outcomes) < options.bytes_max;
+        if space.bytes >= options.bytes_max && !mostly_free {
             return Some(Full::Bytes { bytes: space.bytes, most: options.bytes_max });
         }
         space

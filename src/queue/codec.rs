@@ -199,6 +199,8 @@ pub struct Meta {
     pub unknown: u64,
     pub dead: u64,
     pub outcomes: u64,
+    /// What the messages and dead letters weigh; see [`Record::weight`].
+    pub weight: u64,
 }
 
 /// A queued message.
@@ -284,6 +286,11 @@ impl Record {
         };
         self.pieces = u16::try_from(pieces.len().div_ceil(PIECE)).unwrap_or(u16::MAX);
         pieces.chunks(PIECE)
+    }
+
+    /// About how many bytes of rows it takes, with its share of the others'.
+    pub fn weight(&self) -> u64 {
+        (self.inline.0.len() + usize::from(self.pieces) * PIECE + 700) as u64
     }
 
     /// Puts the body together again; none where a piece is missing or is not text.

@@ -150,6 +150,7 @@ impl Writer {
         let Some(dead) = self.store.get::<Dead>(&key)? else { return Ok(()) };
         let record = dead.record;
         self.store.remove(key);
+        self.meta.weight = self.meta.weight.saturating_sub(record.weight());
         (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
         let entry = self.store.get::<Entry>(&entry_key(&record.entry))?;
         if entry.is_some_and(|entry| entry.sequence == sequence && matches!(entry.fate, Fate::Dead { .. })) {

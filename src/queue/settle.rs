@@ -213,11 +213,12 @@ impl Writer {
         sequence: u64,
         record: &Record,
         line: &mut Line,
-        keep_pieces: bool,
+        dead: bool,
         now: Timestamp,
     ) -> Result<(), StoreFailed> {
         self.store.remove(record_key(sequence));
-        if !keep_pieces {
+        if !dead {
+            self.meta.weight = self.meta.weight.saturating_sub(record.weight());
             (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
         }
         if record.implied {

@@ -244,14 +244,16 @@ impl Store {
         std::mem::take(&mut self.corrupt)
     }
 
-    /// Bytes that the folder takes on disk.
-    pub fn bytes_on_disk(&self) -> u64 {
+    /// Bytes that the folder takes on disk beside the log itself.
+    pub fn other_bytes(&self) -> u64 {
         let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        files
-            .filter_map(|file| file.metadata().ok())
-            .filter(fs::Metadata::is_file)
-            .map(|file| file.blocks() * 512)
-            .sum()
+        let files = files.filter(|file| file.file_name() != "db").filter_map(|file| file.metadata().ok());
+        files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
+    }
+
+    /// Bytes that the log takes on disk.
+    pub fn log_bytes(&self) -> u64 {
+        self.data.metadata().map_or(0, |file| file.blocks() * 512)
     }
 
     /// Bytes free on its volume; none where the volume does not say.

@@ -596,3 +596,31 @@ fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 100.0)).unwrap().remove(0);
     assert!(matches!(verdict, Verdict::Accepted { .. }));
 }
+
+#[test]
+fn store_that_was_full_takes_messages_again_once_it_is_drained() {
+    let most = 32 << 20;
+    let rig = Rig::with(|options| (options.bytes_max, options.outcomes_kept_for) = (most, Duration::ZERO));
+    let body = "x".repeat(3000);
+    let mut number = 0;
+    for _ in 0..4 {
+        let mut accepted = 0;
+        loop {
+            let group = (0..100).map(|n| message(&format!("t{n}"), &(number + n).to_string(), &body)).collect();
+            number += 100;
+            let verdicts = rig.push_all(group);
+            accepted += verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Accepted { .. })).count();
+            if matches!(verdicts.last(), Some(Verdict::Rejected(Rejection::Full(Full::Bytes { .. })))) {
+                break;
+            }
+        }
+        assert!(accepted >= 1000, "{accepted} fit");
+        while rig.overview().queued > 0 {
+            for lease in rig.lease(100) {
+                rig.settle(lease, delivered());
+            }
+        }
+        assert!(rig.overview().bytes < 2 * most, "{} bytes", rig.overview().bytes);
+        eprintln!("{accepted} {}", rig.overview().bytes>>20);
+    }
+}

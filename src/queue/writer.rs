@@ -122,11 +122,13 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// How much room there is, looked up once a tick.
+/// How much room there is, looked up after every commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Space {
     pub bytes: u64,
     pub free: Option<u64>,
+    /// What of `bytes` changes seldom: looked up once a tick.
+    others: u64,
 }
 
 impl Writer {
@@ -319,6 +321,7 @@ impl Writer {
         let now = self.now();
         self.ticked = now;
         self.waiters.sweep();
+        self.space.others = self.store.other_bytes();
         self.measure_space();
         self.expire(now)?;
         self.prune(now)?;
@@ -328,7 +331,8 @@ impl Writer {
     }
 
     fn measure_space(&mut self) {
-        self.space = Space { bytes: self.store.bytes_on_disk(), free: self.store.bytes_free() };
+        self.space.bytes = self.space.others + self.store.log_bytes();
+        self.space.free = self.store.bytes_free();
         match self.space.free {
             Some(free) if free < BALLAST_BYTES && self.store.release_ballast() => {
                 tracing::warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
@@ -353,6 +357,7 @@ impl Writer {
             committed?;
             timer.observe_duration();
             self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.measure_space();
         }
         self.gauges.corrupt.inc_by(self.store.take_corrupt());
         for answer in self.answers.drain(..) {

@@ -223,7 +223,6 @@ fn upstream(listener: TcpListener) -> mpsc::UnboundedReceiver<Request> {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn delivered_message_is_settled_with_its_receipt() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "ct-1").await;
@@ -235,7 +234,6 @@ async fn delivered_message_is_settled_with_its_receipt() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn conversation_has_one_in_flight_and_others_do_not_wait_for_it() {
     let mut house = House::new(15).await;
     for (conversation, client_token) in [("a", "a-1"), ("a", "a-2"), ("b", "b-1")] {
@@ -255,7 +253,6 @@ async fn conversation_has_one_in_flight_and_others_do_not_wait_for_it() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn throttled_message_keeps_its_place_uncounted_and_only_a_probe_goes_ahead() {
     let mut house = House::new(15).await;
     let first = house.accept("a", "a-1").await;
@@ -274,7 +271,6 @@ async fn throttled_message_keeps_its_place_uncounted_and_only_a_probe_goes_ahead
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn failing_message_is_counted_and_sent_again_the_same() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
@@ -295,7 +291,6 @@ async fn failing_message_is_counted_and_sent_again_the_same() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn refused_message_is_buried_not_retried() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
@@ -308,7 +303,6 @@ async fn refused_message_is_buried_not_retried() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn wrong_destination_closes_the_gate_and_nothing_dies() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
@@ -322,7 +316,6 @@ async fn wrong_destination_closes_the_gate_and_nothing_dies() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn what_was_leased_while_the_gate_closed_is_given_back() {
     let mut house = House::new(1).await;
     let id = house.accept("a", "a-1").await;
@@ -335,7 +328,6 @@ async fn what_was_leased_while_the_gate_closed_is_given_back() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn idle_sender_asks_nothing_of_the_queue() {
     let mut house = House::new(15).await;
     house.quiet().await;
@@ -360,7 +352,6 @@ async fn idle_sender_asks_nothing_of_the_queue() {
 }
 
 #[tokio::test]
-#[ignore = "needs the queue"]
 async fn stop_settles_what_is_in_flight_and_starts_nothing_more() {
     let House { queue, sender, mut requests, writer, _folder, .. } = {
         let house = House::new(15).await;
