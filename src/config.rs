@@ -32,7 +32,7 @@ use hyper::Uri;
 use crate::delivery::Policy;
 use crate::message::Limits;
 use crate::retry::Backoff;
-use crate::{pacer, participant, queue};
+use crate::{ingress, pacer, participant, queue, sender, serve};
 
 pub use leaf::{Damaged, Format, Level, Reply};
 pub(crate) use shape::Shape;
@@ -43,6 +43,8 @@ pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
 
+/// A request's head: a token of 1,000 bytes, an SDK's signature, a trace, with room to spare.
+const HEAD_BYTES_MAX: usize = 32 << 10;
 /// More than this is no bundle of certificates.
 const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -206,13 +208,55 @@ impl Config {
         }
     }
 
+    /// The sender's settings.
+    #[must_use]
+    pub fn sender(&self) -> sender::Options {
+        sender::Options { policy: self.policy(), in_flight_max: self.shape.sender.in_flight_max }
+    }
+
+    /// The settings of the bots' door.
+    #[must_use]
+    pub fn ingress(&self) -> ingress::Options {
+        let ingress = &self.shape.ingress;
+        let when = |reply| match reply {
+            Reply::Accepted => ingress::Reply::Accepted,
+            Reply::Delivered => ingress::Reply::Delivered,
+        };
+        ingress::Options {
+            reply: when(ingress.reply),
+            tcp_reply: when(ingress.tcp_reply),
+            wait: ingress.wait,
+            wait_max: ingress.wait_max,
+            request_timeout: ingress.request_timeout,
+            body_bytes_max: ingress.body_bytes_max.in_memory(),
+            batch_bytes_max: ingress.batch_bytes_max.in_memory(),
+            bodies_bytes_max: ingress.bodies_bytes_max.in_memory(),
+            allow_uids: ingress.allow_uids.clone(),
+            allow_gids: ingress.allow_gids.clone(),
+            limits: self.limits(),
+            ..ingress::Options::default()
+        }
+    }
+
+    /// What bounds the bots' connections, per listener.
+    #[must_use]
+    pub fn connections(&self) -> serve::Limits {
+        let ingress = &self.shape.ingress;
+        serve::Limits {
+            connections_max: ingress.connections_max,
+            idle_timeout: ingress.idle_timeout,
+            request_timeout: ingress.request_timeout,
+            head_bytes_max: HEAD_BYTES_MAX,
+        }
+    }
+
     /// The limits of a message's Content.
     #[must_use]
     pub fn limits(&self) -> Limits {
         let ingress = &self.shape.ingress;
         let chars = &ingress.content_chars_max;
         Limits {
-            content_bytes: usize::try_from(ingress.content_bytes_max.0).unwrap_or(usize::MAX),
+            content_bytes: ingress.content_bytes_max.in_memory(),
             content_chars: [chars.plain, chars.markdown, chars.json, chars.interactive],
         }
     }

@@ -64,7 +64,7 @@ fn every_documented_key_has_a_sentence() {
 fn parts_defaults_are_the_documented_ones() {
     let config = with("").unwrap();
     assert_eq!(config.pacer(), pacer::Options::default());
-    assert_eq!(config.limits(), Limits::default());
+    assert_eq!(config.ingress(), ingress::Options::default());
     assert_eq!(config.policy().backoff, Backoff::default());
     assert_eq!(config.queue().dead_kept_for, Duration::from_secs(7 * 86_400));
     assert_eq!(config.queue().bytes_max, 128 << 20);
