@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod delivery;
 pub mod health;
 pub mod ingress;
