@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
