@@ -114,8 +114,6 @@ impl Rules<'_> {
         self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
         self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
         self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
-        let (connect, attempt) = ("sender.connect_timeout", "sender.attempt_timeout");
-        self.within(connect, sender.connect_timeout, attempt, sender.attempt_timeout);
         self.range("sender.lifetime", sender.lifetime, SECOND, LIFETIME_MAX);
         self.range("sender.fresh", sender.fresh, Duration::ZERO, LIFETIME_MAX);
         self.range("sender.attempts_max", sender.attempts_max, 1, 10_000);

@@ -153,8 +153,8 @@ fn each_rule_refuses_what_it_should_and_says_so() {
         ("ingress.socket = ''", "{path}: ingress.socket = \"\": must be a path"),
         ("ingress.socket_mode = 432", "{path}: ingress.socket_mode = 432: must be octal permissions in quotes"),
         (
-            "sender.attempt_timeout = '1s'",
-            "{path}: sender.connect_timeout = 3s: must be at most sender.attempt_timeout, which is 1s",
+            "sender.backoff.max = '100ms'",
+            "{path}: sender.backoff.initial = 200ms: must be at most sender.backoff.max, which is 100ms",
         ),
         ("ingress.content_bytes_max = '300KiB'", "{path}: ingress.content_bytes_max = 300KiB: must be 1 to 256KiB"),
         ("queue.key_file = '/etc/keys'", "{path}: queue.key_file = /etc/keys: must be empty until sealing is built"),
