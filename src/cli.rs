@@ -23,7 +23,7 @@ use crate::daemon::Failure;
 
 mod check;
 mod client;
-// mod demo;
+mod demo;
 mod log;
 mod run;
 mod send;
@@ -51,9 +51,9 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-See it at work, without AWS:   connect-relay demo
-Run it:                        AWS_REGION=eu-west-2 connect-relay run
-Every setting, and its default: connect-relay check
+See it at work, without AWS:  connect-relay demo
+Run it:                       AWS_REGION=eu-west-2 connect-relay run
+See every setting:            AWS_REGION=eu-west-2 connect-relay check
 
 Exit codes: 0 done or drained; 1 failed; 2 bad usage; 75 stopped with messages still queued, on disk; 78 bad configuration.";
 
@@ -64,7 +64,7 @@ enum Command {
     Send(send::Args),
     Status(status::Args),
     Simulate(simulate::Args),
-    // Demo(demo::Args),
+    Demo(demo::Args),
 }
 
 impl Command {
@@ -78,7 +78,11 @@ impl Command {
                 let mut signals = Signals::new()?;
                 simulate::run(args, signals.stop()).await?;
                 Ok(ExitCode::SUCCESS)
-            } // Command::Demo(args) => demo::run(args, Signals::new()?.stop()).await,
+            }
+            Command::Demo(args) => {
+                let mut signals = Signals::new()?;
+                demo::run(args, signals.stop()).await
+            }
         }
     }
 }

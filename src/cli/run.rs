@@ -91,7 +91,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
 }
 
 /// Each part's settings.
-fn options(config: &Config) -> Options {
+pub(super) fn options(config: &Config) -> Options {
     let shape = &config.shape;
     Options {
         queue: config.queue(),
@@ -113,7 +113,7 @@ fn options(config: &Config) -> Options {
 }
 
 /// The folders of `--dir`: bots may look into DIR, nobody else into what is not theirs.
-fn make(dir: &Path) -> std::io::Result<()> {
+pub(super) fn make(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
