@@ -1,0 +1,138 @@
+//! The benchmark's command line, and how long and how often each part runs.
+//!
+//! The defaults give medians of three rounds within minutes; `--quick` gives one short round, enough to see that every
+//! part runs. Nothing here is a fact of the relay: its own settings stand where it is started.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use tempfile::TempDir;
+
+use crate::load::Bounds;
+
+/// Measures the relay against what the same work costs without it; prints ratios, with this run's figures beside them.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --")]
+pub struct Options {
+    /// What to measure; all of it where nothing is named
+    pub only: Vec<Section>,
+    /// Measure Redis Streams with appendfsync always too (redis-server and redis-benchmark on PATH)
+    #[arg(long)]
+    pub redis: bool,
+    /// Fill the queue with 1,000,000 messages too (minutes, and 8 GiB of disk)
+    #[arg(long)]
+    pub million: bool,
+    /// Measure memory after so many deliveries; a day at the default quota is 864000 [default: 50000]
+    #[arg(long, value_name = "N")]
+    deliveries: Option<u64>,
+    /// Rounds per figure [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: Option<u32>,
+    /// One short round of everything: does it run? Its figures are worth nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// A folder on the disk to be measured; a folder of the run's own is made in it and removed
+    #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
+    dir: PathBuf,
+    /// Measure this binary instead of the one just built
+    #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_connect-relay"))]
+    pub relay: PathBuf,
+    /// Append the relays' log to this file; without it, it is written to /dev/null
+    #[arg(long, value_name = "FILE")]
+    pub relay_log: Option<PathBuf>,
+    /// The relays' log level: `info` is production's, a line per message
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Write every round's figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// What cargo says to a benchmark
+    #[arg(long, hide = true)]
+    pub bench: bool,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Section {
+    /// Durable accepts
+    Accept,
+    /// Accept, deliver, record
+    Deliver,
+    /// Resident memory, and start to first delivery
+    Memory,
+}
+
+impl Options {
+    /// The process's own; a wrong one ends it with 2.
+    pub fn read() -> Options {
+        Options::parse()
+    }
+
+    /// The sections asked for, in their order.
+    pub fn sections(&self) -> impl Iterator<Item = Section> {
+        [Section::Accept, Section::Deliver, Section::Memory]
+            .into_iter()
+            .filter(|section| self.only.is_empty() || self.only.contains(section))
+    }
+
+    /// How often each figure is taken.
+    pub fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+    }
+
+    /// How often a start is timed: it is short and varies, so oftener.
+    pub fn starts(&self) -> u32 {
+        self.rounds() * 2 - 1
+    }
+
+    /// What one warm-up may take.
+    pub fn warm_up(&self) -> Bounds {
+        Bounds { messages: 20_000, within: Duration::from_millis(if self.quick { 50 } else { 300 }) }
+    }
+
+    /// What one round of accepting may take.
+    pub fn round(&self) -> Bounds {
+        Bounds { messages: 200_000, within: Duration::from_millis(if self.quick { 250 } else { 1500 }) }
+    }
+
+    /// Messages of one round of accept, deliver, record.
+    pub fn through(&self) -> u64 {
+        if self.quick { 2_000 } else { 30_000 }
+    }
+
+    /// Deliveries after which memory is looked at.
+    pub fn deliveries(&self) -> u64 {
+        self.deliveries.unwrap_or(if self.quick { 5_000 } else { 50_000 })
+    }
+
+    /// How many are queued when memory is looked at.
+    pub fn levels(&self) -> Vec<u64> {
+        let mut levels = if self.quick { vec![1, 10_000] } else { vec![1, 10_000, 100_000] };
+        if self.million {
+            levels.push(1_000_000);
+        }
+        levels
+    }
+
+    /// How long a process is left alone before its memory is read.
+    pub fn rest(&self) -> Duration {
+        Duration::from_millis(if self.quick { 200 } else { 1500 })
+    }
+
+    /// A folder of this run's own; it goes with the value.
+    pub fn folder(&self) -> anyhow::Result<TempDir> {
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
+        let dir = self.dir.canonicalize()?;
+        let folder = tempfile::Builder::new().prefix("b").rand_bytes(4).tempdir_in(&dir)?;
+        // A Unix socket's whole path must fit into 107 bytes.
+        let longest = folder.path().join("queue-1000000/private/control.sock");
+        anyhow::ensure!(
+            longest.as_os_str().len() <= 107,
+            "{} is too long a path for a Unix socket in it: choose a shorter folder on the same disk with --dir",
+            dir.display()
+        );
+        Ok(folder)
+    }
+}
