@@ -198,6 +198,17 @@ impl Pacer {
         self.rate
     }
 
+    /// The configured quota, requests per second.
+    #[must_use]
+    pub fn quota_rate(&self) -> f64 {
+        self.options.quota_rate
+    }
+
+    /// A number in 0..1 from the relay's one seeded generator.
+    pub fn jitter(&mut self) -> f64 {
+        self.jitter.f64()
+    }
+
     /// Why nothing starts but a probe; none while the gate is open.
     #[must_use]
     pub fn closed(&self) -> Option<Closed> {

@@ -1,20 +1,72 @@
 //! The Participant Service over HTTPS: a message in, an [`Outcome`] out; and plain forwarding. The only outbound client.
+//!
+//! ```text
+//! Body, ClientToken, ConnectionToken ─▶ attempt ─▶ Outcome        queued messages, one request each
+//! method, path, headers, body ────────▶ forward ─▶ Forwarded      every other operation, as it came
+//! ```
+//!
+//! The one thing that everything else rests on is *was it written?*:
+//!
+//! | what failed | outcome |
+//! | --- | --- |
+//! | name, TCP, proxy or TLS, or `connect_timeout` over all four | `Down`: nothing was written |
+//! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
+//! | reset, end, garbage or `attempt_timeout` once a connection stood | `Unknown`: it may have been delivered |
+//! | an answer came | what `answer` makes of it |
+//!
+//! * One attempt is one request: no redirect is followed, and nothing that was written is written again.
+//! * HTTP/1.1 on kept connections, at most `idle_max` of them idle, and none for longer than the usual idle time-outs
+//!   on the way.
+//! * Roots are the system's and `extra_roots`; they are read when the client is made, for an https endpoint only.
+//!   A `proxy` is used for https, by CONNECT.
+//! * A body is read up to a bound: 1 MiB of an answer to an attempt, 8 MiB of a forwarded reply.
+//! * No token, content or header value is in an error or a `Debug`, and what upstream echoes is scrubbed of the token.
+//!
+//! It knows no queue, no rate and no retry: it does not decide what an outcome means for anybody.
 
+mod answer;
+mod connect;
+mod forward;
+mod scrub;
+#[cfg(test)]
+mod tests;
+
+use std::error::Error;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::HeaderMap;
-use hyper::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::http::uri::{Authority, PathAndQuery, Scheme};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
 
-use crate::delivery::Outcome;
-use crate::message::{Body, ClientToken, ConnectionToken};
+use self::answer::Answer;
+use self::connect::Connector;
+use crate::delivery::{Outcome, ServiceError};
+use crate::message::{Body, ClientToken, ConnectionToken, Content};
+use crate::retry::Hint;
 use crate::time::Clock;
+
+/// The longest body read of an answer to an attempt.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// The longest body read of a reply that is passed on.
+const FORWARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long a connection stays idle: shorter than what balancers, gateways and NATs grant, so that it is the relay
+/// that closes it, and not the other end just when a message is being written.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Where the service is and how it is reached.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The base URL, such as `https://participant.connect.eu-west-2.amazonaws.com`; a path in it is kept as a prefix.
-    pub endpoint: hyper::Uri,
+    pub endpoint: Uri,
     /// For the connection to stand, TLS included.
     pub connect_timeout: Duration,
     /// For one whole attempt.
@@ -22,14 +74,14 @@ pub struct Options {
     /// Connections kept open and idle at the most.
     pub idle_max: usize,
     /// `http://host:port` of a proxy, by CONNECT.
-    pub proxy: Option<hyper::Uri>,
+    pub proxy: Option<Uri>,
     /// PEM of certificates trusted beside the system's.
     pub extra_roots: Vec<u8>,
 }
 
 /// The client; clones share its connections.
-#[derive(Clone, Debug)]
-pub struct Participant {}
+#[derive(Clone)]
+pub struct Participant(Arc<Inner>);
 
 /// A reply passed on to a bot as it came.
 #[derive(Debug)]
@@ -47,17 +99,63 @@ pub struct Forwarded {
 #[error("{0}")]
 pub struct Unreachable(pub String);
 
-#[expect(unused_variables, missing_docs, clippy::unused_async, clippy::missing_errors_doc, reason = "sketch")]
 impl Participant {
     /// Prepares the client; loads the trusted roots where the endpoint is https.
+    ///
+    /// # Errors
+    /// When the endpoint or the proxy is not such a URL, or there is no root to trust.
     pub fn new(options: Options, clock: Clock) -> Result<Participant, String> {
-        todo!()
+        let endpoint = options.endpoint.into_parts();
+        let scheme = endpoint.scheme.ok_or("the endpoint is not a whole URL: it has no scheme")?;
+        let authority = endpoint.authority.ok_or("the endpoint is not a whole URL: it has no host")?;
+        let proxied = options.proxy.as_ref();
+        let has_user = |authority: &Authority| authority.as_str().contains('@');
+        if has_user(&authority) || proxied.and_then(Uri::authority).is_some_and(has_user) {
+            return Err("the URLs of the endpoint and of the proxy take no user name or password".into());
+        }
+        if proxied.is_some_and(|proxy| proxy.scheme() != Some(&Scheme::HTTP) || proxy.host().is_none()) {
+            return Err("the proxy is not http://host:port".into());
+        }
+        let connector = if scheme == Scheme::HTTPS {
+            Connector::new(connect::trusting(&options.extra_roots)?, options.proxy, options.connect_timeout)
+        } else if scheme == Scheme::HTTP {
+            Connector::new(connect::trusting_nobody()?, None, options.connect_timeout)
+        } else {
+            return Err(format!("the endpoint's scheme is {scheme}, it takes https or http"));
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(options.idle_max)
+            .build(connector);
+        let prefix = endpoint.path_and_query.as_ref().map_or("", PathAndQuery::path).trim_end_matches('/').into();
+        let attempt_timeout = options.attempt_timeout;
+        Ok(Participant(Arc::new(Inner { client, scheme, authority, prefix, attempt_timeout, clock })))
     }
+
     /// One attempt.
     pub async fn attempt(&self, body: &Body, client_token: &ClientToken, token: &ConnectionToken) -> Outcome {
-        todo!()
+        let request = match self.0.request_for(body, client_token, token) {
+            Ok(request) => request,
+            Err(text) => {
+                let error = ServiceError { status: 400, code: "ValidationException".into(), ..ServiceError::default() };
+                return Outcome::Refused(ServiceError { text: text.into(), ..error });
+            }
+        };
+        match self.0.exchange(request, ANSWER_BYTES_MAX).await {
+            Ok(Reply { status, headers, body: bytes }) => {
+                let answer = Answer { status, headers: &headers, body: bytes.as_deref() };
+                answer::judge(body, token, &answer, self.0.clock.now())
+            }
+            Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: Hint::default(), why },
+            Err(Failure::Broken(why)) => Outcome::Unknown { why },
+        }
     }
+
     /// Passes a request on and its reply back, unchanged but for signing and connection headers.
+    ///
+    /// # Errors
+    /// When no whole reply came; whether the request arrived is not known then.
     pub async fn forward(
         &self,
         method: Method,
@@ -65,6 +163,154 @@ impl Participant {
         headers: &HeaderMap,
         body: Bytes,
     ) -> Result<Forwarded, Unreachable> {
-        todo!()
+        let uri = self.0.uri(path_and_query).map_err(|_| Unreachable("the path is not one of a URL".into()))?;
+        let mut headers = forward::request(headers);
+        if method != Method::GET && method != Method::HEAD {
+            headers.insert(CONTENT_LENGTH, body.len().into());
+        }
+        let mut request = Request::new(Full::new(body));
+        (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
+        match self.0.exchange(request, FORWARDED_BYTES_MAX).await {
+            Ok(Reply { status, headers, body: Some(body) }) => {
+                Ok(Forwarded { status, headers: forward::reply(&headers), body })
+            }
+            Ok(Reply { status, .. }) => {
+                Err(Unreachable(format!("{}: {status}, and the rest of the reply is missing", self.0.authority)))
+            }
+            Err(Failure::Unsent(why) | Failure::Broken(why)) => Err(Unreachable(why)),
+        }
     }
+}
+
+impl fmt::Debug for Participant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Participant({}://{}{})", self.0.scheme, self.0.authority, self.0.prefix)
+    }
+}
+
+struct Inner {
+    client: Client<Connector, Full<Bytes>>,
+    scheme: Scheme,
+    authority: Authority,
+    prefix: String,
+    attempt_timeout: Duration,
+    clock: Clock,
+}
+
+/// Why no answer came.
+enum Failure {
+    /// Nothing was written.
+    Unsent(String),
+    /// Something may have been.
+    Broken(String),
+}
+
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// None where it broke off or was too long.
+    body: Option<Bytes>,
+}
+
+/// The members in the order in which AWS documents them.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Members<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    client_token: &'a str,
+}
+
+impl Inner {
+    fn request_for(
+        &self,
+        body: &Body,
+        client_token: &ClientToken,
+        token: &ConnectionToken,
+    ) -> Result<Request<Full<Bytes>>, &'static str> {
+        let path = match body {
+            Body::Message { .. } => "/participant/message",
+            Body::Event { .. } => "/participant/event",
+            Body::Disconnect => "/participant/disconnect",
+        };
+        let members = Members {
+            content_type: body.content_type(),
+            content: body.content().map(Content::expose),
+            client_token: client_token.as_str(),
+        };
+        let json = serde_json::to_vec(&members).map_err(|_| "connect-relay: the message cannot be written as JSON")?;
+        let mut bearer = HeaderValue::from_bytes(token.expose())
+            .map_err(|_| "connect-relay: the ConnectionToken is not the value of a header")?;
+        bearer.set_sensitive(true);
+        let length = json.len();
+        let mut request = Request::new(Full::new(Bytes::from(json)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri(path).map_err(|_| "connect-relay: the endpoint's path is not one of a URL")?;
+        let headers = request.headers_mut();
+        headers.insert("x-amz-bearer", bearer);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_LENGTH, length.into());
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("connect-relay/", env!("CARGO_PKG_VERSION"))));
+        Ok(request)
+    }
+
+    /// One request and its reply, within the time of one attempt.
+    async fn exchange(&self, mut request: Request<Full<Bytes>>, bytes_max: usize) -> Result<Reply, Failure> {
+        let connection = capture_connection(&mut request);
+        let mut limit = pin!(tokio::time::sleep(self.attempt_timeout));
+        let response = tokio::select! {
+            response = self.client.request(request) => response.map_err(|error| self.failure(&error))?,
+            () = &mut limit => {
+                let stood = connection.connection_metadata().is_some();
+                let within = humantime::format_duration(self.attempt_timeout);
+                return Err(if stood {
+                    Failure::Broken(format!("{}: no answer within {within}", self.authority))
+                } else {
+                    Failure::Unsent(format!("connect to {}: no connection within {within}", self.authority))
+                });
+            }
+        };
+        let (head, body) = response.into_parts();
+        let body = tokio::select! {
+            body = Limited::new(body, bytes_max).collect() => body.ok().map(|whole| whole.to_bytes()),
+            () = &mut limit => None,
+        };
+        Ok(Reply { status: head.status, headers: head.headers, body })
+    }
+
+    fn uri(&self, path_and_query: &str) -> Result<Uri, hyper::http::Error> {
+        Uri::builder()
+            .scheme(self.scheme.clone())
+            .authority(self.authority.clone())
+            .path_and_query(format!("{}{path_and_query}", self.prefix))
+            .build()
+    }
+
+    /// hyper calls an error *canceled* where it never took the request up.
+    fn failure(&self, error: &legacy::Error) -> Failure {
+        let inner = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
+        if error.is_connect() {
+            Failure::Unsent(format!("connect to {}: {}", self.authority, causes(error)))
+        } else if inner.is_some_and(hyper::Error::is_canceled) {
+            Failure::Unsent(format!("{}: the connection closed before the request was written", self.authority))
+        } else {
+            Failure::Broken(format!("{}: {}", self.authority, causes(error)))
+        }
+    }
+}
+
+/// What lies beneath an error, outermost first; some errors repeat their cause in their own text.
+fn causes(error: &dyn Error) -> String {
+    let mut text = String::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = if text.is_empty() { cause_text } else { format!("{text}: {cause_text}") };
+        }
+        next = cause.source();
+    }
+    if text.is_empty() { error.to_string() } else { text }
 }

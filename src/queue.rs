@@ -1,12 +1,61 @@
-//! The durable queue. (The model's head stands here.)
+//! The durable queue: what bots handed over, until Connect has it or it is a dead letter.
+//!
+//! One thread, the [`Writer`], owns the store and carries out every act, reads included; a [`Queue`] is a handle that
+//! sends it acts and awaits their answers. Acts that wait together are carried out together and committed by one
+//! `fdatasync`; **answers go out after it**. So whatever anybody has been told, by a reply, an attempt or a metric, is
+//! on disk, two equal submissions in one group are one message, and there is no lock to hold.
+//!
+//! The legal states of a message, by the rows that exist (`codec` has every row's layout):
+//!
+//! | state | record `m` | entry `i` | in its conversation's line `v` | dead letter `x` |
+//! | --- | --- | --- | --- | --- |
+//! | queued | yes | `Queued` | yes | – |
+//! | delivered | – | `Delivered`, until pruned | – | – |
+//! | dead | – | `Dead`, until pruned | – | yes, until pruned |
+//! | pruned, or never seen | – | – | – | – |
+//!
+//! A line with something queued has exactly one place: a turn (`r`), or a time from which it is due (`d`: its head backs
+//! off, or its token was refused and it is held). Being in flight is no state on disk: after a crash the head is simply
+//! sent again, with the same ClientToken, before anything else of its conversation.
+//!
+//! **The instant of commit** is the return of `fdatasync`. A crash before it leaves the rows of the commit before, a
+//! crash after it the new ones; a batch is atomic, so there is nothing in between. What a crash leaves to do is found
+//! when it is met: nothing scans the store at start.
+//!
+//! In memory per queued message: nothing here; sled's page table holds 50–130 bytes per row, and a queued message has
+//! two rows and a share of its conversation's. A page of turns (256) and the messages in flight are all that is kept.
+//!
+//! The queue does not know HTTP, statuses, or when an attempt may start.
+
+mod accept;
+mod codec;
+mod gauges;
+mod line;
+mod lookup;
+mod prune;
+mod schedule;
+mod settle;
+mod store;
+mod waiters;
+mod writer;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot};
+
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
-use crate::message::{Caller, ClientToken, ConnectionToken, ConversationKey, Submission};
+use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey, Submission};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
+pub use writer::Writer;
+use writer::{Act, Asked, Prepared};
 
 /// The queue's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +91,10 @@ pub struct Options {
 /// The message's own id: the store's nonce and its sequence number, `9f86d081-42`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId {
-    /// Made with the store.
-    pub store: u32,
-    /// Its place in the order of acceptance.
-    pub sequence: u64,
+    store: u32,
+    sequence: u64,
+    /// Where its outcome is found once it has left the queue.
+    entry: codec::Hash,
 }
 
 impl std::fmt::Display for MessageId {
@@ -211,7 +260,7 @@ pub struct Overview {
 /// The store failed: nothing more is acknowledged, and the process leaves.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store failed: {0}")]
-pub struct StoreFailed(pub std::sync::Arc<str>);
+pub struct StoreFailed(pub Arc<str>);
 
 /// A message taken out for one attempt; its conversation starts nothing else until it is settled.
 #[derive(Debug)]
@@ -219,7 +268,7 @@ pub struct Lease {
     /// The relay's id of it.
     pub id: MessageId,
     /// What to send.
-    pub body: crate::message::Body,
+    pub body: Body,
     /// Its idempotency token.
     pub client_token: ClientToken,
     /// The credential to send it with: its own, or the one that renewed it.
@@ -236,7 +285,9 @@ pub struct Lease {
     pub strikes: u8,
     /// When it last failed.
     pub failed_at: Option<Timestamp>,
-    // private: the conversation's id, the token's hash
+    conversation: codec::Hash,
+    /// The hash of the token it is sent with.
+    token: codec::Hash,
 }
 
 /// What settling came to.
@@ -268,80 +319,184 @@ pub struct Work {
     pub next_due: Option<Timestamp>,
 }
 
-/// A handle on the queue; clones share it. Every act is carried out by the one thread that owns the store, and
-/// answered when it is durable.
+/// A handle on the queue; clones share it.
 #[derive(Clone, Debug)]
-pub struct Queue {}
-
-/// The thread that owns the store: run it on a thread of its own; it ends when every [`Queue`] is dropped or the
-/// store fails.
-#[derive(Debug)]
-pub struct Writer {}
-
-#[expect(unused_variables, missing_docs, clippy::unused_async, clippy::missing_errors_doc, reason = "sketch")]
-impl Queue {
-    /// Opens the folder, makes it where it is missing.
-    pub fn open(options: Options, clock: Clock, metrics: &Metrics) -> Result<(Queue, Writer), OpenError> {
-        todo!()
-    }
-    /// Accepts submissions, in order, in one commit where they fit. `rate` is the learned rate, for `TooLate`.
-    pub async fn accept(&self, submissions: Vec<Submission>, rate: f64) -> Result<Vec<Verdict>, StoreFailed> {
-        todo!()
-    }
-    /// Waits for the outcome of an accepted submission; at the end of `wait` the state is whatever it is then. While
-    /// somebody waits here, a refusal of the token buries the message at once instead of holding it.
-    pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<State>, StoreFailed> {
-        todo!()
-    }
-    pub async fn find(&self, asker: Asker, client_token: ClientToken) -> Result<Found, StoreFailed> {
-        todo!()
-    }
-    /// Whether nothing of the asker's conversation is queued or in flight.
-    pub async fn is_idle(&self, asker: Asker) -> Result<bool, StoreFailed> {
-        todo!()
-    }
-    /// Remembers, by keyed hashes, that a participant was given a connection token; what is queued with the
-    /// participant's earlier token goes with this one.
-    pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
-        todo!()
-    }
-    pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
-        todo!()
-    }
-    pub async fn overview(&self) -> Result<Overview, StoreFailed> {
-        todo!()
-    }
-    /// Takes out up to `most` messages that are due, each of another conversation, in turn.
-    pub async fn lease(&self, most: usize) -> Result<Work, StoreFailed> {
-        todo!()
-    }
-    /// Records what an attempt came to.
-    pub async fn settle(&self, lease: Lease, disposition: Disposition) -> Result<Settled, StoreFailed> {
-        todo!()
-    }
-    /// Resolves when something may have become due, since this was last awaited: arm it (`enable`) before looking.
-    pub fn poked(&self) -> tokio::sync::futures::Notified<'_> {
-        todo!()
-    }
-    /// Resolves when a message has left the queue: arm it before looking.
-    pub fn drained(&self) -> tokio::sync::futures::Notified<'_> {
-        todo!()
-    }
-    /// How long the commit under way has taken; zero when there is none (for `/livez`).
-    pub fn stalled(&self) -> Duration {
-        todo!()
-    }
-    /// Resolves when the store has failed; pending for ever while it has not.
-    pub async fn failed(&self) -> StoreFailed {
-        todo!()
-    }
+pub struct Queue {
+    acts: mpsc::Sender<Act>,
+    hasher: codec::Hasher,
+    shared: Arc<Shared>,
 }
 
-impl Writer {
-    /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
-    /// head of a conversation is in doubt.
-    pub fn run(self) -> Result<(), StoreFailed> {
-        todo!()
+/// What the handles see of the writer without asking it.
+#[derive(Debug)]
+struct Shared {
+    clock: Clock,
+    poked: Notify,
+    drained: Notify,
+    /// When the commit under way began; 0 when there is none.
+    commit_began: AtomicU64,
+    failure: OnceLock<StoreFailed>,
+    failed: Notify,
+}
+
+impl Queue {
+    /// Opens the folder, or makes it. The [`Writer`] must run on a thread of its own before anything is asked.
+    ///
+    /// # Errors
+    /// When the folder is another process's, in memory, of a newer format, or cannot be opened.
+    pub fn open(options: Options, clock: Clock, metrics: &Metrics) -> Result<(Queue, Writer), OpenError> {
+        let (acts, inbox) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            clock: clock.clone(),
+            poked: Notify::new(),
+            drained: Notify::new(),
+            commit_began: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            failed: Notify::new(),
+        });
+        let writer = Writer::open(options, inbox, Arc::clone(&shared), metrics)?;
+        let hasher = writer.hasher();
+        Ok((Queue { acts, hasher, shared }, writer))
+    }
+
+    /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery, by which a lifetime
+    /// that cannot be met is told.
+    ///
+    /// # Errors
+    /// When the store has failed: nothing was acknowledged.
+    pub async fn accept(&self, submissions: Vec<Submission>, rate: f64) -> Result<Vec<Verdict>, StoreFailed> {
+        let prepared = submissions.into_iter().map(|submission| Prepared::new(submission, &self.hasher)).collect();
+        self.ask(|reply| Act::Accept { prepared, rate, reply }).await
+    }
+
+    /// Waits at most `wait` for the outcome of an accepted submission, and says where it is then. While somebody
+    /// waits, a refusal of its token buries the message at once, because there is somebody to be told.
+    ///
+    /// None where nothing is known of it any more.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<State>, StoreFailed> {
+        let (reply, mut outcome) = oneshot::channel();
+        self.send(Act::Await { id, reply })?;
+        tokio::select! {
+            state = &mut outcome => state.map_err(|_| self.why_failed()),
+            () = tokio::time::sleep(wait) => {
+                // From here on nobody waits. If the outcome was decided while somebody did, the look, which comes
+                // after it, finds it: nobody is told twice, and nothing is buried as told that nobody hears of.
+                outcome.close();
+                match outcome.try_recv() {
+                    Ok(state) => Ok(state),
+                    Err(_) => self.ask(|reply| Act::Look { id, reply }).await,
+                }
+            }
+        }
+    }
+
+    /// Looks a submission up by its ClientToken.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn find(&self, asker: Asker, client_token: ClientToken) -> Result<Found, StoreFailed> {
+        let asked = Asked::new(&asker, &self.hasher);
+        self.ask(|reply| Act::Find { asked, client_token, reply }).await
+    }
+
+    /// Whether nothing of the asker's conversation is queued or in flight.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn is_idle(&self, asker: Asker) -> Result<bool, StoreFailed> {
+        let asked = Asked::new(&asker, &self.hasher);
+        self.ask(|reply| Act::IsIdle { asked, reply }).await
+    }
+
+    /// Remembers that a participant was given a connection token, by keyed hashes only. What is queued with the
+    /// participant's earlier token goes with this one from now on.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
+        let (participant, hash) = (self.hasher.hash(b'g', &[participant.expose()]), self.hasher.token(&token));
+        self.ask(|reply| Act::Remember { participant, hash, token, reply }).await
+    }
+
+    /// What waits, all in all or of one caller.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
+        self.ask(|reply| Act::Backlog { of, reply }).await
+    }
+
+    /// What an operator sees; also brings the metrics that depend on the time up to date.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn overview(&self) -> Result<Overview, StoreFailed> {
+        self.ask(|reply| Act::Overview { reply }).await
+    }
+
+    /// Takes out up to `most` messages that are due, each of another conversation, in turn.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn lease(&self, most: usize) -> Result<Work, StoreFailed> {
+        self.ask(|reply| Act::Lease { most, reply }).await
+    }
+
+    /// Records what an attempt came to.
+    ///
+    /// # Errors
+    /// When the store has failed: the outcome is not recorded, and the message will be sent again.
+    pub async fn settle(&self, lease: Lease, disposition: Disposition) -> Result<Settled, StoreFailed> {
+        self.ask(|reply| Act::Settle { lease, disposition, reply }).await
+    }
+
+    /// Resolves when something may have become due since this was last awaited: arm it before looking.
+    pub fn poked(&self) -> Notified<'_> {
+        self.shared.poked.notified()
+    }
+
+    /// Resolves when messages have left the queue: arm it before looking.
+    pub fn drained(&self) -> Notified<'_> {
+        self.shared.drained.notified()
+    }
+
+    /// How long the commit under way has taken; zero when there is none.
+    #[must_use]
+    pub fn stalled(&self) -> Duration {
+        match self.shared.commit_began.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => self.shared.clock.now().since(Timestamp(began)),
+        }
+    }
+
+    /// Resolves when the store has failed; pending for ever while it has not.
+    pub async fn failed(&self) -> StoreFailed {
+        loop {
+            let failed = self.shared.failed.notified();
+            tokio::pin!(failed);
+            failed.as_mut().enable();
+            if let Some(failure) = self.shared.failure.get() {
+                return failure.clone();
+            }
+            failed.await;
+        }
+    }
+
+    async fn ask<T>(&self, act: impl FnOnce(oneshot::Sender<T>) -> Act) -> Result<T, StoreFailed> {
+        let (reply, answer) = oneshot::channel();
+        self.send(act(reply))?;
+        answer.await.map_err(|_| self.why_failed())
+    }
+
+    fn send(&self, act: Act) -> Result<(), StoreFailed> {
+        self.acts.send(act).map_err(|_| self.why_failed())
+    }
+
+    fn why_failed(&self) -> StoreFailed {
+        self.shared.failure.get().cloned().unwrap_or_else(|| StoreFailed("the queue is closed".into()))
     }
 }
 

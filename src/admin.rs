@@ -1,0 +1,151 @@
+//! The door for Kubernetes and Prometheus: read-only, no contents, no tokens, plain text.
+//!
+//! | path | says |
+//! | --- | --- |
+//! | `/metrics` | everything measured, in Prometheus's text format |
+//! | `/livez` | 200, unless a restart would help; then 503 and what stands still |
+//! | `/readyz` | 200 while bots should come; else 503 and why not |
+//!
+//! GET and HEAD only. The probes touch neither the disk nor the queue's thread, so that they answer while those are
+//! stuck. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck relay is worth more than
+//! none, and then shows the figures of the last second in which it was not.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus::TextEncoder;
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::queue::Queue;
+use crate::serve::Reply;
+use crate::time::Clock;
+
+/// How long a scrape waits for the queue's own figures.
+const REFRESH_MAX: Duration = Duration::from_millis(500);
+
+/// Answers at the admin door; clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// What is shown.
+    pub metrics: Metrics,
+    /// What the probes ask.
+    pub health: Health,
+    /// Whose figures are refreshed.
+    pub queue: Queue,
+    /// For the age of the sender's last step.
+    pub clock: Clock,
+}
+
+/// What there is to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    Metrics,
+    Live,
+    Ready,
+    Nowhere,
+    Unreadable,
+}
+
+impl Admin {
+    /// Answers one request; its body does not matter.
+    pub async fn answer<B>(&self, request: &Request<B>) -> Reply {
+        match page(request.method(), request.uri().path()) {
+            Page::Metrics => {
+                // It sets its gauges as it counts; where it cannot, they show what it last knew.
+                let _ = tokio::time::timeout(REFRESH_MAX, self.queue.overview()).await;
+                render(&self.metrics)
+            }
+            Page::Live => probe(self.health.live(self.clock.now(), self.queue.stalled()), "alive"),
+            Page::Ready => probe(self.health.ready(), "ready"),
+            Page::Nowhere => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
+            Page::Unreadable => {
+                let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+                reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                reply
+            }
+        }
+    }
+}
+
+fn page(method: &Method, path: &str) -> Page {
+    let page = match path {
+        "/metrics" => Page::Metrics,
+        "/livez" => Page::Live,
+        "/readyz" => Page::Ready,
+        _ => return Page::Nowhere,
+    };
+    if method == Method::GET || method == Method::HEAD { page } else { Page::Unreadable }
+}
+
+fn probe(result: Result<(), String>, well: &str) -> Reply {
+    match result {
+        Ok(()) => text(StatusCode::OK, well),
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+}
+
+fn render(metrics: &Metrics) -> Reply {
+    match TextEncoder::new().encode_to_string(&metrics.registry().gather()) {
+        Ok(body) => reply(StatusCode::OK, prometheus::TEXT_FORMAT, body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("render the metrics: {error}")),
+    }
+}
+
+fn text(status: StatusCode, line: &str) -> Reply {
+    // One line, whatever an error's text holds.
+    reply(status, "text/plain; charset=utf-8", line.replace(['\r', '\n'], " ") + "\n")
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Reply {
+    let mut reply = Response::new(Bytes::from(body).into());
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn body(reply: Reply) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let bytes = runtime.block_on(reply.into_body().collect()).unwrap().to_bytes();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn three_pages_for_get_and_head() {
+        for method in [Method::GET, Method::HEAD] {
+            assert_eq!(page(&method, "/metrics"), Page::Metrics);
+            assert_eq!(page(&method, "/livez"), Page::Live);
+            assert_eq!(page(&method, "/readyz"), Page::Ready);
+        }
+        assert_eq!(page(&Method::POST, "/metrics"), Page::Unreadable);
+        for path in ["/", "/metrics/", "/status", "/participant/message"] {
+            assert_eq!(page(&Method::GET, path), Page::Nowhere);
+        }
+    }
+
+    #[test]
+    fn metrics_are_rendered_as_prometheus_reads_them() {
+        let metrics = Metrics::default();
+        metrics.counter("repeats_total", "Submissions that had been accepted before.").inc();
+        let reply = render(&metrics);
+        assert_eq!(reply.headers()[CONTENT_TYPE], "text/plain; version=0.0.4");
+        let body = body(reply);
+        assert!(body.contains("# TYPE connect_relay_repeats_total counter\nconnect_relay_repeats_total 1\n"), "{body}");
+    }
+
+    #[test]
+    fn failed_probe_says_why_in_one_line() {
+        let reply = probe(Err("failed: write:\nno space left".into()), "ready");
+        assert_eq!(reply.status(), 503);
+        assert_eq!(body(reply), "failed: write: no space left\n");
+        assert_eq!(probe(Ok(()), "ready").status(), 200);
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line: one file per subcommand, errors to exit codes, nothing else.
+//!
+//! | exit code | means |
+//! | --- | --- |
+//! | 0 | done, or drained |
+//! | 1 | failed |
+//! | 2 | bad usage |
+//! | 75 | stopped with messages still queued: they are on disk |
+//! | 78 | bad configuration, before the store or a socket is touched; or a store of a newer format |
+//!
+//! One thread runs everything asynchronous: a sidecar is paid for in every pod. The queue's writer has a thread of its
+//! own, the log another.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::config::Faults;
+use crate::daemon::Failure;
+
+mod check;
+mod client;
+mod demo;
+mod log;
+mod run;
+mod send;
+mod signals;
+mod simulate;
+mod status;
+
+use signals::Signals;
+
+/// Messages are left behind, on disk (sysexits.h: EX_TEMPFAIL).
+const LEFT: u8 = 75;
+/// The configuration is at fault (sysexits.h: EX_CONFIG).
+const CONFIG: u8 = 78;
+
+/// Takes Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
+///
+/// A bot beside it sends messages to its Unix socket as it would to the Participant Service; AWS's SDKs, which cannot
+/// dial one, do so through a loopback port. What the relay acknowledges survives a crash, and is delivered in its
+/// conversation's order, at the rate that Connect grants.
+#[derive(Debug, Parser)]
+#[command(name = "connect-relay", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+See it at work, without AWS:  connect-relay demo
+Run it:                       AWS_REGION=eu-west-2 connect-relay run
+See every setting:            AWS_REGION=eu-west-2 connect-relay check
+
+Exit codes: 0 done or drained; 1 failed; 2 bad usage; 75 stopped with messages still queued, on disk; 78 bad configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Check(check::Args),
+    Send(send::Args),
+    Status(status::Args),
+    Simulate(simulate::Args),
+    Demo(demo::Args),
+}
+
+impl Command {
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Run(args) => run::run(args).await,
+            Command::Check(args) => check::run(args).await,
+            Command::Send(args) => send::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Simulate(args) => {
+                let mut signals = Signals::new()?;
+                simulate::run(args, signals.stop()).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Demo(args) => {
+                let mut signals = Signals::new()?;
+                demo::run(args, signals.stop()).await
+            }
+        }
+    }
+}
+
+/// Does what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help goes to stdout with 0, a mistake to stderr with 2; neither fails because nobody reads it.
+            let _ = usage.print();
+            return u8::try_from(usage.exit_code()).unwrap_or(2).into();
+        }
+    };
+    execute(cli.command).unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "connect-relay: {}", explained(&error));
+        code(&error).into()
+    })
+}
+
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let ended = runtime.block_on(command.run());
+    // A look-up that hangs in the resolver does not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    let config = error.is::<Faults>() || matches!(error.downcast_ref(), Some(Failure::Config(_)));
+    if config { CONFIG } else { 1 }
+}
+
+fn explained(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Faults>() {
+        Some(Faults(faults)) => format!("bad configuration:\n  {}", faults.join("\n  ")),
+        None => format!("{error:#}"),
+    }
+}

@@ -1,0 +1,35 @@
+//! `connect-relay check`: is this configuration valid, and what does it come to?
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::config::{Config, Sources};
+
+/// Check a configuration without starting anything, and print what it comes to.
+///
+/// Prints every key with its effective value as TOML on stdout (a file of it is a configuration that comes to the
+/// same), and on stderr where each setting comes from. Exits with 78 and a list of all faults where it is not valid.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Checks.
+///
+/// # Errors
+/// With the faults.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&Sources::of_process(args.config, None))?;
+    let mut notes: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    for (key, source) in config.set() {
+        notes += &format!("{key} is set by {source}\n");
+    }
+    notes += &format!("messages go to {}\n", config.endpoint());
+    // Whoever reads neither has what they asked for in the exit code.
+    let _ = std::io::stderr().write_all(notes.as_bytes());
+    let _ = std::io::stdout().write_all(config.effective().as_bytes());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,357 @@
+//! `connect-relay demo`: simulator, relay and bots in one process and a temporary folder.
+//!
+//! ```text
+//! bots ──── Unix socket ────▶ relay ──── http on loopback ────▶ simulator ────▶ ledger
+//!   └────────────── what was acknowledged ── audit ── what arrived ──────────────┘
+//! ```
+//!
+//! The bots write faster than the simulator's quota allows, the relay is told a larger quota than there is, and the
+//! simulator fails and loses replies now and then. At the end the ledger must hold every message that was
+//! acknowledged, once, in its conversation's order; anything else is exit code 1.
+
+mod audit;
+mod bots;
+mod relay;
+mod view;
+
+use std::fs::File;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::{Pin, pin};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::simulator::{Counts, Options, Simulator};
+use crate::time::{Clock, Timestamp};
+use audit::Audit;
+use bots::{Notebook, Plan};
+use relay::{Quota, Relay};
+use view::{Sample, View, say};
+
+/// Watch bots, a relay and a simulated Amazon Connect for about half a minute, and see the books checked.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// Messages to send, all conversations together.
+    #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    messages: u32,
+    /// Conversations to spread them over.
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    conversations: u32,
+}
+
+/// What the simulated Connect grants.
+const GRANTED: Quota = Quota { rate: 20.0, burst: 15 };
+/// What the relay is told: too much, so that it meets throttles and has to find the rate by itself.
+const TOLD: Quota = Quota { rate: 80.0, burst: 60 };
+const ERROR_RATE: f64 = 0.02;
+const LOST_REPLY_RATE: f64 = 0.02;
+/// What all dice start from.
+const SEED: u64 = 7;
+/// Between two looks at the counts.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the relay may take to leave when everything is delivered.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// The same, where the demo is at an end before that.
+const LEAVE_EARLY_WITHIN: Duration = Duration::from_secs(3);
+/// Without any delivery for so long, nothing will come any more.
+const STUCK_AFTER: Duration = Duration::from_secs(40);
+
+/// Runs the demo, until its end or `stop`. The exit code is a success only when the audit found nothing.
+///
+/// # Errors
+/// When something could not be set up.
+pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
+    let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("make a folder")?;
+    let log = folder.path().join("relay.log");
+    let logs = log_to(&log)?;
+    say(&introduction(args));
+    say(&format!("Folder   {}, kept only if something goes wrong.", folder.path().display()));
+    if logs {
+        say(&format!("Log      {}", log.display()));
+    }
+    say("");
+
+    let (ending, report) = perform(args, folder.path(), pin!(stop)).await?;
+    say(&report.table(ending));
+    let passed = ending == Ending::Complete && report.audit.passed();
+    if passed {
+        say("PASS  Every message that was acknowledged arrived: once, and in its conversation's order.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&report.verdict(ending));
+    let clean_so_far = Audit { lost: 0, ..report.audit }.passed();
+    if ending != Ending::Stopped || !clean_so_far {
+        say(&format!("      The folder is kept: {}", folder.keep().display()));
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// How it came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Everything is done, and the relay has left.
+    Complete,
+    /// It took too long.
+    TimedOut,
+    /// Somebody stopped it.
+    Stopped,
+    /// The relay, or a bot, failed.
+    Failed,
+}
+
+/// What the table at the end is made of.
+#[derive(Debug)]
+struct Report {
+    audit: Audit,
+    counts: Counts,
+    repeats: u64,
+    trouble: Vec<String>,
+    took: Duration,
+}
+
+async fn perform(
+    args: Args,
+    folder: &Path,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> anyhow::Result<(Ending, Report)> {
+    let clock = Clock::system();
+    let mut serving = JoinSet::new();
+    let (simulator, endpoint) = simulate(&clock, &mut serving).await?;
+    let relay = relay::start(folder, endpoint, TOLD).await?;
+    let notebook = Notebook::new(args.conversations as usize);
+    let mut bots = start_bots(args, &relay, &notebook);
+    let mut trouble = Vec::new();
+
+    let started = clock.now();
+    let mut view = View::new(u64::from(args.messages), started);
+    let mut moved = (started, 0);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut ending = loop {
+        tokio::select! {
+            () = &mut stop => break Ending::Stopped,
+            Some(ended) = bots.join_next() => {
+                if let Err(error) = ended.context("a bot ended").flatten() {
+                    trouble.push(format!("{error:#}"));
+                    break Ending::Failed;
+                }
+            }
+            _ = looks.tick() => {
+                let now = sample(clock.now(), args, &notebook, bots.len(), &simulator);
+                view.show(now);
+                if now.counts.accepted > moved.1 {
+                    moved = (now.at, now.counts.accepted);
+                }
+                if bots.is_empty() && now.waiting() == 0 && now.counts.disconnects >= notebook.notes().hung_up {
+                    break Ending::Complete;
+                }
+                if relay.has_ended() {
+                    break Ending::Failed;
+                }
+                if now.at.since(moved.0) > STUCK_AFTER || now.at.since(started) > patience(args) {
+                    break Ending::TimedOut;
+                }
+            }
+        }
+    };
+    bots.shutdown().await;
+    let grace = if ending == Ending::Complete { LEAVE_WITHIN } else { LEAVE_EARLY_WITHIN };
+    if let Err(error) = relay.drain(grace).await {
+        trouble.push(format!("{error:#}"));
+        ending = if ending == Ending::Complete { Ending::Failed } else { ending };
+    }
+    view.finish(sample(clock.now(), args, &notebook, 0, &simulator));
+
+    let (notes, counts) = (notebook.notes(), simulator.counts());
+    let audit = Audit::of(&notes.conversations, &simulator.accepted());
+    let took = clock.now().since(started);
+    Ok((ending, Report { audit, counts, repeats: notes.repeats, trouble, took }))
+}
+
+/// Starts the simulated Connect, which serves as long as `serving` lives.
+async fn simulate(clock: &Clock, serving: &mut JoinSet<()>) -> anyhow::Result<(Simulator, SocketAddr)> {
+    let options = Options {
+        rate: GRANTED.rate,
+        burst: GRANTED.burst,
+        latency: Duration::from_millis(30),
+        jitter: Duration::from_millis(10),
+        error_rate: ERROR_RATE,
+        lost_reply_rate: LOST_REPLY_RATE,
+        seed: SEED,
+        keep_accepted: true,
+        ..Options::default()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on 127.0.0.1")?;
+    let endpoint = listener.local_addr().context("listen on 127.0.0.1")?;
+    let simulator = Simulator::new(options, clock.clone());
+    let served = simulator.clone();
+    serving.spawn(async move { served.serve(listener, std::future::pending()).await });
+    Ok((simulator, endpoint))
+}
+
+fn start_bots(args: Args, relay: &Relay, notebook: &Arc<Notebook>) -> JoinSet<anyhow::Result<()>> {
+    let (messages, conversations) = (args.messages as usize, args.conversations as usize);
+    let mut bots = JoinSet::new();
+    for number in 0..conversations {
+        // The first ones take what does not divide evenly.
+        let messages = messages / conversations + usize::from(number < messages % conversations);
+        let plan = Plan { socket: relay.socket.clone(), number, messages, seed: SEED };
+        bots.spawn(bots::run(plan, Arc::clone(notebook)));
+    }
+    bots
+}
+
+fn sample(at: Timestamp, args: Args, notebook: &Notebook, bots: usize, simulator: &Simulator) -> Sample {
+    let notes = notebook.notes();
+    Sample {
+        at,
+        total: u64::from(args.messages),
+        handed_over: notes.handed_over,
+        repeats: notes.repeats,
+        bots,
+        counts: simulator.counts(),
+    }
+}
+
+/// How long it may take: six times what the quota alone needs, and not under two minutes.
+fn patience(args: Args) -> Duration {
+    let requests = f64::from(args.messages) + 2.0 * f64::from(args.conversations);
+    Duration::from_secs_f64((6.0 * requests / GRANTED.rate).max(120.0))
+}
+
+/// The relay's log goes to a file: it must not run through the view. False where this process logs elsewhere already.
+fn log_to(path: &Path) -> anyhow::Result<bool> {
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(file)).finish();
+    Ok(tracing::subscriber::set_global_default(lines).is_ok())
+}
+
+fn introduction(args: Args) -> String {
+    format!(
+        "{} bots in as many conversations send {} messages through a relay to a simulated Amazon Connect.\n\n\
+         Connect  takes {} requests a second ({} at once) and answers 429 to the rest;\n         \
+         fails {} % of the requests, and loses {} % of its replies.\n\
+         Relay    was told {} a second, so it has to find out; it acknowledges a message once it is on disk.\n\
+         Bots     write faster than that, and now and then send a message twice, as an SDK does.\n\n\
+         At the end Connect's ledger is compared with what the relay acknowledged to the bots.",
+        args.conversations,
+        args.messages,
+        GRANTED.rate,
+        GRANTED.burst,
+        ERROR_RATE * 100.0,
+        LOST_REPLY_RATE * 100.0,
+        TOLD.rate,
+    )
+}
+
+impl Report {
+    fn table(&self, ending: Ending) -> String {
+        let Audit { accepted, delivered, lost, duplicated, out_of_order, forged, .. } = &self.audit;
+        let Counts { throttled, errors, lost_replies, duplicates, disconnects, .. } = &self.counts;
+        // Only where the relay was given its time is what is missing lost.
+        let missing = match ending {
+            Ending::Complete | Ending::Failed => ("lost", *lost, "acknowledged, and not in the ledger".to_owned()),
+            Ending::TimedOut | Ending::Stopped => {
+                ("missing", *lost, "acknowledged, and not in the ledger so far".to_owned())
+            }
+        };
+        let rows: [(&str, u64, String); 8] = [
+            (
+                "accepted",
+                *accepted,
+                format!("acknowledged to the bots; {} repeats among them made no second", self.repeats),
+            ),
+            ("delivered", *delivered, format!("in Connect's ledger, after {:.0} s", self.took.as_secs_f64())),
+            ("throttled", *throttled, "429 answers; each of them was tried again later".to_owned()),
+            (
+                "failed",
+                errors + lost_replies,
+                format!("{errors} errors, {lost_replies} lost replies; {duplicates} sent again and recognised"),
+            ),
+            ("disconnected", *disconnects, "conversations hung up at their end".to_owned()),
+            missing,
+            ("duplicated", *duplicated, "in the ledger more than once".to_owned()),
+            ("out of order", *out_of_order, "in the ledger after a later one of the same conversation".to_owned()),
+        ];
+        let mut text = String::from("\nThe audit\n");
+        for (name, count, meaning) in rows {
+            text.push_str(&format!("  {name:<13}{count:>7}   {meaning}\n"));
+        }
+        if *forged > 0 {
+            text.push_str(&format!("  {:<13}{forged:>7}   in the ledger, and written by no bot\n", "forged"));
+        }
+        text
+    }
+
+    /// Why it is no pass.
+    fn verdict(&self, ending: Ending) -> String {
+        let mut text = String::from(match ending {
+            Ending::Complete => "FAIL  The ledger is not what was acknowledged.",
+            Ending::TimedOut => "FAIL  It took too long. What is missing may still be in the queue.",
+            Ending::Stopped => {
+                "STOP  Stopped before the end, so nothing is proved. What is missing was still in the queue."
+            }
+            Ending::Failed => "FAIL  Something failed on the way.",
+        });
+        let examples = if ending == Ending::Stopped { &[][..] } else { &self.audit.examples };
+        for line in self.trouble.iter().chain(examples) {
+            text.push_str("\n      ");
+            text.push_str(line);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(audit: Audit) -> Report {
+        let counts = Counts { throttled: 31, errors: 4, lost_replies: 3, ..Counts::default() };
+        Report { audit, counts, repeats: 2, trouble: Vec::new(), took: Duration::from_millis(20_400) }
+    }
+
+    #[test]
+    fn table_has_a_row_for_every_figure() {
+        let audit =
+            Audit { accepted: 400, delivered: 397, lost: 3, duplicated: 5, out_of_order: 6, ..Audit::default() };
+        let table = report(audit.clone()).table(Ending::Complete);
+        for row in [
+            "accepted         400",
+            "delivered        397",
+            "throttled         31",
+            "failed             7",
+            "lost               3",
+            "duplicated         5",
+            "out of order       6",
+        ] {
+            assert!(table.contains(row), "{row}\n{table}");
+        }
+        assert!(!table.contains("forged"), "a row that would only puzzle");
+        assert!(report(Audit { forged: 1, ..audit.clone() }).table(Ending::Complete).contains("forged             1"));
+        let stopped = report(audit).table(Ending::Stopped);
+        assert!(stopped.contains("missing            3") && !stopped.contains("lost  "), "{stopped}");
+    }
+
+    #[test]
+    fn verdict_names_what_is_wrong() {
+        let audit =
+            Audit { lost: 1, examples: vec!["message 2 of conversation 1 never arrived".into()], ..Audit::default() };
+        let text = Report { trouble: vec!["stop the relay: no".into()], ..report(audit) }.verdict(Ending::Complete);
+        assert!(text.starts_with("FAIL  The ledger is not what was acknowledged."));
+        assert!(text.contains("stop the relay: no") && text.contains("message 2 of conversation 1 never arrived"));
+    }
+
+    #[test]
+    fn patience_grows_with_the_work() {
+        let args = |messages, conversations| Args { messages, conversations };
+        assert_eq!(patience(args(400, 20)), Duration::from_secs(132));
+        assert_eq!(patience(args(1, 1)), Duration::from_secs(120));
+        assert_eq!(patience(args(4000, 20)), Duration::from_secs(1212));
+    }
+}

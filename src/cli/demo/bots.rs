@@ -1,0 +1,205 @@
+//! The bots: one task for each conversation, which opens it, writes its messages one after the other over the relay's
+//! Unix socket, now and then repeats one as an SDK does that missed a reply, and at times hangs up at the end.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+/// What a conversation's bot has handed over, in its order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Conversation {
+    /// The ConnectionToken its messages go with.
+    pub token: String,
+    /// Its messages.
+    pub sent: Vec<Sent>,
+}
+
+/// One message.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    /// Its idempotency token.
+    pub client_token: String,
+    /// Its contents.
+    pub content: String,
+    /// The relay said that it is on disk.
+    pub acknowledged: bool,
+}
+
+/// What all bots together have done so far: each bot writes down what it does, so that it is known even of those that
+/// are stopped half-way.
+#[derive(Debug, Default)]
+pub(super) struct Notebook(Mutex<Notes>);
+
+/// The notes.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// Each bot's conversation.
+    pub conversations: Vec<Conversation>,
+    /// Messages acknowledged by the relay.
+    pub handed_over: u64,
+    /// Messages handed over once more with the same ClientToken.
+    pub repeats: u64,
+    /// Disconnects acknowledged by the relay.
+    pub hung_up: u64,
+}
+
+impl Notebook {
+    /// Empty pages for so many conversations.
+    pub(super) fn new(conversations: usize) -> Arc<Notebook> {
+        let conversations = vec![Conversation::default(); conversations];
+        Arc::new(Notebook(Mutex::new(Notes { conversations, ..Notes::default() })))
+    }
+
+    /// The notes, for a short look; never kept across an await.
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one bot is to do.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// The relay's door.
+    pub socket: PathBuf,
+    /// Which conversation this is, from 0.
+    pub number: usize,
+    /// Messages to write.
+    pub messages: usize,
+    /// What its dice start from.
+    pub seed: u64,
+}
+
+/// Between the first words of one conversation and of the next.
+const ARRIVALS: Duration = Duration::from_millis(100);
+/// The longest pause between two messages of a bot, in milliseconds.
+const PAUSE_MILLIS_MAX: u64 = 300;
+/// One message in so many is handed over twice.
+const REPEAT_EVERY: usize = 9;
+/// One conversation in so many is hung up at the end.
+const HANG_UP_EVERY: usize = 4;
+/// How often a bot asks again when it is refused for the moment.
+const TRIES_MAX: u32 = 100;
+
+const PHRASES: [&str; 8] = [
+    "Hello! I am the shop's assistant. How can I help?",
+    "Let me look that up for you.",
+    "I have found your order.",
+    "It left our warehouse this morning.",
+    "The parcel should be with you tomorrow before noon.",
+    "Would you like a message when it is out for delivery?",
+    "Done. Is there anything else?",
+    "Thank you for your patience!",
+];
+
+/// Carries out a plan.
+pub(super) async fn run(plan: Plan, notebook: Arc<Notebook>) -> anyhow::Result<()> {
+    let Plan { socket, number, messages, seed } = plan;
+    let mut dice = fastrand::Rng::with_seed(seed ^ number as u64);
+    sleep(ARRIVALS * u32::try_from(number).unwrap_or(u32::MAX)).await;
+    let mut door = Door { socket, client: None, tasks: JoinSet::new() };
+    let token = open(&mut door).await?;
+    notebook.notes().conversations[number].token.clone_from(&token);
+
+    for place in 0..messages {
+        let content = format!("{} ({} of {messages})", PHRASES[place % PHRASES.len()], place + 1);
+        let client_token = Uuid::new_v4().to_string();
+        let body = json!({"ContentType": "text/plain", "Content": content, "ClientToken": client_token});
+        notebook.notes().conversations[number].sent.push(Sent { client_token, content, acknowledged: false });
+        door.post("message", &token, &body).await?;
+        {
+            let mut notes = notebook.notes();
+            notes.conversations[number].sent[place].acknowledged = true;
+            notes.handed_over += 1;
+        }
+        if (number + place) % REPEAT_EVERY == REPEAT_EVERY - 1 {
+            door.post("message", &token, &body).await?;
+            notebook.notes().repeats += 1;
+        }
+        sleep(Duration::from_millis(dice.u64(..PAUSE_MILLIS_MAX))).await;
+    }
+    if number % HANG_UP_EVERY == HANG_UP_EVERY - 1 {
+        door.post("disconnect", &token, &json!({"ClientToken": Uuid::new_v4().to_string()})).await?;
+        notebook.notes().hung_up += 1;
+    }
+    Ok(())
+}
+
+/// CreateParticipantConnection, which the relay passes on at once: so it may meet the quota, and faults, itself.
+async fn open(door: &mut Door) -> anyhow::Result<String> {
+    let body = json!({"Type": ["CONNECTION_CREDENTIALS"], "ConnectParticipant": true});
+    let participant = format!("participant-{}", Uuid::new_v4());
+    let reply = door.post("connection", &participant, &body).await?;
+    let token = reply["ConnectionCredentials"]["ConnectionToken"].as_str();
+    Ok(token.context("create a connection: the reply holds no ConnectionToken")?.to_owned())
+}
+
+/// A bot's connection to the relay.
+struct Door {
+    socket: PathBuf,
+    client: Option<SendRequest<Full<Bytes>>>,
+    tasks: JoinSet<()>,
+}
+
+impl Door {
+    /// Posts until it is taken, as an SDK does: 429 and 5xx are tried again.
+    async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Value> {
+        let mut refused = String::new();
+        for _ in 0..TRIES_MAX {
+            match self.ask(operation, bearer, body).await {
+                Ok((status, reply)) if status.is_success() => return Ok(reply),
+                Ok((status, reply)) if status.as_u16() == 429 || status.is_server_error() => {
+                    refused = format!("{status} {reply}");
+                }
+                Ok((status, reply)) => bail!("post {operation}: {status} {reply}"),
+                Err(error) => {
+                    self.client = None;
+                    refused = format!("{error:#}");
+                }
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        bail!("post {operation}: gave up after {TRIES_MAX} tries: {refused}")
+    }
+
+    async fn ask(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<(StatusCode, Value)> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("/participant/{operation}"))
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .header("x-amz-bearer", bearer)
+            .body(Full::from(body.to_string()))?;
+        let client = self.client().await?;
+        client.ready().await.context("write to the relay")?;
+        let response = client.send_request(request).await.context("read the relay's reply")?;
+        let status = response.status();
+        let body = response.into_body().collect().await.context("read the relay's reply")?.to_bytes();
+        Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+
+    async fn client(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {
+        if self.client.as_ref().is_none_or(SendRequest::is_closed) {
+            let stream = UnixStream::connect(&self.socket)
+                .await
+                .with_context(|| format!("connect to {}", self.socket.display()))?;
+            let (client, connection) = handshake(TokioIo::new(stream)).await?;
+            self.tasks.spawn(async move {
+                let _ = connection.await;
+            });
+            self.client = Some(client);
+        }
+        self.client.as_mut().context("connect to the relay")
+    }
+}

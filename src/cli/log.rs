@@ -1,0 +1,123 @@
+//! Log lines on stderr, as JSON or text, from the relay's own events and no library's.
+//!
+//! Writing never blocks the relay: lines wait in a bounded buffer for a thread that writes them. Where stderr does not
+//! take them (a full pipe, a stuck log agent) they are dropped, counted, and the count is the last line.
+
+use std::io::{IsTerminal as _, stderr};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Subscriber, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::{Format, Level};
+
+/// Lines that wait for stderr: a few seconds of a busy relay, a megabyte or two.
+const LINES_MAX: usize = 4096;
+
+/// The log of this process; dropped, it writes what is left.
+#[derive(Debug)]
+pub struct Log {
+    filter: reload::Handle<Targets, Registry>,
+    dropped: ErrorCounter,
+    _writer: WorkerGuard,
+}
+
+impl Log {
+    /// Starts it: once in a process.
+    ///
+    /// # Errors
+    /// When it was started before.
+    pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
+        let (lines, writer) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(LINES_MAX)
+            .thread_name("log")
+            .finish(stderr());
+        let dropped = lines.error_counter();
+        let (filter, handle) = reload::Layer::new(own(level));
+        tracing_subscriber::registry().with(filter).with(shape(format, lines)).try_init()?;
+        Ok(Log { filter: handle, dropped, _writer: writer })
+    }
+
+    /// Changes the least important level that is written.
+    pub fn set_level(&self, level: Level) {
+        // It fails only where the subscriber is gone, and the log with it.
+        let _ = self.filter.reload(own(level));
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let lines = self.dropped.dropped_lines();
+        if lines > 0 {
+            warn!(lines, "log lines were dropped: stderr did not take them");
+        }
+    }
+}
+
+fn own(level: Level) -> Targets {
+    let level = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    Targets::new().with_target(env!("CARGO_CRATE_NAME"), level)
+}
+
+fn shape<S>(format: Format, lines: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_target(false);
+    match format {
+        Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        Format::Text => layer.with_ansi(stderr().is_terminal()).boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+    use tracing::{info, subscriber::with_default};
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_flat_object_and_libraries_say_nothing() {
+        let page = Page::default();
+        let (lines, writer) = NonBlocking::new(page.clone());
+        let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(shape(Format::Json, lines));
+        with_default(subscriber, || {
+            let _span = tracing::info_span!("noise").entered();
+            info!(event = "accepted", message = %"9f86d081-42", attempt = 3, trace_id = None::<&str>);
+            tracing::debug!("below the level");
+            tracing::error!(target: "hyper", "a library");
+        });
+        drop(writer);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text.trim_end()).unwrap();
+        assert!(line.remove("timestamp").is_some_and(|time| time.as_str().unwrap().ends_with('Z')));
+        let expected =
+            serde_json::json!({"level": "INFO", "event": "accepted", "message": "9f86d081-42", "attempt": 3});
+        assert_eq!(serde_json::Value::from(line), expected);
+    }
+}

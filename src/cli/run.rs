@@ -1,0 +1,150 @@
+//! `connect-relay run`: the daemon, from its configuration to its exit code.
+//!
+//! Signals are the only thing it hears: SIGTERM and SIGINT ask it to drain, a second one to leave at once, SIGHUP to
+//! read its configuration again.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::log::Log;
+use super::signals::{Heard, Signals};
+use super::{LEFT, code};
+use crate::config::{Config, Sources};
+use crate::daemon::{Daemon, Ending, Options, Wish};
+use crate::time::Clock;
+
+/// A daemon that was told to leave at once and has not after so long is left behind.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Run the relay: take messages from bots, keep them on disk, deliver them to Amazon Connect in order.
+///
+/// Needs to know the region of the Connect instance, and nothing else: sender.region in the configuration file, or
+/// CONNECT_RELAY__SENDER__REGION, or AWS_REGION.
+///
+/// SIGTERM or SIGINT: it goes on sending until everything is delivered or shutdown.grace is nearly over, then exits
+/// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP: it reads its
+/// configuration again, applies log.level and says what needs a restart.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Put sockets and queue under this folder: DIR/relay.sock for bots; DIR/private/control.sock and
+    /// DIR/private/queue, for nobody else. All other settings stay
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Runs until it is told to leave, or fails.
+///
+/// # Errors
+/// With what is wrong with the configuration; what fails later is in the log.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&Sources::of_process(args.config.clone(), args.dir.clone()))?;
+    let (format, level) = config.log();
+    let log = Log::start(format, level)?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    Ok(relay(&args, &config, &log).await.unwrap_or_else(|failure| {
+        error!(error = format!("{failure:#}"), "failed");
+        code(&failure).into()
+    }))
+}
+
+async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    if let Some(dir) = &args.dir {
+        make(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    let daemon = tokio::select! {
+        opened = Daemon::open(options(config), Clock::system()) => opened?,
+        () = signals.stop() => {
+            warn!("left before the queue was open: what is in it stays on disk");
+            return Ok(LEFT.into());
+        }
+    };
+    let (wish, stop) = watch::channel(Wish::Run);
+    let reload_ok = daemon.reload_ok();
+    let reload = || {
+        let sources = Sources::of_process(args.config.clone(), args.dir.clone());
+        reload_ok.set(i64::from(reload(config, &sources, log)));
+    };
+    tokio::select! {
+        ending = daemon.run(stop) => Ok(match ending? {
+            Ending::Drained => ExitCode::SUCCESS,
+            Ending::Left { .. } => LEFT.into(),
+        }),
+        () = obey(&mut signals, &wish, reload) => {
+            warn!("left in the middle of something: what is queued stays on disk");
+            Ok(LEFT.into())
+        }
+    }
+}
+
+/// Each part's settings.
+pub(super) fn options(config: &Config) -> Options {
+    let shape = &config.shape;
+    Options {
+        queue: config.queue(),
+        ingress: config.ingress(),
+        ingress_socket: shape.ingress.socket.clone(),
+        socket_mode: shape.ingress.socket_mode.0,
+        tcp: shape.ingress.tcp,
+        connections: config.connections(),
+        sender: config.sender(),
+        pacer: config.pacer(),
+        participant: config.participant(),
+        control_socket: config.control_socket().to_owned(),
+        admin: shape.admin.listen,
+        grace: config.grace(),
+        region: shape.sender.region.clone(),
+        connect_instance: shape.sender.connect_instance.clone(),
+        seed: fastrand::u64(..),
+    }
+}
+
+/// The folders of `--dir`: bots may look into DIR, nobody else into what is not theirs.
+pub(super) fn make(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
+}
+
+/// Passes on what the signals ask for; resolves when it was asked twice to leave and that took too long.
+async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn()) {
+    for next in [Wish::Drain, Wish::Leave] {
+        while signals.next().await == Heard::Reload {
+            reload();
+        }
+        wish.send_replace(next);
+    }
+    sleep(LEAVE_WITHIN).await;
+}
+
+/// Reads the configuration again and applies what can be applied; false, with the old one kept, where it is not valid.
+fn reload(running: &Config, sources: &Sources, log: &Log) -> bool {
+    match Config::load(sources) {
+        Ok(config) => {
+            log.set_level(config.log().1);
+            let mut restart = running.changes(&config);
+            restart.retain(|key| key != "log.level");
+            match restart.as_slice() {
+                [] => info!("configuration reloaded"),
+                keys => warn!(keys = keys.join(", "), "configuration reloaded: these keys need a restart"),
+            }
+            true
+        }
+        Err(faults) => {
+            error!(faults = %faults, "configuration not reloaded: the old one stays");
+            false
+        }
+    }
+}

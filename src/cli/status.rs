@@ -1,0 +1,301 @@
+//! `connect-relay status`: is it healthy, and if not why; then the figures.
+//!
+//! It shows what the control door says and judges nothing itself: a relay is healthy when it is ready and names no
+//! problem. With `--json` the reply goes out as it came, one line each, for scripts.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use serde::Deserialize;
+
+use super::client;
+
+/// The relay answers from memory; longer than its own patience with its store.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// Something is queued.
+const QUEUED: u8 = 75;
+
+/// Say whether the relay is healthy, and if not why; then what waits and how fast it goes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The relay's control socket [default: $CONNECT_RELAY__CONTROL__SOCKET, then /var/lib/connect-relay/control.sock].
+    #[arg(long, value_name = "PATH", conflicts_with = "dir")]
+    socket: Option<PathBuf>,
+    /// The folder that the relay was started with (`run --dir DIR`).
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
+    /// Look again every second, until interrupted.
+    #[arg(long)]
+    watch: bool,
+    /// Exit with 0 when nothing is queued and with 75 when something is.
+    #[arg(long, conflicts_with = "watch")]
+    exit_code: bool,
+}
+
+/// What is shown of the control door's reply. A member that another version does not have is shown as nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    version: String,
+    state: String,
+    queued: u64,
+    queued_max: u64,
+    oldest_seconds: f64,
+    oldest_due_seconds: f64,
+    conversations: u64,
+    held: u64,
+    unknown: u64,
+    dead_letters: u64,
+    queue_bytes: u64,
+    queue_bytes_max: u64,
+    disk_free: u64,
+    send_rate: f64,
+    quota_rate: f64,
+    gate: String,
+    in_flight: u64,
+    region: String,
+    connect_instance: String,
+    problems: Vec<String>,
+}
+
+/// Asks once, or again and again.
+///
+/// # Errors
+/// When the relay is not running or does not answer.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let socket = args.socket();
+    if !args.watch {
+        let (text, status) = look(&socket, args.json).await?;
+        std::io::stdout().write_all(text.as_bytes())?;
+        let queued = args.exit_code && status.queued > 0;
+        return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
+    }
+    let mut out = std::io::stdout();
+    let clear = if out.is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
+    loop {
+        // A relay that restarts is worth watching too.
+        let text = match look(&socket, args.json).await {
+            Ok((text, _)) => text,
+            Err(error) if args.json => {
+                writeln!(std::io::stderr(), "{error:#}")?;
+                String::new()
+            }
+            Err(error) => format!("{error:#}\n"),
+        };
+        if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() {
+            // Nobody reads any more: `status --watch | head`.
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+impl Args {
+    fn socket(&self) -> PathBuf {
+        let of_dir = || self.dir.as_ref().map(|dir| dir.join("private/control.sock"));
+        let of_environment = || std::env::var_os("CONNECT_RELAY__CONTROL__SOCKET").map(PathBuf::from);
+        self.socket.clone().or_else(of_dir).or_else(of_environment).unwrap_or_else(|| client::CONTROL.into())
+    }
+}
+
+async fn look(socket: &std::path::Path, json: bool) -> anyhow::Result<(String, Status)> {
+    let request = Request::get("/status").body(Full::<Bytes>::default())?;
+    let reply = client::ask(socket, request, PATIENCE).await?;
+    let body = reply.body();
+    if !reply.status().is_success() {
+        bail!("the relay answers {}: {}", reply.status().as_u16(), error(body));
+    }
+    let status: Status = serde_json::from_slice(body)
+        .with_context(|| format!("{} is not a relay's control socket", socket.display()))?;
+    let text = if json { format!("{}\n", String::from_utf8_lossy(body).trim_end()) } else { render(&status) };
+    Ok((text, status))
+}
+
+fn error(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "Error")]
+        error: String,
+    }
+    serde_json::from_slice(body).map_or_else(
+        |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
+        |Refusal { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
+    )
+}
+
+fn render(status: &Status) -> String {
+    let mut text = headline(status);
+    for problem in &status.problems {
+        let _ = write!(text, "\n  - {problem}");
+    }
+    text.push('\n');
+    let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
+    let rows = [
+        ("queued", format!("{} of {}", status.queued, status.queued_max)),
+        ("oldest", seconds(status.oldest_seconds)),
+        ("due for", seconds(status.oldest_due_seconds)),
+        ("in flight", status.in_flight.to_string()),
+        ("conversations", format!("{} ({} held, {} uncertain)", status.conversations, status.held, status.unknown)),
+        ("dead letters", status.dead_letters.to_string()),
+        ("rate", format!("{:.1}/s, quota {:.1}/s, gate {}", status.send_rate, status.quota_rate, status.gate)),
+        (
+            "on disk",
+            format!(
+                "{} of {}, {} free",
+                bytes(status.queue_bytes),
+                bytes(status.queue_bytes_max),
+                bytes(status.disk_free)
+            ),
+        ),
+        ("relay", format!("{} {}", status.version, instance.collect::<Vec<_>>().join(" ")).trim_end().to_owned()),
+    ];
+    for (name, value) in rows {
+        let _ = writeln!(text, "{name:<14}{value}");
+    }
+    text
+}
+
+/// The answer in a line.
+fn headline(status: &Status) -> String {
+    let well = status.problems.is_empty();
+    let mut line = match (status.state.as_str(), well) {
+        ("ready", true) => "healthy: ".to_owned(),
+        ("ready", false) => return "not healthy:".into(),
+        (state, true) => format!("{state}: "),
+        (state, false) => return format!("{state}, and not healthy:"),
+    };
+    if status.queued == 0 {
+        line.push_str("nothing is queued");
+    } else {
+        let _ = write!(line, "{} queued, the oldest for {}", status.queued, seconds(status.oldest_seconds));
+        if status.send_rate > 0.0 {
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let left = status.queued as f64 / status.send_rate;
+            let _ = write!(line, ", empty in about {}", seconds(left.ceil()));
+        }
+    }
+    if status.dead_letters > 0 {
+        let _ =
+            write!(line, "; {} dead letter{}", status.dead_letters, if status.dead_letters == 1 { "" } else { "s" });
+    }
+    line
+}
+
+fn seconds(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds.trunc()).unwrap_or(Duration::MAX);
+    humantime::format_duration(whole).to_string()
+}
+
+fn bytes(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
+    use crate::time::Clock;
+
+    fn status() -> Status {
+        Status {
+            version: "1.2.3".into(),
+            state: "ready".into(),
+            queued_max: 10000,
+            queue_bytes: 5 << 20,
+            queue_bytes_max: 128 << 20,
+            disk_free: 3 << 30,
+            send_rate: 9.96,
+            quota_rate: 10.0,
+            gate: "open".into(),
+            region: "eu-west-2".into(),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn healthy_relay_says_so_in_a_line_and_shows_its_figures() {
+        let expected = "\
+healthy: nothing is queued
+queued        0 of 10000
+oldest        0s
+due for       0s
+in flight     0
+conversations 0 (0 held, 0 uncertain)
+dead letters  0
+rate          10.0/s, quota 10.0/s, gate open
+on disk       5.0 MiB of 128.0 MiB, 3.0 GiB free
+relay         1.2.3 eu-west-2
+";
+        assert_eq!(render(&status()), expected);
+    }
+
+    #[test]
+    fn first_lines_say_what_is_wrong() {
+        let mut status = status();
+        status.queued = 300;
+        status.oldest_seconds = 61.9;
+        status.dead_letters = 1;
+        assert_eq!(headline(&status), "healthy: 300 queued, the oldest for 1m 1s, empty in about 31s; 1 dead letter");
+        status.problems = vec!["It hangs.".into(), "It is full.".into()];
+        assert!(render(&status).starts_with("not healthy:\n  - It hangs.\n  - It is full.\nqueued "));
+        status.state = "draining".into();
+        assert_eq!(headline(&status), "draining, and not healthy:");
+        status.problems.clear();
+        assert!(headline(&status).starts_with("draining: 300 queued"));
+    }
+
+    #[test]
+    fn another_version_is_shown_as_far_as_it_goes() {
+        let status: Status = serde_json::from_str(r#"{"state": "ready", "queued": 1, "novel": {}}"#).unwrap();
+        assert_eq!(headline(&status), "healthy: 1 queued, the oldest for 0s");
+        assert_eq!(error(br#"{"Error":"connect-relay: the store failed"}"#), "the store failed");
+        assert_eq!(error(b"<html>"), "<html>");
+    }
+
+    #[tokio::test]
+    async fn exit_code_tells_whether_something_is_queued() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let (listener, _file) = bind_unix(&path, 0o600).unwrap();
+        let limits =
+            Limits { connections_max: 4, idle_timeout: PATIENCE, request_timeout: PATIENCE, head_bytes_max: 8192 };
+        let looks = Arc::new(AtomicUsize::new(0));
+        let service = move |_, _| {
+            let queued = looks.fetch_add(1, Ordering::Relaxed);
+            async move { Reply::new(Full::from(format!("{{\"state\": \"ready\", \"queued\": {queued}}}"))) }
+        };
+        let never = std::future::pending();
+        let serving = serve(Listener::Unix(listener), limits, Clock::system(), Connections::default(), service, never);
+        let asking = async {
+            for (exit_code, expected) in [(true, 0), (true, QUEUED), (false, 0)] {
+                let args = Args { socket: Some(path.clone()), dir: None, json: true, watch: false, exit_code };
+                assert_eq!(run(args).await.unwrap(), ExitCode::from(expected));
+            }
+        };
+        tokio::select! {
+            () = serving => panic!("it was not told to stop"),
+            () = asking => {}
+        }
+    }
+
+    #[test]
+    fn dir_names_the_socket_inside_it() {
+        let args = Args { socket: None, dir: Some("/tmp/r".into()), json: false, watch: false, exit_code: false };
+        assert_eq!(args.socket(), PathBuf::from("/tmp/r/private/control.sock"));
+    }
+}

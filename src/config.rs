@@ -1,0 +1,342 @@
+//! What the relay is told to do: the keys, their defaults, and every word that is said about a wrong one.
+//!
+//! ```text
+//! defaults ─▶ file ─▶ environment ─▶ flags      layers: one over the other, each setting tried by itself
+//!                      │
+//!                    Shape                      shape: the tables and keys; leaf: how one value is written
+//!                      │  rules                 what values must be beyond their kind, alone and together
+//!                      ▼
+//!                    Config ─▶ each part's Options
+//! ```
+//!
+//! Promises, to whoever edits a configuration:
+//! * every fault is reported, not only the first, with its source (the file's path or the variable's name), the key
+//!   and what is allowed; nothing is ignored but other programs' variables;
+//! * `config/relay.toml` has every key, with the default that is used;
+//! * nothing else has been touched, neither the store nor a socket, when [`Config::load`] refuses.
+//!
+//! Files are read here and nowhere else below the command line: what parts get is bytes and numbers. No part below has
+//! heard of this module.
+
+mod layers;
+mod leaf;
+mod rules;
+mod shape;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Uri;
+
+use crate::delivery::Policy;
+use crate::message::Limits;
+use crate::retry::Backoff;
+use crate::{ingress, pacer, participant, queue, sender, serve};
+
+pub use leaf::{Damaged, Format, Level, Reply};
+pub(crate) use shape::Shape;
+
+/// Read where no file is named, if it is there.
+pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
+
+/// Every key with its default and a sentence.
+pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
+
+/// A request's head: a token of 1,000 bytes, an SDK's signature, a trace, with room to spare.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+/// More than this is no bundle of certificates.
+const CA_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The TOML file; it must be readable.
+    pub file: Option<PathBuf>,
+    /// The environment, other programs' variables too.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `--dir`: sockets and queue go there.
+    pub dir: Option<PathBuf>,
+}
+
+impl Sources {
+    /// This process's: the named file, else the default one if it exists; and the environment.
+    #[must_use]
+    pub fn of_process(file: Option<PathBuf>, dir: Option<PathBuf>) -> Sources {
+        let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+        Sources { file: file.or_else(default), environment: std::env::vars_os().collect(), dir }
+    }
+}
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is probably not meant, one sentence each.
+    pub warnings: Vec<String>,
+    pub(crate) shape: Shape,
+    origins: std::collections::BTreeMap<String, String>,
+    endpoint: Uri,
+    extra_roots: Vec<u8>,
+}
+
+/// All that is wrong with a configuration, one line each: the source, the key, what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Faults(pub Vec<String>);
+
+impl Config {
+    /// Reads, lays over one another and checks.
+    ///
+    /// # Errors
+    /// With everything that is wrong; warnings come after the faults, for they often explain them.
+    pub fn load(sources: &Sources) -> Result<Config, Faults> {
+        let mut layers = layers::Layers::of(sources);
+        rules::check(&mut layers);
+        let extra_roots = certificates(&layers.shape.sender.ca_file).unwrap_or_else(|fault| {
+            let source = layers.origins.get("sender.ca_file").map_or("default", String::as_str);
+            layers.faults.push(format!("{source}: sender.ca_file = {fault}"));
+            Vec::new()
+        });
+        let endpoint = endpoint(&layers.shape.sender);
+        match endpoint {
+            Some(endpoint) if layers.faults.is_empty() => Ok(Config {
+                warnings: layers.warnings,
+                shape: layers.shape,
+                origins: layers.origins,
+                endpoint,
+                extra_roots,
+            }),
+            _ => Err(Faults([layers.faults, layers.warnings].concat())),
+        }
+    }
+
+    /// The effective configuration as TOML, in the order of `config/relay.toml`: a file of it comes to the same. It
+    /// holds no secrets, because no key takes one.
+    #[must_use]
+    pub fn effective(&self) -> String {
+        let values: std::collections::BTreeMap<String, String> = keys(&self.shape).into_iter().collect();
+        let mut text = String::new();
+        let mut table = "";
+        for line in DOCUMENTED.lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                table = name.trim_end_matches(']');
+                text += &format!("{}{line}\n", if text.is_empty() { "" } else { "\n" });
+            } else if let Some((name, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+                let key = format!("{table}.{name}");
+                text += &format!("{name} = {}\n", values[&key]);
+            }
+        }
+        text
+    }
+
+    /// The keys that are set, each with its source.
+    pub fn set(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.origins.iter().map(|(key, source)| (key.as_str(), source.as_str()))
+    }
+
+    /// The keys whose values differ.
+    #[must_use]
+    pub fn changes(&self, other: &Config) -> Vec<String> {
+        let pairs = keys(&self.shape).into_iter().zip(keys(&other.shape));
+        let mut changes: Vec<String> = pairs.filter(|(one, two)| one != two).map(|((key, _), _)| key).collect();
+        if self.extra_roots != other.extra_roots && !changes.iter().any(|key| key == "sender.ca_file") {
+            changes.push("sender.ca_file".into());
+        }
+        changes
+    }
+
+    /// The Participant Service's base URL, as set or by the region.
+    #[must_use]
+    pub fn endpoint(&self) -> &Uri {
+        &self.endpoint
+    }
+
+    /// The queue's settings.
+    #[must_use]
+    pub fn queue(&self) -> queue::Options {
+        let Shape { queue, sender, .. } = &self.shape;
+        queue::Options {
+            path: queue.path.clone(),
+            messages_max: queue.messages_max,
+            bytes_max: queue.bytes_max.0,
+            free_disk_min: queue.free_disk_min.0,
+            outcomes_kept_for: queue.outcomes_kept_for,
+            outcomes_max: queue.outcomes_max,
+            dead_kept_for: queue.dead_kept_for,
+            dead_max: queue.dead_max,
+            volatile: queue.volatile,
+            lifetime: sender.lifetime,
+            token_wait: sender.token_wait,
+            refused_for: sender.refused_for,
+            due_max: sender.backoff.max,
+        }
+    }
+
+    /// The pacer's settings.
+    #[must_use]
+    pub fn pacer(&self) -> pacer::Options {
+        let sender = &self.shape.sender;
+        pacer::Options {
+            quota_rate: sender.quota_rate,
+            quota_burst: sender.quota_burst,
+            rate_max: sender.rate_max,
+            rate_min: sender.rate_min,
+            backoff: self.backoff(),
+            probe_max: sender.probe_max,
+            hint_max: sender.retry_hint_max,
+        }
+    }
+
+    /// When an attempt is tried again and when it is given up.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let sender = &self.shape.sender;
+        Policy { backoff: self.backoff(), hint_max: sender.retry_hint_max, attempts_max: sender.attempts_max }
+    }
+
+    /// The client's settings.
+    #[must_use]
+    pub fn participant(&self) -> participant::Options {
+        let sender = &self.shape.sender;
+        participant::Options {
+            endpoint: self.endpoint.clone(),
+            connect_timeout: sender.connect_timeout,
+            attempt_timeout: sender.attempt_timeout,
+            idle_max: sender.in_flight_max,
+            proxy: sender.proxy.clone(),
+            extra_roots: self.extra_roots.clone(),
+        }
+    }
+
+    /// The sender's settings.
+    #[must_use]
+    pub fn sender(&self) -> sender::Options {
+        sender::Options { policy: self.policy(), in_flight_max: self.shape.sender.in_flight_max }
+    }
+
+    /// The settings of the bots' door.
+    #[must_use]
+    pub fn ingress(&self) -> ingress::Options {
+        let ingress = &self.shape.ingress;
+        let when = |reply| match reply {
+            Reply::Accepted => ingress::Reply::Accepted,
+            Reply::Delivered => ingress::Reply::Delivered,
+        };
+        ingress::Options {
+            reply: when(ingress.reply),
+            tcp_reply: when(ingress.tcp_reply),
+            wait: ingress.wait,
+            wait_max: ingress.wait_max,
+            request_timeout: ingress.request_timeout,
+            body_bytes_max: ingress.body_bytes_max.in_memory(),
+            batch_bytes_max: ingress.batch_bytes_max.in_memory(),
+            bodies_bytes_max: ingress.bodies_bytes_max.in_memory(),
+            allow_uids: ingress.allow_uids.clone(),
+            allow_gids: ingress.allow_gids.clone(),
+            limits: self.limits(),
+            ..ingress::Options::default()
+        }
+    }
+
+    /// What bounds the bots' connections, per listener.
+    #[must_use]
+    pub fn connections(&self) -> serve::Limits {
+        let ingress = &self.shape.ingress;
+        serve::Limits {
+            connections_max: ingress.connections_max,
+            idle_timeout: ingress.idle_timeout,
+            request_timeout: ingress.request_timeout,
+            head_bytes_max: HEAD_BYTES_MAX,
+        }
+    }
+
+    /// The limits of a message's Content.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let ingress = &self.shape.ingress;
+        let chars = &ingress.content_chars_max;
+        Limits {
+            content_bytes: ingress.content_bytes_max.in_memory(),
+            content_chars: [chars.plain, chars.markdown, chars.json, chars.interactive],
+        }
+    }
+
+    /// The operators' socket.
+    #[must_use]
+    pub fn control_socket(&self) -> &Path {
+        &self.shape.control.socket
+    }
+
+    /// From the signal to the end.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.shape.shutdown.grace
+    }
+
+    /// What log lines look like, and the least important that are written.
+    #[must_use]
+    pub fn log(&self) -> (Format, Level) {
+        (self.shape.log.format, self.shape.log.level)
+    }
+
+    fn backoff(&self) -> Backoff {
+        let backoff = &self.shape.sender.backoff;
+        Backoff {
+            initial: backoff.initial,
+            multiplier: backoff.multiplier,
+            randomization: backoff.randomization,
+            max: backoff.max,
+        }
+    }
+}
+
+/// Every key, dotted, with its value as TOML has it.
+fn keys(shape: &Shape) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<(String, String)>) {
+        match value {
+            serde_json::Value::Object(members) => {
+                for (name, member) in members {
+                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    walk(&key, member, into);
+                }
+            }
+            leaf => into.push((prefix.into(), leaf.to_string())),
+        }
+    }
+    let mut all = Vec::new();
+    walk("", &serde_json::to_value(shape).unwrap_or_default(), &mut all);
+    all
+}
+
+/// The endpoint that is set, or the region's own; none where neither makes one.
+fn endpoint(sender: &shape::Sender) -> Option<Uri> {
+    let region = &sender.region;
+    let suffix = match region {
+        region if region.starts_with("cn-") => "amazonaws.com.cn",
+        region if region.starts_with("eusc-") => "amazonaws.eu",
+        _ => "amazonaws.com",
+    };
+    let regional = || format!("https://participant.connect.{region}.{suffix}").parse().ok();
+    sender.endpoint.clone().or_else(|| regional().filter(|_| !region.is_empty()))
+}
+
+/// The file's bytes; none where no file is named.
+fn certificates(path: &Path) -> Result<Vec<u8>, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let shown = path.display();
+    let length = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?.len();
+    if length > CA_FILE_BYTES_MAX {
+        return Err(format!("{shown}: has {length} bytes, at most {CA_FILE_BYTES_MAX} are read"));
+    }
+    let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
+    let marker = b"-----BEGIN CERTIFICATE-----";
+    if !pem.windows(marker.len()).any(|window| window == marker) {
+        return Err(format!("{shown}: must hold certificates in PEM"));
+    }
+    Ok(pem)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! Lays the sources over one another: defaults, file, environment, flags.
+//!
+//! Every setting is first tried alone on top of the defaults. So each fault is found, not only the first, and each one
+//! knows the source it came from; what is left fits together, because settings of different keys cannot spoil one
+//! another's shape.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use ::config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+
+use super::Sources;
+use super::shape::Shape;
+
+const PREFIX: &str = "CONNECT_RELAY__";
+const NEAR_PREFIX: &str = "CONNECT_RELAY_";
+
+/// What the sources come to.
+#[derive(Debug, Default)]
+pub struct Layers {
+    /// The values; a setting with a fault has its default here.
+    pub shape: Shape,
+    /// Where each key that is set comes from.
+    pub origins: BTreeMap<String, String>,
+    /// What cannot be right.
+    pub faults: Vec<String>,
+    /// What is probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// One key set by one source.
+struct Setting {
+    source: String,
+    key: String,
+    value: Value,
+}
+
+impl Layers {
+    /// Reads the sources and lays them over one another.
+    pub fn of(sources: &Sources) -> Layers {
+        let mut layers = Layers::default();
+        let mut settings = Vec::new();
+        if let Some(path) = &sources.file {
+            match file(path) {
+                Ok(found) => settings.extend(found),
+                Err(fault) => layers.faults.push(fault),
+            }
+        }
+        for (name, value) in &sources.environment {
+            match variable(name, value) {
+                Variable::Setting(setting) => settings.push(setting),
+                Variable::Fault(fault) => layers.faults.push(fault),
+                Variable::Warning(warning) => layers.warnings.push(warning),
+                Variable::Foreign => {}
+            }
+        }
+        if let Some(dir) = &sources.dir {
+            settings.extend(directory(dir));
+        }
+        layers.lay(settings);
+        layers.take_region(&sources.environment);
+        layers
+    }
+
+    fn lay(&mut self, settings: Vec<Setting>) {
+        let mut builder = ::config::Config::builder();
+        for Setting { source, key, value } in settings {
+            match alone(&key, &value) {
+                // An empty table says nothing, and must not lie over what is in it.
+                Ok(()) if matches!(value.kind, ValueKind::Table(_)) => {}
+                Ok(()) => {
+                    builder = builder.set_override(&key, value).expect("the key was taken a moment ago");
+                    self.origins.insert(key, source);
+                }
+                Err(error) => {
+                    self.faults.push(format!("{source}: {key} = {}: {}", shown(&value.kind), told(error)));
+                }
+            }
+        }
+        match builder.build().and_then(::config::Config::try_deserialize) {
+            Ok(shape) => self.shape = shape,
+            Err(error) => self.faults.push(told(error)),
+        }
+    }
+
+    /// Where no region is set, takes the one that AWS's own tools would take.
+    fn take_region(&mut self, environment: &[(OsString, OsString)]) {
+        for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
+            let found = environment.iter().find(|(key, value)| key == name && !value.is_empty());
+            if let (Some((_, region)), "") = (found, self.shape.sender.region.as_str()) {
+                self.shape.sender.region = region.to_string_lossy().into_owned();
+                self.origins.insert("sender.region".into(), name.into());
+            }
+        }
+    }
+}
+
+/// Tries one setting on top of the defaults.
+fn alone(key: &str, value: &Value) -> Result<(), ConfigError> {
+    let nested = key.rsplit('.').fold(value.clone(), |inner, name| Map::from([(name.to_owned(), inner)]).into());
+    nested.try_deserialize::<Shape>().map(drop)
+}
+
+fn file(path: &Path) -> Result<Vec<Setting>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let table = File::from_str(&text, FileFormat::Toml)
+        .collect()
+        .map_err(|error| format!("{}: {}", path.display(), told(error).trim_end()))?;
+    let mut settings = Vec::new();
+    flatten(&path.display().to_string(), "", table, &mut settings);
+    settings.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(settings)
+}
+
+fn flatten(source: &str, prefix: &str, table: Map<String, Value>, settings: &mut Vec<Setting>) {
+    for (name, value) in table {
+        let key = format!("{prefix}{name}");
+        match value.kind {
+            ValueKind::Table(inner) if !inner.is_empty() => flatten(source, &format!("{key}."), inner, settings),
+            _ => settings.push(Setting { source: source.into(), key, value }),
+        }
+    }
+}
+
+enum Variable {
+    Setting(Setting),
+    Fault(String),
+    Warning(String),
+    Foreign,
+}
+
+fn variable(name: &OsStr, value: &OsStr) -> Variable {
+    let name = name.to_string_lossy();
+    if let Some(rest) = name.strip_prefix(PREFIX) {
+        let key = rest.to_ascii_lowercase().replace("__", ".");
+        return match value.to_str() {
+            Some(text) => Variable::Setting(Setting { source: name.into(), key, value: Value::from(text) }),
+            None => Variable::Fault(format!("{name}: {key}: must be UTF-8")),
+        };
+    }
+    match name.strip_prefix(NEAR_PREFIX) {
+        // What Kubernetes sets for a Service called connect-relay.
+        Some(rest) if rest.starts_with("SERVICE_") || rest.starts_with("PORT") => Variable::Foreign,
+        Some(rest) => Variable::Warning(format!("{name} is not read: {}", meant(rest))),
+        None => Variable::Foreign,
+    }
+}
+
+/// The name that someone who wrote one underscore had in mind.
+fn meant(rest: &str) -> String {
+    let close = super::keys(&Shape::default())
+        .into_iter()
+        .map(|(key, _)| key.to_ascii_uppercase())
+        .find(|key| key.replace('.', "_") == rest.replace("__", "_"));
+    match close {
+        Some(key) => format!("it takes two underscores, {PREFIX}{}", key.replace('.', "__")),
+        None => format!("the relay's own begin with {PREFIX} and part section and key by two underscores"),
+    }
+}
+
+/// `--dir`: the bots' socket in DIR itself, which they may be given whole; what is not theirs in a folder of its own.
+fn directory(dir: &Path) -> Vec<Setting> {
+    [("ingress.socket", "relay.sock"), ("control.socket", "private/control.sock"), ("queue.path", "private/queue")]
+        .map(|(key, place)| Setting {
+            source: "--dir".into(),
+            key: key.into(),
+            value: Value::from(dir.join(place).to_string_lossy().as_ref()),
+        })
+        .into()
+}
+
+/// A value as it was written, without what may be a secret.
+fn shown(value: &ValueKind) -> String {
+    match value {
+        ValueKind::String(text) if text.contains('@') => "(not shown)".into(),
+        ValueKind::String(text) if text.chars().count() > 80 => {
+            format!("{:?}…", text.chars().take(80).collect::<String>())
+        }
+        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::Array(items) => {
+            format!("[{}]", items.iter().map(|item| shown(&item.kind)).collect::<Vec<_>>().join(", "))
+        }
+        ValueKind::Table(_) => "a table".into(),
+        number => number.to_string(),
+    }
+}
+
+/// The error's own words, less what the `config` crate adds of keys and origins.
+fn told(error: ConfigError) -> String {
+    match error {
+        ConfigError::At { error, .. } => told(*error),
+        ConfigError::FileParse { cause, .. } => cause.to_string(),
+        error => {
+            let text = error.to_string();
+            match text.split_once(", expected ") {
+                Some((found, expected)) if found.starts_with("invalid type") => format!("must be {expected}"),
+                _ => text.replacen("unknown field", "unknown key", 1),
+            }
+        }
+    }
+}

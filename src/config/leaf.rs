@@ -1,0 +1,388 @@
+//! How one value is written: what a duration, a size, a mode, an address may look like in the file and, as text, in the
+//! environment.
+//!
+//! Stricter than the `config` crate's own conversions, which take `true` for 1, round 1.5 to 2 and read 5 as the region
+//! "5": a value is taken as its kind or not at all.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ::config::ValueKind;
+use bytesize::ByteSize;
+use hyper::Uri;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
+
+/// A kind of value.
+pub trait Leaf: Sized {
+    /// Completes "must be …".
+    const ALLOWED: &'static str;
+    /// Takes it as the file has it, or as the text that the environment has.
+    fn read(value: &ValueKind) -> Option<Self>;
+    /// Writes it as TOML would have it, which for these kinds is what JSON has.
+    fn write(&self) -> Value;
+}
+
+/// For `#[serde(with = "leaf")]`.
+pub fn deserialize<'de, T: Leaf, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let value = ::config::Value::deserialize(deserializer)?;
+    T::read(&value.kind).ok_or_else(|| D::Error::custom(format_args!("must be {}", T::ALLOWED)))
+}
+
+/// For `#[serde(with = "leaf")]`.
+pub fn serialize<T: Leaf, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    value.write().serialize(serializer)
+}
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// What this machine can address of it.
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+            if self.0 >= unit && self.0.is_multiple_of(unit) {
+                return write!(f, "{}{name}", self.0 / unit);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Leaf for Size {
+    const ALLOWED: &'static str = "a size, such as \"256KiB\" or a number of bytes";
+    fn read(value: &ValueKind) -> Option<Size> {
+        match value {
+            ValueKind::String(text) => text.trim().parse::<ByteSize>().ok().map(|size| Size(size.as_u64())),
+            number => u64::read(number).map(Size),
+        }
+    }
+    fn write(&self) -> Value {
+        if self.0 >= 1024 && self.0.is_multiple_of(1024) { json!(self.to_string()) } else { json!(self.0) }
+    }
+}
+
+/// The permissions of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl Leaf for Mode {
+    const ALLOWED: &'static str = "octal permissions in quotes, \"0000\" to \"0777\"";
+    /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432.
+    fn read(value: &ValueKind) -> Option<Mode> {
+        let ValueKind::String(text) = value else { return None };
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        let mode = u32::from_str_radix(text, 8).ok()?;
+        (octal && mode <= 0o777).then_some(Mode(mode))
+    }
+    fn write(&self) -> Value {
+        json!(format!("{:04o}", self.0))
+    }
+}
+
+impl Leaf for Duration {
+    const ALLOWED: &'static str = "a duration with its unit, such as \"250ms\", \"4s\" or \"15m\"";
+    fn read(value: &ValueKind) -> Option<Duration> {
+        let ValueKind::String(text) = value else { return None };
+        humantime::parse_duration(text.trim()).ok()
+    }
+    fn write(&self) -> Value {
+        json!(humantime::format_duration(*self).to_string())
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($kind:ty),*) => {$(
+        impl Leaf for $kind {
+            const ALLOWED: &'static str = "a whole number, 0 or more";
+            fn read(value: &ValueKind) -> Option<$kind> {
+                match value {
+                    ValueKind::I64(number) => (*number).try_into().ok(),
+                    ValueKind::String(text) => text.trim().parse().ok(),
+                    _ => None,
+                }
+            }
+            fn write(&self) -> Value {
+                json!(self)
+            }
+        }
+    )*};
+}
+whole_numbers!(u32, u64, usize);
+
+impl Leaf for f64 {
+    const ALLOWED: &'static str = "a number";
+    #[expect(clippy::cast_precision_loss, reason = "a setting beyond 2^53 is out of every range")]
+    fn read(value: &ValueKind) -> Option<f64> {
+        let number = match value {
+            ValueKind::Float(number) => *number,
+            ValueKind::I64(number) => *number as f64,
+            ValueKind::String(text) => text.trim().parse().ok()?,
+            _ => return None,
+        };
+        number.is_finite().then_some(number)
+    }
+    fn write(&self) -> Value {
+        json!(self)
+    }
+}
+
+impl Leaf for bool {
+    const ALLOWED: &'static str = "true or false";
+    fn read(value: &ValueKind) -> Option<bool> {
+        match value {
+            ValueKind::Boolean(flag) => Some(*flag),
+            ValueKind::String(text) => text.trim().parse().ok(),
+            _ => None,
+        }
+    }
+    fn write(&self) -> Value {
+        json!(self)
+    }
+}
+
+impl Leaf for String {
+    const ALLOWED: &'static str = "a text in quotes, without control characters";
+    fn read(value: &ValueKind) -> Option<String> {
+        match value {
+            ValueKind::String(text) if !text.contains(char::is_control) => Some(text.clone()),
+            _ => None,
+        }
+    }
+    fn write(&self) -> Value {
+        json!(self)
+    }
+}
+
+impl Leaf for PathBuf {
+    const ALLOWED: &'static str = "a path in quotes";
+    fn read(value: &ValueKind) -> Option<PathBuf> {
+        String::read(value).map(PathBuf::from)
+    }
+    fn write(&self) -> Value {
+        json!(self.to_string_lossy())
+    }
+}
+
+impl Leaf for SocketAddr {
+    const ALLOWED: &'static str = "an IP address and a port, such as \"127.0.0.1:9581\"";
+    fn read(value: &ValueKind) -> Option<SocketAddr> {
+        String::read(value)?.parse().ok()
+    }
+    fn write(&self) -> Value {
+        json!(self.to_string())
+    }
+}
+
+impl Leaf for Option<SocketAddr> {
+    const ALLOWED: &'static str = "an IP address and a port, such as \"127.0.0.1:8480\", or empty";
+    fn read(value: &ValueKind) -> Option<Option<SocketAddr>> {
+        optional(value)
+    }
+    fn write(&self) -> Value {
+        self.as_ref().map_or(json!(""), Leaf::write)
+    }
+}
+
+impl Leaf for Uri {
+    const ALLOWED: &'static str = "a whole URL, http:// or https://, without user, query or fragment";
+    fn read(value: &ValueKind) -> Option<Uri> {
+        let text = String::read(value)?;
+        let uri: Uri = text.parse().ok()?;
+        let web = matches!(uri.scheme_str(), Some("http" | "https"));
+        let host = uri.host().is_some_and(|host| !host.is_empty());
+        (web && host && !text.contains(['@', '?', '#'])).then_some(uri)
+    }
+    fn write(&self) -> Value {
+        json!(self.to_string())
+    }
+}
+
+impl Leaf for Option<Uri> {
+    const ALLOWED: &'static str = "a whole URL, http:// or https://, without user, query or fragment, or empty";
+    fn read(value: &ValueKind) -> Option<Option<Uri>> {
+        optional(value)
+    }
+    fn write(&self) -> Value {
+        self.as_ref().map_or(json!(""), Leaf::write)
+    }
+}
+
+/// An empty text stands for none.
+fn optional<T: Leaf>(value: &ValueKind) -> Option<Option<T>> {
+    match value {
+        ValueKind::String(text) if text.is_empty() => Some(None),
+        value => T::read(value).map(Some),
+    }
+}
+
+impl Leaf for Vec<u32> {
+    const ALLOWED: &'static str = "a list of whole numbers, such as [1000, 1001] or, in the environment, 1000,1001";
+    fn read(value: &ValueKind) -> Option<Vec<u32>> {
+        match value {
+            ValueKind::Array(items) => items.iter().map(|item| u32::read(&item.kind)).collect(),
+            ValueKind::String(text) if text.trim().is_empty() => Some(Vec::new()),
+            ValueKind::String(text) => text.split(',').map(|item| item.trim().parse().ok()).collect(),
+            _ => None,
+        }
+    }
+    fn write(&self) -> Value {
+        json!(self)
+    }
+}
+
+/// A closed set of words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident = $first_word:literal
+        $(, $(#[$more_doc:meta])* $more:ident = $word:literal)* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $(#[$first_doc])* $first,
+            $($(#[$more_doc])* $more),*
+        }
+
+        impl Leaf for $name {
+            const ALLOWED: &'static str = concat!("\"", $first_word, "\"" $(, " or \"", $word, "\"")*);
+            fn read(value: &ValueKind) -> Option<$name> {
+                let ValueKind::String(text) = value else { return None };
+                match text.as_str() {
+                    $first_word => Some($name::$first),
+                    $($word => Some($name::$more),)*
+                    _ => None,
+                }
+            }
+            fn write(&self) -> Value {
+                match self {
+                    $name::$first => json!($first_word),
+                    $($name::$more => json!($word)),*
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// When a message is answered, where its request does not say.
+    Reply {
+        /// Once it is on disk.
+        Accepted = "accepted",
+        /// Once its outcome is known.
+        Delivered = "delivered",
+    }
+}
+
+words! {
+    /// What to do about a store that cannot be opened.
+    Damaged {
+        /// Rename it and carry over what verifies.
+        SetAside = "set_aside",
+        /// Leave it and exit.
+        Refuse = "refuse",
+    }
+}
+
+words! {
+    /// What log lines look like.
+    Format {
+        /// One object a line.
+        Json = "json",
+        /// For people.
+        Text = "text",
+    }
+}
+
+words! {
+    /// The least important events that are still logged.
+    Level {
+        /// What needs a person.
+        Error = "error",
+        /// What may need one.
+        Warn = "warn",
+        /// Every message's life.
+        Info = "info",
+        /// How it came to pass.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text<T: Leaf>(text: &str) -> Option<T> {
+        T::read(&ValueKind::String(text.into()))
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        for (written, read) in [("4s", Some(4000)), ("250ms", Some(250)), ("7d", Some(604_800_000)), ("4", None)] {
+            assert_eq!(text::<Duration>(written), read.map(Duration::from_millis), "{written}");
+        }
+        assert_eq!(Duration::read(&ValueKind::I64(4)), None);
+    }
+
+    #[test]
+    fn sizes_are_binary_and_are_written_as_they_are_read() {
+        for (written, read) in [("256KiB", 262_144), ("1MiB", 1 << 20), ("300", 300), ("64 MiB", 64 << 20)] {
+            assert_eq!(text::<Size>(written), Some(Size(read)), "{written}");
+        }
+        assert_eq!(Size::read(&ValueKind::I64(4096)), Some(Size(4096)));
+        assert_eq!(Size(262_144).write(), json!("256KiB"));
+        assert_eq!(Size(1500).write(), json!(1500));
+        assert_eq!(text::<Size>("-1"), None);
+    }
+
+    #[test]
+    fn a_mode_is_octal_text_never_a_number() {
+        assert_eq!(text::<Mode>("0660"), Some(Mode(0o660)));
+        assert_eq!(text::<Mode>("660"), Some(Mode(0o660)));
+        for wrong in ["0888", "1777", "60", "+660", ""] {
+            assert_eq!(text::<Mode>(wrong), None, "{wrong}");
+        }
+        assert_eq!(Mode::read(&ValueKind::I64(0o660)), None);
+    }
+
+    #[test]
+    fn nothing_is_rounded_or_taken_for_another_kind() {
+        assert_eq!(u64::read(&ValueKind::Float(1.5)), None);
+        assert_eq!(u64::read(&ValueKind::Boolean(true)), None);
+        assert_eq!(u64::read(&ValueKind::I64(-1)), None);
+        assert_eq!(u32::read(&ValueKind::I64(1 << 40)), None);
+        assert_eq!(String::read(&ValueKind::I64(5)), None);
+        assert_eq!(bool::read(&ValueKind::I64(1)), None);
+        assert_eq!(f64::read(&ValueKind::Float(f64::NAN)), None);
+        assert_eq!(f64::read(&ValueKind::I64(10)), Some(10.0));
+    }
+
+    #[test]
+    fn a_url_is_whole_and_carries_no_credentials() {
+        assert!(text::<Uri>("https://vpce.example/prefix").is_some());
+        assert!(text::<Uri>("http://[::1]:9580").is_some());
+        for wrong in
+            ["vpce.example", "ftp://host", "https://", "http://me:secret@host:80", "https://host/?a=b", "/path"]
+        {
+            assert_eq!(text::<Uri>(wrong), None, "{wrong}");
+        }
+        assert_eq!(text::<Option<Uri>>(""), Some(None));
+    }
+
+    #[test]
+    fn a_list_comes_as_an_array_or_by_comma() {
+        assert_eq!(text::<Vec<u32>>("1000, 1001"), Some(vec![1000, 1001]));
+        assert_eq!(text::<Vec<u32>>(""), Some(vec![]));
+        assert_eq!(text::<Vec<u32>>("1000,"), None);
+        assert_eq!(Vec::<u32>::read(&ValueKind::from(vec![7i64])), Some(vec![7]));
+    }
+}

@@ -1,0 +1,236 @@
+//! What values must be beyond their kind, alone and together. Each rule says what is allowed; [`Rules`] says where the
+//! value came from.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Uri;
+
+use super::layers::Layers;
+use super::leaf::{Leaf, Size};
+use super::shape::{Backoff, Ingress, Queue, Sender, Shape};
+use crate::message::LIFETIME_MAX;
+
+/// The longest path that fits a Unix socket's address.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// The shortest grace, which must leave something before the two seconds in which nothing is taken any more.
+const GRACE_MIN: Duration = Duration::from_millis(2001);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Checks every rule and adds what is broken to the faults.
+pub fn check(layers: &mut Layers) {
+    let shape = layers.shape.clone();
+    let mut rules = Rules(layers);
+    rules.ingress(&shape.ingress);
+    rules.queue(&shape.queue);
+    rules.sender(&shape.sender);
+    rules.backoff(&shape.sender.backoff);
+    rules.places(&shape);
+    rules.range("shutdown.grace", shape.shutdown.grace, GRACE_MIN, HOUR);
+}
+
+struct Rules<'a>(&'a mut Layers);
+
+impl Rules<'_> {
+    fn ingress(&mut self, ingress: &Ingress) {
+        let Ingress { tcp, body_bytes_max, batch_bytes_max, bodies_bytes_max, content_bytes_max, .. } = ingress;
+        self.socket("ingress.socket", &ingress.socket);
+        if let Some(tcp) = tcp {
+            let loopback = tcp.ip().to_canonical().is_loopback();
+            self.rule(
+                &["ingress.tcp"],
+                tcp,
+                loopback,
+                "a loopback address, such as 127.0.0.1:8480: it has no credentials",
+            );
+            let open = ingress.allow_uids.is_empty() && ingress.allow_gids.is_empty();
+            let keys = ["ingress.tcp", "ingress.allow_uids", "ingress.allow_gids"];
+            self.rule(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
+        }
+        self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
+        self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
+        self.range("ingress.connections_max", ingress.connections_max, 4, 65_536);
+        self.range("ingress.idle_timeout", ingress.idle_timeout, SECOND, HOUR);
+        self.range("ingress.request_timeout", ingress.request_timeout, 100 * MILLISECOND, HOUR);
+        self.range("ingress.content_bytes_max", *content_bytes_max, Size(1), Size(256 << 10));
+        self.range("ingress.body_bytes_max", *body_bytes_max, Size(1 << 10), Size(16 << 20));
+        self.range("ingress.batch_bytes_max", *batch_bytes_max, Size(1 << 10), Size(64 << 20));
+        self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
+        self.within("ingress.content_bytes_max", *content_bytes_max, "ingress.body_bytes_max", *body_bytes_max);
+        self.within("ingress.body_bytes_max", *body_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
+        self.within("ingress.batch_bytes_max", *batch_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
+        let chars = &ingress.content_chars_max;
+        self.range("ingress.content_chars_max.plain", chars.plain, 0, 256 << 10);
+        self.range("ingress.content_chars_max.markdown", chars.markdown, 0, 256 << 10);
+        self.range("ingress.content_chars_max.json", chars.json, 0, 256 << 10);
+        self.range("ingress.content_chars_max.interactive", chars.interactive, 0, 256 << 10);
+    }
+
+    fn queue(&mut self, queue: &Queue) {
+        self.given("queue.path", &queue.path);
+        self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
+        self.range("queue.bytes_max", queue.bytes_max, Size(16 << 20), Size(1 << 40));
+        self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 40));
+        self.range("queue.outcomes_kept_for", queue.outcomes_kept_for, SECOND, 30 * DAY);
+        self.range("queue.outcomes_max", queue.outcomes_max, 1, 10_000_000);
+        self.range("queue.dead_kept_for", queue.dead_kept_for, SECOND, 365 * DAY);
+        self.range("queue.dead_max", queue.dead_max, 1, 10_000_000);
+        let sealed = queue.key_file.as_os_str().is_empty();
+        self.rule(&["queue.key_file"], queue.key_file.display(), sealed, "empty until sealing is built");
+    }
+
+    fn sender(&mut self, sender: &Sender) {
+        let Sender { region, quota_rate, rate_min, rate_max, .. } = sender;
+        let (either, allowed) = (["sender.region", "sender.endpoint"], "set, or AWS_REGION, or sender.endpoint");
+        self.rule(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
+        let word = region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        let named = word && region.len() <= 40 && !region.starts_with('-') && !region.ends_with('-');
+        self.rule(&["sender.region"], region, named, "a region's name, such as eu-west-2");
+        if let Some(endpoint) = &sender.endpoint {
+            let safe = endpoint.scheme_str() == Some("https") || is_loopback(endpoint);
+            self.rule(&["sender.endpoint"], endpoint, safe, "https, or http to a loopback address: it carries tokens");
+        }
+        if let Some(proxy) = &sender.proxy {
+            let plain = proxy.scheme_str() == Some("http") && proxy.port().is_some() && proxy.path() == "/";
+            self.rule(&["sender.proxy"], proxy, plain, "http://host:port");
+        }
+        let label = sender.connect_instance.chars().count();
+        self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
+        self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
+        self.range("sender.quota_burst", sender.quota_burst, 1, 1_000_000);
+        self.range("sender.rate_max", *rate_max, 0.0, 100_000.0);
+        self.range("sender.rate_min", *rate_min, 0.001, 100_000.0);
+        self.within("sender.rate_min", *rate_min, "sender.quota_rate", *quota_rate);
+        if *rate_max > 0.0 {
+            self.within("sender.rate_min", *rate_min, "sender.rate_max", *rate_max);
+        }
+        let share = (0.0..1.0).contains(&sender.headroom);
+        self.rule(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
+        self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
+        self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
+        self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
+        self.range("sender.lifetime", sender.lifetime, SECOND, LIFETIME_MAX);
+        self.range("sender.fresh", sender.fresh, Duration::ZERO, LIFETIME_MAX);
+        self.range("sender.attempts_max", sender.attempts_max, 1, 10_000);
+        self.range("sender.token_wait", sender.token_wait, Duration::ZERO, LIFETIME_MAX);
+        self.range("sender.refused_for", sender.refused_for, Duration::ZERO, DAY);
+        self.range("sender.probe_max", sender.probe_max, 10 * MILLISECOND, HOUR);
+        self.range("sender.retry_hint_max", sender.retry_hint_max, Duration::ZERO, HOUR);
+    }
+
+    fn backoff(&mut self, backoff: &Backoff) {
+        self.range("sender.backoff.initial", backoff.initial, MILLISECOND, HOUR);
+        self.range("sender.backoff.max", backoff.max, MILLISECOND, HOUR);
+        self.within("sender.backoff.initial", backoff.initial, "sender.backoff.max", backoff.max);
+        self.range("sender.backoff.multiplier", backoff.multiplier, 1.0, 10.0);
+        self.range("sender.backoff.randomization", backoff.randomization, 0.0, 1.0);
+    }
+
+    /// What lies where: the bots' folder holds nothing else, and the queue's folder nothing but the queue.
+    fn places(&mut self, shape: &Shape) {
+        let (bots, operators) = (resolved(&shape.ingress.socket), resolved(&shape.control.socket));
+        let queue = resolved(&shape.queue.path);
+        let apart = bots.parent() != operators.parent();
+        let allowed = "in another folder than ingress.socket, which bots can reach";
+        self.socket("control.socket", &shape.control.socket);
+        self.rule(&["control.socket", "ingress.socket"], shape.control.socket.display(), apart, allowed);
+        for (key, written, socket) in
+            [("ingress.socket", &shape.ingress.socket, &bots), ("control.socket", &shape.control.socket, &operators)]
+        {
+            self.rule(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
+        }
+        if let Some(tcp) = shape.ingress.tcp {
+            let admin = shape.admin.listen;
+            let clash = tcp.port() != 0 && tcp.port() == admin.port() && shares_address(tcp.ip(), admin.ip());
+            self.rule(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
+        }
+    }
+
+    fn socket(&mut self, key: &str, path: &Path) {
+        self.given(key, path);
+        let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
+        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, for a Unix socket has no room for more");
+        self.rule(&[key], path.display(), fits, &allowed);
+    }
+
+    fn given(&mut self, key: &str, path: &Path) {
+        self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
+    }
+
+    fn range<T: Leaf + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
+        let allowed = format!("{} to {}", bare(&least), bare(&most));
+        self.rule(&[key], bare(&value), least <= value && value <= most, &allowed);
+    }
+
+    fn within<T: Leaf + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
+        let allowed = format!("at most {bound_key}, which is {}", bare(&bound));
+        self.rule(&[key, bound_key], bare(&value), value <= bound, &allowed);
+    }
+
+    /// The source named is that of the first of the keys that is set anywhere.
+    fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
+        let Layers { origins, faults, .. } = &mut *self.0;
+        // A key whose value is wrong by itself is not compared as well.
+        let known = keys.iter().any(|key| faults.iter().any(|fault| fault.contains(&format!(": {key} = "))));
+        if !kept && !known {
+            let source = keys.iter().find_map(|key| origins.get(*key)).map_or("default", String::as_str);
+            faults.push(format!("{source}: {} = {value}: must be {allowed}", keys[0]));
+        }
+    }
+}
+
+/// A value as one writes it, without quotes.
+fn bare(value: &impl Leaf) -> String {
+    let written = value.write();
+    written.as_str().map_or_else(|| written.to_string(), str::to_owned)
+}
+
+fn is_loopback(endpoint: &Uri) -> bool {
+    let host = endpoint.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// A clash is said here, before a bind fails on it.
+fn shares_address(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_unspecified() || other.is_unspecified()
+}
+
+/// The path with the links of whatever exists of it followed: /var/run is /run.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    path.ancestors()
+        .find_map(|ancestor| Some(ancestor.canonicalize().ok()?.join(path.strip_prefix(ancestor).ok()?)))
+        .unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_as_far_as_the_path_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("run")).unwrap();
+        std::os::unix::fs::symlink(root.join("run"), root.join("var-run")).unwrap();
+        assert_eq!(resolved(&root.join("var-run/relay/relay.sock")), root.join("run/relay/relay.sock"));
+    }
+
+    #[test]
+    fn loopback_is_an_address_or_localhost() {
+        for (url, expected) in [
+            ("http://127.0.0.1:9580", true),
+            ("http://[::1]:9580", true),
+            ("http://localhost", true),
+            ("http://127.0.0.1.example", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+}

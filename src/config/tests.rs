@@ -1,0 +1,260 @@
+//! The configuration as its users meet it: files, variables, flags, and what is said about wrong ones.
+
+use std::path::Path;
+
+use super::*;
+
+/// A file's text and the environment, in an otherwise empty world; `{path}` in a fault is the file's.
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("relay.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let shown = path.display().to_string();
+    Config::load(&Sources { file: Some(path), environment, dir: None })
+        .map_err(|Faults(faults)| faults.iter().map(|fault| fault.replace(&shown, "{path}")).collect())
+}
+
+fn faults(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    load(text, environment).unwrap_err()
+}
+
+/// A configuration that is valid but for `more`.
+fn with(more: &str) -> Result<Config, Vec<String>> {
+    load(more, &[("AWS_REGION", "eu-west-2")])
+}
+
+#[test]
+fn the_documented_file_equals_the_defaults_key_for_key() {
+    let table: serde_json::Value = ::config::Config::builder()
+        .add_source(::config::File::from_str(DOCUMENTED, ::config::FileFormat::Toml))
+        .build()
+        .unwrap()
+        .try_deserialize()
+        .unwrap();
+    let documented: Shape = serde_json::from_value(table.clone()).unwrap();
+    assert_eq!(documented, Shape::default(), "a default");
+
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<String>) {
+            match value {
+                serde_json::Value::Object(map) => {
+                    map.iter().for_each(|(name, inner)| walk(&format!("{prefix}.{name}"), inner, into));
+                }
+                _ => into.push(prefix.into()),
+            }
+        }
+        let mut all = Vec::new();
+        walk("", value, &mut all);
+        all.sort();
+        all
+    };
+    assert_eq!(names(&table), names(&serde_json::to_value(Shape::default()).unwrap()), "a key");
+}
+
+#[test]
+fn every_documented_key_has_a_sentence() {
+    let lines: Vec<&str> = DOCUMENTED.lines().collect();
+    for pair in lines.windows(2).filter(|pair| pair[1].contains(" = ") && !pair[1].starts_with('#')) {
+        assert!(pair[0].starts_with("# "), "{}", pair[1]);
+    }
+}
+
+#[test]
+fn parts_defaults_are_the_documented_ones() {
+    let config = with("").unwrap();
+    assert_eq!(config.pacer(), pacer::Options::default());
+    assert_eq!(config.ingress(), ingress::Options::default());
+    assert_eq!(config.policy().backoff, Backoff::default());
+    assert_eq!(config.queue().dead_kept_for, Duration::from_secs(7 * 86_400));
+    assert_eq!(config.queue().bytes_max, 128 << 20);
+    assert_eq!(config.grace(), Duration::from_secs(25));
+}
+
+#[test]
+fn environment_lies_over_the_file_and_flags_over_both() {
+    let text = "[sender]\nregion = 'eu-west-2'\nrate_max = 5\nbackoff.max = '3s'\n[ingress]\nsocket = '/file/a.sock'";
+    let config = load(
+        text,
+        &[
+            ("CONNECT_RELAY__SENDER__RATE_MAX", "7.5"),
+            ("CONNECT_RELAY__SENDER__BACKOFF__MAX", "4s"),
+            ("CONNECT_RELAY__INGRESS__CONTENT_CHARS_MAX__PLAIN", "4096"),
+            ("CONNECT_RELAY__INGRESS__ALLOW_UIDS", "1000,1001"),
+            ("CONNECT_RELAY__QUEUE__VOLATILE", "true"),
+            ("AWS_REGION", "us-east-1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.shape.sender.region, "eu-west-2");
+    assert!((config.pacer().rate_max - 7.5).abs() < f64::EPSILON);
+    assert_eq!(config.queue().due_max, Duration::from_secs(4));
+    assert_eq!(config.limits().content_chars, [4096, 1024, 12000, 12288]);
+    assert_eq!(config.shape.ingress.allow_uids, [1000, 1001]);
+    assert!(config.queue().volatile);
+
+    let environment = vec![("CONNECT_RELAY__INGRESS__SOCKET".into(), "/env/a.sock".into()), region("eu-west-2")];
+    let config = Config::load(&Sources { file: None, environment, dir: Some("/flag".into()) }).unwrap();
+    assert_eq!(config.shape.ingress.socket, Path::new("/flag/relay.sock"));
+}
+
+fn region(name: &str) -> (OsString, OsString) {
+    ("AWS_REGION".into(), name.into())
+}
+
+#[test]
+fn dir_holds_sockets_and_queue_and_touches_nothing_else() {
+    let plain = Config::load(&Sources { environment: vec![region("eu-west-2")], ..Sources::default() }).unwrap();
+    let sources = Sources { environment: vec![region("eu-west-2")], dir: Some("/tmp/r".into()), file: None };
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.shape.ingress.socket, Path::new("/tmp/r/relay.sock"));
+    assert_eq!(config.shape.control.socket, Path::new("/tmp/r/private/control.sock"));
+    assert_eq!(config.shape.queue.path, Path::new("/tmp/r/private/queue"));
+    assert_eq!(plain.changes(&config), ["control.socket", "ingress.socket", "queue.path"]);
+}
+
+#[test]
+fn every_fault_is_reported_with_its_source_its_key_and_what_is_allowed() {
+    let text = "[sender]\nquota_rate = 0\nregoin = 'eu-west-2'\n[ingress]\nwait = 4\n[sendr]\nlifetime = '1h'";
+    let found = faults(text, &[("CONNECT_RELAY__QUEUE__PATHS", "/q"), ("CONNECT_RELAY__SHUTDOWN__GRACE", "2s")]);
+    let expected = [
+        "{path}: ingress.wait = 4: must be a duration with its unit, such as \"250ms\", \"4s\" or \"15m\"",
+        "{path}: sender.regoin = \"eu-west-2\": unknown key `regoin`, expected one of `region`, `endpoint`",
+        "{path}: sendr.lifetime = \"1h\": unknown key `sendr`, expected one of `ingress`, `queue`, `sender`",
+        "CONNECT_RELAY__QUEUE__PATHS: queue.paths = \"/q\": unknown key `paths`, expected one of `path`",
+        "default: sender.region = \"\": must be set, or AWS_REGION, or sender.endpoint",
+        "{path}: sender.quota_rate = 0.0: must be 0.01 to 100000.0",
+        "CONNECT_RELAY__SHUTDOWN__GRACE: shutdown.grace = 2s: must be 2s 1ms to 1h",
+    ];
+    for expected in expected {
+        assert!(found.iter().any(|fault| fault.starts_with(expected)), "{expected}\nin {found:#?}");
+    }
+    assert!(found.iter().all(|fault| expected.iter().any(|expected| fault.starts_with(expected))), "{found:#?}");
+}
+
+#[test]
+fn each_rule_refuses_what_it_should_and_says_so() {
+    for (text, expected) in [
+        ("ingress.tcp = '0.0.0.0:8480'", "{path}: ingress.tcp = 0.0.0.0:8480: must be a loopback address"),
+        (
+            "ingress.tcp = 'localhost:8480'",
+            "{path}: ingress.tcp = \"localhost:8480\": must be an IP address and a port",
+        ),
+        ("ingress = {tcp = '127.0.0.1:0', allow_gids = [7]}", "{path}: ingress.tcp = 127.0.0.1:0: must be empty while"),
+        ("ingress.tcp = '127.0.0.1:9581'", "{path}: admin.listen = 127.0.0.1:9581: must be another port"),
+        (
+            "control.socket = '/run/connect-relay/c.sock'",
+            "{path}: control.socket = /run/connect-relay/c.sock: must be in",
+        ),
+        (
+            "ingress.socket = '/var/lib/connect-relay/queue/a'",
+            "{path}: ingress.socket = /var/lib/connect-relay/queue/a: must be outside",
+        ),
+        ("ingress.socket = ''", "{path}: ingress.socket = \"\": must be a path"),
+        ("ingress.socket_mode = 432", "{path}: ingress.socket_mode = 432: must be octal permissions in quotes"),
+        (
+            "sender.backoff.max = '100ms'",
+            "{path}: sender.backoff.initial = 200ms: must be at most sender.backoff.max, which is 100ms",
+        ),
+        ("ingress.content_bytes_max = '300KiB'", "{path}: ingress.content_bytes_max = 300KiB: must be 1 to 256KiB"),
+        ("queue.key_file = '/etc/keys'", "{path}: queue.key_file = /etc/keys: must be empty until sealing is built"),
+        ("queue.messages_max = 1.5", "{path}: queue.messages_max = 1.5: must be a whole number"),
+        ("queue.damaged = 'ignore'", "{path}: queue.damaged = \"ignore\": must be \"set_aside\" or \"refuse\""),
+        ("sender.endpoint = 'http://example.com'", "{path}: sender.endpoint = http://example.com/: must be https"),
+        ("sender.region = 'evil.example/'", "{path}: sender.region = evil.example/: must be a region's name"),
+        ("sender.proxy = 'https://proxy:3128'", "{path}: sender.proxy = https://proxy:3128/: must be http://host:port"),
+        ("sender.proxy = 'http://me:hush@proxy:3128'", "{path}: sender.proxy = (not shown): must be a whole URL"),
+        ("sender.headroom = 1", "{path}: sender.headroom = 1: must be 0 to less than 1"),
+        ("sender.rate_min = 20", "{path}: sender.rate_min = 20.0: must be at most sender.quota_rate, which is 10.0"),
+        ("sender.lifetime = '8d'", "{path}: sender.lifetime = 8days: must be 1s to 7days"),
+        ("sender.backoff.multiplier = 0.5", "{path}: sender.backoff.multiplier = 0.5: must be 1.0 to 10.0"),
+        ("sender.backoff.randomization = nan", "{path}: sender.backoff.randomization = NaN: must be a number"),
+        ("sender.ca_file = '/nowhere'", "{path}: sender.ca_file = /nowhere: No such file"),
+        ("log.level = 'loud'", "{path}: log.level = \"loud\": must be \"error\" or \"warn\""),
+        ("admin = 5", "{path}: admin = 5: must be a table"),
+        ("[extra]", "{path}: extra = a table: unknown key `extra`"),
+        ("[Sender]\nlifetime = '1h'", "{path}: Sender.lifetime = \"1h\": unknown key `Sender`"),
+        ("[ingress\n", "{path}: TOML parse error at line 1, column 9"),
+    ] {
+        let found = with(text).err().unwrap_or_default();
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:#?}");
+    }
+}
+
+#[test]
+fn an_empty_table_is_no_fault() {
+    assert!(with("[queue]\n[log]").is_ok());
+}
+
+#[test]
+fn one_underscore_is_a_warning_that_names_the_right_variable() {
+    let one = ("CONNECT_RELAY_SENDER_REGION", "eu-west-2");
+    let found = faults("", &[one]);
+    assert_eq!(
+        found.last().unwrap(),
+        "CONNECT_RELAY_SENDER_REGION is not read: it takes two underscores, CONNECT_RELAY__SENDER__REGION"
+    );
+    let config = load(
+        "",
+        &[one, ("AWS_REGION", "eu-west-2"), ("CONNECT_RELAY_PORT_9581_TCP", "tcp://10.0.0.1:9581"), ("PATH", "/bin")],
+    )
+    .unwrap();
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+}
+
+#[test]
+fn a_region_is_taken_where_the_tools_of_aws_would_take_it() {
+    let both = [("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_REGION", "eu-west-2")];
+    assert_eq!(load("", &both).unwrap().shape.sender.region, "eu-west-2");
+    assert_eq!(load("", &both[..1]).unwrap().shape.sender.region, "us-east-1");
+    let found = faults("", &[("AWS_REGION", "EU")]);
+    assert!(found[0].starts_with("AWS_REGION: sender.region = EU: must be a region's name"), "{found:?}");
+}
+
+#[test]
+fn the_endpoint_follows_the_region_unless_it_is_set() {
+    for (region, expected) in [
+        ("us-east-1", "https://participant.connect.us-east-1.amazonaws.com/"),
+        ("cn-north-1", "https://participant.connect.cn-north-1.amazonaws.com.cn/"),
+        ("eusc-de-east-1", "https://participant.connect.eusc-de-east-1.amazonaws.eu/"),
+    ] {
+        assert_eq!(load("", &[("AWS_REGION", region)]).unwrap().participant().endpoint.to_string(), expected);
+    }
+    let config = load("sender.endpoint = 'http://127.0.0.1:9580/base'", &[]).unwrap();
+    assert_eq!(config.endpoint().to_string(), "http://127.0.0.1:9580/base");
+}
+
+#[test]
+fn what_check_prints_is_a_configuration_that_comes_to_the_same() {
+    let text = "[sender]\nendpoint = 'http://127.0.0.1:9580'\nrate_max = 3\nconnect_instance = 'a \"b\"'\n\
+                [ingress]\nallow_gids = [5, 6]\nbody_bytes_max = 100000";
+    let config = load(text, &[("CONNECT_RELAY__LOG__LEVEL", "debug")]).unwrap();
+    let printed = config.effective();
+    assert!(config.set().any(|set| set == ("log.level", "CONNECT_RELAY__LOG__LEVEL")), "{:?}", config.origins);
+    let again = load(&printed, &[]).unwrap();
+    assert_eq!((again.shape.clone(), again.effective()), (config.shape, printed.clone()));
+    assert_eq!(printed.matches(" = ").count(), keys(&again.shape).len());
+}
+
+#[test]
+fn a_ca_file_is_read_and_its_change_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.pem");
+    let text = format!("sender.ca_file = '{}'", path.display());
+    std::fs::write(&path, "not one").unwrap();
+    assert!(with(&text).unwrap_err()[0].ends_with("must hold certificates in PEM"));
+    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let before = with(&text).unwrap();
+    assert_eq!(before.participant().extra_roots, b"-----BEGIN CERTIFICATE-----\n");
+    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n-----BEGIN CERTIFICATE-----\n").unwrap();
+    assert_eq!(before.changes(&with(&text).unwrap()), ["sender.ca_file"]);
+    assert!(before.changes(&before.clone()).is_empty());
+}
+
+#[test]
+fn a_missing_file_is_said_with_its_path() {
+    let sources =
+        Sources { file: Some("/nowhere/relay.toml".into()), environment: vec![region("eu-west-2")], dir: None };
+    let Faults(found) = Config::load(&sources).unwrap_err();
+    assert!(found.len() == 1 && found[0].starts_with("read /nowhere/relay.toml: No such file"), "{found:?}");
+}

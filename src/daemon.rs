@@ -1,0 +1,324 @@
+//! The composition root: open, bind, spawn, wait, drain, report. The one place that spawns long-lived tasks, and it
+//! joins every one.
+//!
+//! ```text
+//! open ─▶ ready ──a wish, or a part that ends uninvited──▶ draining ─▶ closing ─▶ gone
+//!           └────────────────the store has failed───────────────────────────────▲
+//! ```
+//!
+//! | | readiness | the bots' door | sending | ends when |
+//! | --- | --- | --- | --- | --- |
+//! | ready | 200 | open | goes on | it is told to drain |
+//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued and no connection open, or 2 s before the grace is over |
+//! | closing | 503 | 503, what has begun is finished | finishes what is in flight | all is finished, or the grace is over |
+//! | gone | – | – | – | the queue's thread has ended |
+//!
+//! The operators' door and the probes are open until *gone*. [`Wish::Leave`] goes there from wherever it is. What is
+//! still queued at the end is on disk, and [`Ending::Left`] says how much it is.
+
+mod open;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use self::writer::WriterThread;
+use crate::health::{Health, State};
+use crate::ingress::{self, Door};
+use crate::pacer::{self, Budget};
+use crate::queue::{self, Queue, StoreFailed};
+use crate::serve::{Connections, Limits, SocketFile};
+use crate::{participant, sender};
+
+/// Before the end of the grace, for what is in flight; nothing is taken any more in it.
+const CLOSING: Duration = Duration::from_secs(2);
+/// For the replies that say that the store has failed.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
+/// For the queue's thread to end: a commit, at most.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+/// All parts' settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The store.
+    pub queue: queue::Options,
+    /// The bots' door.
+    pub ingress: ingress::Options,
+    /// Its Unix socket.
+    pub ingress_socket: PathBuf,
+    /// The socket's permissions.
+    pub socket_mode: u32,
+    /// Its loopback port, where there is one.
+    pub tcp: Option<SocketAddr>,
+    /// What bounds its connections, per listener.
+    pub connections: Limits,
+    /// Sending.
+    pub sender: sender::Options,
+    /// How fast.
+    pub pacer: pacer::Options,
+    /// Where to.
+    pub participant: participant::Options,
+    /// The operators' Unix socket.
+    pub control_socket: PathBuf,
+    /// Metrics and probes.
+    pub admin: SocketAddr,
+    /// From being told to drain to the end.
+    pub grace: Duration,
+    /// A label of the metrics.
+    pub region: String,
+    /// A label of the metrics.
+    pub connect_instance: String,
+    /// What jitter starts from.
+    pub seed: u64,
+}
+
+/// What a daemon is wished to do; it never goes back to an earlier one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    /// Go on.
+    #[default]
+    Run,
+    /// Deliver what is queued, within the grace, and end.
+    Drain,
+    /// End at once.
+    Leave,
+}
+
+/// Hears wishes. One whose sender is gone is wished to drain.
+pub type Stop = watch::Receiver<Wish>;
+
+/// How it ended, where nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing is queued.
+    Drained,
+    /// Messages are queued, on disk.
+    Left {
+        /// How many; none where the store did not say.
+        queued: Option<u64>,
+    },
+}
+
+/// What failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The store and the configuration do not fit.
+    #[error("{0}")]
+    Config(String),
+    /// Something else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The addresses that were bound, where a port was left to the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Metrics and probes.
+    pub admin: SocketAddr,
+    /// The bots' loopback port.
+    pub tcp: Option<SocketAddr>,
+}
+
+/// A relay that serves bots.
+#[derive(Debug)]
+pub struct Daemon {
+    grace: Duration,
+    bound: Bound,
+    reload_ok: IntGauge,
+    queue: Queue,
+    writer: WriterThread,
+    budget: Budget,
+    health: Health,
+    door: Door,
+    connections: Connections,
+    stage: watch::Sender<Stage>,
+    /// The sender: until [`Stage::NothingNew`].
+    sending: Tasks,
+    /// The bots' listeners: until [`Stage::DoorsShut`].
+    doors: Tasks,
+    /// The operators' door and the probes: until [`Stage::Dark`].
+    windows: Tasks,
+    /// Removed when all else has ended.
+    _sockets: [SocketFile; 2],
+}
+
+/// Which tasks are told to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    Open,
+    NothingNew,
+    DoorsShut,
+    Dark,
+}
+
+/// Long-lived tasks; each tells its name when it ends.
+type Tasks = JoinSet<&'static str>;
+
+impl Daemon {
+    /// The addresses that were bound.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// Whether the last reload of the configuration was taken: whoever reloads says so here.
+    #[must_use]
+    pub fn reload_ok(&self) -> IntGauge {
+        self.reload_ok.clone()
+    }
+
+    /// Runs until it is wished to end, and until it has.
+    ///
+    /// # Errors
+    /// When the store failed, or a part ended that nobody had told to.
+    pub async fn run(mut self, stop: Stop) -> Result<Ending, Failure> {
+        let ended = {
+            let queue = self.queue.clone();
+            tokio::select! {
+                biased;
+                failed = queue.failed() => Err(failed),
+                uninvited = self.live(stop.clone()) => Ok(uninvited),
+                () = wished(stop, Wish::Leave) => Ok(None),
+            }
+        };
+        match ended {
+            Ok(uninvited) => self.end(uninvited).await,
+            Err(failed) => Err(self.fail(failed).await),
+        }
+    }
+
+    /// Serves, drains and closes; gives the name of the part that ended uninvited, if one did.
+    async fn live(&mut self, stop: Stop) -> Option<&'static str> {
+        let uninvited = tokio::select! {
+            () = wished(stop, Wish::Drain) => None,
+            part = self.uninvited() => Some(part),
+        };
+        let (last_words, end) = (sleep(self.grace.saturating_sub(CLOSING)), sleep(self.grace));
+        if let Some(part) = uninvited {
+            error!(part, "a part of the relay ended that nobody had told to: the relay drains and leaves");
+        }
+        self.health.set(State::Draining);
+        self.door.drain();
+        self.tell_what_is_queued().await;
+        if !self.sending.is_empty() {
+            tokio::select! {
+                () = self.idle() => {}
+                () = last_words => {}
+            }
+        }
+        self.door.close();
+        self.stage.send_replace(Stage::NothingNew);
+        let finish = async {
+            all(&mut self.sending).await;
+            self.stage.send_replace(Stage::DoorsShut);
+            all(&mut self.doors).await;
+        };
+        tokio::select! {
+            () = finish => {}
+            () = end => warn!("the grace is over before everything in flight was finished"),
+        }
+        uninvited
+    }
+
+    /// Resolves with the name of a task that has ended.
+    async fn uninvited(&mut self) -> &'static str {
+        let ended = tokio::select! {
+            Some(ended) = self.sending.join_next() => ended,
+            Some(ended) = self.doors.join_next() => ended,
+            Some(ended) = self.windows.join_next() => ended,
+        };
+        ended.unwrap_or("a part that panicked")
+    }
+
+    /// Resolves when nothing is queued and no bot is connected.
+    async fn idle(&self) {
+        loop {
+            let mut drained = pin!(self.queue.drained());
+            drained.as_mut().enable();
+            self.connections.none().await;
+            let queued = self.queued().await;
+            if queued == Some(0) && self.connections.open() == 0 {
+                return;
+            }
+            if queued != Some(0) {
+                drained.await;
+            }
+        }
+    }
+
+    async fn queued(&self) -> Option<u64> {
+        self.queue.backlog(None).await.ok().map(|backlog| backlog.queued)
+    }
+
+    async fn tell_what_is_queued(&self) {
+        let Some(queued) = self.queued().await else { return };
+        let rate = self.budget.pacer().rate();
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let expected_seconds = (queued as f64 / rate).ceil();
+        let grace_seconds = self.grace.as_secs_f64();
+        info!(queued, rate, expected_seconds, grace_seconds, connections = self.connections.open(), "draining");
+    }
+
+    /// Ends what has not, waits for the queue's thread, and says what is left behind.
+    async fn end(mut self, uninvited: Option<&'static str>) -> Result<Ending, Failure> {
+        let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
+        self.stop_everything().await;
+        let Daemon { queue, writer, .. } = self;
+        drop(queue);
+        writer.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
+        match left {
+            Some(0) => info!("left: nothing is queued"),
+            Some(queued) => warn!(queued, "left: what is queued stays on disk, for the next start"),
+            None => warn!("left: what is queued stays on disk, for the next start; the store did not say how much"),
+        }
+        match (uninvited, left) {
+            (Some(part), _) => Err(Failure::Failed(format!("{part} ended that nobody had told to"))),
+            (None, Some(0)) => Ok(Ending::Drained),
+            (None, queued) => Ok(Ending::Left { queued }),
+        }
+    }
+
+    /// Nothing is acknowledged or sent any more; who waits for a reply is told so.
+    async fn fail(mut self, failed: StoreFailed) -> Failure {
+        error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
+        self.health.set(State::Failed(failed.0.clone()));
+        self.door.close();
+        self.stage.send_replace(Stage::DoorsShut);
+        // Those that are still in a request after that hang anyway.
+        let _ = timeout(LAST_REPLIES, all(&mut self.doors)).await;
+        self.stop_everything().await;
+        let Daemon { queue, writer, .. } = self;
+        drop(queue);
+        let _ = writer.join(LAST_COMMIT).await;
+        Failure::Failed(failed.to_string())
+    }
+
+    async fn stop_everything(&mut self) {
+        self.stage.send_replace(Stage::Dark);
+        for tasks in [&mut self.sending, &mut self.doors, &mut self.windows] {
+            tasks.shutdown().await;
+        }
+    }
+}
+
+/// Resolves when all of them have ended.
+async fn all(tasks: &mut Tasks) {
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Resolves when so much is wished for; where nobody can wish any more, that is a wish to drain.
+async fn wished(mut stop: Stop, wish: Wish) {
+    if stop.wait_for(|current| *current >= wish).await.is_err() && wish > Wish::Drain {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,233 @@
+//! Opening a relay: the queue, the sockets, the tasks, in the order in which each can rely on the one before.
+//!
+//! The admin port is bound first (probes that come while the queue opens wait in its backlog), the bots' sockets last:
+//! whoever can connect to them is served.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use prometheus::process_collector::ProcessCollector;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::writer::WriterThread;
+use super::{Bound, Daemon, Failure, Options, Stage, Tasks};
+use crate::admin::Admin;
+use crate::control::{About, Control};
+use crate::health::{Health, State};
+use crate::ingress::{Door, Ingress};
+use crate::metrics::Metrics;
+use crate::pacer::{Budget, Pacer};
+use crate::participant::Participant;
+use crate::queue::{self, OpenError, Queue, Writer};
+use crate::sender::Sender;
+use crate::serve::{BindError, Connections, Limits, Listener, bind_tcp, bind_unix, serve};
+use crate::time::Clock;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Connections at each of the two doors that are not the bots'.
+const WINDOW_LIMITS: Limits = Limits {
+    connections_max: 16,
+    idle_timeout: Duration::from_secs(75),
+    request_timeout: Duration::from_secs(10),
+    head_bytes_max: 16 << 10,
+};
+
+/// What every part is made with.
+struct Common {
+    participant: Participant,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl Daemon {
+    /// Opens the queue and the doors: from here on bots are served, while [`run`](Daemon::run) is awaited.
+    ///
+    /// # Errors
+    /// When the queue cannot be opened, an address cannot be listened on, or the client cannot be made.
+    pub async fn open(options: Options, clock: Clock) -> Result<Daemon, Failure> {
+        let metrics = Metrics::default();
+        let reload_ok = describe(&metrics, &options);
+        let participant = Participant::new(options.participant.clone(), clock.clone()).map_err(Failure::Failed)?;
+        let admin = bind_tcp(options.admin)?;
+        let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        let writer = WriterThread::start(writer)?;
+        let (control, control_file) = bind_unix(&options.control_socket, 0o600)?;
+        let tcp = options.tcp.map(bind_tcp).transpose()?;
+        let (unix, ingress_file) = bind_unix(&options.ingress_socket, options.socket_mode)?;
+        let bound = Bound { admin: address(&admin)?, tcp: tcp.as_ref().map(address).transpose()? };
+        announce(&options, bound, &queue).await;
+
+        let pulse = Arc::new(AtomicU64::new(0));
+        let mut daemon = Daemon {
+            grace: options.grace,
+            bound,
+            reload_ok,
+            queue,
+            writer,
+            budget: Budget::new(Pacer::new(options.pacer, clock.now(), options.seed)),
+            health: Health::new(Arc::clone(&pulse)),
+            door: Door::open(),
+            connections: Connections::default(),
+            stage: watch::Sender::default(),
+            sending: Tasks::new(),
+            doors: Tasks::new(),
+            windows: Tasks::new(),
+            _sockets: [control_file, ingress_file],
+        };
+        let common = Common { participant, metrics, clock };
+        daemon.spawn_sender(&options, &common, pulse);
+        daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
+        daemon.spawn_windows(&options, common, Listener::Unix(control), Listener::Tcp(admin));
+        daemon.health.set(State::Ready);
+        Ok(daemon)
+    }
+
+    fn spawn_sender(&mut self, options: &Options, common: &Common, pulse: Arc<AtomicU64>) {
+        let Common { participant, metrics, clock } = common;
+        let (queue, budget) = (self.queue.clone(), self.budget.clone());
+        let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
+        let stop = self.until(Stage::NothingNew);
+        self.sending.spawn(async move {
+            // A store that has failed tells everybody by itself.
+            let _ = sender.run(stop).await;
+            "the sender"
+        });
+    }
+
+    fn spawn_doors(&mut self, options: &Options, common: &Common, unix: Listener, tcp: Option<Listener>) {
+        let Common { participant, metrics, clock } = common;
+        let ingress = Ingress::new(
+            options.ingress.clone(),
+            self.queue.clone(),
+            participant.clone(),
+            self.budget.clone(),
+            self.door.clone(),
+            clock.clone(),
+            metrics,
+        );
+        for (name, listener) in [("the bots' socket", Some(unix)), ("the bots' port", tcp)] {
+            let Some(listener) = listener else { continue };
+            let ingress = ingress.clone();
+            let service = move |request, peer| {
+                let ingress = ingress.clone();
+                async move { ingress.handle(request, peer).await }
+            };
+            let (connections, stop) = (self.connections.clone(), self.until(Stage::DoorsShut));
+            let served = serve(listener, options.connections, clock.clone(), connections, service, stop);
+            self.doors.spawn(named(name, served));
+        }
+    }
+
+    fn spawn_windows(&mut self, options: &Options, common: Common, control: Listener, admin: Listener) {
+        let Common { metrics, clock, .. } = common;
+        let operators = Control {
+            queue: self.queue.clone(),
+            budget: self.budget.clone(),
+            health: self.health.clone(),
+            metrics: metrics.clone(),
+            about: About {
+                version: VERSION,
+                region: options.region.clone(),
+                connect_instance: options.connect_instance.clone(),
+                quota_rate: options.pacer.quota_rate,
+                messages_max: options.queue.messages_max,
+                bytes_max: options.queue.bytes_max,
+            },
+            clock: clock.clone(),
+        };
+        let service = move |request, _| {
+            let operators = operators.clone();
+            async move { operators.answer(&request).await }
+        };
+        let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
+        let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
+        self.windows.spawn(named("the operators' door", served));
+
+        let (health, queue) = (self.health.clone(), self.queue.clone());
+        let probes = Admin { metrics, health, queue, clock: clock.clone() };
+        let service = move |request, _| {
+            let probes = probes.clone();
+            async move { probes.answer(&request).await }
+        };
+        let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
+        let served = serve(admin, WINDOW_LIMITS, clock, connections, service, stop);
+        self.windows.spawn(named("the admin port", served));
+    }
+
+    fn until(&self, wanted: Stage) -> impl Future<Output = ()> + Send + 'static {
+        let mut stage = self.stage.subscribe();
+        async move {
+            // A daemon that is gone has no use for its tasks either.
+            let _ = stage.wait_for(|stage| *stage >= wanted).await;
+        }
+    }
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// On a thread of its own, so that a large store does not keep signals waiting.
+async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, Writer), Failure> {
+    let opened = tokio::task::spawn_blocking(move || Queue::open(options, clock, &metrics)).await;
+    match opened {
+        Ok(opened) => Ok(opened?),
+        Err(error) => Err(Failure::Failed(format!("open the queue: {error}"))),
+    }
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(|error| Failure::Failed(format!("read the address listened on: {error}")))
+}
+
+/// What Prometheus is told of the process and the build; gives the gauge of reloads.
+fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
+    let help = "Always 1: the build, the region and the instance are its labels.";
+    let labels = [VERSION, options.region.as_str(), options.connect_instance.as_str()];
+    metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
+    let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
+    process.expect("nothing else is called process");
+    metrics.gauge("paused", "1 while an operator has paused sending.").set(0);
+    let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
+    reload_ok.set(1);
+    reload_ok
+}
+
+async fn announce(options: &Options, bound: Bound, queue: &Queue) {
+    info!(
+        version = VERSION,
+        ingress = %options.ingress_socket.display(),
+        tcp = bound.tcp.map(tracing::field::display),
+        control = %options.control_socket.display(),
+        admin = %bound.admin,
+        upstream = %options.participant.endpoint,
+        region = options.region,
+        connect_instance = options.connect_instance,
+        quota_rate = options.pacer.quota_rate,
+        quota_burst = options.pacer.quota_burst,
+        queued = queue.backlog(None).await.map_or(0, |backlog| backlog.queued),
+        "started",
+    );
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Failure {
+        Failure::Failed(error.to_string())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        match error {
+            OpenError::NewerFormat { .. } | OpenError::Volatile { .. } => Failure::Config(error.to_string()),
+            OpenError::Locked { .. } | OpenError::Failed { .. } => Failure::Failed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Whole relays in this process: a temporary folder, a simulated or absent service, and the three doors.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use super::*;
+use crate::config::{Config, Sources};
+use crate::simulator::{self, Simulator};
+use crate::time::Clock;
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `run --dir` would be told, with every port left to the system.
+fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
+    let set = |key: &str, value: &str| (format!("CONNECT_RELAY__{key}").into(), value.into());
+    let environment = vec![
+        set("SENDER__ENDPOINT", endpoint),
+        set("SENDER__PROBE_MAX", "50ms"),
+        set("QUEUE__VOLATILE", "true"),
+        set("ADMIN__LISTEN", "127.0.0.1:0"),
+        set("SHUTDOWN__GRACE", grace),
+    ];
+    let config = Config::load(&Sources { file: None, environment, dir: Some(dir.into()) }).unwrap();
+    let shape = &config.shape;
+    Options {
+        queue: config.queue(),
+        ingress: config.ingress(),
+        ingress_socket: shape.ingress.socket.clone(),
+        socket_mode: 0o600,
+        tcp: Some("127.0.0.1:0".parse().unwrap()),
+        connections: config.connections(),
+        sender: config.sender(),
+        pacer: config.pacer(),
+        participant: config.participant(),
+        control_socket: config.control_socket().to_owned(),
+        admin: shape.admin.listen,
+        grace: config.grace(),
+        region: "eu-west-2".into(),
+        connect_instance: "test".into(),
+        seed: 1,
+    }
+}
+
+/// A daemon at work.
+struct Relay {
+    dir: TempDir,
+    bound: Bound,
+    wish: watch::Sender<Wish>,
+    ended: tokio::task::JoinHandle<Result<Ending, Failure>>,
+}
+
+impl Relay {
+    async fn start(endpoint: &str, grace: &str) -> Relay {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = Daemon::open(options(dir.path(), endpoint, grace), Clock::system()).await.unwrap();
+        Relay::run(dir, daemon)
+    }
+
+    fn run(dir: TempDir, daemon: Daemon) -> Relay {
+        let (wish, stop) = watch::channel(Wish::Run);
+        Relay { dir, bound: daemon.bound(), wish, ended: tokio::spawn(daemon.run(stop)) }
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let stream = TcpStream::connect(self.bound.admin).await.unwrap();
+        request(stream, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+    }
+
+    async fn until_ready_says(&self, status: u16) {
+        let turn = async {
+            while !self.get("/readyz").await.starts_with(&format!("HTTP/1.1 {status} ")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, turn).await.unwrap();
+    }
+
+    async fn send(&self, content: &str) -> String {
+        let stream = UnixStream::connect(self.dir.path().join("relay.sock")).await.unwrap();
+        request(stream, &message(content)).await
+    }
+
+    async fn ending(self) -> Result<Ending, Failure> {
+        timeout(PATIENCE, self.ended).await.unwrap().unwrap()
+    }
+}
+
+fn message(content: &str) -> String {
+    let body = format!(r#"{{"ContentType":"text/plain","Content":"{content}"}}"#);
+    format!(
+        "POST /participant/message HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Amz-Bearer: token\r\nContent-Length: \
+         {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request: &str) -> String {
+    let mut reply = String::new();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
+    reply
+}
+
+/// A service on a port of its own; it ends with the test's runtime.
+async fn service() -> (String, Simulator) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let simulator = Simulator::new(simulator::Options::default(), Clock::system());
+    let at_work = simulator.clone();
+    tokio::spawn(async move { at_work.serve(listener, std::future::pending()).await });
+    (endpoint, simulator)
+}
+
+/// Nobody listens there.
+async fn nowhere() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn drain_delivers_what_is_queued_and_removes_the_sockets() {
+    let (endpoint, simulator) = service().await;
+    let relay = Relay::start(&endpoint, "25s").await;
+    relay.until_ready_says(200).await;
+    for number in 0..20 {
+        assert!(relay.send(&format!("{number}")).await.starts_with("HTTP/1.1 202 "));
+    }
+    let (socket, control) = (relay.dir.path().join("relay.sock"), relay.dir.path().join("private/control.sock"));
+    assert!(socket.exists() && control.exists());
+    relay.wish.send_replace(Wish::Drain);
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 20);
+    assert!(!socket.exists() && !control.exists());
+}
+
+#[tokio::test]
+async fn doors_stay_open_while_it_drains_and_what_is_left_is_counted() {
+    let relay = Relay::start(&nowhere().await, "4s").await;
+    assert!(relay.send("before").await.starts_with("HTTP/1.1 202 "));
+    relay.wish.send_replace(Wish::Drain);
+    relay.until_ready_says(503).await;
+    assert!(relay.send("farewell").await.starts_with("HTTP/1.1 202 "));
+    assert!(relay.get("/livez").await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(2) }));
+}
+
+#[tokio::test]
+async fn drain_waits_for_a_connected_bot() {
+    let (endpoint, simulator) = service().await;
+    let relay = Relay::start(&endpoint, "25s").await;
+    let bot = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+    relay.wish.send_replace(Wish::Drain);
+    relay.until_ready_says(503).await;
+    assert!(request(bot, &message("farewell")).await.starts_with("HTTP/1.1 202 "));
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 1);
+}
+
+#[tokio::test]
+async fn a_wish_to_leave_is_obeyed_at_once_also_while_it_drains() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    relay.send("left behind").await;
+    relay.wish.send_replace(Wish::Drain);
+    relay.until_ready_says(503).await;
+    relay.wish.send_replace(Wish::Leave);
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn what_is_left_behind_is_delivered_after_the_next_start() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    relay.send("kept").await;
+    relay.wish.send_replace(Wish::Leave);
+    let dir = relay.dir;
+    assert_eq!(relay.ended.await.unwrap(), Ok(Ending::Left { queued: Some(1) }));
+
+    let (endpoint, simulator) = service().await;
+    let daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
+    let relay = Relay::run(dir, daemon);
+    relay.wish.send_replace(Wish::Drain);
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 1);
+}
+
+#[tokio::test]
+async fn a_part_that_ends_uninvited_ends_the_whole_by_the_drain_path() {
+    let (endpoint, simulator) = service().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    daemon.windows.spawn(async {
+        let _ = ended.await;
+        "a part of the test"
+    });
+    let relay = Relay::run(dir, daemon);
+    relay.send("still delivered").await;
+    drop(end);
+    let failure = Failure::Failed("a part of the test ended that nobody had told to".into());
+    assert_eq!(relay.ending().await, Err(failure));
+    assert_eq!(simulator.counts().accepted, 1);
+}
+
+#[tokio::test]
+async fn two_relays_run_in_one_process_and_share_no_folder() {
+    let endpoint = nowhere().await;
+    let (one, other) = (Relay::start(&endpoint, "25s").await, Relay::start(&endpoint, "25s").await);
+    one.send("one's own").await;
+    assert!(one.get("/metrics").await.contains("\nconnect_relay_queue_messages 1\n"));
+    assert!(other.get("/metrics").await.contains("\nconnect_relay_queue_messages 0\n"));
+
+    let third = Daemon::open(options(one.dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap_err();
+    let Failure::Failed(why) = third else { panic!("{third:?}") };
+    assert!(why.ends_with("private/queue: locked by another process"), "{why}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_said_before_the_store_is_touched() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let listener = TcpListener::bind(taken).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { admin: taken, ..options(dir.path(), "http://127.0.0.1:9", "25s") };
+    let Failure::Failed(why) = Daemon::open(options, Clock::system()).await.unwrap_err() else { panic!() };
+    assert!(why.starts_with(&format!("listen on {taken}: ")), "{why}");
+    assert!(!dir.path().join("private/queue").exists());
+    drop(listener);
+}
+
+#[tokio::test]
+async fn the_process_and_the_build_are_measured() {
+    let relay = Relay::start(&nowhere().await, "25s").await;
+    let page = relay.get("/metrics").await;
+    let info = format!(
+        "connect_relay_info{{connect_instance=\"test\",region=\"eu-west-2\",version=\"{}\"}} 1\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for line in [&*info, "\nprocess_resident_memory_bytes ", "\nconnect_relay_config_reload_ok 1\n"] {
+        assert!(page.contains(line), "{line}");
+    }
+}

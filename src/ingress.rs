@@ -1,0 +1,364 @@
+//! The bots' door: the Participant Service as AWS has it, and the only place that picks a status for a bot.
+//!
+//! | route | what happens |
+//! | --- | --- |
+//! | `POST /participant/message`, `/participant/disconnect` | queued (`accept`): 202 once on disk, 200 once delivered |
+//! | `POST /participant/event` | queued too; typing is passed on or dropped (`forward`) |
+//! | `POST /participant/connection` | passed on, and the new token's participant remembered |
+//! | `POST /participant/messages` | a `batch`, a line per message, one commit |
+//! | `GET /participant/message/{ClientToken}`, `/participant/queue` | what became of it, what waits (`state`) |
+//! | any other `/participant/…` | passed on |
+//! | anything else, and other methods on these | 404 |
+//!
+//! A request's way: is the `peer` allowed and the `door` open → its `body` whole, within bounds → its
+//! headers (`request`) and members (`parse`) → one call of the queue, which answers when the disk has it → the
+//! `reply` or the `refusal`. Nothing is kept here between requests; a client that hangs up withdraws nothing.
+//!
+//! What this module promises: a 2xx for a message means that the queue said so; every error is one that AWS's SDKs
+//! can read; no text holds a token, contents or a header's value. It does not know the sender: what it tells of rates
+//! it reads from the budget they share.
+
+mod accept;
+mod batch;
+mod body;
+mod door;
+mod forward;
+mod parse;
+mod peer;
+mod refusal;
+mod reply;
+mod request;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{EXPECT, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus::{Histogram, IntCounter};
+
+use self::body::{Bodies, Bound};
+pub use self::door::Door;
+use self::refusal::{Refusal, Rejected};
+use self::reply::Answer;
+use self::request::{PREFERENCE_APPLIED, Preference, Wait};
+use crate::message::{Caller, Limits};
+use crate::metrics::{LOCAL_SECONDS, Metrics};
+use crate::pacer::Budget;
+use crate::participant::Participant;
+use crate::queue::Queue;
+use crate::serve::Peer;
+use crate::time::Clock;
+
+/// When a message is answered where its bot does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Once it is on disk.
+    Accepted,
+    /// Once its outcome is known, or the implied wait has ended.
+    Delivered,
+}
+
+/// The door's settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// On the Unix socket.
+    pub reply: Reply,
+    /// On the TCP port.
+    pub tcp_reply: Reply,
+    /// How long an implied wait lasts.
+    pub wait: Duration,
+    /// The most that `Prefer: wait` may ask for.
+    pub wait_max: Duration,
+    /// For a body to arrive.
+    pub request_timeout: Duration,
+    /// One body.
+    pub body_bytes_max: usize,
+    /// The body of one batch.
+    pub batch_bytes_max: usize,
+    /// All bodies being read together.
+    pub bodies_bytes_max: usize,
+    /// Users let in; with `allow_gids` empty too, whoever the socket's mode lets in.
+    pub allow_uids: Vec<u32>,
+    /// Groups let in, primary or supplementary.
+    pub allow_gids: Vec<u32>,
+    /// What a message may hold.
+    pub limits: Limits,
+    /// How long a bot is asked to stay away where no more is known: after 429, 500 and 503.
+    pub retry_after: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            reply: Reply::Accepted,
+            tcp_reply: Reply::Delivered,
+            wait: Duration::from_secs(4),
+            wait_max: Duration::from_secs(50),
+            request_timeout: Duration::from_secs(10),
+            body_bytes_max: 256 << 10,
+            batch_bytes_max: 1 << 20,
+            bodies_bytes_max: 8 << 20,
+            allow_uids: Vec::new(),
+            allow_gids: Vec::new(),
+            limits: Limits::default(),
+            retry_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The bots' door; clones share it.
+#[derive(Clone, Debug)]
+pub struct Ingress(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: Options,
+    queue: Queue,
+    participant: Participant,
+    budget: Budget,
+    door: Door,
+    clock: Clock,
+    bodies: Bodies,
+    measures: Measures,
+}
+
+/// What is measured here.
+#[derive(Debug)]
+struct Measures {
+    /// By [`Rejected`].
+    rejected: [IntCounter; Rejected::ALL.len()],
+    waits_delivered: IntCounter,
+    waits_queued: IntCounter,
+    waits_dead: IntCounter,
+    events_dropped: IntCounter,
+    accept_seconds: Histogram,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Message,
+    Disconnect,
+    Event,
+    Connection,
+    Batch,
+    State,
+    Queue,
+    Forward,
+    Unknown,
+}
+
+impl Ingress {
+    /// A door to this queue.
+    #[must_use]
+    pub fn new(
+        options: Options,
+        queue: Queue,
+        participant: Participant,
+        budget: Budget,
+        door: Door,
+        clock: Clock,
+        metrics: &Metrics,
+    ) -> Ingress {
+        let bodies = Bodies::new(options.bodies_bytes_max);
+        let measures = Measures::new(metrics);
+        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, measures }))
+    }
+
+    /// Answers one request. A client that hangs up drops this future; what the queue has accepted by then stays.
+    pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Response<Full<Bytes>> {
+        let inner = &*self.0;
+        let (parts, body) = request.into_parts();
+        let route = Route::of(&parts.method, parts.uri.path());
+        let bound = inner.bound(route, &parts);
+        let answer = match inner.admit(route, &parts, peer) {
+            Ok(()) => inner.answer(route, parts, body, bound, peer).await,
+            Err(refusal) => {
+                body::discard(body, bound).await;
+                Err(refusal)
+            }
+        };
+        answer.unwrap_or_else(|refusal| {
+            if route.takes_messages() {
+                inner.measures.rejected(&refusal);
+            }
+            reply::of_refusal(&refusal, inner.options.retry_after)
+        })
+    }
+}
+
+impl Inner {
+    fn admit(&self, route: Route, parts: &Parts, peer: Peer) -> Result<(), Refusal> {
+        if !peer::is_allowed(&self.options.allow_uids, &self.options.allow_gids, peer) {
+            return Err(Refusal::forbidden(
+                "connect-relay: this user is in neither ingress.allow_uids nor ingress.allow_gids",
+            ));
+        }
+        if route == Route::Unknown {
+            return Err(unknown(&parts.method, parts.uri.path()));
+        }
+        if self.door.is_closing() && !matches!(route, Route::State | Route::Queue) {
+            return Err(Refusal::unavailable("connect-relay: the relay is stopping, nothing was kept")
+                .counted(Rejected::Draining));
+        }
+        Ok(())
+    }
+
+    async fn answer<B: Body<Data = Bytes>>(
+        &self,
+        route: Route,
+        parts: Parts,
+        body: B,
+        bound: Bound,
+        peer: Peer,
+    ) -> Result<Answer, Refusal> {
+        let caller = caller(peer);
+        match route {
+            Route::State => self.state(&parts, caller).await,
+            Route::Queue => self.backlog(&parts, caller).await,
+            Route::Message => {
+                let body = self.bodies.read(body, bound).await?;
+                self.message(&parts.headers, body, peer).await
+            }
+            Route::Batch => {
+                let body = self.bodies.read(body, bound).await?;
+                self.batch(&parts.headers, body, caller).await
+            }
+            Route::Disconnect => {
+                let body = self.bodies.read(body, bound).await?;
+                self.disconnect(&parts.headers, body, peer).await
+            }
+            // The rest is rare and carries much along: it does not make every request's future larger.
+            Route::Event => {
+                let body = self.bodies.read(body, bound).await?;
+                Box::pin(self.event(parts, body, peer)).await
+            }
+            Route::Connection => {
+                let body = self.bodies.read(body, bound).await?;
+                Box::pin(self.connection(parts, body.bytes.clone())).await
+            }
+            Route::Forward => {
+                let body = self.bodies.read(body, bound).await?;
+                Box::pin(self.forward(parts, body.bytes.clone())).await
+            }
+            Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
+        }
+    }
+
+    fn bound(&self, route: Route, parts: &Parts) -> Bound {
+        let (most, key) = match route {
+            Route::Batch => (self.options.batch_bytes_max, "ingress.batch_bytes_max"),
+            _ => (self.options.body_bytes_max, "ingress.body_bytes_max"),
+        };
+        Bound { most, key, within: self.options.request_timeout, asks: parts.headers.contains_key(EXPECT) }
+    }
+
+    /// How long a request about one message waits for its outcome.
+    fn wait(&self, preference: Preference, reply: Reply) -> Wait {
+        let implied = match reply {
+            Reply::Accepted => Duration::ZERO,
+            Reply::Delivered => self.options.wait,
+        };
+        preference.wait(implied, self.options.wait_max)
+    }
+
+    fn reply(&self, peer: Peer) -> Reply {
+        match peer {
+            Peer::Unix { .. } => self.options.reply,
+            Peer::Tcp => self.options.tcp_reply,
+        }
+    }
+}
+
+impl Route {
+    fn of(method: &Method, path: &str) -> Route {
+        let Some(operation) = path.strip_prefix("/participant/") else { return Route::Unknown };
+        match (method, operation) {
+            (&Method::POST, "message") => Route::Message,
+            (&Method::POST, "disconnect") => Route::Disconnect,
+            (&Method::POST, "event") => Route::Event,
+            (&Method::POST, "connection") => Route::Connection,
+            (&Method::POST, "messages") => Route::Batch,
+            (&Method::GET, "queue") => Route::Queue,
+            (&Method::GET, _) if operation.len() > "message/".len() && operation.starts_with("message/") => {
+                Route::State
+            }
+            // Ours alone, or queued under one method only: nothing else of them reaches the service.
+            (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
+            _ if operation.starts_with("message/") => Route::Unknown,
+            // What is passed on stays under /participant/.
+            _ if operation.split('/').any(|part| matches!(part, "." | "..")) => Route::Unknown,
+            _ => Route::Forward,
+        }
+    }
+
+    /// Whether a refusal on this route is a rejected message.
+    fn takes_messages(self) -> bool {
+        matches!(self, Route::Message | Route::Disconnect | Route::Event | Route::Batch)
+    }
+}
+
+impl Measures {
+    fn new(metrics: &Metrics) -> Measures {
+        let rejected = metrics.counters(
+            "messages_rejected_total",
+            "Messages that were not kept, by reason. The bot was told so.",
+            &["reason"],
+        );
+        let waits = metrics.counters(
+            "waits_total",
+            "Requests that waited for a message's outcome, by what was known when they were answered.",
+            &["outcome"],
+        );
+        Measures {
+            rejected: Rejected::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+            waits_delivered: waits.with_label_values(&["delivered"]),
+            waits_queued: waits.with_label_values(&["queued"]),
+            waits_dead: waits.with_label_values(&["dead"]),
+            events_dropped: metrics.counter(
+                "events_dropped_total",
+                "Typing events that were dropped: something was queued before them, or no quota was to spare.",
+            ),
+            accept_seconds: metrics.histogram(
+                "accept_seconds",
+                "From a message's last byte to its being on disk and acknowledged.",
+                LOCAL_SECONDS,
+            ),
+        }
+    }
+
+    fn rejected(&self, refusal: &Refusal) {
+        if let Some(reason) = refusal.counted {
+            self.rejected[reason as usize].inc();
+        }
+    }
+}
+
+fn caller(peer: Peer) -> Caller {
+    match peer {
+        Peer::Unix { uid, .. } => Caller::Uid(uid),
+        Peer::Tcp => Caller::Tcp,
+    }
+}
+
+/// Says in `Preference-Applied` what became of `Prefer`.
+fn applied(mut answer: Answer, applied: Option<String>) -> Answer {
+    if let Some(value) = applied.and_then(|applied| HeaderValue::try_from(applied).ok()) {
+        answer.headers_mut().insert(PREFERENCE_APPLIED, value);
+    }
+    answer
+}
+
+/// 404. The path is cut, and holds nothing that a terminal would obey.
+fn unknown(method: &Method, path: &str) -> Refusal {
+    let path: String = path.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    let method: String = method.as_str().chars().take(20).collect();
+    let text = format!("connect-relay: no such operation: {method} {path}");
+    Refusal::new(StatusCode::NOT_FOUND, "UnknownOperationException", text)
+}

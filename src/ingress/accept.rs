@@ -1,0 +1,140 @@
+//! One submission: on disk, and then perhaps its outcome.
+//!
+//! ```text
+//! body, headers ─▶ Submission ─▶ queue.accept ─▶ on disk ─┬─ no wait ───────────────▶ 202 (a repeat: what is known)
+//!                                     │                   └─ queue.outcome, at most ▶ 200, 202 or the refusal
+//!                                     └─ not kept ─────────────────────────────────▶ 400 … 500
+//! ```
+//!
+//! A wait never changes what was promised: at its end, at the door's closing and after a failure of the store the
+//! message is on disk, and the reply says so. The body's share of the budget is given back before a wait.
+
+use std::time::Duration;
+
+use hyper::header::HeaderMap;
+
+use super::body::Whole;
+use super::parse::Members;
+use super::refusal::Refusal;
+use super::reply::{self, Answer};
+use super::request::{self, Identity, Preference};
+use super::{Inner, applied, caller};
+use crate::life;
+use crate::message::{self, Body, ClientToken, Submission};
+use crate::queue::{State, Status, StoreFailed, Verdict};
+use crate::serve::Peer;
+
+/// What the reply and the log line need of a submission that the queue has taken.
+pub(super) struct Stub {
+    pub(super) client_token: ClientToken,
+    pub(super) lifetime: Option<Duration>,
+    conversation: Box<str>,
+    trace_id: Option<Box<str>>,
+}
+
+impl Stub {
+    pub(super) fn of(submission: &Submission) -> Stub {
+        Stub {
+            client_token: submission.client_token.clone(),
+            lifetime: submission.lifetime,
+            conversation: message::label(submission.conversation.as_ref(), &submission.connection_token),
+            trace_id: submission.trace_id.clone(),
+        }
+    }
+
+    /// Reads the queue's verdict; the life of a new message begins in the log.
+    pub(super) fn kept(&self, verdict: Verdict, rate: f64) -> Result<State, Refusal> {
+        let (state, repeat) = match verdict {
+            Verdict::Accepted { state, repeat } => (state, repeat),
+            Verdict::Rejected(rejection) => return Err(Refusal::of_rejection(&rejection, rate, self.lifetime)),
+        };
+        if !repeat {
+            life::accepted(life::Subject {
+                message: &state.id,
+                conversation: &self.conversation,
+                client_token: &self.client_token,
+                trace_id: self.trace_id.as_deref(),
+            });
+        }
+        Ok(state)
+    }
+}
+
+impl Inner {
+    /// SendMessage.
+    pub(super) async fn message(&self, headers: &HeaderMap, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+        let mut members = Members::parse(&body.bytes)?;
+        let message = members.message(&self.options.limits)?;
+        let submission = submission(headers, message, members.client_token()?, peer)?;
+        drop(members);
+        self.submit(submission, headers, body, peer).await
+    }
+
+    /// DisconnectParticipant.
+    pub(super) async fn disconnect(&self, headers: &HeaderMap, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+        let client_token = Members::parse(&body.bytes)?.client_token()?;
+        let submission = submission(headers, Body::Disconnect, client_token, peer)?;
+        self.submit(submission, headers, body, peer).await
+    }
+
+    /// Hands a submission to the queue, waits if it is to, and answers.
+    pub(super) async fn submit(
+        &self,
+        submission: Submission,
+        headers: &HeaderMap,
+        body: Whole<'_>,
+        peer: Peer,
+    ) -> Result<Answer, Refusal> {
+        let stub = Stub::of(&submission);
+        let bare = submission.body == Body::Disconnect;
+        let rate = self.budget.pacer().rate();
+        let timer = self.measures.accept_seconds.start_timer();
+        let verdict = self.queue.accept(vec![submission], rate).await;
+        timer.observe_duration();
+        drop(body);
+        let verdict = verdict?.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
+        let state = stub.kept(verdict, rate)?;
+        let wait = self.wait(Preference::of(headers), self.reply(peer));
+        let state = self.outcome(state, wait.span).await;
+        let answer = reply::of_state(&state, &stub.client_token, bare, self.options.retry_after);
+        Ok(applied(answer, wait.applied))
+    }
+
+    /// Waits for the outcome of what is queued.
+    pub(super) async fn outcome(&self, state: State, wait: Duration) -> State {
+        if wait.is_zero() || !matches!(state.status, Status::Queued { .. }) {
+            return state;
+        }
+        let later = tokio::select! {
+            later = self.queue.outcome(state.id, wait) => later.ok().flatten(),
+            () = self.door.closing() => None,
+        };
+        let state = later.unwrap_or(state);
+        match state.status {
+            Status::Queued { .. } => self.measures.waits_queued.inc(),
+            Status::Delivered(_) => self.measures.waits_delivered.inc(),
+            Status::Dead { .. } => self.measures.waits_dead.inc(),
+        }
+        state
+    }
+}
+
+/// Puts together what the members and the headers say.
+pub(super) fn submission(
+    headers: &HeaderMap,
+    body: Body,
+    client_token: ClientToken,
+    peer: Peer,
+) -> Result<Submission, Refusal> {
+    let Identity { token, conversation } = Identity::of(headers)?;
+    Ok(Submission {
+        body,
+        client_token,
+        connection_token: token,
+        conversation,
+        replaces: request::replaces(headers)?,
+        lifetime: request::lifetime(headers)?,
+        caller: caller(peer),
+        trace_id: request::trace_id(headers),
+    })
+}

@@ -1,0 +1,214 @@
+//! Bodies as they come in: bounded each, and all together.
+//!
+//! Whoever reads a body holds as many permits as it may need bytes, from its first byte until the queue has answered:
+//! a thousand slow uploads cost the relay `ingress.bodies_bytes_max` and no more. A body that nobody wants is read to
+//! its end and dropped, within bounds, because a connection closed under a client that is still writing may take the
+//! reply with it.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::StatusCode;
+use hyper::body::Body;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::refusal::{Refusal, Rejected};
+
+/// The most that is read of a body only to throw it away.
+const DISCARD_MAX: usize = 16 << 20;
+
+/// What bounds one body.
+#[derive(Clone, Copy)]
+pub(super) struct Bound {
+    /// Bytes.
+    pub(super) most: usize,
+    /// The setting's name.
+    pub(super) key: &'static str,
+    /// For the whole body to arrive.
+    pub(super) within: Duration,
+    /// The client waits for leave to send it (`Expect: 100-continue`).
+    pub(super) asks: bool,
+}
+
+/// The budget that all bodies share.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    free: Semaphore,
+    all: usize,
+}
+
+/// A whole body, and its share of the budget.
+pub(super) struct Whole<'a> {
+    pub(super) bytes: Bytes,
+    _share: Option<SemaphorePermit<'a>>,
+}
+
+enum Fault {
+    TooLarge,
+    Broken,
+}
+
+impl Bodies {
+    pub(super) fn new(bytes_max: usize) -> Bodies {
+        let all = bytes_max.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Bodies { free: Semaphore::new(all), all }
+    }
+
+    /// Reads a whole body.
+    pub(super) async fn read<B: Body<Data = Bytes>>(&self, body: B, bound: Bound) -> Result<Whole<'_>, Refusal> {
+        let hint = body.size_hint();
+        if hint.upper() == Some(0) {
+            return Ok(Whole { bytes: Bytes::new(), _share: None });
+        }
+        if hint.lower() > bound.most as u64 {
+            discard(body, bound).await;
+            return Err(too_large(Some(hint.lower()), bound));
+        }
+        let need = hint.upper().and_then(|upper| usize::try_from(upper).ok()).unwrap_or(bound.most).min(bound.most);
+        let need = u32::try_from(need.min(self.all)).unwrap_or(u32::MAX);
+        let mut body = pin!(body);
+        let whole = timeout(bound.within, async {
+            // The semaphore is never closed.
+            let share = self.free.acquire_many(need).await.ok();
+            (collect(body.as_mut(), bound.most).await, share)
+        });
+        match whole.await {
+            Ok((Ok(bytes), share)) => Ok(Whole { bytes, _share: share }),
+            Ok((Err(Fault::TooLarge), share)) => {
+                drop(share);
+                discard(body, bound).await;
+                Err(too_large(None, bound))
+            }
+            // Nobody is there to read this reply.
+            Ok((Err(Fault::Broken), _)) => Err(Refusal::invalid("the body ended before its time")),
+            Err(_) => Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "RequestTimeoutException",
+                format!(
+                    "connect-relay: the body did not arrive within {} ms (ingress.request_timeout)",
+                    bound.within.as_millis()
+                ),
+            )),
+        }
+    }
+}
+
+/// Reads a body that nobody wants, so that its sender gets to the reply.
+pub(super) async fn discard<B: Body<Data = Bytes>>(body: B, bound: Bound) {
+    if bound.asks || body.is_end_stream() || body.size_hint().lower() > DISCARD_MAX as u64 {
+        return;
+    }
+    let mut body = pin!(body);
+    let _ = timeout(bound.within, async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > DISCARD_MAX {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+/// One frame is passed on as it is; several are put together.
+async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, most: usize) -> Result<Bytes, Fault> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Fault::Broken)?.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > most {
+            return Err(Fault::TooLarge);
+        }
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else if rest.is_empty() {
+            rest.reserve(body.size_hint().lower().min(most as u64) as usize + first.len() + data.len());
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        } else {
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+fn too_large(bytes: Option<u64>, Bound { most, key, .. }: Bound) -> Refusal {
+    let came = bytes.map_or_else(|| "more".to_owned(), |bytes| bytes.to_string());
+    Refusal::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "ValidationException",
+        format!("connect-relay: the body has {came} bytes, at most {most} are taken ({key})"),
+    )
+    .counted(Rejected::TooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::Full;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    fn bound(most: usize) -> Bound {
+        Bound { most, key: "ingress.body_bytes_max", within: Duration::from_secs(60), asks: false }
+    }
+
+    fn chunks(chunks: &'static [&'static str]) -> impl Body<Data = Bytes, Error = Infallible> {
+        Chunks(chunks.iter())
+    }
+
+    /// A body that comes in several frames.
+    struct Chunks(std::slice::Iter<'static, &'static str>);
+
+    impl Body for Chunks {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            std::task::Poll::Ready(self.0.next().map(|text| Ok(Frame::data(Bytes::from_static(text.as_bytes())))))
+        }
+    }
+
+    #[tokio::test]
+    async fn body_is_whole_however_it_is_cut() {
+        let bodies = Bodies::new(100);
+        assert_eq!(bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.unwrap().bytes, "abcdef");
+        assert_eq!(bodies.read(chunks(&["ab", "", "cd", "ef"]), bound(6)).await.unwrap().bytes, "abcdef");
+        assert_eq!(bodies.read(chunks(&[]), bound(6)).await.unwrap().bytes, "");
+    }
+
+    #[tokio::test]
+    async fn body_over_its_bound_is_refused_with_the_bounds_name() {
+        let bodies = Bodies::new(100);
+        let refusal = bodies.read(Full::new(Bytes::from("abcdefg")), bound(6)).await.err().unwrap();
+        assert_eq!(refusal.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(refusal.text, "connect-relay: the body has 7 bytes, at most 6 are taken (ingress.body_bytes_max)");
+        let refusal = bodies.read(chunks(&["abcd", "efg"]), bound(6)).await.err().unwrap();
+        assert_eq!(
+            refusal.text,
+            "connect-relay: the body has more bytes, at most 6 are taken (ingress.body_bytes_max)"
+        );
+    }
+
+    #[tokio::test]
+    async fn bodies_share_one_budget_and_give_it_back() {
+        let bodies = Bodies::new(8);
+        let first = bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.unwrap();
+        let impatient = Bound { within: Duration::from_millis(1), ..bound(6) };
+        let refusal = bodies.read(Full::new(Bytes::from("abcdef")), impatient).await.err().unwrap();
+        assert_eq!(refusal.code, "RequestTimeoutException");
+        drop(first);
+        assert!(bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.is_ok());
+        // Larger than the budget: it waits for all of it, not for ever.
+        assert!(bodies.read(Full::new(Bytes::from("abcdefghij")), bound(10)).await.is_ok());
+    }
+}

@@ -1,0 +1,183 @@
+//! What is passed on to the Participant Service at once: typing, connections, and whatever the relay has no part in.
+//!
+//! None of it is stored, and its replies go back as they came. Two things are done in passing. A typing event helps
+//! somebody now or nobody: it goes only where nothing of its conversation is queued before it and the quota has
+//! allowance to spare, and else it is dropped. And a new connection token is remembered with its participant, on disk
+//! before the bot hears of it, so that a renewed token continues the conversation.
+//!
+//! What is between the bot and the relay (`Relay-…`, which can hold a token, and `Prefer`) stays here; `Participant`
+//! drops what belongs to a signature or a connection.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use serde::Deserialize;
+
+use super::accept::submission;
+use super::body::Whole;
+use super::parse::{Members, TYPING};
+use super::refusal::Refusal;
+use super::reply::{self, Answer};
+use super::request::{BEARER, Identity, PREFER};
+use super::{Inner, caller};
+use crate::delivery::Signal;
+use crate::message::ConnectionToken;
+use crate::participant::{Forwarded, Unreachable};
+use crate::queue::Asker;
+use crate::retry::Hint;
+use crate::serve::Peer;
+
+/// What a reply to CreateParticipantConnection holds of interest.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Connection {
+    connection_credentials: Option<Credentials>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Credentials {
+    connection_token: Option<String>,
+}
+
+impl Inner {
+    /// SendEvent.
+    pub(super) async fn event(&self, parts: Parts, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+        let mut members = Members::parse(&body.bytes)?;
+        let event = members.event(&self.options.limits)?;
+        let client_token = members.client_token()?;
+        drop(members);
+        if event.content_type() == Some(TYPING) {
+            let asker = Identity::of(&parts.headers)?.asker(caller(peer));
+            return match self.typing(parts, &body, asker).await? {
+                Some(answer) => Ok(answer),
+                None => {
+                    self.measures.events_dropped.inc();
+                    Ok(reply::dropped())
+                }
+            };
+        }
+        let submission = submission(&parts.headers, event, client_token, peer)?;
+        self.submit(submission, &parts.headers, body, peer).await
+    }
+
+    /// Passes a typing event on, if it is worth it; none where it is dropped.
+    async fn typing(&self, parts: Parts, body: &Whole<'_>, asker: Asker) -> Result<Option<Answer>, Refusal> {
+        if !self.queue.is_idle(asker).await? || !self.budget.pacer().take_spare(self.clock.now()) {
+            return Ok(None);
+        }
+        let Ok(forwarded) = self.pass_on(parts, body.bytes.clone()).await else { return Ok(None) };
+        if is_throttle(&forwarded) {
+            let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+            let now = self.clock.now();
+            let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), now);
+            self.budget.pacer().ended(now, Signal::Throttled(hint));
+            return Ok(None);
+        }
+        Ok(Some(answer(forwarded)))
+    }
+
+    /// CreateParticipantConnection.
+    pub(super) async fn connection(&self, parts: Parts, body: Bytes) -> Result<Answer, Refusal> {
+        let participant = parts.headers.get(BEARER).and_then(|token| ConnectionToken::parse(token.as_bytes()).ok());
+        let forwarded = self.pass_on(parts, body).await?;
+        if let (true, Some(participant), Some(token)) =
+            (forwarded.status.is_success(), participant, connection_token(&forwarded.body))
+        {
+            self.queue.remember(participant, token).await?;
+        }
+        Ok(answer(forwarded))
+    }
+
+    /// Any other operation.
+    pub(super) async fn forward(&self, parts: Parts, body: Bytes) -> Result<Answer, Refusal> {
+        Ok(answer(self.pass_on(parts, body).await?))
+    }
+
+    async fn pass_on(&self, mut parts: Parts, body: Bytes) -> Result<Forwarded, Refusal> {
+        keep_own(&mut parts.headers);
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        self.participant.forward(parts.method, target, &parts.headers, body).await.map_err(|Unreachable(why)| {
+            Refusal::unavailable(format!("connect-relay: the Participant Service cannot be reached: {why}"))
+        })
+    }
+}
+
+/// Takes out what is between the bot and the relay. Replies come unencoded: connections are read in passing.
+fn keep_own(headers: &mut HeaderMap) {
+    let own: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("relay-") || *name == PREFER || *name == ACCEPT_ENCODING)
+        .cloned()
+        .collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+fn answer(Forwarded { status, headers, body }: Forwarded) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    answer
+}
+
+/// Any 429, and a ThrottlingException under another status.
+fn is_throttle(forwarded: &Forwarded) -> bool {
+    let code = forwarded.headers.get("x-amzn-errortype").and_then(|code| code.to_str().ok()).unwrap_or_default();
+    forwarded.status.as_u16() == 429 || code.contains("ThrottlingException")
+}
+
+fn connection_token(body: &[u8]) -> Option<ConnectionToken> {
+    let connection: Connection = serde_json::from_slice(body).ok()?;
+    ConnectionToken::parse(connection.connection_credentials?.connection_token?.as_bytes()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_between_bot_and_relay_is_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-amz-bearer", "relay-replaces-token", "relay-conversation", "prefer", "content-type"] {
+            headers.append(name, HeaderValue::from_static("x"));
+        }
+        keep_own(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-type", "x-amz-bearer"]);
+    }
+
+    #[test]
+    fn connection_token_is_found_where_there_is_one() {
+        let of = |json: &str| connection_token(json.as_bytes()).map(|token| token.expose().to_vec());
+        let full = r#"{"Websocket":{"Url":"wss://x"},"ConnectionCredentials":{"ConnectionToken":"t-1","Expiry":"z"}}"#;
+        assert_eq!(of(full).as_deref(), Some(&b"t-1"[..]));
+        for none in [
+            "",
+            "{}",
+            "<html>",
+            r#"{"ConnectionCredentials":null}"#,
+            r#"{"ConnectionCredentials":{"ConnectionToken":""}}"#,
+        ] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_throttle_is_one() {
+        let of = |status: u16, code: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            code.map(|code| headers.insert("x-amzn-errortype", HeaderValue::from_static(code)));
+            is_throttle(&Forwarded { status: status.try_into().unwrap(), headers, body: Bytes::new() })
+        };
+        assert!(of(429, None));
+        assert!(of(429, Some("TooManyRequestsException")));
+        assert!(of(400, Some("ns#ThrottlingException:http://x")));
+        assert!(!of(403, Some("AccessDeniedException")));
+        assert!(!of(200, None));
+    }
+}

@@ -1,0 +1,371 @@
+//! What goes back to a bot: the shapes and headers of every reply.
+//!
+//! A reply is a JSON object, unencoded (but for a disconnect that is done: AWS answers that with nothing). An error
+//! carries its code in `x-amzn-ErrorType` and its text in `Message`, because each SDK looks in another place; 429, 500
+//! and 503 say when to come again, in AWS's header and in HTTP's. Everything said of a message stands in headers too,
+//! because SDKs drop members that they do not know.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::Serialize;
+
+use super::refusal::Refusal;
+use crate::delivery::Receipt;
+use crate::message::ClientToken;
+use crate::queue::{State, Status};
+use crate::time::millis;
+
+/// A whole reply.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+const AMZ_RETRY_AFTER: HeaderName = HeaderName::from_static("x-amz-retry-after");
+const RELAY_STATE: HeaderName = HeaderName::from_static("relay-state");
+const RELAY_MESSAGE: HeaderName = HeaderName::from_static("relay-message");
+const RELAY_CLIENT_TOKEN: HeaderName = HeaderName::from_static("relay-client-token");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// What a ClientToken's header does not carry as it is.
+const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Text<'a> {
+    message: &'a str,
+}
+
+/// An error inside a larger reply.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ErrorPart<'a> {
+    pub(super) code: &'a str,
+    pub(super) message: &'a str,
+    /// Why a dead message is dead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<&'static str>,
+}
+
+impl ErrorPart<'_> {
+    pub(super) fn of(refusal: &Refusal) -> ErrorPart<'_> {
+        ErrorPart { code: &refusal.code, message: &refusal.text, reason: None }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Delivered<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absolute_time: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_metadata: Option<MessageMetadata<'a>>,
+}
+
+/// What the service says of a message that it has taken but not yet shown.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct MessageMetadata<'a> {
+    message_processing_status: &'a str,
+}
+
+impl MessageMetadata<'_> {
+    pub(super) fn of(receipt: &Receipt) -> Option<MessageMetadata<'_>> {
+        receipt.processing_status.as_deref().map(|status| MessageMetadata { message_processing_status: status })
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Queued<'a> {
+    client_token: &'a str,
+    state: &'static str,
+}
+
+/// The name that users see.
+pub(super) fn name(status: &Status) -> &'static str {
+    match status {
+        Status::Queued { .. } => "QUEUED",
+        Status::Delivered(_) => "DELIVERED",
+        Status::Dead { .. } => "DEAD",
+    }
+}
+
+/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `bare` is for a
+/// disconnect, which AWS answers without a body.
+pub(super) fn of_state(state: &State, client_token: &ClientToken, bare: bool, usual: Duration) -> Answer {
+    let mut answer = of_status(&state.status, client_token, bare, usual);
+    label(&mut answer, state, client_token);
+    answer
+}
+
+fn of_status(status: &Status, client_token: &ClientToken, bare: bool, usual: Duration) -> Answer {
+    match status {
+        Status::Queued { .. } => {
+            let queued = Queued { client_token: client_token.as_str(), state: name(status) };
+            with_json(StatusCode::ACCEPTED, to_json(&queued))
+        }
+        Status::Delivered(_) if bare => Response::new(Full::default()),
+        Status::Delivered(receipt) => with_json(
+            StatusCode::OK,
+            to_json(&Delivered {
+                id: receipt.id.as_deref(),
+                absolute_time: receipt.absolute_time.as_deref(),
+                message_metadata: MessageMetadata::of(receipt),
+            }),
+        ),
+        Status::Dead { reason, maybe_delivered, error } => {
+            of_refusal(&Refusal::of_dead(*reason, *maybe_delivered, error), usual)
+        }
+    }
+}
+
+/// Says in headers which message a reply is about.
+pub(super) fn label(answer: &mut Answer, state: &State, client_token: &ClientToken) {
+    let headers = answer.headers_mut();
+    headers.insert(RELAY_STATE, HeaderValue::from_static(name(&state.status)));
+    if let Ok(id) = HeaderValue::try_from(state.id.to_string()) {
+        headers.insert(RELAY_MESSAGE, id);
+    }
+    if let Some(client_token) = in_header(client_token) {
+        headers.insert(RELAY_CLIENT_TOKEN, client_token);
+    }
+    let upstreams = match &state.status {
+        Status::Queued { .. } => None,
+        Status::Delivered(receipt) => receipt.request_id.as_deref(),
+        Status::Dead { error, .. } => error.request_id.as_deref(),
+    };
+    headers.insert(REQUEST_ID, request_id(upstreams));
+}
+
+/// Percent-encoded where it is not visible ASCII, as in the path of a look-up.
+fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
+    HeaderValue::from_str(&Cow::from(utf8_percent_encode(client_token.as_str(), NOT_IN_HEADERS))).ok()
+}
+
+/// An error. `usual` is how long a bot stays away where no more is known.
+pub(super) fn of_refusal(refusal: &Refusal, usual: Duration) -> Answer {
+    let mut answer = with_json(refusal.status, to_json(&Text { message: &refusal.text }));
+    let headers = answer.headers_mut();
+    let code = HeaderValue::try_from(&*refusal.code).unwrap_or(HeaderValue::from_static("ValidationException"));
+    headers.insert(ERROR_TYPE, code);
+    headers.insert(REQUEST_ID, request_id(refusal.request_id.as_deref()));
+    if let StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE =
+        refusal.status
+    {
+        let wait = millis(refusal.retry.unwrap_or_default().max(usual)).max(1);
+        headers.insert(AMZ_RETRY_AFTER, HeaderValue::from(wait));
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
+    }
+    answer
+}
+
+/// A reply that is about no message.
+pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Answer {
+    let mut answer = with_json(status, to_json(body));
+    answer.headers_mut().insert(REQUEST_ID, request_id(None));
+    answer
+}
+
+/// 202 for a typing event that was dropped.
+pub(super) fn dropped() -> Answer {
+    let mut answer = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
+    let headers = answer.headers_mut();
+    headers.insert(RELAY_STATE, HeaderValue::from_static("DROPPED"));
+    headers.insert(REQUEST_ID, request_id(None));
+    answer
+}
+
+/// A batch's reply.
+pub(super) fn of_lines(lines: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::new(lines.into()));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, NDJSON);
+    headers.insert(REQUEST_ID, request_id(None));
+    answer
+}
+
+/// One line of a batch's reply, about a message that was kept.
+pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &State) {
+    match &state.status {
+        Status::Dead { reason, maybe_delivered, error } => {
+            error_line(lines, &Refusal::of_dead(*reason, *maybe_delivered, error));
+        }
+        status => push_line(lines, &Queued { client_token: client_token.as_str(), state: name(status) }),
+    }
+}
+
+/// One line of a batch's reply, about one that was not.
+pub(super) fn error_line(lines: &mut Vec<u8>, refusal: &Refusal) {
+    push_line(lines, &Failed { error: ErrorPart::of(refusal) });
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Failed<'a> {
+    error: ErrorPart<'a>,
+}
+
+fn push_line(lines: &mut Vec<u8>, line: &impl Serialize) {
+    push_json(lines, line);
+    lines.push(b'\n');
+}
+
+fn push_json(into: &mut Vec<u8>, value: &impl Serialize) {
+    // These shapes are structs of strings and numbers, and a Vec takes every write.
+    serde_json::to_writer(into, value).expect("a reply can be written as JSON");
+}
+
+fn to_json(value: &impl Serialize) -> Bytes {
+    let mut json = Vec::with_capacity(128);
+    push_json(&mut json, value);
+    json.into()
+}
+
+fn with_json(status: StatusCode, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    answer
+}
+
+/// Upstream's id of the request, or one of our own. It need not be unguessable.
+fn request_id(upstreams: Option<&str>) -> HeaderValue {
+    if let Some(id) = upstreams.and_then(|id| HeaderValue::from_str(id).ok()) {
+        return id;
+    }
+    let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+    let mut text = uuid::Uuid::encode_buffer();
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).expect("a UUID is a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use hyper::header::HeaderMap;
+
+    use super::*;
+    use crate::delivery::{Reason, ServiceError};
+    use crate::queue::{Full, Rejection, StoreFailed};
+
+    const USUAL: Duration = Duration::from_millis(1500);
+
+    fn taken(answer: Answer) -> (u16, HeaderMap, String) {
+        let (parts, body) = answer.into_parts();
+        let mut body = std::pin::pin!(body.collect());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(Ok(body)) = body.as_mut().poll(&mut cx) else { panic!("the body is there") };
+        (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_bytes().to_vec()).unwrap())
+    }
+
+    fn token(text: &str) -> ClientToken {
+        ClientToken::parse(text).unwrap().unwrap()
+    }
+
+    fn error(status: u16, code: &str, text: &str) -> ServiceError {
+        ServiceError { status, code: code.into(), text: text.into(), request_id: Some("up-1".into()) }
+    }
+
+    #[test]
+    fn queued_is_202_and_never_an_invented_id() {
+        let queued = Status::Queued { next_attempt: None, ahead: 0 };
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), false, USUAL));
+        assert_eq!((status, &*body), (202, r#"{"ClientToken":"c-1","State":"QUEUED"}"#));
+        assert_eq!(headers["content-type"], "application/json");
+    }
+
+    #[test]
+    fn delivered_is_200_as_aws_writes_it() {
+        let receipt = Receipt {
+            id: Some("id-1".into()),
+            absolute_time: Some("2019-11-08T02:41:28.172Z".into()),
+            processing_status: None,
+            request_id: Some("up-1".into()),
+        };
+        let delivered = Status::Delivered(receipt.clone());
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), false, USUAL));
+        assert_eq!((status, &*body), (200, r#"{"Id":"id-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#));
+        let rejected = Status::Delivered(Receipt { processing_status: Some("REJECTED".into()), ..receipt });
+        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), false, USUAL));
+        assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), true, USUAL));
+        assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
+    }
+
+    #[test]
+    fn dead_answers_upstreams_error_or_gone() {
+        let dead = |reason, error| Status::Dead { reason, maybe_delivered: true, error };
+        for (reason, given, status, code, text) in [
+            (
+                Reason::ChatOver,
+                error(403, "AccessDeniedException", "Access denied"),
+                403,
+                "AccessDeniedException",
+                "Access denied",
+            ),
+            (
+                Reason::Invalid,
+                error(400, "ValidationException", "too \"long\""),
+                400,
+                "ValidationException",
+                "too \"long\"",
+            ),
+            (Reason::Refused, error(418, "TeapotException", "short"), 418, "TeapotException", "short"),
+            (
+                Reason::Refused,
+                error(413, "", ""),
+                413,
+                "ValidationException",
+                "connect-relay: the Participant Service answered 413 without a text",
+            ),
+            (
+                Reason::Expired,
+                ServiceError::default(),
+                410,
+                "GoneException",
+                "connect-relay: the message is dead: its lifetime ended before it was delivered; an attempt may have arrived",
+            ),
+        ] {
+            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), false, USUAL));
+            assert_eq!(came, status);
+            assert_eq!(headers["x-amzn-errortype"], code);
+            assert_eq!(body, serde_json::json!({ "Message": text }).to_string());
+            assert!(!headers.contains_key("retry-after"));
+        }
+    }
+
+    #[test]
+    fn what_may_be_tried_again_says_when_in_both_headers() {
+        let full = Full::Messages { queued: 10, most: 10 };
+        for (refusal, millis, seconds) in [
+            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None), "2500", "3"),
+            (Refusal::of_rejection(&Rejection::TooLate { ahead: 7 }, 2.0, None), "1500", "2"),
+            (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
+            (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
+        ] {
+            let (status, headers, body) = taken(of_refusal(&refusal, USUAL));
+            assert_eq!(status, refusal.status.as_u16());
+            assert_eq!(headers["x-amzn-errortype"], *refusal.code);
+            assert_eq!(
+                (headers["x-amz-retry-after"].to_str().unwrap(), headers["retry-after"].to_str().unwrap()),
+                (millis, seconds)
+            );
+            assert!(body.starts_with(r#"{"Message":"connect-relay: "#), "{body}");
+        }
+    }
+
+    #[test]
+    fn any_client_token_fits_into_a_header() {
+        for (text, header) in [("a/b+c", "a/b+c"), ("50% é\n", "50%25%20%C3%A9%0A")] {
+            assert_eq!(in_header(&token(text)).unwrap(), header);
+        }
+    }
+}

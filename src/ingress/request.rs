@@ -1,0 +1,309 @@
+//! What a request's headers ask for. Pure: every part is a function of header values.
+//!
+//! | header | twice | malformed |
+//! | --- | --- | --- |
+//! | `X-Amz-Bearer`, `Relay-Conversation`, `Relay-Replaces-Token`, `Relay-Lifetime` | 400 | 400 |
+//! | `Prefer` (RFC 7240) | all of them count, of equal preferences the first | that preference is ignored |
+//! | `traceparent` (W3C) | ignored | ignored |
+//!
+//! What an AWS SDK signs and stamps its requests with is not looked at.
+
+use std::time::Duration;
+
+use hyper::header::{GetAll, HeaderMap, HeaderName, HeaderValue};
+
+use super::refusal::Refusal;
+use crate::message::{Caller, ConnectionToken, ConversationKey, Invalid, LIFETIME_MAX};
+use crate::queue::Asker;
+
+pub(super) const BEARER: HeaderName = HeaderName::from_static("x-amz-bearer");
+const CONVERSATION: HeaderName = HeaderName::from_static("relay-conversation");
+const REPLACES: HeaderName = HeaderName::from_static("relay-replaces-token");
+const LIFETIME: HeaderName = HeaderName::from_static("relay-lifetime");
+pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Whose conversation a request is about.
+pub(super) struct Identity {
+    pub(super) token: ConnectionToken,
+    pub(super) conversation: Option<ConversationKey>,
+}
+
+impl Identity {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Identity, Refusal> {
+        let Some(bearer) = single(headers, &BEARER, "X-Amz-Bearer")? else {
+            return Err(Refusal::invalid("ConnectionToken is missing, it travels in X-Amz-Bearer"));
+        };
+        let token = ConnectionToken::parse(bearer.as_bytes())?;
+        let conversation = single(headers, &CONVERSATION, "Relay-Conversation")?
+            .map(|key| ConversationKey::parse(key.as_bytes()))
+            .transpose()?;
+        Ok(Identity { token, conversation })
+    }
+
+    pub(super) fn asker(self, caller: Caller) -> Asker {
+        Asker { token: self.token, conversation: self.conversation, caller }
+    }
+}
+
+/// The token that this request's renews.
+pub(super) fn replaces(headers: &HeaderMap) -> Result<Option<ConnectionToken>, Refusal> {
+    single(headers, &REPLACES, "Relay-Replaces-Token")?
+        .map(|token| ConnectionToken::parse(token.as_bytes()))
+        .transpose()
+        .map_err(|Invalid(what)| Refusal::invalid(format_args!("Relay-Replaces-Token: {what}")))
+}
+
+/// How long the message may wait.
+pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    let Some(value) = single(headers, &LIFETIME, "Relay-Lifetime")? else { return Ok(None) };
+    let digits = value.as_bytes();
+    let seconds = match value.to_str() {
+        // The only way for digits not to parse is to be too many.
+        Ok(text) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => text.parse().unwrap_or(u64::MAX),
+        _ => {
+            return Err(Refusal::invalid(format_args!(
+                "Relay-Lifetime is not a whole number of seconds, 1 to {} are taken",
+                LIFETIME_MAX.as_secs()
+            )));
+        }
+    };
+    Ok(Some(lifetime_of(seconds, "Relay-Lifetime")?))
+}
+
+/// Seconds as a lifetime.
+pub(super) fn lifetime_of(seconds: u64, name: &str) -> Result<Duration, Invalid> {
+    if !(1..=LIFETIME_MAX.as_secs()).contains(&seconds) {
+        return Err(Invalid(format!("{name} is {seconds} seconds, 1 to {} are taken", LIFETIME_MAX.as_secs())));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// The trace id of a `traceparent` that is well-formed.
+pub(super) fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut values = headers.get_all(TRACEPARENT).into_iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => trace_id_of(value.to_str().ok()?).map(Into::into),
+        _ => None,
+    }
+}
+
+/// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`; a later version may say more behind a dash.
+fn trace_id_of(text: &str) -> Option<&str> {
+    let is_hex = |part: &&str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_set = |part: &&str| part.bytes().any(|byte| byte != b'0');
+    let mut parts = text.splitn(5, '-');
+    let mut part = |length| parts.next().filter(|part| part.len() == length).filter(is_hex);
+    let version = part(2).filter(|version| *version != "ff")?;
+    let trace_id = part(32).filter(is_set)?;
+    part(16).filter(is_set)?;
+    part(2)?;
+    (version != "00" || parts.next().is_none()).then_some(trace_id)
+}
+
+/// What `Prefer` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Preference {
+    /// Answer as soon as it is on disk.
+    pub(super) respond_async: bool,
+    /// Wait so many seconds for the outcome.
+    pub(super) wait: Option<u64>,
+}
+
+/// How long to wait, and what to say of it in `Preference-Applied`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub(super) span: Duration,
+    pub(super) applied: Option<String>,
+}
+
+impl Preference {
+    pub(super) fn of(headers: &HeaderMap) -> Preference {
+        let mut preference = Preference::default();
+        let mut wait_seen = false;
+        for value in headers.get_all(PREFER) {
+            for (name, argument) in list(value.as_bytes()) {
+                if name.eq_ignore_ascii_case(b"respond-async") {
+                    preference.respond_async = true;
+                } else if name.eq_ignore_ascii_case(b"wait") && !wait_seen {
+                    wait_seen = true;
+                    preference.wait = seconds(argument);
+                }
+            }
+        }
+        preference
+    }
+
+    /// An asynchronous reply that may wait (`respond-async, wait=5`) waits as long, and is 202 if that was in vain: just
+    /// what every reply here does.
+    pub(super) fn wait(self, implied: Duration, most: Duration) -> Wait {
+        let (span, applied) = match self {
+            Preference { wait: Some(seconds), respond_async } => {
+                let span = Duration::from_secs(seconds).min(most);
+                let also = if respond_async { "respond-async, " } else { "" };
+                (span, Some(format!("{also}wait={}", span.as_secs())))
+            }
+            Preference { respond_async: true, .. } => (Duration::ZERO, Some("respond-async".into())),
+            _ => (implied, None),
+        };
+        Wait { span, applied }
+    }
+}
+
+/// The names and values of a list of preferences; parameters are left out, quotes taken off.
+fn list(mut rest: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut quoted = false;
+        let mut escaped = false;
+        let end = rest.iter().position(|byte| {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                b',' => return !quoted,
+                _ => {}
+            }
+            false
+        });
+        let (item, after) = rest.split_at(end.unwrap_or(rest.len()));
+        rest = after.get(1..).unwrap_or_default();
+        // A `;` in quotes cuts short only values that mean nothing here.
+        let preference = item.split(|byte| *byte == b';').next().unwrap_or_default();
+        let (name, argument) = match preference.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&preference[..at], &preference[at + 1..]),
+            None => (preference, &b""[..]),
+        };
+        let argument = argument.trim_ascii();
+        let unquoted = argument.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\""));
+        Some((name.trim_ascii(), unquoted.unwrap_or(argument)))
+    })
+}
+
+fn seconds(digits: &[u8]) -> Option<u64> {
+    let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    plain.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).map(|seconds| seconds.unwrap_or(u64::MAX))
+}
+
+/// The value of a header that may come once.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &str) -> Result<Option<&'a HeaderValue>, Refusal> {
+    let values: GetAll<'a, HeaderValue> = headers.get_all(name);
+    let mut values = values.into_iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Refusal::invalid(format_args!("{shown} comes more than once")));
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn preferences_are_read_as_rfc_7240_has_them() {
+        for (values, respond_async, wait) in [
+            (&[][..], false, None),
+            (&["respond-async"], true, None),
+            (&["Respond-Async, WAIT = 10"], true, Some(10)),
+            (&["return=minimal", "wait=\"7\"; x=y"], false, Some(7)),
+            (&["wait=5", "wait=9"], false, Some(5)),
+            (&["foo=\"a, wait=1 \\\" \", wait=2"], false, Some(2)),
+            (&["wait"], false, None),
+            (&["wait=", "wait=3"], false, None),
+            (&["wait=-1"], false, None),
+            (&["wait=1.5"], false, None),
+            (&["wait=99999999999999999999999"], false, Some(u64::MAX)),
+            (&[",, ,wait=0,"], false, Some(0)),
+            (&["respond-async;wait=4"], true, None),
+        ] {
+            let pairs: Vec<_> = values.iter().map(|value| ("prefer", *value)).collect();
+            assert_eq!(Preference::of(&headers(&pairs)), Preference { respond_async, wait }, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn waits_are_cut_and_said() {
+        let (implied, most) = (Duration::from_secs(4), Duration::from_secs(50));
+        for (preference, span, applied) in [
+            (Preference::default(), 4, None),
+            (Preference { respond_async: true, wait: None }, 0, Some("respond-async")),
+            (Preference { respond_async: false, wait: Some(60) }, 50, Some("wait=50")),
+            (Preference { respond_async: false, wait: Some(0) }, 0, Some("wait=0")),
+            (Preference { respond_async: true, wait: Some(5) }, 5, Some("respond-async, wait=5")),
+        ] {
+            let wait = preference.wait(implied, most);
+            assert_eq!((wait.span.as_secs(), wait.applied.as_deref()), (span, applied));
+        }
+    }
+
+    #[test]
+    fn lifetime_is_a_positive_whole_number_of_at_most_a_week() {
+        let of = |value| lifetime(&headers(&[("relay-lifetime", value)])).map_err(|refusal| refusal.text);
+        assert_eq!(of("1").unwrap(), Some(Duration::from_secs(1)));
+        assert_eq!(of("604800").unwrap(), Some(LIFETIME_MAX));
+        assert_eq!(lifetime(&HeaderMap::new()).unwrap(), None);
+        for bad in ["0", "604801", "99999999999999999999999"] {
+            let text = of(bad).unwrap_err();
+            assert!(text.ends_with(" seconds, 1 to 604800 are taken"), "{text}");
+        }
+        for bad in ["", "-1", "+1", "1.5", "1e3", "soon", "1 2", "0x10", "١"] {
+            let text = of(bad).unwrap_err();
+            assert_eq!(text, "connect-relay: Relay-Lifetime is not a whole number of seconds, 1 to 604800 are taken");
+        }
+    }
+
+    #[test]
+    fn trace_id_is_taken_from_a_well_formed_traceparent_only() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        for (value, good) in [
+            (format!("00-{trace}-b7ad6b7169203331-01"), true),
+            (format!("01-{trace}-b7ad6b7169203331-01-more-of-it"), true),
+            (format!("00-{trace}-b7ad6b7169203331-01-more"), false),
+            (format!("ff-{trace}-b7ad6b7169203331-01"), false),
+            (format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()), false),
+            (format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), false),
+            (format!("00-{trace}-0000000000000000-01"), false),
+            (format!("00-{trace}-b7ad6b7169203331"), false),
+            (format!("00-{trace}x-b7ad6b7169203331-01"), false),
+            (String::new(), false),
+        ] {
+            let found = trace_id(&headers(&[("traceparent", &value)]));
+            assert_eq!(found.as_deref(), good.then_some(trace), "{value}");
+        }
+        let twice = format!("00-{trace}-b7ad6b7169203331-01");
+        assert_eq!(trace_id(&headers(&[("traceparent", &twice), ("traceparent", &twice)])), None);
+    }
+
+    #[test]
+    fn identity_needs_one_token_and_at_most_one_key() {
+        let text = |pairs: &[(&'static str, &str)]| Identity::of(&headers(pairs)).err().unwrap().text;
+        assert!(Identity::of(&headers(&[("x-amz-bearer", "t\u{e9}"), ("relay-conversation", "C/bot")])).is_ok());
+        assert_eq!(text(&[]), "connect-relay: ConnectionToken is missing, it travels in X-Amz-Bearer");
+        assert_eq!(text(&[("x-amz-bearer", "")]), "connect-relay: ConnectionToken has 0 bytes, 1 to 1000 are taken");
+        assert_eq!(
+            text(&[("x-amz-bearer", "a"), ("x-amz-bearer", "a")]),
+            "connect-relay: X-Amz-Bearer comes more than once"
+        );
+        assert!(
+            text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")]).contains("Relay-Conversation is 3 bytes")
+        );
+        assert!(!text(&[("x-amz-bearer", "se cret")]).contains("cret"));
+        let refusal = replaces(&headers(&[("relay-replaces-token", "se cret")])).unwrap_err();
+        assert_eq!(
+            refusal.text,
+            "connect-relay: Relay-Replaces-Token: ConnectionToken holds a space or a control character"
+        );
+    }
+}

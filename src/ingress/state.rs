@@ -1,0 +1,224 @@
+//! What became of a message, and what waits.
+//!
+//! Both are safe to ask at any time, also while the relay is stopping, and both can wait: for the outcome of the
+//! message, for the queue to be empty. A message is shown only to those who present a token of its conversation.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::http::request::Parts;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+use super::refusal::Refusal;
+use super::reply::{self, Answer, ErrorPart, MessageMetadata};
+use super::request::{Identity, Preference};
+use super::{Inner, Reply, applied};
+use crate::delivery::Receipt;
+use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
+use crate::queue::{Backlog, Found, Overview, State, Status, StoreFailed};
+use crate::time::Timestamp;
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Known<'a> {
+    client_token: &'a str,
+    state: &'static str,
+    conversation: &'a str,
+    accepted_time: String,
+    attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ahead: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absolute_time: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_metadata: Option<MessageMetadata<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorPart<'a>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    maybe_delivered: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Waiting {
+    queued: u64,
+    oldest_seconds: f64,
+    rate: f64,
+    draining: bool,
+}
+
+impl Inner {
+    /// `GET /participant/message/{ClientToken}`
+    pub(super) async fn state(&self, parts: &Parts, caller: Caller) -> Result<Answer, Refusal> {
+        let client_token = client_token(parts.uri.path())?;
+        let Identity { token, conversation } = Identity::of(&parts.headers)?;
+        let label = message::label(conversation.as_ref(), &token);
+        let state = self.find(token, conversation, caller, &client_token).await?;
+        let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
+        let state = self.outcome(state, wait.span).await;
+        let expected = match &state.status {
+            Status::Queued { next_attempt, ahead } => {
+                let rate = self.budget.pacer().rate();
+                Some(expected(*ahead, *next_attempt, &self.queue.overview().await?, rate, self.clock.now()))
+            }
+            _ => None,
+        };
+        let mut answer = describe(&state, &client_token, &label, expected);
+        reply::label(&mut answer, &state, &client_token);
+        Ok(applied(answer, wait.applied))
+    }
+
+    async fn find(
+        &self,
+        token: ConnectionToken,
+        conversation: Option<ConversationKey>,
+        caller: Caller,
+        client_token: &ClientToken,
+    ) -> Result<State, Refusal> {
+        let asker = Identity { token, conversation }.asker(caller);
+        match self.queue.find(asker, client_token.clone()).await? {
+            Found::State(state) => Ok(state),
+            Found::OtherConversation => Err(Refusal::other_conversation()),
+            Found::Unknown => Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "ResourceNotFoundException",
+                "connect-relay: no message of this ClientToken is known in this conversation (queue.outcomes_kept_for)",
+            )),
+        }
+    }
+
+    /// `GET /participant/queue`
+    pub(super) async fn backlog(&self, parts: &Parts, caller: Caller) -> Result<Answer, Refusal> {
+        let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
+        let backlog = if wait.span.is_zero() {
+            self.queue.backlog(Some(caller)).await?
+        } else {
+            self.emptied(caller, wait.span).await?
+        };
+        let waiting = Waiting {
+            queued: backlog.queued,
+            oldest_seconds: backlog.oldest.map_or(0.0, |oldest| self.clock.now().since(oldest).as_secs_f64()),
+            rate: (self.budget.pacer().rate() * 1000.0).round() / 1000.0,
+            draining: self.door.is_draining(),
+        };
+        Ok(applied(reply::of_json(StatusCode::OK, &waiting), wait.applied))
+    }
+
+    /// Waits until nothing of the caller's is queued, at most so long.
+    async fn emptied(&self, caller: Caller, wait: Duration) -> Result<Backlog, StoreFailed> {
+        let empty = async {
+            loop {
+                let mut drained = std::pin::pin!(self.queue.drained());
+                drained.as_mut().enable();
+                let backlog = self.queue.backlog(Some(caller)).await?;
+                if backlog.queued == 0 {
+                    return Ok(backlog);
+                }
+                drained.await;
+            }
+        };
+        tokio::select! {
+            backlog = empty => return backlog,
+            () = tokio::time::sleep(wait) => {}
+            () = self.door.closing() => {}
+        }
+        self.queue.backlog(Some(caller)).await
+    }
+}
+
+fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Option<Timestamp>) -> Answer {
+    let known = Known {
+        client_token: client_token.as_str(),
+        state: reply::name(&state.status),
+        conversation: label,
+        accepted_time: state.accepted.to_string(),
+        attempts: state.attempts,
+        ..Known::default()
+    };
+    match &state.status {
+        Status::Queued { next_attempt, ahead } => reply::of_json(
+            StatusCode::OK,
+            &Known {
+                next_attempt_time: next_attempt.map(|due| due.to_string()),
+                ahead: Some(*ahead),
+                expected_time: expected.map(|expected| expected.to_string()),
+                ..known
+            },
+        ),
+        Status::Delivered(receipt) => {
+            let Receipt { id, absolute_time, .. } = receipt;
+            reply::of_json(
+                StatusCode::OK,
+                &Known {
+                    id: id.as_deref(),
+                    absolute_time: absolute_time.as_deref(),
+                    message_metadata: MessageMetadata::of(receipt),
+                    ..known
+                },
+            )
+        }
+        Status::Dead { reason, maybe_delivered, error } => {
+            let refusal = Refusal::of_dead(*reason, *maybe_delivered, error);
+            let error = ErrorPart { reason: Some(reason.as_str()), ..ErrorPart::of(&refusal) };
+            reply::of_json(StatusCode::OK, &Known { error: Some(error), maybe_delivered: *maybe_delivered, ..known })
+        }
+    }
+}
+
+/// When it is likely to be sent. Conversations take turns: until its own turn has come `ahead` times and once more,
+/// every other conversation has had as many turns, if it has so many messages.
+fn expected(ahead: u64, next: Option<Timestamp>, overview: &Overview, rate: f64, now: Timestamp) -> Timestamp {
+    let turns = (ahead + 1).saturating_mul(overview.conversations.max(1));
+    let before = turns.min(overview.queued.max(ahead + 1));
+    // Nobody counts on a date: a u64 of messages is a fraction of seconds off at most.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let wait = Duration::try_from_secs_f64(before as f64 / rate).unwrap_or(message::LIFETIME_MAX);
+    (now + wait.min(message::LIFETIME_MAX)).max(next.unwrap_or_default())
+}
+
+fn client_token(path: &str) -> Result<ClientToken, Refusal> {
+    let encoded = path.strip_prefix("/participant/message/").unwrap_or_default();
+    let text = percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|_| Refusal::invalid("ClientToken in the path is not percent-encoded UTF-8"))?;
+    ClientToken::parse(&text)?.ok_or_else(|| Refusal::invalid("ClientToken in the path is empty"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_token_in_the_path_is_percent_encoded() {
+        let token = |rest: &str| {
+            client_token(&format!("/participant/message/{rest}")).map(|token| token.as_str().to_owned()).ok()
+        };
+        assert_eq!(token("c-1").as_deref(), Some("c-1"));
+        assert_eq!(token("a%2Fb%20%C3%A9+").as_deref(), Some("a/b é+"));
+        assert_eq!(token("100%25").as_deref(), Some("100%"));
+        assert_eq!(token("%FF"), None);
+        assert_eq!(token(&"x".repeat(501)), None);
+    }
+
+    #[test]
+    fn expected_time_counts_the_turns_of_the_others() {
+        let now = Timestamp(1_000_000);
+        let of = |ahead, next, queued, conversations| {
+            let overview = Overview { queued, conversations, ..Overview::default() };
+            expected(ahead, next, &overview, 10.0, now).since(now).as_millis()
+        };
+        assert_eq!(of(0, None, 1, 1), 100);
+        assert_eq!(of(4, None, 10, 1), 500);
+        assert_eq!(of(0, None, 100, 50), 5000, "fifty conversations take turns");
+        assert_eq!(of(9, None, 60, 50), 6000, "never more than is queued");
+        assert_eq!(of(0, Some(now + Duration::from_secs(30)), 1, 1), 30_000);
+        assert_eq!(expected(0, None, &Overview::default(), 0.0, now).since(now), message::LIFETIME_MAX);
+    }
+}

@@ -1,0 +1,400 @@
+//! What an answer means: a pure function of its status, headers and body.
+//!
+//! | answer | outcome |
+//! | --- | --- |
+//! | 2xx with a JSON object (for an event or a disconnect also with an empty body) | delivered |
+//! | 2xx otherwise, or cut short | unknown |
+//! | 3xx | misconfigured: never followed |
+//! | 429; an error with a throttle's code | throttled |
+//! | 503 | down |
+//! | any other 5xx, 408, 425 | unavailable |
+//! | 401, 404, 405 | misconfigured |
+//! | 413; 409 ConflictException; 400 ValidationException | refused |
+//! | 403 AccessDeniedException | denied |
+//! | a 4xx without a code of the service's own | misconfigured |
+//! | any other 4xx | unlisted |
+//!
+//! The code is the header `x-amzn-ErrorType` without its `:tail` and its `ns#` head, else `__type`, else `code` of the
+//! body. A code of the service's own ends in `Exception` and is not one that an API gateway answers by itself.
+//!
+//! Texts and ids are cut short, because they stand in a row on disk, and hold no token. What goes to the log (`why`)
+//! holds nothing that upstream wrote but its status and its code.
+
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use serde_json::{Map, Value};
+
+use super::scrub::scrub;
+use crate::delivery::{Outcome, Receipt, ServiceError};
+use crate::message::{Body, ConnectionToken};
+use crate::retry::Hint;
+use crate::time::Timestamp;
+
+/// Codes that mean over the quota, whatever the status.
+const THROTTLES: [&str; 3] = ["ThrottlingException", "TooManyRequestsException", "LimitExceededException"];
+
+/// Codes that an API gateway answers by itself, before the service has seen the request.
+const GATEWAYS: [&str; 9] = [
+    "MissingAuthenticationTokenException",
+    "ForbiddenException",
+    "UnrecognizedClientException",
+    "IncompleteSignatureException",
+    "InvalidSignatureException",
+    "ExpiredTokenException",
+    "UnauthorizedException",
+    "UnknownOperationException",
+    "NotFoundException",
+];
+
+/// The longest code that is taken for one.
+const CODE_MAX: usize = 128;
+/// The longest id or time that is kept, in characters.
+const ID_CHARS_MAX: usize = 256;
+/// The longest error text that is kept, in characters.
+const TEXT_CHARS_MAX: usize = 1024;
+/// How much of an error text is looked at, in bytes.
+const TEXT_BYTES_READ: usize = 64 * 1024;
+
+/// An answer as it arrived.
+#[derive(Debug)]
+pub(super) struct Answer<'a> {
+    pub(super) status: StatusCode,
+    pub(super) headers: &'a HeaderMap,
+    /// None where it broke off or was too long.
+    pub(super) body: Option<&'a [u8]>,
+}
+
+/// What the answer to `sent` means.
+pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, now: Timestamp) -> Outcome {
+    if answer.status.is_success() {
+        return success(sent, token, answer);
+    }
+    let status = answer.status.as_u16();
+    let hint = Hint::parse(header(answer, "x-amz-retry-after"), header(answer, "retry-after"), now);
+    let object = answer.object().unwrap_or_default();
+    let code = code(answer, &object).unwrap_or_default();
+    let named = || if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
+    let error = || service_error(answer, &object, &code, token);
+    let is_error = answer.status.is_client_error() || answer.status.is_server_error();
+    match status {
+        429 => Outcome::Throttled { hint },
+        _ if is_error && THROTTLES.contains(&&*code) => Outcome::Throttled { hint },
+        503 => Outcome::Down { status: Some(status), hint, why: named() },
+        408 | 425 | 500..=599 => Outcome::Unavailable { status, hint, why: named() },
+        300..=399 => Outcome::Misconfigured { status, why: format!("{status}: a redirect, which is never followed") },
+        401 | 404 | 405 => Outcome::Misconfigured { status, why: not_the_service(answer, &code) },
+        413 => Outcome::Refused(error()),
+        400 if code == "ValidationException" => Outcome::Refused(error()),
+        403 if code == "AccessDeniedException" => Outcome::Denied(error()),
+        409 if code == "ConflictException" => Outcome::Refused(error()),
+        400..=499 if code.is_empty() && answer.body.is_none() => {
+            Outcome::Unavailable { status, hint, why: format!("{status}, and the rest of the answer is missing") }
+        }
+        400..=499 if is_the_services(&code) => Outcome::Unlisted(error()),
+        _ => Outcome::Misconfigured { status, why: not_the_service(answer, &code) },
+    }
+}
+
+impl Answer<'_> {
+    fn object(&self) -> Option<Map<String, Value>> {
+        match serde_json::from_slice(self.body?) {
+            Ok(Value::Object(object)) => Some(object),
+            _ => None,
+        }
+    }
+}
+
+fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome {
+    let status = answer.status.as_u16();
+    let Some(body) = answer.body else {
+        return Outcome::Unknown { why: format!("{status}, and the rest of the answer is missing") };
+    };
+    let may_be_empty = !matches!(sent, Body::Message { .. });
+    let object = match answer.object() {
+        Some(object) => object,
+        None if may_be_empty && body.trim_ascii().is_empty() => Map::new(),
+        None => return Outcome::Unknown { why: format!("{status} without a JSON object") },
+    };
+    let member = |object: &Map<String, Value>, name: &str| {
+        object.get(name).and_then(Value::as_str).map(|text| kept(text, token, ID_CHARS_MAX))
+    };
+    let metadata = object.get("MessageMetadata").and_then(Value::as_object);
+    Outcome::Delivered(Receipt {
+        id: member(&object, "Id"),
+        absolute_time: member(&object, "AbsoluteTime"),
+        processing_status: metadata.and_then(|metadata| member(metadata, "MessageProcessingStatus")),
+        request_id: request_id(answer, token),
+    })
+}
+
+fn service_error(
+    answer: &Answer<'_>,
+    object: &Map<String, Value>,
+    code: &str,
+    token: &ConnectionToken,
+) -> ServiceError {
+    let text = ["Message", "message"].into_iter().find_map(|name| object.get(name)?.as_str());
+    let status = answer.status.as_u16();
+    // A 413 may be a proxy's, without either.
+    let code = if code.is_empty() { "RequestTooLargeException" } else { code };
+    ServiceError {
+        status,
+        code: code.into(),
+        text: text.map(|text| kept(text, token, TEXT_CHARS_MAX)).unwrap_or_default(),
+        request_id: request_id(answer, token),
+    }
+}
+
+fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> {
+    header(answer, "x-amzn-requestid").map(|id| kept(id, token, ID_CHARS_MAX))
+}
+
+fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<String> {
+    let body = |name: &str| object.get(name).and_then(Value::as_str).and_then(bare);
+    header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type")).or_else(|| body("code"))
+}
+
+/// The code alone: `aws.connect#ConflictException:http://…` is `ConflictException`.
+fn bare(text: &str) -> Option<String> {
+    let text = text.split(':').next().unwrap_or_default();
+    let text = text.rsplit('#').next().unwrap_or_default().trim();
+    let is_code = !text.is_empty()
+        && text.len() <= CODE_MAX
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    is_code.then(|| text.to_string())
+}
+
+fn is_the_services(code: &str) -> bool {
+    code.ends_with("Exception") && !GATEWAYS.contains(&code)
+}
+
+fn not_the_service(answer: &Answer<'_>, code: &str) -> String {
+    let status = answer.status.as_u16();
+    if !code.is_empty() {
+        format!("{status} {code}: not one of the service's own answers")
+    } else if answer.object().is_some() {
+        format!("{status} without an error code")
+    } else {
+        format!("{status} with a body that is not the service's JSON")
+    }
+}
+
+fn header<'a>(answer: &'a Answer<'_>, name: &str) -> Option<&'a str> {
+    answer.headers.get(name)?.to_str().ok()
+}
+
+/// What is kept of a text: no token, and not too long.
+fn kept(text: &str, token: &ConnectionToken, chars_max: usize) -> Box<str> {
+    let text = &text[..text.floor_char_boundary(TEXT_BYTES_READ)];
+    scrub(text, token.expose()).chars().take(chars_max).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::{Content, ContentType};
+
+    const OBJECT: &str = r#"{"Id":"i","AbsoluteTime":"t"}"#;
+    const HTML: &str = "<html>403 Forbidden</html>";
+
+    fn token() -> ConnectionToken {
+        ConnectionToken::parse(b"secret/token").unwrap()
+    }
+
+    fn message() -> Body {
+        Body::Message { content_type: ContentType::Plain, content: Content::new("hello".into()) }
+    }
+
+    fn event() -> Body {
+        Body::Event { content_type: "application/vnd.amazonaws.connect.event.typing".into(), content: None }
+    }
+
+    fn ask(sent: &Body, status: u16, headers: &[(&'static str, &str)], body: Option<&str>) -> Outcome {
+        let headers = headers.iter().map(|(name, value)| {
+            (hyper::header::HeaderName::from_static(name), hyper::header::HeaderValue::from_str(value).unwrap())
+        });
+        let headers = headers.collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = Answer { status, headers: &headers, body: body.map(str::as_bytes) };
+        judge(sent, &token(), &answer, Timestamp(0))
+    }
+
+    fn kind(outcome: &Outcome) -> &'static str {
+        match outcome {
+            Outcome::Delivered(_) => "delivered",
+            Outcome::Throttled { .. } => "throttled",
+            Outcome::Down { .. } => "down",
+            Outcome::Unavailable { .. } => "unavailable",
+            Outcome::Unknown { .. } => "unknown",
+            Outcome::Refused(_) => "refused",
+            Outcome::Unlisted(_) => "unlisted",
+            Outcome::Denied(_) => "denied",
+            Outcome::Misconfigured { .. } => "misconfigured",
+        }
+    }
+
+    #[test]
+    fn error_table_is_kept() {
+        for (status, code, body, expected) in [
+            (400, "ValidationException", "{}", "refused"),
+            (422, "ValidationException", "{}", "unlisted"),
+            (409, "ConflictException", "{}", "refused"),
+            (409, "OtherException", "{}", "unlisted"),
+            (409, "", "{}", "misconfigured"),
+            (413, "", HTML, "refused"),
+            (413, "ValidationException", "{}", "refused"),
+            (403, "AccessDeniedException", "{}", "denied"),
+            (403, "ForbiddenException", "{}", "misconfigured"),
+            (403, "MissingAuthenticationTokenException", "{}", "misconfigured"),
+            (403, "", HTML, "misconfigured"),
+            (403, "", "", "misconfigured"),
+            (403, "SomethingElse", "{}", "misconfigured"),
+            (400, "", r#"{"message":"bad request"}"#, "misconfigured"),
+            (401, "AccessDeniedException", "{}", "misconfigured"),
+            (404, "ResourceNotFoundException", "{}", "misconfigured"),
+            (405, "", "", "misconfigured"),
+            (407, "", HTML, "misconfigured"),
+            (402, "ServiceQuotaExceededException", "{}", "unlisted"),
+            (418, "TeapotException", "{}", "unlisted"),
+            (429, "", "", "throttled"),
+            (429, "ValidationException", "{}", "throttled"),
+            (429, "TooManyRequestsException", "{}", "throttled"),
+            (400, "ThrottlingException", "{}", "throttled"),
+            (503, "ThrottlingException", "{}", "throttled"),
+            (404, "ThrottlingException", "{}", "throttled"),
+            (403, "LimitExceededException", "{}", "throttled"),
+            (503, "", HTML, "down"),
+            (500, "InternalServerException", "{}", "unavailable"),
+            (500, "ValidationException", "{}", "unavailable"),
+            (501, "", "", "unavailable"),
+            (502, "", HTML, "unavailable"),
+            (504, "", "", "unavailable"),
+            (408, "", "", "unavailable"),
+            (425, "", "", "unavailable"),
+            (301, "", "", "misconfigured"),
+            (307, "ThrottlingException", "", "misconfigured"),
+            (600, "ThrottlingException", "{}", "misconfigured"),
+        ] {
+            let headers: &[(&str, &str)] = if code.is_empty() { &[] } else { &[("x-amzn-errortype", code)] };
+            let outcome = ask(&message(), status, headers, Some(body));
+            assert_eq!(kind(&outcome), expected, "{status} {code} {body}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn success_needs_an_object_and_for_a_message_nothing_less() {
+        for (sent, status, body, expected) in [
+            (message(), 200, Some(OBJECT), "delivered"),
+            (message(), 201, Some("{}"), "delivered"),
+            (message(), 200, Some(""), "unknown"),
+            (message(), 204, Some(""), "unknown"),
+            (message(), 200, Some("[]"), "unknown"),
+            (message(), 200, Some("{\"Id\":"), "unknown"),
+            (message(), 200, Some(HTML), "unknown"),
+            (message(), 200, None, "unknown"),
+            (event(), 200, Some(OBJECT), "delivered"),
+            (event(), 200, Some("{}"), "delivered"),
+            (event(), 200, Some(""), "delivered"),
+            (event(), 200, Some(HTML), "unknown"),
+            (event(), 200, None, "unknown"),
+            (Body::Disconnect, 200, Some(" \r\n"), "delivered"),
+            (Body::Disconnect, 204, Some(""), "delivered"),
+            (Body::Disconnect, 200, Some("{}"), "delivered"),
+            (Body::Disconnect, 200, Some(HTML), "unknown"),
+        ] {
+            let outcome = ask(&sent, status, &[], body);
+            assert_eq!(kind(&outcome), expected, "{sent:?} {status} {body:?}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn receipt_is_read_and_kept_short() {
+        let long = "x".repeat(5000);
+        let body = format!(
+            r#"{{"Id":"{long}","AbsoluteTime":"2019-11-08T02:41:28.172Z","MessageMetadata":{{"MessageProcessingStatus":"FAILED"}}}}"#
+        );
+        let Outcome::Delivered(receipt) = ask(&message(), 200, &[("x-amzn-requestid", "r-1")], Some(&body)) else {
+            panic!("it is a delivery")
+        };
+        assert_eq!(receipt.id.as_deref().map(str::len), Some(256));
+        assert_eq!(receipt.absolute_time.as_deref(), Some("2019-11-08T02:41:28.172Z"));
+        assert_eq!(receipt.processing_status.as_deref(), Some("FAILED"));
+        assert_eq!(receipt.request_id.as_deref(), Some("r-1"));
+        let bare = ask(&message(), 200, &[], Some(r#"{"Id":7,"MessageMetadata":"no"}"#));
+        assert_eq!(bare, Outcome::Delivered(Receipt::default()));
+    }
+
+    #[test]
+    fn code_is_found_wherever_it_stands() {
+        for (in_header, body, expected) in [
+            ("ValidationException", "{}", "ValidationException"),
+            ("ValidationException:http://internal.amazon.com/coral/", "{}", "ValidationException"),
+            ("com.amazonaws.connectparticipant#ValidationException", "{}", "ValidationException"),
+            ("ns#ValidationException:http://x/#y", "{}", "ValidationException"),
+            ("ConflictException", r#"{"__type":"ValidationException"}"#, "ConflictException"),
+            ("", r#"{"__type":"ns#ValidationException:tail","code":"ConflictException"}"#, "ValidationException"),
+            ("", r#"{"code":"ConflictException"}"#, "ConflictException"),
+            ("", r#"{"__type":7,"code":"ConflictException"}"#, "ConflictException"),
+            (":http://x", r#"{"code":"ConflictException"}"#, "ConflictException"),
+            ("no code at all", r#"{"code":"ConflictException"}"#, "ConflictException"),
+        ] {
+            let headers: &[(&str, &str)] = if in_header.is_empty() { &[] } else { &[("x-amzn-errortype", in_header)] };
+            match ask(&message(), 418, headers, Some(body)) {
+                Outcome::Unlisted(error) => assert_eq!(&*error.code, expected, "{in_header} {body}"),
+                other => panic!("{in_header} {body}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn error_text_is_either_spelling_without_token_and_cut() {
+        let headers = [("x-amzn-errortype", "ValidationException"), ("x-amzn-requestid", "r-2")];
+        let text = |body: &str| match ask(&message(), 400, &headers, Some(body)) {
+            Outcome::Refused(error) => {
+                assert_eq!((error.status, error.request_id.as_deref()), (400, Some("r-2")));
+                error.text
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(&*text(r#"{"Message":"a","message":"b"}"#), "a");
+        assert_eq!(
+            &*text(r#"{"message":"bad token secret\/token or secret%2Ftoken"}"#),
+            "bad token [token] or [token]"
+        );
+        assert_eq!(&*text("<html>"), "");
+        assert_eq!(text(&format!(r#"{{"Message":"{}"}}"#, "é".repeat(100_000))).chars().count(), 1024);
+    }
+
+    #[test]
+    fn hints_come_from_both_headers() {
+        let headers = [("x-amz-retry-after", "1500"), ("retry-after", "3")];
+        let hint = Hint(Some(Duration::from_secs(3)));
+        assert_eq!(ask(&message(), 429, &headers, None), Outcome::Throttled { hint });
+        let outcome = ask(&message(), 503, &headers[..1], Some(""));
+        assert!(
+            matches!(outcome, Outcome::Down { status: Some(503), hint: Hint(Some(wait)), .. } if wait.as_millis() == 1500)
+        );
+        assert!(
+            matches!(ask(&message(), 500, &headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)
+        );
+    }
+
+    #[test]
+    fn error_that_broke_off_says_what_its_head_says_and_no_more() {
+        let headers = [("x-amzn-errortype", "ValidationException")];
+        assert_eq!(kind(&ask(&message(), 400, &headers, None)), "refused");
+        assert_eq!(kind(&ask(&message(), 400, &[], None)), "unavailable");
+        assert_eq!(kind(&ask(&message(), 500, &[], None)), "unavailable");
+    }
+
+    #[test]
+    fn log_words_hold_nothing_that_upstream_wrote_but_its_code() {
+        for status in [302, 400, 401, 403, 404, 408, 500, 503] {
+            let body = r#"{"Message":"canary","message":"secret/token"}"#;
+            let outcome = ask(&message(), status, &[("location", "http://canary/"), ("server", "canary")], Some(body));
+            assert!(!outcome.why().contains("canary") && !outcome.why().contains("secret"), "{}", outcome.why());
+        }
+    }
+}

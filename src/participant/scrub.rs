@@ -1,0 +1,119 @@
+//! Keeping a credential out of what upstream writes back.
+//!
+//! An error text may echo the token it was given, as it came or escaped on the way: for a URL (`%2F`), for JSON (`\/`,
+//! `\u002f`), or with its bytes read as Latin-1. [`scrub`] finds all of these, mixed as they may be, and a token that
+//! the text's own end has cut short.
+
+/// What stands in a token's place.
+const MASK: &str = "[token]";
+/// From how many characters on the beginning of a token at the end of a text counts as the token.
+const CUT_SHORT: usize = 8;
+
+/// The text without the token, in any of its spellings.
+pub(super) fn scrub(text: &str, token: &[u8]) -> String {
+    let latin: Vec<char> = token.iter().map(|byte| char::from(*byte)).collect();
+    let utf8: Vec<char> = String::from_utf8_lossy(token).chars().collect();
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        match spelled(rest, &latin).or_else(|| spelled(rest, &utf8)) {
+            Some(length) => {
+                clean.push_str(MASK);
+                rest = &rest[length..];
+            }
+            None => {
+                clean.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+    }
+    clean
+}
+
+/// How many bytes of the text's beginning spell the token.
+fn spelled(text: &str, token: &[char]) -> Option<usize> {
+    let mut at = 0;
+    for (matched, wanted) in token.iter().enumerate() {
+        let rest = &text[at..];
+        match character(rest, *wanted) {
+            Some(length) => at += length,
+            None if rest.is_empty() && matched >= CUT_SHORT => return Some(at),
+            None => return None,
+        }
+    }
+    (!token.is_empty()).then_some(at)
+}
+
+/// How many bytes of the text's beginning spell this character.
+fn character(text: &str, wanted: char) -> Option<usize> {
+    if text.starts_with(wanted) {
+        return Some(wanted.len_utf8());
+    }
+    match text.as_bytes().first()? {
+        b'\\' if text[1..].starts_with(wanted) => Some(1 + wanted.len_utf8()),
+        b'\\' => {
+            let mut units = [0; 2];
+            let escapes = wanted.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"));
+            prefix(text, &escapes.collect::<String>())
+        }
+        b'%' => {
+            let mut bytes = [0; 4];
+            let escapes = wanted.encode_utf8(&mut bytes).bytes().map(|byte| format!("%{byte:02x}"));
+            let latin = u8::try_from(u32::from(wanted)).ok().map(|byte| format!("%{byte:02x}"));
+            prefix(text, &escapes.collect::<String>()).or_else(|| prefix(text, &latin?))
+        }
+        _ => None,
+    }
+}
+
+/// The length of `escape` where the text begins with it, in capitals or not.
+fn prefix(text: &str, escape: &str) -> Option<usize> {
+    let head = text.as_bytes().get(..escape.len())?;
+    head.eq_ignore_ascii_case(escape.as_bytes()).then_some(escape.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn token_goes_in_every_spelling() {
+        let token = "QVI/b\"+é==".as_bytes();
+        for spelling in [
+            "QVI/b\"+é==",
+            "QVI%2Fb%22%2B%C3%A9%3D%3D",
+            "QVI%2fb%22%2b%e9%3d%3d".replace("%e9", "%c3%a9").as_str(),
+            r#"QVI\/b\"+\u00e9=="#,
+            "\\u0051VI\\u002Fb\\u0022%2b\u{e9}==",
+            "QVI/b\"+Ã©==",
+            "QVI/b\"+%C3%A9=%3d",
+        ] {
+            assert_eq!(
+                scrub(&format!("token {spelling}, {spelling}!"), token),
+                "token [token], [token]!",
+                "{spelling}"
+            );
+        }
+    }
+
+    #[test]
+    fn token_that_the_end_cuts_short_goes_too() {
+        assert_eq!(scrub("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
+        assert_eq!(scrub("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
+        assert_eq!(scrub("é stays", b"\xff\xfe"), "é stays");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_else_is_touched(text in "[a-m %\\\\é]{0,60}", token in "[n-z]{1,20}") {
+            prop_assert_eq!(scrub(&text, token.as_bytes()), text);
+        }
+
+        #[test]
+        fn no_token_survives(before in ".{0,20}", token in "[!-~]{8,40}", after in ".{0,20}") {
+            let text = format!("{before}{token}{after}");
+            prop_assert!(!scrub(&text, token.as_bytes()).contains(&token));
+        }
+    }
+}

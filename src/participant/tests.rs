@@ -1,0 +1,445 @@
+//! Against real listeners on loopback that follow a script.
+
+use std::net::SocketAddr;
+
+use hyper::header::HeaderName;
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::message::ContentType;
+
+const DELIVERED: &str = r#"{"Id":"i-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#;
+
+/// A listener, and the whole of the options that lead to it.
+async fn upstream(scheme: &str) -> (TcpListener, Options) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, options(&format!("{scheme}://127.0.0.1:{port}")))
+}
+
+fn options(endpoint: &str) -> Options {
+    Options {
+        endpoint: endpoint.parse().unwrap(),
+        connect_timeout: Duration::from_secs(20),
+        attempt_timeout: Duration::from_secs(20),
+        idle_max: 4,
+        proxy: None,
+        extra_roots: Vec::new(),
+    }
+}
+
+fn client(options: Options) -> Participant {
+    Participant::new(options, Clock::system()).unwrap()
+}
+
+fn message() -> Body {
+    Body::Message { content_type: ContentType::Plain, content: Content::new("héllo".into()) }
+}
+
+async fn attempt(participant: &Participant, body: &Body) -> Outcome {
+    let client_token = ClientToken::parse("ct-1").unwrap().unwrap();
+    let token = ConnectionToken::parse("canary/tökén".as_bytes()).unwrap();
+    participant.attempt(body, &client_token, &token).await
+}
+
+/// Both sides of a script, within a time that only a fault exceeds.
+async fn both<A, B>(script: impl Future<Output = A>, client: impl Future<Output = B>) -> (A, B) {
+    bounded(async { tokio::join!(script, client) }).await
+}
+
+async fn bounded<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the script comes to its end")
+}
+
+/// Reads one request: its head, and a body of the length it tells.
+async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length =
+                head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if body.len() >= length.unwrap_or(0usize) {
+                return text.into_owned();
+            }
+        }
+        let mut part = [0; 4096];
+        let length = stream.read(&mut part).await.unwrap();
+        assert!(length > 0, "the client hung up after {:?}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&part[..length]);
+    }
+}
+
+fn reply(status: &str, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Accepts one connection and answers one request; the connection is handed back still open.
+async fn serve(listener: &TcpListener, answer: &str) -> (String, TcpStream) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let request = request(&mut stream).await;
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    (request, stream)
+}
+
+fn assert_unknown(outcome: &Outcome) {
+    assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
+}
+
+fn assert_nothing_written(outcome: &Outcome, why: &str) {
+    assert!(matches!(outcome, Outcome::Down { status: None, .. }), "{outcome:?}");
+    assert!(outcome.why().contains(why), "{}", outcome.why());
+}
+
+#[tokio::test]
+async fn message_goes_out_as_the_protocol_has_it() {
+    let (listener, options) = upstream("http").await;
+    let host = options.endpoint.authority().unwrap().to_string();
+    let participant = client(options);
+    let headers = "x-amzn-RequestId: r-1\r\n";
+    let (sent, outcome) =
+        both(serve(&listener, &reply("200 OK", headers, DELIVERED)), attempt(&participant, &message())).await;
+    let (head, body) = sent.0.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, r#"{"ContentType":"text/plain","Content":"héllo","ClientToken":"ct-1"}"#);
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("POST /participant/message HTTP/1.1"));
+    let mut lines: Vec<&str> = lines.collect();
+    lines.sort_unstable();
+    let expected = [
+        format!("content-length: {}", body.len()),
+        "content-type: application/json".into(),
+        format!("host: {host}"),
+        format!("user-agent: connect-relay/{}", env!("CARGO_PKG_VERSION")),
+        "x-amz-bearer: canary/tökén".into(),
+    ];
+    assert_eq!(lines, expected);
+    let Outcome::Delivered(receipt) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((receipt.id.as_deref(), receipt.request_id.as_deref()), (Some("i-1"), Some("r-1")));
+}
+
+#[tokio::test]
+async fn events_and_disconnects_go_to_their_own_routes_behind_the_prefix() {
+    let (listener, mut options) = upstream("http").await;
+    options.endpoint = format!("{}stage/", options.endpoint).parse().unwrap();
+    let participant = client(options);
+    let receipt = Body::Event {
+        content_type: "application/vnd.amazonaws.connect.event.message.read".into(),
+        content: Some(Content::new(r#"{"messageId":"m"}"#.into())),
+    };
+    let typing = Body::Event { content_type: "application/vnd.amazonaws.connect.event.typing".into(), content: None };
+    for (body, line, json) in [
+        (
+            &receipt,
+            "POST /stage/participant/event HTTP/1.1\r\n",
+            r#"{"ContentType":"application/vnd.amazonaws.connect.event.message.read","Content":"{\"messageId\":\"m\"}","ClientToken":"ct-1"}"#,
+        ),
+        (
+            &typing,
+            "POST /stage/participant/event HTTP/1.1\r\n",
+            r#"{"ContentType":"application/vnd.amazonaws.connect.event.typing","ClientToken":"ct-1"}"#,
+        ),
+        (&Body::Disconnect, "POST /stage/participant/disconnect HTTP/1.1\r\n", r#"{"ClientToken":"ct-1"}"#),
+    ] {
+        let answer = reply("200 OK", "connection: close\r\n", "");
+        let ((sent, _), outcome) = both(serve(&listener, &answer), attempt(&participant, body)).await;
+        assert!(sent.starts_with(line) && sent.ends_with(&format!("\r\n\r\n{json}")), "{sent}");
+        assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn refused_connection_wrote_nothing() {
+    let (listener, options) = upstream("http").await;
+    drop(listener);
+    let outcome = bounded(attempt(&client(options), &message())).await;
+    assert_nothing_written(&outcome, "refused");
+}
+
+#[tokio::test]
+async fn handshake_that_never_ends_wrote_nothing() {
+    let (listener, mut options) = upstream("https").await;
+    options.extra_roots = authority().1.into_bytes();
+    options.connect_timeout = Duration::from_millis(50);
+    let outcome = bounded(attempt(&client(options.clone()), &message())).await;
+    assert_nothing_written(&outcome, "no connection within 50ms");
+    // The same where the attempt's own time is the shorter.
+    (options.connect_timeout, options.attempt_timeout) = (Duration::from_secs(20), Duration::from_millis(50));
+    let outcome = bounded(attempt(&client(options), &message())).await;
+    assert_nothing_written(&outcome, "no connection within 50ms");
+    drop(listener);
+}
+
+#[tokio::test]
+async fn silence_after_the_request_is_unknown() {
+    let (listener, mut options) = upstream("http").await;
+    options.attempt_timeout = Duration::from_millis(200);
+    let participant = client(options);
+    let (_held, outcome) = both(serve(&listener, ""), attempt(&participant, &message())).await;
+    assert_unknown(&outcome);
+    assert!(outcome.why().ends_with("no answer within 200ms"), "{}", outcome.why());
+    let (_held, outcome) =
+        both(serve(&listener, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"), attempt(&participant, &message()))
+            .await;
+    assert_unknown(&outcome);
+}
+
+#[tokio::test]
+async fn end_of_the_connection_after_the_request_is_unknown() {
+    for answer in [
+        "",
+        "HTTP/1.1 200",
+        "HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{\"Id\":",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
+        "this is not HTTP\r\n\r\n",
+    ] {
+        let (listener, options) = upstream("http").await;
+        let participant = client(options);
+        let script = async { drop(serve(&listener, answer).await) };
+        let ((), outcome) = both(script, attempt(&participant, &message())).await;
+        assert_unknown(&outcome);
+    }
+}
+
+#[tokio::test]
+async fn reset_with_the_request_unread_is_unknown() {
+    let (listener, options) = upstream("http").await;
+    let participant = client(options);
+    let script = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        assert_eq!(stream.peek(&mut [0]).await.unwrap(), 1);
+    };
+    let ((), outcome) = both(script, attempt(&participant, &message())).await;
+    assert_unknown(&outcome);
+}
+
+#[tokio::test]
+async fn answer_that_does_not_end_is_not_read_to_its_end() {
+    let (listener, options) = upstream("http").await;
+    let participant = client(options);
+    let script = async {
+        let (_, mut stream) = serve(&listener, "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n").await;
+        while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+    };
+    let ((), outcome) = both(script, attempt(&participant, &message())).await;
+    assert_unknown(&outcome);
+}
+
+#[tokio::test]
+async fn connection_is_kept_and_used_again() {
+    let (listener, options) = upstream("http").await;
+    let participant = client(options);
+    let answer = reply("200 OK", "", DELIVERED);
+    let ((_, mut stream), _) = both(serve(&listener, &answer), attempt(&participant, &message())).await;
+    let again = async {
+        request(&mut stream).await;
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    };
+    let ((), outcome) = both(again, attempt(&participant, &message())).await;
+    assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn connection_that_closed_while_idle_costs_no_attempt() {
+    let (listener, options) = upstream("http").await;
+    let address = listener.local_addr().unwrap();
+    let participant = client(options);
+    let answer = reply("200 OK", "", DELIVERED);
+    for _ in 0..3 {
+        let ((_, stream), outcome) = both(serve(&listener, &answer), attempt(&participant, &message())).await;
+        assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+        drop(stream);
+        bounded(let_the_client_notice(address, &listener)).await;
+    }
+}
+
+/// Makes the runtime look at its sockets and run what that wakes: the kernel has told of the end before.
+async fn let_the_client_notice(address: SocketAddr, listener: &TcpListener) {
+    let (there, here) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (mut there, mut here) = (there.unwrap(), here.unwrap().0);
+    for _ in 0..8 {
+        here.write_all(b"x").await.unwrap();
+        there.read_exact(&mut [0]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A certificate for 127.0.0.1, and the PEM of the authority that issued it.
+fn authority() -> (TlsAcceptor, String) {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let issued = CertificateParams::new(["127.0.0.1".to_string()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![issued.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), issuer.pem())
+}
+
+async fn serve_tls(tls: &TlsAcceptor, stream: TcpStream) -> String {
+    let mut stream = tls.accept(stream).await.unwrap();
+    let request = request(&mut stream).await;
+    stream.write_all(reply("200 OK", "", DELIVERED).as_bytes()).await.unwrap();
+    request
+}
+
+#[tokio::test]
+async fn certificate_of_an_extra_root_is_trusted() {
+    let (listener, mut options) = upstream("https").await;
+    let (tls, pem) = authority();
+    options.extra_roots = pem.into_bytes();
+    let participant = client(options);
+    let script = async { serve_tls(&tls, listener.accept().await.unwrap().0).await };
+    let (sent, outcome) = both(script, attempt(&participant, &message())).await;
+    assert!(sent.starts_with("POST /participant/message HTTP/1.1\r\n"), "{sent}");
+    assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
+    let (listener, mut options) = upstream("https").await;
+    let (tls, _) = authority();
+    options.extra_roots = authority().1.into_bytes();
+    let participant = client(options);
+    let script = async { tls.accept(listener.accept().await.unwrap().0).await.is_err() };
+    let (failed, outcome) = both(script, attempt(&participant, &message())).await;
+    assert!(failed);
+    assert_nothing_written(&outcome, "invalid peer certificate");
+}
+
+#[tokio::test]
+async fn proxy_gets_a_connect_and_sees_no_more() {
+    let (listener, mut options) = upstream("https").await;
+    let (tls, pem) = authority();
+    options.extra_roots = pem.into_bytes();
+    options.proxy = Some(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+    options.endpoint = "https://127.0.0.1:1".parse().unwrap();
+    let participant = client(options);
+    let script = async {
+        let (connect, stream) = serve(&listener, "HTTP/1.1 200 Connection established\r\n\r\n").await;
+        (connect, serve_tls(&tls, stream).await)
+    };
+    let ((connect, sent), outcome) = both(script, attempt(&participant, &message())).await;
+    assert_eq!(connect, "CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n");
+    assert!(sent.starts_with("POST /participant/message HTTP/1.1\r\n"), "{sent}");
+    assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn proxy_that_refuses_or_says_nothing_wrote_nothing() {
+    let (listener, mut options) = upstream("https").await;
+    options.extra_roots = authority().1.into_bytes();
+    options.proxy = Some(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+    options.endpoint = "https://127.0.0.1:1".parse().unwrap();
+    let participant = client(options.clone());
+    for (answer, why) in [
+        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "proxy authorization required"),
+        ("HTTP/1.1 403 Forbidden\r\n\r\n", "tunnel error"),
+    ] {
+        let (_held, outcome) = both(serve(&listener, answer), attempt(&participant, &message())).await;
+        assert_nothing_written(&outcome, why);
+    }
+    options.connect_timeout = Duration::from_millis(50);
+    let outcome = bounded(attempt(&client(options), &message())).await;
+    assert_nothing_written(&outcome, "no connection within 50ms");
+}
+
+#[tokio::test]
+async fn redirect_is_not_followed() {
+    let (listener, options) = upstream("http").await;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let participant = client(options);
+    let headers = format!("location: http://{}/participant/message\r\n", elsewhere.local_addr().unwrap());
+    let (_held, outcome) =
+        both(serve(&listener, &reply("307 Temporary Redirect", &headers, "")), attempt(&participant, &message())).await;
+    assert!(matches!(outcome, Outcome::Misconfigured { status: 307, .. }), "{outcome:?}");
+    let followed = std::future::poll_fn(|task| std::task::Poll::Ready(elsewhere.poll_accept(task).is_ready()));
+    assert!(!followed.await);
+}
+
+#[tokio::test]
+async fn forwarding_passes_everything_but_signatures_and_connections() {
+    let (listener, options) = upstream("http").await;
+    let host = options.endpoint.authority().unwrap().to_string();
+    let participant = client(options);
+    let given = [
+        ("host", "127.0.0.1:8480"),
+        ("x-amz-bearer", "participant-token"),
+        ("authorization", "AWS4-HMAC-SHA256 canary"),
+        ("amz-sdk-request", "attempt=1; max=3"),
+        ("content-length", "999"),
+        ("content-type", "application/json"),
+    ];
+    let given = given.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let given: HeaderMap = given.into_iter().collect();
+    let answer = reply("403 Forbidden", "x-amzn-ErrorType: AccessDeniedException\r\nkeep-alive: timeout=5\r\n", "{}");
+    let forward =
+        participant.forward(Method::POST, "/participant/connection?a=b", &given, Bytes::from("{\"Type\":[]}"));
+    let ((sent, _), forwarded) = both(serve(&listener, &answer), forward).await;
+    let (head, body) = sent.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, "{\"Type\":[]}");
+    let mut lines: Vec<&str> = head.lines().collect();
+    lines[1..].sort_unstable();
+    let host = format!("host: {host}");
+    assert_eq!(
+        lines,
+        [
+            "POST /participant/connection?a=b HTTP/1.1",
+            "accept-encoding: identity",
+            "content-length: 11",
+            "content-type: application/json",
+            &host,
+            "x-amz-bearer: participant-token",
+        ]
+    );
+    let forwarded = forwarded.unwrap();
+    assert_eq!((forwarded.status, &forwarded.body[..]), (StatusCode::FORBIDDEN, &b"{}"[..]));
+    assert_eq!(forwarded.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-amzn-errortype"]);
+}
+
+#[tokio::test]
+async fn forwarding_without_a_whole_reply_says_so() {
+    let (listener, options) = upstream("http").await;
+    let participant = client(options);
+    let headers = HeaderMap::new();
+    let script = async { drop(serve(&listener, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{").await) };
+    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new());
+    let ((), forwarded) = both(script, forward).await;
+    let text = forwarded.unwrap_err().to_string();
+    assert!(text.ends_with("200 OK, and the rest of the reply is missing") && !text.contains("canary"), "{text}");
+    drop(listener);
+    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new());
+    let text = bounded(forward).await.unwrap_err().to_string();
+    assert!(text.starts_with("connect to 127.0.0.1:") && !text.contains("canary"), "{text}");
+}
+
+#[test]
+fn urls_that_lead_nowhere_are_refused_without_their_passwords() {
+    for (endpoint, proxy, text) in [
+        ("/participant", None, "the endpoint is not a whole URL: it has no scheme"),
+        ("ftp://127.0.0.1", None, "the endpoint's scheme is ftp, it takes https or http"),
+        ("https://u:canary@127.0.0.1", None, "the URLs of the endpoint and of the proxy take no user name or password"),
+        (
+            "https://127.0.0.1",
+            Some("http://u:canary@127.0.0.1:1"),
+            "the URLs of the endpoint and of the proxy take no user name or password",
+        ),
+        ("https://127.0.0.1", Some("https://127.0.0.1:1"), "the proxy is not http://host:port"),
+        ("https://127.0.0.1", Some("127.0.0.1:1"), "the proxy is not http://host:port"),
+    ] {
+        let proxy = proxy.map(|proxy| proxy.parse().unwrap());
+        let error = Participant::new(Options { proxy, ..options(endpoint) }, Clock::system()).unwrap_err();
+        assert_eq!(error, text);
+    }
+    let participant = client(options("http://127.0.0.1:1/stage/"));
+    assert_eq!(format!("{participant:?}"), "Participant(http://127.0.0.1:1/stage)");
+}

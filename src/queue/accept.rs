@@ -1,0 +1,399 @@
+//! The door's decisions: whose conversation it is, whether it came before, whether there is room.
+
+use std::time::Duration;
+
+use super::codec::{self, Entry, ErrorRow, Fate, Hash, Key, Line, Participant, Record, Token};
+use super::line::line_key;
+use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
+use super::writer::{Asked, Prepared};
+use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
+use crate::delivery::{Reason, Receipt};
+use crate::message::{Body, ConnectionToken};
+use crate::time::{Timestamp, millis};
+
+/// How stale a "last used" may be before it is written again.
+const USED_STEP_MS: u64 = 3_600_000;
+/// About how many bytes of rows an outcome takes.
+const OUTCOME_WEIGHT: u64 = 300;
+
+pub fn token_key(hash: &Hash) -> Key {
+    Key::new(b't').hash(hash)
+}
+
+pub fn entry_key(hash: &Hash) -> Key {
+    Key::new(b'i').hash(hash)
+}
+
+pub fn record_key(sequence: u64) -> Key {
+    Key::new(b'm').number(sequence)
+}
+
+pub fn piece_key(sequence: u64, number: u16) -> Key {
+    let mut key = Key::new(b'p').number(sequence);
+    key.0.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+impl Writer {
+    pub(super) fn accept(&mut self, submission: Prepared, rate: f64, now: Timestamp) -> Result<Verdict, StoreFailed> {
+        let mut token: Token = self.store.get(&token_key(&submission.asked.token))?.unwrap_or_default();
+        let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
+            Some(hash) => Some((hash, self.store.get::<Token>(&token_key(&hash))?.unwrap_or_default())),
+            None => None,
+        };
+        let renewed = old.as_ref().map(|(_, old)| old);
+        let conversation = match self.place_of(submission.asked, &token, renewed) {
+            Ok(conversation) => conversation,
+            Err(rejection) => return Ok(Verdict::Rejected(rejection)),
+        };
+
+        let entry_hash = self.hasher.entry(&conversation, submission.client_token.as_str());
+        let entry: Option<Entry> = self.store.get(&entry_key(&entry_hash))?;
+        if let Some(entry) = &entry
+            && entry.contents != submission.contents
+        {
+            return Ok(Verdict::Rejected(Rejection::OtherContents(entry.accepted)));
+        }
+        // A renewal counts even where the message that brings it came before.
+        if let Some((hash, _)) = old {
+            self.own(&mut token, conversation, &submission, now);
+            self.renew(&hash, &submission.asked.token, now)?;
+            token = self.store.get(&token_key(&submission.asked.token))?.unwrap_or(token);
+        }
+        if let Some(entry) = entry {
+            self.gauges.repeats.inc();
+            if self.revives(&entry, &token, &submission.asked.token) {
+                self.own(&mut token, conversation, &submission, now);
+                return self.revive(&entry, entry_hash, &submission, now);
+            }
+            let state = self.state(&entry, entry_hash, now)?;
+            return Ok(Verdict::Accepted { state, repeat: true });
+        }
+
+        if let Some((at, error)) = &token.refused
+            && now.since(*at) < self.options.refused_for
+        {
+            return Ok(Verdict::Rejected(Rejection::TokenRefused(error.clone().into())));
+        }
+        let mut line = self.line(&conversation)?;
+        match (line.disconnect, &submission.body) {
+            (Some(sequence), Body::Disconnect) => return self.disconnected_before(sequence, entry_hash, now),
+            (Some(_), _) => return Ok(Verdict::Rejected(Rejection::Disconnected)),
+            (None, _) => {}
+        }
+        if let Some(lifetime) = submission.lifetime
+            && rate > 0.0
+        {
+            #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
+            let needed = (line.count + 1) as f64 / rate;
+            if needed > lifetime.as_secs_f64() {
+                return Ok(Verdict::Rejected(Rejection::TooLate { ahead: line.count }));
+            }
+        }
+        if let Some(full) = self.full() {
+            return Ok(Verdict::Rejected(Rejection::Full(full)));
+        }
+
+        self.own(&mut token, conversation, &submission, now);
+        if let Some(old) = token.renews.take() {
+            // The first use of a token whose connection was seen: it takes its predecessor's place.
+            self.store.put(token_key(&submission.asked.token), &token);
+            self.renew(&old, &submission.asked.token, now)?;
+            line = self.line(&conversation)?;
+        }
+        let state = self.enqueue(submission, conversation, entry_hash, line, now)?;
+        Ok(Verdict::Accepted { state, repeat: false })
+    }
+
+    /// The conversation of what was handed over, or why it cannot be told.
+    fn place_of(&self, asked: Asked, token: &Token, old: Option<&Token>) -> Result<Hash, Rejection> {
+        let conversation = match (token.conversation, asked.keyed) {
+            (Some(own), Some(keyed)) if token.keyed && own == keyed => own,
+            (Some(own), None) if !token.keyed => own,
+            (Some(_), _) => return Err(Rejection::OtherConversation),
+            (None, Some(keyed)) => keyed,
+            (None, None) => match old {
+                Some(old) => old.conversation.filter(|_| !old.keyed).ok_or(Rejection::NotReplaceable)?,
+                None => self.default_conversation(&asked.token, token),
+            },
+        };
+        match old {
+            Some(old) if old.conversation != Some(conversation) => Err(Rejection::NotReplaceable),
+            _ => Ok(conversation),
+        }
+    }
+
+    /// Without a key a conversation is the token's participant, or where no connection was seen the token itself.
+    pub(super) fn default_conversation(&self, hash: &Hash, token: &Token) -> Hash {
+        match &token.participant {
+            Some(participant) => self.hasher.hash(b'P', &[participant]),
+            None => self.hasher.hash(b'T', &[hash]),
+        }
+    }
+
+    /// The token belongs to this conversation from now on.
+    fn own(&mut self, token: &mut Token, conversation: Hash, submission: &Prepared, now: Timestamp) {
+        let hash = submission.asked.token;
+        let stale = now.0.abs_diff(token.used.0) >= USED_STEP_MS;
+        if token.conversation.is_some() && token.secret == submission.secret && !stale {
+            return;
+        }
+        token.conversation = Some(conversation);
+        token.keyed = submission.asked.keyed.is_some();
+        token.secret = submission.secret.clone();
+        if stale {
+            token.used = now;
+            self.used.push((USED_TOKEN, hash));
+        }
+        self.store.put(token_key(&hash), token);
+    }
+
+    fn enqueue(
+        &mut self,
+        submission: Prepared,
+        conversation: Hash,
+        entry_hash: Hash,
+        mut line: Line,
+        now: Timestamp,
+    ) -> Result<State, StoreFailed> {
+        let sequence = self.meta.next_sequence;
+        self.meta.next_sequence += 1;
+        let lifetime = submission.lifetime.unwrap_or(self.options.lifetime);
+        if self.meta.implied == 0 {
+            self.meta.implied_lifetime_ms = millis(self.options.lifetime);
+        }
+        let mut record = Record {
+            conversation,
+            entry: entry_hash,
+            label: submission.label.into(),
+            client_token: submission.client_token.as_str().to_owned(),
+            token: submission.asked.token,
+            caller: codec::caller_number(submission.asked.caller),
+            trace_id: submission.trace_id.map(Into::into),
+            accepted: now,
+            lifetime_ms: millis(lifetime),
+            deadline: now + lifetime,
+            implied: millis(lifetime) == self.meta.implied_lifetime_ms,
+            ..Record::default()
+        };
+        for (number, piece) in (0..).zip(record.set_body(&submission.body)) {
+            self.store.put_bytes(piece_key(sequence, number), piece);
+        }
+        if record.implied {
+            self.meta.implied += 1;
+        } else {
+            self.store.put(Key::new(b'e').time(record.deadline).number(sequence), &());
+        }
+        let entry = Entry { sequence, contents: submission.contents, accepted: now, fate: Fate::Queued };
+        self.store.put(entry_key(&entry_hash), &entry);
+        self.store.put(record_key(sequence), &record);
+        self.meta.weight += record.weight();
+        self.count_queued(record.caller, 1)?;
+
+        let ahead = line.count;
+        self.append(&conversation, &mut line, sequence)?;
+        if matches!(submission.body, Body::Disconnect) {
+            line.disconnect = Some(sequence);
+            line.used = now;
+            self.used.push((USED_LINE, conversation));
+        }
+        if ahead == 0 {
+            line.boot = self.meta.boot;
+            self.meta.conversations += 1;
+            self.take_turn(&conversation, &mut line, now);
+        }
+        self.put_line(&conversation, &line);
+        self.gauges.accepted.inc();
+        let status = Status::Queued { next_attempt: None, ahead };
+        Ok(State { id: self.id(sequence, entry_hash), accepted: now, attempts: 0, status })
+    }
+
+    /// A second disconnect is the first one, whatever its ClientToken.
+    fn disconnected_before(&mut self, sequence: u64, entry_hash: Hash, now: Timestamp) -> Result<Verdict, StoreFailed> {
+        self.gauges.repeats.inc();
+        let state = match self.store.get::<Record>(&record_key(sequence))? {
+            Some(record) => self.queued_state(sequence, &record)?,
+            None => State {
+                id: self.id(sequence, entry_hash),
+                accepted: now,
+                attempts: 0,
+                status: Status::Delivered(Receipt::default()),
+            },
+        };
+        Ok(Verdict::Accepted { state, repeat: true })
+    }
+
+    /// Whether this repeat brings a dead message the renewed token that it died for want of.
+    fn revives(&self, entry: &Entry, token: &Token, hash: &Hash) -> bool {
+        let Fate::Dead { reason, token: died_with, .. } = &entry.fate else { return false };
+        let reason = codec::reason_at(*reason);
+        matches!(reason, Reason::TokenRefused | Reason::ChatOver) && died_with != hash && token.refused.is_none()
+    }
+
+    /// Puts a dead letter back: same ClientToken, its old place, a fresh lifetime.
+    fn revive(
+        &mut self,
+        entry: &Entry,
+        entry_hash: Hash,
+        submission: &Prepared,
+        now: Timestamp,
+    ) -> Result<Verdict, StoreFailed> {
+        let sequence = entry.sequence;
+        let Some(dead) = self.store.get::<codec::Dead>(&Key::new(b'x').number(sequence))? else {
+            let state = self.state(entry, entry_hash, now)?;
+            return Ok(Verdict::Accepted { state, repeat: true });
+        };
+        if let Some(full) = self.full() {
+            return Ok(Verdict::Rejected(Rejection::Full(full)));
+        }
+        let mut record = dead.record;
+        self.store.remove(Key::new(b'x').number(sequence));
+        self.store.remove(Key::new(b'z').time(dead.died).number(sequence));
+        self.meta.dead = self.meta.dead.saturating_sub(1);
+        record.token = submission.asked.token;
+        record.deadline = now + Duration::from_millis(record.lifetime_ms);
+        record.implied = false;
+        record.failed_at = None;
+        self.store.put(Key::new(b'e').time(record.deadline).number(sequence), &());
+        self.store.put(record_key(sequence), &record);
+        self.store.put(entry_key(&entry_hash), &Entry { fate: Fate::Queued, ..entry.clone() });
+        self.count_queued(record.caller, 1)?;
+        self.meta.unknown += u64::from(record.unknown);
+
+        let conversation = record.conversation;
+        let mut line = self.line(&conversation)?;
+        let empty = line.count == 0;
+        self.insert(&conversation, &mut line, sequence)?;
+        line.boot = self.meta.boot;
+        if empty {
+            self.meta.conversations += 1;
+            self.take_turn(&conversation, &mut line, now);
+        }
+        self.put_line(&conversation, &line);
+        let state = self.queued_state(sequence, &record)?;
+        Ok(Verdict::Accepted { state, repeat: true })
+    }
+
+    /// `new` takes the place of `old` in what is queued.
+    fn renew(&mut self, old: &Hash, new: &Hash, now: Timestamp) -> Result<(), StoreFailed> {
+        let Some(mut row) = self.store.get::<Token>(&token_key(old))? else { return Ok(()) };
+        let Some(conversation) = row.conversation else { return Ok(()) };
+        if row.renewed_by == Some(*new) {
+            return Ok(());
+        }
+        row.renewed_by = Some(*new);
+        self.store.put(token_key(old), &row);
+        let mut line = self.line(&conversation)?;
+        if line.hold.as_ref().is_some_and(|hold| hold.token != *new) {
+            // Only a hold for a token that now leads to the new one is lifted.
+            let held = line.hold.as_ref().map(|hold| hold.token).unwrap_or_default();
+            if self.newest(&held)?.0 == *new {
+                self.lift_hold(&conversation, &mut line, now);
+                self.put_line(&conversation, &line);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn lift_hold(&mut self, conversation: &Hash, line: &mut Line, now: Timestamp) {
+        if line.hold.take().is_some() {
+            self.meta.held = self.meta.held.saturating_sub(1);
+            self.take_turn(conversation, line, now);
+        }
+    }
+
+    /// The token that a token's messages go with: itself, or the last that renewed it.
+    pub(super) fn newest(&mut self, hash: &Hash) -> Result<(Hash, Token), StoreFailed> {
+        let mut newest = (*hash, self.store.get::<Token>(&token_key(hash))?.unwrap_or_default());
+        // Renewals are a chain; the bound is against a damaged one that bites its tail.
+        for _ in 0..1000 {
+            let Some(next) = newest.1.renewed_by else { break };
+            let Some(row) = self.store.get::<Token>(&token_key(&next))? else { break };
+            newest = (next, row);
+        }
+        Ok(newest)
+    }
+
+    pub(super) fn remember(
+        &mut self,
+        participant: Hash,
+        hash: Hash,
+        token: &ConnectionToken,
+        now: Timestamp,
+    ) -> Result<(), StoreFailed> {
+        let key = Key::new(b'g').hash(&participant);
+        let before = self.store.get::<Participant>(&key)?.map(|row| row.token).filter(|old| *old != hash);
+        self.store.put(key, &Participant { token: hash, used: now });
+        self.used.push((USED_PARTICIPANT, participant));
+        self.used.push((USED_TOKEN, hash));
+        let mut row: Token = self.store.get(&token_key(&hash))?.unwrap_or_default();
+        row.participant = Some(participant);
+        row.used = now;
+        row.refused = None;
+        if row.conversation.is_none() {
+            row.renews = before;
+        }
+        let Some(before) = before.filter(|_| row.conversation.is_none()) else {
+            self.store.put(token_key(&hash), &row);
+            return Ok(());
+        };
+        let old: Token = self.store.get(&token_key(&before))?.unwrap_or_default();
+        let Some(conversation) = old.conversation else {
+            // Never used: what it renewed is renewed by this one.
+            row.renews = old.renews.or(Some(before));
+            self.store.put(token_key(&hash), &row);
+            return Ok(());
+        };
+        let mut line = self.line(&conversation)?;
+        if line.count > 0 {
+            // There is something to send with it: that is the one case in which it is kept before its first use.
+            row.conversation = Some(conversation);
+            row.keyed = old.keyed;
+            row.renews = None;
+            row.secret = codec::Secret::of(token);
+            self.store.put(token_key(&hash), &row);
+            return self.renew(&before, &hash, now);
+        }
+        self.store.put(token_key(&hash), &row);
+        if line.disconnect.take().is_some() {
+            // Connect has let the participant in again.
+            self.store.remove(line_key(&conversation));
+        }
+        Ok(())
+    }
+
+    /// Which limit refuses new messages now.
+    pub(super) fn full(&self) -> Option<Full> {
+        let Writer { options, meta, space, .. } = self;
+        if meta.queued >= options.messages_max {
+            return Some(Full::Messages { queued: meta.queued, most: options.messages_max });
+        }
+        // The files do not shrink with what they hold: where most of them is free, what comes next fits in.
+        let mostly_free = 3 * (meta.weight + OUTCOME_WEIGHT * meta.outcomes) < options.bytes_max;
+        if space.bytes >= options.bytes_max && !mostly_free {
+            return Some(Full::Bytes { bytes: space.bytes, most: options.bytes_max });
+        }
+        space
+            .free
+            .filter(|free| *free < options.free_disk_min)
+            .map(|free| Full::Disk { free, least: options.free_disk_min })
+    }
+
+    /// Counts a message in or out.
+    pub(super) fn count_queued(&mut self, caller: u64, by: i64) -> Result<(), StoreFailed> {
+        self.meta.queued = self.meta.queued.saturating_add_signed(by);
+        let key = Key::new(b'u').number(caller);
+        let count = self.store.get::<u64>(&key)?.unwrap_or(0).saturating_add_signed(by);
+        self.store.put(key, &count);
+        Ok(())
+    }
+
+    /// What a refused token's row remembers.
+    pub(super) fn refuse_token(&mut self, hash: &Hash, error: &ErrorRow, now: Timestamp) -> Result<(), StoreFailed> {
+        if let Some(mut row) = self.store.get::<Token>(&token_key(hash))? {
+            row.refused = Some((now, error.clone()));
+            self.store.put(token_key(hash), &row);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! What time removes: messages whose lifetime ends, outcomes and dead letters that were kept long enough, tokens and
+//! participants of the day before.
+
+use std::ops::Bound;
+use std::time::Duration;
+
+use super::accept::{entry_key, piece_key, record_key, token_key};
+use super::codec::{Dead, Entry, Fate, Hash, Key, Participant, Record, Token, number_at};
+use super::line::line_key;
+use super::schedule::expired;
+use super::settle::Burial;
+use super::{StoreFailed, Writer};
+use crate::time::Timestamp;
+
+/// What a `y` row's hash names.
+pub const USED_TOKEN: u8 = b't';
+pub const USED_PARTICIPANT: u8 = b'g';
+pub const USED_LINE: u8 = b'v';
+/// A connection token lives a day.
+const USED_KEPT_FOR: Duration = Duration::from_secs(25 * 3600);
+/// Hashes in one prune row.
+const ROW_HASHES: usize = 400;
+/// Prune rows that one tick works through: other acts wait meanwhile.
+const ROWS_A_TICK: usize = 256;
+/// Messages that one tick buries.
+const DEATHS_A_TICK: usize = 4096;
+
+impl Writer {
+    /// Writes down what this commit has made prunable.
+    pub(super) fn write_prune_rows(&mut self) {
+        let now = self.now();
+        for hashes in std::mem::take(&mut self.outcomes).chunks(ROW_HASHES) {
+            let key = Key::new(b'o').time(now).number(self.next_row());
+            self.store.put(key, &hashes);
+        }
+        for used in std::mem::take(&mut self.used).chunks(ROW_HASHES) {
+            let key = Key::new(b'y').time(now).number(self.next_row());
+            self.store.put(key, &used);
+        }
+    }
+
+    fn next_row(&mut self) -> u64 {
+        self.meta.next_row += 1;
+        self.meta.next_row
+    }
+
+    /// Buries what has outlived its lifetime.
+    pub(super) fn expire(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
+        let mut from = Bound::Included(vec![b'e']);
+        for _ in 0..DEATHS_A_TICK {
+            let Some(key) = self.store.next_key(b"e", from.as_ref().map(Vec::as_slice))? else { break };
+            if Timestamp(number_at(&key, 1)) > now {
+                break;
+            }
+            if !self.expire_one(number_at(&key, 9), now)? {
+                // In flight: its answer wins.
+                from = Bound::Excluded(key);
+                continue;
+            }
+            self.store.remove(Key(key));
+            self.commit_if_long()?;
+        }
+        // Where a message has the usual lifetime the order of acceptance is the order of death.
+        let mut cursor = self.expiry_cursor;
+        let mut advance = true;
+        for _ in 0..DEATHS_A_TICK {
+            let after = record_key(cursor).0;
+            let Some(key) = self.store.next_key(b"m", Bound::Excluded(&after))? else { break };
+            let sequence = number_at(&key, 1);
+            if let Some(record) = self.store.get::<Record>(&Key(key))?
+                && record.implied
+            {
+                if record.deadline > now {
+                    break;
+                }
+                advance &= self.expire_one(sequence, now)?;
+                self.commit_if_long()?;
+            }
+            cursor = sequence;
+            if advance {
+                self.expiry_cursor = cursor;
+            }
+        }
+        Ok(())
+    }
+
+    /// True where the message is gone.
+    fn expire_one(&mut self, sequence: u64, now: Timestamp) -> Result<bool, StoreFailed> {
+        let Some(record) = self.store.get::<Record>(&record_key(sequence))? else { return Ok(true) };
+        let conversation = record.conversation;
+        if self.leased.get(&conversation) == Some(&sequence) {
+            return Ok(false);
+        }
+        let mut line = self.line(&conversation)?;
+        let head = line.first.first() == Some(&sequence);
+        let maybe_delivered = record.unknown || (head && line.boot <= self.meta.unclean_boot);
+        let burial = Burial { maybe_delivered, ..expired(record.token) };
+        self.bury(sequence, record, &mut line, burial, now)?;
+        self.put_line(&conversation, &line);
+        Ok(true)
+    }
+
+    /// Removes what was kept long enough, and the oldest of what there is too much of.
+    pub(super) fn prune(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
+        for _ in 0..ROWS_A_TICK {
+            let too_many = self.meta.outcomes > self.options.outcomes_max;
+            let Some((key, at)) = self.oldest_row(b"o", now, self.options.outcomes_kept_for, too_many)? else { break };
+            for entry in self.store.get::<Vec<Hash>>(&key)?.unwrap_or_default() {
+                let delivered = self.store.get::<Entry>(&entry_key(&entry))?.map(|entry| entry.fate);
+                if matches!(delivered, Some(Fate::Delivered { at: then, .. }) if then <= at) {
+                    self.store.remove(entry_key(&entry));
+                    self.meta.outcomes = self.meta.outcomes.saturating_sub(1);
+                }
+            }
+            self.store.remove(key);
+            self.commit_if_long()?;
+        }
+        for _ in 0..ROWS_A_TICK {
+            let too_many = self.meta.dead > self.options.dead_max;
+            let Some((key, _)) = self.oldest_row(b"z", now, self.options.dead_kept_for, too_many)? else { break };
+            self.forget_dead(number_at(&key.0, 9))?;
+            self.store.remove(key);
+            self.commit_if_long()?;
+        }
+        for _ in 0..ROWS_A_TICK {
+            let Some((key, at)) = self.oldest_row(b"y", now, USED_KEPT_FOR, false)? else { break };
+            for (what, hash) in self.store.get::<Vec<(u8, Hash)>>(&key)?.unwrap_or_default() {
+                self.forget_used(what, &hash, at, now)?;
+            }
+            self.store.remove(key);
+            self.commit_if_long()?;
+        }
+        Ok(())
+    }
+
+    fn oldest_row(
+        &mut self,
+        prefix: &[u8],
+        now: Timestamp,
+        kept_for: Duration,
+        too_many: bool,
+    ) -> Result<Option<(Key, Timestamp)>, StoreFailed> {
+        let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? else { return Ok(None) };
+        let at = Timestamp(number_at(&key, 1));
+        Ok((too_many || now.since(at) >= kept_for).then_some((Key(key), at)))
+    }
+
+    fn forget_dead(&mut self, sequence: u64) -> Result<(), StoreFailed> {
+        let key = Key::new(b'x').number(sequence);
+        let Some(dead) = self.store.get::<Dead>(&key)? else { return Ok(()) };
+        let record = dead.record;
+        self.store.remove(key);
+        self.meta.weight = self.meta.weight.saturating_sub(record.weight());
+        (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
+        let entry = self.store.get::<Entry>(&entry_key(&record.entry))?;
+        if entry.is_some_and(|entry| entry.sequence == sequence && matches!(entry.fate, Fate::Dead { .. })) {
+            self.store.remove(entry_key(&record.entry));
+        }
+        self.meta.dead = self.meta.dead.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Forgets a row that was last used then; one that still has something queued is looked at again in a day.
+    fn forget_used(&mut self, what: u8, hash: &Hash, at: Timestamp, now: Timestamp) -> Result<(), StoreFailed> {
+        match what {
+            USED_TOKEN => {
+                let Some(mut row) = self.store.get::<Token>(&token_key(hash))? else { return Ok(()) };
+                if row.used > at {
+                    return Ok(());
+                }
+                let queued = match &row.conversation {
+                    Some(conversation) => self.line(conversation)?.count > 0,
+                    None => false,
+                };
+                if queued {
+                    row.used = now;
+                    self.used.push((USED_TOKEN, *hash));
+                    self.store.put(token_key(hash), &row);
+                } else {
+                    self.store.remove(token_key(hash));
+                }
+            }
+            USED_PARTICIPANT => {
+                let key = Key::new(b'g').hash(hash);
+                if self.store.get::<Participant>(&key)?.is_some_and(|row| row.used <= at) {
+                    self.store.remove(key);
+                }
+            }
+            _ => {
+                let mut line = self.line(hash)?;
+                if line.disconnect.is_some() && line.count == 0 && line.used <= at {
+                    line.disconnect = None;
+                    self.store.remove(line_key(hash));
+                }
+            }
+        }
+        Ok(())
+    }
+}

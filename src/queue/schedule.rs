@@ -1,0 +1,211 @@
+//! What is due, in turn.
+//!
+//! Conversations that can be sent stand in the order of their turns (`r` rows); one that was served and has more goes to
+//! the end, so a long conversation starves nobody. Those that back off or are held stand in the order of their times
+//! (`d` rows) and come first when they are due: they had their turn. One page of turns is read ahead; what is in flight
+//! is known in memory only.
+
+use std::ops::Bound;
+
+use super::accept::{piece_key, record_key, token_key};
+use super::codec::{Hash, Key, Place, Record, Token, number_at};
+use super::line::conversation_in;
+use super::settle::Burial;
+use super::{Lease, StoreFailed, Work, Writer};
+use crate::delivery::{Reason, ServiceError};
+use crate::message::ClientToken;
+use crate::time::Timestamp;
+
+/// Turns read ahead.
+const PAGE: usize = 256;
+/// What may be buried on the way to messages that can be sent, before others get a chance.
+const BURIED_BYTES_MAX: usize = 256 << 10;
+
+impl Writer {
+    pub(super) fn lease(&mut self, most: usize, now: Timestamp) -> Result<Work, StoreFailed> {
+        let mut work = Work::default();
+        let limit = self.store.pending_bytes() + BURIED_BYTES_MAX;
+        let mut after: Bound<Vec<u8>> = Bound::Included(vec![b'd']);
+        while work.leases.len() < most && self.store.pending_bytes() < limit {
+            let Some(key) = self.store.next_key(b"d", after.as_ref().map(Vec::as_slice))? else { break };
+            let due = Timestamp(number_at(&key, 1));
+            let conversation = conversation_in(&key);
+            after = Bound::Excluded(key);
+            // The clock may have stepped back since the time was written: no backing off outlasts its bound.
+            if due > now && due.since(now) <= self.options.due_max.max(self.options.token_wait) {
+                work.next_due = Some(due);
+                break;
+            }
+            work.leases.extend(self.prepare(&conversation, Place::Due(due), limit, now)?);
+        }
+        while work.leases.len() < most && self.store.pending_bytes() < limit {
+            let Some((turn, conversation)) = self.next_turn()? else { break };
+            work.leases.extend(self.prepare(&conversation, Place::Turn(turn), limit, now)?);
+        }
+        self.poke |= self.store.pending_bytes() >= limit;
+        Ok(work)
+    }
+
+    /// The next turn; none where nobody waits for one.
+    fn next_turn(&mut self) -> Result<Option<(u64, Hash)>, StoreFailed> {
+        while self.window.is_empty() {
+            let mut after = Bound::Excluded(Key::new(b'r').number(self.cursor).hash(&[u8::MAX; 16]).0);
+            while self.window.len() < PAGE {
+                let Some(key) = self.store.next_key(b"r", after.as_ref().map(Vec::as_slice))? else { break };
+                self.cursor = number_at(&key, 1);
+                self.window.push_back((self.cursor, conversation_in(&key)));
+                after = Bound::Excluded(key);
+            }
+            if self.window.is_empty() {
+                return Ok(None);
+            }
+        }
+        Ok(self.window.pop_front())
+    }
+
+    /// Takes out the head of a conversation, if it is (still) in that place and something of it can be sent.
+    fn prepare(
+        &mut self,
+        conversation: &Hash,
+        place: Place,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Option<Lease>, StoreFailed> {
+        if self.leased.contains_key(conversation) {
+            return Ok(None);
+        }
+        let mut line = self.line(conversation)?;
+        if line.place != place {
+            // An index row without its conversation, or a turn that has passed: met, and gone.
+            if line.count == 0
+                && let Place::Turn(turn) = place
+            {
+                self.store.remove(Key::new(b'r').number(turn).hash(conversation));
+            } else if let (Place::Due(due), true) = (place, line.place != place) {
+                self.store.remove(Key::new(b'd').time(due).hash(conversation));
+            }
+            return Ok(None);
+        }
+        while self.store.pending_bytes() < limit {
+            let Some(&sequence) = line.first.first() else { return Ok(None) };
+            let Some(record) = self.store.get::<Record>(&record_key(sequence))? else {
+                // Its record was damaged and is set aside: the line goes on without it.
+                self.take_out(conversation, &mut line, sequence)?;
+                self.meta.queued = self.meta.queued.saturating_sub(1);
+                if line.count == 0 {
+                    self.meta.conversations = self.meta.conversations.saturating_sub(1);
+                    self.move_to(conversation, &mut line, Place::None, now);
+                }
+                self.put_line(conversation, &line);
+                continue;
+            };
+            let doubtful = record.unknown || line.boot <= self.meta.unclean_boot;
+            let (newest, row) = self.newest(&record.token)?;
+            let mut burial = None;
+            if record.deadline <= now {
+                burial = Some(Burial { maybe_delivered: doubtful, ..expired(record.token) });
+            } else if let Some(hold) = line.hold.clone() {
+                if newest == hold.token && hold.until <= now {
+                    let error = ServiceError::from(hold.error);
+                    let reason = Reason::of_denial(&error);
+                    burial = Some(Burial { reason, error, maybe_delivered: doubtful, token: newest, logged: true });
+                } else if newest == hold.token {
+                    return Ok(None);
+                } else {
+                    line.hold = None;
+                    self.meta.held = self.meta.held.saturating_sub(1);
+                    self.put_line(conversation, &line);
+                }
+            }
+            let before = line.place;
+            if let Some(burial) = burial {
+                self.bury(sequence, record, &mut line, burial, now)?;
+                self.put_line(conversation, &line);
+                if line.count == 0 || (line.place != before && line.hold.is_none()) {
+                    // What is left has a turn of its own now.
+                    return Ok(None);
+                }
+                continue;
+            }
+            return self.take(conversation, sequence, &record, doubtful, (newest, row));
+        }
+        Ok(None)
+    }
+
+    fn take(
+        &mut self,
+        conversation: &Hash,
+        sequence: u64,
+        record: &Record,
+        doubtful: bool,
+        newest: (Hash, Token),
+    ) -> Result<Option<Lease>, StoreFailed> {
+        let (hash, token) = self.credential(record, doubtful, newest)?;
+        let mut missing = false;
+        let body = record.body(|number| {
+            let piece = self.store.get_bytes(&piece_key(sequence, number)).ok().flatten();
+            missing |= piece.is_none();
+            piece
+        });
+        let client_token = ClientToken::parse(&record.client_token).ok().flatten();
+        let (Some(body), Some(connection_token), Some(client_token)) = (body, token.secret.token(), client_token)
+        else {
+            // Some of what belongs to it was damaged: it cannot be sent as it was accepted, so it is not sent.
+            let mut line = self.line(conversation)?;
+            let error = ServiceError {
+                code: "InternalServerException".into(),
+                text: "connect-relay: its record was damaged on disk".into(),
+                status: 500,
+                request_id: None,
+            };
+            let burial = Burial { reason: Reason::Poison, error, maybe_delivered: doubtful, token: hash, logged: true };
+            self.bury(sequence, record.clone(), &mut line, burial, self.now())?;
+            self.put_line(conversation, &line);
+            return Ok(None);
+        };
+        self.leased.insert(*conversation, sequence);
+        Ok(Some(Lease {
+            id: self.id(sequence, record.entry),
+            body,
+            client_token,
+            connection_token,
+            label: record.label.as_str().into(),
+            trace_id: record.trace_id.as_deref().map(Into::into),
+            accepted: record.accepted,
+            attempts: record.attempts,
+            strikes: record.strikes,
+            failed_at: record.failed_at,
+            conversation: *conversation,
+            token: hash,
+        }))
+    }
+
+    /// The token to send with: the newest; but where an attempt may have arrived, the one that it was made with, as long
+    /// as that is not refused, because upstream knows a repeat by both tokens.
+    fn credential(
+        &mut self,
+        record: &Record,
+        doubtful: bool,
+        newest: (Hash, Token),
+    ) -> Result<(Hash, Token), StoreFailed> {
+        let first = record.sent_with.unwrap_or(record.token);
+        if !doubtful || first == newest.0 {
+            return Ok(newest);
+        }
+        match self.store.get::<Token>(&token_key(&first))? {
+            Some(row) if row.refused.is_none() && row.secret.token().is_some() => Ok((first, row)),
+            _ => Ok(newest),
+        }
+    }
+}
+
+/// How a message dies whose lifetime ends.
+pub fn expired(token: Hash) -> Burial {
+    let error = ServiceError {
+        status: 410,
+        code: "GoneException".into(),
+        text: "connect-relay: the message's lifetime ended before it could be delivered".into(),
+        request_id: None,
+    };
+    Burial { reason: Reason::Expired, error, maybe_delivered: false, token, logged: true }
+}

@@ -1,0 +1,254 @@
+//! What an attempt came to is recorded: the message leaves, waits, is held, or dies.
+
+use super::accept::{entry_key, piece_key, record_key};
+use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Place, Record};
+use super::{Lease, Settled, State, Status, StoreFailed, Writer};
+use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
+use crate::life::{self, Subject};
+use crate::message::ClientToken;
+use crate::time::Timestamp;
+
+/// Why and how a message is buried.
+pub struct Burial {
+    pub reason: Reason,
+    pub error: ServiceError,
+    pub maybe_delivered: bool,
+    /// The token whose refusal killed it, or the one it came with.
+    pub token: Hash,
+    /// The queue says it in the log; else whoever settles does.
+    pub logged: bool,
+}
+
+impl Writer {
+    pub(super) fn settle(
+        &mut self,
+        lease: &Lease,
+        disposition: Disposition,
+        now: Timestamp,
+    ) -> Result<Settled, StoreFailed> {
+        let (conversation, sequence) = (lease.conversation, lease.id.sequence);
+        self.leased.remove(&conversation);
+        self.poke = true;
+        let Some(mut record) = self.store.get::<Record>(&record_key(sequence))? else {
+            // Its row was damaged while it was in flight: there is nothing left to record on.
+            return Ok(Settled::Kept);
+        };
+        let mut line = self.line(&conversation)?;
+        let settled = match disposition {
+            Disposition::Deliver(receipt) => {
+                self.deliver(sequence, &record, &mut line, &receipt, now)?;
+                Settled::Delivered
+            }
+            Disposition::Keep => {
+                self.keep(&conversation, &line);
+                return Ok(Settled::Kept);
+            }
+            Disposition::Retry { due, unknown, strike } => {
+                record.attempts += 1;
+                record.strikes = record.strikes.saturating_add(u8::from(strike));
+                record.failed_at = Some(now);
+                if unknown {
+                    self.meta.unknown += u64::from(!record.unknown);
+                    record.unknown = true;
+                    record.sent_with = Some(lease.token);
+                }
+                self.store.put(record_key(sequence), &record);
+                self.move_to(&conversation, &mut line, Place::Due(due), now);
+                Settled::Deferred(due)
+            }
+            Disposition::Deny(error) => self.deny(lease, &mut record, &mut line, error, now)?,
+            Disposition::Bury(reason, error) => {
+                let maybe_delivered = record.unknown && reason == Reason::Poison;
+                let told = self.waiters.anyone(sequence);
+                record.attempts += 1;
+                let burial = Burial { reason, error, maybe_delivered, token: lease.token, logged: false };
+                self.bury(sequence, record, &mut line, burial, now)?;
+                Settled::Dead { reason, told }
+            }
+        };
+        self.put_line(&conversation, &line);
+        Ok(settled)
+    }
+
+    fn deliver(
+        &mut self,
+        sequence: u64,
+        record: &Record,
+        line: &mut Line,
+        receipt: &Receipt,
+        now: Timestamp,
+    ) -> Result<(), StoreFailed> {
+        let attempts = record.attempts + 1;
+        if let Some(mut entry) = self.store.get::<Entry>(&entry_key(&record.entry))? {
+            entry.fate = Fate::Delivered { at: now, attempts, receipt: receipt.into() };
+            self.store.put(entry_key(&record.entry), &entry);
+            self.outcomes.push(record.entry);
+            self.meta.outcomes += 1;
+        }
+        self.leave(sequence, record, line, false, now)?;
+        self.gauges.delivered.inc();
+        self.gauges.delivery_seconds.observe(now.since(record.accepted).as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of this era fit")]
+        self.gauges.last_delivery.set(now.0 as f64 / 1000.0);
+        self.tell(sequence, record, attempts, Status::Delivered(receipt.clone()));
+        Ok(())
+    }
+
+    /// The conversation keeps its place, and is the next to be looked at.
+    fn keep(&mut self, conversation: &Hash, line: &Line) {
+        if let Place::Turn(turn) = line.place {
+            self.window.push_front((turn, *conversation));
+        }
+    }
+
+    /// A token was refused. Those who wait are told, and their messages are dead; the rest waits for a renewed token.
+    fn deny(
+        &mut self,
+        lease: &Lease,
+        record: &mut Record,
+        line: &mut Line,
+        error: ServiceError,
+        now: Timestamp,
+    ) -> Result<Settled, StoreFailed> {
+        let (conversation, sequence) = (lease.conversation, lease.id.sequence);
+        let row = ErrorRow::from(&error);
+        self.refuse_token(&lease.token, &row, now)?;
+        if self.newest(&record.token)?.0 != lease.token {
+            // It was renewed meanwhile: the new one is tried at once. Where an attempt with the old one may have
+            // arrived, this is where a duplicate can come from.
+            if record.unknown || record.sent_with.is_some() {
+                self.gauges.duplicates_possible.inc();
+            }
+            record.sent_with = None;
+            self.store.put(record_key(sequence), record);
+            self.take_turn(&conversation, line, now);
+            return Ok(Settled::Deferred(now));
+        }
+        let reason = Reason::of_denial(&error);
+        let mut told = false;
+        for waited in self.waiters.of(&conversation) {
+            let Some(mut record) = self.store.get::<Record>(&record_key(waited))? else { continue };
+            if self.newest(&record.token)?.0 != lease.token {
+                continue;
+            }
+            let own = waited == sequence;
+            told |= own;
+            record.attempts += u32::from(own);
+            let maybe_delivered = record.unknown;
+            let burial = Burial { reason, error: error.clone(), maybe_delivered, token: lease.token, logged: !own };
+            self.bury(waited, record, line, burial, now)?;
+        }
+        let head = line.first.first().copied();
+        let head = match head {
+            Some(head) => self.store.get::<Record>(&record_key(head))?,
+            None => None,
+        };
+        let until = now + self.options.token_wait;
+        if let Some(head) = head
+            && self.newest(&head.token)?.0 == lease.token
+        {
+            self.meta.held += u64::from(line.hold.is_none());
+            line.hold = Some(Hold { token: lease.token, until, error: row });
+            self.move_to(&conversation, line, Place::Due(until), now);
+        }
+        if told {
+            return Ok(Settled::Dead { reason, told });
+        }
+        record.attempts += 1;
+        record.failed_at = Some(now);
+        self.store.put(record_key(sequence), record);
+        Ok(Settled::Held(until))
+    }
+
+    /// Makes a dead letter of a queued message.
+    pub(super) fn bury(
+        &mut self,
+        sequence: u64,
+        record: Record,
+        line: &mut Line,
+        burial: Burial,
+        now: Timestamp,
+    ) -> Result<(), StoreFailed> {
+        let Burial { reason, error, maybe_delivered, token, logged } = burial;
+        let attempts = record.attempts;
+        if let Some(mut entry) = self.store.get::<Entry>(&entry_key(&record.entry))? {
+            let error = ErrorRow::from(&error);
+            let reason = codec::reason_index(reason);
+            entry.fate = Fate::Dead { at: now, attempts, reason, maybe_delivered, token, error };
+            self.store.put(entry_key(&record.entry), &entry);
+        }
+        if line.disconnect == Some(sequence) {
+            line.disconnect = None;
+        }
+        self.leave(sequence, &record, line, true, now)?;
+        let told = self.waiters.anyone(sequence);
+        self.gauges.dead.with_label_values(&[reason.as_str(), if told { "true" } else { "false" }]).inc();
+        self.meta.dead += 1;
+        self.store.put(Key::new(b'z').time(now).number(sequence), &());
+        let status = error.status;
+        self.tell(sequence, &record, attempts, Status::Dead { reason, maybe_delivered, error });
+        let dead = Dead { record, died: now };
+        self.store.put(Key::new(b'x').number(sequence), &dead);
+        if logged {
+            let id = self.id(sequence, dead.record.entry);
+            self.afterwards(move || {
+                let record = dead.record;
+                let Ok(Some(client_token)) = ClientToken::parse(&record.client_token) else { return };
+                let subject = Subject {
+                    message: &id,
+                    conversation: &record.label,
+                    client_token: &client_token,
+                    trace_id: record.trace_id.as_deref(),
+                };
+                let status = (status != 0).then_some(status);
+                life::dead(subject, attempts, now.since(record.accepted), status, reason, maybe_delivered);
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes a message out of the queue; its conversation's next one gets its turn.
+    fn leave(
+        &mut self,
+        sequence: u64,
+        record: &Record,
+        line: &mut Line,
+        dead: bool,
+        now: Timestamp,
+    ) -> Result<(), StoreFailed> {
+        self.store.remove(record_key(sequence));
+        if !dead {
+            self.meta.weight = self.meta.weight.saturating_sub(record.weight());
+            (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
+        }
+        if record.implied {
+            self.meta.implied = self.meta.implied.saturating_sub(1);
+        } else {
+            self.store.remove(Key::new(b'e').time(record.deadline).number(sequence));
+        }
+        self.count_queued(record.caller, -1)?;
+        self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(record.unknown));
+        self.left = true;
+        let conversation = record.conversation;
+        let was_head = self.take_out(&conversation, line, sequence)?;
+        if line.count == 0 {
+            self.meta.held = self.meta.held.saturating_sub(u64::from(line.hold.take().is_some()));
+            self.meta.conversations = self.meta.conversations.saturating_sub(1);
+            self.move_to(&conversation, line, Place::None, now);
+        } else if was_head {
+            line.boot = self.meta.boot;
+            if line.hold.is_none() {
+                self.take_turn(&conversation, line, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells those who wait, after the commit.
+    fn tell(&mut self, sequence: u64, record: &Record, attempts: u32, status: Status) {
+        let state = State { id: self.id(sequence, record.entry), accepted: record.accepted, attempts, status };
+        for reply in self.waiters.take(sequence) {
+            self.answer(reply, Some(state.clone()));
+        }
+    }
+}

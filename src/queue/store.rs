@@ -1,0 +1,443 @@
+//! sled, made durable: one folder, one tree, one batch per `fdatasync`, one owner.
+//!
+//! Acts read and write through [`Store`]; what they write gathers in an overlay that they read back, and reaches the
+//! disk in [`Store::commit`]:
+//!
+//! ```text
+//! put, remove ─▶ overlay ─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db) = the instant of commit
+//! ```
+//!
+//! sled's own `flush` is not durable on Linux (it calls `sync_file_range`), hence the `fdatasync`; its segment headers
+//! vouch for what was flushed, not for what was synced, hence one batch for each. After a failure of any of the three
+//! nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from the page
+//! cache before it reads them.
+//!
+//! The folder:
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
+//! | `format` | the format stamp and the key of the hashes; written last at the first start: without it nothing was ever acknowledged |
+//! | `lock` | held by the relay that runs on the folder |
+//! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
+//! | `failed-sync` | the mark of a write that failed |
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::ops::Bound;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::{error, warn};
+
+use super::codec::{self, Key};
+use super::{OpenError, StoreFailed};
+use crate::time::Timestamp;
+
+/// sled's page cache. What it saves in reads it costs in every pod; rows in use are few.
+const CACHE_BYTES: u64 = 1 << 20;
+/// Space set aside for recording outcomes on a full disk.
+pub const BALLAST_BYTES: u64 = 8 << 20;
+
+/// One folder of rows.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    db: sled::Db,
+    data: File,
+    _lock: File,
+    /// What makes ids of this store differ from another's.
+    pub nonce: u32,
+    /// The key of the hashes.
+    pub key: Vec<u8>,
+    pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    pending_bytes: usize,
+    corrupt: u64,
+}
+
+impl Store {
+    /// Opens the folder, or makes it.
+    pub fn open(path: &Path, volatile: bool, now: Timestamp) -> Result<Store, OpenError> {
+        let failed =
+            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))?;
+        if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
+            return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
+        }
+        let lock = private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock"))
+            .map_err(failed("open its lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
+
+        let stamp = read_stamp(path)?;
+        if stamp.is_none() {
+            set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
+        }
+        if path.join("failed-sync").exists() {
+            warn!(queue = %path.display(), "a write failed when the relay last ran; reading the disk itself, not the cache");
+            drop_cached(path).map_err(failed("drop cached pages"))?;
+        }
+        remove_half_snapshots(path).map_err(failed("remove a half-written snapshot"))?;
+
+        let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open().map_err(
+            |cause| OpenError::Failed { path: path.to_owned(), step: "open sled", cause: cause.to_string() },
+        )?;
+        let data = File::open(path.join("db")).map_err(failed("open db"))?;
+        close_to_others(path).map_err(failed("close its files to others"))?;
+        // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
+        sync_directory(path).map_err(failed("sync the folder"))?;
+        if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
+            warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
+        }
+        let Stamp { nonce, key } = match stamp {
+            Some(stamp) => stamp,
+            None => write_stamp(path, &db, &data).map_err(failed("write its format stamp"))?,
+        };
+        match fs::remove_file(path.join("failed-sync")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
+            _ => {}
+        }
+        let store = Store {
+            path: path.to_owned(),
+            db,
+            data,
+            _lock: lock,
+            nonce,
+            key,
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            corrupt: 0,
+        };
+        store.keep_ballast();
+        Ok(store)
+    }
+
+    /// The row under a key, as the acts so far have left it. A row that fails its sum is set aside, counted, and not
+    /// there.
+    pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
+        self.get_with(key, |key, value| codec::open(key, value))
+    }
+
+    /// The raw payload under a key.
+    pub fn get_bytes(&mut self, key: &Key) -> Result<Option<Vec<u8>>, StoreFailed> {
+        self.get_with(key, |key, value| codec::open_bytes(key, value).map(<[u8]>::to_vec))
+    }
+
+    fn get_with<T>(&mut self, key: &Key, open: impl Fn(&[u8], &[u8]) -> Option<T>) -> Result<Option<T>, StoreFailed> {
+        let found = match self.pending.get(&key.0) {
+            Some(Some(value)) => open(&key.0, value),
+            Some(None) => return Ok(None),
+            None => match self.db.get(&key.0).map_err(|cause| self.failed("read", &cause))? {
+                Some(value) => open(&key.0, &value),
+                None => return Ok(None),
+            },
+        };
+        if found.is_none() {
+            self.set_aside(&key.0)?;
+        }
+        Ok(found)
+    }
+
+    /// Writes a row.
+    pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
+        let value = codec::seal(&key.0, row);
+        self.write(key.0, Some(value));
+    }
+
+    /// Writes raw bytes.
+    pub fn put_bytes(&mut self, key: Key, payload: &[u8]) {
+        let value = codec::seal_bytes(&key.0, payload);
+        self.write(key.0, Some(value));
+    }
+
+    /// Removes a row.
+    pub fn remove(&mut self, key: Key) {
+        self.write(key.0, None);
+    }
+
+    fn write(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.pending_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        self.pending.insert(key, value);
+    }
+
+    /// The first key at or after `from` that begins with `prefix`.
+    pub fn next_key(&self, prefix: &[u8], from: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
+        let end = prefix_end(prefix);
+        let range = (from.map(<[u8]>::to_vec), Bound::Excluded(end));
+        let pending = self.pending.range(range.clone()).find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
+        for row in self.db.range(range) {
+            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            if pending.as_ref().is_some_and(|first| first.as_slice() <= &*key) {
+                break;
+            }
+            if self.pending.get(&*key).is_none_or(Option::is_some) {
+                return Ok(Some(key.to_vec()));
+            }
+        }
+        Ok(pending)
+    }
+
+    /// The last key before or at `to` that begins with `prefix`.
+    pub fn last_key(&self, prefix: &[u8], to: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
+        let range = (Bound::Included(prefix.to_vec()), to.map(<[u8]>::to_vec));
+        let pending =
+            self.pending.range(range.clone()).rev().find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
+        for row in self.db.range(range).rev() {
+            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            if pending.as_ref().is_some_and(|last| last.as_slice() >= &*key) {
+                break;
+            }
+            if self.pending.get(&*key).is_none_or(Option::is_some) {
+                return Ok(Some(key.to_vec()));
+            }
+        }
+        Ok(pending)
+    }
+
+    /// A page of committed keys that begin with `prefix`, after `after`. It sees no pending write: take it before an
+    /// act writes, and look at each row again with [`Store::get`].
+    pub fn page(&self, prefix: u8, after: Option<&[u8]>, most: usize) -> Result<Vec<Vec<u8>>, StoreFailed> {
+        let from = after.map_or(Bound::Included(vec![prefix]), |key| Bound::Excluded(key.to_vec()));
+        let rows = self.db.range((from, Bound::Excluded(prefix_end(&[prefix]))));
+        rows.take(most)
+            .map(|row| row.map(|(key, _)| key.to_vec()).map_err(|cause| self.failed("read", &cause)))
+            .collect()
+    }
+
+    /// Bytes that wait for the next commit.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Makes everything written so far durable, all of it or nothing.
+    pub fn commit(&mut self) -> Result<(), StoreFailed> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in std::mem::take(&mut self.pending) {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        self.pending_bytes = 0;
+        self.db.apply_batch(batch).map_err(|cause| self.broken("apply a batch", &cause))?;
+        self.db.flush().map_err(|cause| self.broken("flush", &cause))?;
+        self.data.sync_data().map_err(|cause| self.broken("fdatasync", &cause))
+    }
+
+    /// Rows set aside that were not taken yet.
+    pub fn corrupt(&self) -> u64 {
+        self.corrupt
+    }
+
+    /// Rows set aside since the last call.
+    pub fn take_corrupt(&mut self) -> u64 {
+        std::mem::take(&mut self.corrupt)
+    }
+
+    /// Bytes that the folder takes on disk beside the log itself.
+    pub fn other_bytes(&self) -> u64 {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let files = files.filter(|file| file.file_name() != "db").filter_map(|file| file.metadata().ok());
+        files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
+    }
+
+    /// Bytes that the log takes on disk.
+    pub fn log_bytes(&self) -> u64 {
+        self.data.metadata().map_or(0, |file| file.blocks() * 512)
+    }
+
+    /// Bytes free on its volume; none where the volume does not say.
+    pub fn bytes_free(&self) -> Option<u64> {
+        let volume = rustix::fs::statvfs(&self.path).ok()?;
+        Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+    }
+
+    /// Sets the ballast aside, if the volume has the space.
+    pub fn keep_ballast(&self) {
+        let path = self.path.join("ballast");
+        if path.exists() || self.bytes_free().is_none_or(|free| free < 4 * BALLAST_BYTES) {
+            return;
+        }
+        let made = private(OpenOptions::new().create(true).truncate(false).write(true), &path)
+            .and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?));
+        if made.is_err() {
+            // A file system without fallocate: there is nothing to set aside, and nothing is lost by it.
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    /// Gives the ballast up.
+    pub fn release_ballast(&self) -> bool {
+        fs::remove_file(self.path.join("ballast")).is_ok()
+    }
+
+    fn set_aside(&mut self, key: &[u8]) -> Result<(), StoreFailed> {
+        self.corrupt += 1;
+        let raw = self.db.get(key).map_err(|cause| self.failed("read", &cause))?;
+        error!(row = %(key[0] as char), "a row of the queue fails its checksum; it is set aside and the rest goes on");
+        let mut aside = vec![b'k'];
+        aside.extend_from_slice(key);
+        self.write(aside, raw.map(|raw| raw.to_vec()));
+        self.write(key.to_vec(), None);
+        Ok(())
+    }
+
+    fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        StoreFailed(Arc::from(format!("{step} {}: {cause}", self.path.display())))
+    }
+
+    /// As `failed`, and leaves the mark: Linux has marked the pages that it could not write as clean.
+    fn broken(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        self.release_ballast();
+        let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join("failed-sync"))
+            .and_then(|mark| mark.sync_all())
+            .and_then(|()| sync_directory(&self.path));
+        if let Err(cause) = mark {
+            error!(%cause, "the failed write could not be marked");
+        }
+        self.failed(step, cause)
+    }
+}
+
+struct Stamp {
+    nonce: u32,
+    key: Vec<u8>,
+}
+
+/// `connect-relay queue, format 1`, the nonce and the key, a line each.
+fn read_stamp(path: &Path) -> Result<Option<Stamp>, OpenError> {
+    let failed = |cause: String| OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause };
+    let mut text = String::new();
+    match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(|error| failed(error.to_string()))?,
+    };
+    let mut lines = text.lines();
+    let found = lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
+    let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
+    let key = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).filter(|key| key.len() == 32);
+    match (found, nonce, key) {
+        (Some(found), _, _) if found > codec::FORMAT => {
+            Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT })
+        }
+        (Some(_), Some(nonce), Some(key)) => Ok(Some(Stamp { nonce, key })),
+        _ => Err(failed("it is damaged".into())),
+    }
+}
+
+/// The last step of the first start: until the stamp is durable under its name, nothing was acknowledged.
+fn write_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
+    let mut random = [0; 36];
+    SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
+    let nonce = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
+    let key = random[4..].to_vec();
+    db.flush().map_err(io::Error::other)?;
+    data.sync_all()?;
+    for name in ["conf", "db"] {
+        File::open(path.join(name))?.sync_all()?;
+    }
+    let text = format!("connect-relay queue, format {}\nstore {nonce:08x}\nkey {}\n", codec::FORMAT, to_hex(&key));
+    let unnamed = path.join("format.new");
+    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&unnamed, path.join("format"))?;
+    sync_directory(path)?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync_directory(parent)?;
+    }
+    Ok(Stamp { nonce, key })
+}
+
+/// Without a stamp nothing was acknowledged, but nothing is deleted either.
+fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
+    let aside = path.join(format!("unfinished-{}", now.0));
+    for file in fs::read_dir(path)? {
+        let name = file?.file_name();
+        let text = name.to_string_lossy();
+        if !(matches!(&*text, "db" | "conf" | "blobs" | "format.new") || text.starts_with("snap.")) {
+            continue;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
+        fs::rename(path.join(&name), aside.join(&name))?;
+    }
+    sync_directory(path)
+}
+
+fn remove_half_snapshots(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?.path();
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&file)?;
+        }
+    }
+    Ok(())
+}
+
+fn drop_cached(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        if file.file_type()?.is_file() {
+            rustix::fs::fadvise(File::open(file.path())?, 0, None, Advice::DontNeed)?;
+        }
+    }
+    Ok(())
+}
+
+fn close_to_others(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        let mode = if file.file_type()?.is_dir() { 0o700 } else { 0o600 };
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.mode(0o600).open(path)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// The name of a file system that lives in memory.
+fn memory_filesystem(path: &Path) -> Option<&'static str> {
+    match rustix::fs::statfs(path).ok()?.f_type {
+        0x0102_1994 => Some("tmpfs"),
+        0x8584_58f6 => Some("ramfs"),
+        _ => None,
+    }
+}
+
+fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let pairs = digits.chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}

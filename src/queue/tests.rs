@@ -1,0 +1,626 @@
+//! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
+
+use std::thread::JoinHandle;
+
+use super::*;
+use crate::delivery::{Disposition, Receipt, ServiceError};
+use crate::message::{Content, ContentType};
+
+struct Rig {
+    folder: tempfile::TempDir,
+    clock: Clock,
+    options: Options,
+    queue: Queue,
+    metrics: Metrics,
+    writer: JoinHandle<Result<(), StoreFailed>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn options(path: PathBuf) -> Options {
+    Options {
+        path,
+        messages_max: 100_000,
+        bytes_max: 1 << 40,
+        free_disk_min: 0,
+        outcomes_kept_for: Duration::from_secs(3600),
+        outcomes_max: 100_000,
+        dead_kept_for: Duration::from_secs(7 * 86400),
+        dead_max: 10_000,
+        volatile: true,
+        lifetime: Duration::from_secs(900),
+        token_wait: Duration::from_secs(120),
+        refused_for: Duration::from_secs(60),
+        due_max: Duration::from_secs(60),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+impl Rig {
+    fn new() -> Rig {
+        Rig::with(|_| ())
+    }
+
+    fn with(change: impl FnOnce(&mut Options)) -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = options(folder.path().join("queue"));
+        change(&mut options);
+        Rig::open(folder, options, Clock::system())
+    }
+
+    fn open(folder: tempfile::TempDir, options: Options, clock: Clock) -> Rig {
+        let metrics = Metrics::default();
+        let (queue, writer) = Queue::open(options.clone(), clock.clone(), &metrics).unwrap();
+        let writer = std::thread::spawn(move || writer.run());
+        Rig { folder, clock, options, queue, metrics, writer, runtime: runtime() }
+    }
+
+    /// Ends cleanly and starts again.
+    fn reopen(self) -> Rig {
+        let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
+        drop((queue, runtime));
+        writer.join().unwrap().unwrap();
+        Rig::open(folder, options, clock)
+    }
+
+    fn push(&self, submission: Submission) -> Verdict {
+        self.push_all(vec![submission]).remove(0)
+    }
+
+    fn push_all(&self, submissions: Vec<Submission>) -> Vec<Verdict> {
+        self.runtime.block_on(self.queue.accept(submissions, 0.0)).unwrap()
+    }
+
+    fn accepted(&self, submission: Submission) -> State {
+        match self.push(submission) {
+            Verdict::Accepted { state, .. } => state,
+            Verdict::Rejected(rejection) => panic!("rejected: {rejection:?}"),
+        }
+    }
+
+    fn rejected(&self, submission: Submission) -> Rejection {
+        match self.push(submission) {
+            Verdict::Rejected(rejection) => rejection,
+            Verdict::Accepted { .. } => panic!("accepted"),
+        }
+    }
+
+    fn lease(&self, most: usize) -> Vec<Lease> {
+        self.runtime.block_on(self.queue.lease(most)).unwrap().leases
+    }
+
+    fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
+        self.runtime.block_on(self.queue.settle(lease, disposition)).unwrap()
+    }
+
+    fn overview(&self) -> Overview {
+        self.runtime.block_on(self.queue.overview()).unwrap()
+    }
+
+    /// Delivers until nothing is due, and says what was sent, in order.
+    fn drain(&self) -> Vec<String> {
+        let mut sent = Vec::new();
+        while let Some(lease) = self.lease(1).pop() {
+            sent.push(text(&lease));
+            assert_eq!(self.settle(lease, delivered()), Settled::Delivered);
+        }
+        sent
+    }
+
+    /// Moves the clock and lets the writer notice.
+    fn skip(&self, span: Duration) {
+        self.clock.skip(span);
+        self.overview();
+        self.overview();
+    }
+
+    fn find(&self, asker: Asker, client_token: &str) -> Found {
+        let client_token = ClientToken::parse(client_token).unwrap().unwrap();
+        self.runtime.block_on(self.queue.find(asker, client_token)).unwrap()
+    }
+}
+
+fn token(text: &str) -> ConnectionToken {
+    ConnectionToken::parse(text.as_bytes()).unwrap()
+}
+
+fn message(bearer: &str, client_token: &str, text: &str) -> Submission {
+    Submission {
+        body: Body::Message { content_type: ContentType::Plain, content: Content::new(text.into()) },
+        client_token: ClientToken::parse(client_token).unwrap().unwrap(),
+        connection_token: token(bearer),
+        conversation: None,
+        replaces: None,
+        lifetime: None,
+        caller: Caller::Uid(1000),
+        trace_id: None,
+    }
+}
+
+fn in_conversation(key: &str, submission: Submission) -> Submission {
+    Submission { conversation: Some(ConversationKey::parse(key.as_bytes()).unwrap()), ..submission }
+}
+
+fn disconnect(bearer: &str, client_token: &str) -> Submission {
+    Submission { body: Body::Disconnect, ..message(bearer, client_token, "x") }
+}
+
+fn asker(bearer: &str) -> Asker {
+    Asker { token: token(bearer), conversation: None, caller: Caller::Uid(1000) }
+}
+
+fn text(lease: &Lease) -> String {
+    lease.body.content().map_or("disconnect", Content::expose).to_owned()
+}
+
+fn delivered() -> Disposition {
+    Disposition::Deliver(Receipt { id: Some("id-1".into()), ..Receipt::default() })
+}
+
+fn denied(text: &str) -> Disposition {
+    let code = "AccessDeniedException".into();
+    Disposition::Deny(ServiceError { status: 403, code, text: text.into(), request_id: None })
+}
+
+#[test]
+fn conversations_take_turns_and_keep_their_order() {
+    let rig = Rig::new();
+    for number in 0..3 {
+        for who in ["a", "b", "c"] {
+            rig.accepted(message(who, &format!("{who}{number}"), &format!("{who}{number}")));
+        }
+    }
+    rig.accepted(message("a", "a3", "a3"));
+    assert_eq!(rig.drain().join(" "), "a0 b0 c0 a1 b1 c1 a2 b2 c2 a3");
+    assert_eq!(rig.overview().queued, 0);
+    assert_eq!(rig.overview().conversations, 0);
+}
+
+#[test]
+fn one_message_of_a_conversation_is_in_flight_at_a_time() {
+    let rig = Rig::new();
+    rig.push_all((0..4).map(|n| message(["a", "b"][n % 2], &n.to_string(), &n.to_string())).collect());
+    let mut leases = rig.lease(9);
+    assert_eq!(leases.iter().map(text).collect::<Vec<_>>(), ["0", "1"]);
+    assert!(rig.lease(9).is_empty());
+    rig.settle(leases.remove(0), delivered());
+    assert_eq!(rig.lease(9).iter().map(text).collect::<Vec<_>>(), ["2"]);
+}
+
+#[test]
+fn repeat_is_the_same_message_before_and_after_delivery_and_restart() {
+    let rig = Rig::new();
+    let first = rig.accepted(message("a", "1", "hello"));
+    assert_eq!(first.id.to_string().split('-').nth(1), Some("1"));
+    for rig in [&rig] {
+        assert!(
+            matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state } if state.id == first.id)
+        );
+        assert!(matches!(rig.rejected(message("a", "1", "other")), Rejection::OtherContents(_)));
+    }
+    let rig = rig.reopen();
+    assert!(matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, .. }));
+    assert_eq!(rig.drain(), ["hello"]);
+    let rig = rig.reopen();
+    let state = rig.accepted(message("a", "1", "hello"));
+    assert!(matches!(state.status, Status::Delivered(receipt) if receipt.id.as_deref() == Some("id-1")));
+    assert!(rig.drain().is_empty());
+}
+
+#[test]
+fn equal_submissions_of_one_group_are_one_message() {
+    let rig = Rig::new();
+    let verdicts = rig.push_all(vec![message("a", "1", "x"), message("a", "1", "x"), message("b", "1", "x")]);
+    let repeats: Vec<bool> =
+        verdicts.iter().map(|verdict| matches!(verdict, Verdict::Accepted { repeat: true, .. })).collect();
+    assert_eq!(repeats, [false, true, false]);
+    assert_eq!(rig.overview().queued, 2);
+}
+
+#[test]
+fn repeat_after_its_outcome_was_pruned_is_a_new_message() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "x"));
+    rig.drain();
+    rig.skip(Duration::from_secs(3601));
+    assert!(matches!(rig.push(message("a", "1", "x")), Verdict::Accepted { repeat: false, .. }));
+}
+
+#[test]
+fn oldest_outcomes_go_first_when_there_are_too_many() {
+    let rig = Rig::with(|options| options.outcomes_max = 2);
+    for number in ["1", "2", "3", "4"] {
+        rig.accepted(message("a", number, number));
+        rig.drain();
+        rig.skip(Duration::from_secs(2));
+    }
+    let known: Vec<bool> = ["1", "2", "3", "4"].iter().map(|n| rig.find(asker("a"), n) != Found::Unknown).collect();
+    assert_eq!(known, [false, false, true, true]);
+}
+
+#[test]
+fn long_conversation_keeps_its_order_through_chunks_and_restarts() {
+    let rig = Rig::new();
+    let numbers: Vec<String> = (0..1500).map(|n| format!("{n:04}")).collect();
+    for some in numbers.chunks(100) {
+        rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
+    }
+    let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), "1234") else {
+        panic!("it is queued")
+    };
+    assert_eq!(ahead, 1234);
+    let rig = rig.reopen();
+    let mut sent = Vec::new();
+    for _ in 0..700 {
+        let lease = rig.lease(1).pop().unwrap();
+        sent.push(text(&lease));
+        rig.settle(lease, delivered());
+    }
+    let rig = rig.reopen();
+    sent.extend(rig.drain());
+    assert_eq!(sent, numbers);
+}
+
+#[test]
+fn longest_messages_of_every_type_come_back_and_leave_no_blobs() {
+    let rig = Rig::new();
+    let mut expected = Vec::new();
+    for (index, content_type) in ContentType::ALL.into_iter().enumerate() {
+        for number in 0..40 {
+            let content = "😀".repeat(12_288);
+            let body = Body::Message { content_type, content: Content::new(content.clone()) };
+            let name = format!("{index}-{number}");
+            rig.accepted(Submission { body: body.clone(), ..message(&name, "1", "x") });
+            expected.push(body);
+        }
+    }
+    let rig = rig.reopen();
+    for body in expected {
+        let lease = rig.lease(1).pop().unwrap();
+        assert!(lease.body == body);
+        rig.settle(lease, delivered());
+    }
+    let blobs = rig.options.path.join("blobs");
+    assert_eq!(std::fs::read_dir(blobs).map_or(0, Iterator::count), 0);
+}
+
+#[test]
+fn failing_message_waits_and_holds_back_its_conversation_only() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
+    let lease = rig.lease(1).pop().unwrap();
+    let due = rig.clock.now() + Duration::from_secs(5);
+    assert_eq!(rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false }), Settled::Deferred(due));
+    assert_eq!(rig.drain(), ["b1"]);
+    let work = rig.runtime.block_on(rig.queue.lease(1)).unwrap();
+    assert_eq!(work.next_due, Some(due));
+    assert_eq!(rig.overview().unknown, 1);
+    let rig = rig.reopen();
+    assert!(rig.drain().is_empty(), "the due time is in the record");
+    rig.clock.skip(Duration::from_secs(5));
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!((lease.attempts, text(&lease).as_str()), (1, "a1"));
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["a2"]);
+}
+
+#[test]
+fn kept_message_is_the_next_one() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("a", "1", "a1"), message("b", "1", "b1")]);
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!(rig.settle(lease, Disposition::Keep), Settled::Kept);
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!((text(&lease).as_str(), lease.attempts), ("a1", 0));
+}
+
+#[test]
+fn message_dies_when_its_lifetime_ends_wherever_it_waits() {
+    let rig = Rig::new();
+    rig.accepted(Submission { lifetime: Some(Duration::from_secs(5)), ..message("a", "short", "x") });
+    rig.accepted(message("a", "usual", "x"));
+    rig.accepted(Submission { lifetime: Some(Duration::from_secs(5000)), ..message("b", "long", "x") });
+    let dead = |client_token: &str, bearer: &str| match rig.find(asker(bearer), client_token) {
+        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+            Some((reason, maybe_delivered))
+        }
+        _ => None,
+    };
+    rig.skip(Duration::from_secs(6));
+    assert_eq!(dead("short", "a"), Some((Reason::Expired, false)));
+    assert_eq!(dead("usual", "a"), None);
+    rig.skip(Duration::from_secs(900));
+    assert_eq!(dead("usual", "a"), Some((Reason::Expired, false)));
+    assert_eq!(dead("long", "b"), None);
+    assert_eq!((rig.overview().queued, rig.overview().dead), (1, 2));
+    assert!(matches!(
+        rig.push(message("a", "short", "x")),
+        Verdict::Accepted { state: State { status: Status::Dead { .. }, .. }, repeat: true }
+    ));
+}
+
+#[test]
+fn answer_wins_over_a_lifetime_that_ends_in_flight() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "x"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.skip(Duration::from_secs(1000));
+    assert_eq!(rig.settle(lease, delivered()), Settled::Delivered);
+    assert_eq!(rig.overview().dead, 0);
+}
+
+#[test]
+fn head_of_a_conversation_is_in_doubt_after_an_unclean_stop_only() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
+    let rig = rig.reopen();
+    let _lease = rig.lease(1);
+    // Ending with a message in flight is not a clean end.
+    let rig = rig.reopen();
+    rig.skip(Duration::from_secs(1000));
+    let maybe = |client_token| match rig.find(asker("a"), client_token) {
+        Found::State(State { status: Status::Dead { maybe_delivered, .. }, .. }) => maybe_delivered,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((maybe("1"), maybe("2")), (true, false));
+}
+
+#[test]
+fn token_belongs_to_one_conversation() {
+    let rig = Rig::new();
+    rig.accepted(in_conversation("k", message("a", "1", "x")));
+    assert_eq!(rig.rejected(message("a", "2", "x")), Rejection::OtherConversation);
+    assert_eq!(rig.rejected(in_conversation("l", message("a", "2", "x"))), Rejection::OtherConversation);
+    rig.accepted(message("b", "1", "x"));
+    assert_eq!(rig.rejected(in_conversation("k", message("b", "2", "x"))), Rejection::OtherConversation);
+    let other_uid = Submission { caller: Caller::Uid(7), ..message("c", "1", "other") };
+    assert!(matches!(rig.push(in_conversation("k", other_uid)), Verdict::Accepted { repeat: false, .. }));
+    assert_eq!(rig.find(asker("a"), "1"), Found::OtherConversation);
+    assert_eq!(rig.find(asker("unknown"), "1"), Found::Unknown);
+}
+
+#[test]
+fn refused_token_holds_its_conversation_until_it_is_renewed() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("old", "1", "one"), message("old", "2", "two")]);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("with an explicit deny")), Settled::Held(_)));
+    assert!(rig.lease(1).is_empty());
+    assert_eq!(rig.overview().held, 1);
+    assert!(matches!(rig.rejected(message("old", "3", "three")), Rejection::TokenRefused(_)));
+    let renewed = Submission { replaces: Some(token("old")), ..message("new", "3", "three") };
+    rig.accepted(renewed);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(lease.connection_token == token("new"));
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["two", "three"]);
+    assert_eq!(rig.overview().held, 0);
+}
+
+#[test]
+fn renewal_seen_in_passing_sends_what_is_queued() {
+    let rig = Rig::new();
+    let remember =
+        |bearer: &str| rig.runtime.block_on(rig.queue.remember(token("participant"), token(bearer))).unwrap();
+    remember("first");
+    rig.push_all(vec![message("first", "1", "one"), message("first", "2", "two")]);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("with an explicit deny")), Settled::Held(_)));
+    remember("second");
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(lease.connection_token == token("second"));
+    rig.settle(lease, delivered());
+    assert!(matches!(rig.push(message("second", "2", "two")), Verdict::Accepted { repeat: true, .. }));
+    assert_eq!(rig.drain(), ["two"]);
+    // And one that was idle when it was renewed goes on in the same conversation.
+    remember("third");
+    assert!(matches!(rig.push(message("third", "2", "two")), Verdict::Accepted { repeat: true, .. }));
+}
+
+#[test]
+fn held_messages_die_when_nobody_renews_their_token() {
+    let rig = Rig::new();
+    rig.push_all((0..3).map(|n| message("old", &n.to_string(), "x")).collect());
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    rig.clock.skip(Duration::from_secs(121));
+    assert!(rig.lease(1).is_empty());
+    assert_eq!((rig.overview().queued, rig.overview().dead, rig.overview().held), (0, 3, 0));
+    let state = rig.accepted(message("old", "1", "x"));
+    assert!(matches!(state.status, Status::Dead { reason: Reason::ChatOver, .. }));
+    // A repeat that comes with the renewed token revives it.
+    let renewed = Submission { replaces: Some(token("old")), ..message("new", "1", "x") };
+    assert!(matches!(rig.accepted(renewed).status, Status::Queued { .. }));
+    assert_eq!(rig.drain(), ["x"]);
+}
+
+#[test]
+fn stranger_cannot_take_over_what_is_queued() {
+    let rig = Rig::new();
+    rig.accepted(in_conversation("k", message("old", "1", "secret")));
+    let guess = Submission { replaces: Some(token("guess")), ..message("thief", "2", "x") };
+    assert_eq!(rig.rejected(in_conversation("k", guess)), Rejection::NotReplaceable);
+    rig.accepted(in_conversation("k", message("thief", "2", "x")));
+    assert!(rig.lease(1).pop().unwrap().connection_token == token("old"));
+}
+
+#[test]
+fn nothing_is_accepted_behind_a_disconnect() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "farewell"));
+    let first = rig.accepted(disconnect("a", "2"));
+    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);
+    assert_eq!(rig.accepted(disconnect("a", "4")).id, first.id);
+    assert_eq!(rig.drain(), ["farewell", "disconnect"]);
+    let rig = rig.reopen();
+    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);
+    assert!(matches!(rig.accepted(disconnect("a", "5")).status, Status::Delivered(_)));
+    rig.skip(Duration::from_secs(26 * 3600));
+    rig.accepted(message("a", "6", "a day later"));
+}
+
+#[test]
+fn waiting_caller_is_told_and_the_rest_is_held() {
+    let rig = Rig::new();
+    let first = rig.accepted(message("a", "1", "x"));
+    rig.accepted(message("a", "2", "x"));
+    let queue = rig.queue.clone();
+    let (waits, settled) = rig.runtime.block_on(async {
+        let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
+        let settling = async {
+            let lease = queue.lease(1).await.unwrap().leases.pop().unwrap();
+            queue.settle(lease, denied("Access denied")).await.unwrap()
+        };
+        tokio::join!(waiting, settling)
+    });
+    assert!(matches!(waits.status, Status::Dead { reason: Reason::ChatOver, .. }));
+    assert_eq!(settled, Settled::Dead { reason: Reason::ChatOver, told: true });
+    assert_eq!((rig.overview().queued, rig.overview().held), (1, 1));
+}
+
+#[test]
+fn wait_that_ends_withdraws_nothing() {
+    let rig = Rig::new();
+    let state = rig.accepted(message("a", "1", "x"));
+    let waited = rig.runtime.block_on(rig.queue.outcome(state.id, Duration::from_millis(1))).unwrap().unwrap();
+    assert!(matches!(waited.status, Status::Queued { .. }));
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("Access denied")), Settled::Held(_)));
+}
+
+#[test]
+fn full_queue_keeps_nothing_and_still_answers_repeats() {
+    let rig = Rig::with(|options| options.messages_max = 2);
+    rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
+    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Full(Full::Messages { queued: 2, most: 2 }));
+    assert!(matches!(rig.push(message("a", "2", "x")), Verdict::Accepted { repeat: true, .. }));
+}
+
+#[test]
+fn backlog_is_each_callers_own() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "x"));
+    rig.accepted(Submission { caller: Caller::Tcp, ..message("b", "1", "x") });
+    rig.accepted(Submission { caller: Caller::Tcp, ..message("b", "2", "x") });
+    let queued = |of| rig.runtime.block_on(rig.queue.backlog(of)).unwrap().queued;
+    assert_eq!(
+        (queued(None), queued(Some(Caller::Tcp)), queued(Some(Caller::Uid(1000))), queued(Some(Caller::Uid(1)))),
+        (3, 2, 1, 0)
+    );
+}
+
+#[test]
+fn second_relay_on_one_folder_is_refused() {
+    let rig = Rig::new();
+    let second = Queue::open(rig.options.clone(), Clock::system(), &Metrics::default());
+    assert!(matches!(second, Err(OpenError::Locked { .. })));
+}
+
+#[test]
+fn newer_format_is_refused_by_name() {
+    let rig = Rig::new();
+    let Rig { folder, options, queue, writer, .. } = rig;
+    drop(queue);
+    writer.join().unwrap().unwrap();
+    let stamp = options.path.join("format");
+    let text = std::fs::read_to_string(&stamp).unwrap().replace("format 1", "format 2");
+    std::fs::write(&stamp, text).unwrap();
+    let error = Queue::open(options, Clock::system(), &Metrics::default()).unwrap_err();
+    assert!(error.to_string().ends_with("its format is 2, this relay reads 1"), "{error}");
+    drop(folder);
+}
+
+#[test]
+fn unfinished_first_start_is_set_aside_and_made_anew() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "x"));
+    let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
+    drop((queue, runtime));
+    writer.join().unwrap().unwrap();
+    std::fs::remove_file(options.path.join("format")).unwrap();
+    let rig = Rig::open(folder, options, clock);
+    assert_eq!(rig.overview().queued, 0);
+    let aside = std::fs::read_dir(&rig.options.path).unwrap().flatten();
+    assert!(aside.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("unfinished-")));
+}
+
+#[test]
+fn damaged_rows_are_set_aside_and_the_line_goes_on() {
+    let rig = Rig::new();
+    rig.push_all((0..5).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
+    let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
+    drop((queue, runtime));
+    writer.join().unwrap().unwrap();
+    {
+        // A record and the line itself, damaged as a disk would.
+        let db = sled::Config::new().path(&options.path).open().unwrap();
+        let third = codec::Key::new(b'm').number(3).0;
+        let line = db.scan_prefix(b"v").keys().next().unwrap().unwrap();
+        for key in [sled::IVec::from(third), line] {
+            let mut value = db.get(&key).unwrap().unwrap().to_vec();
+            value[6] ^= 1;
+            db.insert(&key, value).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    let rig = Rig::open(folder, options, clock);
+    assert_eq!(rig.drain(), ["0", "1", "3", "4"]);
+    let corrupt =
+        rig.metrics.registry().gather().into_iter().find(|family| family.name().ends_with("records_corrupt_total"));
+    assert!(corrupt.unwrap().get_metric()[0].get_counter().get_value() >= 2.0);
+}
+
+#[test]
+fn lifetime_of_the_configuration_may_change() {
+    let rig = Rig::with(|options| options.lifetime = Duration::from_secs(5000));
+    rig.accepted(message("a", "1", "old"));
+    let mut rig = rig;
+    rig.options.lifetime = Duration::from_secs(10);
+    let rig = rig.reopen();
+    rig.accepted(message("b", "1", "new"));
+    rig.skip(Duration::from_secs(11));
+    assert_eq!((rig.overview().queued, rig.overview().dead), (1, 1));
+    rig.skip(Duration::from_secs(5000));
+    assert_eq!((rig.overview().queued, rig.overview().dead), (0, 2));
+}
+
+#[test]
+fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
+    let rig = Rig::new();
+    rig.push_all((0..20).map(|n| message("a", &n.to_string(), "x")).collect());
+    let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "hurried", "x") };
+    let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried.clone()], 10.0)).unwrap().remove(0);
+    assert_eq!(verdict, Verdict::Rejected(Rejection::TooLate { ahead: 20 }));
+    let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 100.0)).unwrap().remove(0);
+    assert!(matches!(verdict, Verdict::Accepted { .. }));
+}
+
+#[test]
+fn store_that_was_full_takes_messages_again_once_it_is_drained() {
+    let most = 32 << 20;
+    let rig = Rig::with(|options| (options.bytes_max, options.outcomes_kept_for) = (most, Duration::ZERO));
+    let body = "x".repeat(3000);
+    let mut number = 0;
+    for _ in 0..4 {
+        let mut accepted = 0;
+        loop {
+            let group = (0..100).map(|n| message(&format!("t{n}"), &(number + n).to_string(), &body)).collect();
+            number += 100;
+            let verdicts = rig.push_all(group);
+            accepted += verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Accepted { .. })).count();
+            if matches!(verdicts.last(), Some(Verdict::Rejected(Rejection::Full(Full::Bytes { .. })))) {
+                break;
+            }
+        }
+        assert!(accepted >= 1000, "{accepted} fit");
+        while rig.overview().queued > 0 {
+            for lease in rig.lease(100) {
+                rig.settle(lease, delivered());
+            }
+        }
+        assert!(rig.overview().bytes < 2 * most, "{} bytes", rig.overview().bytes);
+        eprintln!("{accepted} {}", rig.overview().bytes>>20);
+    }
+}

@@ -1,0 +1,383 @@
+//! The one thread that owns the store: takes what waits, carries it out, commits once, answers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::error;
+
+use super::codec::{Hash, Hasher, Key, Meta, Secret};
+use super::gauges::Gauges;
+use super::store::{BALLAST_BYTES, Store};
+use super::waiters::Waiters;
+use super::{
+    Asker, Backlog, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State, StoreFailed,
+    Verdict, Work,
+};
+use crate::delivery::Disposition;
+use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
+use crate::metrics::Metrics;
+use crate::time::Timestamp;
+
+/// What is carried out between two commits, at the most: in bytes, because a batch of sled's must stay small, and in
+/// acts, because the first of them waits for the last.
+const GROUP_BYTES: usize = 1 << 20;
+const GROUP_ACTS: usize = 1024;
+/// How often time itself makes work: expiry, pruning, gauges.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Something to carry out.
+pub enum Act {
+    Accept { prepared: Vec<Prepared>, rate: f64, reply: oneshot::Sender<Vec<Verdict>> },
+    Await { id: MessageId, reply: oneshot::Sender<Option<State>> },
+    Look { id: MessageId, reply: oneshot::Sender<Option<State>> },
+    Find { asked: Asked, client_token: ClientToken, reply: oneshot::Sender<Found> },
+    IsIdle { asked: Asked, reply: oneshot::Sender<bool> },
+    Remember { participant: Hash, hash: Hash, token: ConnectionToken, reply: oneshot::Sender<()> },
+    Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
+    Overview { reply: oneshot::Sender<Overview> },
+    Lease { most: usize, reply: oneshot::Sender<Work> },
+    Settle { lease: Lease, disposition: Disposition, reply: oneshot::Sender<Settled> },
+}
+
+/// A submission with all that can be computed before the writer's turn comes.
+pub struct Prepared {
+    pub body: Body,
+    pub client_token: ClientToken,
+    pub asked: Asked,
+    pub secret: Secret,
+    pub replaces: Option<Hash>,
+    pub lifetime: Option<Duration>,
+    pub trace_id: Option<Box<str>>,
+    pub contents: Hash,
+    pub label: Box<str>,
+}
+
+impl Prepared {
+    pub fn new(submission: Submission, hasher: &Hasher) -> Prepared {
+        let Submission { body, client_token, connection_token, conversation, replaces, lifetime, caller, trace_id } =
+            submission;
+        let label = crate::message::label(conversation.as_ref(), &connection_token);
+        let secret = Secret::of(&connection_token);
+        let contents = hasher.contents(&body);
+        let replaces = replaces.map(|token| hasher.token(&token));
+        let asked = Asked::new(&Asker { token: connection_token, conversation, caller }, hasher);
+        Prepared { body, client_token, asked, secret, replaces, lifetime, trace_id, contents, label }
+    }
+}
+
+/// Who speaks of which conversation, as hashes.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub token: Hash,
+    /// The conversation that the key names.
+    pub keyed: Option<Hash>,
+    pub caller: Caller,
+}
+
+impl Asked {
+    pub fn new(asker: &Asker, hasher: &Hasher) -> Asked {
+        let caller = super::codec::caller_number(asker.caller).to_be_bytes();
+        let keyed = asker.conversation.as_ref().map(|key| hasher.hash(b'k', &[&caller, key.as_str().as_bytes()]));
+        Asked { token: hasher.token(&asker.token), keyed, caller: asker.caller }
+    }
+}
+
+/// The thread that owns the store.
+pub struct Writer {
+    pub(super) options: Options,
+    pub(super) store: Store,
+    pub(super) hasher: Hasher,
+    pub(super) meta: Meta,
+    pub(super) gauges: Gauges,
+    pub(super) waiters: Waiters,
+    /// Conversations in flight, and the message that is.
+    pub(super) leased: HashMap<Hash, u64>,
+    /// The next turns, read ahead.
+    pub(super) window: VecDeque<(u64, Hash)>,
+    /// The last turn read ahead.
+    pub(super) cursor: u64,
+    /// Up to here no message dies by the order of acceptance for now.
+    pub(super) expiry_cursor: u64,
+    /// Entries that became outcomes since the last commit, and rows that were last used now: to be pruned one day.
+    pub(super) outcomes: Vec<Hash>,
+    pub(super) used: Vec<(u8, Hash)>,
+    /// Something may have become due.
+    pub(super) poke: bool,
+    /// Messages have left.
+    pub(super) left: bool,
+    pub(super) space: Space,
+    shared: Arc<Shared>,
+    inbox: Receiver<Act>,
+    answers: Vec<Box<dyn FnOnce() + Send>>,
+    ticked: Timestamp,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("store", &self.store).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// How much room there is, looked up after every commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Space {
+    pub bytes: u64,
+    pub free: Option<u64>,
+    /// What of `bytes` changes seldom: looked up once a tick.
+    others: u64,
+}
+
+impl Writer {
+    pub(super) fn open(
+        options: Options,
+        inbox: Receiver<Act>,
+        shared: Arc<Shared>,
+        metrics: &Metrics,
+    ) -> Result<Writer, OpenError> {
+        let path = options.path.clone();
+        let now = shared.clock.now();
+        let store = Store::open(&path, options.volatile, now)?;
+        let hasher = Hasher::new(&store.key);
+        let gauges = Gauges::new(metrics, &options);
+        let mut writer = Writer {
+            options,
+            store,
+            hasher,
+            meta: Meta::default(),
+            gauges,
+            waiters: Waiters::default(),
+            leased: HashMap::new(),
+            window: VecDeque::new(),
+            cursor: 0,
+            expiry_cursor: 0,
+            outcomes: Vec::new(),
+            used: Vec::new(),
+            poke: true,
+            left: false,
+            space: Space::default(),
+            shared,
+            inbox,
+            answers: Vec::new(),
+            ticked: Timestamp(0),
+        };
+        let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
+        writer.begin().map_err(failed)?;
+        Ok(writer)
+    }
+
+    /// Takes up the numbers where the last run left them, and records that this one has begun.
+    fn begin(&mut self) -> Result<(), StoreFailed> {
+        if let Some(meta) = self.store.get(&Key::new(b'!'))? {
+            self.meta = meta;
+        }
+        // The counts may be lost with a damaged row; the numbers must never be used twice.
+        for prefix in *b"mx" {
+            let last = self.store.last_key(&[prefix], std::ops::Bound::Excluded(&[prefix + 1]))?;
+            let last = last.map_or(0, |key| super::codec::number_at(&key, 1));
+            self.meta.next_sequence = self.meta.next_sequence.max(last + 1);
+        }
+        let last = self.store.last_key(b"r", std::ops::Bound::Excluded(b"s"))?;
+        self.meta.next_turn = self.meta.next_turn.max(last.map_or(0, |key| super::codec::number_at(&key, 1)) + 1);
+        if !self.meta.clean && self.meta.boot > 0 {
+            self.meta.unclean_boot = self.meta.boot;
+        }
+        self.meta.boot += 1;
+        self.meta.clean = false;
+        self.note_meta();
+        self.commit()
+    }
+
+    fn note_meta(&mut self) {
+        self.store.put(Key::new(b'!'), &self.meta);
+    }
+
+    pub(super) fn hasher(&self) -> Hasher {
+        self.hasher.clone()
+    }
+
+    /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
+    /// head of a conversation is in doubt.
+    ///
+    /// # Errors
+    /// When the store has failed: from then on every act is answered by that, and nothing is acknowledged.
+    pub fn run(mut self) -> Result<(), StoreFailed> {
+        let result = self.work();
+        if let Err(failure) = &result {
+            error!(%failure, "the store failed; nothing more is acknowledged or sent");
+            let _ = self.shared.failure.set(failure.clone());
+            self.shared.failed.notify_waiters();
+        }
+        // Answers that were not given are dropped with `self`: whoever awaits them learns of the failure.
+        result
+    }
+
+    fn work(&mut self) -> Result<(), StoreFailed> {
+        self.tick()?;
+        loop {
+            let mut next = match self.inbox.recv_timeout(TICK) {
+                Ok(act) => Some(act),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut acts = 0;
+            while let Some(act) = next.take() {
+                self.carry_out(act)?;
+                acts += 1;
+                if acts < GROUP_ACTS && self.store.pending_bytes() < GROUP_BYTES {
+                    next = self.inbox.try_recv().ok();
+                }
+            }
+            if self.shared.clock.now().since(self.ticked) >= TICK {
+                self.tick()?;
+            }
+            if acts > 0 {
+                #[expect(clippy::cast_precision_loss, reason = "at most GROUP_ACTS")]
+                self.gauges.commit_messages.observe(acts as f64);
+            }
+            self.commit()?;
+        }
+        self.meta.clean = self.leased.is_empty();
+        self.note_meta();
+        self.commit()
+    }
+
+    fn carry_out(&mut self, act: Act) -> Result<(), StoreFailed> {
+        let now = self.now();
+        match act {
+            Act::Accept { prepared, rate, reply } => {
+                let mut verdicts = Vec::with_capacity(prepared.len());
+                for submission in prepared {
+                    verdicts.push(self.accept(submission, rate, now)?);
+                }
+                self.answer(reply, verdicts);
+            }
+            Act::Await { id, reply } => match self.look(id, now)? {
+                Some(state) if matches!(state.status, super::Status::Queued { .. }) => {
+                    let conversation = self.conversation_of(id.sequence)?;
+                    self.waiters.add(id.sequence, conversation, reply);
+                }
+                state => self.answer(reply, state),
+            },
+            Act::Look { id, reply } => {
+                let state = self.look(id, now)?;
+                self.answer(reply, state);
+            }
+            Act::Find { asked, client_token, reply } => {
+                let found = self.find(asked, &client_token, now)?;
+                self.answer(reply, found);
+            }
+            Act::IsIdle { asked, reply } => {
+                let idle = self.is_idle(asked)?;
+                self.answer(reply, idle);
+            }
+            Act::Remember { participant, hash, token, reply } => {
+                self.remember(participant, hash, &token, now)?;
+                self.answer(reply, ());
+            }
+            Act::Backlog { of, reply } => {
+                let backlog = self.backlog(of)?;
+                self.answer(reply, backlog);
+            }
+            Act::Overview { reply } => {
+                let overview = self.overview(now)?;
+                self.gauges.show(&overview, now);
+                self.answer(reply, overview);
+            }
+            Act::Lease { most, reply } => {
+                let work = self.lease(most, now)?;
+                self.answer(reply, work);
+            }
+            Act::Settle { lease, disposition, reply } => {
+                let settled = self.settle(&lease, disposition, now)?;
+                self.answer(reply, settled);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    /// Answers after the commit.
+    pub(super) fn answer<T: Send + 'static>(&mut self, reply: oneshot::Sender<T>, answer: T) {
+        self.answers.push(Box::new(move || {
+            // Whoever hung up does not want it.
+            let _ = reply.send(answer);
+        }));
+    }
+
+    /// Does something after the commit.
+    pub(super) fn afterwards(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.answers.push(Box::new(act));
+    }
+
+    /// What time itself makes to do.
+    fn tick(&mut self) -> Result<(), StoreFailed> {
+        let now = self.now();
+        self.ticked = now;
+        self.waiters.sweep();
+        self.space.others = self.store.other_bytes();
+        self.measure_space();
+        self.expire(now)?;
+        self.prune(now)?;
+        let overview = self.overview(now)?;
+        self.gauges.show(&overview, now);
+        Ok(())
+    }
+
+    fn measure_space(&mut self) {
+        self.space.bytes = self.space.others + self.store.log_bytes();
+        self.space.free = self.store.bytes_free();
+        match self.space.free {
+            Some(free) if free < BALLAST_BYTES && self.store.release_ballast() => {
+                tracing::warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
+            }
+            Some(free) if free > self.options.free_disk_min + 2 * BALLAST_BYTES => self.store.keep_ballast(),
+            _ => {}
+        }
+    }
+
+    /// The instant of commit, and what follows from it.
+    pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
+        self.write_prune_rows();
+        if self.store.pending_bytes() > 0 {
+            self.note_meta();
+            let began = self.now();
+            self.shared.commit_began.store(began.0, Ordering::Relaxed);
+            let timer = self.gauges.commit_seconds.start_timer();
+            let committed = self.store.commit();
+            if committed.is_err() {
+                self.gauges.store_errors.with_label_values(&["commit"]).inc();
+            }
+            committed?;
+            timer.observe_duration();
+            self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.measure_space();
+        }
+        self.gauges.corrupt.inc_by(self.store.take_corrupt());
+        for answer in self.answers.drain(..) {
+            answer();
+        }
+        if std::mem::take(&mut self.poke) {
+            self.shared.poked.notify_one();
+        }
+        if std::mem::take(&mut self.left) {
+            self.shared.drained.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// Splits work that is too long for one batch: between two commits the store is whole.
+    pub(super) fn commit_if_long(&mut self) -> Result<(), StoreFailed> {
+        if self.store.pending_bytes() >= GROUP_BYTES { self.commit() } else { Ok(()) }
+    }
+
+    pub(super) fn id(&self, sequence: u64, entry: Hash) -> MessageId {
+        MessageId { store: self.store.nonce, sequence, entry }
+    }
+}

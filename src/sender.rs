@@ -1,0 +1,422 @@
+//! The sender: what is due → one attempt each → what it came to, on disk.
+//!
+//! ```text
+//!        lease                attempt                  settle
+//! Queue ───────▶ Sender ─────────────────▶ Participant ─────▶ Queue (durable) ─▶ one line of the message's life
+//!                  ▲ │ started, ended
+//!     allowance(now) │ ▼
+//!                  Pacer
+//! ```
+//!
+//! [`Sender::step`] does one thing, the first of these that there is to do:
+//!
+//! 1. take in what has ended: a lease (start the attempts), an attempt (tell the pacer at once, decide, settle), a
+//!    settlement (log it);
+//! 2. ask the queue for as many messages as the pacer allows and `in_flight_max` has room for, if some may be due;
+//! 3. wait: for an end, a poke of the queue, a due time, the pacer, at most ten seconds.
+//!
+//! Only [`Sender::run`] loops. Promises:
+//!
+//! * An attempt starts only where the pacer allows it now and the queue has leased its message; it counts as in flight
+//!   until what it came to is on disk, so a store that stands still stops the sending and not the other way round.
+//! * One conversation never has two in flight: the queue leases one message of each.
+//! * The queue is asked only after something happened (a poke, a due time, a settlement, a lease that left more
+//!   behind), never in a circle; a wait is armed before the queue is looked at, so no poke falls between the two.
+//! * Dropping `step` while it waits loses nothing: leases, attempts and settlements are tasks of one set.
+//! * A stop starts nothing more, gives back what was leased and not sent, and ends when all that is in flight is
+//!   settled. When the store fails everything ends at once: what was in flight is sent again after a restart, the same.
+//!
+//! It knows no bot and no reply. It keeps nothing per waiting message, and of the past only when it last delivered.
+
+mod gate;
+mod measures;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::panic::resume_unwind;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
+
+use self::gate::Said;
+use self::measures::Measures;
+use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, settle};
+use crate::life::{self, Subject};
+use crate::message::{Body, ClientToken};
+use crate::metrics::Metrics;
+use crate::pacer::{Allowance, Budget, Closed};
+use crate::participant::Participant;
+use crate::queue::{Lease, MessageId, Queue, Settled, StoreFailed, Work};
+use crate::time::{Clock, Timestamp};
+
+/// The longest wait of one step, so that the pulse shows a loop that lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The shortest wait for a due time: a queue that has nothing for a time that has come is not asked in a circle.
+const DUE_MIN: Duration = Duration::from_millis(5);
+
+/// The sender's settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// When to try again and when to give up.
+    pub policy: Policy,
+    /// Attempts under way at once.
+    pub in_flight_max: usize,
+}
+
+/// The one that sends. See the module's head.
+pub struct Sender {
+    options: Options,
+    queue: Queue,
+    participant: Participant,
+    budget: Budget,
+    clock: Clock,
+    measures: Measures,
+    pulse: Arc<AtomicU64>,
+    tasks: JoinSet<Done>,
+    poke: Pin<Box<dyn Future<Output = ()> + Send>>,
+    sight: Sight,
+    said: Said,
+    last_delivery: Option<Timestamp>,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// It asked the queue for so many messages.
+    Asked(usize),
+    /// It started so many attempts.
+    Started(usize),
+    /// An attempt came back so (the `outcome` label), and is being settled.
+    Ended(&'static str),
+    /// What an attempt came to is on disk.
+    Settled(MessageId, Settled),
+    /// It waited until something happened.
+    Woken,
+}
+
+impl Sender {
+    /// A sender that has not looked at the queue yet. `pulse` gets the time of every step, in milliseconds.
+    #[must_use]
+    pub fn new(
+        options: Options,
+        queue: Queue,
+        participant: Participant,
+        budget: Budget,
+        clock: Clock,
+        metrics: &Metrics,
+        pulse: Arc<AtomicU64>,
+    ) -> Sender {
+        let measures = Measures::new(metrics, &budget.pacer());
+        pulse.store(clock.now().0, Ordering::Relaxed);
+        Sender {
+            options,
+            poke: next_poke(queue.clone()),
+            queue,
+            participant,
+            budget,
+            clock,
+            measures,
+            pulse,
+            tasks: JoinSet::new(),
+            sight: Sight::default(),
+            said: Said::default(),
+            last_delivery: None,
+        }
+    }
+
+    /// Sends until `stop`; then starts nothing more, and returns when what is in flight is settled.
+    ///
+    /// # Errors
+    /// When the store has failed; what is in flight is dropped.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), StoreFailed> {
+        let mut stop = pin!(stop);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                stepped = self.step() => stepped?,
+            };
+        }
+        self.sight.stopping = true;
+        while !self.tasks.is_empty() {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Does one thing. Dropping it while it waits loses nothing.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn step(&mut self) -> Result<Step, StoreFailed> {
+        self.arm().await;
+        let now = self.clock.now();
+        self.pulse.store(now.0, Ordering::Relaxed);
+        self.measures.quota(now, false);
+        if let Some(done) = self.tasks.try_join_next() {
+            return self.take_in(done);
+        }
+        let (allowance, closed) = {
+            let mut pacer = self.budget.pacer();
+            (pacer.allowance(now), pacer.closed())
+        };
+        let room = self.options.in_flight_max.max(1).saturating_sub(self.tasks.len());
+        let wait = match self.sight.next(allowance, room, now) {
+            Next::Ask(most) => return Ok(self.ask(most)),
+            Next::Wait(wait) => wait,
+        };
+        let waits = matches!(allowance, Allowance::Wait(_) | Allowance::Probing);
+        self.measures.quota(now, self.sight.more && waits && room > 0 && closed != Some(Closed::Down));
+        tokio::select! {
+            biased;
+            Some(done) = self.tasks.join_next() => self.take_in(done),
+            () = &mut self.poke => {
+                self.poked();
+                Ok(Step::Woken)
+            }
+            () = tokio::time::sleep(wait) => Ok(Step::Woken),
+        }
+    }
+
+    /// Sees to it that a poke from here on is not missed.
+    async fn arm(&mut self) {
+        // One look registers the wake-up; a poke that has come already is taken in, and the next one armed.
+        while poll_fn(|task| Poll::Ready(self.poke.as_mut().poll(task).is_ready())).await {
+            self.poked();
+        }
+    }
+
+    fn poked(&mut self) {
+        self.poke = next_poke(self.queue.clone());
+        self.sight.look = true;
+    }
+
+    fn ask(&mut self, most: usize) -> Step {
+        self.sight.asked();
+        let queue = self.queue.clone();
+        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(most).await } });
+        Step::Asked(most)
+    }
+
+    fn take_in(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
+        // Nobody aborts these tasks: one that did not end by itself has panicked.
+        match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
+            Done::Leased { asked, work } => Ok(self.start(asked, work?)),
+            Done::Ended { lease, outcome, took } => Ok(self.ended(*lease, outcome, took)),
+            Done::Settled { subject, outcome, settled } => {
+                let settled = settled?;
+                self.sight.look = true;
+                subject.log(outcome.as_ref(), &settled, self.clock.now());
+                Ok(Step::Settled(subject.id, settled))
+            }
+        }
+    }
+
+    fn start(&mut self, asked: usize, work: Work) -> Step {
+        let now = self.clock.now();
+        self.sight.leased(asked, &work, now);
+        let mut started = 0;
+        for lease in work.leases {
+            let starts = !self.sight.stopping && {
+                let mut pacer = self.budget.pacer();
+                let allowed = matches!(pacer.allowance(now), Allowance::Start(_));
+                if allowed {
+                    pacer.started(now);
+                }
+                allowed
+            };
+            if starts {
+                started += 1;
+                self.attempt(lease);
+            } else {
+                // The gate closed, or a typing event took the token, while the queue was asked.
+                self.sight.more = true;
+                self.settle(lease, Disposition::Keep, None);
+            }
+        }
+        Step::Started(started)
+    }
+
+    fn attempt(&mut self, lease: Lease) {
+        let (participant, clock) = (self.participant.clone(), self.clock.clone());
+        self.measures.in_flight.inc();
+        self.tasks.spawn(async move {
+            let started = clock.now();
+            let outcome = participant.attempt(&lease.body, &lease.client_token, &lease.connection_token).await;
+            Done::Ended { lease: Box::new(lease), outcome, took: clock.now().since(started) }
+        });
+    }
+
+    fn ended(&mut self, lease: Lease, outcome: Outcome, took: Duration) -> Step {
+        let now = self.clock.now();
+        let (jitter, said, rate) = {
+            let mut pacer = self.budget.pacer();
+            pacer.ended(now, outcome.signal());
+            self.measures.destination(&pacer);
+            (pacer.jitter(), self.said.after(pacer.closed(), &outcome), pacer.rate())
+        };
+        self.measures.in_flight.dec();
+        self.measures.ended(&outcome, took);
+        if said != self.said {
+            said.say(&outcome, rate);
+            self.said = said;
+        }
+        let facts = Facts {
+            disconnect: matches!(lease.body, Body::Disconnect),
+            attempts: lease.attempts,
+            strikes: lease.strikes,
+            others_delivered: lease.failed_at.is_some_and(|failed| self.last_delivery > Some(failed)),
+        };
+        if matches!(outcome, Outcome::Delivered(_)) {
+            self.last_delivery = Some(now);
+        }
+        let disposition = settle(&outcome, facts, &self.options.policy, now, jitter);
+        let name = outcome.name();
+        self.settle(lease, disposition, Some(outcome));
+        Step::Ended(name)
+    }
+
+    fn settle(&mut self, lease: Lease, disposition: Disposition, outcome: Option<Outcome>) {
+        let subject = Settling::of(&lease, &disposition);
+        let queue = self.queue.clone();
+        self.tasks.spawn(async move {
+            let settled = queue.settle(lease, disposition).await;
+            Done::Settled { subject: Box::new(subject), outcome, settled }
+        });
+    }
+}
+
+/// What a task of the sender ends with.
+enum Done {
+    Leased { asked: usize, work: Result<Work, StoreFailed> },
+    Ended { lease: Box<Lease>, outcome: Outcome, took: Duration },
+    Settled { subject: Box<Settling>, outcome: Option<Outcome>, settled: Result<Settled, StoreFailed> },
+}
+
+/// What the sender believes of the queue, and hence what it does next: pure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sight {
+    /// Something may be due that was not asked for yet.
+    look: bool,
+    /// The last lease left something behind that is due.
+    more: bool,
+    /// The queue is being asked.
+    asking: bool,
+    /// When something falls due by itself.
+    next_due: Option<Timestamp>,
+    /// Nothing more is started.
+    stopping: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Next {
+    /// Ask for so many.
+    Ask(usize),
+    /// Nothing before this, unless something ends or the queue pokes.
+    Wait(Duration),
+}
+
+impl Default for Sight {
+    /// Before the first look.
+    fn default() -> Sight {
+        Sight { look: true, more: false, asking: false, next_due: None, stopping: false }
+    }
+}
+
+impl Sight {
+    fn next(&self, allowance: Allowance, room: usize, now: Timestamp) -> Next {
+        if self.stopping || self.asking || room == 0 {
+            return Next::Wait(HEARTBEAT);
+        }
+        let due = self.look || self.next_due.is_some_and(|due| due <= now);
+        let until = match allowance {
+            Allowance::Start(most) if due && most > 0 => return Next::Ask(most.min(room)),
+            Allowance::Wait(until) if due => Some(until),
+            _ if due => None,
+            _ => self.next_due,
+        };
+        // Sleeping a millisecond less than needed would only mean to sleep again.
+        let wait = until.map_or(HEARTBEAT, |until| until.since(now).max(Duration::from_millis(1)));
+        Next::Wait(wait.min(HEARTBEAT))
+    }
+
+    /// What happens while the queue is being asked is worth another look, so the belief ends now and not later.
+    fn asked(&mut self) {
+        (self.asking, self.look, self.next_due) = (true, false, None);
+    }
+
+    fn leased(&mut self, asked: usize, work: &Work, now: Timestamp) {
+        self.asking = false;
+        self.more = work.leases.len() >= asked;
+        self.look |= self.more;
+        self.next_due = work.next_due.map(|due| due.max(now + DUE_MIN));
+    }
+}
+
+/// What a line of a message's life needs, kept while its lease is with the queue.
+struct Settling {
+    id: MessageId,
+    label: Box<str>,
+    client_token: ClientToken,
+    trace_id: Option<Box<str>>,
+    accepted: Timestamp,
+    attempt: u32,
+    receipt: Option<Receipt>,
+}
+
+impl Settling {
+    fn of(lease: &Lease, disposition: &Disposition) -> Settling {
+        let receipt = match disposition {
+            Disposition::Deliver(receipt) => Some(receipt.clone()),
+            _ => None,
+        };
+        Settling {
+            id: lease.id,
+            label: lease.label.clone(),
+            client_token: lease.client_token.clone(),
+            trace_id: lease.trace_id.clone(),
+            accepted: lease.accepted,
+            attempt: lease.attempts + 1,
+            receipt,
+        }
+    }
+
+    /// One line for what happened to the message; none where nothing did. `outcome` is none where it was not sent.
+    fn log(&self, outcome: Option<&Outcome>, settled: &Settled, now: Timestamp) {
+        let subject = Subject {
+            message: &self.id,
+            conversation: &self.label,
+            client_token: &self.client_token,
+            trace_id: self.trace_id.as_deref(),
+        };
+        let waited = now.since(self.accepted);
+        match (settled, outcome) {
+            (Settled::Delivered, _) => {
+                let none = Receipt::default();
+                life::delivered(subject, self.attempt, waited, self.receipt.as_ref().unwrap_or(&none));
+            }
+            (Settled::Deferred(due), Some(outcome)) => {
+                life::deferred(subject, self.attempt, waited, outcome, due.since(now));
+            }
+            (Settled::Held(until), Some(outcome)) => {
+                life::held(subject, self.attempt, waited, outcome, until.since(now));
+            }
+            (Settled::Dead { reason, .. }, outcome) => {
+                let maybe_delivered = matches!(outcome, Some(Outcome::Unknown { .. }));
+                let status = outcome.and_then(Outcome::status);
+                life::dead(subject, self.attempt, waited, status, *reason, maybe_delivered);
+            }
+            (Settled::Kept | Settled::Deferred(_) | Settled::Held(_), _) => {}
+        }
+    }
+}
+
+/// The queue's next poke. It is armed by the first look at it.
+fn next_poke(queue: Queue) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move { queue.poked().await })
+}

@@ -1,0 +1,134 @@
+//! What the sender measures.
+
+use std::time::Duration;
+
+use prometheus::{Counter, Gauge, Histogram, IntCounterVec, IntGauge};
+
+use crate::delivery::Outcome;
+use crate::metrics::{ATTEMPT_SECONDS, Metrics};
+use crate::pacer::{Closed, Pacer};
+use crate::time::Timestamp;
+
+/// Every value of the `outcome` label: a series that is there from the start can be alerted on.
+const OUTCOMES: [&str; 7] = ["delivered", "throttled", "unavailable", "unknown", "refused", "denied", "misconfigured"];
+
+#[derive(Debug)]
+pub(super) struct Measures {
+    attempts: IntCounterVec,
+    attempt_seconds: Histogram,
+    /// Attempts under way.
+    pub(super) in_flight: IntGauge,
+    send_rate: Gauge,
+    quota_rate: Gauge,
+    quota_wait: Counter,
+    gate_open: IntGauge,
+    quota_held_since: Option<Timestamp>,
+}
+
+impl Measures {
+    pub(super) fn new(metrics: &Metrics, pacer: &Pacer) -> Measures {
+        let measures = Measures {
+            attempts: metrics.counters(
+                "attempts_total",
+                "Attempts at the Participant Service, by outcome.",
+                &["outcome"],
+            ),
+            attempt_seconds: metrics.histogram(
+                "attempt_seconds",
+                "From the start of an attempt to its outcome.",
+                ATTEMPT_SECONDS,
+            ),
+            in_flight: metrics.gauge("in_flight", "Attempts under way."),
+            send_rate: metrics.level("send_rate", "Attempts per second that the relay has learned to make."),
+            quota_rate: metrics.level("quota_rate", "Requests per second that are configured as granted."),
+            quota_wait: metrics
+                .seconds("quota_wait_seconds_total", "Time in which something was due and only the quota held it."),
+            gate_open: metrics.gauge("gate_open", "1 while upstream is there, 0 while it is down."),
+            quota_held_since: None,
+        };
+        for outcome in OUTCOMES {
+            measures.attempts.with_label_values(&[outcome]);
+        }
+        measures.quota_rate.set(pacer.quota_rate());
+        measures.destination(pacer);
+        measures
+    }
+
+    /// One attempt has come back.
+    pub(super) fn ended(&self, outcome: &Outcome, took: Duration) {
+        self.attempts.with_label_values(&[outcome.name()]).inc();
+        self.attempt_seconds.observe(took.as_secs_f64());
+    }
+
+    /// What the pacer makes of the destination now.
+    pub(super) fn destination(&self, pacer: &Pacer) {
+        self.send_rate.set(pacer.rate());
+        self.gate_open.set(i64::from(pacer.closed() != Some(Closed::Down)));
+    }
+
+    /// Counts the time since the last call, if the quota held something back then; `held` says whether it does now.
+    pub(super) fn quota(&mut self, now: Timestamp, held: bool) {
+        if let Some(since) = self.quota_held_since.take() {
+            self.quota_wait.inc_by(now.since(since).as_secs_f64());
+        }
+        self.quota_held_since = held.then_some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::{Receipt, ServiceError, Signal};
+    use crate::pacer::Options;
+    use crate::retry::Hint;
+
+    fn pacer() -> Pacer {
+        Pacer::new(Options::default(), Timestamp(0), 7)
+    }
+
+    #[test]
+    fn every_outcome_has_its_series_from_the_start() {
+        let metrics = Metrics::default();
+        let measures = Measures::new(&metrics, &pacer());
+        let (hint, why, error) = (Hint::default(), String::new, ServiceError::default);
+        for outcome in [
+            Outcome::Delivered(Receipt::default()),
+            Outcome::Throttled { hint },
+            Outcome::Down { status: None, hint, why: why() },
+            Outcome::Unavailable { status: 500, hint, why: why() },
+            Outcome::Unknown { why: why() },
+            Outcome::Refused(error()),
+            Outcome::Unlisted(error()),
+            Outcome::Denied(error()),
+            Outcome::Misconfigured { status: 404, why: why() },
+        ] {
+            measures.ended(&outcome, Duration::from_millis(20));
+        }
+        let families = metrics.registry().gather();
+        let attempts = families.iter().find(|family| family.name() == "connect_relay_attempts_total").unwrap();
+        assert_eq!(attempts.get_metric().len(), OUTCOMES.len());
+        assert_eq!(measures.attempt_seconds.get_sample_count(), 9);
+    }
+
+    #[test]
+    fn quota_wait_counts_only_the_time_it_held_something() {
+        let mut measures = Measures::new(&Metrics::default(), &pacer());
+        for (now, held) in [(1000, false), (2000, true), (2500, true), (3000, false), (9000, true), (9000, false)] {
+            measures.quota(Timestamp(now), held);
+        }
+        assert!((measures.quota_wait.get() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn gate_is_closed_where_upstream_is_down_and_not_where_it_throttles() {
+        let mut pacer = pacer();
+        let measures = Measures::new(&Metrics::default(), &pacer);
+        pacer.ended(Timestamp(0), Signal::Throttled(Hint::default()));
+        measures.destination(&pacer);
+        assert_eq!(measures.gate_open.get(), 1);
+        assert!((measures.send_rate.get() - 7.0).abs() < 1e-9);
+        pacer.ended(Timestamp(0), Signal::Down(Hint::default()));
+        measures.destination(&pacer);
+        assert_eq!(measures.gate_open.get(), 0);
+    }
+}

@@ -1,0 +1,375 @@
+//! The decisions as tables; then `step` and `run` against a real queue in a temporary folder and a scripted upstream.
+
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::delivery::Reason;
+use crate::message::{Caller, ConnectionToken, Content, ContentType, Submission};
+use crate::pacer::{self, Pacer};
+use crate::queue::{self, State, Status, Verdict};
+use crate::retry::Backoff;
+use crate::{participant, time};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp(NOW.0 + millis)
+}
+
+#[test]
+fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
+    let look = Sight::default();
+    let blind = Sight { look: false, ..look };
+    let due_in = |millis| Sight { next_due: Some(at(millis)), ..blind };
+    let wait = |millis| Next::Wait(Duration::from_millis(millis));
+    for (sight, allowance, room, next) in [
+        (look, Allowance::Start(5), 32, Next::Ask(5)),
+        (look, Allowance::Start(5), 2, Next::Ask(2)),
+        (look, Allowance::Start(5), 0, Next::Wait(HEARTBEAT)),
+        (look, Allowance::Wait(at(70)), 32, wait(70)),
+        (look, Allowance::Wait(at(90_000)), 32, Next::Wait(HEARTBEAT)),
+        (look, Allowance::Wait(NOW), 32, wait(1)),
+        (look, Allowance::Probing, 32, Next::Wait(HEARTBEAT)),
+        (blind, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
+        (blind, Allowance::Wait(at(70)), 32, Next::Wait(HEARTBEAT)),
+        (due_in(0), Allowance::Start(5), 32, Next::Ask(5)),
+        (due_in(30), Allowance::Start(5), 32, wait(30)),
+        (due_in(30), Allowance::Wait(at(70)), 32, wait(30)),
+        (due_in(0), Allowance::Wait(at(70)), 32, wait(70)),
+        (Sight { asking: true, ..look }, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
+        (Sight { stopping: true, ..look }, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
+    ] {
+        assert_eq!(sight.next(allowance, room, NOW), next, "{sight:?} {allowance:?} {room}");
+    }
+}
+
+#[test]
+fn lease_that_comes_short_ends_the_asking() {
+    let mut sight = Sight::default();
+    sight.asked();
+    sight.leased(5, &Work { leases: Vec::new(), next_due: Some(at(300)) }, NOW);
+    assert_eq!(sight, Sight { look: false, next_due: Some(at(300)), ..Sight::default() });
+    // A due time that has come already is no reason to ask in a circle.
+    sight.asked();
+    sight.leased(5, &Work { leases: Vec::new(), next_due: Some(NOW) }, NOW);
+    assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Wait(DUE_MIN));
+}
+
+#[test]
+fn what_happens_while_the_queue_is_asked_is_worth_another_look() {
+    let mut sight = Sight::default();
+    sight.asked();
+    sight.look = true;
+    sight.leased(5, &Work::default(), NOW);
+    assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Ask(5));
+}
+
+/// A relay without its doors: a queue on disk, a sender, and an upstream that answers as it is told.
+struct House {
+    queue: Queue,
+    sender: Sender,
+    clock: Clock,
+    requests: mpsc::UnboundedReceiver<Request>,
+    pulse: Arc<AtomicU64>,
+    writer: JoinHandle<Result<(), StoreFailed>>,
+    _folder: TempDir,
+}
+
+/// One request that upstream got, waiting for its answer.
+struct Request {
+    text: String,
+    stream: TcpStream,
+}
+
+impl Request {
+    /// Answers; the connection ends with it.
+    async fn answer(mut self, status: &str, headers: &str, body: &str) {
+        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}content-length: {}\r\n", body.len());
+        self.stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
+    }
+
+    async fn deliver(self, id: &str) {
+        self.answer("200 OK", "", &format!(r#"{{"Id":"{id}","AbsoluteTime":"2019-11-08T02:41:28.172Z"}}"#)).await;
+    }
+}
+
+impl House {
+    async fn new(quota_burst: u32) -> House {
+        let folder = tempfile::tempdir().unwrap();
+        let (clock, metrics) = (Clock::system(), Metrics::default());
+        let (queue, writer) = Queue::open(queue_options(&folder), clock.clone(), &metrics).unwrap();
+        let writer = std::thread::spawn(move || writer.run());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let participant = participant::Options {
+            endpoint: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
+            connect_timeout: Duration::from_secs(20),
+            attempt_timeout: Duration::from_secs(20),
+            idle_max: 4,
+            proxy: None,
+            extra_roots: Vec::new(),
+        };
+        let participant = Participant::new(participant, clock.clone()).unwrap();
+        let pacer = pacer::Options { quota_burst, ..pacer::Options::default() };
+        let budget = Budget::new(Pacer::new(pacer, clock.now(), 7));
+        let policy = Policy { backoff: Backoff::default(), hint_max: Duration::from_secs(60), attempts_max: 10 };
+        let pulse = Arc::new(AtomicU64::new(0));
+        let options = Options { policy, in_flight_max: 4 };
+        let sender =
+            Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&pulse));
+        House { queue, sender, clock, requests: upstream(listener), pulse, writer, _folder: folder }
+    }
+
+    async fn accept(&self, conversation: &str, client_token: &str) -> MessageId {
+        let submission = Submission {
+            body: Body::Message { content_type: ContentType::Plain, content: Content::new("hello".into()) },
+            client_token: ClientToken::parse(client_token).unwrap().unwrap(),
+            connection_token: ConnectionToken::parse(format!("token-{conversation}").as_bytes()).unwrap(),
+            conversation: None,
+            replaces: None,
+            lifetime: None,
+            caller: Caller::Uid(1000),
+            trace_id: None,
+        };
+        match &self.queue.accept(vec![submission], 10.0).await.unwrap()[..] {
+            [Verdict::Accepted { state, repeat: false }] => state.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn state(&self, id: MessageId) -> State {
+        self.queue.outcome(id, Duration::ZERO).await.unwrap().expect("it was accepted")
+    }
+
+    /// Steps until a request has arrived upstream.
+    async fn request(&mut self) -> Request {
+        let bounded = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                tokio::select! {
+                    biased;
+                    request = self.requests.recv() => return request.unwrap(),
+                    step = self.sender.step() => { step.unwrap(); }
+                }
+            }
+        });
+        bounded.await.expect("a request arrives upstream")
+    }
+
+    /// Steps until something is settled.
+    async fn settled(&mut self) -> (MessageId, Settled) {
+        let bounded = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                if let Step::Settled(id, settled) = self.sender.step().await.unwrap() {
+                    return (id, settled);
+                }
+            }
+        });
+        bounded.await.expect("an attempt is settled")
+    }
+
+    /// Steps until there is nothing to do but wait.
+    async fn quiet(&mut self) {
+        while self.sender.sight.look || !self.sender.tasks.is_empty() {
+            self.sender.step().await.unwrap();
+        }
+    }
+}
+
+fn queue_options(folder: &TempDir) -> queue::Options {
+    queue::Options {
+        path: folder.path().join("queue"),
+        messages_max: 100,
+        bytes_max: 128 << 20,
+        free_disk_min: 0,
+        outcomes_kept_for: Duration::from_secs(3600),
+        outcomes_max: 100,
+        dead_kept_for: Duration::from_secs(3600),
+        dead_max: 100,
+        volatile: true,
+        lifetime: Duration::from_secs(900),
+        token_wait: Duration::from_secs(120),
+        refused_for: Duration::from_secs(60),
+        due_max: Duration::from_secs(5),
+    }
+}
+
+/// Hands over every request that arrives, one to a connection.
+fn upstream(listener: TcpListener) -> mpsc::UnboundedReceiver<Request> {
+    let (requests, arrived) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let requests = requests.clone();
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 65536];
+                let mut length = 0;
+                // Every body here is an object without another in it.
+                while !bytes[..length].ends_with(b"}") {
+                    match stream.read(&mut bytes[length..]).await {
+                        Ok(more) if more > 0 => length += more,
+                        _ => return,
+                    }
+                }
+                let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+                let _ = requests.send(Request { text, stream });
+            });
+        }
+    });
+    arrived
+}
+
+#[tokio::test]
+async fn delivered_message_is_settled_with_its_receipt() {
+    let mut house = House::new(15).await;
+    let id = house.accept("a", "ct-1").await;
+    house.request().await.deliver("i-1").await;
+    assert_eq!(house.settled().await, (id, Settled::Delivered));
+    let Status::Delivered(receipt) = house.state(id).await.status else { panic!("it is delivered") };
+    assert_eq!(receipt.id.as_deref(), Some("i-1"));
+    assert!(time::millis(house.clock.now().since(Timestamp(house.pulse.load(Ordering::Relaxed)))) < 60_000);
+}
+
+#[tokio::test]
+async fn conversation_has_one_in_flight_and_others_do_not_wait_for_it() {
+    let mut house = House::new(15).await;
+    for (conversation, client_token) in [("a", "a-1"), ("a", "a-2"), ("b", "b-1")] {
+        house.accept(conversation, client_token).await;
+    }
+    let (first, second) = (house.request().await, house.request().await);
+    let mut texts = [first.text.clone(), second.text.clone()];
+    texts.sort_by_key(|text| text.contains("b-1"));
+    assert!(texts[0].contains("a-1") && texts[1].contains("b-1"), "{texts:?}");
+    let (of_a, of_b) = if first.text.contains("a-1") { (first, second) } else { (second, first) };
+    of_b.deliver("i").await;
+    house.settled().await;
+    assert!(house.requests.try_recv().is_err(), "a-2 waits for a-1's outcome");
+    of_a.deliver("i").await;
+    house.settled().await;
+    assert!(house.request().await.text.contains("a-2"));
+}
+
+#[tokio::test]
+async fn throttled_message_keeps_its_place_uncounted_and_only_a_probe_goes_ahead() {
+    let mut house = House::new(15).await;
+    let first = house.accept("a", "a-1").await;
+    let throttled = house.request().await;
+    throttled.answer("429 Too Many Requests", "x-amz-retry-after: 30000\r\n", "{}").await;
+    assert_eq!(house.settled().await, (first, Settled::Kept));
+    assert_eq!(house.state(first).await.attempts, 0);
+    house.accept("b", "b-1").await;
+    house.clock.skip(Duration::from_secs(31));
+    let probe = house.request().await;
+    assert!(house.requests.try_recv().is_err(), "one probe");
+    probe.deliver("i").await;
+    house.settled().await;
+    house.request().await.deliver("i").await;
+    assert_eq!(house.settled().await.1, Settled::Delivered);
+}
+
+#[tokio::test]
+async fn failing_message_is_counted_and_sent_again_the_same() {
+    let mut house = House::new(15).await;
+    let id = house.accept("a", "a-1").await;
+    let failed = house.request().await;
+    let text = failed.text.clone();
+    failed.answer("500 Internal Server Error", "x-amzn-ErrorType: InternalServerException\r\n", "{}").await;
+    let (settled, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
+    assert_eq!((settled, house.state(id).await.attempts), (id, 1));
+    house.clock.skip(due.since(house.clock.now()));
+    // The end of the connection with nothing answered: it may have been delivered.
+    drop(house.request().await);
+    let (_, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
+    house.clock.skip(due.since(house.clock.now()));
+    let again = house.request().await;
+    assert_eq!(again.text, text);
+    again.deliver("i").await;
+    assert_eq!(house.settled().await, (id, Settled::Delivered));
+}
+
+#[tokio::test]
+async fn refused_message_is_buried_not_retried() {
+    let mut house = House::new(15).await;
+    let id = house.accept("a", "a-1").await;
+    let next = house.accept("a", "a-2").await;
+    let headers = "x-amzn-ErrorType: ValidationException\r\n";
+    house.request().await.answer("400 Bad Request", headers, r#"{"Message":"too long"}"#).await;
+    assert_eq!(house.settled().await, (id, Settled::Dead { reason: Reason::Invalid, told: false }));
+    house.request().await.deliver("i").await;
+    assert_eq!(house.settled().await, (next, Settled::Delivered));
+}
+
+#[tokio::test]
+async fn wrong_destination_closes_the_gate_and_nothing_dies() {
+    let mut house = House::new(15).await;
+    let id = house.accept("a", "a-1").await;
+    house.request().await.answer("404 Not Found", "content-type: text/html\r\n", "<html>}").await;
+    assert_eq!(house.settled().await, (id, Settled::Kept));
+    assert_eq!(house.sender.said, Said::NotTheService(404));
+    house.clock.skip(Duration::from_secs(5));
+    house.request().await.deliver("i").await;
+    assert_eq!(house.settled().await, (id, Settled::Delivered));
+    assert_eq!(house.sender.said, Said::Open);
+}
+
+#[tokio::test]
+async fn what_was_leased_while_the_gate_closed_is_given_back() {
+    let mut house = House::new(1).await;
+    let id = house.accept("a", "a-1").await;
+    while !matches!(house.sender.step().await.unwrap(), Step::Asked(1)) {}
+    let now = house.clock.now();
+    house.sender.budget.pacer().started(now);
+    assert_eq!(house.settled().await, (id, Settled::Kept));
+    house.request().await.deliver("i").await;
+    assert_eq!(house.settled().await, (id, Settled::Delivered));
+}
+
+#[tokio::test]
+async fn idle_sender_asks_nothing_of_the_queue() {
+    let mut house = House::new(15).await;
+    house.quiet().await;
+    let asked = AtomicUsize::new(0);
+    let steps = async {
+        loop {
+            house.sender.step().await.unwrap();
+            asked.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    // A step that only waits never comes back by itself within so many turns of the runtime.
+    let turns = async {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = steps => {}
+        () = turns => {}
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn stop_settles_what_is_in_flight_and_starts_nothing_more() {
+    let House { queue, sender, mut requests, writer, _folder, .. } = {
+        let house = House::new(15).await;
+        house.accept("a", "a-1").await;
+        house.accept("a", "a-2").await;
+        house
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let run = tokio::spawn(sender.run(async { drop(stopped.await) }));
+    let bounded = tokio::time::timeout(Duration::from_secs(60), async {
+        let in_flight = requests.recv().await.unwrap();
+        stop.send(()).unwrap();
+        in_flight.deliver("i").await;
+        run.await.unwrap().unwrap();
+    });
+    bounded.await.expect("the sender ends");
+    assert!(requests.try_recv().is_err(), "a-2 is not started");
+    assert_eq!(queue.overview().await.unwrap().queued, 1);
+    drop((queue, requests));
+    writer.join().unwrap().unwrap();
+}

@@ -1,0 +1,235 @@
+//! Drives HTTP/1.1 connections on any listener until it is told to drain. It knows no messages and no routes: a
+//! request and the peer it came from go in, a reply of known length comes out.
+//!
+//! ```text
+//! listener ─▶ waiting (at most a quarter) ─▶ a place: Idle ─▶ Head ─▶ Busy ─▶ Replying ─▶ Idle …
+//! ```
+//!
+//! | where a connection is | ends by itself after | at the limit | on drain |
+//! | --- | --- | --- | --- |
+//! | `Fresh`: accepted just now, for one turn of the reactor | `idle_timeout` | stays | closed |
+//! | `Idle`: nothing of a request has come | `idle_timeout` | the longest idle one makes room | closed |
+//! | `Head`: bytes, but no whole head | `request_timeout` | stays | finishes its request, then closed |
+//! | `Busy`: the service has the request | when the service answers | stays | the same |
+//! | `Replying`: the answer is being written | `idle_timeout` without progress | stays | the same |
+//!
+//! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to make room for one with
+//! less, whatever its connections are doing. Who finds no room waits; while somebody waits every reply ends its
+//! connection. Everything is bounded: places, those who wait, a head's bytes, and time.
+//!
+//! Every connection is a task in a `JoinSet` in here, so that when [`serve`] returns none is left behind. Nothing on
+//! the way of a request takes a lock, arms a timer or allocates: a connection notes in one atomic word what it does
+//! and since when, and the accepting loop looks at those words when the first of them can have run out of time.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::time::{Clock, Timestamp};
+
+mod body;
+mod floor;
+mod pulse;
+mod room;
+mod socket;
+
+pub use body::{BodyBudget, BodyError, read_body};
+pub use socket::{BindError, SocketFile, bind_tcp, bind_unix};
+
+use floor::{Floor, Newcomer};
+use pulse::Stream;
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// A Unix socket: its peers have credentials.
+    Unix(UnixListener),
+    /// A TCP port.
+    Tcp(TcpListener),
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this machine, as the kernel knew it when it connected.
+    Unix {
+        /// Its user.
+        uid: u32,
+        /// Its primary group.
+        gid: u32,
+        /// Its id.
+        pid: Option<i32>,
+    },
+    /// Somebody: TCP has no credentials.
+    Tcp,
+}
+
+/// A reply: its length is known, so it goes out with an exact Content-Length.
+pub type Reply = Response<Full<Bytes>>;
+
+/// What bounds the connections of one listener.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Places: connections served at once.
+    pub connections_max: usize,
+    /// How long a connection may stay without a request.
+    pub idle_timeout: Duration,
+    /// For a request's head to arrive; the same is meant for its body, see [`read_body`].
+    pub request_timeout: Duration,
+    /// Bytes in a request's head; never fewer than hyper's least, 8192.
+    pub head_bytes_max: usize,
+}
+
+/// How many connections are open, of every [`serve`] it was given to. Clones share the count.
+#[derive(Clone, Debug, Default)]
+pub struct Connections(Arc<Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    open: AtomicUsize,
+    none: Notify,
+}
+
+impl Connections {
+    /// Open now.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.0.open.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when none is open.
+    pub async fn none(&self) {
+        let mut gone = pin!(self.0.none.notified());
+        loop {
+            gone.as_mut().enable();
+            if self.open() == 0 {
+                return;
+            }
+            gone.as_mut().await;
+            gone.set(self.0.none.notified());
+        }
+    }
+
+    fn enter(&self) -> Open {
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(&self.0))
+    }
+}
+
+/// Counts one connection while it lives.
+struct Open(Arc<Count>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+}
+
+/// Serves until `stop` resolves; then accepts nothing more, closes idle connections, lets those in a request finish it
+/// (with `Connection: close`), and returns when the last one is gone. Dropped, it cuts all of them.
+pub async fn serve<S, F>(
+    listener: Listener,
+    limits: Limits,
+    clock: Clock,
+    connections: Connections,
+    service: S,
+    stop: impl Future<Output = ()>,
+) where
+    S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let mut floor = Floor::new(limits, clock.clone(), service);
+    let mut stop = pin!(stop);
+    let mut pause = Pause::default();
+    let mut sweep_at = clock.now();
+    loop {
+        let now = clock.now();
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            () = floor.ended() => {}
+            () = sleep(sweep_at.since(now)), if !floor.is_empty() => sweep_at = floor.sweep(),
+            accepted = pause.accept(&listener, now), if floor.may_accept() => match accepted {
+                Ok((stream, peer)) => {
+                    pause = Pause::default();
+                    floor.enter(Newcomer { stream, peer, open: connections.enter() });
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    pause = pause.longer(clock.now());
+                    warn!(%error, retry_in_ms = pause.length.as_millis(), "accept a connection");
+                    // Out of file descriptors, most likely: an idle connection holds one.
+                    floor.shrink();
+                }
+            },
+        }
+        sweep_at = sweep_at.min(clock.now() + floor.shortest());
+    }
+    drop(listener);
+    floor.finish();
+    while !floor.is_empty() {
+        let now = clock.now();
+        tokio::select! {
+            biased;
+            () = floor.ended() => {}
+            () = sleep(sweep_at.since(now)) => sweep_at = floor.sweep(),
+        }
+    }
+}
+
+/// Between attempts to accept, after one failed: 10 ms, doubling, at most a second.
+#[derive(Clone, Copy, Default)]
+struct Pause {
+    length: Duration,
+    until: Timestamp,
+}
+
+impl Pause {
+    fn longer(self, now: Timestamp) -> Pause {
+        let length = (self.length * 2).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        Pause { length, until: now + length }
+    }
+
+    async fn accept(self, listener: &Listener, now: Timestamp) -> io::Result<(Stream, Peer)> {
+        let wait = self.until.since(now);
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+        match listener {
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred()?;
+                Ok((Stream::Unix(stream), Peer::Unix { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() }))
+            }
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small replies must not wait for an acknowledgement; without the option they are only slower.
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Peer::Tcp))
+            }
+        }
+    }
+}
+
+/// It failed for one peer, which is gone; the listener is well.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NotConnected, WouldBlock};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | WouldBlock)
+}
+
+#[cfg(test)]
+mod tests;

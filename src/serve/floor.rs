@@ -1,0 +1,259 @@
+//! The connections of one listener: who has a place, who waits for one, who has run out of time.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::error;
+
+use super::pulse::{Phase, Pulse, Stream, Watched};
+use super::room::{self, Place, Room};
+use super::{Limits, Open, Peer, Reply};
+use crate::time::{Clock, Timestamp};
+
+/// The connections of one listener.
+pub struct Floor<S> {
+    limits: Limits,
+    clock: Clock,
+    http: http1::Builder,
+    service: S,
+    tasks: JoinSet<()>,
+    seats: Vec<Seat>,
+    /// Accepted, and without a place yet; bounded by [`room::quarter`] (and one).
+    waiting: Vec<Newcomer>,
+    /// Set while every reply is to end its connection: somebody waits, or this is the drain.
+    last_reply: Arc<AtomicBool>,
+    draining: bool,
+}
+
+/// A connection that has a place.
+struct Seat {
+    peer: Peer,
+    pulse: Arc<Pulse>,
+    task: AbortHandle,
+    /// Asks it to close as soon as it is in no request; taken once it is on its way out.
+    finish: Option<oneshot::Sender<()>>,
+}
+
+/// A connection that has none yet.
+pub struct Newcomer {
+    pub stream: Stream,
+    pub peer: Peer,
+    pub open: Open,
+}
+
+impl<S, F> Floor<S>
+where
+    S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    pub fn new(limits: Limits, clock: Clock, service: S) -> Floor<S> {
+        let mut http = http1::Builder::new();
+        // Time is kept here: hyper's head timer would also cut connections that are idle, and is armed for every
+        // request.
+        http.header_read_timeout(None).max_buf_size(limits.head_bytes_max.max(8192));
+        // `printf … | socat - UNIX-CONNECT:…` closes its half once it has sent, and still wants the reply.
+        http.half_close(true);
+        Floor {
+            limits,
+            clock,
+            http,
+            service,
+            tasks: JoinSet::new(),
+            seats: Vec::new(),
+            waiting: Vec::new(),
+            last_reply: Arc::default(),
+            draining: false,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Waits for a connection to end, and gives its place away; pending where there is none. Safe to drop.
+    pub async fn ended(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.leave(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// While those who wait fill their bench and places are about to be free, the next wait in the kernel's backlog.
+    pub fn may_accept(&self) -> bool {
+        self.waiting.len() < room::quarter(self.limits.connections_max) || !self.is_moving()
+    }
+
+    pub fn enter(&mut self, newcomer: Newcomer) {
+        self.waiting.push(newcomer);
+        self.place_waiting();
+        // Nobody makes room, and the bench is full: the newest is closed. It may come again; the others were first.
+        if self.waiting.len() > room::quarter(self.limits.connections_max) && !self.is_moving() {
+            self.waiting.pop();
+        }
+    }
+
+    fn leave(&mut self, ended: Result<(tokio::task::Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                if error.is_panic() {
+                    error!(%error, "a connection's task failed");
+                }
+                error.id()
+            }
+        };
+        self.seats.retain(|seat| seat.task.id() != id);
+        self.place_waiting();
+    }
+
+    /// Seats those who wait where places are free, and has others make room for the rest.
+    fn place_waiting(&mut self) {
+        while !self.waiting.is_empty() {
+            let places: Vec<Place> = self.seats.iter().map(Seat::place).collect();
+            let first = room::first(&places, self.limits.connections_max, self.waiting.iter().map(|new| new.peer));
+            match room::find(&places, self.limits.connections_max, self.waiting[first].peer) {
+                Room::Free => {
+                    let newcomer = self.waiting.remove(first);
+                    self.seat(newcomer);
+                }
+                // As many are leaving as are waiting.
+                Room::Close(_) | Room::Cut(_) if self.leaving() >= self.waiting.len() => break,
+                Room::Close(index) => self.seats[index].close(),
+                Room::Cut(index) => self.seats[index].cut(),
+                Room::None => break,
+            }
+        }
+        self.last_reply.store(self.draining || !self.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    fn seat(&mut self, newcomer: Newcomer) {
+        let Newcomer { stream, peer, open } = newcomer;
+        let pulse = Arc::new(Pulse::new(self.clock.clone()));
+        let (finish, finished) = oneshot::channel();
+        let service = {
+            let (service, pulse, last_reply) = (self.service.clone(), Arc::clone(&pulse), Arc::clone(&self.last_reply));
+            service_fn(move |request| {
+                pulse.busy();
+                let (reply, pulse, last_reply) = (service(request, peer), Arc::clone(&pulse), Arc::clone(&last_reply));
+                async move {
+                    let mut reply = reply.await;
+                    if last_reply.load(Ordering::Relaxed) {
+                        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    pulse.replying();
+                    Ok::<_, Infallible>(reply)
+                }
+            })
+        };
+        let connection = self.http.serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&pulse))), service);
+        let task = self.tasks.spawn(async move {
+            // Dropped last, so that who waits for zero finds the socket closed.
+            let _open = open;
+            // After a turn of the reactor the first read tells whether a request has come with the connection: one that
+            // did must not be taken for idle.
+            tokio::task::yield_now().await;
+            let mut connection = pin!(connection);
+            // What a peer does wrong is its own affair: hyper has answered it where it could.
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                _ = finished => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
+        self.seats.push(Seat { peer, pulse, task, finish: Some(finish) });
+    }
+
+    /// Ends what has run out of time; says when to look again.
+    pub fn sweep(&mut self) -> Timestamp {
+        let now = self.clock.now();
+        let mut next = Timestamp(u64::MAX);
+        for seat in &mut self.seats {
+            let (phase, since) = seat.pulse.read();
+            let limit = match phase {
+                Phase::Head => self.limits.request_timeout,
+                Phase::Fresh | Phase::Idle | Phase::Replying => self.limits.idle_timeout,
+                Phase::Busy => continue,
+            };
+            if now.since(since) < limit {
+                next = next.min(since + limit);
+            } else if matches!(phase, Phase::Fresh | Phase::Idle) {
+                seat.close();
+            } else {
+                seat.cut();
+            }
+        }
+        self.place_waiting();
+        next.min(now + self.shortest())
+    }
+
+    /// Nothing that begins now runs out of time before this.
+    pub fn shortest(&self) -> Duration {
+        // Nobody tells when a connection becomes idle and could make room: look again soon.
+        let look_again = if self.waiting.is_empty() { Duration::MAX } else { Duration::from_millis(20) };
+        let limit = self.limits.idle_timeout.min(self.limits.request_timeout).min(look_again);
+        // Never zero: the loop must not spin on a limit that somebody set to nothing.
+        limit.max(Duration::from_millis(1))
+    }
+
+    /// Closes the longest idle connection.
+    pub fn shrink(&mut self) {
+        let idle = self.seats.iter_mut().filter(|seat| seat.finish.is_some() && seat.pulse.read().0 == Phase::Idle);
+        if let Some(seat) = idle.min_by_key(|seat| seat.pulse.read().1) {
+            seat.close();
+        }
+    }
+
+    /// Begins the drain.
+    pub fn finish(&mut self) {
+        self.waiting.clear();
+        self.draining = true;
+        self.last_reply.store(true, Ordering::Relaxed);
+        for seat in &mut self.seats {
+            // A half-read head would be dropped unanswered; its reply ends the connection anyway.
+            if seat.pulse.read().0 != Phase::Head {
+                seat.close();
+            }
+        }
+    }
+
+    /// Places are about to be free, or connections to show whether they are idle.
+    fn is_moving(&self) -> bool {
+        self.seats.iter().any(|seat| seat.finish.is_none() || seat.pulse.read().0 == Phase::Fresh)
+    }
+
+    fn leaving(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.finish.is_none()).count()
+    }
+}
+
+impl Seat {
+    fn place(&self) -> Place {
+        let (phase, since) = self.pulse.read();
+        Place { peer: self.peer, phase, since, leaving: self.finish.is_none() }
+    }
+
+    fn close(&mut self) {
+        if let Some(finish) = self.finish.take() {
+            // It may have ended by itself.
+            let _ = finish.send(());
+        }
+    }
+
+    fn cut(&mut self) {
+        self.finish = None;
+        self.task.abort();
+    }
+}

@@ -1,0 +1,151 @@
+//! Who makes room at the limit: pure.
+//!
+//! While there are places anybody may have them, so that one busy bot can use them all. At the limit a user (Unix
+//! uid) with more than a quarter of the places is *heavy*, one with less than a quarter *light*:
+//!
+//! | newcomer | who makes room, the first that there is |
+//! | --- | --- |
+//! | light | the longest idle of a heavy user; the longest idle of all; the longest standing of a heavy user |
+//! | not light | the longest idle of its own or of a heavy user |
+//! | by TCP | the longest idle of all |
+//!
+//! Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+
+use crate::serve::Peer;
+use crate::serve::pulse::Phase;
+use crate::time::Timestamp;
+
+/// A place that is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// By whom.
+    pub peer: Peer,
+    /// What it does.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Timestamp,
+    /// It has been told to go.
+    pub leaving: bool,
+}
+
+/// What a newcomer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// A place.
+    Free,
+    /// This one is idle and makes room.
+    Close(usize),
+    /// This one is not idle and makes room all the same.
+    Cut(usize),
+    /// No place.
+    None,
+}
+
+/// A user's share of the places at the limit.
+pub fn quarter(most: usize) -> usize {
+    (most / 4).max(1)
+}
+
+/// What this newcomer finds.
+pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
+    if places.len() < most.max(1) {
+        return Room::Free;
+    }
+    let longest = |eligible: &dyn Fn(&Place) -> bool| {
+        let staying = places.iter().enumerate().filter(|(_, place)| !place.leaving && eligible(place));
+        staying.min_by_key(|(_, place)| place.since).map(|(index, _)| index)
+    };
+    let is_heavy = |place: &Place| held(places, place.peer) > quarter(most);
+    let is_idle = |place: &Place| place.phase == Phase::Idle;
+    if !is_light(places, most, newcomer) {
+        return longest(&|place| is_idle(place) && (user(place.peer) == user(newcomer) || is_heavy(place)))
+            .map_or(Room::None, Room::Close);
+    }
+    let idle = longest(&|place| is_idle(place) && is_heavy(place)).or_else(|| longest(&is_idle));
+    idle.map(Room::Close).or_else(|| longest(&is_heavy).map(Room::Cut)).unwrap_or(Room::None)
+}
+
+/// Which of those who wait comes first: the first light one, else the first.
+pub fn first(places: &[Place], most: usize, mut waiting: impl Iterator<Item = Peer>) -> usize {
+    waiting.position(|peer| is_light(places, most, peer)).unwrap_or(0)
+}
+
+fn is_light(places: &[Place], most: usize, peer: Peer) -> bool {
+    held(places, peer) < quarter(most)
+}
+
+/// Places that this peer's user holds; none where it is not known.
+fn held(places: &[Place], peer: Peer) -> usize {
+    let Some(uid) = user(peer) else { return 0 };
+    places.iter().filter(|place| user(place.peer) == Some(uid) && !place.leaving).count()
+}
+
+fn user(peer: Peer) -> Option<u32> {
+    match peer {
+        Peer::Unix { uid, .. } => Some(uid),
+        Peer::Tcp => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places by uid and phase, each since its index.
+    fn places(taken: &[(u32, Phase)]) -> Vec<Place> {
+        let place = |(index, (uid, phase)): (usize, &(u32, Phase))| Place {
+            peer: peer(*uid),
+            phase: *phase,
+            since: Timestamp(index as u64),
+            leaving: false,
+        };
+        taken.iter().enumerate().map(place).collect()
+    }
+
+    fn peer(uid: u32) -> Peer {
+        if uid == 0 { Peer::Tcp } else { Peer::Unix { uid, gid: uid, pid: None } }
+    }
+
+    #[test]
+    fn who_makes_room_at_the_limit() {
+        use Phase::{Busy, Head, Idle, Replying};
+        for (taken, most, newcomer, expected) in [
+            // Below the limit everybody has a place, a lone user all of them.
+            (&[(1, Busy), (1, Busy), (1, Busy)][..], 4, 1, Room::Free),
+            // A lone user gives up its own.
+            (&[(1, Busy), (1, Idle), (1, Idle), (1, Idle)], 4, 1, Room::Close(1)),
+            (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::None),
+            // A light one takes from a heavy one first, from its requests last.
+            (&[(2, Idle), (1, Idle), (1, Idle), (1, Busy)], 4, 3, Room::Close(1)),
+            (&[(2, Idle), (1, Busy), (1, Busy), (1, Busy)], 4, 3, Room::Close(0)),
+            (&[(2, Busy), (1, Busy), (1, Head), (1, Busy)], 4, 3, Room::Cut(1)),
+            // At its quarter a user takes from itself and from heavy ones only.
+            (&[(2, Busy), (3, Idle), (1, Busy), (1, Idle)], 4, 2, Room::Close(3)),
+            (&[(2, Busy), (3, Idle), (1, Busy), (1, Busy)], 4, 2, Room::None),
+            // Nobody is heavy: nobody is cut.
+            (&[(1, Busy), (2, Busy), (3, Busy), (4, Busy)], 4, 5, Room::None),
+            // By TCP all are alike.
+            (&[(0, Busy), (0, Idle)], 2, 0, Room::Close(1)),
+            (&[(0, Busy), (0, Busy)], 2, 0, Room::None),
+            (&[(1, Idle)], 1, 1, Room::Close(0)),
+        ] {
+            assert_eq!(find(&places(taken), most, peer(newcomer)), expected, "{taken:?} {newcomer}");
+        }
+    }
+
+    #[test]
+    fn who_is_leaving_is_not_asked_again() {
+        let mut places = places(&[(1, Phase::Idle), (1, Phase::Idle)]);
+        places[0].leaving = true;
+        assert_eq!(find(&places, 2, peer(1)), Room::Close(1));
+        places[1].leaving = true;
+        assert_eq!(find(&places, 2, peer(1)), Room::None);
+    }
+
+    #[test]
+    fn the_light_come_first() {
+        let places = places(&[(1, Phase::Busy), (1, Phase::Busy)]);
+        assert_eq!(first(&places, 2, [peer(1), peer(2)].into_iter()), 1);
+        assert_eq!(first(&places, 2, [peer(1), peer(1)].into_iter()), 0);
+    }
+}

@@ -1,0 +1,363 @@
+//! Real sockets, raw bytes, and nothing that sleeps: each test waits for what it claims, under one generous time-out.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(50);
+
+/// A server on a Unix socket in a temporary folder.
+struct Server {
+    folder: tempfile::TempDir,
+    connections: Connections,
+    clock: Clock,
+    /// Lets requests for `/wait` go.
+    release: Arc<Notify>,
+    stop: Option<oneshot::Sender<()>>,
+    done: JoinHandle<()>,
+    _file: SocketFile,
+}
+
+impl Server {
+    fn start(change: impl FnOnce(&mut Limits)) -> Server {
+        let mut limits =
+            Limits { connections_max: 16, idle_timeout: LONG, request_timeout: LONG, head_bytes_max: 8192 };
+        change(&mut limits);
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, file) = bind_unix(&folder.path().join("s"), 0o600).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let (connections, release) = (Connections::default(), Arc::new(Notify::new()));
+        let (budget, released) = (Arc::new(BodyBudget::new(64 << 10)), Arc::clone(&release));
+        let service = move |request: Request<Incoming>, _: Peer| {
+            let (budget, released) = (Arc::clone(&budget), Arc::clone(&released));
+            async move {
+                let path = request.uri().path().to_owned();
+                match path.as_str() {
+                    "/wait" => released.notified().await,
+                    "/long" => return Response::new(Full::new(Bytes::from(vec![b'x'; 8 << 20]))),
+                    _ => {}
+                }
+                match read_body(request.into_body(), 32 << 10, limits.request_timeout, &budget).await {
+                    Ok(body) => Response::new(Full::new(Bytes::from(format!("{path} {}", body.len())))),
+                    Err(error) => Response::new(Full::new(Bytes::from(format!("{error:?}")))),
+                }
+            }
+        };
+        let stopped = async { drop(stopped.await) };
+        let (counted, clock) = (connections.clone(), Clock::system());
+        let ticking = clock.clone();
+        let done = tokio::spawn(async move {
+            serve(Listener::Unix(listener), limits, ticking, counted, service, stopped).await;
+        });
+        Server { folder, connections, clock, release, stop: Some(stop), done, _file: file }
+    }
+
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.folder.path().join("s")).await.unwrap()
+    }
+
+    fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    async fn done(self) {
+        in_time(self.done).await.unwrap();
+    }
+}
+
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, what).await.expect("in time")
+}
+
+async fn send(stream: &mut (impl AsyncWrite + Unpin), text: &str) {
+    in_time(stream.write_all(text.as_bytes())).await.unwrap();
+}
+
+/// Reads one reply: its head in lower case, and its body.
+async fn reply(stream: &mut (impl AsyncRead + Unpin)) -> (String, String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(in_time(stream.read_u8()).await.expect("a whole reply"));
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    in_time(stream.read_exact(&mut body)).await.unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+async fn get(stream: &mut UnixStream, path: &str) -> (String, String) {
+    send(stream, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+    reply(stream).await
+}
+
+/// Whether the other side has closed: nothing more comes.
+async fn assert_closed(stream: &mut UnixStream) {
+    let mut rest = Vec::new();
+    // A reset is as good as an end.
+    let _ = in_time(stream.read_to_end(&mut rest)).await;
+    assert_eq!(String::from_utf8_lossy(&rest), "");
+}
+
+#[tokio::test]
+async fn slow_head_is_cut() {
+    let server = Server::start(|limits| limits.request_timeout = SHORT);
+    let mut fresh = server.connect().await;
+    send(&mut fresh, "GET / HT").await;
+    assert_closed(&mut fresh).await;
+    let mut used = server.connect().await;
+    get(&mut used, "/a").await;
+    send(&mut used, "GET / HT").await;
+    assert_closed(&mut used).await;
+}
+
+#[tokio::test]
+async fn idle_connection_is_closed_in_the_end() {
+    let server = Server::start(|limits| limits.idle_timeout = SHORT);
+    let (mut fresh, mut used) = (server.connect().await, server.connect().await);
+    get(&mut used, "/a").await;
+    assert_closed(&mut used).await;
+    assert_closed(&mut fresh).await;
+    in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn longest_idle_makes_room_at_the_limit() {
+    let server = Server::start(|limits| limits.connections_max = 2);
+    let (mut first, mut second) = (server.connect().await, server.connect().await);
+    get(&mut second, "/a").await;
+    server.clock.skip(Duration::from_secs(1));
+    get(&mut first, "/a").await;
+    let mut third = server.connect().await;
+    assert_eq!(get(&mut third, "/b").await.1, "/b 0");
+    assert_closed(&mut second).await;
+    assert_eq!(get(&mut first, "/c").await.1, "/c 0");
+    assert_eq!(server.connections.open(), 2);
+}
+
+#[tokio::test]
+async fn newest_of_a_storm_of_silent_connections_is_served() {
+    let server = Server::start(|limits| limits.connections_max = 8);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(server.connect().await);
+    }
+    assert_eq!(get(&mut server.connect().await, "/a").await.1, "/a 0");
+    let kept = server.connections.open();
+    assert!(kept <= 8, "{kept} are open");
+}
+
+#[tokio::test]
+async fn newcomer_waits_while_all_are_in_a_request() {
+    let server = Server::start(|limits| limits.connections_max = 1);
+    let mut busy = server.connect().await;
+    send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
+    let mut newcomer = server.connect().await;
+    send(&mut newcomer, "GET /b HTTP/1.1\r\n\r\n").await;
+    while server.connections.open() < 2 {
+        tokio::task::yield_now().await;
+    }
+    server.release.notify_one();
+    let (head, body) = reply(&mut busy).await;
+    assert_eq!(body, "/wait 0");
+    assert!(head.contains("connection: close"), "{head}");
+    assert_eq!(reply(&mut newcomer).await.1, "/b 0");
+    assert!(!get(&mut newcomer, "/c").await.0.contains("connection: close"), "nobody waits any more");
+}
+
+#[tokio::test]
+async fn beyond_the_bench_a_newcomer_is_closed() {
+    let server = Server::start(|limits| limits.connections_max = 1);
+    let mut busy = server.connect().await;
+    send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
+    let mut waits = server.connect().await;
+    while server.connections.open() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_closed(&mut server.connect().await).await;
+    server.release.notify_one();
+    assert_eq!(reply(&mut busy).await.1, "/wait 0");
+    assert_eq!(get(&mut waits, "/b").await.1, "/b 0");
+}
+
+#[tokio::test]
+async fn drain_closes_the_idle_and_finishes_the_request_in_flight() {
+    let mut server = Server::start(|_| {});
+    let (mut idle, mut busy, mut half) = (server.connect().await, server.connect().await, server.connect().await);
+    send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
+    send(&mut half, "GET /half HT").await;
+    get(&mut idle, "/a").await;
+    server.stop();
+    assert_closed(&mut idle).await;
+    let refused = UnixStream::connect(server.folder.path().join("s")).await;
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert!(!server.done.is_finished());
+    server.release.notify_one();
+    send(&mut half, "TP/1.1\r\n\r\n").await;
+    for (stream, expected) in [(&mut busy, "/wait 0"), (&mut half, "/half 0")] {
+        let (head, body) = reply(stream).await;
+        assert_eq!(body, expected);
+        assert!(head.contains("connection: close"), "{head}");
+        assert_closed(stream).await;
+    }
+    in_time(server.connections.none()).await;
+    server.done().await;
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start(|_| {});
+    let mut stream = server.connect().await;
+    send(&mut stream, &"POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /b HTTP/1.1\r\n\r\n".repeat(100)).await;
+    for _ in 0..100 {
+        assert_eq!(reply(&mut stream).await.1, "/a 3");
+        assert_eq!(reply(&mut stream).await.1, "/b 0");
+    }
+}
+
+#[tokio::test]
+async fn half_closed_connection_gets_its_reply() {
+    let server = Server::start(|_| {});
+    let mut stream = server.connect().await;
+    send(&mut stream, "GET /wait HTTP/1.1\r\n\r\n").await;
+    stream.shutdown().await.unwrap();
+    server.release.notify_one();
+    assert_eq!(reply(&mut stream).await.1, "/wait 0");
+    assert_closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn garbage_and_endless_heads_are_refused() {
+    let server = Server::start(|_| {});
+    for (text, status) in [("\x16\x03\x01\x02\r\n\r\n".to_owned(), "400"), ("x".repeat(9000), "4")] {
+        let mut stream = server.connect().await;
+        // The other side may have closed before all was written.
+        let _ = stream.write_all(format!("GET /{text}").as_bytes()).await;
+        let mut all = Vec::new();
+        let _ = in_time(stream.read_to_end(&mut all)).await;
+        assert!(String::from_utf8_lossy(&all).starts_with(&format!("HTTP/1.1 {status}")), "{all:?}");
+    }
+    in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn long_reply_is_cut_only_when_nobody_reads_it() {
+    let server = Server::start(|limits| limits.idle_timeout = SHORT);
+    let mut reads = server.connect().await;
+    assert_eq!(get(&mut reads, "/long").await.1.len(), 8 << 20);
+    drop(reads);
+    let mut deaf = server.connect().await;
+    send(&mut deaf, "GET /long HTTP/1.1\r\n\r\n").await;
+    while server.connections.open() < 1 {
+        tokio::task::yield_now().await;
+    }
+    in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn body_is_bounded_in_bytes_and_time() {
+    let server = Server::start(|limits| limits.request_timeout = SHORT);
+    let mut stream = server.connect().await;
+    for (sent, expected) in [
+        (format!("Content-Length: 32768\r\n\r\n{}", "x".repeat(32768)), "/ 32768"),
+        ("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n".into(), "/ 7"),
+        (format!("Content-Length: 900000\r\n\r\n{}", "x".repeat(900_000)), "TooLarge(32768)"),
+        (
+            format!(
+                "Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+                format!("1000\r\n{}\r\n", "x".repeat(4096)).repeat(9)
+            ),
+            "TooLarge(32768)",
+        ),
+        ("Content-Length: 3\r\n\r\nab".into(), "TimedOut(50ms)"),
+    ] {
+        send(&mut stream, &format!("POST / HTTP/1.1\r\n{sent}")).await;
+        assert_eq!(reply(&mut stream).await.1, expected);
+    }
+}
+
+#[tokio::test]
+async fn bodies_wait_for_the_budget_they_share() {
+    let server = Server::start(|_| {});
+    let (mut one, mut two, mut three) = (server.connect().await, server.connect().await, server.connect().await);
+    // 64 KiB in all: the third waits until one of the first two is read.
+    for stream in [&mut one, &mut two, &mut three] {
+        send(stream, "POST / HTTP/1.1\r\nContent-Length: 32768\r\n\r\n").await;
+    }
+    let body = "x".repeat(32768);
+    send(&mut one, &body).await;
+    assert_eq!(reply(&mut one).await.1, "/ 32768");
+    send(&mut three, &body).await;
+    assert_eq!(reply(&mut three).await.1, "/ 32768");
+    drop(two);
+}
+
+#[tokio::test]
+async fn tcp_peers_are_served_too() {
+    let listener = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let error = bind_tcp(address).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("listen on {address}: ")), "{error}");
+    let limits = Limits { connections_max: 1, idle_timeout: LONG, request_timeout: LONG, head_bytes_max: 8192 };
+    let service = |_, peer| async move { Response::new(Full::new(Bytes::from(format!("{peer:?}")))) };
+    let serving = serve(
+        Listener::Tcp(listener),
+        limits,
+        Clock::system(),
+        Connections::default(),
+        service,
+        std::future::pending(),
+    );
+    let asking = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+        assert_eq!(reply(&mut stream).await.1, "Tcp");
+    };
+    tokio::select! {
+        () = serving => panic!("it was not told to stop"),
+        () = in_time(asking) => {}
+    }
+}
+
+#[tokio::test]
+async fn stale_socket_is_replaced_and_a_live_one_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/made/relay.sock");
+    let (listener, file) = bind_unix(&path, 0o660).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(
+        bind_unix(&path, 0o660).unwrap_err().to_string(),
+        format!("listen on {}: another process is listening there", path.display())
+    );
+    // Killed: the file stays, nobody listens.
+    drop(listener);
+    let (_listener, newer) = bind_unix(&path, 0o600).unwrap();
+    UnixStream::connect(&path).await.unwrap();
+    drop(file);
+    assert!(path.exists(), "the older one's file is gone already, the newer one's stays");
+    drop(newer);
+    assert!(!path.exists());
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left beside it");
+}
+
+#[tokio::test]
+async fn what_is_not_a_socket_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    fs::write(&path, "mine").unwrap();
+    assert_eq!(
+        bind_unix(&path, 0o600).unwrap_err().to_string(),
+        format!("listen on {}: something is there that is not a socket", path.display())
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+}

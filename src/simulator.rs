@@ -1,0 +1,245 @@
+//! A Participant Service for development: what a bot, or a relay, can talk to without an AWS account.
+//!
+//! It speaks plain HTTP/1.1 on a listener it is given and plays four operations: `/participant/connection`, `/message`,
+//! `/event` and `/disconnect`; `GET /ledger` gives its [`Counts`]. Any other route is what an API Gateway makes of it:
+//! 403 `MissingAuthenticationTokenException`.
+//!
+//! | rule | as AWS has it | the simulator's own choice |
+//! | --- | --- | --- |
+//! | quota | token buckets; 429 `ThrottlingException` without any hint | messages and events share one; a request that is refused for another reason takes its token too |
+//! | tokens | each call of `/connection` gives a new one for the same participant | any other string is a participant of its own |
+//! | limits | those of the service model; 400 `ValidationException` | of the text's form only |
+//! | idempotency | undocumented | by operation, ConnectionToken and ClientToken, without end, whatever the contents: the same Id again |
+//! | disconnect | afterwards 403 "Access denied" | for every token of the participant, also for a repeat |
+//! | order | none promised | that of acceptance, half of the latency after arrival: with jitter, concurrent requests overtake one another |
+//!
+//! Faults come by dice from a seed: errors (nothing is accepted) and lost replies (accepted, and the connection is cut
+//! instead of an answer). A WebSocket's URL is handed out, but nobody listens there.
+//!
+//! Each accepted message is an [`Entry`] of the ledger, in the order of acceptance: a file, memory, or neither.
+
+mod bucket;
+mod ledger;
+mod request;
+mod service;
+
+use std::fs::File;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::time::Clock;
+pub use ledger::Entry;
+use service::{Reply, Request, Service};
+
+/// What is simulated.
+#[derive(Debug)]
+pub struct Options {
+    /// Messages and events per second.
+    pub rate: f64,
+    /// Messages and events at once.
+    pub burst: u32,
+    /// From a request to its reply.
+    pub latency: Duration,
+    /// How much longer or shorter that may be.
+    pub jitter: Duration,
+    /// Share of the requests that fail with a 500 or a 503, in turn.
+    pub error_rate: f64,
+    /// Share of the requests that are carried out, but get no reply.
+    pub lost_reply_rate: f64,
+    /// Tokens that are refused.
+    pub deny: Vec<String>,
+    /// How old a connection token may get, since it was issued or first seen.
+    pub token_life: Option<Duration>,
+    /// What the dice start from.
+    pub seed: u64,
+    /// Where accepted messages are written, a line each.
+    pub ledger: Option<File>,
+    /// Keep accepted messages in memory, for [`Simulator::accepted`].
+    pub keep_accepted: bool,
+}
+
+impl Default for Options {
+    /// AWS's default quota, and no faults.
+    fn default() -> Options {
+        Options {
+            rate: 10.0,
+            burst: 15,
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            error_rate: 0.0,
+            lost_reply_rate: 0.0,
+            deny: Vec::new(),
+            token_life: None,
+            seed: 0,
+            ledger: None,
+            keep_accepted: false,
+        }
+    }
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Messages accepted: lines of the ledger.
+    pub accepted: u64,
+    /// Repeats of an accepted message or event, answered as the first was.
+    pub duplicates: u64,
+    /// Requests over the quota.
+    pub throttled: u64,
+    /// Requests refused with 403: no token, a denied or old one, or a participant that has left.
+    pub denied: u64,
+    /// Requests refused as malformed, or for an operation that is not played.
+    pub rejected: u64,
+    /// Requests failed on purpose.
+    pub errors: u64,
+    /// Requests carried out whose reply was withheld on purpose.
+    pub lost_replies: u64,
+    /// Connections created.
+    pub connections: u64,
+    /// Events accepted.
+    pub events: u64,
+    /// Participants disconnected.
+    pub disconnects: u64,
+}
+
+/// The largest body that is read.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// A simulated Participant Service; clones share its state.
+#[derive(Clone, Debug)]
+pub struct Simulator(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    service: Mutex<Service>,
+    journey: Option<Journey>,
+    clock: Clock,
+}
+
+/// How long a request and its reply are on their way.
+#[derive(Debug)]
+struct Journey {
+    latency: Duration,
+    jitter: Duration,
+    dice: Mutex<fastrand::Rng>,
+}
+
+impl Simulator {
+    /// Prepares a simulator.
+    #[must_use]
+    pub fn new(options: Options, clock: Clock) -> Simulator {
+        let (latency, jitter) = (options.latency, options.jitter);
+        let dice = Mutex::new(fastrand::Rng::with_seed(options.seed));
+        let journey = (!latency.is_zero() || !jitter.is_zero()).then_some(Journey { latency, jitter, dice });
+        let service = Mutex::new(Service::new(options, clock.now()));
+        Simulator(Arc::new(Shared { service, journey, clock }))
+    }
+
+    /// Serves a listener until `stop`, then cuts its connections, as a crash would: what it remembers stays, and it can
+    /// serve another listener.
+    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => { connections.spawn(self.clone().connection(stream)); }
+                    // Out of file descriptors, most likely: some connection has to end first.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                },
+                Some(_) = connections.join_next() => {}
+                () = &mut stop => break,
+            }
+        }
+        connections.shutdown().await;
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.service().counts
+    }
+
+    /// The messages accepted so far, in order; none unless [`Options::keep_accepted`] is set.
+    #[must_use]
+    pub fn accepted(&self) -> Vec<Entry> {
+        self.service().ledger.kept().to_vec()
+    }
+
+    async fn connection(self, stream: TcpStream) {
+        // Replies are small and awaited: they must not wait for one another.
+        let _ = stream.set_nodelay(true);
+        let answer = service_fn(|request| self.answer(request));
+        // An error here is a client that went away, or a reply that was withheld: both are as they should be.
+        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+    }
+
+    async fn answer(&self, request: hyper::Request<Incoming>) -> Result<Response<Full<Bytes>>, Withheld> {
+        let (head, body) = request.into_parts();
+        let Ok(body) = Limited::new(body, BODY_BYTES_MAX).collect().await else {
+            let text = format!("The body is larger than {BODY_BYTES_MAX} bytes, or was cut short");
+            return Ok(respond(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLargeException", &text)));
+        };
+        let body = body.to_bytes();
+        if (&head.method, head.uri.path()) == (&Method::GET, "/ledger") {
+            let body = serde_json::to_string(&self.counts()).unwrap_or_default();
+            return Ok(respond(Reply { status: StatusCode::OK, error: None, body }));
+        }
+        let leg = self.0.journey.as_ref().map(Journey::leg);
+        if let Some(leg) = leg {
+            tokio::time::sleep(leg).await;
+        }
+        let bearer = head.headers.get("x-amz-bearer").map_or(&b""[..], |value| value.as_bytes());
+        let request = Request { method: &head.method, path: head.uri.path(), bearer, body: &body };
+        let reply = self.service().answer(self.0.clock.now(), request);
+        if let Some(leg) = leg {
+            tokio::time::sleep(leg).await;
+        }
+        reply.map(respond).ok_or(Withheld)
+    }
+
+    fn service(&self) -> MutexGuard<'_, Service> {
+        self.0.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Journey {
+    /// One of the two ways of one request.
+    fn leg(&self) -> Duration {
+        let dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner).f64();
+        (self.latency + self.jitter.mul_f64(2.0 * dice)).saturating_sub(self.jitter) / 2
+    }
+}
+
+/// The reply is withheld; hyper cuts the connection when the service fails.
+#[derive(Debug, thiserror::Error)]
+#[error("the reply is withheld")]
+struct Withheld;
+
+fn respond(reply: Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::builder()
+        .status(reply.status)
+        .header("content-type", "application/json")
+        .header("x-amzn-RequestId", Uuid::new_v4().to_string());
+    if let Some(code) = reply.error {
+        response = response.header("x-amzn-ErrorType", code);
+    }
+    response.body(Full::from(reply.body)).expect("the headers are well-formed")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! What was accepted, in order: what an audit compares with what was handed over.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+/// One accepted message: a line of the ledger. It holds the token and the contents in the clear: the ledger of a
+/// simulator is there to be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Entry {
+    /// The id it was given.
+    pub id: String,
+    /// When it was accepted.
+    pub absolute_time: String,
+    /// The idempotency token it came with, if any.
+    pub client_token: Option<String>,
+    /// The credential it came with.
+    pub connection_token: String,
+    /// Its type.
+    pub content_type: String,
+    /// Its contents.
+    pub content: String,
+}
+
+/// Where entries go: a file, memory, both, or neither.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    file: Option<File>,
+    kept: Option<Vec<Entry>>,
+}
+
+impl Ledger {
+    pub(super) fn new(file: Option<File>, keep: bool) -> Ledger {
+        Ledger { file, kept: keep.then(Vec::new) }
+    }
+
+    /// Appends one entry: one write for the whole line, so that a reader who follows the file sees whole lines.
+    pub(super) fn append(&mut self, entry: Entry) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            let mut line = serde_json::to_vec(&entry)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+            file.flush()?;
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push(entry);
+        }
+        Ok(())
+    }
+
+    pub(super) fn kept(&self) -> &[Entry] {
+        self.kept.as_deref().unwrap_or_default()
+    }
+}

@@ -1,0 +1,341 @@
+//! The service itself: what it remembers, and what it answers. Pure but for the ledger: *now* is an argument.
+//!
+//! A request passes, in this order: its route, the quota, the injected failure, the token, the members, and then it is
+//! carried out. So a request of whatever worth takes its share of the quota, as at a gateway; only those that were
+//! throttled take nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use ring::digest::{Context, SHA256};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::message::CONNECTION_TOKEN_BYTES_MAX;
+use crate::time::Timestamp;
+
+use super::bucket::Quotas;
+use super::ledger::{Entry, Ledger};
+use super::request::{Members, Operation};
+use super::{Counts, Options};
+
+/// How long a token lives where no other life is set.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A request, as far as the service minds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    pub method: &'a Method,
+    pub path: &'a str,
+    pub bearer: &'a [u8],
+    pub body: &'a [u8],
+}
+
+/// A reply in AWS's shape.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub status: StatusCode,
+    /// The header `x-amzn-ErrorType`.
+    pub error: Option<&'static str>,
+    pub body: String,
+}
+
+/// Everything the service remembers.
+#[derive(Debug)]
+pub(super) struct Service {
+    quotas: Quotas,
+    faults: Faults,
+    denied: HashSet<Vec<u8>>,
+    token_life: Option<Duration>,
+    /// Participants by the participant token that opened them.
+    participants: HashMap<Vec<u8>, Participant>,
+    /// Connection tokens, issued or first seen.
+    tokens: HashMap<Vec<u8>, Token>,
+    gone: HashSet<Participant>,
+    participants_made: u64,
+    /// What was answered to a ClientToken, by a hash of operation, token and ClientToken: this grows with each message.
+    answered: HashMap<[u8; 16], (Uuid, Timestamp)>,
+    pub ledger: Ledger,
+    pub counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Participant(u64);
+
+#[derive(Clone, Copy, Debug)]
+struct Token {
+    participant: Participant,
+    since: Timestamp,
+}
+
+/// Why a request is not carried out.
+#[derive(Debug)]
+enum Refusal {
+    NoSuchOperation,
+    Throttled,
+    Failed(StatusCode),
+    Denied(&'static str),
+    Invalid(String),
+    LedgerFailed(std::io::Error),
+}
+
+impl Service {
+    pub(super) fn new(options: Options, now: Timestamp) -> Service {
+        Service {
+            quotas: Quotas::new(&options, now),
+            faults: Faults::new(&options),
+            denied: options.deny.into_iter().map(String::into_bytes).collect(),
+            token_life: options.token_life,
+            participants: HashMap::new(),
+            tokens: HashMap::new(),
+            gone: HashSet::new(),
+            participants_made: 0,
+            answered: HashMap::new(),
+            ledger: Ledger::new(options.ledger, options.keep_accepted),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Answers one request; none where the reply gets lost.
+    pub(super) fn answer(&mut self, now: Timestamp, request: Request<'_>) -> Option<Reply> {
+        match self.try_answer(now, request) {
+            Ok(reply) => reply,
+            Err(refusal) => {
+                self.counts.count(&refusal);
+                Some(refusal.into())
+            }
+        }
+    }
+
+    fn try_answer(&mut self, now: Timestamp, request: Request<'_>) -> Result<Option<Reply>, Refusal> {
+        let operation = Operation::of(request.method, request.path).ok_or(Refusal::NoSuchOperation)?;
+        if !self.quotas.take(operation, now) {
+            return Err(Refusal::Throttled);
+        }
+        let lost = self.faults.draw()?;
+        let reply = if operation == Operation::Connection {
+            self.connect(now, request)?
+        } else {
+            self.act(now, operation, request)?
+        };
+        if lost {
+            self.counts.lost_replies += 1;
+        }
+        Ok((!lost).then_some(reply))
+    }
+
+    /// CreateParticipantConnection: another token for the participant that this participant token belongs to.
+    fn connect(&mut self, now: Timestamp, request: Request<'_>) -> Result<Reply, Refusal> {
+        self.check_bearer(request.bearer)?;
+        let participant = match self.participants.get(request.bearer) {
+            Some(participant) => *participant,
+            None => self.new_participant(),
+        };
+        if self.gone.contains(&participant) {
+            return Err(Refusal::Denied(GONE));
+        }
+        let members = Members::parse(Operation::Connection, request.body).map_err(Refusal::Invalid)?;
+        let token = format!("simulated-{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        self.participants.insert(request.bearer.to_vec(), participant);
+        self.tokens.insert(token.clone().into_bytes(), Token { participant, since: now });
+        self.counts.connections += 1;
+
+        let expiry = (now + self.token_life.unwrap_or(DAY)).to_string();
+        let types = members.types.unwrap_or_default();
+        let wants = |name: &str| types.iter().any(|wanted| wanted == name);
+        let mut body = json!({});
+        if wants("WEBSOCKET") {
+            let url = format!("wss://websocket.invalid/chat?token={token}");
+            body["Websocket"] = json!({"Url": url, "ConnectionExpiry": expiry});
+        }
+        if wants("CONNECTION_CREDENTIALS") || !wants("WEBSOCKET") {
+            body["ConnectionCredentials"] = json!({"ConnectionToken": token, "Expiry": expiry});
+        }
+        Ok(Reply::ok(body.to_string()))
+    }
+
+    /// The operations that come with a connection token.
+    fn act(&mut self, now: Timestamp, operation: Operation, request: Request<'_>) -> Result<Reply, Refusal> {
+        self.check_bearer(request.bearer)?;
+        let token = match self.tokens.get(request.bearer) {
+            Some(token) => *token,
+            None => {
+                let token = Token { participant: self.new_participant(), since: now };
+                self.tokens.insert(request.bearer.to_vec(), token);
+                token
+            }
+        };
+        if self.token_life.is_some_and(|life| now.since(token.since) > life) {
+            return Err(Refusal::Denied(EXPLICIT_DENY));
+        }
+        if self.gone.contains(&token.participant) {
+            return Err(Refusal::Denied(GONE));
+        }
+        let members = Members::parse(operation, request.body).map_err(Refusal::Invalid)?;
+        if operation == Operation::Disconnect {
+            self.gone.insert(token.participant);
+            self.counts.disconnects += 1;
+            return Ok(Reply::ok(String::new()));
+        }
+        self.take_in(now, operation, request.bearer, members)
+    }
+
+    /// Accepts a message or an event, once for each ClientToken of a connection token.
+    fn take_in(
+        &mut self,
+        now: Timestamp,
+        operation: Operation,
+        bearer: &[u8],
+        members: Members,
+    ) -> Result<Reply, Refusal> {
+        let key = members.idempotency().map(|client_token| idempotency_key(operation, bearer, client_token));
+        if let Some((id, accepted)) = key.and_then(|key| self.answered.get(&key)) {
+            self.counts.duplicates += 1;
+            return Ok(Reply::taken(*id, *accepted));
+        }
+        let id = Uuid::new_v4();
+        if operation == Operation::Message {
+            let entry = Entry {
+                id: id.to_string(),
+                absolute_time: now.to_string(),
+                client_token: members.client_token.filter(|token| !token.is_empty()),
+                connection_token: String::from_utf8_lossy(bearer).into_owned(),
+                content_type: members.content_type.unwrap_or_default(),
+                content: members.content.unwrap_or_default(),
+            };
+            self.ledger.append(entry).map_err(Refusal::LedgerFailed)?;
+            self.counts.accepted += 1;
+        } else {
+            self.counts.events += 1;
+        }
+        if let Some(key) = key {
+            self.answered.insert(key, (id, now));
+        }
+        Ok(Reply::taken(id, now))
+    }
+
+    fn check_bearer(&self, bearer: &[u8]) -> Result<(), Refusal> {
+        if bearer.is_empty() {
+            return Err(Refusal::Denied("Access denied: X-Amz-Bearer is missing or empty"));
+        }
+        if bearer.len() > CONNECTION_TOKEN_BYTES_MAX {
+            return Err(Refusal::Invalid(format!(
+                "1 validation error detected: Value at 'connectionToken' failed to satisfy constraint: Member must have \
+                 length less than or equal to {CONNECTION_TOKEN_BYTES_MAX}"
+            )));
+        }
+        if self.denied.contains(bearer) {
+            return Err(Refusal::Denied(EXPLICIT_DENY));
+        }
+        Ok(())
+    }
+
+    fn new_participant(&mut self) -> Participant {
+        self.participants_made += 1;
+        Participant(self.participants_made)
+    }
+}
+
+/// The gateway's words for a token that is wrong or too old.
+const EXPLICIT_DENY: &str = "User is not authorized to access this resource with an explicit deny";
+/// The service's words for a participant that has left.
+const GONE: &str = "Access denied";
+
+impl Reply {
+    fn ok(body: String) -> Reply {
+        Reply { status: StatusCode::OK, error: None, body }
+    }
+
+    fn taken(id: Uuid, time: Timestamp) -> Reply {
+        Reply::ok(json!({"Id": id.to_string(), "AbsoluteTime": time.to_string()}).to_string())
+    }
+
+    /// An error in the service's shape.
+    pub(super) fn error(status: StatusCode, code: &'static str, text: &str) -> Reply {
+        Reply { status, error: Some(code), body: json!({ "Message": text }).to_string() }
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Reply {
+        match refusal {
+            // The gateway's own words: it writes `message` where the service writes `Message`.
+            Refusal::NoSuchOperation => Reply {
+                status: StatusCode::FORBIDDEN,
+                error: Some("MissingAuthenticationTokenException"),
+                body: json!({"message": "Missing Authentication Token"}).to_string(),
+            },
+            Refusal::Throttled => Reply::error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", "Rate exceeded"),
+            Refusal::Failed(StatusCode::SERVICE_UNAVAILABLE) => Reply::error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ServiceUnavailableException",
+                "The simulator was told to fail at times",
+            ),
+            Refusal::Failed(status) => {
+                Reply::error(status, "InternalServerException", "The simulator was told to fail at times")
+            }
+            Refusal::Denied(text) => Reply::error(StatusCode::FORBIDDEN, "AccessDeniedException", text),
+            Refusal::Invalid(text) => Reply::error(StatusCode::BAD_REQUEST, "ValidationException", &text),
+            Refusal::LedgerFailed(error) => Reply::error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalServerException",
+                &format!("append to the ledger: {error}"),
+            ),
+        }
+    }
+}
+
+impl Counts {
+    fn count(&mut self, refusal: &Refusal) {
+        *match refusal {
+            Refusal::NoSuchOperation | Refusal::Invalid(_) => &mut self.rejected,
+            Refusal::Throttled => &mut self.throttled,
+            Refusal::Failed(_) | Refusal::LedgerFailed(_) => &mut self.errors,
+            Refusal::Denied(_) => &mut self.denied,
+        } += 1;
+    }
+}
+
+/// Injected faults: the n-th request that the quota lets pass always meets the same ones, for the same seed.
+#[derive(Debug)]
+struct Faults {
+    error_rate: f64,
+    lost_reply_rate: f64,
+    dice: fastrand::Rng,
+    failed: u64,
+}
+
+impl Faults {
+    fn new(options: &Options) -> Faults {
+        Faults {
+            error_rate: options.error_rate,
+            lost_reply_rate: options.lost_reply_rate,
+            dice: fastrand::Rng::with_seed(options.seed),
+            failed: 0,
+        }
+    }
+
+    /// Fails the request, or says whether its reply gets lost. Both dice are cast each time, so that one rate does not
+    /// move the other's faults.
+    fn draw(&mut self) -> Result<bool, Refusal> {
+        let (error, lost) = (self.dice.f64() < self.error_rate, self.dice.f64() < self.lost_reply_rate);
+        if error {
+            self.failed += 1;
+            let alternating = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::INTERNAL_SERVER_ERROR];
+            return Err(Refusal::Failed(alternating[usize::from(self.failed % 2 == 1)]));
+        }
+        Ok(lost)
+    }
+}
+
+fn idempotency_key(operation: Operation, bearer: &[u8], client_token: &str) -> [u8; 16] {
+    let mut context = Context::new(&SHA256);
+    // A bearer never holds a zero byte, so it ends where it ends.
+    for part in [&[operation as u8][..], bearer, &[0], client_token.as_bytes()] {
+        context.update(part);
+    }
+    let mut key = [0; 16];
+    key.copy_from_slice(&context.finish().as_ref()[..16]);
+    key
+}

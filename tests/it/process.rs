@@ -1,0 +1,194 @@
+//! The program as an operator meets it: exit codes, signals, what it says.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program, with nothing of this machine's own settings.
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_connect-relay"));
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CONNECT_RELAY") || name.starts_with("AWS_") {
+            command.env_remove(&*name);
+        }
+    }
+    command
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    program(arguments).envs(environment.iter().copied()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A relay whose upstream is not there.
+fn relay(dir: &Path) -> Command {
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = program(&["run", "--dir", dir.to_str().unwrap()]);
+    command
+        .env("CONNECT_RELAY__SENDER__ENDPOINT", format!("http://{nowhere}"))
+        .env("CONNECT_RELAY__QUEUE__VOLATILE", "true")
+        .env("CONNECT_RELAY__ADMIN__LISTEN", "127.0.0.1:0");
+    command
+}
+
+/// A relay whose log is read line by line.
+struct Relay {
+    process: Child,
+    lines: Receiver<serde_json::Value>,
+}
+
+impl Relay {
+    fn start(dir: &Path, settings: &[(&str, &str)]) -> Relay {
+        Relay::of(relay(dir).envs(settings.iter().copied()))
+    }
+
+    fn of(command: &mut Command) -> Relay {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(process.stderr.take().unwrap());
+        let (line, lines) = channel();
+        std::thread::spawn(move || {
+            for text in stderr.lines().map_while(Result::ok) {
+                let _ = line.send(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)));
+            }
+        });
+        let relay = Relay { process, lines };
+        relay.until("started");
+        relay
+    }
+
+    /// Waits for a line of this message.
+    fn until(&self, message: &str) -> serde_json::Value {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line says {message}"));
+            if line["message"].as_str().is_some_and(|said| said.starts_with(message)) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+
+    /// Its log ends when it does.
+    fn wait(mut self) -> ExitStatus {
+        while self.lines.recv_timeout(PATIENCE).is_ok() {}
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+    }
+}
+
+fn send(dir: &Path) {
+    let socket = dir.join("relay.sock");
+    let sent = run(&["send", "--socket", socket.to_str().unwrap(), "hello"], &[("CONNECTION_TOKEN", "token")]);
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+}
+
+#[test]
+fn bad_configuration_is_78_and_nothing_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let relay = dir.path().join("relay");
+    let settings = [("CONNECT_RELAY__SENDER__QUOTA_RATE", "fast"), ("CONNECT_RELAY__NO__SUCH_KEY", "1")];
+    let done = run(&["run", "--dir", relay.to_str().unwrap()], &settings);
+    assert_eq!(done.status.code(), Some(78));
+    let said = text(&done.stderr);
+    assert!(
+        said.contains("CONNECT_RELAY__SENDER__QUOTA_RATE: sender.quota_rate = \"fast\": must be a number"),
+        "{said}"
+    );
+    assert!(said.contains("CONNECT_RELAY__NO__SUCH_KEY") && said.contains("sender.region"), "{said}");
+    assert!(!relay.exists());
+}
+
+#[test]
+fn check_prints_a_configuration_that_it_takes_itself() {
+    let first = run(&["check"], &[("AWS_REGION", "eu-west-2")]);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("relay.toml");
+    std::fs::write(&path, &first.stdout).unwrap();
+    let again = run(&["check", "--config", path.to_str().unwrap()], &[]);
+    assert_eq!((again.status.code(), again.stdout), (Some(0), first.stdout));
+}
+
+#[test]
+fn bad_usage_is_2_and_help_is_0() {
+    for arguments in [&["nonsense"][..], &["run", "--nope"], &[]] {
+        let done = run(arguments, &[]);
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}");
+        assert!(!done.stderr.is_empty() && done.stdout.is_empty(), "{arguments:?}");
+    }
+    for arguments in [&["--help"][..], &["run", "--help"], &["--version"]] {
+        let done = run(arguments, &[]);
+        assert_eq!(done.status.code(), Some(0), "{arguments:?}");
+        assert!(done.stderr.is_empty() && !done.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_signal_drains_to_0_and_a_second_one_leaves_at_once_with_75() {
+    let dir = tempfile::tempdir().unwrap();
+    let relay = Relay::start(dir.path(), &[]);
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.until("draining")["queued"], 0);
+    assert_eq!(relay.wait().code(), Some(0));
+
+    let relay = Relay::start(dir.path(), &[("CONNECT_RELAY__SHUTDOWN__GRACE", "1h")]);
+    send(dir.path());
+    relay.signal(Signal::INT);
+    let line = relay.until("draining");
+    assert_eq!((&line["queued"], &line["expected_seconds"]), (&1.into(), &1.0.into()));
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.until("left")["queued"], 1);
+    assert_eq!(relay.wait().code(), Some(75));
+}
+
+#[test]
+fn a_reload_applies_the_log_level_and_says_what_needs_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write("");
+    let relay = Relay::of(relay(&dir.path().join("relay")).arg("--config").arg(&file));
+    write("[log]\nlevel = 'loud'");
+    relay.signal(Signal::HUP);
+    let line = relay.until("configuration not reloaded");
+    assert!(line["faults"].as_str().unwrap().contains("log.level = \"loud\""), "{line}");
+    write("[log]\nlevel = 'warn'\n[sender]\nlifetime = '1h'");
+    relay.signal(Signal::HUP);
+    let line = relay.until("configuration reloaded");
+    assert_eq!((&line["keys"], &line["level"]), (&"sender.lifetime".into(), &"WARN".into()));
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_relay_on_the_folder_is_refused_with_1_and_its_failure_is_a_log_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Relay::start(dir.path(), &[]);
+    let second = relay(dir.path()).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let line: serde_json::Value = serde_json::from_slice(&second.stderr).unwrap();
+    assert!(line["error"].as_str().unwrap().ends_with("locked by another process"), "{line}");
+    send(dir.path());
+    drop(first);
+}
