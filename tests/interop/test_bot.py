@@ -130,14 +130,18 @@ def test_typing_is_dropped_while_something_waits_and_receipts_keep_their_place(r
 
 def test_a_renewed_token_continues_the_conversation_without_any_header(relays, upstreams):
     upstream = upstreams(
-        lambda request: error(403, "AccessDeniedException", "with an explicit deny") if request.token == "canary-connection-1" and request.target.endswith("message") else None
+        lambda request: error(403, "AccessDeniedException", "with an explicit deny")
+        if request.token == "canary-connection-1" and request.target.endswith("message")
+        else None
     )
-    relay = relays(upstream.url, ingress__tcp_reply="accepted")
+    relay = relays(upstream.url, ingress__tcp_reply="accepted", sender__probe_max="200ms")
     client = bot(relay.url)
     old = connect(client, "canary-participant")
     assert old == "canary-connection-1"
+    upstream.stop()  # so that both are accepted before the first one's refusal closes the door to the token
     for number in range(2):
         client.send_message(ContentType=PLAIN, Content=f"canary: {number}", ConnectionToken=old, ClientToken=f"token-{number}")
+    upstream.start()
     until(lambda: relay.lines("held"), "the refused token's conversation is held")
     new = connect(client, "canary-participant")
     client.send_message(ContentType=PLAIN, Content="canary: 2", ConnectionToken=new, ClientToken="token-2")

@@ -200,6 +200,7 @@ def killed(run):
     finally:
         killer.over.set()
         killer.join(timeout=120)
+    print(f"killed {killer.kills} times")
     assert killer.fault is None, killer.fault
     assert killer.kills >= KILLS // 2, "hardly anything was killed: this run shows little"
     run.audit()

@@ -164,7 +164,7 @@ def test_an_outage_and_a_stuck_queue_show(relays, upstreams):
 def test_a_reply_that_never_came_counts_as_unknown(relays, upstreams):
     answers = [CUT, Answer(200, b"[]"), Answer(200, b'{"Id":', {"Content-Length": "20"})]
     upstream = upstreams(lambda request: answers.pop(0) if answers else None)
-    relay = relays(upstream.url, sender__backoff__initial="20ms", sender__attempt_timeout="2s")
+    relay = relays(upstream.url, sender__backoff__initial="20ms", sender__attempt_timeout="2s", sender__connect_timeout="1s")
     assert send(relay, "canary-1", "canary", "mine", headers=["Prefer: wait=20"]).status == 200
     assert relay.metrics()['attempts_total{outcome="unknown"}'] == 3
     assert look(relay, "canary-1", "mine").json["State"] == "DELIVERED"
