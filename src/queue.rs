@@ -29,6 +29,7 @@
 
 mod accept;
 mod codec;
+mod compaction;
 mod gauges;
 mod line;
 mod lookup;

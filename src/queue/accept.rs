@@ -369,7 +369,7 @@ impl Writer {
             return Some(Full::Messages { queued: meta.queued, most: options.messages_max });
         }
         // The files do not shrink with what they hold: where most of them is free, what comes next fits in.
-        let mostly_free = 3 * (meta.weight + OUTCOME_WEIGHT * meta.outcomes) < options.bytes_max;
+        let mostly_free = 3 * self.live_bytes() < options.bytes_max;
         if space.bytes >= options.bytes_max && !mostly_free {
             return Some(Full::Bytes { bytes: space.bytes, most: options.bytes_max });
         }
@@ -377,6 +377,11 @@ impl Writer {
             .free
             .filter(|free| *free < options.free_disk_min)
             .map(|free| Full::Disk { free, least: options.free_disk_min })
+    }
+
+    /// About how many bytes of rows are in use.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.meta.weight + OUTCOME_WEIGHT * self.meta.outcomes
     }
 
     /// Counts a message in or out.

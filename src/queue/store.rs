@@ -18,6 +18,7 @@
 //! | --- | --- |
 //! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
 //! | `format` | the format stamp and the key of the hashes; written last at the first start: without it nothing was ever acknowledged |
+//! | `compacted` | a copy that is to take the place of `db` |
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
@@ -29,6 +30,7 @@ use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
@@ -37,11 +39,14 @@ use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 
 use super::codec::{self, Key};
+use super::compaction;
 use super::{OpenError, StoreFailed};
 use crate::time::Timestamp;
 
 /// sled's page cache. What it saves in reads it costs in every pod; rows in use are few.
 const CACHE_BYTES: u64 = 1 << 20;
+/// How often sled's lock is tried for, 10 ms apart.
+const LOCK_TRIES: u32 = 300;
 /// Space set aside for recording outcomes on a full disk.
 pub const BALLAST_BYTES: u64 = 8 << 20;
 
@@ -49,7 +54,8 @@ pub const BALLAST_BYTES: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    db: sled::Db,
+    /// None only while it is replaced by its compacted copy.
+    db: Option<sled::Db>,
     data: File,
     _lock: File,
     /// What makes ids of this store differ from another's.
@@ -106,7 +112,7 @@ impl Store {
         }
         let store = Store {
             path: path.to_owned(),
-            db,
+            db: Some(db),
             data,
             _lock: lock,
             nonce,
@@ -117,6 +123,30 @@ impl Store {
         };
         store.keep_ballast();
         Ok(store)
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("sled is open but inside `compact`")
+    }
+
+    /// Replaces the log by a copy of what it holds, where it has grown far beyond that.
+    ///
+    /// sled frees a part of its log by moving the last pages out of it, one at a time as it rewrites others, and
+    /// otherwise only in a thread that flushes on its own, which rule 2 forbids. In commits of one message that is far
+    /// too seldom: the log grew by 2 KB a message for ever. The copy takes as long as what is live is large, so it waits
+    /// until that is little.
+    pub fn compact(&mut self, live: u64, spare: u64) -> Result<bool, StoreFailed> {
+        let room = self.bytes_free().is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
+        if self.log_bytes() < spare + 4 * live || !room {
+            return Ok(false);
+        }
+        compaction::copy(self.db(), &self.path).map_err(|cause| self.broken("compact", &cause))?;
+        // From here on the copy is the store, whatever happens.
+        self.db = None;
+        let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
+        let (db, data) = opened.map_err(|cause| self.broken("open the compacted log of", &cause))?;
+        (self.db, self.data) = (Some(db), data);
+        Ok(true)
     }
 
     /// The row under a key, as the acts so far have left it. A row that fails its sum is set aside, counted, and not
@@ -134,7 +164,7 @@ impl Store {
         let found = match self.pending.get(&key.0) {
             Some(Some(value)) => open(&key.0, value),
             Some(None) => return Ok(None),
-            None => match self.db.get(&key.0).map_err(|cause| self.failed("read", &cause))? {
+            None => match self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))? {
                 Some(value) => open(&key.0, &value),
                 None => return Ok(None),
             },
@@ -172,7 +202,7 @@ impl Store {
         let end = prefix_end(prefix);
         let range = (from.map(<[u8]>::to_vec), Bound::Excluded(end));
         let pending = self.pending.range(range.clone()).find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
-        for row in self.db.range(range) {
+        for row in self.db().range(range) {
             let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
             if pending.as_ref().is_some_and(|first| first.as_slice() <= &*key) {
                 break;
@@ -189,7 +219,7 @@ impl Store {
         let range = (Bound::Included(prefix.to_vec()), to.map(<[u8]>::to_vec));
         let pending =
             self.pending.range(range.clone()).rev().find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
-        for row in self.db.range(range).rev() {
+        for row in self.db().range(range).rev() {
             let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
             if pending.as_ref().is_some_and(|last| last.as_slice() >= &*key) {
                 break;
@@ -205,7 +235,7 @@ impl Store {
     /// act writes, and look at each row again with [`Store::get`].
     pub fn page(&self, prefix: u8, after: Option<&[u8]>, most: usize) -> Result<Vec<Vec<u8>>, StoreFailed> {
         let from = after.map_or(Bound::Included(vec![prefix]), |key| Bound::Excluded(key.to_vec()));
-        let rows = self.db.range((from, Bound::Excluded(prefix_end(&[prefix]))));
+        let rows = self.db().range((from, Bound::Excluded(prefix_end(&[prefix]))));
         rows.take(most)
             .map(|row| row.map(|(key, _)| key.to_vec()).map_err(|cause| self.failed("read", &cause)))
             .collect()
@@ -229,8 +259,8 @@ impl Store {
             }
         }
         self.pending_bytes = 0;
-        self.db.apply_batch(batch).map_err(|cause| self.broken("apply a batch", &cause))?;
-        self.db.flush().map_err(|cause| self.broken("flush", &cause))?;
+        self.db().apply_batch(batch).map_err(|cause| self.broken("apply a batch", &cause))?;
+        self.db().flush().map_err(|cause| self.broken("flush", &cause))?;
         self.data.sync_data().map_err(|cause| self.broken("fdatasync", &cause))
     }
 
@@ -283,7 +313,7 @@ impl Store {
 
     fn set_aside(&mut self, key: &[u8]) -> Result<(), StoreFailed> {
         self.corrupt += 1;
-        let raw = self.db.get(key).map_err(|cause| self.failed("read", &cause))?;
+        let raw = self.db().get(key).map_err(|cause| self.failed("read", &cause))?;
         error!(row = %(key[0] as char), "a row of the queue fails its checksum; it is set aside and the rest goes on");
         let mut aside = vec![b'k'];
         aside.extend_from_slice(key);
@@ -307,6 +337,28 @@ impl Store {
         }
         self.failed(step, cause)
     }
+}
+
+/// Opens sled as the rules have it.
+pub(super) fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
+    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    // sled lets go of its lock in a thread of its own, a moment after it was dropped. Nobody else can hold it: the
+    // relay's own lock is taken.
+    let mut tries = 0;
+    let db = loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if tries < LOCK_TRIES && error.to_string().contains("acquire lock") => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => break result?,
+        }
+    };
+    let data = File::open(path.join("db"))?;
+    close_to_others(path)?;
+    // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
+    sync_directory(path)?;
+    Ok((db, data))
 }
 
 struct Stamp {
@@ -408,7 +460,7 @@ fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

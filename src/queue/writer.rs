@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::codec::{Hash, Hasher, Key, Meta, Secret};
 use super::gauges::Gauges;
@@ -26,6 +26,8 @@ use crate::time::Timestamp;
 /// acts, because the first of them waits for the last.
 const GROUP_BYTES: usize = 1 << 20;
 const GROUP_ACTS: usize = 1024;
+/// What the log may waste, beside three times what it holds, before it is compacted.
+const COMPACT_BYTES: u64 = 32 << 20;
 /// How often time itself makes work: expiry, pruning, gauges.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -325,6 +327,12 @@ impl Writer {
         self.measure_space();
         self.expire(now)?;
         self.prune(now)?;
+        self.commit()?;
+        let spare = COMPACT_BYTES.min(self.options.bytes_max / 4);
+        if self.store.compact(self.live_bytes(), spare)? {
+            let took = self.now().since(now);
+            debug!(bytes = self.store.log_bytes(), took_ms = took.as_millis(), "the queue's log was compacted");
+        }
         let overview = self.overview(now)?;
         self.gauges.show(&overview, now);
         Ok(())
