@@ -451,7 +451,7 @@ impl Queue {
     /// # Errors
     /// When the store has failed: the outcome is not recorded, and the message will be sent again.
     pub async fn settle(&self, lease: Lease, disposition: Disposition) -> Result<Settled, StoreFailed> {
-        self.ask(|reply| Act::Settle { lease, disposition, reply }).await
+        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, reply }).await
     }
 
     /// Resolves when something may have become due since this was last awaited: arm it before looking.

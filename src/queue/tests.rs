@@ -194,12 +194,10 @@ fn repeat_is_the_same_message_before_and_after_delivery_and_restart() {
     let rig = Rig::new();
     let first = rig.accepted(message("a", "1", "hello"));
     assert_eq!(first.id.to_string().split('-').nth(1), Some("1"));
-    for rig in [&rig] {
-        assert!(
-            matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state } if state.id == first.id)
-        );
-        assert!(matches!(rig.rejected(message("a", "1", "other")), Rejection::OtherContents(_)));
-    }
+    assert!(
+        matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state } if state.id == first.id)
+    );
+    assert!(matches!(rig.rejected(message("a", "1", "other")), Rejection::OtherContents(_)));
     let rig = rig.reopen();
     assert!(matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, .. }));
     assert_eq!(rig.drain(), ["hello"]);

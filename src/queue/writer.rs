@@ -42,7 +42,7 @@ pub enum Act {
     Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
     Overview { reply: oneshot::Sender<Overview> },
     Lease { most: usize, reply: oneshot::Sender<Work> },
-    Settle { lease: Lease, disposition: Disposition, reply: oneshot::Sender<Settled> },
+    Settle { lease: Box<Lease>, disposition: Disposition, reply: oneshot::Sender<Settled> },
 }
 
 /// A submission with all that can be computed before the writer's turn comes.
