@@ -87,19 +87,13 @@ impl Store {
         if stamp.is_none() {
             set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
         }
+        compaction::finish(path).map_err(failed("finish a compaction"))?;
         if path.join("failed-sync").exists() {
             warn!(queue = %path.display(), "a write failed when the relay last ran; reading the disk itself, not the cache");
             drop_cached(path).map_err(failed("drop cached pages"))?;
         }
         remove_half_snapshots(path).map_err(failed("remove a half-written snapshot"))?;
-
-        let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open().map_err(
-            |cause| OpenError::Failed { path: path.to_owned(), step: "open sled", cause: cause.to_string() },
-        )?;
-        let data = File::open(path.join("db")).map_err(failed("open db"))?;
-        close_to_others(path).map_err(failed("close its files to others"))?;
-        // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
-        sync_directory(path).map_err(failed("sync the folder"))?;
+        let (db, data) = open_sled(path).map_err(failed("open sled"))?;
         if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }

@@ -652,27 +652,32 @@ fn compaction_cut_short_anywhere_loses_nothing() {
     let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
     drop((queue, runtime));
     writer.join().unwrap().unwrap();
-    let path = &options.path;
-    let copied = || {
-        let (db, _) = store::open_sled(path).unwrap();
-        compaction::copy(&db, path).unwrap();
-    };
+    let path = options.path.clone();
     let compacted = path.join("compacted");
+    let move_up = |name: &str| std::fs::rename(compacted.join(name), path.join(name)).unwrap();
     let cuts: [&dyn Fn(); 5] = [
         &|| std::fs::remove_file(compacted.join("complete")).unwrap(),
         &|| (),
-        &|| std::fs::rename(compacted.join("conf"), path.join("conf")).unwrap(),
+        &|| move_up("conf"),
+        &|| ["conf", "db"].into_iter().for_each(move_up),
         &|| {
-            std::fs::rename(compacted.join("conf"), path.join("conf")).unwrap();
-            std::fs::rename(compacted.join("db"), path.join("db")).unwrap();
+            compaction::finish(&path).unwrap();
+            std::fs::create_dir(&compacted).unwrap();
         },
-        &|| compaction::finish(path).unwrap(),
     ];
+    let mut folder = folder;
     for cut in cuts {
-        copied();
+        {
+            let (db, _) = store::open_sled(&path).unwrap();
+            compaction::copy(&db, &path).unwrap();
+        }
         cut();
-        compaction::finish(path).unwrap();
+        let rig = Rig::open(folder, options.clone(), clock.clone());
         assert!(!compacted.exists());
+        assert_eq!(rig.overview().queued, 50);
+        drop((rig.queue, rig.runtime));
+        rig.writer.join().unwrap().unwrap();
+        folder = rig.folder;
     }
     let rig = Rig::open(folder, options, clock);
     assert_eq!(rig.drain().len(), 50);
