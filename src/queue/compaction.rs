@@ -19,7 +19,7 @@ use super::store::{open_sled, sync_directory};
 /// Rows copied at a time.
 const ROWS: usize = 256;
 
-/// Copies every row into a folder beside; once this returns without an error the copy is the store.
+/// Copies every row into a folder beside. The store itself is not touched.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
     remove(&folder)?;
@@ -40,7 +40,12 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
         File::open(folder.join(name))?.sync_all()?;
     }
     sync_directory(&folder)?;
-    sync_directory(path)?;
+    sync_directory(path)
+}
+
+/// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
+pub fn complete(path: &Path) -> io::Result<()> {
+    let folder = path.join("compacted");
     File::create(folder.join("complete"))?.sync_all()?;
     sync_directory(&folder)
 }

@@ -66,6 +66,7 @@ pub struct Store {
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     pending_bytes: usize,
     corrupt: u64,
+    compactable: bool,
 }
 
 impl Store {
@@ -115,6 +116,7 @@ impl Store {
             pending: BTreeMap::new(),
             pending_bytes: 0,
             corrupt: 0,
+            compactable: true,
         };
         store.keep_ballast();
         Ok(store)
@@ -132,10 +134,16 @@ impl Store {
     /// until that is little.
     pub fn compact(&mut self, live: u64, spare: u64) -> Result<bool, StoreFailed> {
         let room = self.bytes_free().is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
-        if self.log_bytes() < spare + 4 * live || !room {
+        if !self.compactable || !room || self.log_bytes() < spare + 4 * live {
             return Ok(false);
         }
-        compaction::copy(self.db(), &self.path).map_err(|cause| self.broken("compact", &cause))?;
+        if let Err(cause) = compaction::copy(self.db(), &self.path) {
+            // Nothing has changed, and the log can be used as it is; the next start tries again.
+            warn!(%cause, "the queue's log could not be compacted");
+            self.compactable = false;
+            return Ok(false);
+        }
+        compaction::complete(&self.path).map_err(|cause| self.broken("compact", &cause))?;
         // From here on the copy is the store, whatever happens.
         self.db = None;
         let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
