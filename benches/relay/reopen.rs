@@ -16,7 +16,7 @@ use crate::process::Process;
 pub const WORD: &str = "reopen-a-store";
 
 /// The queue's own.
-const CACHE_BYTES: u64 = 8 << 20;
+const CACHE_BYTES: u64 = 6 << 20;
 
 /// A process that has a store open, and how long it took from its start.
 #[derive(Debug)]

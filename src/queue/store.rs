@@ -43,9 +43,9 @@ use super::compaction;
 use super::{OpenError, StoreFailed};
 use crate::time::Timestamp;
 
-/// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB four pages a message were read back from
-/// the file. 8 MiB took half as many messages again a second, for 7 MiB once that many rows are in use; 16 MiB no more.
-const CACHE_BYTES: u64 = 8 << 20;
+/// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
+/// back from the file, and a third fewer messages a second were accepted; 16 MiB took no more than 8 or 6.
+const CACHE_BYTES: u64 = 6 << 20;
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// Space set aside for recording outcomes on a full disk.
