@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::codec::{self, Entry, ErrorRow, Fate, Hash, Key, Line, Participant, Record, Token};
+use super::codec::{self, Entry, ErrorRow, Fate, Hash, Key, Line, OtherConversation, Participant, Record, Token};
 use super::line::line_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::writer::{Asked, Prepared};
@@ -66,7 +66,7 @@ impl Writer {
                 self.own(&mut token, conversation, &submission, now);
                 return self.revive(&entry, entry_hash, &submission, now);
             }
-            let state = self.state(&entry, entry_hash, now)?;
+            let state = self.state(&entry, entry_hash)?;
             return Ok(Verdict::Accepted { state, repeat: true });
         }
 
@@ -107,15 +107,11 @@ impl Writer {
 
     /// The conversation of what was handed over, or why it cannot be told.
     fn place_of(&self, asked: Asked, token: &Token, old: Option<&Token>) -> Result<Hash, Rejection> {
-        let conversation = match (token.conversation, asked.keyed) {
-            (Some(own), Some(keyed)) if token.keyed && own == keyed => own,
-            (Some(own), None) if !token.keyed => own,
-            (Some(_), _) => return Err(Rejection::OtherConversation),
-            (None, Some(keyed)) => keyed,
-            (None, None) => match old {
-                Some(old) => old.conversation.filter(|_| !old.keyed).ok_or(Rejection::NotReplaceable)?,
-                None => self.default_conversation(&asked.token, token),
-            },
+        let own = token.belongs_to(asked.keyed).map_err(|OtherConversation| Rejection::OtherConversation)?;
+        let conversation = match (own.or(asked.keyed), old) {
+            (Some(conversation), _) => conversation,
+            (None, Some(old)) => old.conversation.filter(|_| !old.keyed).ok_or(Rejection::NotReplaceable)?,
+            (None, None) => self.default_conversation(&asked.token, token),
         };
         match old {
             Some(old) if old.conversation != Some(conversation) => Err(Rejection::NotReplaceable),
@@ -240,7 +236,7 @@ impl Writer {
     ) -> Result<Verdict, StoreFailed> {
         let sequence = entry.sequence;
         let Some(dead) = self.store.get::<codec::Dead>(&Key::new(b'x').number(sequence))? else {
-            let state = self.state(entry, entry_hash, now)?;
+            let state = self.state(entry, entry_hash)?;
             return Ok(Verdict::Accepted { state, repeat: true });
         };
         if let Some(full) = self.full() {

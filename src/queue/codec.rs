@@ -480,6 +480,22 @@ pub struct Token {
     pub secret: Secret,
 }
 
+/// A token came under another key than before, or with one and without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherConversation;
+
+impl Token {
+    /// The conversation that the token was used in before, if that was under the same key, or without one as now.
+    pub fn belongs_to(&self, keyed: Option<Hash>) -> Result<Option<Hash>, OtherConversation> {
+        match (self.conversation, keyed) {
+            (Some(own), Some(keyed)) if self.keyed && own == keyed => Ok(Some(own)),
+            (Some(own), None) if !self.keyed => Ok(Some(own)),
+            (Some(_), _) => Err(OtherConversation),
+            (None, _) => Ok(None),
+        }
+    }
+}
+
 /// A participant whose connection was seen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Participant {

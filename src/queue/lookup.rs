@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use super::accept::{entry_key, record_key, token_key};
-use super::codec::{self, Entry, Fate, Hash, Key, Place, Record, Token, number_at};
+use super::codec::{self, Entry, Fate, Hash, Key, OtherConversation, Place, Record, Token, number_at};
 use super::writer::Asked;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
@@ -13,34 +13,28 @@ use crate::time::Timestamp;
 const LOOKS: usize = 1024;
 
 impl Writer {
-    pub(super) fn find(
-        &mut self,
-        asked: Asked,
-        client_token: &ClientToken,
-        now: Timestamp,
-    ) -> Result<Found, StoreFailed> {
+    pub(super) fn find(&mut self, asked: Asked, client_token: &ClientToken) -> Result<Found, StoreFailed> {
         let Some(token) = self.store.get::<Token>(&token_key(&asked.token))? else { return Ok(Found::Unknown) };
-        let conversation = match (token.conversation, asked.keyed) {
-            (Some(own), Some(keyed)) if token.keyed && own == keyed => own,
-            (Some(own), None) if !token.keyed => own,
-            (Some(_), _) => return Ok(Found::OtherConversation),
-            (None, Some(_)) => return Ok(Found::Unknown),
-            (None, None) => self.default_conversation(&asked.token, &token),
+        let conversation = match (token.belongs_to(asked.keyed), asked.keyed) {
+            (Err(OtherConversation), _) => return Ok(Found::OtherConversation),
+            (Ok(Some(own)), _) => own,
+            (Ok(None), Some(_)) => return Ok(Found::Unknown),
+            (Ok(None), None) => self.default_conversation(&asked.token, &token),
         };
         let hash = self.hasher.entry(&conversation, client_token.as_str());
         match self.store.get::<Entry>(&entry_key(&hash))? {
-            Some(entry) => Ok(Found::State(self.state(&entry, hash, now)?)),
+            Some(entry) => Ok(Found::State(self.state(&entry, hash)?)),
             None => Ok(Found::Unknown),
         }
     }
 
     /// What is known of a message by its id.
-    pub(super) fn look(&mut self, id: MessageId, now: Timestamp) -> Result<Option<State>, StoreFailed> {
+    pub(super) fn look(&mut self, id: MessageId) -> Result<Option<State>, StoreFailed> {
         if let Some(record) = self.store.get::<Record>(&record_key(id.sequence))? {
             return self.queued_state(id.sequence, &record).map(Some);
         }
         match self.store.get::<Entry>(&entry_key(&id.entry))? {
-            Some(entry) => self.state(&entry, id.entry, now).map(Some),
+            Some(entry) => self.state(&entry, id.entry).map(Some),
             None => Ok(None),
         }
     }
@@ -49,7 +43,7 @@ impl Writer {
         Ok(self.store.get::<Record>(&record_key(sequence))?.map(|record| record.conversation).unwrap_or_default())
     }
 
-    pub(super) fn state(&mut self, entry: &Entry, hash: Hash, now: Timestamp) -> Result<State, StoreFailed> {
+    pub(super) fn state(&mut self, entry: &Entry, hash: Hash) -> Result<State, StoreFailed> {
         let (attempts, status) = match entry.fate.clone() {
             Fate::Queued => {
                 if let Some(record) = self.store.get::<Record>(&record_key(entry.sequence))? {
@@ -62,7 +56,6 @@ impl Writer {
                     text: "connect-relay: its record was damaged on disk".into(),
                     request_id: None,
                 };
-                let _ = now;
                 (0, Status::Dead { reason: crate::delivery::Reason::Poison, maybe_delivered: true, error })
             }
             Fate::Delivered { attempts, receipt, .. } => (attempts, Status::Delivered(receipt.into())),

@@ -81,7 +81,7 @@ impl Writer {
                 && let Place::Turn(turn) = place
             {
                 self.store.remove(Key::new(b'r').number(turn).hash(conversation));
-            } else if let (Place::Due(due), true) = (place, line.place != place) {
+            } else if let Place::Due(due) = place {
                 self.store.remove(Key::new(b'd').time(due).hash(conversation));
             }
             return Ok(None);

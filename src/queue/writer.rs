@@ -258,7 +258,7 @@ impl Writer {
                 }
                 self.answer(reply, verdicts);
             }
-            Act::Await { id, reply } => match self.look(id, now)? {
+            Act::Await { id, reply } => match self.look(id)? {
                 Some(state) if matches!(state.status, super::Status::Queued { .. }) => {
                     let conversation = self.conversation_of(id.sequence)?;
                     self.waiters.add(id.sequence, conversation, reply);
@@ -266,11 +266,11 @@ impl Writer {
                 state => self.answer(reply, state),
             },
             Act::Look { id, reply } => {
-                let state = self.look(id, now)?;
+                let state = self.look(id)?;
                 self.answer(reply, state);
             }
             Act::Find { asked, client_token, reply } => {
-                let found = self.find(asked, &client_token, now)?;
+                let found = self.find(asked, &client_token)?;
                 self.answer(reply, found);
             }
             Act::IsIdle { asked, reply } => {
