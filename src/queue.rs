@@ -7,11 +7,11 @@
 //!
 //! The legal states of a message, by the rows that exist (`codec` has every row's layout):
 //!
-//! | state | record `m` | entry `i` | in its conversation's line `v` | dead letter `x` |
+//! | state | record in a pack `m` | in its conversation's line `v`, `s` | entry `i` | dead letter `x` |
 //! | --- | --- | --- | --- | --- |
-//! | queued | yes | `Queued` | yes | – |
-//! | delivered | – | `Delivered`, until pruned | – | – |
-//! | dead | – | `Dead`, until pruned | – | yes, until pruned |
+//! | queued | yes | yes | `Queued`, where it stands in an `s` row | – |
+//! | delivered | – | – | `Delivered`, until pruned | – |
+//! | dead | – | – | `Dead`, until pruned | yes, until pruned |
 //! | pruned, or never seen | – | – | – | – |
 //!
 //! A line with something queued has exactly one place: a turn (`r`), or a time from which it is due (`d`: its head backs
@@ -22,8 +22,9 @@
 //! crash after it the new ones; a batch is atomic, so there is nothing in between. What a crash leaves to do is found
 //! when it is met: nothing scans the store at start.
 //!
-//! In memory per queued message: nothing here; sled's page table holds 50–130 bytes per row, and a queued message has
-//! two rows and a share of its conversation's. A page of turns (256) and the messages in flight are all that is kept.
+//! In memory per queued message: nothing here; sled's page table holds 50–130 bytes per row, and a queued message has a
+//! share of its pack's row and of its conversation's, and one of its own where its conversation's line is long. A page of
+//! turns (256) and the messages in flight are all that is kept.
 //!
 //! The queue does not know HTTP, statuses, or when an attempt may start.
 
@@ -33,6 +34,7 @@ mod compaction;
 mod gauges;
 mod line;
 mod lookup;
+mod packs;
 mod prune;
 mod schedule;
 mod settle;
@@ -94,7 +96,7 @@ pub struct Options {
 pub struct MessageId {
     store: u32,
     sequence: u64,
-    /// Where its outcome is found once it has left the queue.
+    conversation: codec::Hash,
     entry: codec::Hash,
 }
 

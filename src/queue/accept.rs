@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::codec::{self, Entry, ErrorRow, Fate, Hash, Key, Line, OtherConversation, Participant, Record, Token};
+use super::codec::{
+    self, Dead, ErrorRow, Fate, Hash, Key, Line, OtherConversation, Outcome, Participant, Record, Slot, Token, Trial,
+};
 use super::line::line_key;
+use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
@@ -20,12 +23,8 @@ pub fn token_key(hash: &Hash) -> Key {
     Key::new(b't').hash(hash)
 }
 
-pub fn entry_key(hash: &Hash) -> Key {
-    Key::new(b'i').hash(hash)
-}
-
-pub fn record_key(sequence: u64) -> Key {
-    Key::new(b'm').number(sequence)
+pub fn dead_key(sequence: u64) -> Key {
+    Key::new(b'x').number(sequence)
 }
 
 pub fn piece_key(sequence: u64, number: u16) -> Key {
@@ -47,27 +46,37 @@ impl Writer {
             Err(rejection) => return Ok(Verdict::Rejected(rejection)),
         };
 
-        let entry_hash = self.hasher.entry(&conversation, submission.client_token.as_str());
-        let entry: Option<Entry> = self.store.get(&entry_key(&entry_hash))?;
-        if let Some(entry) = &entry
-            && entry.contents != submission.contents
+        let entry = self.hasher.entry(&conversation, submission.client_token.as_str());
+        let mut line = self.line(&conversation)?;
+        let known = self.known(&conversation, &line, &entry)?;
+        if let Some(known) = &known
+            && *known.contents() != submission.contents
         {
-            return Ok(Verdict::Rejected(Rejection::OtherContents(entry.accepted)));
+            return Ok(Verdict::Rejected(Rejection::OtherContents(known.accepted())));
         }
         // A renewal counts even where the message that brings it came before.
         if let Some((hash, _)) = old {
             self.own(&mut token, conversation, &submission, now);
             self.renew(&hash, &submission.asked.token, now)?;
             token = self.store.get(&token_key(&submission.asked.token))?.unwrap_or(token);
+            line = self.line(&conversation)?;
         }
-        if let Some(entry) = entry {
+        if let Some(known) = known {
             self.gauges.repeats.inc();
-            if self.revives(&entry, &token, &submission.asked.token) {
-                self.own(&mut token, conversation, &submission, now);
-                return self.revive(&entry, entry_hash, &submission, now);
-            }
-            let state = self.state(&entry, entry_hash)?;
-            return Ok(Verdict::Accepted { state, repeat: true });
+            let revived = match &known {
+                Known::Done(outcome) if revives(outcome, &token, &submission.asked.token) => {
+                    self.own(&mut token, conversation, &submission, now);
+                    self.revive(outcome, &submission, &mut line, now)?
+                }
+                _ => None,
+            };
+            return Ok(match revived {
+                Some(verdict) => verdict,
+                None => {
+                    let state = self.state(&conversation, &line, &entry, known)?;
+                    Verdict::Accepted { state, repeat: true }
+                }
+            });
         }
 
         if let Some((at, error)) = &token.refused
@@ -75,9 +84,10 @@ impl Writer {
         {
             return Ok(Verdict::Rejected(Rejection::TokenRefused(error.clone().into())));
         }
-        let mut line = self.line(&conversation)?;
         match (line.disconnect, &submission.body) {
-            (Some(sequence), Body::Disconnect) => return self.disconnected_before(sequence, entry_hash, now),
+            (Some(sequence), Body::Disconnect) => {
+                return self.disconnected_before(sequence, &conversation, &line, entry, now);
+            }
             (Some(_), _) => return Ok(Verdict::Rejected(Rejection::Disconnected)),
             (None, _) => {}
         }
@@ -101,7 +111,7 @@ impl Writer {
             self.renew(&old, &submission.asked.token, now)?;
             line = self.line(&conversation)?;
         }
-        let state = self.enqueue(submission, conversation, entry_hash, line, now)?;
+        let state = self.enqueue(submission, conversation, entry, line, now)?;
         Ok(Verdict::Accepted { state, repeat: false })
     }
 
@@ -148,7 +158,7 @@ impl Writer {
         &mut self,
         submission: Prepared,
         conversation: Hash,
-        entry_hash: Hash,
+        entry: Hash,
         mut line: Line,
         now: Timestamp,
     ) -> Result<State, StoreFailed> {
@@ -159,8 +169,10 @@ impl Writer {
             self.meta.implied_lifetime_ms = millis(self.options.lifetime);
         }
         let mut record = Record {
+            sequence,
             conversation,
-            entry: entry_hash,
+            entry,
+            contents: submission.contents,
             label: submission.label.into(),
             client_token: submission.client_token.as_str().to_owned(),
             token: submission.asked.token,
@@ -175,19 +187,11 @@ impl Writer {
         for (number, piece) in (0..).zip(record.set_body(&submission.body)) {
             self.store.put_bytes(piece_key(sequence, number), piece);
         }
-        if record.implied {
-            self.meta.implied += 1;
-        } else {
-            self.store.put(Key::new(b'e').time(record.deadline).number(sequence), &());
-        }
-        let entry = Entry { sequence, contents: submission.contents, accepted: now, fate: Fate::Queued };
-        self.store.put(entry_key(&entry_hash), &entry);
-        self.store.put(record_key(sequence), &record);
         self.meta.weight += record.weight();
-        self.count_queued(record.caller, 1)?;
+        let slot = self.queue_up(&record, Trial::default())?;
 
         let ahead = line.count;
-        self.append(&conversation, &mut line, sequence)?;
+        self.append(&conversation, &mut line, slot)?;
         if matches!(submission.body, Body::Disconnect) {
             line.disconnect = Some(sequence);
             line.used = now;
@@ -201,16 +205,40 @@ impl Writer {
         self.put_line(&conversation, &line);
         self.gauges.accepted.inc();
         let status = Status::Queued { next_attempt: None, ahead };
-        Ok(State { id: self.id(sequence, entry_hash), accepted: now, attempts: 0, status })
+        Ok(State { id: self.id(sequence, conversation, entry), accepted: now, attempts: 0, status })
+    }
+
+    /// Files the record of a message that is queued from now on, and counts it.
+    fn queue_up(&mut self, record: &Record, trial: Trial) -> Result<Slot, StoreFailed> {
+        let at = self.file(record);
+        if record.implied {
+            self.meta.implied += 1;
+        } else {
+            self.store.put(Key::new(b'e').time(record.deadline).number(record.sequence), &at);
+        }
+        self.meta.unknown += u64::from(trial.unknown);
+        self.count_queued(record.caller, 1)?;
+        Ok(Slot { sequence: record.sequence, at, entry: record.entry, trial })
     }
 
     /// A second disconnect is the first one, whatever its ClientToken.
-    fn disconnected_before(&mut self, sequence: u64, entry_hash: Hash, now: Timestamp) -> Result<Verdict, StoreFailed> {
+    fn disconnected_before(
+        &mut self,
+        sequence: u64,
+        conversation: &Hash,
+        line: &Line,
+        entry: Hash,
+        now: Timestamp,
+    ) -> Result<Verdict, StoreFailed> {
         self.gauges.repeats.inc();
-        let state = match self.store.get::<Record>(&record_key(sequence))? {
-            Some(record) => self.queued_state(sequence, &record)?,
+        let first = match self.slot(conversation, line, sequence)? {
+            Some(slot) => self.queued(slot)?,
+            None => None,
+        };
+        let state = match first {
+            Some(queued) => self.queued_state(line, queued)?,
             None => State {
-                id: self.id(sequence, entry_hash),
+                id: self.id(sequence, *conversation, entry),
                 accepted: now,
                 attempts: 0,
                 status: Status::Delivered(Receipt::default()),
@@ -219,55 +247,42 @@ impl Writer {
         Ok(Verdict::Accepted { state, repeat: true })
     }
 
-    /// Whether this repeat brings a dead message the renewed token that it died for want of.
-    fn revives(&self, entry: &Entry, token: &Token, hash: &Hash) -> bool {
-        let Fate::Dead { reason, token: died_with, .. } = &entry.fate else { return false };
-        let reason = codec::reason_at(*reason);
-        matches!(reason, Reason::TokenRefused | Reason::ChatOver) && died_with != hash && token.refused.is_none()
-    }
-
-    /// Puts a dead letter back: same ClientToken, its old place, a fresh lifetime.
+    /// Puts a dead letter back: same ClientToken, its old place, a fresh lifetime. None where it is kept no longer.
     fn revive(
         &mut self,
-        entry: &Entry,
-        entry_hash: Hash,
+        outcome: &Outcome,
         submission: &Prepared,
+        line: &mut Line,
         now: Timestamp,
-    ) -> Result<Verdict, StoreFailed> {
-        let sequence = entry.sequence;
-        let Some(dead) = self.store.get::<codec::Dead>(&Key::new(b'x').number(sequence))? else {
-            let state = self.state(entry, entry_hash)?;
-            return Ok(Verdict::Accepted { state, repeat: true });
-        };
+    ) -> Result<Option<Verdict>, StoreFailed> {
+        let sequence = outcome.sequence;
+        let Some(dead) = self.store.get::<Dead>(&dead_key(sequence))? else { return Ok(None) };
         if let Some(full) = self.full() {
-            return Ok(Verdict::Rejected(Rejection::Full(full)));
+            return Ok(Some(Verdict::Rejected(Rejection::Full(full))));
         }
-        let mut record = dead.record;
-        self.store.remove(Key::new(b'x').number(sequence));
-        self.store.remove(Key::new(b'z').time(dead.died).number(sequence));
+        let Dead { mut record, mut trial, died } = dead;
+        self.store.remove(dead_key(sequence));
+        self.store.remove(Key::new(b'z').time(died).number(sequence));
+        self.store.remove(entry_key(&record.conversation, &record.entry));
         self.meta.dead = self.meta.dead.saturating_sub(1);
+        self.meta.weight = self.meta.weight.saturating_sub(record.dead_weight());
         record.token = submission.asked.token;
         record.deadline = now + Duration::from_millis(record.lifetime_ms);
         record.implied = false;
-        record.failed_at = None;
-        self.store.put(Key::new(b'e').time(record.deadline).number(sequence), &());
-        self.store.put(record_key(sequence), &record);
-        self.store.put(entry_key(&entry_hash), &Entry { fate: Fate::Queued, ..entry.clone() });
-        self.count_queued(record.caller, 1)?;
-        self.meta.unknown += u64::from(record.unknown);
+        trial.failed_at = None;
+        let slot = self.queue_up(&record, trial)?;
 
         let conversation = record.conversation;
-        let mut line = self.line(&conversation)?;
         let empty = line.count == 0;
-        self.insert(&conversation, &mut line, sequence)?;
+        self.insert(&conversation, line, slot.clone())?;
         line.boot = self.meta.boot;
         if empty {
             self.meta.conversations += 1;
-            self.take_turn(&conversation, &mut line, now);
+            self.take_turn(&conversation, line, now);
         }
-        self.put_line(&conversation, &line);
-        let state = self.queued_state(sequence, &record)?;
-        Ok(Verdict::Accepted { state, repeat: true })
+        self.put_line(&conversation, line);
+        let state = self.queued_state(line, Queued { slot, record })?;
+        Ok(Some(Verdict::Accepted { state, repeat: true }))
     }
 
     /// `new` takes the place of `old` in what is queued.
@@ -397,4 +412,11 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Whether this repeat brings a dead message the renewed token that it died for want of.
+fn revives(outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
+    let Fate::Dead { reason, token: died_with, .. } = &outcome.fate else { return false };
+    let reason = codec::reason_at(*reason);
+    matches!(reason, Reason::TokenRefused | Reason::ChatOver) && died_with != hash && token.refused.is_none()
 }

@@ -16,8 +16,8 @@ use std::path::Path;
 
 use super::store::{open_sled, sync_directory};
 
-/// Rows copied at a time.
-const ROWS: usize = 256;
+/// Bytes copied at a time.
+const BATCH_BYTES: usize = 512 << 10;
 
 /// Copies every row into a folder beside. The store itself is not touched.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
@@ -25,12 +25,14 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
     remove(&folder)?;
     {
         let (to, _) = open_sled(&folder)?;
-        let mut batch = sled::Batch::default();
-        for (count, row) in from.iter().enumerate() {
+        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        for row in from.iter() {
             let (key, value) = row?;
+            bytes += key.len() + value.len();
             batch.insert(key, value);
-            if count % ROWS == ROWS - 1 {
+            if bytes >= BATCH_BYTES {
                 to.apply_batch(std::mem::take(&mut batch))?;
+                bytes = 0;
             }
         }
         to.apply_batch(batch)?;

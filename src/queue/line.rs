@@ -1,19 +1,21 @@
 //! A conversation's line: its messages in order, and its one place among the conversations.
 //!
-//! The line's own row holds the first sequence numbers; those that it has no room for stand in chunks (`s` rows), each
-//! keyed by the first number it was made with. Every number in the row comes before every number in a chunk, and the
-//! chunks do not overlap. A place is changed only through [`Writer::move_to`], which keeps its index row beside it.
+//! The line's own row holds the first messages; those that it has no room for stand in chunks (`s` rows), each keyed by
+//! the first sequence number it was made with, and have an entry (`i` row) for their ClientToken. Every message in the
+//! row comes before every message in a chunk, and the chunks do not overlap. A message in flight is the first of all.
+//! A place is changed only through [`Writer::move_to`], which keeps its index row beside it.
 
 use std::ops::Bound;
 
-use super::codec::{Hash, Key, Line, Place, Record, hash_at, number_at};
+use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at};
+use super::lookup::entry_key;
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
 
-/// Numbers that are appended to the row itself; a chunk that moves up may bring more.
-const FIRST_MAX: usize = 64;
-/// Numbers in a chunk before a new one is begun.
-const CHUNK_MAX: usize = 256;
+/// Messages that are appended to the row itself; a chunk that moves up may bring more.
+const FIRST_MAX: usize = 32;
+/// Messages in a chunk before a new one is begun.
+pub const SLOTS_MAX: usize = 64;
 
 pub fn line_key(conversation: &Hash) -> Key {
     Key::new(b'v').hash(conversation)
@@ -21,6 +23,18 @@ pub fn line_key(conversation: &Hash) -> Key {
 
 fn chunk_key(conversation: &Hash, first: u64) -> Key {
     Key::new(b's').hash(conversation).number(first)
+}
+
+impl Line {
+    /// The message that goes next.
+    pub fn head(&self) -> Option<&Slot> {
+        self.first.first()
+    }
+
+    /// Messages in chunks.
+    fn in_chunks(&self) -> u64 {
+        self.count.saturating_sub(self.first.len() as u64)
+    }
 }
 
 impl Writer {
@@ -43,26 +57,23 @@ impl Writer {
         }
     }
 
-    /// Message rows are the truth: a damaged line is made again from them.
+    /// Packs are the truth: a damaged line is made again from them. What its attempts came to is lost with it.
     fn rebuild_line(&mut self, conversation: &Hash) -> Result<Line, StoreFailed> {
-        let mut line = Line { boot: 0, ..Line::default() };
-        let chunks = Key::new(b's').hash(conversation).0;
-        while let Some(key) = self.store.next_key(&chunks, Bound::Included(&chunks))? {
-            self.store.remove(Key(key));
+        let mut slots = Vec::new();
+        let mut pack = 0;
+        while let Some((number, records)) = self.next_pack(pack)? {
+            pack = number;
+            let own = records.into_iter().filter(|(_, record)| record.conversation == *conversation);
+            slots.extend(own.map(|(at, record)| Slot {
+                sequence: record.sequence,
+                at,
+                entry: record.entry,
+                trial: Trial::default(),
+            }));
         }
-        let mut after = None;
-        loop {
-            let page = self.store.page(b'm', after.as_deref(), 256)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.clone());
-            for key in page {
-                let sequence = number_at(&key, 1);
-                let record = self.store.get::<Record>(&Key(key))?;
-                if record.is_some_and(|record| record.conversation == *conversation) {
-                    self.append(conversation, &mut line, sequence)?;
-                }
-            }
-        }
+        slots.sort_unstable_by_key(|slot| slot.sequence);
+        let mut line = Line::default();
+        self.refill(conversation, &mut line, slots)?;
         if line.count > 0 {
             let now = self.now();
             self.take_turn(conversation, &mut line, now);
@@ -72,43 +83,51 @@ impl Writer {
     }
 
     /// Puts a message at the end.
-    pub(super) fn append(&mut self, conversation: &Hash, line: &mut Line, sequence: u64) -> Result<(), StoreFailed> {
-        let in_chunks = line.count - line.first.len() as u64;
+    pub(super) fn append(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
+        let in_chunks = line.in_chunks();
         line.count += 1;
         if in_chunks == 0 && line.first.len() < FIRST_MAX {
-            line.first.push(sequence);
+            line.first.push(slot);
             return Ok(());
         }
-        let prefix = Key::new(b's').hash(conversation).0;
+        let entry = Entry::Queued { sequence: slot.sequence, at: slot.at };
+        self.store.put(entry_key(conversation, &slot.entry), &entry);
         if in_chunks > 0 {
+            let prefix = Key::new(b's').hash(conversation).0;
             let last = self.store.last_key(&prefix, Bound::Included(&chunk_key(conversation, u64::MAX).0))?;
-            if let Some(key) = last {
-                let key = Key(key);
-                let mut chunk = self.store.get::<Vec<u64>>(&key)?.unwrap_or_default();
-                if chunk.len() < CHUNK_MAX {
-                    chunk.push(sequence);
+            if let Some(key) = last.map(Key) {
+                let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
+                if chunk.len() < SLOTS_MAX {
+                    chunk.push(slot);
                     self.store.put(key, &chunk);
                     return Ok(());
                 }
             }
         }
-        self.store.put(chunk_key(conversation, sequence), &vec![sequence]);
+        self.store.put(chunk_key(conversation, slot.sequence), &vec![slot]);
         Ok(())
     }
 
-    /// Puts a message that comes back at its old place.
-    pub(super) fn insert(&mut self, conversation: &Hash, line: &mut Line, sequence: u64) -> Result<(), StoreFailed> {
-        let mut all = self.sequences(conversation, line)?;
-        let at = all.partition_point(|other| *other < sequence);
-        all.insert(at, sequence);
+    /// Puts a message that comes back at its old place, but never before one that may have been delivered.
+    pub(super) fn insert(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
+        let mut all = self.slots(conversation, line)?;
+        let doubtful = self.leased.contains_key(conversation)
+            || line.head().is_some_and(|head| head.trial.unknown || line.boot <= self.meta.unclean_boot);
+        let at = all.partition_point(|other| other.sequence < slot.sequence).max(usize::from(doubtful));
+        all.insert(at, slot);
+        self.refill(conversation, line, all)
+    }
+
+    /// Makes a line of these, and of nothing else.
+    fn refill(&mut self, conversation: &Hash, line: &mut Line, slots: Vec<Slot>) -> Result<(), StoreFailed> {
         let prefix = Key::new(b's').hash(conversation).0;
         while let Some(key) = self.store.next_key(&prefix, Bound::Included(&prefix))? {
             self.store.remove(Key(key));
         }
         line.count = 0;
         line.first.clear();
-        for sequence in all {
-            self.append(conversation, line, sequence)?;
+        for slot in slots {
+            self.append(conversation, line, slot)?;
         }
         Ok(())
     }
@@ -120,24 +139,17 @@ impl Writer {
         line: &mut Line,
         sequence: u64,
     ) -> Result<bool, StoreFailed> {
-        let head = line.first.first() == Some(&sequence);
-        if let Some(at) = line.first.iter().position(|other| *other == sequence) {
+        let head = line.head().is_some_and(|head| head.sequence == sequence);
+        if let Some(at) = line.first.iter().position(|other| other.sequence == sequence) {
             line.first.remove(at);
             line.count -= 1;
-        } else {
-            let prefix = Key::new(b's').hash(conversation).0;
-            let key = self.store.last_key(&prefix, Bound::Included(&chunk_key(conversation, sequence).0))?;
-            if let Some(key) = key.map(Key) {
-                let mut chunk = self.store.get::<Vec<u64>>(&key)?.unwrap_or_default();
-                if let Some(at) = chunk.iter().position(|other| *other == sequence) {
-                    chunk.remove(at);
-                    line.count -= 1;
-                    if chunk.is_empty() {
-                        self.store.remove(key);
-                    } else {
-                        self.store.put(key, &chunk);
-                    }
-                }
+        } else if let Some((key, mut chunk, at)) = self.chunk_of(conversation, sequence)? {
+            chunk.remove(at);
+            line.count -= 1;
+            if chunk.is_empty() {
+                self.store.remove(key);
+            } else {
+                self.store.put(key, &chunk);
             }
         }
         if line.first.is_empty() && line.count > 0 {
@@ -147,20 +159,47 @@ impl Writer {
                 self.store.remove(key);
             }
             if line.first.is_empty() {
-                // A chunk was damaged: what it named is found again from the message rows.
+                // A chunk was damaged: what it named is found again from the packs.
                 *line = self.rebuild_line(conversation)?;
             }
         }
         Ok(head)
     }
 
+    /// A message of the line.
+    pub(super) fn slot(
+        &mut self,
+        conversation: &Hash,
+        line: &Line,
+        sequence: u64,
+    ) -> Result<Option<Slot>, StoreFailed> {
+        if let Some(slot) = line.first.iter().find(|slot| slot.sequence == sequence) {
+            return Ok(Some(slot.clone()));
+        }
+        if line.in_chunks() == 0 {
+            return Ok(None);
+        }
+        Ok(self.chunk_of(conversation, sequence)?.map(|(_, mut chunk, at)| chunk.swap_remove(at)))
+    }
+
+    /// The chunk that a message stands in, and where.
+    fn chunk_of(&mut self, conversation: &Hash, sequence: u64) -> Result<Option<(Key, Vec<Slot>, usize)>, StoreFailed> {
+        let prefix = Key::new(b's').hash(conversation).0;
+        let key = self.store.last_key(&prefix, Bound::Included(&chunk_key(conversation, sequence).0))?;
+        let Some(key) = key.map(Key) else { return Ok(None) };
+        let chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
+        let at = chunk.iter().position(|other| other.sequence == sequence);
+        Ok(at.map(|at| (key, chunk, at)))
+    }
+
     /// Every message of the line, in order.
-    pub(super) fn sequences(&mut self, conversation: &Hash, line: &Line) -> Result<Vec<u64>, StoreFailed> {
+    pub(super) fn slots(&mut self, conversation: &Hash, line: &Line) -> Result<Vec<Slot>, StoreFailed> {
         let mut all = line.first.clone();
         let prefix = Key::new(b's').hash(conversation).0;
         let mut from = Bound::Included(prefix.clone());
-        while let Some(key) = self.store.next_key(&prefix, from.as_ref().map(Vec::as_slice))? {
-            all.extend(self.store.get::<Vec<u64>>(&Key(key.clone()))?.unwrap_or_default());
+        while (all.len() as u64) < line.count {
+            let Some(key) = self.store.next_key(&prefix, from.as_ref().map(Vec::as_slice))? else { break };
+            all.extend(self.store.get::<Vec<Slot>>(&Key(key.clone()))?.unwrap_or_default());
             from = Bound::Excluded(key);
         }
         Ok(all)

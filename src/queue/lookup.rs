@@ -2,15 +2,49 @@
 
 use std::ops::Bound;
 
-use super::accept::{entry_key, record_key, token_key};
-use super::codec::{self, Entry, Fate, Hash, Key, OtherConversation, Place, Record, Token, number_at};
+use super::accept::token_key;
+use super::codec::{
+    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
+};
 use super::writer::Asked;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;
 
-/// Messages looked through for the oldest of one caller.
-const LOOKS: usize = 1024;
+/// Packs looked through for the oldest message of one caller.
+const LOOKS: usize = 256;
+
+pub fn entry_key(conversation: &Hash, entry: &Hash) -> Key {
+    Key::new(b'i').hash(conversation).hash(entry)
+}
+
+/// A queued message: its place, and what stands there.
+pub struct Queued {
+    pub slot: Slot,
+    pub record: Record,
+}
+
+/// What is known of a ClientToken.
+pub enum Known {
+    Queued(Queued),
+    Done(Outcome),
+}
+
+impl Known {
+    pub fn contents(&self) -> &Hash {
+        match self {
+            Known::Queued(queued) => &queued.record.contents,
+            Known::Done(outcome) => &outcome.contents,
+        }
+    }
+
+    pub fn accepted(&self) -> Timestamp {
+        match self {
+            Known::Queued(queued) => queued.record.accepted,
+            Known::Done(outcome) => outcome.accepted,
+        }
+    }
+}
 
 impl Writer {
     pub(super) fn find(&mut self, asked: Asked, client_token: &ClientToken) -> Result<Found, StoreFailed> {
@@ -21,66 +55,84 @@ impl Writer {
             (Ok(None), Some(_)) => return Ok(Found::Unknown),
             (Ok(None), None) => self.default_conversation(&asked.token, &token),
         };
-        let hash = self.hasher.entry(&conversation, client_token.as_str());
-        match self.store.get::<Entry>(&entry_key(&hash))? {
-            Some(entry) => Ok(Found::State(self.state(&entry, hash)?)),
-            None => Ok(Found::Unknown),
-        }
+        let entry = self.hasher.entry(&conversation, client_token.as_str());
+        Ok(self.state_of(&conversation, &entry)?.map_or(Found::Unknown, Found::State))
     }
 
     /// What is known of a message by its id.
     pub(super) fn look(&mut self, id: MessageId) -> Result<Option<State>, StoreFailed> {
-        if let Some(record) = self.store.get::<Record>(&record_key(id.sequence))? {
-            return self.queued_state(id.sequence, &record).map(Some);
-        }
-        match self.store.get::<Entry>(&entry_key(&id.entry))? {
-            Some(entry) => self.state(&entry, id.entry).map(Some),
+        self.state_of(&id.conversation, &id.entry)
+    }
+
+    fn state_of(&mut self, conversation: &Hash, entry: &Hash) -> Result<Option<State>, StoreFailed> {
+        let line = self.line(conversation)?;
+        match self.known(conversation, &line, entry)? {
+            Some(known) => self.state(conversation, &line, entry, known).map(Some),
             None => Ok(None),
         }
     }
 
-    pub(super) fn conversation_of(&mut self, sequence: u64) -> Result<Hash, StoreFailed> {
-        Ok(self.store.get::<Record>(&record_key(sequence))?.map(|record| record.conversation).unwrap_or_default())
+    /// What is known of a ClientToken: the line tells of what is queued, an entry of the rest.
+    pub(super) fn known(
+        &mut self,
+        conversation: &Hash,
+        line: &Line,
+        entry: &Hash,
+    ) -> Result<Option<Known>, StoreFailed> {
+        if let Some(slot) = line.first.iter().find(|slot| slot.entry == *entry) {
+            return Ok(self.queued(slot.clone())?.map(Known::Queued));
+        }
+        let (sequence, at) = match self.store.get::<Entry>(&entry_key(conversation, entry))? {
+            None => return Ok(None),
+            Some(Entry::Done(outcome)) => return Ok(Some(Known::Done(outcome))),
+            Some(Entry::Queued { sequence, at }) => (sequence, at),
+        };
+        Ok(self.queued(Slot { sequence, at, entry: *entry, trial: Trial::default() })?.map(Known::Queued))
     }
 
-    pub(super) fn state(&mut self, entry: &Entry, hash: Hash) -> Result<State, StoreFailed> {
-        let (attempts, status) = match entry.fate.clone() {
-            Fate::Queued => {
-                if let Some(record) = self.store.get::<Record>(&record_key(entry.sequence))? {
-                    return self.queued_state(entry.sequence, &record);
-                }
-                // Its record was damaged and set aside.
-                let error = crate::delivery::ServiceError {
-                    status: 500,
-                    code: "InternalServerException".into(),
-                    text: "connect-relay: its record was damaged on disk".into(),
-                    request_id: None,
-                };
-                (0, Status::Dead { reason: crate::delivery::Reason::Poison, maybe_delivered: true, error })
-            }
-            Fate::Delivered { attempts, receipt, .. } => (attempts, Status::Delivered(receipt.into())),
-            Fate::Dead { attempts, reason, maybe_delivered, error, .. } => {
-                let reason = codec::reason_at(reason);
-                (attempts, Status::Dead { reason, maybe_delivered, error: error.into() })
+    /// A queued message; none where its record was damaged.
+    pub(super) fn queued(&mut self, slot: Slot) -> Result<Option<Queued>, StoreFailed> {
+        Ok(self.record(slot.at)?.map(|record| Queued { slot, record }))
+    }
+
+    pub(super) fn state(
+        &mut self,
+        conversation: &Hash,
+        line: &Line,
+        entry: &Hash,
+        known: Known,
+    ) -> Result<State, StoreFailed> {
+        let outcome = match known {
+            Known::Queued(queued) => return self.queued_state(line, queued),
+            Known::Done(outcome) => outcome,
+        };
+        let status = match outcome.fate {
+            Fate::Delivered(receipt) => Status::Delivered(receipt.into()),
+            Fate::Dead { reason, maybe_delivered, error, .. } => {
+                Status::Dead { reason: codec::reason_at(reason), maybe_delivered, error: error.into() }
             }
         };
-        Ok(State { id: self.id(entry.sequence, hash), accepted: entry.accepted, attempts, status })
+        let id = self.id(outcome.sequence, *conversation, *entry);
+        Ok(State { id, accepted: outcome.accepted, attempts: outcome.attempts, status })
     }
 
-    pub(super) fn queued_state(&mut self, sequence: u64, record: &Record) -> Result<State, StoreFailed> {
-        let line = self.line(&record.conversation)?;
-        let ahead = match line.first.iter().position(|other| *other == sequence) {
+    pub(super) fn queued_state(&mut self, line: &Line, queued: Queued) -> Result<State, StoreFailed> {
+        let Queued { slot, record } = queued;
+        let ahead = match line.first.iter().position(|other| other.sequence == slot.sequence) {
             Some(at) => at,
-            None => self.sequences(&record.conversation, &line)?.partition_point(|other| *other < sequence),
+            None => {
+                let all = self.slots(&record.conversation, line)?;
+                all.partition_point(|other| other.sequence < slot.sequence)
+            }
         };
         let next_attempt = match line.place {
             Place::Due(due) => Some(due),
             _ => None,
         };
         Ok(State {
-            id: self.id(sequence, record.entry),
+            id: self.id(slot.sequence, record.conversation, slot.entry),
             accepted: record.accepted,
-            attempts: record.attempts,
+            attempts: slot.trial.attempts,
             status: Status::Queued { next_attempt, ahead: ahead as u64 },
         })
     }
@@ -101,20 +153,18 @@ impl Writer {
         Ok(Backlog { queued, oldest })
     }
 
-    /// Acceptance of the oldest message of a caller, or of all. Where thousands of other callers' messages lie before
+    /// Acceptance of the oldest message of a caller, or of all. Where many packs of other callers' messages lie before
     /// it, the look ends at one of those: no message of the caller's is older.
     fn oldest(&mut self, caller: Option<u64>) -> Result<Option<Timestamp>, StoreFailed> {
-        let mut from = Bound::Included(vec![b'm']);
-        let mut seen = None;
+        let (mut after, mut seen) = (0, None);
         for _ in 0..LOOKS {
-            let Some(key) = self.store.next_key(b"m", from.as_ref().map(Vec::as_slice))? else { break };
-            if let Some(record) = self.store.get::<Record>(&Key(key.clone()))? {
-                seen = Some(record.accepted);
-                if caller.is_none_or(|caller| record.caller == caller) {
-                    break;
-                }
+            let Some((number, records)) = self.next_pack(after)? else { break };
+            let own = records.iter().find(|(_, record)| caller.is_none_or(|caller| record.caller == caller));
+            if let Some((_, record)) = own {
+                return Ok(Some(record.accepted));
             }
-            from = Bound::Excluded(key);
+            seen = records.last().map(|(_, record)| record.accepted).or(seen);
+            after = number;
         }
         Ok(seen)
     }

@@ -4,9 +4,10 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::accept::{entry_key, piece_key, record_key, token_key};
-use super::codec::{Dead, Entry, Fate, Hash, Key, Participant, Record, Token, number_at};
+use super::accept::{dead_key, piece_key, token_key};
+use super::codec::{At, Dead, Entry, Fate, Hash, Key, Outcome, Participant, Record, Token, number_at};
 use super::line::line_key;
+use super::lookup::{Queued, entry_key};
 use super::schedule::expired;
 use super::settle::Burial;
 use super::{StoreFailed, Writer};
@@ -18,8 +19,8 @@ pub const USED_PARTICIPANT: u8 = b'g';
 pub const USED_LINE: u8 = b'v';
 /// A connection token lives a day.
 const USED_KEPT_FOR: Duration = Duration::from_secs(25 * 3600);
-/// Hashes in one prune row.
-const ROW_HASHES: usize = 400;
+/// Outcomes, or rows last used, in one prune row.
+const ROW_HASHES: usize = 200;
 /// Prune rows that one tick works through: other acts wait meanwhile.
 const ROWS_A_TICK: usize = 256;
 /// Messages that one tick buries.
@@ -52,7 +53,14 @@ impl Writer {
             if Timestamp(number_at(&key, 1)) > now {
                 break;
             }
-            if !self.expire_one(number_at(&key, 9), now)? {
+            let at: Option<At> = self.store.get(&Key(key.clone()))?;
+            let record = match at {
+                Some(at) => self.record(at)?,
+                None => None,
+            };
+            if let Some(record) = record
+                && !self.expire_one(record, now)?
+            {
                 // In flight: its answer wins.
                 from = Bound::Excluded(key);
                 continue;
@@ -61,41 +69,37 @@ impl Writer {
             self.commit_if_long()?;
         }
         // Where a message has the usual lifetime the order of acceptance is the order of death.
-        let mut cursor = self.expiry_cursor;
-        let mut advance = true;
-        for _ in 0..DEATHS_A_TICK {
-            let after = record_key(cursor).0;
-            let Some(key) = self.store.next_key(b"m", Bound::Excluded(&after))? else { break };
-            let sequence = number_at(&key, 1);
-            if let Some(record) = self.store.get::<Record>(&Key(key))?
-                && record.implied
-            {
+        let (mut after, mut advance, mut deaths) = (self.expiry_cursor, true, 0);
+        while deaths < DEATHS_A_TICK {
+            let Some((number, records)) = self.next_pack(after)? else { break };
+            for (_, record) in records.into_iter().filter(|(_, record)| record.implied) {
                 if record.deadline > now {
-                    break;
+                    return Ok(());
                 }
-                advance &= self.expire_one(sequence, now)?;
+                deaths += 1;
+                advance &= self.expire_one(record, now)?;
                 self.commit_if_long()?;
             }
-            cursor = sequence;
+            after = number;
             if advance {
-                self.expiry_cursor = cursor;
+                self.expiry_cursor = after;
             }
         }
         Ok(())
     }
 
     /// True where the message is gone.
-    fn expire_one(&mut self, sequence: u64, now: Timestamp) -> Result<bool, StoreFailed> {
-        let Some(record) = self.store.get::<Record>(&record_key(sequence))? else { return Ok(true) };
-        let conversation = record.conversation;
+    fn expire_one(&mut self, record: Record, now: Timestamp) -> Result<bool, StoreFailed> {
+        let (conversation, sequence) = (record.conversation, record.sequence);
         if self.leased.get(&conversation) == Some(&sequence) {
             return Ok(false);
         }
         let mut line = self.line(&conversation)?;
-        let head = line.first.first() == Some(&sequence);
-        let maybe_delivered = record.unknown || (head && line.boot <= self.meta.unclean_boot);
+        let Some(slot) = self.slot(&conversation, &line, sequence)? else { return Ok(true) };
+        let head = line.head().is_some_and(|head| head.sequence == sequence);
+        let maybe_delivered = slot.trial.unknown || (head && line.boot <= self.meta.unclean_boot);
         let burial = Burial { maybe_delivered, ..expired(record.token) };
-        self.bury(sequence, record, &mut line, burial, now)?;
+        self.bury(Queued { slot, record }, &mut line, burial, now)?;
         self.put_line(&conversation, &line);
         Ok(true)
     }
@@ -105,10 +109,12 @@ impl Writer {
         for _ in 0..ROWS_A_TICK {
             let too_many = self.meta.outcomes > self.options.outcomes_max;
             let Some((key, at)) = self.oldest_row(b"o", now, self.options.outcomes_kept_for, too_many)? else { break };
-            for entry in self.store.get::<Vec<Hash>>(&key)?.unwrap_or_default() {
-                let delivered = self.store.get::<Entry>(&entry_key(&entry))?.map(|entry| entry.fate);
-                if matches!(delivered, Some(Fate::Delivered { at: then, .. }) if then <= at) {
-                    self.store.remove(entry_key(&entry));
+            for (conversation, entry) in self.store.get::<Vec<(Hash, Hash)>>(&key)?.unwrap_or_default() {
+                let key = entry_key(&conversation, &entry);
+                let entry = self.store.get::<Entry>(&key)?;
+                if matches!(entry, Some(Entry::Done(Outcome { at: then, fate: Fate::Delivered(_), .. })) if then <= at)
+                {
+                    self.store.remove(key);
                     self.meta.outcomes = self.meta.outcomes.saturating_sub(1);
                 }
             }
@@ -146,15 +152,13 @@ impl Writer {
     }
 
     fn forget_dead(&mut self, sequence: u64) -> Result<(), StoreFailed> {
-        let key = Key::new(b'x').number(sequence);
-        let Some(dead) = self.store.get::<Dead>(&key)? else { return Ok(()) };
-        let record = dead.record;
-        self.store.remove(key);
-        self.meta.weight = self.meta.weight.saturating_sub(record.weight());
+        let Some(Dead { record, .. }) = self.store.get(&dead_key(sequence))? else { return Ok(()) };
+        self.store.remove(dead_key(sequence));
+        self.meta.weight = self.meta.weight.saturating_sub(record.weight() + record.dead_weight());
         (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
-        let entry = self.store.get::<Entry>(&entry_key(&record.entry))?;
-        if entry.is_some_and(|entry| entry.sequence == sequence && matches!(entry.fate, Fate::Dead { .. })) {
-            self.store.remove(entry_key(&record.entry));
+        let key = entry_key(&record.conversation, &record.entry);
+        if matches!(self.store.get(&key)?, Some(Entry::Done(outcome)) if outcome.sequence == sequence) {
+            self.store.remove(key);
         }
         self.meta.dead = self.meta.dead.saturating_sub(1);
         Ok(())

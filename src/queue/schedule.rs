@@ -7,9 +7,10 @@
 
 use std::ops::Bound;
 
-use super::accept::{piece_key, record_key, token_key};
-use super::codec::{Hash, Key, Place, Record, Token, number_at};
+use super::accept::{piece_key, token_key};
+use super::codec::{Hash, Key, Place, Token, number_at};
 use super::line::conversation_in;
+use super::lookup::{Queued, entry_key};
 use super::settle::Burial;
 use super::{Lease, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
@@ -87,10 +88,12 @@ impl Writer {
             return Ok(None);
         }
         while self.store.pending_bytes() < limit {
-            let Some(&sequence) = line.first.first() else { return Ok(None) };
-            let Some(record) = self.store.get::<Record>(&record_key(sequence))? else {
+            let Some(slot) = line.head().cloned() else { return Ok(None) };
+            let Some(queued) = self.queued(slot.clone())? else {
                 // Its record was damaged and is set aside: the line goes on without it.
-                self.take_out(conversation, &mut line, sequence)?;
+                self.take_out(conversation, &mut line, slot.sequence)?;
+                self.store.remove(entry_key(conversation, &slot.entry));
+                self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(slot.trial.unknown));
                 self.meta.queued = self.meta.queued.saturating_sub(1);
                 if line.count == 0 {
                     self.meta.conversations = self.meta.conversations.saturating_sub(1);
@@ -99,11 +102,11 @@ impl Writer {
                 self.put_line(conversation, &line);
                 continue;
             };
-            let doubtful = record.unknown || line.boot <= self.meta.unclean_boot;
-            let (newest, row) = self.newest(&record.token)?;
+            let doubtful = queued.slot.trial.unknown || line.boot <= self.meta.unclean_boot;
+            let (newest, row) = self.newest(&queued.record.token)?;
             let mut burial = None;
-            if record.deadline <= now {
-                burial = Some(Burial { maybe_delivered: doubtful, ..expired(record.token) });
+            if queued.record.deadline <= now {
+                burial = Some(Burial { maybe_delivered: doubtful, ..expired(queued.record.token) });
             } else if let Some(hold) = line.hold.clone() {
                 if newest == hold.token && hold.until <= now {
                     let error = ServiceError::from(hold.error);
@@ -119,7 +122,7 @@ impl Writer {
             }
             let before = line.place;
             if let Some(burial) = burial {
-                self.bury(sequence, record, &mut line, burial, now)?;
+                self.bury(queued, &mut line, burial, now)?;
                 self.put_line(conversation, &line);
                 if line.count == 0 || (line.place != before && line.hold.is_none()) {
                     // What is left has a turn of its own now.
@@ -127,31 +130,21 @@ impl Writer {
                 }
                 continue;
             }
-            return self.take(conversation, sequence, &record, doubtful, (newest, row));
+            return self.take(queued, doubtful, (newest, row));
         }
         Ok(None)
     }
 
-    fn take(
-        &mut self,
-        conversation: &Hash,
-        sequence: u64,
-        record: &Record,
-        doubtful: bool,
-        newest: (Hash, Token),
-    ) -> Result<Option<Lease>, StoreFailed> {
-        let (hash, token) = self.credential(record, doubtful, newest)?;
-        let mut missing = false;
-        let body = record.body(|number| {
-            let piece = self.store.get_bytes(&piece_key(sequence, number)).ok().flatten();
-            missing |= piece.is_none();
-            piece
-        });
+    fn take(&mut self, queued: Queued, doubtful: bool, newest: (Hash, Token)) -> Result<Option<Lease>, StoreFailed> {
+        let (hash, token) = self.credential(&queued, doubtful, newest)?;
+        let Queued { slot, record } = &queued;
+        let (conversation, sequence) = (record.conversation, slot.sequence);
+        let body = record.body(|number| self.store.get_bytes(&piece_key(sequence, number)).ok().flatten());
         let client_token = ClientToken::parse(&record.client_token).ok().flatten();
         let (Some(body), Some(connection_token), Some(client_token)) = (body, token.secret.token(), client_token)
         else {
             // Some of what belongs to it was damaged: it cannot be sent as it was accepted, so it is not sent.
-            let mut line = self.line(conversation)?;
+            let mut line = self.line(&conversation)?;
             let error = ServiceError {
                 code: "InternalServerException".into(),
                 text: "connect-relay: its record was damaged on disk".into(),
@@ -159,23 +152,23 @@ impl Writer {
                 request_id: None,
             };
             let burial = Burial { reason: Reason::Poison, error, maybe_delivered: doubtful, token: hash, logged: true };
-            self.bury(sequence, record.clone(), &mut line, burial, self.now())?;
-            self.put_line(conversation, &line);
+            self.bury(queued, &mut line, burial, self.now())?;
+            self.put_line(&conversation, &line);
             return Ok(None);
         };
-        self.leased.insert(*conversation, sequence);
+        self.leased.insert(conversation, sequence);
         Ok(Some(Lease {
-            id: self.id(sequence, record.entry),
+            id: self.id(sequence, conversation, record.entry),
             body,
             client_token,
             connection_token,
             label: record.label.as_str().into(),
             trace_id: record.trace_id.as_deref().map(Into::into),
             accepted: record.accepted,
-            attempts: record.attempts,
-            strikes: record.strikes,
-            failed_at: record.failed_at,
-            conversation: *conversation,
+            attempts: slot.trial.attempts,
+            strikes: slot.trial.strikes,
+            failed_at: slot.trial.failed_at,
+            conversation,
             token: hash,
         }))
     }
@@ -184,11 +177,11 @@ impl Writer {
     /// as that is not refused, because upstream knows a repeat by both tokens.
     fn credential(
         &mut self,
-        record: &Record,
+        queued: &Queued,
         doubtful: bool,
         newest: (Hash, Token),
     ) -> Result<(Hash, Token), StoreFailed> {
-        let first = record.sent_with.unwrap_or(record.token);
+        let first = queued.slot.trial.sent_with.unwrap_or(queued.record.token);
         if !doubtful || first == newest.0 {
             return Ok(newest);
         }

@@ -1,7 +1,8 @@
 //! What an attempt came to is recorded: the message leaves, waits, is held, or dies.
 
-use super::accept::{entry_key, piece_key, record_key};
-use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Place, Record};
+use super::accept::{dead_key, piece_key};
+use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Outcome, Place, Record};
+use super::lookup::{Queued, entry_key};
 use super::{Lease, Settled, State, Status, StoreFailed, Writer};
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::life::{self, Subject};
@@ -29,14 +30,20 @@ impl Writer {
         let (conversation, sequence) = (lease.conversation, lease.id.sequence);
         self.leased.remove(&conversation);
         self.poke = true;
-        let Some(mut record) = self.store.get::<Record>(&record_key(sequence))? else {
+        let mut line = self.line(&conversation)?;
+        // What is in flight is the head: nothing is put before it, and nothing else takes it out.
+        let slot = line.head().filter(|head| head.sequence == sequence).cloned();
+        let queued = match slot {
+            Some(slot) => self.queued(slot)?,
+            None => None,
+        };
+        let Some(mut queued) = queued else {
             // Its row was damaged while it was in flight: there is nothing left to record on.
             return Ok(Settled::Kept);
         };
-        let mut line = self.line(&conversation)?;
         let settled = match disposition {
             Disposition::Deliver(receipt) => {
-                self.deliver(sequence, &record, &mut line, &receipt, now)?;
+                self.deliver(queued, &mut line, &receipt, now)?;
                 Settled::Delivered
             }
             Disposition::Keep => {
@@ -44,25 +51,25 @@ impl Writer {
                 return Ok(Settled::Kept);
             }
             Disposition::Retry { due, unknown, strike } => {
-                record.attempts += 1;
-                record.strikes = record.strikes.saturating_add(u8::from(strike));
-                record.failed_at = Some(now);
+                let trial = &mut line.first[0].trial;
+                trial.attempts += 1;
+                trial.strikes = trial.strikes.saturating_add(u8::from(strike));
+                trial.failed_at = Some(now);
                 if unknown {
-                    self.meta.unknown += u64::from(!record.unknown);
-                    record.unknown = true;
-                    record.sent_with = Some(lease.token);
+                    self.meta.unknown += u64::from(!trial.unknown);
+                    trial.unknown = true;
+                    trial.sent_with = Some(lease.token);
                 }
-                self.store.put(record_key(sequence), &record);
                 self.move_to(&conversation, &mut line, Place::Due(due), now);
                 Settled::Deferred(due)
             }
-            Disposition::Deny(error) => self.deny(lease, &mut record, &mut line, error, now)?,
+            Disposition::Deny(error) => self.deny(lease, &queued, &mut line, error, now)?,
             Disposition::Bury(reason, error) => {
-                let maybe_delivered = record.unknown && reason == Reason::Poison;
+                let maybe_delivered = queued.slot.trial.unknown && reason == Reason::Poison;
                 let told = self.waiters.anyone(sequence);
-                record.attempts += 1;
+                queued.slot.trial.attempts += 1;
                 let burial = Burial { reason, error, maybe_delivered, token: lease.token, logged: false };
-                self.bury(sequence, record, &mut line, burial, now)?;
+                self.bury(queued, &mut line, burial, now)?;
                 Settled::Dead { reason, told }
             }
         };
@@ -72,26 +79,29 @@ impl Writer {
 
     fn deliver(
         &mut self,
-        sequence: u64,
-        record: &Record,
+        queued: Queued,
         line: &mut Line,
         receipt: &Receipt,
         now: Timestamp,
     ) -> Result<(), StoreFailed> {
-        let attempts = record.attempts + 1;
-        if let Some(mut entry) = self.store.get::<Entry>(&entry_key(&record.entry))? {
-            entry.fate = Fate::Delivered { at: now, attempts, receipt: receipt.into() };
-            self.store.put(entry_key(&record.entry), &entry);
-            self.outcomes.push(record.entry);
-            self.meta.outcomes += 1;
-        }
-        self.leave(sequence, record, line, false, now)?;
+        let attempts = queued.slot.trial.attempts + 1;
+        self.put_outcome(&queued.record, attempts, Fate::Delivered(receipt.into()), now);
+        self.outcomes.push((queued.record.conversation, queued.record.entry));
+        self.meta.outcomes += 1;
+        self.leave(&queued, line, false, now)?;
         self.gauges.delivered.inc();
-        self.gauges.delivery_seconds.observe(now.since(record.accepted).as_secs_f64());
+        self.gauges.delivery_seconds.observe(now.since(queued.record.accepted).as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of this era fit")]
         self.gauges.last_delivery.set(now.0 as f64 / 1000.0);
-        self.tell(sequence, record, attempts, Status::Delivered(receipt.clone()));
+        self.tell(&queued.record, attempts, Status::Delivered(receipt.clone()));
         Ok(())
+    }
+
+    /// What became of a message answers its repeats from now on.
+    fn put_outcome(&mut self, record: &Record, attempts: u32, fate: Fate, now: Timestamp) {
+        let Record { sequence, contents, accepted, .. } = *record;
+        let outcome = Outcome { sequence, contents, accepted, attempts, at: now, fate };
+        self.store.put(entry_key(&record.conversation, &record.entry), &Entry::Done(outcome));
     }
 
     /// The conversation keeps its place, and is the next to be looked at.
@@ -105,7 +115,7 @@ impl Writer {
     fn deny(
         &mut self,
         lease: &Lease,
-        record: &mut Record,
+        denied: &Queued,
         line: &mut Line,
         error: ServiceError,
         now: Timestamp,
@@ -113,34 +123,34 @@ impl Writer {
         let (conversation, sequence) = (lease.conversation, lease.id.sequence);
         let row = ErrorRow::from(&error);
         self.refuse_token(&lease.token, &row, now)?;
-        if self.newest(&record.token)?.0 != lease.token {
+        if self.newest(&denied.record.token)?.0 != lease.token {
             // It was renewed meanwhile: the new one is tried at once. Where an attempt with the old one may have
             // arrived, this is where a duplicate can come from.
-            if record.unknown || record.sent_with.is_some() {
+            let trial = &mut line.first[0].trial;
+            if trial.unknown || trial.sent_with.is_some() {
                 self.gauges.duplicates_possible.inc();
             }
-            record.sent_with = None;
-            self.store.put(record_key(sequence), record);
+            trial.sent_with = None;
             self.take_turn(&conversation, line, now);
             return Ok(Settled::Deferred(now));
         }
         let reason = Reason::of_denial(&error);
         let mut told = false;
         for waited in self.waiters.of(&conversation) {
-            let Some(mut record) = self.store.get::<Record>(&record_key(waited))? else { continue };
-            if self.newest(&record.token)?.0 != lease.token {
+            let Some(slot) = self.slot(&conversation, line, waited)? else { continue };
+            let Some(mut queued) = self.queued(slot)? else { continue };
+            if self.newest(&queued.record.token)?.0 != lease.token {
                 continue;
             }
             let own = waited == sequence;
             told |= own;
-            record.attempts += u32::from(own);
-            let maybe_delivered = record.unknown;
+            queued.slot.trial.attempts += u32::from(own);
+            let maybe_delivered = queued.slot.trial.unknown;
             let burial = Burial { reason, error: error.clone(), maybe_delivered, token: lease.token, logged: !own };
-            self.bury(waited, record, line, burial, now)?;
+            self.bury(queued, line, burial, now)?;
         }
-        let head = line.first.first().copied();
-        let head = match head {
-            Some(head) => self.store.get::<Record>(&record_key(head))?,
+        let head = match line.head().map(|head| head.at) {
+            Some(at) => self.record(at)?,
             None => None,
         };
         let until = now + self.options.token_wait;
@@ -154,45 +164,42 @@ impl Writer {
         if told {
             return Ok(Settled::Dead { reason, told });
         }
-        record.attempts += 1;
-        record.failed_at = Some(now);
-        self.store.put(record_key(sequence), record);
+        let trial = &mut line.first[0].trial;
+        trial.attempts += 1;
+        trial.failed_at = Some(now);
         Ok(Settled::Held(until))
     }
 
     /// Makes a dead letter of a queued message.
     pub(super) fn bury(
         &mut self,
-        sequence: u64,
-        record: Record,
+        queued: Queued,
         line: &mut Line,
         burial: Burial,
         now: Timestamp,
     ) -> Result<(), StoreFailed> {
         let Burial { reason, error, maybe_delivered, token, logged } = burial;
-        let attempts = record.attempts;
-        if let Some(mut entry) = self.store.get::<Entry>(&entry_key(&record.entry))? {
-            let error = ErrorRow::from(&error);
-            let reason = codec::reason_index(reason);
-            entry.fate = Fate::Dead { at: now, attempts, reason, maybe_delivered, token, error };
-            self.store.put(entry_key(&record.entry), &entry);
-        }
+        let (sequence, attempts) = (queued.record.sequence, queued.slot.trial.attempts);
+        let row = ErrorRow::from(&error);
+        let fate = Fate::Dead { reason: codec::reason_index(reason), maybe_delivered, token, error: row };
+        self.put_outcome(&queued.record, attempts, fate, now);
         if line.disconnect == Some(sequence) {
             line.disconnect = None;
         }
-        self.leave(sequence, &record, line, true, now)?;
+        self.leave(&queued, line, true, now)?;
         let told = self.waiters.anyone(sequence);
         self.gauges.dead.with_label_values(&[reason.as_str(), if told { "true" } else { "false" }]).inc();
         self.meta.dead += 1;
         self.store.put(Key::new(b'z').time(now).number(sequence), &());
         let status = error.status;
-        self.tell(sequence, &record, attempts, Status::Dead { reason, maybe_delivered, error });
-        let dead = Dead { record, died: now };
-        self.store.put(Key::new(b'x').number(sequence), &dead);
+        self.tell(&queued.record, attempts, Status::Dead { reason, maybe_delivered, error });
+        self.meta.weight += queued.record.dead_weight();
+        let dead = Dead { record: queued.record, trial: queued.slot.trial, died: now };
+        self.store.put(dead_key(sequence), &dead);
         if logged {
-            let id = self.id(sequence, dead.record.entry);
+            let record = dead.record;
+            let id = self.id(sequence, record.conversation, record.entry);
             self.afterwards(move || {
-                let record = dead.record;
                 let Ok(Some(client_token)) = ClientToken::parse(&record.client_token) else { return };
                 let subject = Subject {
                     message: &id,
@@ -208,15 +215,10 @@ impl Writer {
     }
 
     /// Takes a message out of the queue; its conversation's next one gets its turn.
-    fn leave(
-        &mut self,
-        sequence: u64,
-        record: &Record,
-        line: &mut Line,
-        dead: bool,
-        now: Timestamp,
-    ) -> Result<(), StoreFailed> {
-        self.store.remove(record_key(sequence));
+    fn leave(&mut self, queued: &Queued, line: &mut Line, dead: bool, now: Timestamp) -> Result<(), StoreFailed> {
+        let Queued { slot, record } = queued;
+        let sequence = record.sequence;
+        self.unfile(slot.at)?;
         if !dead {
             self.meta.weight = self.meta.weight.saturating_sub(record.weight());
             (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
@@ -227,7 +229,7 @@ impl Writer {
             self.store.remove(Key::new(b'e').time(record.deadline).number(sequence));
         }
         self.count_queued(record.caller, -1)?;
-        self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(record.unknown));
+        self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(slot.trial.unknown));
         self.left = true;
         let conversation = record.conversation;
         let was_head = self.take_out(&conversation, line, sequence)?;
@@ -245,9 +247,10 @@ impl Writer {
     }
 
     /// Tells those who wait, after the commit.
-    fn tell(&mut self, sequence: u64, record: &Record, attempts: u32, status: Status) {
-        let state = State { id: self.id(sequence, record.entry), accepted: record.accepted, attempts, status };
-        for reply in self.waiters.take(sequence) {
+    fn tell(&mut self, record: &Record, attempts: u32, status: Status) {
+        let id = self.id(record.sequence, record.conversation, record.entry);
+        let state = State { id, accepted: record.accepted, attempts, status };
+        for reply in self.waiters.take(record.sequence) {
             self.answer(reply, Some(state.clone()));
         }
     }

@@ -164,18 +164,26 @@ impl Store {
     }
 
     fn get_with<T>(&mut self, key: &Key, open: impl Fn(&[u8], &[u8]) -> Option<T>) -> Result<Option<T>, StoreFailed> {
-        let found = match self.pending.get(&key.0) {
-            Some(Some(value)) => open(&key.0, value),
-            Some(None) => return Ok(None),
-            None => match self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))? {
-                Some(value) => open(&key.0, &value),
-                None => return Ok(None),
-            },
-        };
-        if found.is_none() {
-            self.set_aside(&key.0)?;
+        let found = self.read(key, |value| open(&key.0, value))?;
+        if let Some(None) = found {
+            self.set_copy_aside(key)?;
+            self.write(key.0.clone(), None);
         }
-        Ok(found)
+        Ok(found.flatten())
+    }
+
+    /// What is to be told of the raw bytes under a key; they are not checked.
+    pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
+        Ok(match self.pending.get(&key.0) {
+            Some(value) => value.as_deref().map(tell),
+            None => self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))?.as_deref().map(tell),
+        })
+    }
+
+    /// Adds to the end of a row that this commit began.
+    pub fn extend(&mut self, key: Key, bytes: &[u8]) {
+        self.pending_bytes += bytes.len();
+        self.pending.entry(key.0).or_default().get_or_insert_default().extend_from_slice(bytes);
     }
 
     /// Writes a row.
@@ -232,16 +240,6 @@ impl Store {
             }
         }
         Ok(pending)
-    }
-
-    /// A page of committed keys that begin with `prefix`, after `after`. It sees no pending write: take it before an
-    /// act writes, and look at each row again with [`Store::get`].
-    pub fn page(&self, prefix: u8, after: Option<&[u8]>, most: usize) -> Result<Vec<Vec<u8>>, StoreFailed> {
-        let from = after.map_or(Bound::Included(vec![prefix]), |key| Bound::Excluded(key.to_vec()));
-        let rows = self.db().range((from, Bound::Excluded(prefix_end(&[prefix]))));
-        rows.take(most)
-            .map(|row| row.map(|(key, _)| key.to_vec()).map_err(|cause| self.failed("read", &cause)))
-            .collect()
     }
 
     /// Bytes that wait for the next commit.
@@ -314,14 +312,13 @@ impl Store {
         fs::remove_file(self.path.join("ballast")).is_ok()
     }
 
-    fn set_aside(&mut self, key: &[u8]) -> Result<(), StoreFailed> {
+    /// Keeps a copy of a damaged row where nothing reads it, and counts it.
+    pub fn set_copy_aside(&mut self, key: &Key) -> Result<(), StoreFailed> {
         self.corrupt += 1;
-        let raw = self.db().get(key).map_err(|cause| self.failed("read", &cause))?;
-        error!(row = %(key[0] as char), "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        let mut aside = vec![b'k'];
-        aside.extend_from_slice(key);
-        self.write(aside, raw.map(|raw| raw.to_vec()));
-        self.write(key.to_vec(), None);
+        let raw = self.read(key, <[u8]>::to_vec)?;
+        let row = char::from(key.0[0]);
+        error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
+        self.write([b"k", key.0.as_slice()].concat(), raw);
         Ok(())
     }
 

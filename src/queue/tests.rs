@@ -552,13 +552,13 @@ fn damaged_rows_are_set_aside_and_the_line_goes_on() {
     drop((queue, runtime));
     writer.join().unwrap().unwrap();
     {
-        // A record and the line itself, damaged as a disk would.
+        // A record in the middle of its pack, and the line itself, damaged as a disk would.
         let db = sled::Config::new().path(&options.path).open().unwrap();
-        let third = codec::Key::new(b'm').number(3).0;
-        let line = db.scan_prefix(b"v").keys().next().unwrap().unwrap();
-        for key in [sled::IVec::from(third), line] {
+        let first = |prefix: &[u8]| db.scan_prefix(prefix).keys().next().unwrap().unwrap();
+        for (key, of) in [(first(b"m"), 2), (first(b"v"), 10)] {
             let mut value = db.get(&key).unwrap().unwrap().to_vec();
-            value[6] ^= 1;
+            let at = value.len() / of;
+            value[at] ^= 1;
             db.insert(&key, value).unwrap();
         }
         db.flush().unwrap();

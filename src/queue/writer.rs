@@ -11,6 +11,7 @@ use tracing::{debug, error};
 
 use super::codec::{Hash, Hasher, Key, Meta, Secret};
 use super::gauges::Gauges;
+use super::packs::Open;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{
@@ -103,10 +104,12 @@ pub struct Writer {
     pub(super) window: VecDeque<(u64, Hash)>,
     /// The last turn read ahead.
     pub(super) cursor: u64,
-    /// Up to here no message dies by the order of acceptance for now.
+    /// Up to this pack no message dies by the order of acceptance for now.
     pub(super) expiry_cursor: u64,
-    /// Entries that became outcomes since the last commit, and rows that were last used now: to be pruned one day.
-    pub(super) outcomes: Vec<Hash>,
+    /// Where the next record is filed; none where nothing was since the last commit.
+    pub(super) open_pack: Option<Open>,
+    /// Outcomes since the last commit (conversation and entry), and rows that were last used now: to be pruned one day.
+    pub(super) outcomes: Vec<(Hash, Hash)>,
     pub(super) used: Vec<(u8, Hash)>,
     /// Something may have become due.
     pub(super) poke: bool,
@@ -157,6 +160,7 @@ impl Writer {
             window: VecDeque::new(),
             cursor: 0,
             expiry_cursor: 0,
+            open_pack: None,
             outcomes: Vec::new(),
             used: Vec::new(),
             poke: true,
@@ -178,13 +182,18 @@ impl Writer {
             self.meta = meta;
         }
         // The counts may be lost with a damaged row; the numbers must never be used twice.
-        for prefix in *b"mx" {
-            let last = self.store.last_key(&[prefix], std::ops::Bound::Excluded(&[prefix + 1]))?;
-            let last = last.map_or(0, |key| super::codec::number_at(&key, 1));
-            self.meta.next_sequence = self.meta.next_sequence.max(last + 1);
-        }
-        let last = self.store.last_key(b"r", std::ops::Bound::Excluded(b"s"))?;
-        self.meta.next_turn = self.meta.next_turn.max(last.map_or(0, |key| super::codec::number_at(&key, 1)) + 1);
+        let last = |store: &Store, prefix: u8| -> Result<u64, StoreFailed> {
+            let key = store.last_key(&[prefix], std::ops::Bound::Excluded(&[prefix + 1]))?;
+            Ok(key.map_or(0, |key| super::codec::number_at(&key, 1)))
+        };
+        let pack = last(&self.store, b'm')?;
+        let records = self.next_pack(pack.saturating_sub(1))?.map(|(_, records)| records).unwrap_or_default();
+        let sequence = records.iter().map(|(_, record)| record.sequence).max().unwrap_or(0);
+        let sequence = sequence.max(last(&self.store, b'x')?);
+        let meta = &mut self.meta;
+        meta.next_sequence = meta.next_sequence.max(sequence + 1);
+        meta.next_pack = meta.next_pack.max(pack + 1);
+        meta.next_turn = meta.next_turn.max(last(&self.store, b'r')? + 1);
         if !self.meta.clean && self.meta.boot > 0 {
             self.meta.unclean_boot = self.meta.boot;
         }
@@ -260,8 +269,7 @@ impl Writer {
             }
             Act::Await { id, reply } => match self.look(id)? {
                 Some(state) if matches!(state.status, super::Status::Queued { .. }) => {
-                    let conversation = self.conversation_of(id.sequence)?;
-                    self.waiters.add(id.sequence, conversation, reply);
+                    self.waiters.add(id.sequence, id.conversation, reply);
                 }
                 state => self.answer(reply, state),
             },
@@ -353,6 +361,7 @@ impl Writer {
 
     /// The instant of commit, and what follows from it.
     pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
+        self.open_pack = None;
         self.write_prune_rows();
         if self.store.pending_bytes() > 0 {
             self.note_meta();
@@ -386,7 +395,7 @@ impl Writer {
         if self.store.pending_bytes() >= GROUP_BYTES { self.commit() } else { Ok(()) }
     }
 
-    pub(super) fn id(&self, sequence: u64, entry: Hash) -> MessageId {
-        MessageId { store: self.store.nonce, sequence, entry }
+    pub(super) fn id(&self, sequence: u64, conversation: Hash, entry: Hash) -> MessageId {
+        MessageId { store: self.store.nonce, sequence, conversation, entry }
     }
 }

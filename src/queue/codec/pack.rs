@@ -1,0 +1,75 @@
+//! Packs: records that were accepted together, in one row.
+//!
+//! ```text
+//! [length u16][sum u32][record]  [length u16][sum u32][record]  …
+//! ```
+//!
+//! A record is found by the number of its pack and its place there, and its sum is over both, so that it cannot pass
+//! for another's. A pack is written once and removed whole, when the last of its messages has left.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Key, Record};
+
+/// Records in a pack: a bit each tells which have left.
+pub const RECORDS_MAX: u8 = 64;
+/// A pack of several records is no longer than this.
+pub const BYTES_MAX: usize = 6 * 1024;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct At {
+    pub pack: u64,
+    pub nth: u8,
+}
+
+impl At {
+    /// The pack's key.
+    pub fn key(self) -> Key {
+        Key::new(b'm').number(self.pack)
+    }
+
+    /// What the record's sum is over, beside the record.
+    fn own_key(self) -> Vec<u8> {
+        let mut key = self.key().0;
+        key.push(self.nth);
+        key
+    }
+
+    /// The bit that tells whether it has left.
+    pub fn bit(self) -> u64 {
+        1 << (self.nth % RECORDS_MAX)
+    }
+}
+
+/// A record as it stands in a pack.
+pub fn seal(at: At, record: &Record) -> Vec<u8> {
+    let sealed = super::seal(&at.own_key(), record);
+    let length = u16::try_from(sealed.len()).expect("a record is shorter than a row");
+    [&length.to_le_bytes()[..], &sealed].concat()
+}
+
+/// The record that stands there, if its sum holds and it is well-formed.
+pub fn open(at: At, pack: &[u8]) -> Option<Record> {
+    super::open(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
+}
+
+/// How many records a pack holds.
+pub fn count(pack: &[u8]) -> u8 {
+    u8::try_from(split(pack).count()).unwrap_or(RECORDS_MAX).min(RECORDS_MAX)
+}
+
+/// The bits of all its records.
+pub fn all(count: u8) -> u64 {
+    if count >= RECORDS_MAX { u64::MAX } else { (1 << count) - 1 }
+}
+
+/// The sealed records, as far as their lengths can be followed.
+fn split(mut pack: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = pack.split_first_chunk::<2>()?;
+        let (sealed, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        pack = rest;
+        Some(sealed)
+    })
+}

@@ -1,0 +1,140 @@
+//! A queued message, as it was accepted.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Hash, INLINE_MAX, PIECE};
+use crate::message::{Body, ConnectionToken, Content, ContentType};
+use crate::time::Timestamp;
+
+/// A queued message. It is never written again: what its attempts came to stands in its conversation's line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub sequence: u64,
+    pub conversation: Hash,
+    pub entry: Hash,
+    /// What a repeat is compared with.
+    pub contents: Hash,
+    pub label: String,
+    pub client_token: String,
+    /// The token it came with.
+    pub token: Hash,
+    pub caller: u64,
+    pub trace_id: Option<String>,
+    pub accepted: Timestamp,
+    pub lifetime_ms: u64,
+    pub deadline: Timestamp,
+    /// Counted by the order of acceptance; else it has an `e` row.
+    pub implied: bool,
+    pub kind: Kind,
+    /// Where there are pieces, `inline` is empty.
+    pub pieces: u16,
+    pub inline: Secret,
+}
+
+/// The kind of body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    Message(u8),
+    Event { content_type: String, content: bool },
+    Disconnect,
+}
+
+/// Bytes of contents or of a token, on their way to or from the disk: wiped, and not shown.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
+}
+
+impl Secret {
+    pub fn of(token: &ConnectionToken) -> Secret {
+        Secret(token.expose().to_vec())
+    }
+
+    /// The token; none where only its hash was kept.
+    pub fn token(&self) -> Option<ConnectionToken> {
+        ConnectionToken::parse(&self.0).ok()
+    }
+}
+
+impl Record {
+    /// Takes a body apart: what goes into the record, and the pieces that go beside it.
+    pub fn set_body<'a>(&mut self, body: &'a Body) -> impl Iterator<Item = &'a [u8]> {
+        self.kind = match body {
+            Body::Message { content_type, .. } => Kind::Message(*content_type as u8),
+            Body::Event { content_type, content } => {
+                Kind::Event { content_type: content_type.to_string(), content: content.is_some() }
+            }
+            Body::Disconnect => Kind::Disconnect,
+        };
+        let content = body.content().map_or("", Content::expose).as_bytes();
+        let pieces = if content.len() <= INLINE_MAX {
+            self.inline = Secret(content.to_vec());
+            &[][..]
+        } else {
+            content
+        };
+        self.pieces = u16::try_from(pieces.len().div_ceil(PIECE)).unwrap_or(u16::MAX);
+        pieces.chunks(PIECE)
+    }
+
+    /// About how many bytes of rows it takes beside its pack, with its share of the others'.
+    pub fn weight(&self) -> u64 {
+        (usize::from(self.pieces) * PIECE + 150) as u64
+    }
+
+    /// The same of its dead letter.
+    pub fn dead_weight(&self) -> u64 {
+        (self.inline.0.len() + 200) as u64
+    }
+
+    /// Puts the body together again; none where a piece is missing or is not text.
+    pub fn body(&self, mut piece: impl FnMut(u16) -> Option<Vec<u8>>) -> Option<Body> {
+        let mut bytes = self.inline.0.clone();
+        for number in 0..self.pieces {
+            bytes.extend_from_slice(&piece(number)?);
+        }
+        let content = Content::new(String::from_utf8(bytes).ok()?);
+        Some(match &self.kind {
+            Kind::Message(index) => {
+                Body::Message { content_type: *ContentType::ALL.get(usize::from(*index))?, content }
+            }
+            Kind::Event { content_type, content: has } => {
+                Body::Event { content_type: content_type.as_str().into(), content: has.then_some(content) }
+            }
+            Kind::Disconnect => Body::Disconnect,
+        })
+    }
+}
+
+impl Default for Record {
+    fn default() -> Record {
+        Record {
+            sequence: 0,
+            conversation: Hash::default(),
+            entry: Hash::default(),
+            contents: Hash::default(),
+            label: String::new(),
+            client_token: String::new(),
+            token: Hash::default(),
+            caller: 0,
+            trace_id: None,
+            accepted: Timestamp(0),
+            lifetime_ms: 0,
+            deadline: Timestamp(0),
+            implied: false,
+            kind: Kind::Disconnect,
+            pieces: 0,
+            inline: Secret::default(),
+        }
+    }
+}
