@@ -48,7 +48,8 @@ impl fmt::Display for Timestamp {
 #[derive(Clone, Debug)]
 pub struct Clock {
     wall: Timestamp,
-    started: Instant,
+    /// None for a clock that stands still.
+    started: Option<Instant>,
     skipped: Arc<AtomicU64>,
 }
 
@@ -58,13 +59,20 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
     pub fn system() -> Clock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
-        Clock { wall: Timestamp(wall), started: Instant::now(), skipped: Arc::default() }
+        Clock { wall: Timestamp(wall), started: Some(Instant::now()), skipped: Arc::default() }
+    }
+
+    /// A clock that stands still but for [`Clock::skip`]: for tests in which a moment must not pass by itself.
+    #[must_use]
+    pub fn still() -> Clock {
+        Clock { started: None, ..Clock::system() }
     }
 
     /// Now.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.wall + self.started.elapsed() + Duration::from_millis(self.skipped.load(Ordering::Relaxed))
+        let elapsed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
+        self.wall + elapsed + Duration::from_millis(self.skipped.load(Ordering::Relaxed))
     }
 
     /// Moves this clock and its clones ahead: for tests that will not sleep.

@@ -275,7 +275,9 @@ impl Writer {
         let conversation = record.conversation;
         let empty = line.count == 0;
         self.insert(&conversation, line, slot.clone())?;
-        line.boot = self.meta.boot;
+        if line.head() == Some(&slot) {
+            line.boot = self.meta.boot;
+        }
         if empty {
             self.meta.conversations += 1;
             self.take_turn(&conversation, line, now);

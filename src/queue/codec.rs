@@ -59,6 +59,8 @@ pub const FORMAT: u32 = 1;
 /// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
 /// syncs.
 pub const ROW_MAX: usize = 7 * 1024;
+/// Most rows are no longer.
+const ROW_USUAL: usize = 512;
 /// Contents up to here stand in their record.
 pub const INLINE_MAX: usize = 3584;
 /// Longer contents are cut into pieces of this.
@@ -159,7 +161,9 @@ pub fn caller_number(caller: Caller) -> u64 {
 
 /// A payload with the sum of it and its key.
 pub fn seal<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
-    let bytes = postcard::to_extend(row, vec![0; 4]).expect("a row of plain data serialises into memory");
+    let mut bytes = Vec::with_capacity(ROW_USUAL);
+    bytes.extend_from_slice(&[0; 4]);
+    let bytes = postcard::to_extend(row, bytes).expect("a row of plain data serialises into memory");
     with_sum(key, bytes)
 }
 

@@ -60,10 +60,10 @@ impl Writer {
     /// Packs are the truth: a damaged line is made again from them. What its attempts came to is lost with it.
     fn rebuild_line(&mut self, conversation: &Hash) -> Result<Line, StoreFailed> {
         let mut slots = Vec::new();
-        let mut pack = 0;
-        while let Some((number, records)) = self.next_pack(pack)? {
-            pack = number;
-            let own = records.into_iter().filter(|(_, record)| record.conversation == *conversation);
+        let mut after = 0;
+        while let Some(live) = self.next_pack(after)? {
+            after = live.pack;
+            let own = live.records.into_iter().filter(|(_, record)| record.conversation == *conversation);
             slots.extend(own.map(|(at, record)| Slot {
                 sequence: record.sequence,
                 at,

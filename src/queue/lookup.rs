@@ -158,13 +158,13 @@ impl Writer {
     fn oldest(&mut self, caller: Option<u64>) -> Result<Option<Timestamp>, StoreFailed> {
         let (mut after, mut seen) = (0, None);
         for _ in 0..LOOKS {
-            let Some((number, records)) = self.next_pack(after)? else { break };
-            let own = records.iter().find(|(_, record)| caller.is_none_or(|caller| record.caller == caller));
+            let Some(live) = self.next_pack(after)? else { break };
+            let own = live.records.iter().find(|(_, record)| caller.is_none_or(|caller| record.caller == caller));
             if let Some((_, record)) = own {
                 return Ok(Some(record.accepted));
             }
-            seen = records.last().map(|(_, record)| record.accepted).or(seen);
-            after = number;
+            seen = live.records.last().map(|(_, record)| record.accepted).or(seen);
+            after = live.pack;
         }
         Ok(seen)
     }

@@ -19,6 +19,12 @@ pub struct Open {
     bytes: usize,
 }
 
+/// What of a pack has not left.
+pub struct Live {
+    pub pack: u64,
+    pub records: Vec<(At, Record)>,
+}
+
 impl Writer {
     /// Files a record.
     pub(super) fn file(&mut self, record: &Record) -> At {
@@ -76,17 +82,17 @@ impl Writer {
         Ok(self.store.get(&gone_key(pack))?.unwrap_or(0))
     }
 
-    /// The first pack after `after`, and what of it has not left.
-    pub(super) fn next_pack(&mut self, after: u64) -> Result<Option<(u64, Vec<(At, Record)>)>, StoreFailed> {
+    /// The first pack after `after`.
+    pub(super) fn next_pack(&mut self, after: u64) -> Result<Option<Live>, StoreFailed> {
         let from = Key::new(b'm').number(after).0;
         let Some(key) = self.store.next_key(b"m", Bound::Excluded(&from))? else { return Ok(None) };
-        let number = number_at(&key, 1);
-        let gone = self.gone(number)?;
-        let count = self.store.read(&Key(key), pack::count)?.unwrap_or(0);
+        let pack = number_at(&key, 1);
+        let gone = self.gone(pack)?;
+        let count = self.store.read(&Key(key), super::codec::pack::count)?.unwrap_or(0);
         let mut records = Vec::new();
-        for at in (0..count).map(|nth| At { pack: number, nth }).filter(|at| gone & at.bit() == 0) {
+        for at in (0..count).map(|nth| At { pack, nth }).filter(|at| gone & at.bit() == 0) {
             records.extend(self.record(at)?.map(|record| (at, record)));
         }
-        Ok(Some((number, records)))
+        Ok(Some(Live { pack, records }))
     }
 }

@@ -71,8 +71,8 @@ impl Writer {
         // Where a message has the usual lifetime the order of acceptance is the order of death.
         let (mut after, mut advance, mut deaths) = (self.expiry_cursor, true, 0);
         while deaths < DEATHS_A_TICK {
-            let Some((number, records)) = self.next_pack(after)? else { break };
-            for (_, record) in records.into_iter().filter(|(_, record)| record.implied) {
+            let Some(live) = self.next_pack(after)? else { break };
+            for (_, record) in live.records.into_iter().filter(|(_, record)| record.implied) {
                 if record.deadline > now {
                     return Ok(());
                 }
@@ -80,7 +80,7 @@ impl Writer {
                 advance &= self.expire_one(record, now)?;
                 self.commit_if_long()?;
             }
-            after = number;
+            after = live.pack;
             if advance {
                 self.expiry_cursor = after;
             }

@@ -1,5 +1,7 @@
 //! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
 
+mod model;
+
 use std::thread::JoinHandle;
 
 use super::*;

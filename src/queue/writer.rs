@@ -187,7 +187,7 @@ impl Writer {
             Ok(key.map_or(0, |key| super::codec::number_at(&key, 1)))
         };
         let pack = last(&self.store, b'm')?;
-        let records = self.next_pack(pack.saturating_sub(1))?.map(|(_, records)| records).unwrap_or_default();
+        let records = self.next_pack(pack.saturating_sub(1))?.map(|live| live.records).unwrap_or_default();
         let sequence = records.iter().map(|(_, record)| record.sequence).max().unwrap_or(0);
         let sequence = sequence.max(last(&self.store, b'x')?);
         let meta = &mut self.meta;

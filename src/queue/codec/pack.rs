@@ -14,7 +14,7 @@ use super::{Key, Record};
 /// Records in a pack: a bit each tells which have left.
 pub const RECORDS_MAX: u8 = 64;
 /// A pack of several records is no longer than this.
-pub const BYTES_MAX: usize = 6 * 1024;
+pub const BYTES_MAX: usize = 4 * 1024;
 
 /// Where a record stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

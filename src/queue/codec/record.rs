@@ -1,6 +1,6 @@
 //! A queued message, as it was accepted.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Hash, INLINE_MAX, PIECE};
 use crate::message::{Body, ConnectionToken, Content, ContentType};
@@ -40,8 +40,21 @@ pub enum Kind {
 }
 
 /// Bytes of contents or of a token, on their way to or from the disk: wiped, and not shown.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
+
+/// As one run of bytes; derived, each byte would be a number of its own.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(|bytes| Secret(bytes.to_vec()))
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
