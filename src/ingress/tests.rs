@@ -11,6 +11,7 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -107,6 +108,18 @@ impl Rig {
         Seen { status: parts.status.as_u16(), headers: parts.headers, body: String::from_utf8(body).unwrap() }
     }
 
+    /// A connection to the door, over which bodies come as they come.
+    fn connect(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let ingress = self.ingress.clone();
+        let service = service_fn(move |request| {
+            let ingress = ingress.clone();
+            async move { Ok::<_, Infallible>(ingress.handle(request, BOT).await) }
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service));
+        ours
+    }
+
     async fn post(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Seen {
         self.ask(BOT, "POST", path, headers, body.to_string()).await
     }
@@ -171,6 +184,26 @@ impl Seen {
         assert_eq!(self.headers.contains_key("x-amz-retry-after"), waits);
         assert_eq!(self.headers.contains_key("retry-after"), waits);
     }
+}
+
+/// A message's head, but for the length of its body.
+const HEAD: &str = "POST /participant/message HTTP/1.1\r\nx-amz-bearer: t-1\r\n";
+
+async fn write(stream: &mut DuplexStream, text: &str) {
+    tokio::time::timeout(GENEROUS, stream.write_all(text.as_bytes())).await.unwrap().unwrap();
+}
+
+/// Reads one reply: its status and its body.
+async fn reply(stream: &mut DuplexStream) -> (u16, String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(GENEROUS, stream.read_u8()).await.unwrap().expect("a whole reply"));
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    (head[9..12].parse().unwrap(), String::from_utf8(body).unwrap())
 }
 
 fn said(client_token: &str, text: &str) -> Value {
@@ -540,6 +573,66 @@ async fn what_is_not_a_message_is_told_so() {
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="too_large"} 2"#));
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="draining"} 0"#));
     assert!(rig.upstream.asked().is_empty());
+}
+
+#[tokio::test]
+async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
+    let rig = Rig::with(|settings| settings.door.body_bytes_max = 32 << 10).await;
+    let mut stream = rig.connect();
+    let text = said("c-1", "hello").to_string();
+    let long = "x".repeat(900_000);
+    for (sent, status, words) in [
+        (format!("content-length: {}\r\n\r\n{text}", text.len()), 202, "QUEUED"),
+        (
+            format!(
+                "transfer-encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+                &text[..5],
+                text.len() - 5,
+                &text[5..]
+            ),
+            202,
+            "QUEUED",
+        ),
+        (format!("content-length: 900000\r\n\r\n{long}"), 413, "900000 bytes, at most 32768"),
+        (
+            format!(
+                "transfer-encoding: chunked\r\n\r\n{}0\r\n\r\n",
+                format!("1000\r\n{}\r\n", &long[..4096]).repeat(9)
+            ),
+            413,
+            "more bytes, at most 32768",
+        ),
+        (format!("content-length: {}\r\n\r\n{text}", text.len()), 202, "QUEUED"),
+    ] {
+        write(&mut stream, &format!("{HEAD}{sent}")).await;
+        let (came, body) = reply(&mut stream).await;
+        assert!(came == status && body.contains(words), "{came} {body}");
+    }
+}
+
+#[tokio::test]
+async fn body_that_does_not_come_in_time_is_told_so() {
+    let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
+    let mut stream = rig.connect();
+    write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
+    let (status, body) = reply(&mut stream).await;
+    assert!(status == 408 && body.contains("50 ms (ingress.request_timeout)"), "{status} {body}");
+}
+
+#[tokio::test]
+async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
+    let text = said("c-1", "hello").to_string();
+    let rig = Rig::with(|settings| settings.door.bodies_bytes_max = 2 * text.len()).await;
+    let (mut one, mut two, mut three) = (rig.connect(), rig.connect(), rig.connect());
+    // Two in all: the third waits until one of the first two is read.
+    for stream in [&mut one, &mut two, &mut three] {
+        write(stream, &format!("{HEAD}content-length: {}\r\n\r\n", text.len())).await;
+    }
+    for stream in [&mut one, &mut three] {
+        write(stream, &text).await;
+        assert_eq!(reply(stream).await.0, 202);
+    }
+    drop(two);
 }
 
 #[tokio::test]
