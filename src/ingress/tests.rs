@@ -34,7 +34,34 @@ struct Rig {
     budget: Budget,
     metrics: Metrics,
     upstream: Upstream,
+    /// What the queue logs.
+    log: Log,
     _folder: tempfile::TempDir,
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines(&self) -> Vec<Value> {
+        self.0
+            .lock()
+            .unwrap()
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
+    }
 }
 
 struct Settings {
@@ -80,7 +107,10 @@ impl Rig {
         change(&mut settings);
         let (clock, metrics, door) = (Clock::system(), Metrics::default(), Door::open());
         let (queue, writer) = Queue::open(settings.queue, clock.clone(), &metrics).unwrap();
-        std::thread::spawn(move || writer.run());
+        let log = Log::default();
+        let page = log.clone();
+        let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || page.clone()).finish();
+        std::thread::spawn(move || tracing::subscriber::with_default(lines, || writer.run()));
         let budget = Budget::new(Pacer::new(settings.pacer, clock.now(), 7));
         let upstream = Upstream::start().await;
         let client = participant::Options {
@@ -94,7 +124,7 @@ impl Rig {
         let client = Participant::new(client, clock.clone()).unwrap();
         let ingress =
             Ingress::new(settings.door, queue.clone(), client, budget.clone(), door.clone(), clock.clone(), &metrics);
-        Rig { ingress, queue, door, clock, budget, metrics, upstream, _folder: folder }
+        Rig { ingress, queue, door, clock, budget, metrics, upstream, log, _folder: folder }
     }
 
     async fn ask(&self, peer: Peer, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Seen {
@@ -337,6 +367,28 @@ async fn message_is_202_once_on_disk_and_its_state_can_be_seen() {
 fn label(token: &str) -> String {
     let token = crate::message::ConnectionToken::parse(token.as_bytes()).unwrap();
     crate::message::label(None, &token).into()
+}
+
+#[tokio::test]
+async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log() {
+    let rig = Rig::new().await;
+    let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    {
+        let headers = [("x-amz-bearer", "t-1"), trace];
+        let mut asking = std::pin::pin!(rig.say_with(&headers, "c-1", "hello"));
+        // One look hands it to the queue; then the connection is gone, and its request with it.
+        std::future::poll_fn(|task| std::task::Poll::Ready(assert!(asking.as_mut().poll(task).is_pending()))).await;
+    }
+    assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 1);
+    rig.say("t-1", "c-1", "hello").await;
+    let lines = rig.log.lines();
+    let [line] = &lines[..] else { panic!("one message, one line: {lines:?}") };
+    assert_eq!((&line["event"], &line["client_token"]), (&json!("accepted"), &json!("c-1")));
+    assert_eq!(
+        (&line["conversation"], &line["trace_id"]),
+        (&json!(label("t-1")), &json!("0af7651916cd43dd8448eb211c80319c"))
+    );
+    assert_eq!(line["message"], rig.say("t-1", "c-1", "hello").await.header("relay-message"));
 }
 
 #[tokio::test]
