@@ -93,15 +93,23 @@ NO_SUCH_OPERATION = [
     ("DELETE", "/messages"),
 ]
 
-# Raw bytes on the socket: a status that may come back, or nothing but the end of the connection.
+POST = b"POST /participant/message HTTP/1.1\r\nHost: x\r\n"
+
+# Bytes that are no request of HTTP/1.1, and the status that they get. There is nobody to read an object: it is bare.
 RAW = {
-    "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "no version": b"POST /participant/message\r\n\r\n",
-    "a token with DEL": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: a\x7fb\r\nContent-Length: 0\r\n\r\n",
-    "a head without end": b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000,
-    "two lengths": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    "a negative length": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-    "bad chunks": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    "no HTTP at all": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "no version": (b"POST /participant/message\r\n\r\n", 400),
+    "another version": (b"GET /participant/queue HTTP/1.2\r\nHost: x\r\n\r\n", 400),
+    "a token with DEL": (POST + b"X-Amz-Bearer: a\x7fb\r\nContent-Length: 0\r\n\r\n", 400),
+    "a key with a control character": (POST + b"Relay-Conversation: a\x01b\r\nContent-Length: 0\r\n\r\n", 400),
+    "a space before the colon": (b"GET /participant/queue HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+    "a negative length": (POST + b"Content-Length: -1\r\n\r\n", 400),
+    "an encoding nobody knows": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
+    "a head without end": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000, 431),
+    "a path without end": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+    "too many headers": (b"GET /participant/queue HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
 }
 
 
@@ -180,15 +188,29 @@ def test_state_without_a_token(relay):
 
 @pytest.mark.parametrize("door", ["unix", "tcp"])
 @pytest.mark.parametrize("name", RAW)
-def test_raw_bytes(relay, name, door):
+def test_what_is_no_request_gets_a_bare_status_and_the_end(relay, name, door):
+    sent, status = RAW[name]
     with dial(relay, door) as stream:
         try:
-            stream.sendall(RAW[name])
+            stream.sendall(sent)
             stream.shutdown(socket.SHUT_WR)
             answer = received(stream)
         except OSError:
-            answer = b""  # it hung up on us, which is an answer as well
-        assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:200]
+            assert len(sent) > 65536, "only who is still writing may be hung up on"
+            return
+    if status is None:
+        assert answer == b""
+        return
+    head, body = answer.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and body == b"", answer[:200]
+    assert {b"connection: close", b"content-length: 0"} <= set(head.lower().split(b"\r\n"))
+
+
+def test_bad_chunks(relay):
+    with dial(relay, "unix") as stream:
+        stream.sendall(POST + b"X-Amz-Bearer: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n")
+        stream.shutdown(socket.SHUT_WR)
+        assert b" 400 " in (answer := received(stream)) and b"the body ended before its time" in answer
 
 
 @pytest.mark.parametrize("sent", [
