@@ -377,7 +377,8 @@ async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log
         let headers = [("x-amz-bearer", "t-1"), trace];
         let mut asking = std::pin::pin!(rig.say_with(&headers, "c-1", "hello"));
         // One look hands it to the queue; then the connection is gone, and its request with it.
-        std::future::poll_fn(|task| std::task::Poll::Ready(assert!(asking.as_mut().poll(task).is_pending()))).await;
+        let polled = std::future::poll_fn(|task| std::task::Poll::Ready(asking.as_mut().poll(task).is_pending()));
+        assert!(polled.await);
     }
     assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 1);
     rig.say("t-1", "c-1", "hello").await;
