@@ -1,15 +1,17 @@
 """The process: its exit codes, its doors at start and stop, and each command on the command line."""
 
+import contextlib
 import json
 import re
 import socket
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
 
-from callers import PLAIN, bot, curl, look, queued, send
-from patience import until
+from callers import PLAIN, assert_error, bot, curl, look, queued, send
+from patience import PATIENCE, until
 from processes import command, free_port
 
 
@@ -62,6 +64,56 @@ def test_the_doors_stay_open_while_draining(relays, upstreams):
     upstream.start()
     assert relay.wait() == 0
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: before", "canary: farewell"]
+
+
+def test_in_the_last_two_seconds_of_the_grace_nothing_more_is_taken(relays, upstreams):
+    answers = threading.Event()
+    upstream = upstreams(lambda request: answers.wait(PATIENCE) and None)
+    relay = relays(upstream.url, shutdown__grace="4s")
+    try:
+        # An attempt that is in flight keeps the doors there until the end.
+        send(relay, TOKEN, "canary: in flight", "first")
+        upstream.wait_for(1)
+        relay.terminate()
+
+        def refused():
+            reply = send(relay, TOKEN, "canary: farewell")
+            assert reply.status in (202, 503)
+            return reply.status == 503 and reply
+
+        reply = until(refused, "the doors are closing")
+        assert_error(reply, 503, "ServiceUnavailableException", "stopping")
+        assert int(reply.headers["x-amz-retry-after"]) > 0 and int(reply.headers["retry-after"]) > 0
+        assert relay.metrics()['messages_rejected_total{reason="draining"}'] == 1
+        assert look(relay, TOKEN, "first").json["State"] == "QUEUED", "looking is still possible"
+    finally:
+        answers.set()
+    assert relay.wait() == 75
+    assert "what is queued stays on disk" in relay.log()
+
+
+def test_at_the_limit_the_longest_idle_connection_makes_room(relays):
+    relay = relays(DOWN, ingress__connections_max=4)
+    request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as all_of_them:
+
+        def connect():
+            stream = all_of_them.enter_context(socket.socket(socket.AF_UNIX))
+            stream.settimeout(PATIENCE)
+            stream.connect(relay.socket)
+            return stream
+
+        def served(stream):
+            stream.sendall(request)
+            return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+        first, *others = [connect() for _ in range(4)]
+        assert all(served(stream) for stream in (first, *others))
+        assert served(connect())
+        assert first.recv(1) == b"", "it was idle for longest"
+        assert all(served(stream) for stream in others)
+        # On the other listener is room of its own.
+        assert urllib.request.build_opener(urllib.request.ProxyHandler({})).open(relay.url + "/participant/queue", timeout=20).status == 200
 
 
 def test_a_second_signal_leaves_at_once(relays):
