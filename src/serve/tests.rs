@@ -175,6 +175,56 @@ async fn newcomer_waits_while_all_are_in_a_request() {
 }
 
 #[tokio::test]
+async fn user_with_more_than_a_quarter_makes_room_for_another() {
+    let limits = Limits { connections_max: 4, idle_timeout: LONG, request_timeout: LONG, head_bytes_max: 8192 };
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    // None of the first user's requests is ever answered.
+    let service = move |_, peer| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            match peer {
+                Peer::Unix { uid: 1, .. } => std::future::pending().await,
+                _ => Response::new(Full::new(Bytes::from("served"))),
+            }
+        }
+    };
+    let (connections, mut floor) = (Connections::default(), Floor::new(limits, Clock::system(), service));
+    let enter = |floor: &mut Floor<_>, uid| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::Unix { uid, gid: uid, pid: None };
+        floor.enter(Newcomer { stream: Stream::Unix(theirs), peer, open: connections.enter() });
+        ours
+    };
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let mut stream = enter(&mut floor, 1);
+        send(&mut stream, "GET /a HTTP/1.1\r\n\r\n").await;
+        busy.push(stream);
+    }
+    // A lone user may have all places.
+    while requests.load(Ordering::Relaxed) < 4 {
+        tokio::task::yield_now().await;
+    }
+    let mut newcomer = enter(&mut floor, 2);
+    send(&mut newcomer, "GET /a HTTP/1.1\r\n\r\n").await;
+    let served = async {
+        while connections.open() > 0 {
+            floor.ended().await
+        }
+    };
+    let asked = async {
+        assert_eq!(reply(&mut newcomer).await.1, "served");
+        assert_closed(&mut busy[0]).await;
+    };
+    tokio::select! {
+        () = in_time(asked) => {}
+        () = served => panic!("nobody is left"),
+    }
+    assert_eq!(connections.open(), 4, "one was cut, no more");
+}
+
+#[tokio::test]
 async fn beyond_the_bench_a_newcomer_is_closed() {
     let server = Server::start(|limits| limits.connections_max = 1);
     let mut busy = server.connect().await;
