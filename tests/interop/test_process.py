@@ -296,10 +296,47 @@ def test_secrets_in_settings_are_not_printed():
 # The other commands
 
 
-@pytest.mark.parametrize("args", [["nonsense"], ["run", "--nope"], ["send", "--wait", "soon", "x"], ["simulate", "--rate", "fast"], ["--nope"]])
-def test_bad_usage_is_2(args):
-    done = command(*args)
-    assert done.returncode == 2 and done.stderr, done.stdout
+@pytest.mark.parametrize("args,words", [
+    ([], ["Usage"]),
+    (["--nope"], ["--nope"]),
+    (["nonsense"], ["nonsense"]),
+    (["run", "--nope"], ["--nope"]),
+    (["run", "extra"], ["extra"]),
+    (["run", "--config"], ["--config"]),
+    (["check", "--dir", "x"], ["--dir"]),
+    (["send"], ["TEXT"]),
+    (["send", "--wait", "soon", "x"], ["--wait"]),
+    (["send", "--batch", "file", "x"], ["--batch"]),
+    (["send", "--conversation", "a b", "x"], ["--conversation holds a space"]),
+    (["send", "--conversation", "x" * 257, "x"], ["--conversation has 257 characters", "256"]),
+    (["send", "--connection-token-file", "/nonexistent", "x"], ["/nonexistent"]),
+    (["status", "--watch", "--exit-code"], ["--watch"]),
+    (["status", "--socket", "a", "--dir", "b"], ["--socket"]),
+    (["simulate", "--rate", "fast"], ["--rate"]),
+    (["simulate", "--rate=-1"], ["--rate"]),
+    (["simulate", "--error-rate", "2"], ["--error-rate", "0 to 1"]),
+    (["simulate", "--latency", "5"], ["--latency", "unit"]),
+    (["simulate", "--listen", "nowhere"], ["--listen", "127.0.0.1:9580"]),
+    (["simulate", "--listen", "0.0.0.0:9580"], ["--listen", "loopback"]),
+    (["demo", "--messages", "0"], ["--messages"]),
+    (["demo", "--conversations", "1001"], ["--conversations", "1000"]),
+])
+def test_bad_usage_is_2_and_names_what_is_wrong(args, words):
+    done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
+    assert done.returncode == 2 and not done.stdout, done.stdout
+    assert all(word in done.stderr for word in words) and "canary" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("token,words", [(None, "set CONNECTION_TOKEN"), ("", "0 bytes"), ("canary token", "a space"), ("canary" * 200, "1200 bytes")])
+def test_send_needs_a_token_that_can_be_one(token, words):
+    done = command("send", "x", env={} if token is None else {"CONNECTION_TOKEN": token})
+    assert done.returncode == 2 and words in done.stderr and "canary" not in done.stderr, done.stderr
+
+
+def test_what_is_no_socket_is_said(tmp_path):
+    for args in (["send", "--socket", tmp_path, "x"], ["status", "--socket", tmp_path]):
+        done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
+        assert done.returncode == 1 and f"{tmp_path}: it is not a socket" in done.stderr, done.stderr
 
 
 def test_help_and_version():
