@@ -65,6 +65,7 @@ impl Log {
 }
 
 struct Settings {
+    store_fails: bool,
     door: Options,
     queue: queue::Options,
     pacer: pacer::Options,
@@ -86,6 +87,7 @@ impl Rig {
     async fn with(change: impl FnOnce(&mut Settings)) -> Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Settings {
+            store_fails: false,
             door: Options { wait: GENEROUS, ..Options::default() },
             queue: queue::Options {
                 path: folder.path().join("queue"),
@@ -110,7 +112,11 @@ impl Rig {
         let log = Log::default();
         let page = log.clone();
         let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || page.clone()).finish();
-        std::thread::spawn(move || tracing::subscriber::with_default(lines, || writer.run()));
+        if settings.store_fails {
+            drop(writer);
+        } else {
+            std::thread::spawn(move || tracing::subscriber::with_default(lines, || writer.run()));
+        }
         let budget = Budget::new(Pacer::new(settings.pacer, clock.now(), 7));
         let upstream = Upstream::start().await;
         let client = participant::Options {
@@ -524,6 +530,44 @@ async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
 }
 
 #[tokio::test]
+async fn full_disk_is_429_that_names_it() {
+    let rig = Rig::with(|settings| settings.queue.free_disk_min = 1 << 60).await;
+    rig.say("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
+    assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="disk_full"} 1"#));
+}
+
+#[tokio::test]
+async fn store_that_has_failed_is_500_whatever_was_asked() {
+    let rig = Rig::with(|settings| settings.store_fails = true).await;
+    let bearer = [("x-amz-bearer", "t-1")];
+    let mut line = said("c-1", "hello");
+    line["ConnectionToken"] = "t-1".into();
+    for (path, body) in [
+        ("message", said("c-1", "hello")),
+        ("messages", line),
+        ("disconnect", json!({})),
+        ("event", json!({ "ContentType": parse::TYPING })),
+    ] {
+        let seen = rig.post(&format!("/participant/{path}"), &bearer, body).await;
+        seen.assert_error(500, "InternalServerException", "nothing was acknowledged");
+    }
+    for path in ["/participant/message/c-1", "/participant/queue"] {
+        rig.get(path, &bearer).await.assert_error(500, "InternalServerException", "the store failed");
+    }
+    assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="store"} 4"#));
+}
+
+#[tokio::test]
+async fn first_lifetime_stands_whatever_a_repeat_asks_for() {
+    let rig = Rig::new().await;
+    let for_seconds = |seconds| [("x-amz-bearer", "t-1"), ("relay-lifetime", seconds), ("prefer", "wait=60")];
+    assert_eq!(rig.say_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
+    assert_eq!(rig.say_with(&for_seconds("3600")[..2], "c-1", "hello").await.status, 202);
+    rig.clock.skip(Duration::from_secs(61));
+    rig.say_with(&for_seconds("3600"), "c-1", "hello").await.assert_error(410, "GoneException", "its lifetime ended");
+}
+
+#[tokio::test]
 async fn lifetime_that_cannot_be_met_is_refused_at_once() {
     let rig = Rig::with(|settings| settings.pacer.quota_rate = 0.5).await;
     let hurried = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1")];
@@ -542,6 +586,10 @@ async fn disconnect_ends_its_conversation() {
     let queued = rig.ask(BOT, "POST", "/participant/disconnect", &[("x-amz-bearer", "t-1")], String::new()).await;
     assert_eq!((queued.status, &queued.json()["State"]), (202, &json!("QUEUED")));
     rig.say("t-1", "c-2", "too late").await.assert_error(409, "ConflictException", "disconnect");
+    let read = json!({ "ContentType": "application/vnd.amazonaws.connect.event.message.read" });
+    rig.post("/participant/event", &prefer[..1], read).await.assert_error(409, "ConflictException", "disconnect");
+    let again = rig.post("/participant/disconnect", &prefer[..1], json!({ "ClientToken": "another" })).await;
+    assert_eq!((again.status, again.header("relay-message")), (202, queued.header("relay-message")));
     rig.settle(delivered()).await;
     let (done, _) = tokio::join!(
         rig.post("/participant/disconnect", &prefer, json!({})),
@@ -790,6 +838,10 @@ async fn other_operations_go_through_as_they_come() {
     assert_eq!((&*asked[0].0, &*asked[0].2), ("POST /participant/transcript?a=b%20c", &br#"{"MaxResults":1}"#[..]));
     assert_eq!(asked[0].1["content-type"], "application/json");
     assert!(!asked[0].1.contains_key("relay-replaces-token"));
+
+    rig.upstream.answers(302, &[("location", "http://127.0.0.1:9/")], "");
+    let seen = rig.post("/participant/attachment", &headers, json!({})).await;
+    assert_eq!((seen.status, rig.upstream.asked().len()), (302, 1), "a redirect is told and not followed");
 
     rig.upstream.answers(200, &[], "{}");
     assert_eq!(rig.get("/participant/views/v%2F1", &[("x-amz-bearer", "t-1")]).await.status, 200);

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -196,6 +199,33 @@ def test_files_and_sockets_are_for_their_owner(relay):
     assert queue.stat().st_mode & 0o777 == 0o700
     inside = [path for path in queue.rglob("*") if path.is_file()]
     assert inside and all(path.stat().st_mode & 0o077 == 0 for path in inside)
+
+
+def test_a_queue_in_memory_is_refused_with_78_unless_it_is_wanted(relays):
+    relay = relays(DOWN, start=False)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        shutil.rmtree(relay.folder)
+        os.symlink(memory, relay.folder)
+        relay.settings["queue.volatile"] = "false"
+        relay.spawn()
+        assert relay.wait() == 78
+        assert "queue.volatile" in relay.log() and not list(relay.folder.rglob("db"))
+        relay.settings["queue.volatile"] = "true"
+        relay.start()
+        assert relay.stop() == 0
+        relay.folder.unlink()
+
+
+def test_a_store_of_a_newer_format_is_78_and_left_as_it_is(relay):
+    assert relay.stop() == 0
+    [stamp] = relay.folder.rglob("queue/format")
+    text = re.sub(r"format \d+", "format 99", stamp.read_text())
+    stamp.write_text(text)
+    before = sorted(path.name for path in stamp.parent.iterdir())
+    relay.spawn()
+    assert relay.wait() == 78
+    assert "its format is 99" in relay.log() and stamp.read_text() == text
+    assert sorted(path.name for path in stamp.parent.iterdir()) == before
 
 
 # Configuration
