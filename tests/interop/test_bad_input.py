@@ -2,6 +2,7 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,6 +217,21 @@ def test_body_over_the_limit(relay, extra):
     body = json.dumps({**GOOD, "Content": "x" * (256 * 1024)}).encode()
     reply = curl(relay, MESSAGE, body, [BEARER], extra=extra)
     assert_error(reply, 413, "ValidationException", "ingress.body_bytes_max")
+
+
+def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(relay):
+    with dial(relay, "unix") as stream:
+        stream.sendall(POST + b"X-Amz-Bearer: t\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
+        answer = stream.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"9000000 bytes, at most 262144" in answer
+
+
+@pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("POST", "/status", 405), ("POST", MESSAGE, 404)])
+def test_control_refuses_what_it_does_not_know(relay, method, path, status):
+    [control] = [path for path in relay.folder.rglob("control.sock")]
+    reply = curl(SimpleNamespace(socket=str(control)), path, method=method)
+    assert reply.status == status and reply.json["Error"].startswith("connect-relay: ")
+    assert reply.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
 
 
 @pytest.mark.parametrize("method,path", NO_SUCH_OPERATION)
