@@ -198,7 +198,11 @@ fn a_reload_applies_what_it_can_and_says_what_needs_a_restart() {
     assert_eq!(relay.metric("config_reload_ok"), "connect_relay_config_reload_ok 0");
     send(&folder);
 
-    write("[ingress]\nallow_uids = [4294967294]\nwait_max = '5s'\n[ingress.content_chars_max]\nplain = 3");
+    write(
+        "[ingress]\nallow_uids = [4294967294]\nallow_gids = [4294967294]\nreply = 'delivered'\ntcp_reply = 'accepted'\n\
+         wait = '1s'\nwait_max = '5s'\nbody_bytes_max = '64KiB'\nbatch_bytes_max = '128KiB'\ncontent_bytes_max = 9999\n\
+         [ingress.content_chars_max]\nplain = 3\nmarkdown = 3\njson = 3\ninteractive = 3",
+    );
     let line = reloaded(&relay, "configuration reloaded");
     assert_eq!((&line["keys"], &line["level"]), (&serde_json::Value::Null, &"INFO".into()));
     assert_eq!(relay.metric("config_reload_ok"), "connect_relay_config_reload_ok 1");
