@@ -24,6 +24,7 @@ mod writer;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Weak;
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -34,7 +35,7 @@ use tracing::{error, info, warn};
 
 use self::writer::WriterThread;
 use crate::health::{Health, State};
-use crate::ingress::{self, Door};
+use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
 use crate::queue::{self, Queue, StoreFailed};
 use crate::serve::{Connections, Limits, SocketFile};
@@ -133,7 +134,7 @@ pub struct Bound {
 pub struct Daemon {
     grace: Duration,
     bound: Bound,
-    reload_ok: IntGauge,
+    reload: Reload,
     queue: Queue,
     writer: WriterThread,
     budget: Budget,
@@ -149,6 +150,30 @@ pub struct Daemon {
     windows: Tasks,
     /// Removed when all else has ended.
     _sockets: [SocketFile; 2],
+}
+
+/// What can be changed while a daemon runs; clones change the same.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// The bots' door as the next request finds it. Its listeners own it: it holds the queue, whose thread ends with the
+    /// last who does.
+    ingress: Weak<watch::Sender<Ingress>>,
+    ok: IntGauge,
+}
+
+impl Reload {
+    /// The configuration was read again: the bots' door goes on with this.
+    pub fn taken(&self, ingress: ingress::Options) {
+        if let Some(door) = self.ingress.upgrade() {
+            door.send_modify(|door| *door = door.with(ingress));
+        }
+        self.ok.set(1);
+    }
+
+    /// The configuration was read again, and was not valid.
+    pub fn refused(&self) {
+        self.ok.set(0);
+    }
 }
 
 /// Which tasks are told to end.
@@ -171,10 +196,10 @@ impl Daemon {
         self.bound
     }
 
-    /// Whether the last reload of the configuration was taken: whoever reloads says so here.
+    /// What can be changed while it runs.
     #[must_use]
-    pub fn reload_ok(&self) -> IntGauge {
-        self.reload_ok.clone()
+    pub fn reload(&self) -> Reload {
+        self.reload.clone()
     }
 
     /// Runs until it is wished to end, and until it has.

@@ -117,7 +117,7 @@ impl Default for Options {
 #[derive(Clone, Debug)]
 pub struct Ingress(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     options: Options,
     queue: Queue,
@@ -125,8 +125,8 @@ struct Inner {
     budget: Budget,
     door: Door,
     clock: Clock,
-    bodies: Bodies,
-    measures: Measures,
+    bodies: Arc<Bodies>,
+    measures: Arc<Measures>,
 }
 
 /// What is measured here.
@@ -166,9 +166,18 @@ impl Ingress {
         clock: Clock,
         metrics: &Metrics,
     ) -> Ingress {
-        let bodies = Bodies::new(options.bodies_bytes_max);
-        let measures = Measures::new(metrics);
+        let bodies = Arc::new(Bodies::new(options.bodies_bytes_max));
+        let measures = Arc::new(Measures::new(metrics));
         Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, measures }))
+    }
+
+    /// The same door with other settings, for the requests that it is given from now on; those under way keep theirs.
+    /// What connections and bodies were bounded with at the start stays.
+    #[must_use]
+    pub fn with(&self, options: Options) -> Ingress {
+        let Options { request_timeout, bodies_bytes_max, .. } = self.0.options;
+        let options = Options { request_timeout, bodies_bytes_max, ..options };
+        Ingress(Arc::new(Inner { options, ..Inner::clone(&self.0) }))
     }
 
     /// Answers one request. A client that hangs up drops this future; what the queue has accepted by then stays.

@@ -31,8 +31,8 @@ pub fn accepted(subject: Subject<'_>) {
     info!(event = "accepted", %message, conversation, client_token = client_token.as_str(), trace_id);
 }
 
-/// Connect has it.
-pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, receipt: &Receipt) {
+/// Connect has it; a disconnect also where Connect says (403) that the participant is gone already.
+pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_status: Option<u16>, receipt: &Receipt) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "delivered",
@@ -41,7 +41,7 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, receipt: 
         client_token = client_token.as_str(),
         attempt,
         waited_ms = millis(waited),
-        http_status = 200,
+        http_status,
         connect_id = receipt.id.as_deref(),
         connect_request_id = receipt.request_id.as_deref(),
         processing_status = receipt.processing_status.as_deref(),

@@ -324,11 +324,16 @@ impl ConversationKey {
     /// When it is not 1 to 256 characters U+0021 to U+007E.
     pub fn parse(bytes: &[u8]) -> Result<ConversationKey, Invalid> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
-        match text {
-            Some(text) if (1..=CONVERSATION_KEY_CHARS_MAX).contains(&text.len()) => Ok(ConversationKey(text.into())),
-            _ => Err(Invalid(format!(
-                "Relay-Conversation is {} bytes, it takes 1 to {CONVERSATION_KEY_CHARS_MAX} characters U+0021 to U+007E",
-                bytes.len()
+        let Some(text) = text else {
+            return Err(Invalid(
+                "Relay-Conversation holds a space, a control character or one outside ASCII, U+0021 to U+007E are taken"
+                    .into(),
+            ));
+        };
+        match text.len() {
+            1..=CONVERSATION_KEY_CHARS_MAX => Ok(ConversationKey(text.into())),
+            chars => Err(Invalid(format!(
+                "Relay-Conversation has {chars} characters, 1 to {CONVERSATION_KEY_CHARS_MAX} are taken"
             ))),
         }
     }

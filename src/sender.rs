@@ -396,9 +396,9 @@ impl Settling {
         };
         let waited = now.since(self.accepted);
         match (settled, outcome) {
-            (Settled::Delivered, _) => {
-                let none = Receipt::default();
-                life::delivered(subject, self.attempt, waited, self.receipt.as_ref().unwrap_or(&none));
+            (Settled::Delivered, outcome) => {
+                let (none, status) = (Receipt::default(), outcome.and_then(Outcome::status));
+                life::delivered(subject, self.attempt, waited, status, self.receipt.as_ref().unwrap_or(&none));
             }
             (Settled::Deferred(due), Some(outcome)) => {
                 life::deferred(subject, self.attempt, waited, outcome, due.since(now));

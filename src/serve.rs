@@ -39,13 +39,11 @@ use tracing::warn;
 
 use crate::time::{Clock, Timestamp};
 
-mod body;
 mod floor;
 mod pulse;
 mod room;
 mod socket;
 
-pub use body::{BodyBudget, BodyError, read_body};
 pub use socket::{BindError, SocketFile, bind_tcp, bind_unix};
 
 use floor::{Floor, Newcomer};
@@ -86,7 +84,7 @@ pub struct Limits {
     pub connections_max: usize,
     /// How long a connection may stay without a request.
     pub idle_timeout: Duration,
-    /// For a request's head to arrive; the same is meant for its body, see [`read_body`].
+    /// For a request's head to arrive. Its body is the service's to read, and to bound.
     pub request_timeout: Duration,
     /// Bytes in a request's head; never fewer than hyper's least, 8192.
     pub head_bytes_max: usize,

@@ -6,6 +6,7 @@
 //! Its errors are for people. The commonest one, that no relay is running, names the socket and says what to do.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
@@ -59,11 +60,13 @@ async fn exchange(socket: &Path, mut request: Request<Full<Bytes>>) -> anyhow::R
 }
 
 fn unreachable(socket: &Path, error: &std::io::Error) -> anyhow::Error {
+    let is_socket = std::fs::metadata(socket).is_ok_and(|file| file.file_type().is_socket());
     let socket = socket.display();
     match error.kind() {
         ErrorKind::NotFound => {
             anyhow!("the relay is not running: there is no socket {socket} (--socket names another)")
         }
+        ErrorKind::ConnectionRefused if !is_socket => anyhow!("connect to {socket}: it is not a socket"),
         ErrorKind::ConnectionRefused => {
             anyhow!("the relay is not running: nobody listens on {socket}, a relay that was killed left it behind")
         }
@@ -99,6 +102,8 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let error = ask(&path, get(), LONG).await.unwrap_err().to_string();
         assert!(error.starts_with("the relay is not running: nobody listens on "), "{error}");
+        let error = ask(folder.path(), get(), LONG).await.unwrap_err().to_string();
+        assert_eq!(error, format!("connect to {}: it is not a socket", folder.path().display()));
     }
 
     #[tokio::test]

@@ -18,11 +18,25 @@ use super::log::Log;
 use super::signals::{Heard, Signals};
 use super::{LEFT, code};
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Ending, Options, Wish};
+use crate::daemon::{Daemon, Ending, Options, Reload, Wish};
 use crate::time::Clock;
 
 /// A daemon that was told to leave at once and has not after so long is left behind.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a reload applies, beside `ingress.content_chars_max`: what a request finds at the bots' door, and the log.
+const LIVE: [&str; 10] = [
+    "ingress.reply",
+    "ingress.tcp_reply",
+    "ingress.wait",
+    "ingress.wait_max",
+    "ingress.body_bytes_max",
+    "ingress.batch_bytes_max",
+    "ingress.allow_uids",
+    "ingress.allow_gids",
+    "ingress.content_bytes_max",
+    "log.level",
+];
 
 /// Run the relay: take messages from bots, keep them on disk, deliver them to Amazon Connect in order.
 ///
@@ -31,7 +45,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// SIGTERM or SIGINT: it goes on sending until everything is delivered or shutdown.grace is nearly over, then exits
 /// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP: it reads its
-/// configuration again, applies log.level and says what needs a restart.
+/// configuration again, applies what it can (log.level, and in ingress who may come in, the limits of bodies and
+/// contents, and the waits) and says what needs a restart.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
@@ -73,10 +88,10 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
         }
     };
     let (wish, stop) = watch::channel(Wish::Run);
-    let reload_ok = daemon.reload_ok();
+    let door = daemon.reload();
     let reload = || {
         let sources = Sources::of_process(args.config.clone(), args.dir.clone());
-        reload_ok.set(i64::from(reload(config, &sources, log)));
+        reload(config, &sources, log, &door);
     };
     tokio::select! {
         ending = daemon.run(stop) => Ok(match ending? {
@@ -129,22 +144,27 @@ async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn
     sleep(LEAVE_WITHIN).await;
 }
 
-/// Reads the configuration again and applies what can be applied; false, with the old one kept, where it is not valid.
-fn reload(running: &Config, sources: &Sources, log: &Log) -> bool {
+/// Reads the configuration again and applies what can be applied; where it is not valid, the old one stays.
+fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
     match Config::load(sources) {
         Ok(config) => {
             log.set_level(config.log().1);
+            door.taken(config.ingress());
             let mut restart = running.changes(&config);
-            restart.retain(|key| key != "log.level");
+            restart.retain(|key| !is_live(key));
             match restart.as_slice() {
                 [] => info!("configuration reloaded"),
                 keys => warn!(keys = keys.join(", "), "configuration reloaded: these keys need a restart"),
             }
-            true
         }
         Err(faults) => {
+            door.refused();
             error!(faults = %faults, "configuration not reloaded: the old one stays");
-            false
         }
     }
+}
+
+/// Whether a reload applies a key.
+fn is_live(key: &str) -> bool {
+    LIVE.contains(&key) || key.starts_with("ingress.content_chars_max.")
 }

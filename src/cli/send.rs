@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::client;
-use crate::message::{ConnectionToken, ConversationKey};
+use crate::message::{ConnectionToken, ConversationKey, Invalid};
 
 /// The most that goes out at once: the default of `ingress.batch_bytes_max`.
 const PIECE_MAX: usize = 1 << 20;
@@ -95,7 +95,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = match request(&args) {
         Ok(request) => request,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("connect-relay: {error:#}");
             return Ok(ExitCode::from(2));
         }
     };
@@ -128,7 +128,10 @@ fn request(args: &Args) -> anyhow::Result<Request<Full<Bytes>>> {
     let mut request = Request::post("/participant/message").header(CONTENT_TYPE, "application/json");
     request = request.header("x-amz-bearer", bearer);
     if let Some(key) = &args.conversation {
-        request = request.header("relay-conversation", ConversationKey::parse(key.as_bytes())?.as_str());
+        // Here it is a flag, not the header.
+        let key = ConversationKey::parse(key.as_bytes())
+            .map_err(|Invalid(what)| anyhow!(what.replacen("Relay-Conversation", "--conversation", 1)))?;
+        request = request.header("relay-conversation", key.as_str());
     }
     if let Some(wait) = args.wait {
         // Whole seconds, and never less than was asked for.

@@ -18,7 +18,7 @@ use crate::time::Clock;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to listen; a loopback address. Port 0 takes a free one.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9580")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9580", value_parser = loopback)]
     listen: SocketAddr,
     /// Messages and events per second before requests are throttled.
     #[arg(long, value_name = "N", default_value = "10", value_parser = rate)]
@@ -80,12 +80,15 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<(
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "an address and a port are needed, such as 127.0.0.1:9580")?;
     if !address.ip().is_loopback() {
-        bail!(
-            "listen on {address}: the simulator takes any token, so it listens on loopback only, such as 127.0.0.1:9580"
-        );
+        return Err("the simulator takes any token, so it listens on loopback only, such as 127.0.0.1:9580".into());
     }
+    Ok(address)
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             bail!(
@@ -220,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn foreign_address_and_taken_port_are_refused() {
-        let error = bind("0.0.0.0:0".parse().unwrap()).await.unwrap_err().to_string();
+        let error = loopback("0.0.0.0:0").unwrap_err();
         assert!(error.contains("loopback only"), "{error}");
         let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let error = bind(taken.local_addr().unwrap()).await.unwrap_err().to_string();

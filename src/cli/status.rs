@@ -13,9 +13,9 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use serde::Deserialize;
 
 use super::client;
+use crate::control::{Refused, Status};
 
 /// The relay answers from memory; longer than its own patience with its store.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,32 +42,6 @@ pub struct Args {
     /// Exit with 0 when nothing is queued and with 75 when something is.
     #[arg(long, conflicts_with = "watch")]
     exit_code: bool,
-}
-
-/// What is shown of the control door's reply. A member that another version does not have is shown as nothing.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    version: String,
-    state: String,
-    queued: u64,
-    queued_max: u64,
-    oldest_seconds: f64,
-    oldest_due_seconds: f64,
-    conversations: u64,
-    held: u64,
-    unknown: u64,
-    dead_letters: u64,
-    queue_bytes: u64,
-    queue_bytes_max: u64,
-    disk_free: u64,
-    send_rate: f64,
-    quota_rate: f64,
-    gate: String,
-    in_flight: u64,
-    region: String,
-    connect_instance: String,
-    problems: Vec<String>,
 }
 
 /// Asks once, or again and again.
@@ -124,14 +98,9 @@ async fn look(socket: &std::path::Path, json: bool) -> anyhow::Result<(String, S
 }
 
 fn error(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Refusal {
-        #[serde(rename = "Error")]
-        error: String,
-    }
     serde_json::from_slice(body).map_or_else(
         |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
-        |Refusal { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
+        |Refused { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
     )
 }
 

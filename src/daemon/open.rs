@@ -4,8 +4,8 @@
 //! whoever can connect to them is served.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::writer::WriterThread;
-use super::{Bound, Daemon, Failure, Options, Stage, Tasks};
+use super::{Bound, Daemon, Failure, Options, Reload, Stage, Tasks};
 use crate::admin::Admin;
 use crate::control::{About, Control};
 use crate::health::{Health, State};
@@ -67,7 +67,7 @@ impl Daemon {
         let mut daemon = Daemon {
             grace: options.grace,
             bound,
-            reload_ok,
+            reload: Reload { ingress: Weak::new(), ok: reload_ok },
             queue,
             writer,
             budget: Budget::new(Pacer::new(options.pacer, clock.now(), options.seed)),
@@ -111,11 +111,13 @@ impl Daemon {
             clock.clone(),
             metrics,
         );
+        let ingress = Arc::new(watch::Sender::new(ingress));
+        self.reload.ingress = Arc::downgrade(&ingress);
         for (name, listener) in [("the bots' socket", Some(unix)), ("the bots' port", tcp)] {
             let Some(listener) = listener else { continue };
-            let ingress = ingress.clone();
+            let ingress = Arc::clone(&ingress);
             let service = move |request, peer| {
-                let ingress = ingress.clone();
+                let ingress = ingress.borrow().clone();
                 async move { ingress.handle(request, peer).await }
             };
             let (connections, stop) = (self.connections.clone(), self.until(Stage::DoorsShut));

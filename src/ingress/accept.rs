@@ -19,44 +19,27 @@ use super::refusal::Refusal;
 use super::reply::{self, Answer};
 use super::request::{self, Identity, Preference};
 use super::{Inner, applied, caller};
-use crate::life;
-use crate::message::{self, Body, ClientToken, Submission};
+use crate::message::{Body, ClientToken, Submission};
 use crate::queue::{State, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 
-/// What the reply and the log line need of a submission that the queue has taken.
+/// What the reply needs of a submission that the queue has taken.
 pub(super) struct Stub {
     pub(super) client_token: ClientToken,
-    pub(super) lifetime: Option<Duration>,
-    conversation: Box<str>,
-    trace_id: Option<Box<str>>,
+    lifetime: Option<Duration>,
 }
 
 impl Stub {
     pub(super) fn of(submission: &Submission) -> Stub {
-        Stub {
-            client_token: submission.client_token.clone(),
-            lifetime: submission.lifetime,
-            conversation: message::label(submission.conversation.as_ref(), &submission.connection_token),
-            trace_id: submission.trace_id.clone(),
-        }
+        Stub { client_token: submission.client_token.clone(), lifetime: submission.lifetime }
     }
 
-    /// Reads the queue's verdict; the life of a new message begins in the log.
+    /// Reads the queue's verdict.
     pub(super) fn kept(&self, verdict: Verdict, rate: f64) -> Result<State, Refusal> {
-        let (state, repeat) = match verdict {
-            Verdict::Accepted { state, repeat } => (state, repeat),
-            Verdict::Rejected(rejection) => return Err(Refusal::of_rejection(&rejection, rate, self.lifetime)),
-        };
-        if !repeat {
-            life::accepted(life::Subject {
-                message: &state.id,
-                conversation: &self.conversation,
-                client_token: &self.client_token,
-                trace_id: self.trace_id.as_deref(),
-            });
+        match verdict {
+            Verdict::Accepted { state, .. } => Ok(state),
+            Verdict::Rejected(rejection) => Err(Refusal::of_rejection(&rejection, rate, self.lifetime)),
         }
-        Ok(state)
     }
 }
 

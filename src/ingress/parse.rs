@@ -372,7 +372,7 @@ mod tests {
             (r#","ConnectionToken":"a b""#, "ConnectionToken holds a space or a control character"),
             (
                 r#","ConnectionToken":"t","Conversation":"a b""#,
-                "Conversation is 3 bytes, it takes 1 to 256 characters U+0021 to U+007E",
+                "Conversation holds a space, a control character or one outside ASCII, U+0021 to U+007E are taken",
             ),
             (r#","ConnectionToken":"t","Lifetime":0"#, "Lifetime is 0 seconds, 1 to 604800 are taken"),
             (

@@ -297,7 +297,7 @@ mod tests {
             "connect-relay: X-Amz-Bearer comes more than once"
         );
         assert!(
-            text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")]).contains("Relay-Conversation is 3 bytes")
+            text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")]).contains("Relay-Conversation holds a space")
         );
         assert!(!text(&[("x-amz-bearer", "se cret")]).contains("cret"));
         let refusal = replaces(&headers(&[("relay-replaces-token", "se cret")])).unwrap_err();

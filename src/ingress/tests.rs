@@ -11,6 +11,7 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -33,10 +34,38 @@ struct Rig {
     budget: Budget,
     metrics: Metrics,
     upstream: Upstream,
+    /// What the queue logs.
+    log: Log,
     _folder: tempfile::TempDir,
 }
 
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines(&self) -> Vec<Value> {
+        self.0
+            .lock()
+            .unwrap()
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
+    }
+}
+
 struct Settings {
+    store_fails: bool,
     door: Options,
     queue: queue::Options,
     pacer: pacer::Options,
@@ -58,6 +87,7 @@ impl Rig {
     async fn with(change: impl FnOnce(&mut Settings)) -> Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Settings {
+            store_fails: false,
             door: Options { wait: GENEROUS, ..Options::default() },
             queue: queue::Options {
                 path: folder.path().join("queue"),
@@ -79,7 +109,14 @@ impl Rig {
         change(&mut settings);
         let (clock, metrics, door) = (Clock::system(), Metrics::default(), Door::open());
         let (queue, writer) = Queue::open(settings.queue, clock.clone(), &metrics).unwrap();
-        std::thread::spawn(move || writer.run());
+        let log = Log::default();
+        let page = log.clone();
+        let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || page.clone()).finish();
+        if settings.store_fails {
+            drop(writer);
+        } else {
+            std::thread::spawn(move || tracing::subscriber::with_default(lines, || writer.run()));
+        }
         let budget = Budget::new(Pacer::new(settings.pacer, clock.now(), 7));
         let upstream = Upstream::start().await;
         let client = participant::Options {
@@ -93,7 +130,7 @@ impl Rig {
         let client = Participant::new(client, clock.clone()).unwrap();
         let ingress =
             Ingress::new(settings.door, queue.clone(), client, budget.clone(), door.clone(), clock.clone(), &metrics);
-        Rig { ingress, queue, door, clock, budget, metrics, upstream, _folder: folder }
+        Rig { ingress, queue, door, clock, budget, metrics, upstream, log, _folder: folder }
     }
 
     async fn ask(&self, peer: Peer, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Seen {
@@ -105,6 +142,18 @@ impl Rig {
         let (parts, body) = reply.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
         Seen { status: parts.status.as_u16(), headers: parts.headers, body: String::from_utf8(body).unwrap() }
+    }
+
+    /// A connection to the door, over which bodies come as they come.
+    fn connect(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let ingress = self.ingress.clone();
+        let service = service_fn(move |request| {
+            let ingress = ingress.clone();
+            async move { Ok::<_, Infallible>(ingress.handle(request, BOT).await) }
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service));
+        ours
     }
 
     async fn post(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Seen {
@@ -171,6 +220,26 @@ impl Seen {
         assert_eq!(self.headers.contains_key("x-amz-retry-after"), waits);
         assert_eq!(self.headers.contains_key("retry-after"), waits);
     }
+}
+
+/// A message's head, but for the length of its body.
+const HEAD: &str = "POST /participant/message HTTP/1.1\r\nx-amz-bearer: t-1\r\n";
+
+async fn write(stream: &mut DuplexStream, text: &str) {
+    tokio::time::timeout(GENEROUS, stream.write_all(text.as_bytes())).await.unwrap().unwrap();
+}
+
+/// Reads one reply: its status and its body.
+async fn reply(stream: &mut DuplexStream) -> (u16, String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(GENEROUS, stream.read_u8()).await.unwrap().expect("a whole reply"));
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    (head[9..12].parse().unwrap(), String::from_utf8(body).unwrap())
 }
 
 fn said(client_token: &str, text: &str) -> Value {
@@ -307,6 +376,29 @@ fn label(token: &str) -> String {
 }
 
 #[tokio::test]
+async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log() {
+    let rig = Rig::new().await;
+    let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    {
+        let headers = [("x-amz-bearer", "t-1"), trace];
+        let mut asking = std::pin::pin!(rig.say_with(&headers, "c-1", "hello"));
+        // One look hands it to the queue; then the connection is gone, and its request with it.
+        let polled = std::future::poll_fn(|task| std::task::Poll::Ready(asking.as_mut().poll(task).is_pending()));
+        assert!(polled.await);
+    }
+    assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 1);
+    rig.say("t-1", "c-1", "hello").await;
+    let lines = rig.log.lines();
+    let [line] = &lines[..] else { panic!("one message, one line: {lines:?}") };
+    assert_eq!((&line["event"], &line["client_token"]), (&json!("accepted"), &json!("c-1")));
+    assert_eq!(
+        (&line["conversation"], &line["trace_id"]),
+        (&json!(label("t-1")), &json!("0af7651916cd43dd8448eb211c80319c"))
+    );
+    assert_eq!(line["message"], rig.say("t-1", "c-1", "hello").await.header("relay-message"));
+}
+
+#[tokio::test]
 async fn wait_ends_with_the_outcome() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
@@ -438,6 +530,44 @@ async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
 }
 
 #[tokio::test]
+async fn full_disk_is_429_that_names_it() {
+    let rig = Rig::with(|settings| settings.queue.free_disk_min = 1 << 60).await;
+    rig.say("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
+    assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="disk_full"} 1"#));
+}
+
+#[tokio::test]
+async fn store_that_has_failed_is_500_whatever_was_asked() {
+    let rig = Rig::with(|settings| settings.store_fails = true).await;
+    let bearer = [("x-amz-bearer", "t-1")];
+    let mut line = said("c-1", "hello");
+    line["ConnectionToken"] = "t-1".into();
+    for (path, body) in [
+        ("message", said("c-1", "hello")),
+        ("messages", line),
+        ("disconnect", json!({})),
+        ("event", json!({ "ContentType": parse::TYPING })),
+    ] {
+        let seen = rig.post(&format!("/participant/{path}"), &bearer, body).await;
+        seen.assert_error(500, "InternalServerException", "nothing was acknowledged");
+    }
+    for path in ["/participant/message/c-1", "/participant/queue"] {
+        rig.get(path, &bearer).await.assert_error(500, "InternalServerException", "the store failed");
+    }
+    assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="store"} 4"#));
+}
+
+#[tokio::test]
+async fn first_lifetime_stands_whatever_a_repeat_asks_for() {
+    let rig = Rig::new().await;
+    let for_seconds = |seconds| [("x-amz-bearer", "t-1"), ("relay-lifetime", seconds), ("prefer", "wait=60")];
+    assert_eq!(rig.say_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
+    assert_eq!(rig.say_with(&for_seconds("3600")[..2], "c-1", "hello").await.status, 202);
+    rig.clock.skip(Duration::from_secs(61));
+    rig.say_with(&for_seconds("3600"), "c-1", "hello").await.assert_error(410, "GoneException", "its lifetime ended");
+}
+
+#[tokio::test]
 async fn lifetime_that_cannot_be_met_is_refused_at_once() {
     let rig = Rig::with(|settings| settings.pacer.quota_rate = 0.5).await;
     let hurried = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1")];
@@ -456,6 +586,10 @@ async fn disconnect_ends_its_conversation() {
     let queued = rig.ask(BOT, "POST", "/participant/disconnect", &[("x-amz-bearer", "t-1")], String::new()).await;
     assert_eq!((queued.status, &queued.json()["State"]), (202, &json!("QUEUED")));
     rig.say("t-1", "c-2", "too late").await.assert_error(409, "ConflictException", "disconnect");
+    let read = json!({ "ContentType": "application/vnd.amazonaws.connect.event.message.read" });
+    rig.post("/participant/event", &prefer[..1], read).await.assert_error(409, "ConflictException", "disconnect");
+    let again = rig.post("/participant/disconnect", &prefer[..1], json!({ "ClientToken": "another" })).await;
+    assert_eq!((again.status, again.header("relay-message")), (202, queued.header("relay-message")));
     rig.settle(delivered()).await;
     let (done, _) = tokio::join!(
         rig.post("/participant/disconnect", &prefer, json!({})),
@@ -540,6 +674,66 @@ async fn what_is_not_a_message_is_told_so() {
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="too_large"} 2"#));
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="draining"} 0"#));
     assert!(rig.upstream.asked().is_empty());
+}
+
+#[tokio::test]
+async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
+    let rig = Rig::with(|settings| settings.door.body_bytes_max = 32 << 10).await;
+    let mut stream = rig.connect();
+    let text = said("c-1", "hello").to_string();
+    let long = "x".repeat(900_000);
+    for (sent, status, words) in [
+        (format!("content-length: {}\r\n\r\n{text}", text.len()), 202, "QUEUED"),
+        (
+            format!(
+                "transfer-encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+                &text[..5],
+                text.len() - 5,
+                &text[5..]
+            ),
+            202,
+            "QUEUED",
+        ),
+        (format!("content-length: 900000\r\n\r\n{long}"), 413, "900000 bytes, at most 32768"),
+        (
+            format!(
+                "transfer-encoding: chunked\r\n\r\n{}0\r\n\r\n",
+                format!("1000\r\n{}\r\n", &long[..4096]).repeat(9)
+            ),
+            413,
+            "more bytes, at most 32768",
+        ),
+        (format!("content-length: {}\r\n\r\n{text}", text.len()), 202, "QUEUED"),
+    ] {
+        write(&mut stream, &format!("{HEAD}{sent}")).await;
+        let (came, body) = reply(&mut stream).await;
+        assert!(came == status && body.contains(words), "{came} {body}");
+    }
+}
+
+#[tokio::test]
+async fn body_that_does_not_come_in_time_is_told_so() {
+    let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
+    let mut stream = rig.connect();
+    write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
+    let (status, body) = reply(&mut stream).await;
+    assert!(status == 408 && body.contains("50 ms (ingress.request_timeout)"), "{status} {body}");
+}
+
+#[tokio::test]
+async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
+    let text = said("c-1", "hello").to_string();
+    let rig = Rig::with(|settings| settings.door.bodies_bytes_max = 2 * text.len()).await;
+    let (mut one, mut two, mut three) = (rig.connect(), rig.connect(), rig.connect());
+    // Two in all: the third waits until one of the first two is read.
+    for stream in [&mut one, &mut two, &mut three] {
+        write(stream, &format!("{HEAD}content-length: {}\r\n\r\n", text.len())).await;
+    }
+    for stream in [&mut one, &mut three] {
+        write(stream, &text).await;
+        assert_eq!(reply(stream).await.0, 202);
+    }
+    drop(two);
 }
 
 #[tokio::test]
@@ -644,6 +838,10 @@ async fn other_operations_go_through_as_they_come() {
     assert_eq!((&*asked[0].0, &*asked[0].2), ("POST /participant/transcript?a=b%20c", &br#"{"MaxResults":1}"#[..]));
     assert_eq!(asked[0].1["content-type"], "application/json");
     assert!(!asked[0].1.contains_key("relay-replaces-token"));
+
+    rig.upstream.answers(302, &[("location", "http://127.0.0.1:9/")], "");
+    let seen = rig.post("/participant/attachment", &headers, json!({})).await;
+    assert_eq!((seen.status, rig.upstream.asked().len()), (302, 1), "a redirect is told and not followed");
 
     rig.upstream.answers(200, &[], "{}");
     assert_eq!(rig.get("/participant/views/v%2F1", &[("x-amz-bearer", "t-1")]).await.status, 200);

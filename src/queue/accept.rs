@@ -11,6 +11,7 @@ use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
+use crate::life::{self, Subject};
 use crate::message::{Body, ConnectionToken};
 use crate::time::{Timestamp, millis};
 
@@ -111,7 +112,15 @@ impl Writer {
             self.renew(&old, &submission.asked.token, now)?;
             line = self.line(&conversation)?;
         }
+        let (label, trace_id) = (submission.label.clone(), submission.trace_id.clone());
+        let client_token = submission.client_token.clone();
         let state = self.enqueue(submission, conversation, entry, line, now)?;
+        let id = state.id;
+        // Here and not at the door: a bot that hangs up before the commit takes nothing back.
+        self.afterwards(move || {
+            let trace_id = trace_id.as_deref();
+            life::accepted(Subject { message: &id, conversation: &label, client_token: &client_token, trace_id });
+        });
         Ok(Verdict::Accepted { state, repeat: false })
     }
 

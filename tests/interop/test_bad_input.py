@@ -2,10 +2,11 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
-from callers import MESSAGE, PLAIN, assert_error, curl, queued, send
+from callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
 from patience import PATIENCE
 from processes import Relay
 
@@ -75,12 +76,56 @@ HEADERS = {
     "key too long": ([BEARER, "Relay-Conversation: " + "x" * 257], ["Relay-Conversation", "257", "256"]),
     "key with a space": ([BEARER, "Relay-Conversation: a b"], ["Relay-Conversation"]),
     "key outside ASCII": ([BEARER, "Relay-Conversation: é".encode()], ["Relay-Conversation"]),
+    "two tokens": ([BEARER, BEARER], ["X-Amz-Bearer", "more than once"]),
+    "two keys": ([BEARER, "Relay-Conversation: a", "Relay-Conversation: b"], ["Relay-Conversation", "more than once"]),
+    "two lifetimes": ([BEARER, "Relay-Lifetime: 60", "Relay-Lifetime: 60"], ["Relay-Lifetime", "more than once"]),
+    "two tokens renewed": ([BEARER, "Relay-Replaces-Token: a", "Relay-Replaces-Token: b"], ["Relay-Replaces-Token", "more than once"]),
+    "empty token renewed": ([BEARER, "Relay-Replaces-Token;"], ["Relay-Replaces-Token", "0 bytes"]),
+    "token renewed too long": ([BEARER, "Relay-Replaces-Token: " + "x" * 1001], ["Relay-Replaces-Token", "1001", "1000"]),
+    "token renewed with a space": ([BEARER, "Relay-Replaces-Token: canary token"], ["Relay-Replaces-Token"]),
+    "empty lifetime": ([BEARER, "Relay-Lifetime;"], ["Relay-Lifetime"]),
     "lifetime 0": ([BEARER, "Relay-Lifetime: 0"], ["Relay-Lifetime"]),
     "lifetime negative": ([BEARER, "Relay-Lifetime: -1"], ["Relay-Lifetime"]),
     "lifetime a fraction": ([BEARER, "Relay-Lifetime: 1.5"], ["Relay-Lifetime"]),
     "lifetime no number": ([BEARER, "Relay-Lifetime: soon"], ["Relay-Lifetime"]),
     "lifetime over 7 days": ([BEARER, "Relay-Lifetime: 604801"], ["Relay-Lifetime"]),
     "lifetime beyond any integer": ([BEARER, "Relay-Lifetime: 99999999999999999999999"], ["Relay-Lifetime"]),
+}
+
+# What is posted to /participant/event with a good token.
+EVENTS = {
+    "no ContentType": ({}, ["ContentType is missing"]),
+    "empty ContentType": ({"ContentType": ""}, ["ContentType"]),
+    "ContentType too long": ({"ContentType": "x" * 101}, ["ContentType", "101", "100"]),
+    "ContentType a number": ({"ContentType": 1}, ["ContentType"]),
+    "Content a number": ({"ContentType": READ, "Content": 1}, ["Content"]),
+    "too many bytes": ({"ContentType": READ, "Content": "é" * 8193}, ["Content", "16386", "16384", "ingress.content_bytes_max"]),
+    "ClientToken too long": ({"ContentType": READ, "ClientToken": "x" * 501}, ["ClientToken", "501", "500"]),
+    "typing with a ClientToken too long": ({"ContentType": TYPING, "ClientToken": "x" * 501}, ["ClientToken"]),
+}
+
+# A line of a batch.
+LINE = {**GOOD, "ConnectionToken": TOKEN}
+LINES = {
+    "no JSON": (b"canary", ["bad JSON"]),
+    "an array": (b"[]", ["not an object"]),
+    "no ConnectionToken": (GOOD, ["ConnectionToken is missing"]),
+    "empty ConnectionToken": ({**LINE, "ConnectionToken": ""}, ["ConnectionToken", "0 bytes"]),
+    "ConnectionToken too long": ({**LINE, "ConnectionToken": "x" * 1001}, ["ConnectionToken", "1001", "1000"]),
+    "ConnectionToken with a space": ({**LINE, "ConnectionToken": "canary token"}, ["ConnectionToken"]),
+    "ConnectionToken a number": ({**LINE, "ConnectionToken": 1}, ["ConnectionToken"]),
+    "empty Conversation": ({**LINE, "Conversation": ""}, ["Conversation", "256"]),
+    "Conversation too long": ({**LINE, "Conversation": "x" * 257}, ["Conversation", "257", "256"]),
+    "Conversation with a space": ({**LINE, "Conversation": "a b"}, ["Conversation"]),
+    "Lifetime 0": ({**LINE, "Lifetime": 0}, ["Lifetime", "604800"]),
+    "Lifetime over 7 days": ({**LINE, "Lifetime": 604801}, ["Lifetime", "604800"]),
+    "Lifetime a fraction": ({**LINE, "Lifetime": 1.5}, ["Lifetime", "604800"]),
+    "Lifetime a string": ({**LINE, "Lifetime": "60"}, ["Lifetime", "604800"]),
+    "ClientToken too long": ({**LINE, "ClientToken": "x" * 501}, ["ClientToken", "501", "500"]),
+    "no Content": ({**LINE, "Content": None}, ["Content is missing"]),
+    "plain too long": ({**LINE, "Content": "x" * 1025}, ["1025", "1024", "ingress.content_chars_max.plain"]),
+    "unknown ContentType": ({**LINE, "ContentType": "text/html"}, ["text/html"]),
+    "a lone surrogate": (json.dumps(LINE).replace("canary\"", "\\ud83d\"", 1).encode(), ["surrogate"]),
 }
 
 NO_SUCH_OPERATION = [
@@ -91,17 +136,35 @@ NO_SUCH_OPERATION = [
     ("POST", "/participants/message"),
     ("POST", "/Participant/Message"),
     ("DELETE", "/messages"),
+    ("GET", MESSAGE),
+    ("PUT", MESSAGE),
+    ("DELETE", f"{MESSAGE}/kept"),
+    ("GET", "/participant/disconnect"),
+    ("GET", "/participant/event"),
+    ("GET", "/participant/connection"),
+    ("GET", "/participant/messages"),
+    ("POST", "/participant/queue"),
+    ("POST", "/participant/"),
+    ("POST", "/participant"),
 ]
 
-# Raw bytes on the socket: a status that may come back, or nothing but the end of the connection.
+POST = b"POST /participant/message HTTP/1.1\r\nHost: x\r\n"
+
+# Bytes that are no request of HTTP/1.1, and the status that they get. There is nobody to read an object: it is bare.
 RAW = {
-    "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "no version": b"POST /participant/message\r\n\r\n",
-    "a token with DEL": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: a\x7fb\r\nContent-Length: 0\r\n\r\n",
-    "a head without end": b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000,
-    "two lengths": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    "a negative length": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-    "bad chunks": b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    "no HTTP at all": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "no version": (b"POST /participant/message\r\n\r\n", 400),
+    "another version": (b"GET /participant/queue HTTP/1.2\r\nHost: x\r\n\r\n", 400),
+    "a token with DEL": (POST + b"X-Amz-Bearer: a\x7fb\r\nContent-Length: 0\r\n\r\n", 400),
+    "a key with a control character": (POST + b"Relay-Conversation: a\x01b\r\nContent-Length: 0\r\n\r\n", 400),
+    "a space before the colon": (b"GET /participant/queue HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+    "a negative length": (POST + b"Content-Length: -1\r\n\r\n", 400),
+    "an encoding nobody knows": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
+    "a head without end": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000, 431),
+    "a path without end": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+    "too many headers": (b"GET /participant/queue HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
 }
 
 
@@ -156,11 +219,61 @@ def test_body_over_the_limit(relay, extra):
     assert_error(reply, 413, "ValidationException", "ingress.body_bytes_max")
 
 
+def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(relay):
+    with dial(relay, "unix") as stream:
+        stream.sendall(POST + b"X-Amz-Bearer: t\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
+        answer = stream.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"9000000 bytes, at most 262144" in answer
+
+
+@pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("POST", "/status", 405), ("POST", MESSAGE, 404)])
+def test_control_refuses_what_it_does_not_know(relay, method, path, status):
+    [control] = [path for path in relay.folder.rglob("control.sock")]
+    reply = curl(SimpleNamespace(socket=str(control)), path, method=method)
+    assert reply.status == status and reply.json["Error"].startswith("connect-relay: ")
+    assert reply.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
+
+
 @pytest.mark.parametrize("method,path", NO_SUCH_OPERATION)
 def test_no_such_operation(relay, method, path):
     reply = curl(relay, path, method=method)
     assert_error(reply, 404, "UnknownOperationException")
     assert reply.json["Message"] == f"connect-relay: no such operation: {method} {path}"
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_event(relay, name):
+    body, words = EVENTS[name]
+    assert_error(curl(relay, "/participant/event", body, [BEARER]), 400, "ValidationException", *words)
+
+
+@pytest.mark.parametrize("content_type", [TYPING, READ])
+def test_event_without_a_token(relay, content_type):
+    reply = curl(relay, "/participant/event", {"ContentType": content_type})
+    assert_error(reply, 400, "ValidationException", "X-Amz-Bearer")
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_line_of_a_batch(relay, name):
+    line, words = LINES[name]
+    reply = curl(relay, "/participant/messages", line if isinstance(line, bytes) else json.dumps(line).encode())
+    [answer] = reply.lines
+    assert reply.status == 200 and answer["Error"]["Code"] == "ValidationException"
+    text = answer["Error"]["Message"]
+    assert text.startswith("connect-relay: ") and "canary" not in text and all(word in text for word in words), text
+
+
+def test_batch_without_lines(relay):
+    for body in (b"", b"\n", b"\r\n \n"):
+        reply = curl(relay, "/participant/messages", body)
+        assert (reply.status, reply.body) == (200, b"")
+
+
+@pytest.mark.parametrize("method,path", [("POST", "/participant/connection"), ("POST", "/participant/transcript"), ("GET", "/participant/views/v")])
+def test_what_is_passed_on_to_nobody(relay, method, path):
+    reply = curl(relay, path, b"{}" if method == "POST" else None, [BEARER], method=method)
+    assert_error(reply, 503, "ServiceUnavailableException", "cannot be reached")
+    assert int(reply.headers["x-amz-retry-after"]) > 0 and int(reply.headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize("path", ["/participant/event", "/participant/disconnect"])
@@ -169,9 +282,30 @@ def test_other_queued_operations(relay, path, headers, body):
     assert_error(curl(relay, path, body, headers), 400, "ValidationException")
 
 
-@pytest.mark.parametrize("path", ["%ff", "a" * 1600], ids=["not UTF-8", "too long"])
-def test_state_of_an_impossible_client_token(relay, path):
-    assert curl(relay, f"{MESSAGE}/{path}", headers=[BEARER]).status in (400, 404)
+@pytest.mark.parametrize("path,word", [("%ff", "UTF-8"), ("a" * 501, "501"), ("%C3%A9" * 501, "501")])
+def test_state_of_an_impossible_client_token(relay, path, word):
+    assert_error(curl(relay, f"{MESSAGE}/{path}", headers=[BEARER]), 400, "ValidationException", "ClientToken", word)
+
+
+def test_state_of_what_nobody_knows(relay):
+    for headers in ([BEARER], ["X-Amz-Bearer: canary-other"]):
+        reply = curl(relay, f"{MESSAGE}/unknown", headers=headers)
+        assert_error(reply, 404, "ResourceNotFoundException")
+    assert_error(curl(relay, f"{MESSAGE}/kept", headers=["X-Amz-Bearer: canary-other"]), 404, "ResourceNotFoundException")
+    assert_error(curl(relay, f"{MESSAGE}/kept", headers=[BEARER, "Relay-Conversation: key"]), 409, "ConflictException")
+
+
+def test_repeat_with_other_contents(relay):
+    for body in ({**GOOD, "Content": "canary: other"}, {**GOOD, "ContentType": "text/markdown"}):
+        reply = curl(relay, MESSAGE, {**body, "ClientToken": "kept"}, [BEARER])
+        assert_error(reply, 409, "ConflictException", "other contents at 20")
+    reply = curl(relay, "/participant/event", {"ContentType": READ, "ClientToken": "kept"}, [BEARER])
+    assert_error(reply, 409, "ConflictException", "other contents")
+
+
+def test_token_under_another_key(relay):
+    reply = curl(relay, MESSAGE, GOOD, [BEARER, "Relay-Conversation: key"])
+    assert_error(reply, 409, "ConflictException", "another conversation")
 
 
 def test_state_without_a_token(relay):
@@ -180,15 +314,29 @@ def test_state_without_a_token(relay):
 
 @pytest.mark.parametrize("door", ["unix", "tcp"])
 @pytest.mark.parametrize("name", RAW)
-def test_raw_bytes(relay, name, door):
+def test_what_is_no_request_gets_a_bare_status_and_the_end(relay, name, door):
+    sent, status = RAW[name]
     with dial(relay, door) as stream:
         try:
-            stream.sendall(RAW[name])
+            stream.sendall(sent)
             stream.shutdown(socket.SHUT_WR)
             answer = received(stream)
         except OSError:
-            answer = b""  # it hung up on us, which is an answer as well
-        assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:200]
+            assert len(sent) > 65536, "only who is still writing may be hung up on"
+            return
+    if status is None:
+        assert answer == b""
+        return
+    head, body = answer.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and body == b"", answer[:200]
+    assert {b"connection: close", b"content-length: 0"} <= set(head.lower().split(b"\r\n"))
+
+
+def test_bad_chunks(relay):
+    with dial(relay, "unix") as stream:
+        stream.sendall(POST + b"X-Amz-Bearer: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n")
+        stream.shutdown(socket.SHUT_WR)
+        assert b" 400 " in (answer := received(stream)) and b"the body ended before its time" in answer
 
 
 @pytest.mark.parametrize("sent", [

@@ -255,6 +255,8 @@ def test_disconnect_waits_for_its_turn_and_a_403_counts_as_done(relays, upstream
     reply = curl(relay, "/participant/disconnect", {"ClientToken": "bye"}, [bearer, "Prefer: wait=20"])
     assert (reply.status, reply.body) == (200, b"")
     assert [request.target.rsplit("/", 1)[1] for request in upstream.requests] == ["message", "disconnect"]
+    until(lambda: len(relay.lines("delivered")) == 2, "both are logged as delivered")
+    assert [line["http_status"] for line in relay.lines("delivered")] == [200, 403], "what upstream said"
 
 
 def test_only_the_allowed_users_get_in(relays):

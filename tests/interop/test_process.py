@@ -1,15 +1,20 @@
 """The process: its exit codes, its doors at start and stop, and each command on the command line."""
 
+import contextlib
 import json
+import os
 import re
+import shutil
 import socket
+import tempfile
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
 
-from callers import PLAIN, bot, curl, look, queued, send
-from patience import until
+from callers import PLAIN, assert_error, bot, curl, look, queued, send
+from patience import PATIENCE, until
 from processes import command, free_port
 
 
@@ -62,6 +67,56 @@ def test_the_doors_stay_open_while_draining(relays, upstreams):
     upstream.start()
     assert relay.wait() == 0
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: before", "canary: farewell"]
+
+
+def test_in_the_last_two_seconds_of_the_grace_nothing_more_is_taken(relays, upstreams):
+    answers = threading.Event()
+    upstream = upstreams(lambda request: answers.wait(PATIENCE) and None)
+    relay = relays(upstream.url, shutdown__grace="4s")
+    try:
+        # An attempt that is in flight keeps the doors there until the end.
+        send(relay, TOKEN, "canary: in flight", "first")
+        upstream.wait_for(1)
+        relay.terminate()
+
+        def refused():
+            reply = send(relay, TOKEN, "canary: farewell")
+            assert reply.status in (202, 503)
+            return reply.status == 503 and reply
+
+        reply = until(refused, "the doors are closing")
+        assert_error(reply, 503, "ServiceUnavailableException", "stopping")
+        assert int(reply.headers["x-amz-retry-after"]) > 0 and int(reply.headers["retry-after"]) > 0
+        assert relay.metrics()['messages_rejected_total{reason="draining"}'] == 1
+        assert look(relay, TOKEN, "first").json["State"] == "QUEUED", "looking is still possible"
+    finally:
+        answers.set()
+    assert relay.wait() == 75
+    assert "what is queued stays on disk" in relay.log()
+
+
+def test_at_the_limit_the_longest_idle_connection_makes_room(relays):
+    relay = relays(DOWN, ingress__connections_max=4)
+    request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as all_of_them:
+
+        def connect():
+            stream = all_of_them.enter_context(socket.socket(socket.AF_UNIX))
+            stream.settimeout(PATIENCE)
+            stream.connect(relay.socket)
+            return stream
+
+        def served(stream):
+            stream.sendall(request)
+            return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+        first, *others = [connect() for _ in range(4)]
+        assert all(served(stream) for stream in (first, *others))
+        assert served(connect())
+        assert first.recv(1) == b"", "it was idle for longest"
+        assert all(served(stream) for stream in others)
+        # On the other listener is room of its own.
+        assert urllib.request.build_opener(urllib.request.ProxyHandler({})).open(relay.url + "/participant/queue", timeout=20).status == 200
 
 
 def test_a_second_signal_leaves_at_once(relays):
@@ -144,6 +199,33 @@ def test_files_and_sockets_are_for_their_owner(relay):
     assert queue.stat().st_mode & 0o777 == 0o700
     inside = [path for path in queue.rglob("*") if path.is_file()]
     assert inside and all(path.stat().st_mode & 0o077 == 0 for path in inside)
+
+
+def test_a_queue_in_memory_is_refused_with_78_unless_it_is_wanted(relays):
+    relay = relays(DOWN, start=False)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        shutil.rmtree(relay.folder)
+        os.symlink(memory, relay.folder)
+        relay.settings["queue.volatile"] = "false"
+        relay.spawn()
+        assert relay.wait() == 78
+        assert "queue.volatile" in relay.log() and not list(relay.folder.rglob("db"))
+        relay.settings["queue.volatile"] = "true"
+        relay.start()
+        assert relay.stop() == 0
+        relay.folder.unlink()
+
+
+def test_a_store_of_a_newer_format_is_78_and_left_as_it_is(relay):
+    assert relay.stop() == 0
+    [stamp] = relay.folder.rglob("queue/format")
+    text = re.sub(r"format \d+", "format 99", stamp.read_text())
+    stamp.write_text(text)
+    before = sorted(path.name for path in stamp.parent.iterdir())
+    relay.spawn()
+    assert relay.wait() == 78
+    assert "its format is 99" in relay.log() and stamp.read_text() == text
+    assert sorted(path.name for path in stamp.parent.iterdir()) == before
 
 
 # Configuration
@@ -244,10 +326,47 @@ def test_secrets_in_settings_are_not_printed():
 # The other commands
 
 
-@pytest.mark.parametrize("args", [["nonsense"], ["run", "--nope"], ["send", "--wait", "soon", "x"], ["simulate", "--rate", "fast"], ["--nope"]])
-def test_bad_usage_is_2(args):
-    done = command(*args)
-    assert done.returncode == 2 and done.stderr, done.stdout
+@pytest.mark.parametrize("args,words", [
+    ([], ["Usage"]),
+    (["--nope"], ["--nope"]),
+    (["nonsense"], ["nonsense"]),
+    (["run", "--nope"], ["--nope"]),
+    (["run", "extra"], ["extra"]),
+    (["run", "--config"], ["--config"]),
+    (["check", "--dir", "x"], ["--dir"]),
+    (["send"], ["TEXT"]),
+    (["send", "--wait", "soon", "x"], ["--wait"]),
+    (["send", "--batch", "file", "x"], ["--batch"]),
+    (["send", "--conversation", "a b", "x"], ["--conversation holds a space"]),
+    (["send", "--conversation", "x" * 257, "x"], ["--conversation has 257 characters", "256"]),
+    (["send", "--connection-token-file", "/nonexistent", "x"], ["/nonexistent"]),
+    (["status", "--watch", "--exit-code"], ["--watch"]),
+    (["status", "--socket", "a", "--dir", "b"], ["--socket"]),
+    (["simulate", "--rate", "fast"], ["--rate"]),
+    (["simulate", "--rate=-1"], ["--rate"]),
+    (["simulate", "--error-rate", "2"], ["--error-rate", "0 to 1"]),
+    (["simulate", "--latency", "5"], ["--latency", "unit"]),
+    (["simulate", "--listen", "nowhere"], ["--listen", "127.0.0.1:9580"]),
+    (["simulate", "--listen", "0.0.0.0:9580"], ["--listen", "loopback"]),
+    (["demo", "--messages", "0"], ["--messages"]),
+    (["demo", "--conversations", "1001"], ["--conversations", "1000"]),
+])
+def test_bad_usage_is_2_and_names_what_is_wrong(args, words):
+    done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
+    assert done.returncode == 2 and not done.stdout, done.stdout
+    assert all(word in done.stderr for word in words) and "canary" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("token,words", [(None, "set CONNECTION_TOKEN"), ("", "0 bytes"), ("canary token", "a space"), ("canary" * 200, "1200 bytes")])
+def test_send_needs_a_token_that_can_be_one(token, words):
+    done = command("send", "x", env={} if token is None else {"CONNECTION_TOKEN": token})
+    assert done.returncode == 2 and words in done.stderr and "canary" not in done.stderr, done.stderr
+
+
+def test_what_is_no_socket_is_said(tmp_path):
+    for args in (["send", "--socket", tmp_path, "x"], ["status", "--socket", tmp_path]):
+        done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
+        assert done.returncode == 1 and f"{tmp_path}: it is not a socket" in done.stderr, done.stderr
 
 
 def test_help_and_version():

@@ -1,8 +1,8 @@
 //! The program as an operator meets it: exit codes, signals, what it says.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
-use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -48,6 +48,8 @@ fn relay(dir: &Path) -> Command {
 /// A relay whose log is read line by line.
 struct Relay {
     process: Child,
+    /// Its first line: where it listens.
+    started: serde_json::Value,
     lines: Receiver<serde_json::Value>,
 }
 
@@ -65,8 +67,8 @@ impl Relay {
                 let _ = line.send(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)));
             }
         });
-        let relay = Relay { process, lines };
-        relay.until("started");
+        let mut relay = Relay { process, lines, started: serde_json::Value::Null };
+        relay.started = relay.until("started");
         relay
     }
 
@@ -78,6 +80,16 @@ impl Relay {
                 return line;
             }
         }
+    }
+
+    /// A line of its metrics.
+    fn metric(&self, name: &str) -> String {
+        let mut stream = TcpStream::connect(self.started["admin"].as_str().unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page.lines().find(|line| line.starts_with(&format!("connect_relay_{name}"))).unwrap().to_owned()
     }
 
     fn signal(&self, signal: Signal) {
@@ -97,9 +109,13 @@ impl Drop for Relay {
     }
 }
 
-fn send(dir: &Path) {
+fn try_to_send(dir: &Path) -> Output {
     let socket = dir.join("relay.sock");
-    let sent = run(&["send", "--socket", socket.to_str().unwrap(), "hello"], &[("CONNECTION_TOKEN", "token")]);
+    run(&["send", "--socket", socket.to_str().unwrap(), "hello"], &[("CONNECTION_TOKEN", "token")])
+}
+
+fn send(dir: &Path) {
+    let sent = try_to_send(dir);
     assert!(sent.status.success(), "{}", text(&sent.stderr));
 }
 
@@ -163,22 +179,53 @@ fn a_signal_drains_to_0_and_a_second_one_leaves_at_once_with_75() {
 }
 
 #[test]
-fn a_reload_applies_the_log_level_and_says_what_needs_a_restart() {
+fn a_reload_applies_what_it_can_and_says_what_needs_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("relay.toml");
+    let (file, folder) = (dir.path().join("relay.toml"), dir.path().join("relay"));
     let write = |text: &str| std::fs::write(&file, text).unwrap();
+    let reloaded = |relay: &Relay, words: &str| {
+        relay.signal(Signal::HUP);
+        relay.until(words)
+    };
     write("");
-    let relay = Relay::of(relay(&dir.path().join("relay")).arg("--config").arg(&file));
-    write("[log]\nlevel = 'loud'");
-    relay.signal(Signal::HUP);
-    let line = relay.until("configuration not reloaded");
+    let relay = Relay::of(relay(&folder).arg("--config").arg(&file));
+    send(&folder);
+
+    // All of it or nothing: a broken file changes nothing, not even what is right in it.
+    write("[ingress]\nallow_uids = [4294967294]\n[log]\nlevel = 'loud'");
+    let line = reloaded(&relay, "configuration not reloaded");
     assert!(line["faults"].as_str().unwrap().contains("log.level = \"loud\""), "{line}");
-    write("[log]\nlevel = 'warn'\n[sender]\nlifetime = '1h'");
-    relay.signal(Signal::HUP);
-    let line = relay.until("configuration reloaded");
-    assert_eq!((&line["keys"], &line["level"]), (&"sender.lifetime".into(), &"WARN".into()));
-    relay.signal(Signal::TERM);
-    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(relay.metric("config_reload_ok"), "connect_relay_config_reload_ok 0");
+    send(&folder);
+
+    write(
+        "[ingress]\nallow_uids = [4294967294]\nallow_gids = [4294967294]\nreply = 'delivered'\ntcp_reply = 'accepted'\n\
+         wait = '1s'\nwait_max = '5s'\nbody_bytes_max = '64KiB'\nbatch_bytes_max = '128KiB'\ncontent_bytes_max = 9999\n\
+         [ingress.content_chars_max]\nplain = 3\nmarkdown = 3\njson = 3\ninteractive = 3",
+    );
+    let line = reloaded(&relay, "configuration reloaded");
+    assert_eq!((&line["keys"], &line["level"]), (&serde_json::Value::Null, &"INFO".into()));
+    assert_eq!(relay.metric("config_reload_ok"), "connect_relay_config_reload_ok 1");
+    let refused = try_to_send(&folder);
+    assert!(text(&refused.stderr).contains("RelayForbiddenException"), "{refused:?}");
+
+    write("[ingress.content_chars_max]\nplain = 3\n[sender]\nlifetime = '1h'");
+    assert_eq!(reloaded(&relay, "configuration reloaded")["keys"], "sender.lifetime");
+    let refused = try_to_send(&folder);
+    assert!(text(&refused.stderr).contains("ingress.content_chars_max.plain"), "{refused:?}");
+
+    // From here on nothing below a warning is said.
+    write("[log]\nlevel = 'warn'\n[ingress]\nconnections_max = 8\nrequest_timeout = '1s'\nbodies_bytes_max = '4MiB'");
+    let keys = "ingress.bodies_bytes_max, ingress.connections_max, ingress.request_timeout";
+    assert_eq!(reloaded(&relay, "configuration reloaded")["keys"], keys);
+    send(&folder);
+    for signal in [Signal::TERM, Signal::INT] {
+        relay.signal(signal);
+    }
+    while let Ok(line) = relay.lines.recv_timeout(PATIENCE) {
+        assert_eq!(line["level"], "WARN", "{line}");
+    }
+    assert_eq!(relay.wait().code(), Some(75));
 }
 
 #[test]
