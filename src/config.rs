@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Uri;
+use zeroize::Zeroizing;
 
 use crate::delivery::Policy;
 use crate::message::Limits;
@@ -77,6 +78,7 @@ pub struct Config {
     origins: std::collections::BTreeMap<String, String>,
     endpoint: Uri,
     extra_roots: Vec<u8>,
+    sealing_keys: Vec<queue::SealingKey>,
 }
 
 /// All that is wrong with a configuration, one line each: the source, the key, what is allowed.
@@ -97,6 +99,11 @@ impl Config {
             layers.faults.push(format!("{source}: sender.ca_file = {fault}"));
             Vec::new()
         });
+        let sealing_keys = sealing_keys(&layers.shape.queue.key_file).unwrap_or_else(|fault| {
+            let source = layers.origins.get("queue.key_file").map_or("default", String::as_str);
+            layers.faults.push(format!("{source}: queue.key_file = {fault}"));
+            Vec::new()
+        });
         let endpoint = endpoint(&layers.shape.sender);
         match endpoint {
             Some(endpoint) if layers.faults.is_empty() => Ok(Config {
@@ -105,6 +112,7 @@ impl Config {
                 origins: layers.origins,
                 endpoint,
                 extra_roots,
+                sealing_keys,
             }),
             _ => Err(Faults([layers.faults, layers.warnings].concat())),
         }
@@ -142,6 +150,9 @@ impl Config {
         if self.extra_roots != other.extra_roots && !changes.iter().any(|key| key == "sender.ca_file") {
             changes.push("sender.ca_file".into());
         }
+        if self.sealing_keys != other.sealing_keys && !changes.iter().any(|key| key == "queue.key_file") {
+            changes.push("queue.key_file".into());
+        }
         changes
     }
 
@@ -165,6 +176,7 @@ impl Config {
             dead_kept_for: queue.dead_kept_for,
             dead_max: queue.dead_max,
             volatile: queue.volatile,
+            keys: self.sealing_keys.clone(),
             lifetime: sender.lifetime,
             token_wait: sender.token_wait,
             refused_for: sender.refused_for,
@@ -336,6 +348,16 @@ fn certificates(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("{shown}: must hold certificates in PEM"));
     }
     Ok(pem)
+}
+
+/// The keys of a key file.
+fn sealing_keys(path: &Path) -> Result<Vec<queue::SealingKey>, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
+    queue::SealingKey::parse_file(&Zeroizing::new(text)).map_err(|fault| format!("{shown}: {fault}"))
 }
 
 #[cfg(test)]

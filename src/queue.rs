@@ -31,12 +31,14 @@
 mod accept;
 mod codec;
 mod compaction;
+mod contents;
 mod gauges;
 mod line;
 mod lookup;
 mod packs;
 mod prune;
 mod schedule;
+mod sealing;
 mod settle;
 mod store;
 mod waiters;
@@ -57,6 +59,7 @@ use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey, Submission};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
+pub use sealing::SealingKey;
 pub use writer::Writer;
 use writer::{Act, Asked, Prepared};
 
@@ -81,6 +84,8 @@ pub struct Options {
     pub dead_max: u64,
     /// Accept a folder in memory (tmpfs, ramfs).
     pub volatile: bool,
+    /// What contents and ConnectionTokens are sealed with: by the first, while the others still open. Empty: not at all.
+    pub keys: Vec<SealingKey>,
     /// How long a message waits where its bot names no lifetime.
     pub lifetime: Duration,
     /// How long a refused token's conversation is held for a renewed one.
@@ -531,6 +536,14 @@ pub enum OpenError {
         path: PathBuf,
         /// The file system's name.
         filesystem: &'static str,
+    },
+    /// Sealed, and no key opens it: exit 78.
+    #[error("open queue {path}: it is sealed, and {} opens it", if *keys == 0 { "queue.key_file is not set, so nothing".to_owned() } else { format!("none of the {keys} key(s) in queue.key_file") })]
+    Sealed {
+        /// The folder.
+        path: PathBuf,
+        /// Keys that were tried.
+        keys: usize,
     },
     /// Something failed on the way.
     #[error("open queue {path}: {step}: {cause}")]

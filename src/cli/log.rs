@@ -3,7 +3,7 @@
 //! Writing never blocks the relay: lines wait in a bounded buffer for a thread that writes them. Where stderr does not
 //! take them (a full pipe, a stuck log agent) they are dropped, counted, and the count is the last line.
 
-use std::io::{IsTerminal as _, stderr};
+use std::io::{BufWriter, IsTerminal as _, stderr};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, warn};
@@ -17,6 +17,8 @@ use crate::config::{Format, Level};
 
 /// Lines that wait for stderr: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
+/// Lines that came together are written together: under load a write for each costs as much as making it.
+const WRITE_BYTES: usize = 64 << 10;
 
 /// The log of this process; dropped, it writes what is left.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl Log {
             .lossy(true)
             .buffered_lines_limit(LINES_MAX)
             .thread_name("log")
-            .finish(stderr());
+            .finish(BufWriter::with_capacity(WRITE_BYTES, stderr()));
         let dropped = lines.error_counter();
         let (filter, handle) = reload::Layer::new(own(level));
         tracing_subscriber::registry().with(filter).with(shape(format, lines)).try_init()?;

@@ -80,8 +80,6 @@ impl Rules<'_> {
         self.range("queue.outcomes_max", queue.outcomes_max, 1, 10_000_000);
         self.range("queue.dead_kept_for", queue.dead_kept_for, SECOND, 365 * DAY);
         self.range("queue.dead_max", queue.dead_max, 1, 10_000_000);
-        let sealed = queue.key_file.as_os_str().is_empty();
-        self.rule(&["queue.key_file"], queue.key_file.display(), sealed, "empty until sealing is built");
     }
 
     fn sender(&mut self, sender: &Sender) {

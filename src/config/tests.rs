@@ -157,7 +157,7 @@ fn each_rule_refuses_what_it_should_and_says_so() {
             "{path}: sender.backoff.initial = 200ms: must be at most sender.backoff.max, which is 100ms",
         ),
         ("ingress.content_bytes_max = '300KiB'", "{path}: ingress.content_bytes_max = 300KiB: must be 1 to 256KiB"),
-        ("queue.key_file = '/etc/keys'", "{path}: queue.key_file = /etc/keys: must be empty until sealing is built"),
+        ("queue.key_file = '/nowhere'", "{path}: queue.key_file = /nowhere: No such file"),
         ("queue.messages_max = 1.5", "{path}: queue.messages_max = 1.5: must be a whole number"),
         ("queue.damaged = 'ignore'", "{path}: queue.damaged = \"ignore\": must be \"set_aside\" or \"refuse\""),
         ("sender.endpoint = 'http://example.com'", "{path}: sender.endpoint = http://example.com/: must be https"),

@@ -228,7 +228,9 @@ impl From<BindError> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         match error {
-            OpenError::NewerFormat { .. } | OpenError::Volatile { .. } => Failure::Config(error.to_string()),
+            OpenError::NewerFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
+                Failure::Config(error.to_string())
+            }
             OpenError::Locked { .. } | OpenError::Failed { .. } => Failure::Failed(error.to_string()),
         }
     }

@@ -99,6 +99,7 @@ impl Rig {
                 dead_kept_for: Duration::from_secs(3600),
                 dead_max: 1000,
                 volatile: true,
+                keys: Vec::new(),
                 lifetime: Duration::from_secs(900),
                 token_wait: Duration::from_secs(120),
                 refused_for: Duration::from_secs(60),
@@ -424,9 +425,10 @@ async fn wait_ends_with_the_outcome() {
 async fn refusal_reaches_who_waits_and_stays_at_the_door() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    // The caller is known to wait before the refusal comes: the look at the state is answered after its wait began.
+    // The caller waits before the refusal comes: the state is answered after its acceptance, and then it has its turn.
     let (seen, settled) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
         while rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.status != 200 {}
+        tokio::task::yield_now().await;
         rig.settle(Disposition::Deny(denied())).await
     });
     assert_eq!(settled, Settled::Dead { reason: Reason::ChatOver, told: true });

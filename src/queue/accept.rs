@@ -8,6 +8,7 @@ use super::codec::{
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
+use super::sealing::Bound;
 use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
@@ -26,12 +27,6 @@ pub fn token_key(hash: &Hash) -> Key {
 
 pub fn dead_key(sequence: u64) -> Key {
     Key::new(b'x').number(sequence)
-}
-
-pub fn piece_key(sequence: u64, number: u16) -> Key {
-    let mut key = Key::new(b'p').number(sequence);
-    key.0.extend_from_slice(&number.to_be_bytes());
-    key
 }
 
 impl Writer {
@@ -150,12 +145,15 @@ impl Writer {
     fn own(&mut self, token: &mut Token, conversation: Hash, submission: &Prepared, now: Timestamp) {
         let hash = submission.asked.token;
         let stale = now.0.abs_diff(token.used.0) >= USED_STEP_MS;
-        if token.conversation.is_some() && token.secret == submission.secret && !stale {
+        let new = token.secret.bytes().is_empty();
+        if token.conversation.is_some() && !new && !stale {
             return;
         }
         token.conversation = Some(conversation);
         token.keyed = submission.asked.keyed.is_some();
-        token.secret = submission.secret.clone();
+        if new {
+            token.secret = self.sealer.seal(Bound::Token(&hash), submission.bearer.expose());
+        }
         if stale {
             token.used = now;
             self.used.push((USED_TOKEN, hash));
@@ -193,9 +191,7 @@ impl Writer {
             implied: millis(lifetime) == self.meta.implied_lifetime_ms,
             ..Record::default()
         };
-        for (number, piece) in (0..).zip(record.set_body(&submission.body)) {
-            self.store.put_bytes(piece_key(sequence, number), piece);
-        }
+        self.put_body(&mut record, &submission.body);
         self.meta.weight += record.weight();
         let slot = self.queue_up(&record, Trial::default())?;
 
@@ -372,7 +368,7 @@ impl Writer {
             row.conversation = Some(conversation);
             row.keyed = old.keyed;
             row.renews = None;
-            row.secret = codec::Secret::of(token);
+            row.secret = self.sealer.seal(Bound::Token(&hash), token.expose());
             self.store.put(token_key(&hash), &row);
             return self.renew(&before, &hash, now);
         }

@@ -9,7 +9,7 @@
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
-//! | `p` seq n | bytes | the n-th piece of contents too long for their record |
+//! | `p` seq n | [`Secret`] | the n-th piece of contents too long for their record |
 //! | `v` conv | [`Line`] | a conversation: its messages in order, its place, its hold |
 //! | `s` conv seq | `Vec<Slot>` | messages that the line has no room for |
 //! | `i` conv entry | [`Entry`] | a ClientToken that the line does not show: queued in an `s` row, or an outcome |
@@ -48,7 +48,7 @@ use serde::de::DeserializeOwned;
 use crate::message::{Body, Caller, ConnectionToken, Content};
 use crate::time::Timestamp;
 pub use pack::At;
-pub use record::{Record, Secret};
+pub use record::{Kind, Record, Secret};
 pub use rows::{
     Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, Place, Slot, Token, Trial,
     reason_at, reason_index,
@@ -160,17 +160,10 @@ pub fn caller_number(caller: Caller) -> u64 {
 }
 
 /// A payload with the sum of it and its key.
-pub fn seal<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
+pub fn encode<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(ROW_USUAL);
     bytes.extend_from_slice(&[0; 4]);
     let bytes = postcard::to_extend(row, bytes).expect("a row of plain data serialises into memory");
-    with_sum(key, bytes)
-}
-
-/// Raw bytes with the sum of them and their key.
-pub fn seal_bytes(key: &[u8], payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; 4];
-    bytes.extend_from_slice(payload);
     with_sum(key, bytes)
 }
 
@@ -182,14 +175,14 @@ fn with_sum(key: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// The payload, if the sum holds.
-pub fn open_bytes<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
+fn decode_bytes<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
     let (found, payload) = value.split_at_checked(4)?;
     (found == sum(key, payload)).then_some(payload)
 }
 
 /// The row, if the sum holds and it is well-formed.
-pub fn open<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Option<T> {
-    postcard::from_bytes(open_bytes(key, value)?).ok()
+pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Option<T> {
+    postcard::from_bytes(decode_bytes(key, value)?).ok()
 }
 
 fn sum(key: &[u8], payload: &[u8]) -> [u8; 4] {

@@ -30,15 +30,15 @@ impl Writer {
     pub(super) fn file(&mut self, record: &Record) -> At {
         let open = self.open_pack.take().filter(|open| open.next.nth < pack::RECORDS_MAX);
         let mut open = open.unwrap_or_else(|| self.new_pack());
-        let mut sealed = pack::seal(open.next, record);
-        if open.next.nth > 0 && open.bytes + sealed.len() > pack::BYTES_MAX {
+        let mut encoded = pack::encode(open.next, record);
+        if open.next.nth > 0 && open.bytes + encoded.len() > pack::BYTES_MAX {
             open = self.new_pack();
-            sealed = pack::seal(open.next, record);
+            encoded = pack::encode(open.next, record);
         }
         let at = open.next;
-        self.store.extend(at.key(), &sealed);
-        self.meta.weight += sealed.len() as u64;
-        self.open_pack = Some(Open { next: At { nth: at.nth + 1, ..at }, bytes: open.bytes + sealed.len() });
+        self.store.extend(at.key(), &encoded);
+        self.meta.weight += encoded.len() as u64;
+        self.open_pack = Some(Open { next: At { nth: at.nth + 1, ..at }, bytes: open.bytes + encoded.len() });
         at
     }
 
@@ -50,7 +50,7 @@ impl Writer {
 
     /// The record that stands there. One that is damaged is set aside, counted, and not there.
     pub(super) fn record(&mut self, at: At) -> Result<Option<Record>, StoreFailed> {
-        let found = self.store.read(&at.key(), |bytes| pack::open(at, bytes))?;
+        let found = self.store.read(&at.key(), |bytes| pack::decode(at, bytes))?;
         if let Some(None) = found {
             self.store.set_copy_aside(&at.key())?;
             self.unfile(at)?;

@@ -4,7 +4,7 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::accept::{dead_key, piece_key, token_key};
+use super::accept::{dead_key, token_key};
 use super::codec::{At, Dead, Entry, Fate, Hash, Key, Outcome, Participant, Record, Token, number_at};
 use super::line::line_key;
 use super::lookup::{Queued, entry_key};
@@ -155,7 +155,7 @@ impl Writer {
         let Some(Dead { record, .. }) = self.store.get(&dead_key(sequence))? else { return Ok(()) };
         self.store.remove(dead_key(sequence));
         self.meta.weight = self.meta.weight.saturating_sub(record.weight() + record.dead_weight());
-        (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
+        self.remove_pieces(&record);
         let key = entry_key(&record.conversation, &record.entry);
         if matches!(self.store.get(&key)?, Some(Entry::Done(outcome)) if outcome.sequence == sequence) {
             self.store.remove(key);

@@ -7,14 +7,15 @@
 
 use std::ops::Bound;
 
-use super::accept::{piece_key, token_key};
+use super::accept::token_key;
 use super::codec::{Hash, Key, Place, Token, number_at};
 use super::line::conversation_in;
 use super::lookup::{Queued, entry_key};
+use super::sealing::Bound as SealedTo;
 use super::settle::Burial;
 use super::{Lease, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
-use crate::message::ClientToken;
+use crate::message::{ClientToken, ConnectionToken};
 use crate::time::Timestamp;
 
 /// Turns read ahead.
@@ -139,15 +140,17 @@ impl Writer {
         let (hash, token) = self.credential(&queued, doubtful, newest)?;
         let Queued { slot, record } = &queued;
         let (conversation, sequence) = (record.conversation, slot.sequence);
-        let body = record.body(|number| self.store.get_bytes(&piece_key(sequence, number)).ok().flatten());
+        let body = self.body(record)?;
+        let connection_token = self.sealer.open(SealedTo::Token(&hash), &token.secret);
+        let connection_token = connection_token.and_then(|bytes| ConnectionToken::parse(&bytes).ok());
         let client_token = ClientToken::parse(&record.client_token).ok().flatten();
-        let (Some(body), Some(connection_token), Some(client_token)) = (body, token.secret.token(), client_token)
-        else {
-            // Some of what belongs to it was damaged: it cannot be sent as it was accepted, so it is not sent.
+        let (Some(body), Some(connection_token), Some(client_token)) = (body, connection_token, client_token) else {
+            // Some of what belongs to it was damaged, or its key is gone: it cannot be sent as it was accepted.
             let mut line = self.line(&conversation)?;
             let error = ServiceError {
                 code: "InternalServerException".into(),
-                text: "connect-relay: its record was damaged on disk".into(),
+                text: "connect-relay: it cannot be read back from the disk: damaged, or sealed by a key that is gone"
+                    .into(),
                 status: 500,
                 request_id: None,
             };
@@ -186,7 +189,7 @@ impl Writer {
             return Ok(newest);
         }
         match self.store.get::<Token>(&token_key(&first))? {
-            Some(row) if row.refused.is_none() && row.secret.token().is_some() => Ok((first, row)),
+            Some(row) if row.refused.is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
             _ => Ok(newest),
         }
     }

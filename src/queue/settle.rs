@@ -1,6 +1,6 @@
 //! What an attempt came to is recorded: the message leaves, waits, is held, or dies.
 
-use super::accept::{dead_key, piece_key};
+use super::accept::dead_key;
 use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Outcome, Place, Record};
 use super::lookup::{Queued, entry_key};
 use super::{Lease, Settled, State, Status, StoreFailed, Writer};
@@ -221,7 +221,7 @@ impl Writer {
         self.unfile(slot.at)?;
         if !dead {
             self.meta.weight = self.meta.weight.saturating_sub(record.weight());
-            (0..record.pieces).for_each(|number| self.store.remove(piece_key(sequence, number)));
+            self.remove_pieces(record);
         }
         if record.implied {
             self.meta.implied = self.meta.implied.saturating_sub(1);

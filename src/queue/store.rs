@@ -17,7 +17,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
-//! | `format` | the format stamp and the key of the hashes; written last at the first start: without it nothing was ever acknowledged |
+//! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
 //! | `compacted` | a copy that is to take the place of `db` |
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
@@ -37,15 +37,19 @@ use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{error, warn};
+use zeroize::Zeroizing;
 
-use super::codec::{self, Key};
+use super::codec::{self, Hasher, Key, Secret};
 use super::compaction;
+use super::sealing::{Bound as Sealed, Sealer, SealingKey};
 use super::{OpenError, StoreFailed};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
 /// back from the file, and a third fewer messages a second were accepted; 16 MiB took no more than 8 or 6.
 const CACHE_BYTES: u64 = 6 << 20;
+/// Bytes of the key of the hashes.
+const KEY_BYTES: usize = 32;
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// Space set aside for recording outcomes on a full disk.
@@ -61,8 +65,6 @@ pub struct Store {
     _lock: File,
     /// What makes ids of this store differ from another's.
     pub nonce: u32,
-    /// The key of the hashes.
-    pub key: Vec<u8>,
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     pending_bytes: usize,
     corrupt: u64,
@@ -70,8 +72,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the folder, or makes it.
-    pub fn open(path: &Path, volatile: bool, now: Timestamp) -> Result<Store, OpenError> {
+    /// Opens the folder, or makes it; with what hashes and seals by the keys of this store.
+    pub fn open(
+        path: &Path,
+        volatile: bool,
+        keys: Vec<SealingKey>,
+        now: Timestamp,
+    ) -> Result<(Store, Hasher, Sealer), OpenError> {
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
@@ -84,7 +91,7 @@ impl Store {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
 
-        let stamp = read_stamp(path)?;
+        let stamp = read_stamp(path, &keys)?;
         if stamp.is_none() {
             set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
         }
@@ -98,10 +105,14 @@ impl Store {
         if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
-        let Stamp { nonce, key } = match stamp {
+        let stamp = match stamp {
             Some(stamp) => stamp,
-            None => write_stamp(path, &db, &data).map_err(failed("write its format stamp"))?,
+            None => first_stamp(path, &db, &data).map_err(failed("write its format stamp"))?,
         };
+        let sealer = Sealer::new(keys, stamp.nonce);
+        if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
+            write_stamp(path, &stamp, &sealer).map_err(failed("write its format stamp"))?;
+        }
         match fs::remove_file(path.join("failed-sync")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
             _ => {}
@@ -111,15 +122,14 @@ impl Store {
             db: Some(db),
             data,
             _lock: lock,
-            nonce,
-            key,
+            nonce: stamp.nonce,
             pending: BTreeMap::new(),
             pending_bytes: 0,
             corrupt: 0,
             compactable: true,
         };
         store.keep_ballast();
-        Ok(store)
+        Ok((store, Hasher::new(&stamp.key), sealer))
     }
 
     fn db(&self) -> &sled::Db {
@@ -155,16 +165,7 @@ impl Store {
     /// The row under a key, as the acts so far have left it. A row that fails its sum is set aside, counted, and not
     /// there.
     pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
-        self.get_with(key, |key, value| codec::open(key, value))
-    }
-
-    /// The raw payload under a key.
-    pub fn get_bytes(&mut self, key: &Key) -> Result<Option<Vec<u8>>, StoreFailed> {
-        self.get_with(key, |key, value| codec::open_bytes(key, value).map(<[u8]>::to_vec))
-    }
-
-    fn get_with<T>(&mut self, key: &Key, open: impl Fn(&[u8], &[u8]) -> Option<T>) -> Result<Option<T>, StoreFailed> {
-        let found = self.read(key, |value| open(&key.0, value))?;
+        let found = self.read(key, |value| codec::decode(&key.0, value))?;
         if let Some(None) = found {
             self.set_copy_aside(key)?;
             self.write(key.0.clone(), None);
@@ -188,13 +189,7 @@ impl Store {
 
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
-        let value = codec::seal(&key.0, row);
-        self.write(key.0, Some(value));
-    }
-
-    /// Writes raw bytes.
-    pub fn put_bytes(&mut self, key: Key, payload: &[u8]) {
-        let value = codec::seal_bytes(&key.0, payload);
+        let value = codec::encode(&key.0, row);
         self.write(key.0, Some(value));
     }
 
@@ -363,42 +358,55 @@ pub(super) fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
 
 struct Stamp {
     nonce: u32,
-    key: Vec<u8>,
+    /// The key of the hashes.
+    key: Zeroizing<Vec<u8>>,
+    /// As the file has it; none where there is no file yet.
+    kept: Option<Secret>,
 }
 
 /// `connect-relay queue, format 1`, the nonce and the key, a line each.
-fn read_stamp(path: &Path) -> Result<Option<Stamp>, OpenError> {
+fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let failed = |cause: String| OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause };
-    let mut text = String::new();
+    let mut text = Zeroizing::new(String::new());
     match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result.map_err(|error| failed(error.to_string()))?,
     };
     let mut lines = text.lines();
-    let found = lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
+    let found: Option<u32> =
+        lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
+    if let Some(found) = found.filter(|found| *found > codec::FORMAT) {
+        return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT });
+    }
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
-    let key = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).filter(|key| key.len() == 32);
-    match (found, nonce, key) {
-        (Some(found), _, _) if found > codec::FORMAT => {
-            Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT })
-        }
-        (Some(_), Some(nonce), Some(key)) => Ok(Some(Stamp { nonce, key })),
-        _ => Err(failed("it is damaged".into())),
+    let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
+    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(failed("it is damaged".into())) };
+    let key = Sealer::new(keys.to_vec(), nonce).open(Sealed::StoreKey, &kept);
+    match key {
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
+        Some(_) => Err(failed("it is damaged".into())),
+        None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
     }
 }
 
-/// The last step of the first start: until the stamp is durable under its name, nothing was acknowledged.
-fn write_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
-    let mut random = [0; 36];
+/// The first start: sled's own files first, for until the stamp is durable under its name, nothing was acknowledged.
+fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
+    let mut random = [0; 4 + KEY_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
     let nonce = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
-    let key = random[4..].to_vec();
     db.flush().map_err(io::Error::other)?;
     data.sync_all()?;
     for name in ["conf", "db"] {
         File::open(path.join(name))?.sync_all()?;
     }
-    let text = format!("connect-relay queue, format {}\nstore {nonce:08x}\nkey {}\n", codec::FORMAT, to_hex(&key));
+    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
+}
+
+/// Writes the stamp, sealed by the first key.
+fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
+    let (format, nonce) = (codec::FORMAT, stamp.nonce);
+    let key = to_hex(sealer.seal(Sealed::StoreKey, &stamp.key).bytes());
+    let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let unnamed = path.join("format.new");
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
@@ -408,7 +416,7 @@ fn write_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         sync_directory(parent)?;
     }
-    Ok(Stamp { nonce, key })
+    Ok(())
 }
 
 /// Without a stamp nothing was acknowledged, but nothing is deleted either.

@@ -1,6 +1,7 @@
 //! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
 
 mod model;
+mod sealed;
 
 use std::thread::JoinHandle;
 
@@ -29,6 +30,7 @@ fn options(path: PathBuf) -> Options {
         dead_kept_for: Duration::from_secs(7 * 86400),
         dead_max: 10_000,
         volatile: true,
+        keys: Vec::new(),
         lifetime: Duration::from_secs(900),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),

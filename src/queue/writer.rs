@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use super::codec::{Hash, Hasher, Key, Meta, Secret};
+use super::codec::{Hash, Hasher, Key, Meta};
 use super::gauges::Gauges;
 use super::packs::Open;
+use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{
@@ -52,7 +53,7 @@ pub struct Prepared {
     pub body: Body,
     pub client_token: ClientToken,
     pub asked: Asked,
-    pub secret: Secret,
+    pub bearer: ConnectionToken,
     pub replaces: Option<Hash>,
     pub lifetime: Option<Duration>,
     pub trace_id: Option<Box<str>>,
@@ -65,11 +66,11 @@ impl Prepared {
         let Submission { body, client_token, connection_token, conversation, replaces, lifetime, caller, trace_id } =
             submission;
         let label = crate::message::label(conversation.as_ref(), &connection_token);
-        let secret = Secret::of(&connection_token);
         let contents = hasher.contents(&body);
         let replaces = replaces.map(|token| hasher.token(&token));
-        let asked = Asked::new(&Asker { token: connection_token, conversation, caller }, hasher);
-        Prepared { body, client_token, asked, secret, replaces, lifetime, trace_id, contents, label }
+        let asker = Asker { token: connection_token, conversation, caller };
+        let asked = Asked::new(&asker, hasher);
+        Prepared { body, client_token, asked, bearer: asker.token, replaces, lifetime, trace_id, contents, label }
     }
 }
 
@@ -95,6 +96,7 @@ pub struct Writer {
     pub(super) options: Options,
     pub(super) store: Store,
     pub(super) hasher: Hasher,
+    pub(super) sealer: Sealer,
     pub(super) meta: Meta,
     pub(super) gauges: Gauges,
     pub(super) waiters: Waiters,
@@ -146,13 +148,13 @@ impl Writer {
     ) -> Result<Writer, OpenError> {
         let path = options.path.clone();
         let now = shared.clock.now();
-        let store = Store::open(&path, options.volatile, now)?;
-        let hasher = Hasher::new(&store.key);
+        let (store, hasher, sealer) = Store::open(&path, options.volatile, options.keys.clone(), now)?;
         let gauges = Gauges::new(metrics, &options);
         let mut writer = Writer {
             options,
             store,
             hasher,
+            sealer,
             meta: Meta::default(),
             gauges,
             waiters: Waiters::default(),

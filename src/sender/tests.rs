@@ -191,6 +191,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         dead_kept_for: Duration::from_secs(3600),
         dead_max: 100,
         volatile: true,
+        keys: Vec::new(),
         lifetime: Duration::from_secs(900),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),

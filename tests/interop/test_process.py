@@ -244,7 +244,7 @@ def test_a_store_of_a_newer_format_is_78_and_left_as_it_is(relay):
     ("queue.messages_max", "-1"),
     ("queue.messages_max", "1.5"),
     ("queue.damaged", "ignore"),
-    ("queue.key_file", "/tmp/key"),
+    ("queue.key_file", "/nowhere/key"),
     ("sender.quota_rate", "0"),
     ("sender.quota_rate", "nan"),
     ("sender.endpoint", "http://example.com"),

@@ -43,15 +43,15 @@ impl At {
 }
 
 /// A record as it stands in a pack.
-pub fn seal(at: At, record: &Record) -> Vec<u8> {
-    let sealed = super::seal(&at.own_key(), record);
-    let length = u16::try_from(sealed.len()).expect("a record is shorter than a row");
-    [&length.to_le_bytes()[..], &sealed].concat()
+pub fn encode(at: At, record: &Record) -> Vec<u8> {
+    let encoded = super::encode(&at.own_key(), record);
+    let length = u16::try_from(encoded.len()).expect("a record is shorter than a row");
+    [&length.to_le_bytes()[..], &encoded].concat()
 }
 
 /// The record that stands there, if its sum holds and it is well-formed.
-pub fn open(at: At, pack: &[u8]) -> Option<Record> {
-    super::open(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
+pub fn decode(at: At, pack: &[u8]) -> Option<Record> {
+    super::decode(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
 }
 
 /// How many records a pack holds.
@@ -64,12 +64,12 @@ pub fn all(count: u8) -> u64 {
     if count >= RECORDS_MAX { u64::MAX } else { (1 << count) - 1 }
 }
 
-/// The sealed records, as far as their lengths can be followed.
+/// The encoded records, as far as their lengths can be followed.
 fn split(mut pack: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = pack.split_first_chunk::<2>()?;
-        let (sealed, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        let (encoded, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
         pack = rest;
-        Some(sealed)
+        Some(encoded)
     })
 }

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Hash, INLINE_MAX, PIECE};
-use crate::message::{Body, ConnectionToken, Content, ContentType};
+use super::{Hash, PIECE};
 use crate::time::Timestamp;
 
 /// A queued message. It is never written again: what its attempts came to stands in its conversation's line.
@@ -39,7 +38,7 @@ pub enum Kind {
     Disconnect,
 }
 
-/// Bytes of contents or of a token, on their way to or from the disk: wiped, and not shown.
+/// Contents or a token as they stand on disk, sealed where there is a key: wiped, and not shown.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
@@ -69,37 +68,16 @@ impl Drop for Secret {
 }
 
 impl Secret {
-    pub fn of(token: &ConnectionToken) -> Secret {
-        Secret(token.expose().to_vec())
+    pub fn new(bytes: Vec<u8>) -> Secret {
+        Secret(bytes)
     }
 
-    /// The token; none where only its hash was kept.
-    pub fn token(&self) -> Option<ConnectionToken> {
-        ConnectionToken::parse(&self.0).ok()
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
 impl Record {
-    /// Takes a body apart: what goes into the record, and the pieces that go beside it.
-    pub fn set_body<'a>(&mut self, body: &'a Body) -> impl Iterator<Item = &'a [u8]> {
-        self.kind = match body {
-            Body::Message { content_type, .. } => Kind::Message(*content_type as u8),
-            Body::Event { content_type, content } => {
-                Kind::Event { content_type: content_type.to_string(), content: content.is_some() }
-            }
-            Body::Disconnect => Kind::Disconnect,
-        };
-        let content = body.content().map_or("", Content::expose).as_bytes();
-        let pieces = if content.len() <= INLINE_MAX {
-            self.inline = Secret(content.to_vec());
-            &[][..]
-        } else {
-            content
-        };
-        self.pieces = u16::try_from(pieces.len().div_ceil(PIECE)).unwrap_or(u16::MAX);
-        pieces.chunks(PIECE)
-    }
-
     /// About how many bytes of rows it takes beside its pack, with its share of the others'.
     pub fn weight(&self) -> u64 {
         (usize::from(self.pieces) * PIECE + 150) as u64
@@ -108,24 +86,6 @@ impl Record {
     /// The same of its dead letter.
     pub fn dead_weight(&self) -> u64 {
         (self.inline.0.len() + 200) as u64
-    }
-
-    /// Puts the body together again; none where a piece is missing or is not text.
-    pub fn body(&self, mut piece: impl FnMut(u16) -> Option<Vec<u8>>) -> Option<Body> {
-        let mut bytes = self.inline.0.clone();
-        for number in 0..self.pieces {
-            bytes.extend_from_slice(&piece(number)?);
-        }
-        let content = Content::new(String::from_utf8(bytes).ok()?);
-        Some(match &self.kind {
-            Kind::Message(index) => {
-                Body::Message { content_type: *ContentType::ALL.get(usize::from(*index))?, content }
-            }
-            Kind::Event { content_type, content: has } => {
-                Body::Event { content_type: content_type.as_str().into(), content: has.then_some(content) }
-            }
-            Kind::Disconnect => Body::Disconnect,
-        })
     }
 }
 

@@ -1,0 +1,98 @@
+//! Contents on their way to the disk and back: cut where they are long, sealed, put together again.
+
+use zeroize::Zeroizing;
+
+use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
+use super::sealing::Bound;
+use super::{StoreFailed, Writer};
+use crate::message::{Body, Content, ContentType};
+
+fn piece_key(sequence: u64, number: u16) -> Key {
+    let mut key = Key::new(b'p').number(sequence);
+    key.0.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+impl Writer {
+    /// Takes a body apart: into its record, and into pieces beside it where it is long.
+    pub(super) fn put_body(&mut self, record: &mut Record, body: &Body) {
+        record.kind = Kind::of(body);
+        let content = body.content().map_or("", Content::expose).as_bytes();
+        if content.len() <= INLINE_MAX {
+            record.inline = self.sealer.seal(Bound::Inline(record.sequence), content);
+            return;
+        }
+        for (number, piece) in (0..).zip(content.chunks(PIECE)) {
+            let sealed = self.sealer.seal(Bound::Piece(record.sequence, number), piece);
+            self.store.put(piece_key(record.sequence, number), &sealed);
+            record.pieces = number + 1;
+        }
+    }
+
+    /// The body again; none where some of it is missing, damaged, or sealed by a key that is not known.
+    pub(super) fn body(&mut self, record: &Record) -> Result<Option<Body>, StoreFailed> {
+        let mut content = Zeroizing::new(Vec::new());
+        if record.pieces == 0 {
+            let Some(bytes) = self.sealer.open(Bound::Inline(record.sequence), &record.inline) else { return Ok(None) };
+            content = bytes;
+        }
+        for number in 0..record.pieces {
+            let sealed: Option<Secret> = self.store.get(&piece_key(record.sequence, number))?;
+            let piece = sealed.and_then(|sealed| self.sealer.open(Bound::Piece(record.sequence, number), &sealed));
+            let Some(piece) = piece else { return Ok(None) };
+            content.extend_from_slice(&piece);
+        }
+        let Ok(content) = String::from_utf8(std::mem::take(&mut *content)) else { return Ok(None) };
+        Ok(record.kind.body(Content::new(content)))
+    }
+
+    /// Removes what stands beside the record.
+    pub(super) fn remove_pieces(&mut self, record: &Record) {
+        (0..record.pieces).for_each(|number| self.store.remove(piece_key(record.sequence, number)));
+    }
+}
+
+impl Kind {
+    fn of(body: &Body) -> Kind {
+        match body {
+            Body::Message { content_type, .. } => Kind::Message(*content_type as u8),
+            Body::Event { content_type, content } => {
+                Kind::Event { content_type: content_type.to_string(), content: content.is_some() }
+            }
+            Body::Disconnect => Kind::Disconnect,
+        }
+    }
+
+    /// None where its type is of a newer relay.
+    fn body(&self, content: Content) -> Option<Body> {
+        Some(match self {
+            Kind::Message(index) => {
+                Body::Message { content_type: *ContentType::ALL.get(usize::from(*index))?, content }
+            }
+            Kind::Event { content_type, content: has } => {
+                Body::Event { content_type: content_type.as_str().into(), content: has.then_some(content) }
+            }
+            Kind::Disconnect => Body::Disconnect,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_come_back_as_they_are() {
+        let content = || Content::new("ä".into());
+        let bodies = [
+            Body::Event { content_type: "e".into(), content: Some(content()) },
+            Body::Event { content_type: "e".into(), content: None },
+            Body::Disconnect,
+        ];
+        let messages = ContentType::ALL.map(|content_type| Body::Message { content_type, content: content() });
+        for body in bodies.into_iter().chain(messages) {
+            assert_eq!(Kind::of(&body).body(content()), Some(body));
+        }
+        assert_eq!(Kind::Message(u8::MAX).body(content()), None);
+    }
+}

@@ -1,0 +1,220 @@
+//! Contents and ConnectionTokens, sealed before they reach the disk.
+//!
+//! With `queue.key_file`, AES-256-GCM under its first key; the other keys only open what was sealed when they were
+//! first. Each sealed value is bound to the store and to the row that it belongs to, so that no copy of it elsewhere
+//! opens. Without a key file the same bytes are kept as they are.
+//!
+//! ```text
+//! 0, bytes                                          kept as they are
+//! 1, key id (4), nonce (12), ciphertext, tag (16)   sealed; the nonce is random
+//! ```
+//!
+//! The store's own key, by which ClientTokens, tokens and contents are hashed, is sealed in the format stamp: without
+//! the key file nobody can try out what a hash was made of, and a start with the wrong one is refused.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use zeroize::Zeroizing;
+
+use super::codec::{Hash, Secret};
+
+const PLAIN: u8 = 0;
+const SEALED: u8 = 1;
+const ID_LEN: usize = 4;
+
+/// One key of `queue.key_file`.
+#[derive(Clone)]
+pub struct SealingKey {
+    /// Tells it from the others; it does not tell the key.
+    id: [u8; ID_LEN],
+    key: LessSafeKey,
+}
+
+impl std::fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SealingKey(…)")
+    }
+}
+
+impl PartialEq for SealingKey {
+    fn eq(&self, other: &SealingKey) -> bool {
+        self.id == other.id
+    }
+}
+
+impl SealingKey {
+    /// Reads a key file: 32 bytes in base64 a line, the first one seals; empty lines and `#` lines are skipped.
+    ///
+    /// # Errors
+    /// Names the line, never what stands in it.
+    pub fn parse_file(text: &str) -> Result<Vec<SealingKey>, String> {
+        let lines = (1..).zip(text.lines().map(str::trim));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let keys = lines.map(|(number, line)| {
+            let bytes = Zeroizing::new(BASE64_STANDARD.decode(line).unwrap_or_default());
+            SealingKey::new(&bytes).ok_or_else(|| format!("line {number} is not 32 bytes in base64"))
+        });
+        let keys: Vec<SealingKey> = keys.collect::<Result<_, _>>()?;
+        if keys.is_empty() { Err("holds no key".into()) } else { Ok(keys) }
+    }
+
+    fn new(bytes: &[u8]) -> Option<SealingKey> {
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).ok()?);
+        let sign = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), b"connect-relay key id");
+        let mut id = [0; ID_LEN];
+        id.copy_from_slice(&sign.as_ref()[..ID_LEN]);
+        Some(SealingKey { id, key })
+    }
+}
+
+/// What a sealed value is, and whose.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound<'a> {
+    /// Contents in the record of a message, by its sequence number.
+    Inline(u64),
+    /// A piece of contents too long for it.
+    Piece(u64, u16),
+    /// The secret of a ConnectionToken, by its hash.
+    Token(&'a Hash),
+    /// The store's own key.
+    StoreKey,
+}
+
+/// Seals and opens for one store.
+#[derive(Clone, Debug)]
+pub struct Sealer {
+    keys: Vec<SealingKey>,
+    store: u32,
+}
+
+impl Sealer {
+    /// For the store of that nonce; without keys nothing is sealed.
+    pub fn new(keys: Vec<SealingKey>, store: u32) -> Sealer {
+        Sealer { keys, store }
+    }
+
+    /// What goes on disk.
+    pub fn seal(&self, bound: Bound<'_>, plain: &[u8]) -> Secret {
+        let Some(SealingKey { id, key }) = self.keys.first() else {
+            return Secret::new([&[PLAIN], plain].concat());
+        };
+        let mut nonce = [0; NONCE_LEN];
+        SystemRandom::new().fill(&mut nonce).expect("the system gives random bytes");
+        let mut bytes = Vec::with_capacity(1 + ID_LEN + NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
+        bytes.push(SEALED);
+        bytes.extend_from_slice(id);
+        bytes.extend_from_slice(&nonce);
+        let from = bytes.len();
+        bytes.extend_from_slice(plain);
+        let tag = key
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), self.aad(bound), &mut bytes[from..])
+            .expect("a row is shorter than the cipher's limit");
+        bytes.extend_from_slice(tag.as_ref());
+        Secret::new(bytes)
+    }
+
+    /// What was sealed; none where it was for another place, or by a key that is not known.
+    pub fn open(&self, bound: Bound<'_>, sealed: &Secret) -> Option<Zeroizing<Vec<u8>>> {
+        match sealed.bytes().split_first()? {
+            (&PLAIN, bytes) => Some(Zeroizing::new(bytes.to_vec())),
+            (&SEALED, rest) => {
+                let (id, rest) = rest.split_at_checked(ID_LEN)?;
+                let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>()?;
+                let SealingKey { key, .. } = self.keys.iter().find(|key| key.id == id)?;
+                let mut bytes = Zeroizing::new(rest.to_vec());
+                let nonce = Nonce::assume_unique_for_key(*nonce);
+                let length = key.open_in_place(nonce, self.aad(bound), &mut bytes).ok()?.len();
+                bytes.truncate(length);
+                Some(bytes)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the first key would have sealed it.
+    pub fn is_newest(&self, sealed: &Secret) -> bool {
+        match (sealed.bytes().split_first(), self.keys.first()) {
+            (Some((&SEALED, rest)), Some(first)) => rest.starts_with(&first.id),
+            (Some((&PLAIN, _)), None) => true,
+            _ => false,
+        }
+    }
+
+    fn aad(&self, bound: Bound<'_>) -> Aad<Vec<u8>> {
+        let store = &self.store.to_be_bytes();
+        Aad::from(match bound {
+            Bound::Inline(sequence) => [&b"m"[..], store, &sequence.to_be_bytes()].concat(),
+            Bound::Piece(sequence, number) => {
+                [&b"p"[..], store, &sequence.to_be_bytes(), &number.to_be_bytes()].concat()
+            }
+            Bound::Token(hash) => [&b"t"[..], store, hash].concat(),
+            Bound::StoreKey => [&b"s"[..], store].concat(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn keys(text: &str) -> Vec<SealingKey> {
+        SealingKey::parse_file(text).unwrap()
+    }
+
+    fn line(byte: u8) -> String {
+        BASE64_STANDARD.encode([byte; 32])
+    }
+
+    proptest! {
+        #[test]
+        fn sealed_bytes_come_back_in_their_own_place_only(
+            plain in prop::collection::vec(any::<u8>(), 0..300),
+            at in any::<usize>(),
+            bit in 0u8..8,
+        ) {
+            let sealer = Sealer::new(keys(&line(1)), 7);
+            let sealed = sealer.seal(Bound::Inline(42), &plain);
+            prop_assert_eq!(&**sealer.open(Bound::Inline(42), &sealed).unwrap(), &plain[..]);
+            prop_assert!(sealer.open(Bound::Inline(43), &sealed).is_none());
+            prop_assert!(sealer.open(Bound::Piece(42, 0), &sealed).is_none());
+            prop_assert!(Sealer::new(keys(&line(1)), 8).open(Bound::Inline(42), &sealed).is_none());
+            prop_assert!(Sealer::new(keys(&line(2)), 7).open(Bound::Inline(42), &sealed).is_none());
+            prop_assert!(Sealer::new(Vec::new(), 7).open(Bound::Inline(42), &sealed).is_none());
+            let mut bytes = sealed.bytes().to_vec();
+            let at = 1 + at % (bytes.len() - 1);
+            bytes[at] ^= 1 << bit;
+            prop_assert!(sealer.open(Bound::Inline(42), &Secret::new(bytes)).is_none());
+        }
+    }
+
+    #[test]
+    fn first_key_seals_and_all_open() {
+        let old = Sealer::new(keys(&line(1)), 7);
+        let new = Sealer::new(keys(&format!("# rotated\n{}\n\n{}\n", line(2), line(1))), 7);
+        let sealed = old.seal(Bound::StoreKey, b"x");
+        assert_eq!(&**new.open(Bound::StoreKey, &sealed).unwrap(), b"x");
+        assert!(old.is_newest(&sealed) && !new.is_newest(&sealed));
+        assert!(old.open(Bound::StoreKey, &new.seal(Bound::StoreKey, b"x")).is_none());
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_sealed_and_everything_opens() {
+        let sealer = Sealer::new(Vec::new(), 7);
+        let kept = sealer.seal(Bound::Inline(1), b"x");
+        assert!(sealer.is_newest(&kept));
+        assert_eq!(&**Sealer::new(keys(&line(1)), 7).open(Bound::Inline(1), &kept).unwrap(), b"x");
+    }
+
+    #[test]
+    fn key_file_is_refused_by_line_and_never_shown() {
+        let fault = |text: &str| SealingKey::parse_file(text).unwrap_err();
+        assert_eq!(fault("# none\n\n"), "holds no key");
+        assert_eq!(fault(&format!("{}\nc2hvcnQ=\n", line(1))), "line 2 is not 32 bytes in base64");
+        assert_eq!(fault("not base64 !"), "line 1 is not 32 bytes in base64");
+        assert_eq!(format!("{:?}", keys(&line(1))), "[SealingKey(…)]");
+    }
+}
