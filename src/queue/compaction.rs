@@ -1,17 +1,21 @@
 //! The log, copied without what is dead in it.
 //!
 //! ```text
-//! compacted/db, conf   written, synced       nothing has changed: left over, it is removed
-//! compacted/complete   written, synced       = the instant of change: from here on the copy is the store
-//! snap.* removed, conf and db renamed over the old ones, the folder synced
-//! compacted            removed
+//! compacted/db, conf, snap.*  written, synced   nothing has changed: left over, it is removed
+//! compacted/complete          written, synced   = the instant of change: from here on the copy is the store
+//! other snap.* removed, conf, db and snap.* renamed over the old ones, the folder synced
+//! compacted                   removed
 //! ```
 //!
-//! [`finish`] carries out what is left from any of these points, and can be cut short at any point itself: a snapshot
-//! only spares sled a scan of the log, and a rename that was done is not done again.
+//! [`finish`] carries out what is left from any of these points, and can be cut short at any point itself: `complete`
+//! names the copy's snapshot, and a rename that was done is not done again.
+//!
+//! The copy is opened once before it counts. When sled opens a log without a snapshot it makes one and zeroes what the
+//! log wastes, in that order, but without syncing the snapshot's name in between: a power cut then leaves a log with
+//! holes that nothing explains, and what comes after the first of them is lost.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::store::{open_sled, sync_directory};
@@ -36,7 +40,8 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
         to.apply_batch(batch)?;
         to.flush()?;
     }
-    for name in ["db", "conf"] {
+    drop(open_sled(&folder)?);
+    for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(&folder)?) {
         File::open(folder.join(name))?.sync_all()?;
     }
     sync_directory(&folder)?;
@@ -46,7 +51,9 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
 pub fn complete(path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
-    File::create(folder.join("complete"))?.sync_all()?;
+    let mut complete = File::create(folder.join("complete"))?;
+    complete.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
+    complete.sync_all()?;
     sync_directory(&folder)
 }
 
@@ -54,13 +61,11 @@ pub fn complete(path: &Path) -> io::Result<()> {
 pub fn finish(path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
     if folder.join("complete").exists() {
-        for file in fs::read_dir(path)? {
-            let file = file?;
-            if file.file_name().to_string_lossy().starts_with("snap.") {
-                fs::remove_file(file.path())?;
-            }
+        let own = fs::read_to_string(folder.join("complete"))?;
+        for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
+            fs::remove_file(path.join(name))?;
         }
-        for name in ["conf", "db"] {
+        for name in ["conf", "db"].into_iter().chain(own.lines()) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -72,6 +77,12 @@ pub fn finish(path: &Path) -> io::Result<()> {
         sync_directory(&folder)?;
     }
     remove(&folder)
+}
+
+/// The names of sled's snapshots in a folder.
+fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+    names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| name.starts_with("snap."))).collect()
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

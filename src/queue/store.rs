@@ -406,11 +406,9 @@ fn write_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
+    sync_ancestors(path)?;
     fs::rename(&unnamed, path.join("format"))?;
     sync_directory(path)?;
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        sync_directory(parent)?;
-    }
     Ok(Stamp { nonce, key })
 }
 
@@ -465,6 +463,21 @@ fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Any of the folders above may be as new as the queue's: a power cut must not take their names away. Those that cannot
+/// be read or are another volume's were not made for it.
+fn sync_ancestors(path: &Path) -> io::Result<()> {
+    let device = fs::metadata(path)?.dev();
+    for above in path.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        let Ok(folder) = File::open(above) else { break };
+        if folder.metadata()?.dev() != device {
+            break;
+        }
+        folder.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The name of a file system that lives in memory.
