@@ -51,9 +51,11 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
 pub fn complete(path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
-    let mut complete = File::create(folder.join("complete"))?;
-    complete.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
-    complete.sync_all()?;
+    let unnamed = folder.join("complete.new");
+    let mut file = File::create(&unnamed)?;
+    file.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&unnamed, folder.join("complete"))?;
     sync_directory(&folder)
 }
 
