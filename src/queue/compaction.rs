@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::store::{open_sled, sync_directory};
+use super::store::{never_drop, open_sled, sync_directory};
 
 /// Rows copied at a time.
 const ROWS: usize = 256;
@@ -27,25 +27,29 @@ const ROWS: usize = 256;
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
     remove(&folder)?;
-    {
-        let (to, _) = open_sled(&folder)?;
-        let mut batch = sled::Batch::default();
-        for (count, row) in from.iter().enumerate() {
-            let (key, value) = row?;
-            batch.insert(key, value);
-            if count % ROWS == ROWS - 1 {
-                to.apply_batch(std::mem::take(&mut batch))?;
-            }
-        }
-        to.apply_batch(batch)?;
-        to.flush()?;
-    }
+    let (to, _) = open_sled(&folder)?;
+    copy_rows(from, &to).inspect_err(|_| never_drop(&to))?;
+    drop(to);
     drop(open_sled(&folder)?);
     for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(&folder)?) {
         File::open(folder.join(name))?.sync_all()?;
     }
     sync_directory(&folder)?;
     sync_directory(path)
+}
+
+fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
+    let mut batch = sled::Batch::default();
+    for (count, row) in from.iter().enumerate() {
+        let (key, value) = row?;
+        batch.insert(key, value);
+        if count % ROWS == ROWS - 1 {
+            to.apply_batch(std::mem::take(&mut batch))?;
+        }
+    }
+    to.apply_batch(batch)?;
+    to.flush()?;
+    Ok(())
 }
 
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.

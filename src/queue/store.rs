@@ -100,7 +100,9 @@ impl Store {
         }
         let Stamp { nonce, key } = match stamp {
             Some(stamp) => stamp,
-            None => write_stamp(path, &db, &data).map_err(failed("write its format stamp"))?,
+            None => write_stamp(path, &db, &data)
+                .inspect_err(|_| never_drop(&db))
+                .map_err(failed("write its format stamp"))?,
         };
         match fs::remove_file(path.join("failed-sync")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
@@ -331,6 +333,7 @@ impl Store {
 
     /// As `failed`, and leaves the mark: Linux has marked the pages that it could not write as clean.
     fn broken(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        self.db.iter().for_each(never_drop);
         self.release_ballast();
         let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join("failed-sync"))
             .and_then(|mark| mark.sync_all())
@@ -357,11 +360,19 @@ pub(super) fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
             result => break result?,
         }
     };
-    let data = File::open(path.join("db"))?;
-    close_to_others(path)?;
-    // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
-    sync_directory(path)?;
+    let data = File::open(path.join("db")).and_then(|data| {
+        close_to_others(path)?;
+        // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
+        sync_directory(path)?;
+        Ok(data)
+    });
+    let data = data.inspect_err(|_| never_drop(&db))?;
     Ok((db, data))
+}
+
+/// sled syncs when it is dropped, and panics where that fails. After a failure it is left as it is: the process leaves.
+pub(super) fn never_drop(db: &sled::Db) {
+    std::mem::forget(db.clone());
 }
 
 struct Stamp {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("cuts", "callers", "patience", "processes", "upstream")
+
 import relays
 from processes import BINARY
-
-pytest.register_assert_rewrite("cuts")
 
 
 def pytest_addoption(parser):

@@ -59,8 +59,7 @@ class Load:
     def _complete(self, bots):
         """The recording tells all: what it comes to is the true folder, and the bots heard what it says they were told."""
         true = disk.found_in(self.root)
-        shutil.rmtree(self.root / "relay")  # the root itself stays: the recording knows it by its inode
-        told = Disk(self.root, self.events)
+        told = Disk(self.root, self.events, empty=True)
         told.advance(len(self.events))
         told = told.tree("all", None)
         assert told.keys() == true.keys(), told.keys() ^ true.keys()
@@ -139,7 +138,7 @@ class Campaign:
     def run(self, cuts):
         """The cuts are taken in their order, so that the recording is gone through once."""
         known, said = Known(self.load.chats), iter(self.said)
-        state = Disk(self.load.root, self.load.events, self.ignore)
+        state = Disk(self.load.root, self.load.events, self.ignore, empty=True)
         upcoming, done = next(said, None), []
         room = threading.Semaphore(3)
         with ThreadPoolExecutor(2) as workers:

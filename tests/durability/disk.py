@@ -95,21 +95,22 @@ def _resize(data, size, shrink):
 
 
 class Disk:
-    """Goes through a recording event by event; `ignore` names what does not count as a sync: the mutations."""
+    """Goes through a recording event by event. What lies in the folder now was there, durable, when the recording began,
+    unless it began `empty`; `ignore` names what does not count as a sync: the mutants."""
 
-    def __init__(self, root, events, ignore=None):
+    def __init__(self, root, events, ignore=None, empty=False):
         self.root, self.events, self.at = str(root), events, 0
         self.ignores = ignore or (lambda index, event: False)
         self.inodes, self.names = {}, []  # the changes of names that are not durable yet
-        self.top = self._scan(self.root)
+        self.top = self._scan(self.root, empty)
         self._seen = {}  # a folder's entries as the running program sees them
         self._calls = {}  # what each thread is in the middle of
 
-    def _scan(self, path):
-        """What was there when the recording began is durable. Sockets are no part of it."""
+    def _scan(self, path, empty=False):
+        """Sockets are no part of it."""
         folder = Folder()
         self.inodes[os.stat(path).st_ino] = folder
-        for entry in os.scandir(path):
+        for entry in () if empty else os.scandir(path):
             if entry.is_dir():
                 folder.entries[entry.name] = self._scan(entry.path)
             elif entry.is_file():

@@ -245,6 +245,10 @@ static int begin(struct thread *t, const struct call *call) {
         if (fails(t, S_ISDIR(mode) ? "dirsync" : "sync")) return 0;
         put(t, t->kind = 'S', offset, S_ISDIR(mode), call->entry.nr == SYS_fdatasync, 0, 0);
         return 1;
+    case SYS_fadvise64:
+        path_of(t->id, args[0], path);
+        if (below(path)) put(t, 'A', inode_of(t->id, args[0], &mode), args[3], 0, 0, 0);
+        return 0;
     case SYS_openat:
 #ifdef SYS_open
     case SYS_open:
@@ -342,7 +346,7 @@ static void end(struct thread *t, int64_t result) {
 /* What would change a file or tell somebody something is handed to the tracer, with what `begin` refuses to miss. */
 static const int traced[] = {
     SYS_write, SYS_writev, SYS_pwrite64, SYS_pwritev, SYS_pwritev2, SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_read, SYS_readv,
-    SYS_recvfrom, SYS_recvmsg, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_openat, SYS_mkdirat, SYS_unlinkat,
+    SYS_recvfrom, SYS_recvmsg, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_fadvise64, SYS_openat, SYS_mkdirat, SYS_unlinkat,
     SYS_renameat, SYS_renameat2, SYS_linkat, SYS_copy_file_range, SYS_sendfile, SYS_splice, SYS_truncate,
 #ifdef SYS_open
     SYS_open, SYS_creat, SYS_mkdir, SYS_unlink, SYS_rmdir, SYS_rename, SYS_link,
