@@ -1,20 +1,24 @@
 //! The log, copied without what is dead in it.
 //!
 //! ```text
-//! compacted/db, conf   written, synced       nothing has changed: left over, it is removed
-//! compacted/complete   written, synced       = the instant of change: from here on the copy is the store
-//! snap.* removed, conf and db renamed over the old ones, the folder synced
-//! compacted            removed
+//! compacted/db, conf, snap.*  written, synced   nothing has changed: left over, it is removed
+//! compacted/complete          written, synced   = the instant of change: from here on the copy is the store
+//! other snap.* removed, conf, db and snap.* renamed over the old ones, the folder synced
+//! compacted                   removed
 //! ```
 //!
-//! [`finish`] carries out what is left from any of these points, and can be cut short at any point itself: a snapshot
-//! only spares sled a scan of the log, and a rename that was done is not done again.
+//! [`finish`] carries out what is left from any of these points, and can be cut short at any point itself: `complete`
+//! names the copy's snapshot, and a rename that was done is not done again.
+//!
+//! The copy is opened once before it counts. When sled opens a log without a snapshot it makes one and zeroes what the
+//! log wastes, in that order, but without syncing the snapshot's name in between: a power cut then leaves a log with
+//! holes that nothing explains, and what comes after the first of them is lost.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::store::{open_sled, sync_directory};
+use super::store::{never_drop, open_sled, sync_directory};
 
 /// Bytes copied at a time.
 const BATCH_BYTES: usize = 512 << 10;
@@ -23,32 +27,41 @@ const BATCH_BYTES: usize = 512 << 10;
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
     remove(&folder)?;
-    {
-        let (to, _) = open_sled(&folder)?;
-        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
-        for row in from.iter() {
-            let (key, value) = row?;
-            bytes += key.len() + value.len();
-            batch.insert(key, value);
-            if bytes >= BATCH_BYTES {
-                to.apply_batch(std::mem::take(&mut batch))?;
-                bytes = 0;
-            }
-        }
-        to.apply_batch(batch)?;
-        to.flush()?;
-    }
-    for name in ["db", "conf"] {
+    let (to, _) = open_sled(&folder)?;
+    copy_rows(from, &to).inspect_err(|_| never_drop(&to))?;
+    drop(to);
+    drop(open_sled(&folder)?);
+    for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(&folder)?) {
         File::open(folder.join(name))?.sync_all()?;
     }
     sync_directory(&folder)?;
     sync_directory(path)
 }
 
+fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
+    let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+    for row in from.iter() {
+        let (key, value) = row?;
+        bytes += key.len() + value.len();
+        batch.insert(key, value);
+        if bytes >= BATCH_BYTES {
+            to.apply_batch(std::mem::take(&mut batch))?;
+            bytes = 0;
+        }
+    }
+    to.apply_batch(batch)?;
+    to.flush()?;
+    Ok(())
+}
+
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
 pub fn complete(path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
-    File::create(folder.join("complete"))?.sync_all()?;
+    let unnamed = folder.join("complete.new");
+    let mut file = File::create(&unnamed)?;
+    file.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&unnamed, folder.join("complete"))?;
     sync_directory(&folder)
 }
 
@@ -56,13 +69,11 @@ pub fn complete(path: &Path) -> io::Result<()> {
 pub fn finish(path: &Path) -> io::Result<()> {
     let folder = path.join("compacted");
     if folder.join("complete").exists() {
-        for file in fs::read_dir(path)? {
-            let file = file?;
-            if file.file_name().to_string_lossy().starts_with("snap.") {
-                fs::remove_file(file.path())?;
-            }
+        let own = fs::read_to_string(folder.join("complete"))?;
+        for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
+            fs::remove_file(path.join(name))?;
         }
-        for name in ["conf", "db"] {
+        for name in ["conf", "db"].into_iter().chain(own.lines()) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -74,6 +85,12 @@ pub fn finish(path: &Path) -> io::Result<()> {
         sync_directory(&folder)?;
     }
     remove(&folder)
+}
+
+/// The names of sled's snapshots in a folder.
+fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+    names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| name.starts_with("snap."))).collect()
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

@@ -107,11 +107,15 @@ impl Store {
         }
         let stamp = match stamp {
             Some(stamp) => stamp,
-            None => first_stamp(path, &db, &data).map_err(failed("write its format stamp"))?,
+            None => first_stamp(path, &db, &data)
+                .inspect_err(|_| never_drop(&db))
+                .map_err(failed("write its format stamp"))?,
         };
         let sealer = Sealer::new(keys, stamp.nonce);
         if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
-            write_stamp(path, &stamp, &sealer).map_err(failed("write its format stamp"))?;
+            write_stamp(path, &stamp, &sealer)
+                .inspect_err(|_| never_drop(&db))
+                .map_err(failed("write its format stamp"))?;
         }
         match fs::remove_file(path.join("failed-sync")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
@@ -323,6 +327,7 @@ impl Store {
 
     /// As `failed`, and leaves the mark: Linux has marked the pages that it could not write as clean.
     fn broken(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        self.db.iter().for_each(never_drop);
         self.release_ballast();
         let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join("failed-sync"))
             .and_then(|mark| mark.sync_all())
@@ -349,11 +354,19 @@ pub(super) fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
             result => break result?,
         }
     };
-    let data = File::open(path.join("db"))?;
-    close_to_others(path)?;
-    // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
-    sync_directory(path)?;
+    let data = File::open(path.join("db")).and_then(|data| {
+        close_to_others(path)?;
+        // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
+        sync_directory(path)?;
+        Ok(data)
+    });
+    let data = data.inspect_err(|_| never_drop(&db))?;
     Ok((db, data))
+}
+
+/// sled syncs when it is dropped, and panics where that fails. After a failure it is left as it is: the process leaves.
+pub(super) fn never_drop(db: &sled::Db) {
+    std::mem::forget(db.clone());
 }
 
 struct Stamp {
@@ -411,12 +424,9 @@ fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
+    sync_ancestors(path)?;
     fs::rename(&unnamed, path.join("format"))?;
-    sync_directory(path)?;
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        sync_directory(parent)?;
-    }
-    Ok(())
+    sync_directory(path)
 }
 
 /// Without a stamp nothing was acknowledged, but nothing is deleted either.
@@ -470,6 +480,21 @@ fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Any of the folders above may be as new as the queue's: a power cut must not take their names away. Those that cannot
+/// be read or are another volume's were not made for it.
+fn sync_ancestors(path: &Path) -> io::Result<()> {
+    let device = fs::metadata(path)?.dev();
+    for above in path.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        let Ok(folder) = File::open(above) else { break };
+        if folder.metadata()?.dev() != device {
+            break;
+        }
+        folder.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The name of a file system that lives in memory.

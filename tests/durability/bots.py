@@ -1,0 +1,114 @@
+"""The load: bots that speak to a relay over its Unix socket, each its own chat, and what they have been told.
+
+Messages are made from the seed, so that an audit can make them again and compare them byte for byte.
+"""
+
+import asyncio
+import json
+import random
+
+import wire
+
+PLAIN, JSON = "text/plain", "application/json"
+
+
+def message(seed, chat, place):
+    """100 bytes to 48 KB; ASCII, accents, emoji. Half of the time short, half of the time long, for all chats at about the
+    same time: then one commit after the other opens a segment of the log, and some open several."""
+    dice = random.Random(f"{seed} {chat} {place}")
+    name = f"{chat}-{place}"
+    if place % 20 < 10 and dice.random() < 0.8:
+        text = name + " " + "é😀 text "[: dice.randint(1, 9)] * dice.randint(100, 1000)
+        return {"ContentType": PLAIN, "Content": text[: dice.randint(60, 1024)], "ClientToken": name}
+    filling = dice.choice("😀😀é語") * dice.randint(1000 if place % 20 < 10 else 6000, 11_900)
+    return {"ContentType": JSON, "Content": json.dumps(f"{name} {filling}", ensure_ascii=False), "ClientToken": name}
+
+
+def chat_token(seed, chat):
+    return f"chat-{seed}-{chat}"
+
+
+def place_of(client_token):
+    chat, place = client_token.split("-")
+    return int(chat), int(place)
+
+
+class Bots:
+    """`chats` bots that say `length` messages each, one after the other's reply; `told` counts what was acknowledged.
+
+    `room()` says how many more may be queued: a bot that finds none waits.
+    """
+
+    def __init__(self, seed, socket, chats, length, room=lambda: 1):
+        self.seed, self.socket, self.chats, self.length, self.room = seed, socket, chats, length, room
+        self.told = dict.fromkeys(range(chats), -1)
+        self.refused = {}
+
+    @property
+    def acknowledged(self):
+        return sum(self.told.values()) + self.chats
+
+    def run(self, over=lambda: False):
+        """All bots to their end, or until the relay is gone, or it is over."""
+        self.over = over
+        asyncio.run(self._all())
+
+    async def _all(self):
+        await asyncio.gather(*(self._bot(chat) for chat in self.told))
+
+    async def _bot(self, chat):
+        """Does what it is told: a refusal that passes is tried again, a lost connection is the end of the relay."""
+        dice = random.Random(f"{self.seed} bot {chat}")
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.socket, limit=1 << 20)
+        except OSError:
+            return
+        try:
+            while self.told[chat] < self.length - 1 and not self.over():
+                if self.room() <= 0:
+                    await asyncio.sleep(0.005)
+                    continue
+                done = await (self._batch if dice.random() < 0.1 else self._one)(reader, writer, chat, dice)
+                if not done:
+                    await asyncio.sleep(0.02)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _one(self, reader, writer, chat, dice):
+        place = self.told[chat] + 1
+        prefer = "wait=2" if dice.random() < 0.1 else "respond-async"
+        text = json.dumps(message(self.seed, chat, place), ensure_ascii=False).encode()
+        head = f"X-Amz-Bearer: {chat_token(self.seed, chat)}\r\nPrefer: {prefer}\r\n"
+        status, _, answer = await self._call(reader, writer, "/participant/message", head, text)
+        return self._heard(chat, place, status in (200, 202), answer)
+
+    async def _batch(self, reader, writer, chat, dice):
+        first = self.told[chat] + 1
+        places = range(first, min(self.length, first + dice.choice([2, 3, 5, 20])))
+        made = [{**message(self.seed, chat, place), "ConnectionToken": chat_token(self.seed, chat)} for place in places]
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in made).encode()
+        status, _, answer = await self._call(reader, writer, "/participant/messages", "", text)
+        if status != 200:
+            return self._heard(chat, first, False, answer)
+        for place, line in zip(places, answer.splitlines(), strict=True):
+            if not self._heard(chat, place, b'"Error"' not in line, line):
+                return False
+        return True
+
+    def _heard(self, chat, place, kept, answer):
+        if kept:
+            self.told[chat] = place
+        else:
+            name = json.loads(answer)
+            name = str(name.get("Error", name))
+            self.refused[name] = self.refused.get(name, 0) + 1
+        return kept
+
+    async def _call(self, reader, writer, path, head, text):
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: relay\r\n{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
+        answer = await reader.readexactly(int(wire.field(head, b"content-length")))
+        return int(head.split(b" ")[1]), head, answer

@@ -1,0 +1,36 @@
+"""Relays that keep one rule less, made from the recording of one that keeps them: a test that does not see the difference
+shows nothing.
+
+A relay that never calls fdatasync, or never syncs a folder, does the same writes without those calls: the calls are passed
+over. One that syncs only every second batch answers for both batches after that: every second call is passed over, and
+what was said on the strength of it is said later.
+"""
+
+
+def no_fdatasync(_index, event):
+    return event.b == 1
+
+
+def no_folder_sync(_index, event):
+    return event.a == 1
+
+
+def two_batches(events, said):
+    """Which calls to pass over, and when things are said then."""
+    calls, ends, open_calls = [], {}, {}
+    for index, event in enumerate(events):
+        if event.kind == "S" and event.b == 1:
+            calls.append(index)
+            open_calls[event.thread] = index
+        elif event.kind == "E" and event.thread in open_calls:
+            ends[open_calls.pop(event.thread)] = index
+    passed_over = set(calls[::2])
+    later = []
+    for at, what, token in said:
+        if what not in ("offered", "answered"):
+            # The last batch before it must have been synced: the first call that counts at or after that one.
+            last = max((number for number, call in enumerate(calls) if ends.get(call, len(events)) < at), default=None)
+            if last is not None and calls[last] in passed_over:
+                at = max(at, ends.get(calls[last + 1], len(events)) + 1) if last + 1 < len(calls) else len(events)
+        later.append((at, what, token))
+    return passed_over, sorted(later)

@@ -1,0 +1,78 @@
+"""kill -9 at random moments, hundreds of times on one folder, while bots speak, deliveries go out and answers get lost; some
+of the kills fall into the start, some into the drain. In the end the ledger is audited."""
+
+import random
+import signal
+import threading
+import time
+
+from audit import Known, faults
+from bots import Bots
+from processes import Simulator
+from relays import Run
+
+CHATS = 20
+KILLS = 200
+QUEUED = 100
+
+
+def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
+    dice = random.Random(f"{seed} kills")
+    simulator = Simulator(
+        "--rate", 1e9, "--burst", 1_000_000_000, "--latency", "5ms", "--jitter", "5ms",
+        "--error-rate", 0.02, "--lost-reply-rate", 0.05, "--seed", seed,
+    )
+    bots = Bots(seed, str(home / "relay/relay.sock"), CHATS, 1 << 30, lambda: QUEUED - (bots.acknowledged - simulator.accepted()))
+    started = 0
+    try:
+        for _ in range(KILLS * times):
+            run = Run(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
+            try:
+                started += live(run, bots, dice)
+            finally:
+                run.end()
+        run = Run(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
+        try:
+            assert run.started(), run.log
+            assert run.drain() == 0, run.log[-3000:]
+        finally:
+            run.end()
+        ledger, counts = simulator.ledger(), simulator.counts()
+    finally:
+        simulator.remove()
+    known = Known(CHATS)
+    for chat, told in bots.told.items():
+        known.highest["accepted"][chat] = told
+        known.highest["offered"][chat] = told + 20
+    print(
+        f"{KILLS * times} kills, {started} of them after the start; {bots.acknowledged} messages acknowledged, "
+        f"{len(ledger)} delivered, {counts['duplicates']} sent again"
+    )
+    assert not (wrong := faults(seed, known, ledger)), f"DURABILITY_SEED={seed}\n" + "\n".join(wrong)
+    assert len(ledger) == len({(line["ConnectionToken"], line["ClientToken"]) for line in ledger})
+    assert started > KILLS * times // 2 and bots.acknowledged > KILLS * times, "hardly anything happened between the kills"
+    assert counts["duplicates"] > 0, "no answer was lost, no attempt cut short: this run shows little"
+
+
+def live(run, bots, dice):
+    """A life of the relay, which ends at a moment after its start, or in it, or in a drain. Gives whether it had started."""
+    started = dice.random() < 0.6 and run.started()
+    drains = started and dice.random() < 0.2
+
+    def kill():
+        if drains:
+            run.process.send_signal(signal.SIGTERM)
+            time.sleep(dice.uniform(0, 0.02))
+        run.process.kill()
+
+    killer = threading.Timer(dice.uniform(0, 0.25 if started else 0.12), kill)
+    killer.start()
+    gone = lambda: run.process.poll() is not None  # noqa: E731
+    while not gone():
+        bots.run(gone)
+        time.sleep(0.002)  # until it listens, or is gone
+    killer.join()
+    log = run.log + run.process.communicate()[1]
+    assert run.process.returncode in (-signal.SIGKILL, 0), f"{run.process.returncode}: {log[-3000:]}"
+    assert "panicked" not in log and '"level":"ERROR"' not in log, log[-3000:]
+    return '"message":"started"' in log

@@ -1,0 +1,88 @@
+"""Power cuts: a 2xx is kept, whatever of the rest the disk had.
+
+`recorder.c` writes down what a relay does to its disk and says to the world, `disk.py` knows what a disk may hold after a
+cut, `audit.py` what must hold then. And the test is tested: of relays that keep one rule less it must find fault.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import mutants
+from cuts import Campaign, Load, choose
+from processes import ROOT
+
+CHATS, LENGTH = 20, 40
+# With the small store the log is compacted in the middle of the load.
+STORES = {"the default": {}, "a small store": {"queue.bytes_max": "16MiB"}}
+
+
+@pytest.fixture(scope="module", params=STORES, ids=lambda name: name.replace(" ", "-"))
+def load(request, seed, recorder, tmp_path_factory):
+    return Load(seed, tmp_path_factory.mktemp("load"), recorder, CHATS, LENGTH, **STORES[request.param])
+
+
+def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, times):
+    assert load.written > 50 << 20, "segments of the log are used again"
+    campaign = Campaign(load, workshop)
+    campaign.run(choose(load, 120 * times))
+    print(campaign.report())
+    assert not campaign.faults, campaign.failure()
+    assert campaign.cuts >= 150 * times
+
+
+def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
+    """Whether cuts find fault with a mutant; they stop at the first."""
+    campaign = Campaign(load, workshop, ignore, said, first_fault=True)
+    campaign.run(choose(load, 400, passed_over, recoveries=False))
+    print(campaign.report())
+    return campaign.faults
+
+
+def test_a_relay_without_fdatasync_is_found_out(load, workshop):
+    assert found(load, workshop, mutants.no_fdatasync)
+
+
+def test_a_relay_that_syncs_no_folder_is_found_out(load, workshop):
+    assert found(load, workshop, mutants.no_folder_sync)
+
+
+def test_a_relay_that_syncs_every_second_batch_is_found_out(load, workshop):
+    passed_over, said = mutants.two_batches(load.events, load.said)
+    assert found(load, workshop, lambda index, _call: index in passed_over, said, passed_over)
+
+
+@pytest.mark.long
+def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, home, workshop, monkeypatch):
+    binary = build(home, {"INLINE_MAX": 1 << 20, "ROW_MAX": 2 << 20})
+    monkeypatch.setattr("relays.BINARY", str(binary))
+    monkeypatch.setattr("processes.BINARY", str(binary))
+    assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), workshop)
+
+
+def build(home, constants):
+    """A relay from a copy of the source with other constants in queue/codec.rs."""
+    source = home / "source"
+    source.mkdir()
+    for name in ("src", "benches", "tests", "Cargo.toml", "Cargo.lock"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(".venv", "node_modules"))
+        else:
+            shutil.copy(ROOT / name, source / name)
+    codec = source / "src/queue/codec.rs"
+    text = codec.read_text()
+    for name, value in constants.items():
+        text, changed = re.subn(rf"(pub const {name}: usize = )[^;]+;", rf"\g<1>{value};", text)
+        assert changed == 1, f"{name} is not in codec.rs: the mutant is no mutant"
+    codec.write_text(text)
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutant"
+    done = subprocess.run(
+        ["cargo", "build", "--release", "--locked", "--bin", "connect-relay"], cwd=source, capture_output=True, text=True,
+        env={**os.environ, "CARGO_TARGET_DIR": str(target)}, check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return target / "release/connect-relay"

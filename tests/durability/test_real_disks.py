@@ -1,0 +1,153 @@
+"""Real file systems: an ext4 that is shut down under the relay, and one that is full. They need root and loop devices;
+where there are none, the tests are NOT RUN and say so."""
+
+import fcntl
+import os
+import random
+import shutil
+import struct
+import subprocess
+import threading
+
+import pytest
+
+from audit import Known, faults
+from bots import Bots
+from callers import queued, send
+from patience import until
+from processes import Relay, Simulator
+from relays import Run, drained
+from upstream import Upstream
+
+SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2  # as `xfs_io -x -c shutdown` does: nothing more reaches the disk
+MIB = 1 << 20
+CHATS = 20
+
+
+class Ext4:
+    """A new ext4 in a file."""
+
+    def __init__(self, home, size):
+        if os.geteuid() != 0 or not shutil.which("mkfs.ext4") or not os.path.exists("/dev/loop-control"):
+            pytest.skip("NOT RUN: a real file system needs root, mkfs.ext4 and loop devices")
+        self.image, self.path = home / "image", home / "mnt"
+        self.path.mkdir()
+        with open(self.image, "wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.image], check=True)
+        self.mount()
+
+    def mount(self):
+        done = subprocess.run(["mount", "-o", "loop", self.image, self.path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"NOT RUN: {done.stderr}")
+
+    def unmount(self):
+        if os.path.ismount(self.path):
+            subprocess.run(["umount", self.path], check=True)
+
+    def shut_down(self):
+        folder = os.open(self.path, os.O_RDONLY)
+        fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        os.close(folder)
+
+    def free(self):
+        volume = os.statvfs(self.path)
+        return volume.f_bavail * volume.f_frsize
+
+
+@pytest.fixture
+def ext4(home):
+    made = []
+
+    def make(size):
+        made.append(Ext4(home, size))
+        return made[-1]
+
+    yield make
+    for volume in made:
+        volume.unmount()
+
+
+def test_an_ext4_that_is_shut_down_under_the_relay_keeps_what_was_acknowledged(seed, ext4, times):
+    volume, dice = ext4(256 * MIB), random.Random(f"{seed} ext4")
+    acknowledged = 0
+    for cut in range(6 * times):
+        if cut:
+            volume.mount()
+        acknowledged += shut_down(f"{seed}{cut}", volume, volume.path / str(cut), dice)
+        shutil.rmtree(volume.path / str(cut))
+        volume.unmount()
+    print(f"an ext4 shut down {6 * times} times under the relay: {acknowledged} messages acknowledged, lost 0")
+
+
+def shut_down(seed, volume, folder, dice):
+    """The disk goes while bots speak; it comes back, and everything that was acknowledged is delivered."""
+    simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "15ms", "--jitter", "10ms")
+    run = Run(folder, simulator.url)
+    try:
+        assert run.started(), run.log
+        bots = Bots(seed, run.socket, CHATS, 1 << 30, lambda: 200 - (bots.acknowledged - simulator.accepted()))
+        gone = threading.Timer(dice.uniform(0.05, 1.0), volume.shut_down)
+        gone.start()
+        bots.run(lambda: run.process.poll() is not None)
+        gone.join()
+        code = run.wait()
+        assert code == 1 and "the store failed" in run.log and "panicked" not in run.log, f"{code}: {run.log[-3000:]}"
+        before = simulator.ledger()
+    finally:
+        run.end()
+        simulator.remove()
+    volume.unmount()
+    volume.mount()
+    ledger, wrong = drained(folder)
+    known = Known(CHATS)
+    for chat, told in bots.told.items():
+        known.highest["accepted"][chat], known.highest["offered"][chat] = told, told + 20
+    # What was delivered before, and then the rest: at most the last one of a chat stands in both.
+    sent = {line["ClientToken"] for line in before}
+    whole = before + [line for line in ledger if line["ClientToken"] not in sent]
+    repeated = len(before) + len(ledger) - len(whole)
+    assert not (wrong := wrong + faults(seed, known, whole)), wrong[:5]
+    assert repeated <= CHATS, f"{repeated} messages were sent again"
+    return bots.acknowledged
+
+
+def test_a_full_disk_stops_intake_not_delivery_and_intake_resumes_by_itself(ext4, request):
+    volume = ext4(200 * MIB)
+    upstream = Upstream()
+    upstream.stop()
+    relay = Relay(upstream.url, queue__free_disk_min="32MiB", queue__bytes_max="64MiB", sender__probe_max="100ms", sender__quota_rate=1000)
+    os.rmdir(relay.folder)
+    relay.folder = volume.path / "relay"
+    relay.socket, relay.log_path = str(relay.folder / "relay.sock"), volume.image.parent / "log"
+    request.addfinalizer(upstream.stop)
+    request.addfinalizer(relay.remove)
+    relay.start()
+    ballast = relay.folder / "private/queue/ballast"
+    for number in range(50):
+        assert send(relay, "canary-token", f"canary: {number}").status == 202
+    assert ballast.exists()
+
+    filler = os.open(volume.path / "filler", os.O_CREAT | os.O_WRONLY)
+    os.posix_fallocate(filler, 0, volume.free() - 16 * MIB)
+    refused = until(lambda: (reply := send(relay, "canary-token", "canary: more")).status != 202 and reply, "intake stops")
+    assert refused.status == 429 and "queue.free_disk_min" in refused.json["Message"]
+    assert int(refused.headers["retry-after"]) > 0 and int(refused.headers["x-amz-retry-after"]) > 0
+    assert relay.get("/readyz")[0] == 200, "a full disk is no reason to send bots elsewhere"
+
+    size = os.fstat(filler).st_size
+    os.posix_fallocate(filler, size, volume.free())
+    until(lambda: not ballast.exists(), "the ballast is given up")
+    waiting = queued(relay)
+    upstream.start()
+    relay.until_empty()
+    assert len(upstream.messages()) == waiting >= 50, "deliveries go on, and their outcomes are recorded"
+    assert send(relay, "canary-token", "canary: more").status == 429
+
+    os.close(filler)
+    os.unlink(volume.path / "filler")
+    until(lambda: send(relay, "canary-token", "canary: at last").status == 202, "intake resumes by itself")
+    until(ballast.exists, "the ballast is set aside again")
+    relay.until_empty()
+    assert relay.stop() == 0
