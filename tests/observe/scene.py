@@ -124,6 +124,9 @@ class Prometheus:
     def until_clears(self, name=None, **labels):
         until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", patience=2 * PATIENCE)
 
+    def until_scraped(self, target, up):
+        until(lambda: self.query(f'up{{instance="{target["instance"]}"}} == {up}'), f"{target} is seen with up = {up}")
+
     def remove(self):
         self.process.terminate()
         self.process.wait(timeout=PATIENCE)
@@ -132,8 +135,8 @@ class Prometheus:
 
 
 def hastened(rules):
-    """The rules with every duration a sixtieth of what it is: minutes become seconds; and 60 s without a step become 5."""
-    seconds = {"m": 1, "h": 60, "d": 1440}
+    """The rules with seconds for minutes, half a minute for an hour, and 5 s for the 60 that something may be due."""
+    seconds = {"m": 1, "h": 30, "d": 720}
 
     def shorter(match):
         return f"{match[1]}{int(match[2]) * seconds[match[3]]}s{match[4]}"
