@@ -8,21 +8,17 @@ const agent = new http.Agent({ keepAlive: true });
 // Resolves to {status, answer}: 202 is on disk, 200 delivered. The same clientToken again is never a second line.
 export function say(socketPath, token, contact, content, clientToken, headers = {}) {
   const body = JSON.stringify({ ContentType: "text/plain", Content: content, ClientToken: clientToken });
+  headers = {
+    "Content-Type": "application/json",
+    "Content-Length": Buffer.byteLength(body), // bytes, not body.length
+    "X-Amz-Bearer": token,
+    "Relay-Conversation": `${contact}/bot`, // what is kept in order
+    ...headers,
+  };
+  const path = "/participant/message";
   return new Promise((resolve, reject) => {
-    const request = http.request({
-      socketPath,
-      agent,
-      method: "POST",
-      path: "/participant/message",
-      timeout: 10_000,
-      headers: {
-        "Content-Type": "application/json",
-        "Content-Length": Buffer.byteLength(body), // bytes, not body.length
-        "X-Amz-Bearer": token,
-        "Relay-Conversation": `${contact}/bot`, // what is kept in order
-        ...headers,
-      },
-    }, async (response) => {
+    const request = http.request({ socketPath, agent, method: "POST", path, timeout: 10_000, headers });
+    request.on("response", async (response) => {
       try {
         let text = "";
         for await (const chunk of response.setEncoding("utf8")) text += chunk;
