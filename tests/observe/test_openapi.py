@@ -1,4 +1,8 @@
-"""The OpenAPI files are true: every status they name happens, and no request gets a reply that they do not name."""
+"""The OpenAPI files are true: every status they name happens, and no request gets a reply that they do not name.
+
+Named and not made to happen: 500 of the look-ups and of `/status`, which need the instant between a failure of the store
+and the end of the relay, and 503 of `/status`, which needs a disk that hangs for five seconds.
+"""
 
 import http.client
 import io
@@ -17,7 +21,7 @@ from requests.adapters import HTTPAdapter
 
 from patience import until
 from processes import ROOT, Relay, Simulator
-from upstream import Answer, error
+from upstream import error
 
 INGRESS = schemathesis.openapi.from_path(ROOT / "openapi/ingress.yaml")
 CONTROL = schemathesis.openapi.from_path(ROOT / "openapi/control.yaml")
@@ -150,18 +154,22 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     door.ask(409, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0", Relay_Conversation="another")
     door.ask(200, "GET", QUEUE)
 
-    # Nobody upstream, and room for three messages.
-    alone = Door(relays("http://127.0.0.1:9", queue__messages_max=3, **quick), seen)
+    # Nobody upstream.
+    alone = Door(relays("http://127.0.0.1:9", **quick), seen)
     hasty = [(route, {**body, "ClientToken": "c-1"}, f"canary-{number}") for number, (route, body) in enumerate(BODIES.items())]
     for route, body, token in hasty:
         alone.ask(202, "POST", route, body, X_Amz_Bearer=token, Relay_Lifetime=1)
-    for route, body, token in hasty:
-        alone.ask(429, "POST", route, {**body, "ClientToken": "c-2"}, X_Amz_Bearer=f"{token}-2")
     alone.relay.until_empty()
     for route, body, token in hasty:
         alone.ask(410, "POST", route, body, X_Amz_Bearer=token)
     alone.ask(503, "POST", CONNECTION, {})
     alone.ask(503, "POST", OTHER, {}, target=TRANSCRIPT)
+
+    # No room.
+    full = Door(relays("http://127.0.0.1:9", queue__messages_max=1), seen)
+    full.ask(202, "POST", SAID, BODIES[SAID])
+    for route, body in BODIES.items():
+        full.ask(429, "POST", route, body, X_Amz_Bearer="canary-another")
 
     # Somebody else's user.
     strange = Door(relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1), seen)
@@ -185,8 +193,7 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
         failing.ask(500, "POST", route, BODIES.get(route, json.dumps(line)))
         assert failing.relay.wait() == 1
 
-    # Between a failure of the store and the end of the relay there is hardly time to look something up.
-    seen |= {("GET", STATE, "500"), ("GET", QUEUE, "500")}
+    seen |= {("GET", STATE, "500"), ("GET", QUEUE, "500")}  # not made, as said above
     assert statuses(INGRESS) - seen == set(), "it is said, and did not happen"
     assert seen - statuses(INGRESS) == set(), "it happened, and is not said"
 
@@ -200,7 +207,6 @@ def statuses(schema):
 def test_the_control_file_says_all_there_is(relay):
     door = Door(relay, set(), CONTROL, control_socket(relay))
     door.ask(200, "GET", "/status")
-    # 500 needs the instant between a failure and the end, 503 a disk that hangs for five seconds: neither is made here.
     assert statuses(CONTROL) == {("GET", "/status", status) for status in ("200", "500", "503")}
     for method, path, status in [("GET", "/", 404), ("GET", "/messages", 404), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
         assert door.session.request(method, "http://relay" + path).status_code == status
@@ -213,12 +219,13 @@ def fuzzed():
     relay = Relay(simulator.url, sender__quota_rate=1e5, sender__quota_burst=100_000, ingress__wait_max="1s",
                   queue__messages_max=1_000_000, queue__bytes_max="4GiB").start()
     relay.secrets = set()  # what is thrown may well be the name of a route
-    yield relay
-    assert relay.process.poll() is None, "it is alive"
-    relay.until_empty()
-    assert relay.get("/readyz")[0] == 200
-    relay.remove()
-    simulator.remove()
+    try:
+        yield relay
+        assert relay.process.poll() is None, "it is alive"
+        relay.until_empty()
+    finally:
+        relay.remove()
+        simulator.remove()
 
 
 # The same cases each time; --long throws others, and more.
@@ -266,7 +273,6 @@ def throw(schema, socket_path, long):
 
 def test_no_request_to_the_bots_door_gets_a_reply_that_is_not_said(fuzzed, request):
     thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"))
-    print(thrown)
     assert sum(thrown.values()) > 300 and ("POST /participant/message", 202) in thrown
     assert all(status < 500 for _, status in thrown)
 

@@ -4,17 +4,19 @@ import json
 import re
 import subprocess
 
+import yaml
+
+from callers import send
 from patience import until
 from processes import ROOT
 from scene import RULES
-from callers import send
 from upstream import CUT, error
 
 README = (ROOT / "README.md").read_text()
 
 
 def section(heading):
-    return re.search(rf"^{heading}$(.*?)(?=^##)", README, re.M | re.S)[1]
+    return re.search(rf"^{heading}$(.*?)(?=^##|\Z)", README, re.M | re.S)[1]
 
 
 def test_from_a_contact_id_to_connects_id(relays, simulators):
@@ -28,7 +30,7 @@ def test_from_a_contact_id_to_connects_id(relays, simulators):
     # The README's own query, with the relay's log where kubectl would fetch it.
     [query] = re.findall(r"```sh\n(.*?)\n```", section("### The customer says the bot never answered"), re.S)
     query = query.replace("kubectl logs POD -c connect-relay", f"cat {relay.log_path}").replace("CONTACT_ID", "4711")
-    found = until(lambda: [lines := found_by(query)] and len(lines) == 4 and lines, "all of its life is logged")
+    found = until(lambda: len(lines := found_by(query)) == 4 and lines, "all of its life is logged")
     assert [line["event"] for line in found] == ["accepted", "delivered"] * 2
     told = {entry["Id"]: entry for entry in simulator.ledger()}
     for line, content in zip(found[1::2], ("canary: hello, 4711", "canary: goodbye, 4711")):
@@ -49,8 +51,18 @@ def test_what_the_worked_example_says_of_the_other_ends(relays, upstreams):
     assert all(f"`{line['event']}`" in table for line in lines)
 
 
+def test_the_wrapped_rules_are_the_rules():
+    [command] = re.findall(r"```sh\n(.*?)\n```", section("## Alerts"), re.S)
+    made = yaml.safe_load(output(command.removesuffix("| kubectl apply -f -")))
+    assert made["kind"] == "PrometheusRule" and made["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def output(command):
+    return subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+
+
 def found_by(query):
-    return [json.loads(line) for line in subprocess.run(query, shell=True, capture_output=True, text=True).stdout.splitlines()]
+    return [json.loads(line) for line in output(query).splitlines()]
 
 
 def test_seven_tenths_of_the_quota_go_through_without_a_throttle(relays, simulators, loads):
