@@ -1,9 +1,9 @@
 """A real Prometheus beside real relays before simulated Connects: the faults are made, the alerts fire, and clear.
 
 The rules are the shipped ones with seconds for their minutes; the faults are made at once, each at a relay of its own, so
-that all of it takes some 80 seconds. Not made here, because nothing of today's relay brings it
-about: a paused relay and a damaged store (their gauges do not move yet), a failing store (the relay leaves within a
-second of a failure, rarely with a scrape in between), and a full volume. Their alerts have their unit tests.
+that all of it takes some 70 seconds. Not made here: a paused relay and a damaged store (nothing of today's relay moves
+their gauges), a failing store (the relay leaves within a second of a failure, rarely with a scrape in between), and a full
+volume. Their alerts have their unit tests.
 """
 
 from patience import until
