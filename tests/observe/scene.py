@@ -118,8 +118,13 @@ class Prometheus:
         return [alert for alert in self._get("alerts")["alerts"]
                 if alert["state"] == state and wanted.items() <= alert["labels"].items()]
 
+    def fired(self, name, **labels):
+        """Whether it has fired since the test began, even if it has cleared meanwhile."""
+        matchers = ",".join(f'{label}="{value}"' for label, value in {"alertname": name, **labels}.items())
+        return self.query(f'max_over_time(ALERTS{{alertstate="firing",{matchers}}}[1h])')
+
     def until_fires(self, name, **labels):
-        return until(lambda: self.alerts(name, **labels), f"{name} fires {labels}: {self.alerts()}", patience=2 * PATIENCE)[0]
+        until(lambda: self.fired(name, **labels), f"{name} fires {labels}: {self.alerts()}", patience=2 * PATIENCE)
 
     def until_clears(self, name=None, **labels):
         until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", patience=2 * PATIENCE)
