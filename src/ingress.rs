@@ -23,6 +23,8 @@ mod batch;
 mod body;
 mod door;
 mod forward;
+#[cfg(test)]
+mod openapi;
 mod parse;
 mod peer;
 mod refusal;

@@ -65,8 +65,8 @@ def upstream(upstreams):
 def simulators():
     made = []
 
-    def make(*args):
-        made.append(Simulator(*args))
+    def make(*args, **options):
+        made.append(Simulator(*args, **options))
         return made[-1]
 
     yield make

@@ -1,0 +1,47 @@
+// A bot with the AWS SDK for JavaScript v3, over the relay's loopback TCP port (ingress.tcp).
+//
+//   AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://127.0.0.1:8480 PARTICIPANT_TOKEN=… CONTACT_ID=… node examples/aws-sdk.mjs
+import {
+  ConnectParticipantClient,
+  CreateParticipantConnectionCommand,
+  DisconnectParticipantCommand,
+  SendEventCommand,
+  SendMessageCommand,
+} from "@aws-sdk/client-connectparticipant";
+
+// Any credentials: the SDK signs whatever it sends, and the relay drops the signature. Without them it would ask the
+// machine's metadata service and wait for it.
+const credentials = { accessKeyId: "none", secretAccessKey: "none" };
+
+// A client for each chat: the middleware names the conversation on every call.
+function clientFor(contact) {
+  const client = new ConnectParticipantClient({ region: "eu-west-2", credentials });
+  client.middlewareStack.add(
+    (next) => (args) => {
+      args.request.headers["relay-conversation"] = `${contact}/bot`;
+      return next(args);
+    },
+    { step: "build", name: "relayConversation" },
+  );
+  return client;
+}
+
+const client = clientFor(process.env.CONTACT_ID);
+const { ConnectionCredentials } = await client.send(
+  new CreateParticipantConnectionCommand({
+    ParticipantToken: process.env.PARTICIPANT_TOKEN,
+    Type: ["CONNECTION_CREDENTIALS"],
+    ConnectParticipant: true,
+  }),
+);
+const { ConnectionToken } = ConnectionCredentials;
+const typing = "application/vnd.amazonaws.connect.event.typing";
+await client.send(new SendEventCommand({ ConnectionToken, ContentType: typing }));
+for (const [Content, ClientToken] of [["Hello!", "greeting-1"], ["Goodbye!", "farewell-1"]]) {
+  const reply = await client.send(
+    new SendMessageCommand({ ConnectionToken, ContentType: "text/plain", Content, ClientToken }),
+  );
+  console.log(reply.$metadata.httpStatusCode, reply.Id ?? "queued"); // no Id while it is queued
+}
+await client.send(new DisconnectParticipantCommand({ ConnectionToken })); // waits for its turn
+client.destroy();

@@ -1,0 +1,48 @@
+// A bot's line with Node.js's own http, over the relay's Unix socket.
+//
+//   RELAY_SOCKET=/run/connect-relay/relay.sock CONNECTION_TOKEN=… CONTACT_ID=… node examples/unix-socket.mjs
+import http from "node:http";
+
+const agent = new http.Agent({ keepAlive: true });
+
+// Resolves to {status, answer}: 202 is on disk, 200 delivered. The same clientToken again is never a second line.
+export function say(socketPath, token, contact, content, clientToken, headers = {}) {
+  const body = JSON.stringify({ ContentType: "text/plain", Content: content, ClientToken: clientToken });
+  headers = {
+    "Content-Type": "application/json",
+    "Content-Length": Buffer.byteLength(body), // bytes, not body.length
+    "X-Amz-Bearer": token,
+    "Relay-Conversation": `${contact}/bot`, // what is kept in order
+    ...headers,
+  };
+  const path = "/participant/message";
+  return new Promise((resolve, reject) => {
+    const request = http.request({ socketPath, agent, method: "POST", path, timeout: 10_000, headers });
+    request.on("response", async (response) => {
+      try {
+        let text = "";
+        for await (const chunk of response.setEncoding("utf8")) text += chunk;
+        resolve({ status: response.statusCode, answer: JSON.parse(text) });
+      } catch (error) {
+        reject(error);
+      }
+    });
+    // Node only tells of a time-out; ending the request is ours.
+    request.on("timeout", () => request.destroy(new Error("the relay did not answer in time")));
+    request.on("error", reject);
+    request.end(body);
+  });
+}
+
+const socket = process.env.RELAY_SOCKET ?? "/run/connect-relay/relay.sock";
+const { CONNECTION_TOKEN: token, CONTACT_ID: contact } = process.env;
+for (const [content, clientToken, headers] of [
+  ["Grüß Gott!", "greeting-1", {}],
+  ["How can I help?", "question-1", { Prefer: "wait=8" }], // the time-out above must be longer
+]) {
+  // One after the other: what is said before the last reply has come has no order.
+  const { status, answer } = await say(socket, token, contact, content, clientToken, headers);
+  console.log(status, JSON.stringify(answer));
+  if (status >= 400) process.exitCode = 1;
+}
+agent.destroy();

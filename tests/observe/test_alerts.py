@@ -1,0 +1,95 @@
+"""A real Prometheus beside real relays before simulated Connects: the faults are made, the alerts fire, and clear.
+
+The rules are the shipped ones with seconds for their minutes; the faults are made at once, each at a relay of its own, so
+that all of it takes some 70 seconds. Not made here: a paused relay and a damaged store (nothing of today's relay moves
+their gauges), a failing store (the relay leaves within a second of a failure, rarely with a scrape in between), and a full
+volume. Their alerts have their unit tests.
+"""
+
+from patience import until
+from processes import free_port
+from scene import RULES, hastened, say
+
+
+class Scene:
+    """One relay, named as its own Connect instance, before one simulator that can be stopped and started again."""
+
+    def __init__(self, name, relays, simulators, *args, **settings):
+        self.name = name
+        self.simulators = simulators
+        self.listen = f"127.0.0.1:{free_port()}"
+        self.connect(*args)
+        settings = {"sender__probe_max": "500ms", "sender__connect_instance": name, **settings}
+        self.relay = relays(f"http://{self.listen}", **settings)
+        self.own = {"instance": self.relay.admin.removeprefix("http://")}
+        self.shared = {"connect_instance": name}
+
+    def connect(self, *args):
+        self.simulator = self.simulators(*args, listen=self.listen)
+
+    def lose(self):
+        self.simulator.remove()
+
+    def say(self, count, token="canary", **options):
+        return [say(self.relay, f"{token}-{number}", **options) for number in range(count)]
+
+
+def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
+    fast = ("--rate", 100, "--burst", 100)
+    denied = [option for number in range(6) for option in ("--deny", f"canary-denied-{number}")]
+    outage = Scene("outage", relays, simulators, *fast, queue__messages_max=60, sender__quota_rate=20)
+    stuck = Scene("stuck", relays, simulators, *fast, sender__in_flight_max=1)
+    refused = Scene("refused", relays, simulators, *fast, *denied)
+    small = Scene("small", relays, simulators, "--rate", 2, "--burst", 2, sender__quota_rate=2, sender__quota_burst=2)
+    crashing = Scene("crashing", relays, simulators, *fast)
+    scenes = [outage, stuck, refused, small, crashing]
+    seen = prometheus([scene.relay for scene in scenes], hastened(RULES.read_text()))
+
+    # All is well: bots talk, and nothing fires.
+    talk = loads(outage.relay, per_second=5)
+    loads(stuck.relay, per_second=2)
+    until(lambda: len(seen.query("connect_instance:connect_relay_messages_delivered:rate5m > 0")) == 2, "messages flow")
+    assert len(seen.query("connect_instance:connect_relay_members:count == 1")) == len(scenes)
+    assert seen.alerts() == []
+
+    # The faults.
+    assert set(small.say(64)) == {202}
+    assert set(refused.say(6, "canary-denied")) == {202}
+    outage.lose()
+    assert outage.say(3, "canary-hasty", lifetime=1) == [202] * 3
+    stuck.lose()
+    stuck.connect(*fast, "--latency", "1h")  # it takes requests and does not answer
+    for _ in range(10):
+        crashing.relay.kill()
+        seen.until_scraped(crashing.own, up=0)  # and so its start is a second later: that is how exact it is told
+        crashing.relay.start()
+        seen.until_scraped(crashing.own, up=1)
+        if seen.fired("ConnectRelayRestarting", **crashing.own):
+            break
+
+    seen.until_fires("ConnectRelayRestarting", **crashing.own)
+    seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
+    seen.until_fires("ConnectRelayConnectUnavailable", **outage.shared)
+    seen.until_fires("ConnectRelayAllTokensRefused", **refused.shared)
+    seen.until_fires("ConnectRelayQueueNearlyFull", **outage.own, limit="queue.messages_max")
+    seen.until_fires("ConnectRelayStuck", **stuck.own)
+    crashing.relay.kill()
+    seen.until_fires("ConnectRelayAbsent", **crashing.own)
+    seen.until_fires("ConnectRelayQuotaTooSmall", **small.shared)
+    assert not seen.fired("ConnectRelayStuck", **outage.own), "an outage is not called stuck"
+    assert not seen.fired("ConnectRelayConnectUnavailable", **small.shared), "a throttle is not called an outage"
+
+    # The remedies.
+    crashing.relay.start()
+    stuck.lose()
+    stuck.connect(*fast)
+    outage.connect(*fast)
+    loads(refused.relay, per_second=2)
+    seen.until_fires("ConnectRelayAnswersLate", **outage.shared)  # what waited out the outage arrives
+    for scene in scenes:
+        seen.until_clears(**scene.own)
+        seen.until_clears(**scene.shared)
+    until(lambda: not seen.alerts(), "nothing fires any more")
+    assert talk.statuses[202] > 0
+    for scene in (outage, stuck, small):
+        scene.relay.until_empty()

@@ -1,0 +1,126 @@
+"""The examples, each run as its head says: what they say arrives once, in order, under the conversation they name."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import BINARY, ROOT, environment
+
+EXAMPLES = ROOT / "examples"
+NODE = ROOT / "tests/.node"
+TOKEN, CONTACT = "canary-token", "0d2c7a2e-contact"
+
+
+def run(*command, relay, cwd=ROOT, **more):
+    env = environment(
+        RELAY_SOCKET=relay.socket, CONNECTION_TOKEN=TOKEN, PARTICIPANT_TOKEN="canary-participant", CONTACT_ID=CONTACT,
+        AWS_ENDPOINT_URL_CONNECTPARTICIPANT=relay.url, AWS_EC2_METADATA_DISABLED="true",
+        # connect-relay is on the PATH, and a proxy that nobody should ask is in the environment.
+        PATH=f"{Path(BINARY).resolve().parent}:{os.environ['PATH']}",
+        HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1", **more,
+    )
+    done = subprocess.run([*map(str, command)], env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def scene(relays, simulators):
+    """A relay before a simulator, and what has arrived there."""
+    simulator = simulators("--rate", 50, "--burst", 50)
+    relay = relays(simulator.url)
+
+    def arrived():
+        relay.until_empty()
+        assert {line["conversation"] for line in relay.lines("accepted")} == {f"{CONTACT}/bot"}
+        ledger = [(line["ClientToken"], line["Content"]) for line in simulator.ledger()]
+        assert len(set(ledger)) == len(ledger) == relay.metrics()["messages_accepted_total"] - simulator.counts()["disconnects"]
+        return ledger
+
+    return relay, arrived
+
+
+TWO = [("greeting-1", "Hello!"), ("question-1", "How can I help?")]
+CHAT = [("greeting-1", "Hello!"), ("farewell-1", "Goodbye!")]
+
+
+def test_curl(scene):
+    relay, arrived = scene
+    for _ in range(2):  # the second is a repeat
+        answer = json.loads(run(EXAMPLES / "curl.sh", "Hello!", "greeting-1", relay=relay))
+        assert answer == {"ClientToken": "greeting-1", "State": "QUEUED"} or answer["Id"]
+    assert arrived() == TWO[:1]
+
+
+def test_curl_fails_and_says_why(scene):
+    relay, _ = scene
+    with pytest.raises(AssertionError, match="ingress.content_chars_max.plain"):
+        run(EXAMPLES / "curl.sh", "x" * 1025, "long-1", relay=relay)
+
+
+def test_shell(scene):
+    relay, arrived = scene
+    lines = [json.loads(line) for line in run(EXAMPLES / "send.sh", relay=relay).splitlines()]
+    assert [line.get("State") for line in lines[:2]] == ["QUEUED", "QUEUED"] and lines[2]["Id"]
+    (_, greeting), (_, clock), (_, farewell) = arrived()
+    assert greeting == 'Hello, "world"!' and clock.startswith("It is ") and farewell == "Goodbye!"
+
+
+def test_python_over_the_unix_socket(scene):
+    relay, arrived = scene
+    first, second = run(sys.executable, "-I", EXAMPLES / "unix_socket.py", relay=relay).splitlines()
+    assert first.startswith("202 ") and second.startswith("200 ")
+    assert arrived() == TWO
+
+
+def test_python_survives_a_restart_of_the_relay(scene, monkeypatch):
+    relay, arrived = scene
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from unix_socket import Relay
+
+    bot = Relay(relay.socket)
+    assert bot.say(TOKEN, CONTACT, *reversed(TWO[0]))[0] == 202
+    relay.kill()
+    relay.start()
+    assert bot.say(TOKEN, CONTACT, *reversed(TWO[0]))[0] in (200, 202)
+    assert bot.say(TOKEN, CONTACT, *reversed(TWO[1]), Prefer="wait=20")[0] == 200
+    bot.close()
+    relay.until_empty()
+    assert relay.metrics()["repeats_total"] == 1
+
+
+def test_boto3_over_tcp(scene):
+    relay, arrived = scene
+    first, second = run(sys.executable, EXAMPLES / "boto3_tcp.py", relay=relay).splitlines()
+    assert first.startswith("DELIVERED ") and second.startswith("DELIVERED ")
+    assert arrived() == CHAT
+
+
+def test_node_over_the_unix_socket(scene):
+    relay, arrived = scene
+    assert shutil.which("node"), "node is needed: tests/run installs it"
+    first, second = run("node", EXAMPLES / "unix-socket.mjs", relay=relay).splitlines()
+    assert first.startswith("202 ") and second.startswith("200 ")
+    assert arrived() == [("greeting-1", "Grüß Gott!"), TWO[1]]
+
+
+def test_aws_sdk_v3_over_tcp(scene):
+    relay, arrived = scene
+    assert (NODE / "node_modules").is_dir(), "tests/run installs the packages of examples/package.json into tests/.node"
+    # An ES module's packages are looked for beside it.
+    shutil.copy(EXAMPLES / "aws-sdk.mjs", NODE)
+    first, second = run("node", NODE / "aws-sdk.mjs", relay=relay).splitlines()
+    assert first.startswith("200 ") and second.startswith("200 ")
+    assert arrived() == CHAT
+
+
+def test_rust_with_hyper(scene):
+    relay, arrived = scene
+    first, second = run("cargo", "run", "--quiet", "--locked", "--example", "hyper", relay=relay).splitlines()
+    assert first.startswith("202 ") and second.startswith("200 ")
+    assert arrived() == TWO

@@ -1,0 +1,282 @@
+"""The OpenAPI files are true: every status they name happens, and no request gets a reply that they do not name.
+
+Named and not made to happen: 500 of the look-ups and of `/status`, which need the instant between a failure of the store
+and the end of the relay, and 503 of `/status`, which needs a disk that hangs for five seconds.
+"""
+
+import http.client
+import io
+import json
+import os
+import resource
+import socket
+
+import pytest
+import requests
+import schemathesis
+import urllib3
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from requests.adapters import HTTPAdapter
+
+from patience import until
+from processes import ROOT, Relay, Simulator
+from upstream import error
+
+INGRESS = schemathesis.openapi.from_path(ROOT / "openapi/ingress.yaml")
+CONTROL = schemathesis.openapi.from_path(ROOT / "openapi/control.yaml")
+TOKEN = "canary-token"
+
+
+class UnixAdapter(HTTPAdapter):
+    """What lets `requests`, and so schemathesis, dial a Unix socket."""
+
+    def __init__(self, path):
+        super().__init__()
+
+        class Connection(urllib3.connection.HTTPConnection):
+            def _new_conn(self):
+                dialled = socket.socket(socket.AF_UNIX)
+                dialled.settimeout(90)
+                dialled.connect(path)
+                return dialled
+
+        self.pool = urllib3.HTTPConnectionPool("relay", maxsize=1)
+        self.pool.ConnectionCls = Connection
+
+    def get_connection_with_tls_context(self, *_, **__):
+        return self.pool
+
+
+def session(path):
+    made = requests.Session()
+    made.trust_env = False
+    made.mount("http://relay", UnixAdapter(path))
+    return made
+
+
+def control_socket(relay):
+    return relay.folder / "private/control.sock"
+
+
+def test_the_files_are_openapi():
+    for schema in (INGRESS, CONTROL):
+        schema.validate()
+        assert schema.specification.version.startswith("3.1")
+
+
+class Door:
+    """Asks one relay, checks each reply against the file, and notes what was seen."""
+
+    def __init__(self, relay, seen, schema=INGRESS, path=None):
+        self.relay, self.seen, self.schema = relay, seen, schema
+        self.session = session(str(path or relay.socket))
+
+    def ask(self, status, method, route, body=None, target=None, documented=None, **headers):
+        headers = {"X-Amz-Bearer": TOKEN, **{name.replace("_", "-"): str(value) for name, value in headers.items()}}
+        data = body if isinstance(body, (str, bytes, type(None))) else json.dumps(body)
+        reply = self.session.request(method, "http://relay" + (target or route), data=data, headers=headers, timeout=90)
+        self.check(reply, status, method, route, documented)
+        return reply
+
+    def check(self, reply, status, method, route, documented=None):
+        assert reply.status_code == status, f"{method} {route}: {reply.status_code} {reply.text}"
+        self.schema[route][method].validate_response(reply)
+        self.seen.add((method, route, documented or str(status)))
+
+    def late(self, route, target=None):
+        """A body that never comes to its end."""
+        slow = http.client.HTTPConnection("relay", timeout=90)
+        slow.sock = socket.socket(socket.AF_UNIX)
+        slow.sock.connect(self.relay.socket)
+        slow.putrequest("POST", target or route)
+        for name, value in {"X-Amz-Bearer": TOKEN, "Content-Length": "9"}.items():
+            slow.putheader(name, value)
+        slow.endheaders(b"{")
+        answer = slow.getresponse()
+        raw = urllib3.HTTPResponse(io.BytesIO(answer.read()), answer.getheaders(), answer.status, preload_content=False)
+        reply = HTTPAdapter().build_response(requests.Request("POST", "http://relay" + route).prepare(), raw)
+        slow.close()
+        self.check(reply, 408, "POST", route)
+
+
+SAID, EVENT, LEFT = "/participant/message", "/participant/event", "/participant/disconnect"
+BATCH, CONNECTION, OTHER = "/participant/messages", "/participant/connection", "/participant/{operation}"
+STATE, QUEUE = "/participant/message/{ClientToken}", "/participant/queue"
+READ = "application/vnd.amazonaws.connect.event.message.read"
+TRANSCRIPT, STATE_OF_ONE = "/participant/transcript", "/participant/message/c-1"
+BODIES = {
+    SAID: {"ContentType": "text/plain", "Content": "canary"},
+    EVENT: {"ContentType": READ, "Content": '{"messageId":"canary"}'},
+    LEFT: {},
+}
+
+
+def teapot(request):
+    """A service that does what the token says."""
+    token = request.token or ""
+    if "teapot" in token:
+        return error(418, "TeapotException", "short and stout")
+    if "refuse" in token:
+        return error(403, "AccessDeniedException", "Access denied")
+    return None
+
+
+def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators):
+    seen = set()
+    quick = {"ingress__request_timeout": "500ms", "ingress__body_bytes_max": "20KiB", "ingress__batch_bytes_max": "20KiB",
+             "sender__backoff__initial": "10ms", "sender__backoff__max": "20ms", "sender__probe_max": "200ms"}
+    door = Door(relays(upstreams(teapot).url, **quick), seen)
+    for number, (route, body) in enumerate(BODIES.items()):
+        own = {"X_Amz_Bearer": f"canary-{number}", "Prefer": "wait=20"}
+        door.ask(400, "POST", route, b"{", **own)
+        door.ask(403, "POST", route, body, **own, Relay_Replaces_Token="canary-of-a-stranger")
+        door.ask(202, "POST", SAID, {**BODIES[SAID], "ClientToken": "c-1", "Content": "canary: first"}, **{**own, "Prefer": "respond-async"})
+        door.ask(409, "POST", route, {**body, "ClientToken": "c-1"}, **own)
+        door.ask(202, "POST", route, {**body, "ClientToken": "c-2"}, **{**own, "Prefer": "respond-async"})
+        door.ask(200, "POST", route, {**body, "ClientToken": "c-2"}, **own)
+        door.ask(418, "POST", route, body, X_Amz_Bearer=f"canary-teapot-{number}", Prefer="wait=20", documented="default")
+    for route in (SAID, EVENT, LEFT, BATCH, CONNECTION, TRANSCRIPT):
+        named = OTHER if route == TRANSCRIPT else route
+        door.ask(413, "POST", named, b" " * 25_000, target=route)
+        door.late(named, target=route)
+    line = {**BODIES[SAID], "ConnectionToken": TOKEN, "ClientToken": "b-1"}
+    assert len(door.ask(200, "POST", BATCH, json.dumps(line) + "\n{\n").text.splitlines()) == 2
+    door.ask(200, "POST", CONNECTION, {"Type": ["CONNECTION_CREDENTIALS"]})
+    door.ask(403, "POST", CONNECTION, {}, X_Amz_Bearer="canary-refuse")
+    door.ask(418, "POST", CONNECTION, {}, X_Amz_Bearer="canary-teapot", documented="default")
+    door.ask(403, "POST", OTHER, {}, target=TRANSCRIPT, X_Amz_Bearer="canary-refuse")
+    door.ask(200, "POST", OTHER, {}, target=TRANSCRIPT, documented="default")
+    door.ask(404, "POST", OTHER, {}, target=QUEUE)
+    door.ask(200, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0")
+    door.ask(400, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="")
+    door.ask(404, "GET", STATE, target=STATE_OF_ONE.replace("c-1", "nobodys"), X_Amz_Bearer="canary-0")
+    door.ask(409, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0", Relay_Conversation="another")
+    door.ask(200, "GET", QUEUE)
+
+    # Nobody upstream.
+    alone = Door(relays("http://127.0.0.1:9", **quick), seen)
+    hasty = [(route, {**body, "ClientToken": "c-1"}, f"canary-{number}") for number, (route, body) in enumerate(BODIES.items())]
+    for route, body, token in hasty:
+        alone.ask(202, "POST", route, body, X_Amz_Bearer=token, Relay_Lifetime=1)
+    alone.relay.until_empty()
+    for route, body, token in hasty:
+        alone.ask(410, "POST", route, body, X_Amz_Bearer=token)
+    alone.ask(503, "POST", CONNECTION, {})
+    alone.ask(503, "POST", OTHER, {}, target=TRANSCRIPT)
+
+    # No room.
+    full = Door(relays("http://127.0.0.1:9", queue__messages_max=1), seen)
+    full.ask(202, "POST", SAID, BODIES[SAID])
+    for route, body in BODIES.items():
+        full.ask(429, "POST", route, body, X_Amz_Bearer="canary-another")
+
+    # Somebody else's user.
+    strange = Door(relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1), seen)
+    strange.ask(403, "POST", BATCH, "")
+    strange.ask(403, "GET", STATE, target=STATE_OF_ONE)
+    strange.ask(403, "GET", QUEUE)
+
+    # The last two seconds of the grace, in which an attempt is still under way.
+    leaving = Door(relays(simulators("--latency", "1h").url, shutdown__grace="4s"), seen)
+    leaving.ask(202, "POST", SAID, BODIES[SAID])
+    leaving.relay.terminate()
+    until(lambda: leaving.session.post("http://relay" + BATCH).status_code == 503, "the door closes")
+    for route in (SAID, EVENT, LEFT, BATCH):
+        leaving.ask(503, "POST", route, BODIES.get(route, ""))
+    assert leaving.relay.wait() == 75
+
+    # A disk that takes no more writes: its files may not grow. The first act that meets it is told, and the relay leaves.
+    for route in (SAID, EVENT, LEFT, BATCH, CONNECTION):
+        failing = Door(relays(upstreams().url), seen)
+        resource.prlimit(failing.relay.process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        failing.ask(500, "POST", route, BODIES.get(route, json.dumps(line)))
+        assert failing.relay.wait() == 1
+
+    seen |= {("GET", STATE, "500"), ("GET", QUEUE, "500")}  # not made, as said above
+    assert statuses(INGRESS) - seen == set(), "it is said, and did not happen"
+    assert seen - statuses(INGRESS) == set(), "it happened, and is not said"
+
+
+def statuses(schema):
+    operations = [result.ok() for result in schema.get_all_operations()]
+    return {(operation.method.upper(), operation.path, str(status))
+            for operation in operations for status in operation.definition.raw["responses"]}
+
+
+def test_the_control_file_says_all_there_is(relay):
+    door = Door(relay, set(), CONTROL, control_socket(relay))
+    door.ask(200, "GET", "/status")
+    assert statuses(CONTROL) == {("GET", "/status", status) for status in ("200", "500", "503")}
+    for method, path, status in [("GET", "/", 404), ("GET", "/messages", 404), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
+        assert door.session.request(method, "http://relay" + path).status_code == status
+
+
+@pytest.fixture(scope="module")
+def fuzzed():
+    """One relay for all that is thrown at it, before a service without a quota."""
+    simulator = Simulator("--rate", 1e6, "--burst", 1_000_000, "--latency", "0ms", "--jitter", "0ms")
+    relay = Relay(simulator.url, sender__quota_rate=1e5, sender__quota_burst=100_000, ingress__wait_max="1s",
+                  queue__messages_max=1_000_000, queue__bytes_max="4GiB").start()
+    relay.secrets = set()  # what is thrown may well be the name of a route
+    try:
+        yield relay
+        assert relay.process.poll() is None, "it is alive"
+        relay.until_empty()
+    finally:
+        relay.remove()
+        simulator.remove()
+
+
+# The same cases each time; --long throws others, and more.
+FUZZ = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate],
+        "suppress_health_check": list(HealthCheck)}
+CHECKS = schemathesis.checks.CHECKS.get_by_names([
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
+    "response_schema_conformance",
+])
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=30), lambda inner: st.lists(inner, max_size=3))
+LINE = st.fixed_dictionaries(
+    {"ContentType": st.just("text/plain"), "Content": st.text(min_size=1) | JSON, "ConnectionToken": st.just(TOKEN) | JSON},
+    optional={"ClientToken": JSON, "Conversation": JSON, "Lifetime": st.integers() | JSON},
+)
+LINES = st.lists(LINE.map(json.dumps) | st.text(max_size=50), max_size=8)
+schemathesis.openapi.media_type("application/x-ndjson", LINES.map(lambda lines: "\n".join(lines).encode(errors="surrogatepass")))
+
+
+# What they take cannot be wrong by a schema: lines of text, a header that is passed over, nothing.
+NOTHING_WRONG = {BATCH, QUEUE, "/status"}
+
+
+def throw(schema, socket_path, long):
+    """Whatever the file allows, and what it does not, at every route."""
+    through = session(str(socket_path))
+    thrown = {}
+    for operation in (result.ok() for result in schema.get_all_operations()):
+        for mode in schemathesis.GenerationMode:
+            if mode is schemathesis.GenerationMode.NEGATIVE and operation.path in NOTHING_WRONG:
+                continue
+
+            @settings(**FUZZ, max_examples=500 if long else 40, derandomize=not long)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def one(case):
+                reply = case.call(base_url="http://relay", session=through)
+                case.validate_response(reply, checks=CHECKS)
+                key = (operation.label, reply.status_code)
+                thrown[key] = thrown.get(key, 0) + 1
+
+            one()
+    return thrown
+
+
+def test_no_request_to_the_bots_door_gets_a_reply_that_is_not_said(fuzzed, request):
+    thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"))
+    assert sum(thrown.values()) > 300 and ("POST /participant/message", 202) in thrown
+    assert all(status < 500 for _, status in thrown)
+
+
+def test_no_request_to_the_operators_door_gets_a_reply_that_is_not_said(fuzzed, request):
+    thrown = throw(CONTROL, control_socket(fuzzed), request.config.getoption("--long"))
+    assert set(thrown) == {("GET /status", 200)}

@@ -1,0 +1,63 @@
+"""The Prometheus rules as text: valid, true to their unit tests, about metrics that exist, explained in the README."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from processes import ROOT
+from scene import RULES, hastened
+
+README = (ROOT / "README.md").read_text()
+
+
+def promtool(*args, stdin=""):
+    done = subprocess.run(["promtool", *map(str, args)], input=stdin, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def alerts(text=None):
+    rules = yaml.safe_load(text or RULES.read_text())
+    return {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def test_promtool_finds_no_fault_in_the_rules():
+    code, said = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+    assert code == 0 and "SUCCESS" in said, said
+
+
+def test_each_rule_does_what_its_unit_test_says():
+    tests = Path(__file__).with_name("rules_test.yaml")
+    code, said = promtool("test", "rules", tests)
+    assert code == 0 and "SUCCESS" in said, said
+    tested = re.findall(r"alertname: (\w+)", tests.read_text())
+    assert set(tested) == set(alerts()), "every alert has a unit test"
+
+
+def test_promtool_finds_no_fault_in_what_a_relay_exports(relay):
+    code, said = promtool("check", "metrics", stdin=relay.get("/metrics")[1])
+    assert (code, said) == (0, "")
+
+
+def test_the_rules_ask_only_for_what_a_relay_exports(relay):
+    exported = set(re.findall(r"^(\w+)", relay.get("/metrics")[1], re.M))
+    asked = set(re.findall(r"(?<![\w:])(connect_relay_\w+|process_\w+)", RULES.read_text()))
+    assert len(asked) > 10 and asked <= exported, asked - exported
+
+
+def test_each_alert_has_its_paragraph_and_each_paragraph_its_alert():
+    told = re.findall(r"^#### (ConnectRelay\w+)$", README, re.M)
+    assert told == list(alerts()), "README.md has a heading for each alert, in the order of the rules"
+    for name, rule in alerts().items():
+        assert rule["annotations"]["runbook"] == f"README.md#{name.lower()}"
+        assert rule["labels"]["severity"] in ("critical", "warning", "ticket")
+
+
+def test_the_hastened_rules_differ_in_their_durations_alone():
+    text = hastened(RULES.read_text())
+    assert promtool("check", "rules", "/dev/stdin", stdin=text)[0] == 0
+    assert not re.search(r"\[\d+[mhd]\]|offset \d+[mhd]|for: \d+[mhd]", text)
+    assert {name: rule.get("for", "0m").replace("m", "s") for name, rule in alerts().items()} == {
+        name: rule.get("for", "0s") for name, rule in alerts(text).items()
+    }
