@@ -178,6 +178,7 @@ impl Config {
             volatile: queue.volatile,
             keys: self.sealing_keys.clone(),
             lifetime: sender.lifetime,
+            fresh: sender.fresh,
             token_wait: sender.token_wait,
             refused_for: sender.refused_for,
             due_max: sender.backoff.max,

@@ -14,7 +14,7 @@
 //! | dead | – | – | `Dead`, until pruned | yes, until pruned |
 //! | pruned, or never seen | – | – | – | – |
 //!
-//! A line with something queued has exactly one place: a turn (`r`), or a time from which it is due (`d`: its head backs
+//! A line with something queued has exactly one place: a turn (`r`, `q`), or a time from which it is due (`d`: its head backs
 //! off, or its token was refused and it is held). Being in flight is no state on disk: after a crash the head is simply
 //! sent again, with the same ClientToken, before anything else of its conversation.
 //!
@@ -88,6 +88,8 @@ pub struct Options {
     pub keys: Vec<SealingKey>,
     /// How long a message waits where its bot names no lifetime.
     pub lifetime: Duration,
+    /// How old a message may be for its conversation to go before those that have waited for long.
+    pub fresh: Duration,
     /// How long a refused token's conversation is held for a renewed one.
     pub token_wait: Duration,
     /// How long a refused token is refused at the door.

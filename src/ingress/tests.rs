@@ -101,6 +101,7 @@ impl Rig {
                 volatile: true,
                 keys: Vec::new(),
                 lifetime: Duration::from_secs(900),
+                fresh: Duration::from_secs(30),
                 token_wait: Duration::from_secs(120),
                 refused_for: Duration::from_secs(60),
                 due_max: Duration::from_secs(60),

@@ -223,7 +223,7 @@ impl Writer {
         }
         self.meta.unknown += u64::from(trial.unknown);
         self.count_queued(record.caller, 1)?;
-        Ok(Slot { sequence: record.sequence, at, entry: record.entry, trial })
+        Ok(Slot { sequence: record.sequence, accepted: record.accepted, at, entry: record.entry, trial })
     }
 
     /// A second disconnect is the first one, whatever its ClientToken.

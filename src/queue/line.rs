@@ -7,7 +7,7 @@
 
 use std::ops::Bound;
 
-use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at};
+use super::codec::{Entry, Hash, Key, Lane, Line, Place, Slot, Trial, hash_at};
 use super::lookup::entry_key;
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
@@ -66,6 +66,7 @@ impl Writer {
             let own = live.records.into_iter().filter(|(_, record)| record.conversation == *conversation);
             slots.extend(own.map(|(at, record)| Slot {
                 sequence: record.sequence,
+                accepted: record.accepted,
                 at,
                 entry: record.entry,
                 trial: Trial::default(),
@@ -90,7 +91,7 @@ impl Writer {
             line.first.push(slot);
             return Ok(());
         }
-        let entry = Entry::Queued { sequence: slot.sequence, at: slot.at };
+        let entry = Entry::Queued { at: slot.at };
         self.store.put(entry_key(conversation, &slot.entry), &entry);
         if in_chunks > 0 {
             let prefix = Key::new(b's').hash(conversation).0;
@@ -209,14 +210,14 @@ impl Writer {
     pub(super) fn move_to(&mut self, conversation: &Hash, line: &mut Line, place: Place, now: Timestamp) {
         match line.place {
             Place::None => {}
-            Place::Turn(turn) => self.store.remove(Key::new(b'r').number(turn).hash(conversation)),
+            Place::Turn(lane, turn) => self.store.remove(turn_key(lane, turn, conversation)),
             Place::Due(due) => self.store.remove(Key::new(b'd').time(due).hash(conversation)),
         }
         line.place = place;
         match place {
             Place::None => {}
-            Place::Turn(turn) => {
-                self.store.put(Key::new(b'r').number(turn).hash(conversation), &now);
+            Place::Turn(lane, turn) => {
+                self.store.put(turn_key(lane, turn, conversation), &now);
                 self.poke = true;
             }
             Place::Due(due) => {
@@ -226,15 +227,21 @@ impl Writer {
         }
     }
 
-    /// Puts a conversation at the end of those that can be sent.
+    /// Puts a conversation at the end of those that can be sent, in the lane that its oldest message belongs to.
     pub(super) fn take_turn(&mut self, conversation: &Hash, line: &mut Line, now: Timestamp) {
         let turn = self.meta.next_turn;
         self.meta.next_turn += 1;
-        self.move_to(conversation, line, Place::Turn(turn), now);
+        let fresh = line.head().is_none_or(|head| now.since(head.accepted) < self.options.fresh);
+        let lane = if fresh { Lane::Fresh } else { Lane::Late };
+        self.move_to(conversation, line, Place::Turn(lane, turn), now);
     }
 }
 
-/// The conversation in a key of an `r` or `d` row.
+pub fn turn_key(lane: Lane, turn: u64, conversation: &Hash) -> Key {
+    Key::new(lane.prefix()).number(turn).hash(conversation)
+}
+
+/// The conversation in a key of an `r`, `q` or `d` row.
 pub fn conversation_in(key: &[u8]) -> Hash {
     hash_at(key, 9)
 }

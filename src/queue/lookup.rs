@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use super::accept::token_key;
 use super::codec::{
-    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
+    self, Entry, Fate, Hash, Key, Lane, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
 };
 use super::writer::Asked;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
@@ -82,12 +82,15 @@ impl Writer {
         if let Some(slot) = line.first.iter().find(|slot| slot.entry == *entry) {
             return Ok(self.queued(slot.clone())?.map(Known::Queued));
         }
-        let (sequence, at) = match self.store.get::<Entry>(&entry_key(conversation, entry))? {
+        let at = match self.store.get::<Entry>(&entry_key(conversation, entry))? {
             None => return Ok(None),
             Some(Entry::Done(outcome)) => return Ok(Some(Known::Done(outcome))),
-            Some(Entry::Queued { sequence, at }) => (sequence, at),
+            Some(Entry::Queued { at }) => at,
         };
-        Ok(self.queued(Slot { sequence, at, entry: *entry, trial: Trial::default() })?.map(Known::Queued))
+        let Some(record) = self.record(at)? else { return Ok(None) };
+        let Record { sequence, accepted, .. } = record;
+        let slot = Slot { sequence, accepted, at, entry: *entry, trial: Trial::default() };
+        Ok(Some(Known::Queued(Queued { slot, record })))
     }
 
     /// A queued message; none where its record was damaged.
@@ -187,13 +190,15 @@ impl Writer {
 
     /// Since when the longest waiting conversation could have been sent.
     fn oldest_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
-        let turn = self.store.next_key(b"r", Bound::Included(b"r"))?;
-        let turn = match turn {
-            Some(key) => Some(self.store.get::<Timestamp>(&Key(key))?.unwrap_or(now)),
-            None => None,
-        };
+        let mut oldest = Vec::new();
+        for lane in [Lane::Fresh, Lane::Late] {
+            let prefix = &[lane.prefix()];
+            if let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? {
+                oldest.push(self.store.get::<Timestamp>(&Key(key))?.unwrap_or(now));
+            }
+        }
         let due = self.store.next_key(b"d", Bound::Included(b"d"))?;
         let due = due.map(|key| Timestamp(number_at(&key, 1))).filter(|due| *due <= now);
-        Ok([turn, due].into_iter().flatten().min())
+        Ok(oldest.into_iter().chain(due).min())
     }
 }

@@ -1,15 +1,20 @@
 //! What is due, in turn.
 //!
-//! Conversations that can be sent stand in the order of their turns (`r` rows); one that was served and has more goes to
-//! the end, so a long conversation starves nobody. Those that back off or are held stand in the order of their times
-//! (`d` rows) and come first when they are due: they had their turn. One page of turns is read ahead; what is in flight
-//! is known in memory only.
+//! Conversations that can be sent stand in the order of their turns; one that was served and has more goes to the end, so
+//! a long conversation starves nobody. There are two lanes: of five turns four go to conversations whose oldest message
+//! is younger than `sender.fresh` (`r` rows), the fifth to the others (`q` rows), and a lane that is empty gives its turns
+//! to the other. So after an outage a new chat waits for one round of new chats, not for the backlog, and the backlog
+//! still moves. One that has become late in the fresh lane is moved over when its turn comes.
+//!
+//! Those that back off or are held stand in the order of their times (`d` rows) and come first when they are due: they
+//! had their turn. One page of turns is read ahead; what is in flight is known in memory only.
 
+use std::collections::VecDeque;
 use std::ops::Bound;
 
 use super::accept::token_key;
-use super::codec::{Hash, Key, Place, Token, number_at};
-use super::line::conversation_in;
+use super::codec::{Hash, Key, Lane, Place, Token, number_at};
+use super::line::{conversation_in, turn_key};
 use super::lookup::{Queued, entry_key};
 use super::sealing::Bound as SealedTo;
 use super::settle::Burial;
@@ -22,6 +27,44 @@ use crate::time::Timestamp;
 const PAGE: usize = 256;
 /// What may be buried on the way to messages that can be sent, before others get a chance.
 const BURIED_BYTES_MAX: usize = 256 << 10;
+
+/// Of so many turns one goes to the late lane.
+const ROUND: u64 = 5;
+
+/// The next turns, read ahead.
+#[derive(Debug, Default)]
+pub struct Turns {
+    fresh: Ahead,
+    late: Ahead,
+    /// Turns taken in this run.
+    served: u64,
+}
+
+#[derive(Debug, Default)]
+struct Ahead {
+    window: VecDeque<(u64, Hash)>,
+    /// The last turn read.
+    cursor: u64,
+}
+
+impl Turns {
+    /// The lane whose turn it is.
+    fn lane(&self) -> Lane {
+        if self.served % ROUND == ROUND - 1 { Lane::Late } else { Lane::Fresh }
+    }
+
+    fn ahead(&mut self, lane: Lane) -> &mut Ahead {
+        match lane {
+            Lane::Fresh => &mut self.fresh,
+            Lane::Late => &mut self.late,
+        }
+    }
+
+    /// One that was not served is the next of its lane.
+    pub fn give_back(&mut self, lane: Lane, turn: u64, conversation: Hash) {
+        self.ahead(lane).window.push_front((turn, conversation));
+    }
+}
 
 impl Writer {
     pub(super) fn lease(&mut self, most: usize, now: Timestamp) -> Result<Work, StoreFailed> {
@@ -41,28 +84,35 @@ impl Writer {
             work.leases.extend(self.prepare(&conversation, Place::Due(due), limit, now)?);
         }
         while work.leases.len() < most && self.store.pending_bytes() < limit {
-            let Some((turn, conversation)) = self.next_turn()? else { break };
-            work.leases.extend(self.prepare(&conversation, Place::Turn(turn), limit, now)?);
+            let first = self.turns.lane();
+            let other = if first == Lane::Fresh { Lane::Late } else { Lane::Fresh };
+            let next = match self.next_turn(first)? {
+                Some((turn, conversation)) => Some((first, turn, conversation)),
+                None => self.next_turn(other)?.map(|(turn, conversation)| (other, turn, conversation)),
+            };
+            let Some((lane, turn, conversation)) = next else { break };
+            let lease = self.prepare(&conversation, Place::Turn(lane, turn), limit, now)?;
+            self.turns.served += u64::from(lease.is_some());
+            work.leases.extend(lease);
         }
         self.poke |= self.store.pending_bytes() >= limit;
         Ok(work)
     }
 
-    /// The next turn; none where nobody waits for one.
-    fn next_turn(&mut self) -> Result<Option<(u64, Hash)>, StoreFailed> {
-        while self.window.is_empty() {
-            let mut after = Bound::Excluded(Key::new(b'r').number(self.cursor).hash(&[u8::MAX; 16]).0);
-            while self.window.len() < PAGE {
-                let Some(key) = self.store.next_key(b"r", after.as_ref().map(Vec::as_slice))? else { break };
-                self.cursor = number_at(&key, 1);
-                self.window.push_back((self.cursor, conversation_in(&key)));
+    /// The next turn of a lane; none where nobody waits for one.
+    fn next_turn(&mut self, lane: Lane) -> Result<Option<(u64, Hash)>, StoreFailed> {
+        let ahead = self.turns.ahead(lane);
+        if ahead.window.is_empty() {
+            let prefix = &[lane.prefix()];
+            let mut after = Bound::Excluded(turn_key(lane, ahead.cursor, &[u8::MAX; 16]).0);
+            while ahead.window.len() < PAGE {
+                let Some(key) = self.store.next_key(prefix, after.as_ref().map(Vec::as_slice))? else { break };
+                ahead.cursor = number_at(&key, 1);
+                ahead.window.push_back((ahead.cursor, conversation_in(&key)));
                 after = Bound::Excluded(key);
             }
-            if self.window.is_empty() {
-                return Ok(None);
-            }
         }
-        Ok(self.window.pop_front())
+        Ok(ahead.window.pop_front())
     }
 
     /// Takes out the head of a conversation, if it is (still) in that place and something of it can be sent.
@@ -80,9 +130,9 @@ impl Writer {
         if line.place != place {
             // An index row without its conversation, or a turn that has passed: met, and gone.
             if line.count == 0
-                && let Place::Turn(turn) = place
+                && let Place::Turn(lane, turn) = place
             {
-                self.store.remove(Key::new(b'r').number(turn).hash(conversation));
+                self.store.remove(turn_key(lane, turn, conversation));
             } else if let Place::Due(due) = place {
                 self.store.remove(Key::new(b'd').time(due).hash(conversation));
             }
@@ -122,6 +172,14 @@ impl Writer {
                 }
             }
             let before = line.place;
+            if burial.is_none()
+                && let Place::Turn(Lane::Fresh, _) = line.place
+                && now.since(queued.record.accepted) >= self.options.fresh
+            {
+                self.take_turn(conversation, &mut line, now);
+                self.put_line(conversation, &line);
+                return Ok(None);
+            }
             if let Some(burial) = burial {
                 self.bury(queued, &mut line, burial, now)?;
                 self.put_line(conversation, &line);

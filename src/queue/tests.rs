@@ -32,6 +32,7 @@ fn options(path: PathBuf) -> Options {
         volatile: true,
         keys: Vec::new(),
         lifetime: Duration::from_secs(900),
+        fresh: Duration::from_secs(30),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(60),
@@ -180,6 +181,20 @@ fn conversations_take_turns_and_keep_their_order() {
     assert_eq!(rig.drain().join(" "), "a0 b0 c0 a1 b1 c1 a2 b2 c2 a3");
     assert_eq!(rig.overview().queued, 0);
     assert_eq!(rig.overview().conversations, 0);
+}
+
+#[test]
+fn new_chats_go_before_a_backlog_and_the_backlog_still_moves() {
+    let rig = Rig::new();
+    rig.push_all((0..40).map(|n| message(&format!("old{n}"), "1", &format!("old{n}"))).collect());
+    rig.skip(Duration::from_secs(31));
+    rig.push_all((0..6).map(|n| message(&format!("new{n}"), "1", &format!("new{n}"))).collect());
+    let rig = rig.reopen();
+    let sent = rig.drain();
+    let first = sent[..9].join(" ");
+    assert_eq!(first, "new0 new1 new2 new3 old0 new4 new5 old1 old2");
+    let late: Vec<String> = (0..40).map(|n| format!("old{n}")).collect();
+    assert_eq!(sent.into_iter().filter(|text| text.starts_with("old")).collect::<Vec<_>>(), late);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The one thread that owns the store: takes what waits, carries it out, commits once, answers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use super::codec::{Hash, Hasher, Key, Meta};
+use super::codec::{Hash, Hasher, Key, Lane, Meta};
 use super::gauges::Gauges;
 use super::packs::Open;
+use super::schedule::Turns;
 use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
@@ -102,10 +103,7 @@ pub struct Writer {
     pub(super) waiters: Waiters,
     /// Conversations in flight, and the message that is.
     pub(super) leased: HashMap<Hash, u64>,
-    /// The next turns, read ahead.
-    pub(super) window: VecDeque<(u64, Hash)>,
-    /// The last turn read ahead.
-    pub(super) cursor: u64,
+    pub(super) turns: Turns,
     /// Up to this pack no message dies by the order of acceptance for now.
     pub(super) expiry_cursor: u64,
     /// Where the next record is filed; none where nothing was since the last commit.
@@ -159,8 +157,7 @@ impl Writer {
             gauges,
             waiters: Waiters::default(),
             leased: HashMap::new(),
-            window: VecDeque::new(),
-            cursor: 0,
+            turns: Turns::default(),
             expiry_cursor: 0,
             open_pack: None,
             outcomes: Vec::new(),
@@ -195,7 +192,9 @@ impl Writer {
         let meta = &mut self.meta;
         meta.next_sequence = meta.next_sequence.max(sequence + 1);
         meta.next_pack = meta.next_pack.max(pack + 1);
-        meta.next_turn = meta.next_turn.max(last(&self.store, b'r')? + 1);
+        for lane in [Lane::Fresh, Lane::Late] {
+            meta.next_turn = meta.next_turn.max(last(&self.store, lane.prefix())? + 1);
+        }
         if !self.meta.clean && self.meta.boot > 0 {
             self.meta.unclean_boot = self.meta.boot;
         }

@@ -193,6 +193,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         volatile: true,
         keys: Vec::new(),
         lifetime: Duration::from_secs(900),
+        fresh: Duration::from_secs(30),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(5),

@@ -46,7 +46,6 @@ pub struct Dead {
 pub enum Entry {
     /// Queued so far back that it stands in an `s` row.
     Queued {
-        sequence: u64,
         at: At,
     },
     Done(Outcome),
@@ -153,6 +152,7 @@ pub struct Line {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     pub sequence: u64,
+    pub accepted: Timestamp,
     pub at: At,
     pub entry: Hash,
     pub trial: Trial,
@@ -177,9 +177,28 @@ pub enum Place {
     #[default]
     None,
     /// It can be sent when its turn comes.
-    Turn(u64),
+    Turn(Lane, u64),
     /// It backs off or is held until then.
     Due(Timestamp),
+}
+
+/// Conversations take turns in two lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lane {
+    /// Its oldest message was young when it took its place.
+    Fresh,
+    /// Its oldest message has waited for long.
+    Late,
+}
+
+impl Lane {
+    /// The prefix of its rows.
+    pub fn prefix(self) -> u8 {
+        match self {
+            Lane::Fresh => b'r',
+            Lane::Late => b'q',
+        }
+    }
 }
 
 /// A conversation whose token was refused waits for a renewed one.

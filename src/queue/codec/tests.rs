@@ -98,7 +98,13 @@ fn longest_row_of_every_kind_stays_short() {
     };
     let key = Key::new(b'x').number(u64::MAX).0;
     assert!(encode(&key, &Dead { record, trial: trial.clone(), died: Timestamp(u64::MAX) }).len() <= ROW_MAX);
-    let slot = Slot { sequence: u64::MAX, at: At { pack: u64::MAX, nth: 63 }, entry: [9; 16], trial };
+    let slot = Slot {
+        sequence: u64::MAX,
+        accepted: Timestamp(u64::MAX),
+        at: At { pack: u64::MAX, nth: 63 },
+        entry: [9; 16],
+        trial,
+    };
     let line = Line {
         first: vec![slot; crate::queue::line::SLOTS_MAX],
         hold: Some(Hold {
