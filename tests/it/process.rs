@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program, with nothing of this machine's own settings.
 fn program(arguments: &[&str]) -> Command {
@@ -35,7 +35,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// A relay whose upstream is not there.
-fn relay(dir: &Path) -> Command {
+pub fn relay(dir: &Path) -> Command {
     let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = program(&["run", "--dir", dir.to_str().unwrap()]);
     command
@@ -97,7 +97,7 @@ impl Drop for Relay {
     }
 }
 
-fn send(dir: &Path) {
+pub fn send(dir: &Path) {
     let socket = dir.join("relay.sock");
     let sent = run(&["send", "--socket", socket.to_str().unwrap(), "hello"], &[("CONNECTION_TOKEN", "token")]);
     assert!(sent.status.success(), "{}", text(&sent.stderr));
