@@ -9,9 +9,9 @@ import pytest
 
 pytest.register_assert_rewrite("containers", "patience", "processes", "tools")
 
-from containers import forget
+from containers import buildah, debian, forget, image_of
 from processes import BINARY, Relay, Simulator
-from tools import missing
+from tools import ROOT, WORK, missing, must
 
 # hadolint; and checkov, which has an environment of its own.
 HERE = Path(sys.executable).parent
@@ -46,6 +46,22 @@ def containers():
     forget()
     yield
     forget()
+
+
+@pytest.fixture(scope="session")
+def image():
+    """The image, built from the Dockerfile: no registry, so its first stage is a Debian with this machine's Rust in it."""
+    path = "PATH=/opt/rust/bin:/usr/local/bin:/usr/bin:/bin"
+    image_of(debian("build", "gcc,libc6-dev,ca-certificates"), "build-base", "--env", path, "--env", "CARGO_HOME=/opt/cargo")
+    must("cargo", "fetch", "--locked", cwd=ROOT)
+    registry = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry"
+    rust = must("rustc", "--print", "sysroot", cwd=ROOT).strip()
+    (WORK / "image-target").mkdir(exist_ok=True)
+    mounts = {f"{rust}": "/opt/rust:ro", f"{registry}": "/opt/cargo/registry", f"{WORK}/image-target": "/relay/target"}
+    volumes = [word for here, there in mounts.items() for word in ("--volume", f"{here}:{there}")]
+    base = ["--isolation", "chroot", "--build-arg", "RUST=localhost/build-base", "--layers=false"]
+    buildah("build", "--quiet", *base, *volumes, "--tag", "connect-relay", ROOT)
+    return "connect-relay"
 
 
 @pytest.fixture

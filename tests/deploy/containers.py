@@ -2,6 +2,7 @@
 touched, and nothing stays when the tests are over."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import uuid
@@ -12,6 +13,8 @@ STORE = WORK / "containers"
 # podman remembers the two together; sockets lie in the second, so it is short.
 RUNNING = f"/tmp/connect-relay-{hashlib.sha256(str(WORK).encode()).hexdigest()[:8]}"
 PLACE = ["--root", STORE, "--runroot", RUNNING]
+# podman asks for more open files than some machines let even root have.
+CONF = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
 
 
 def debian(name, packages):
@@ -27,7 +30,10 @@ def debian(name, packages):
 
 def podman(*words, check=True, **options):
     """One podman command; its output."""
+    conf = WORK / "containers.conf"
+    conf.write_text(CONF)
     command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
+    options["env"] = {**os.environ, "CONTAINERS_CONF": str(conf)}
     return must(*command, **options) if check else run(*command, **options).stdout
 
 

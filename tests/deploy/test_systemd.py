@@ -55,9 +55,8 @@ def machine():
     shutil.rmtree(root / "var/lib/private/connect-relay", ignore_errors=True)
     ledger = root / "var/ledger"
     ledger.unlink(missing_ok=True)
-    limits = ["--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"]
     init = ["--rootfs", root, "/lib/systemd/systemd"]
-    name = podman("run", "--detach", "--systemd=always", "--privileged", "--network=none", *limits, *init).strip()
+    name = podman("run", "--detach", "--systemd=always", "--privileged", "--network=none", *init).strip()
 
     def inside(*words, check=True):
         return podman("exec", name, *words, check=check)

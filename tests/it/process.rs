@@ -131,6 +131,19 @@ fn check_prints_a_configuration_that_it_takes_itself() {
 }
 
 #[test]
+fn the_settings_of_a_pod_are_a_valid_configuration() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/sidecar/relay.env");
+    let file = std::fs::read_to_string(path).unwrap();
+    let mut settings: Vec<_> = file.lines().filter_map(|line| line.split_once('=')).collect();
+    settings.retain(|(name, _)| !name.starts_with('#'));
+    assert!(settings.len() >= 4, "{settings:?}");
+    settings.push(("AWS_REGION", "eu-west-2"));
+    let checked = run(&["check"], &settings);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(!text(&checked.stderr).contains("warning"), "{}", text(&checked.stderr));
+}
+
+#[test]
 fn bad_usage_is_2_and_help_is_0() {
     for arguments in [&["nonsense"][..], &["run", "--nope"], &[]] {
         let done = run(arguments, &[]);

@@ -54,10 +54,10 @@ def delivered(patience):
     """Waits until the queue is empty; each request waits on the relay's side, so this asks once in 50 seconds."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        status, _, queue = call("GET", "/participant/queue", Prefer="wait=50")
-        if status == 200 and queue["Queued"] == 0:
+        status, _, waiting = call("GET", "/participant/queue", Prefer="wait=50")
+        if status == 200 and waiting["Queued"] == 0:
             return True
-        print(f"{queue.get('Queued')} queued, at {queue.get('Rate')} a second", flush=True)
+        print(f"{waiting.get('Queued')} queued, at {waiting.get('Rate')} a second", flush=True)
     return False
 
 
