@@ -18,6 +18,10 @@ HERE = Path(sys.executable).parent
 os.environ["PATH"] = f"{HERE}:{os.environ['PATH']}:{HERE.parents[1]}/.venv-checkov/bin"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the image and the pod: a release build of its own")
+
+
 def pytest_configure(config):
     # Told to stop, leave through the fixtures, which end what they started.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
@@ -26,7 +30,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         wanted = [tool for mark in item.iter_markers("needs") for tool in mark.args]
-        if absent := missing(wanted):
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="only with --long"))
+        elif absent := missing(wanted):
             item.add_marker(pytest.mark.skip(reason=f"NOT RUN: {', '.join(absent)}"))
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import os
 import re
 
 import kubernetes_validate
 import pytest
 import yaml
 from processes import BINARY, environment
-from tools import EXAMPLES, KUBECTL, KUBERNETES, SCHEMAS, must, named, pod, rendered, run, settings, workload
+from tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, must, named, pod, rendered, run, settings, workload
 
 pytestmark = pytest.mark.needs(KUBECTL)
 
@@ -24,6 +25,11 @@ each_example = pytest.mark.parametrize("example", EXAMPLES)
 
 def relay(example):
     return named(pod(example)["initContainers"], "connect-relay")
+
+
+def relative(here, there):
+    """kustomize takes no absolute paths."""
+    return os.path.relpath(there.resolve(), here.resolve())
 
 
 def mib(text):
@@ -53,7 +59,7 @@ def test_a_misspelled_key_is_not_valid():
 @pytest.mark.needs(SCHEMAS)
 def test_the_podmonitor_is_valid_and_selects_the_relays_port():
     [monitor] = [one for one in rendered("deployment") if one["apiVersion"] == MONITORS]
-    folder = KUBERNETES.parents[1] / "tests/deploy"
+    folder = ROOT / "tests/deploy"
     must("node", "validate.mjs", cwd=folder, input=json.dumps(monitor))
     wrong = {**monitor, "spec": {**monitor["spec"], "podMetricsEndpoint": []}}
     assert run("node", "validate.mjs", cwd=folder, input=json.dumps(wrong)).returncode != 0, "the schema is strict"
@@ -145,7 +151,7 @@ def test_nothing_of_the_bot_is_touched_but_the_sockets_mount(example):
     assert added == (expected | {"securityContext"} if example == "statefulset" else expected)
 
 
-def test_the_component_reaches_a_deployment_with_nothing_of_ours_in_it(tmp_path):
+def test_readmes_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(tmp_path):
     bot = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -162,24 +168,23 @@ def test_the_component_reaches_a_deployment_with_nothing_of_ours_in_it(tmp_path)
         },
     }
     (tmp_path / "bot.yaml").write_text(yaml.safe_dump(bot))
-    relative = "../" * len(tmp_path.parts[1:]) + str(KUBERNETES).lstrip("/")
-    mine = {
-        "resources": ["bot.yaml"],
-        "components": [f"{relative}/relay"],
-        "configMapGenerator": [{"name": "connect-relay", "literals": ["AWS_REGION=eu-west-2"]}],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+    [block] = re.findall(r"```yaml\n# kustomization.yaml.*?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    address = "https://git.example.com/connect-relay//deploy/kubernetes"
+    assert address in block and "?ref=v" in block
+    here = block.replace(address, relative(tmp_path, KUBERNETES))
+    (tmp_path / "kustomization.yaml").write_text(re.sub(r"\?ref=v[\d.]+", "", here))
     resources = list(yaml.safe_load_all(must("kubectl", "kustomize", tmp_path)))
     spec = next(one for one in resources if one["kind"] == "Deployment")["spec"]["template"]["spec"]
     assert [one["name"] for one in spec["initContainers"]] == ["connect-relay", "migrate"]
     assert [one["name"] for one in spec["containers"]] == ["bot", "proxy"]
+    assert named(spec["initContainers"], "connect-relay")["image"] == "registry.example.com/connect-relay:0.1.0"
     assert "volumeMounts" not in named(spec["containers"], "proxy"), "only the bot reaches the socket"
-    assert {one["kind"] for one in resources} == {"Deployment", "ConfigMap", "PodMonitor"}
+    assert sorted(one["kind"] for one in resources) == ["ConfigMap", "ConfigMap", "Deployment", "PodMonitor"]
 
 
 def test_the_secret_is_mounted_for_the_relay_alone_and_refused_by_this_version(tmp_path):
-    relative = "../" * len(tmp_path.parts[1:]) + str(KUBERNETES).lstrip("/")
-    mine = {"resources": [f"{relative}/examples/deployment"], "components": [f"{relative}/secret"]}
+    there = relative(tmp_path, KUBERNETES)
+    mine = {"resources": [f"{there}/examples/deployment"], "components": [f"{there}/secret"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
     resources = list(yaml.safe_load_all(must("kubectl", "kustomize", tmp_path)))
     spec = next(one for one in resources if one["kind"] == "Deployment")["spec"]["template"]["spec"]

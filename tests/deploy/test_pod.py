@@ -13,7 +13,7 @@ from containers import debian, image_of, podman
 from patience import until
 from tools import KUBECTL, ROOT_USER, named, pod, rendered, settings
 
-pytestmark = pytest.mark.needs("podman", "buildah", "runc", "mmdebstrap", "cargo", KUBECTL, ROOT_USER)
+pytestmark = [pytest.mark.long, pytest.mark.needs("podman", "buildah", "runc", "mmdebstrap", "cargo", KUBECTL, ROOT_USER)]
 
 MESSAGES = 60
 CHATS = [
