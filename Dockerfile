@@ -5,6 +5,7 @@
 
 # Any Rust 1.95 or newer on a glibc with certificates will do.
 ARG RUST=docker.io/library/rust:1.95.0-bookworm
+# The tag is in the argument.
 # hadolint ignore=DL3006
 FROM ${RUST} AS build
 WORKDIR /relay

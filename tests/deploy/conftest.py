@@ -47,15 +47,16 @@ def binary():
     return Path(BINARY)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def containers():
+    """A place for containers; nothing of it is there before or after."""
     forget()
     yield
     forget()
 
 
 @pytest.fixture(scope="session")
-def image():
+def image(containers):
     """The image, built from the Dockerfile: no registry, so its first stage is a Debian with this machine's Rust in it."""
     path = "PATH=/opt/rust/bin:/usr/local/bin:/usr/bin:/bin"
     image_of(debian("build", "gcc,libc6-dev,ca-certificates"), "build-base", "--env", path, "--env", "CARGO_HOME=/opt/cargo")

@@ -28,13 +28,16 @@ def debian(name, packages):
     return folder
 
 
-def podman(*words, check=True, **options):
-    """One podman command; its output."""
+def podman(*words, check=True):
+    """One podman command; its output, or, unchecked, all that it said."""
     conf = WORK / "containers.conf"
     conf.write_text(CONF)
     command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
-    options["env"] = {**os.environ, "CONTAINERS_CONF": str(conf)}
-    return must(*command, **options) if check else run(*command, **options).stdout
+    env = {**os.environ, "CONTAINERS_CONF": str(conf)}
+    if check:
+        return must(*command, env=env)
+    done = run(*command, env=env)
+    return done.stdout + done.stderr
 
 
 def buildah(*words):

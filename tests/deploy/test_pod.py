@@ -1,7 +1,8 @@
 """A real pod, by podman: the Job example's two containers as they are rendered, and the simulator as its Connect.
 
 What differs from a cluster, because podman 4.3 knows no native sidecars: the relay stands among the containers, without
-its probes (podman would run curl in it), and all of them are told to stop at once.
+its probes (podman would run curl in it) and ports, and all of them are told to stop at once. The queue's volume is a
+folder that outlives the pod, as a claim does.
 """
 
 import copy
@@ -25,7 +26,7 @@ def manifests(name, folder, bot):
     """The rendered Job as a pod of this name, its queue on a volume that outlives it, Connect's ledger in a folder."""
     spec = copy.deepcopy(pod("job"))
     relay = spec.pop("initContainers")[0]
-    for key in ("restartPolicy", "startupProbe", "livenessProbe"):
+    for key in ("restartPolicy", "startupProbe", "livenessProbe", "ports"):
         del relay[key]
     relay["image"] = "localhost/connect-relay"
     relay["envFrom"] = [{"configMapRef": {"name": "settings"}}]
@@ -42,7 +43,12 @@ def manifests(name, folder, bot):
     spec["containers"] = [relay, connect, mine] if bot else [relay, connect]
     spec["restartPolicy"] = "Never"
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    volumes["connect-relay-queue"] = {"name": "connect-relay-queue", "persistentVolumeClaim": {"claimName": "queue"}}
+    # The kubelet makes an emptyDir with mode 0777; podman's would be root's.
+    for of in ("connect-relay-queue", "connect-relay-socket"):
+        path = folder / of
+        path.mkdir(exist_ok=True)
+        path.chmod(0o777)
+        volumes[of] = {"name": of, "hostPath": {"path": str(path), "type": "Directory"}}
     volumes["chats"] = {"name": "chats", "configMap": {"name": "chats"}}
     volumes["ledger"] = {"name": "ledger", "hostPath": {"path": str(folder), "type": "Directory"}}
     spec["volumes"] = list(volumes.values())
@@ -57,7 +63,7 @@ def manifests(name, folder, bot):
 @pytest.fixture
 def play(image, tmp_path):
     """Plays a pod; every pod is gone when the test is over."""
-    image_of(debian("bot", "python3"), "bot")
+    image_of(debian("bot", "python3"), "bot", "--env", "PATH=/usr/bin:/bin")
 
     def start(name, **how):
         file = tmp_path / f"{name}.yaml"

@@ -27,11 +27,14 @@ class Relay(http.client.HTTPConnection):
 
 
 def call(method, path, body=None, **headers):
+    """One request; 503 where the relay is about to start again."""
     relay = Relay()
     try:
         relay.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         reply = relay.getresponse()
         return reply.status, reply.headers, json.loads(reply.read() or "{}")
+    except (OSError, http.client.HTTPException) as fault:
+        return 503, {}, {"Message": str(fault)}
     finally:
         relay.close()
 
@@ -57,7 +60,8 @@ def delivered(patience):
         status, _, waiting = call("GET", "/participant/queue", Prefer="wait=50")
         if status == 200 and waiting["Queued"] == 0:
             return True
-        print(f"{waiting.get('Queued')} queued, at {waiting.get('Rate')} a second", flush=True)
+        print(waiting, flush=True)
+        time.sleep(1)
     return False
 
 
