@@ -16,6 +16,7 @@
 //! The operators' door and the probes are open until *gone*. [`Wish::Leave`] goes there from wherever it is. What is
 //! still queued at the end is on disk, and [`Ending::Left`] says how much it is.
 
+mod beat;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
 use crate::queue::{self, Queue, StoreFailed};
 use crate::serve::{Connections, Limits, SocketFile};
+use crate::supervisor::{Supervisor, Word};
 use crate::{participant, sender};
 
 /// Before the end of the grace, for what is in flight; nothing is taken any more in it.
@@ -80,6 +82,8 @@ pub struct Options {
     pub connect_instance: String,
     /// What jitter starts from.
     pub seed: u64,
+    /// Who is told that it is ready, alive and stopping.
+    pub supervisor: Supervisor,
 }
 
 /// What a daemon is wished to do; it never goes back to an earlier one.
@@ -139,6 +143,7 @@ pub struct Daemon {
     writer: WriterThread,
     budget: Budget,
     health: Health,
+    supervisor: Supervisor,
     door: Door,
     connections: Connections,
     stage: watch::Sender<Stage>,
@@ -233,6 +238,7 @@ impl Daemon {
             error!(part, "a part of the relay ended that nobody had told to: the relay drains and leaves");
         }
         self.health.set(State::Draining);
+        self.supervisor.tell(&[Word::Stopping]);
         self.door.drain();
         self.tell_what_is_queued().await;
         if !self.sending.is_empty() {
@@ -292,6 +298,7 @@ impl Daemon {
         let expected_seconds = (queued as f64 / rate).ceil();
         let grace_seconds = self.grace.as_secs_f64();
         info!(queued, rate, expected_seconds, grace_seconds, connections = self.connections.open(), "draining");
+        self.supervisor.tell(&[Word::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
     }
 
     /// Ends what has not, waits for the queue's thread, and says what is left behind.
@@ -317,6 +324,7 @@ impl Daemon {
     async fn fail(mut self, failed: StoreFailed) -> Failure {
         error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
         self.health.set(State::Failed(failed.0.clone()));
+        self.supervisor.tell(&[Word::Stopping, Word::Status(&format!("failed: {failed}"))]);
         self.door.close();
         self.stage.send_replace(Stage::DoorsShut);
         // Those that are still in a request after that hang anyway.

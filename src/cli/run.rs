@@ -19,6 +19,7 @@ use super::signals::{Heard, Signals};
 use super::{LEFT, code};
 use crate::config::{Config, Sources};
 use crate::daemon::{Daemon, Ending, Options, Reload, Wish};
+use crate::supervisor::Supervisor;
 use crate::time::Clock;
 
 /// A daemon that was told to leave at once and has not after so long is left behind.
@@ -81,7 +82,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
         make(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let daemon = tokio::select! {
-        opened = Daemon::open(options(config), Clock::system()) => opened?,
+        opened = Daemon::open(Options { supervisor: supervisor(), ..options(config) }, Clock::system()) => opened?,
         () = signals.stop() => {
             warn!("left before the queue was open: what is in it stays on disk");
             return Ok(LEFT.into());
@@ -124,7 +125,20 @@ pub(super) fn options(config: &Config) -> Options {
         region: shape.sender.region.clone(),
         connect_instance: shape.sender.connect_instance.clone(),
         seed: fastrand::u64(..),
+        supervisor: Supervisor::default(),
     }
+}
+
+/// The service manager, where one started this process and listens.
+fn supervisor() -> Supervisor {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Supervisor::default() };
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros);
+    Supervisor::at(Path::new(&address), watchdog).unwrap_or_else(|error| {
+        warn!(address = %address.display(), %error, "the service manager does not listen: it is told nothing");
+        Supervisor::default()
+    })
 }
 
 /// The folders of `--dir`: bots may look into DIR, nobody else into what is not theirs.

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
+use super::beat::Beat;
 use super::writer::WriterThread;
 use super::{Bound, Daemon, Failure, Options, Reload, Stage, Tasks};
 use crate::admin::Admin;
@@ -26,6 +27,7 @@ use crate::participant::Participant;
 use crate::queue::{self, OpenError, Queue, Writer};
 use crate::sender::Sender;
 use crate::serve::{BindError, Connections, Limits, Listener, bind_tcp, bind_unix, serve};
+use crate::supervisor::Word;
 use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -72,6 +74,7 @@ impl Daemon {
             writer,
             budget: Budget::new(Pacer::new(options.pacer, clock.now(), options.seed)),
             health: Health::new(Arc::clone(&pulse)),
+            supervisor: options.supervisor.clone(),
             door: Door::open(),
             connections: Connections::default(),
             stage: watch::Sender::default(),
@@ -85,6 +88,7 @@ impl Daemon {
         daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
         daemon.spawn_windows(&options, common, Listener::Unix(control), Listener::Tcp(admin));
         daemon.health.set(State::Ready);
+        daemon.supervisor.tell(&[Word::Ready]);
         Ok(daemon)
     }
 
@@ -150,6 +154,17 @@ impl Daemon {
         let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
         self.windows.spawn(named("the operators' door", served));
+
+        if self.supervisor.listens() {
+            let beat = Beat {
+                supervisor: self.supervisor.clone(),
+                health: self.health.clone(),
+                queue: self.queue.clone(),
+                budget: self.budget.clone(),
+                clock: clock.clone(),
+            };
+            self.windows.spawn(named("the supervisor's beat", beat.run()));
+        }
 
         let (health, queue) = (self.health.clone(), self.queue.clone());
         let probes = Admin { metrics, health, queue, clock: clock.clone() };

@@ -1,13 +1,18 @@
 //! Whole relays in this process: a temporary folder, a simulated or absent service, and the three doors.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
+use super::beat::Beat;
 use super::*;
 use crate::config::{Config, Sources};
+use crate::delivery::Signal;
+use crate::retry::Hint;
 use crate::simulator::{self, Simulator};
 use crate::time::Clock;
 
@@ -42,6 +47,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
         region: "eu-west-2".into(),
         connect_instance: "test".into(),
         seed: 1,
+        supervisor: Supervisor::default(),
     }
 }
 
@@ -240,4 +246,32 @@ async fn the_process_and_the_build_are_measured() {
     for line in [&*info, "\nprocess_resident_memory_bytes ", "\nconnect_relay_config_reload_ok 1\n"] {
         assert!(page.contains(line), "{line}");
     }
+}
+
+#[tokio::test]
+async fn the_beat_falls_silent_only_where_a_restart_would_help() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::system());
+    let daemon = Daemon::open(options(dir.path(), "http://127.0.0.1:9", "1m"), clock.clone()).await.unwrap();
+    let address = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&address).unwrap();
+    let heard = || {
+        let mut datagram = [0; 512];
+        let length = manager.recv(&mut datagram).unwrap();
+        String::from_utf8(datagram[..length].to_vec()).unwrap()
+    };
+    let pulse = Arc::new(AtomicU64::new(clock.now().0));
+    let beat = Beat {
+        supervisor: Supervisor::at(&address, Some(PATIENCE)).unwrap(),
+        health: Health::new(Arc::clone(&pulse)),
+        queue: daemon.queue.clone(),
+        budget: daemon.budget.clone(),
+        clock: clock.clone(),
+    };
+    beat.health.set(State::Ready);
+    beat.budget.pacer().ended(clock.now(), Signal::Down(Hint::default()));
+    beat.once().await;
+    assert_eq!(heard(), "STATUS=ready: 0 queued, at 10.0 a second; Connect cannot be reached\nWATCHDOG=1");
+    pulse.store(clock.now().0 - 61_000, Ordering::Relaxed);
+    beat.once().await;
+    assert_eq!(heard(), "STATUS=hangs: the sender's loop has made no step for 61 s");
 }

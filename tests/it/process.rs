@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program, with nothing of this machine's own settings.
 fn program(arguments: &[&str]) -> Command {
@@ -35,7 +35,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// A relay whose upstream is not there.
-fn relay(dir: &Path) -> Command {
+pub fn relay(dir: &Path) -> Command {
     let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = program(&["run", "--dir", dir.to_str().unwrap()]);
     command
@@ -114,7 +114,7 @@ fn try_to_send(dir: &Path) -> Output {
     run(&["send", "--socket", socket.to_str().unwrap(), "hello"], &[("CONNECTION_TOKEN", "token")])
 }
 
-fn send(dir: &Path) {
+pub fn send(dir: &Path) {
     let sent = try_to_send(dir);
     assert!(sent.status.success(), "{}", text(&sent.stderr));
 }
@@ -144,6 +144,19 @@ fn check_prints_a_configuration_that_it_takes_itself() {
     std::fs::write(&path, &first.stdout).unwrap();
     let again = run(&["check", "--config", path.to_str().unwrap()], &[]);
     assert_eq!((again.status.code(), again.stdout), (Some(0), first.stdout));
+}
+
+#[test]
+fn the_settings_of_a_pod_are_a_valid_configuration() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/sidecar/relay.env");
+    let file = std::fs::read_to_string(path).unwrap();
+    let mut settings: Vec<_> = file.lines().filter_map(|line| line.split_once('=')).collect();
+    settings.retain(|(name, _)| !name.starts_with('#'));
+    assert!(settings.len() >= 4, "{settings:?}");
+    settings.push(("AWS_REGION", "eu-west-2"));
+    let checked = run(&["check"], &settings);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(!text(&checked.stderr).contains("warning"), "{}", text(&checked.stderr));
 }
 
 #[test]

@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["time", "metrics"],
     &["retry"],
     &["message", "delivery"],
-    &["life", "pacer", "health"],
+    &["life", "pacer", "health", "supervisor"],
     &["queue", "participant", "serve"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
@@ -129,6 +129,33 @@ fn every_setting_that_a_document_names_exists() {
             }
         }
     }
+    none(violations);
+}
+
+#[test]
+fn every_key_that_deploy_names_exists() {
+    let keys = shipped_keys();
+    let sections: BTreeSet<&str> = keys.keys().filter_map(|key| key.split('.').next()).collect();
+    let mut files = vec![root().join("Dockerfile")];
+    collect(&root().join("deploy"), &mut files);
+    assert!(files.len() > 10, "deploy/ has files");
+    let (mut named, mut violations) = (0, Vec::new());
+    for path in files {
+        for (number, line) in (1..).zip(read(&path).lines()) {
+            // In prose and in TOML, a word of the form section.key; `control.sock` and `relay.toml` are files.
+            for word in line.split(|c: char| !(c.is_ascii_lowercase() || c == '.' || c == '_' || c == '/')) {
+                let word = word.trim_matches('.');
+                let Some((section, key)) = word.split_once('.') else { continue };
+                if sections.contains(section) && !matches!(key, "sock" | "svc") {
+                    named += 1;
+                    if !keys.contains_key(word) {
+                        violations.push(format!("{}:{number}: no such key: {word}", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(named > 5, "it is seen that deploy/ names keys");
     none(violations);
 }
 

@@ -1,0 +1,31 @@
+# The relay as an image: one static binary, the certificate authorities, and no shell.
+#
+#   docker build -t connect-relay .
+#   docker run --rm connect-relay demo
+
+# Any Rust 1.95 or newer on a glibc with certificates will do.
+ARG RUST=docker.io/library/rust:1.95.0-bookworm
+# The tag is in the argument.
+# hadolint ignore=DL3006
+FROM ${RUST} AS build
+WORKDIR /relay
+COPY . .
+# Static, so that it runs on nothing; by --target, so that the flag is for the relay and not for the macros it is built with.
+# A static binary finds no getrandom() by name at run time and would need /dev/urandom: it is told to call it.
+# /image is the whole image; /owned are the folders that the relay writes where no volume lies over them.
+RUN target="$(rustc --print host-tuple)" \
+    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --locked --release --target "$target" \
+    && install -D "target/$target/release/connect-relay" /image/usr/bin/connect-relay \
+    && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
+    && install -d -m 1777 /image/tmp \
+    && install -d -m 755 /owned/run/connect-relay \
+    && install -d -m 700 /owned/var/lib/connect-relay
+
+FROM scratch
+COPY --from=build /image /
+COPY --from=build --chown=29581:29581 /owned /
+# By PATH, so that `kubectl exec POD -c connect-relay -- connect-relay status` finds it.
+ENV PATH=/usr/bin
+USER 29581:29581
+ENTRYPOINT ["/usr/bin/connect-relay"]
+CMD ["run"]

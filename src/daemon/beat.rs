@@ -1,0 +1,70 @@
+//! What the supervisor hears while the relay runs: that it lives, and a line on how it is.
+//!
+//! The beat is a task of the relay's one event loop and asks what `/livez` asks: a loop that hangs, a sender that makes
+//! no step and a commit that never ends all silence it, and the supervisor starts the relay anew. Connect being down or
+//! throttling, a full queue and a pause do not: a restart mends none of them.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use crate::health::Health;
+use crate::pacer::{Budget, Closed};
+use crate::queue::Queue;
+use crate::supervisor::{Supervisor, Word};
+use crate::time::Clock;
+
+/// Between two lines of status.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long the queue is waited for; a stuck one must not keep the beat from saying so.
+const ANSWER_MAX: Duration = Duration::from_millis(200);
+
+/// Tells the supervisor, again and again.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    pub supervisor: Supervisor,
+    pub health: Health,
+    pub queue: Queue,
+    pub budget: Budget,
+    pub clock: Clock,
+}
+
+impl Beat {
+    /// Until it is dropped. A third of the manager's patience: one beat may get lost.
+    pub async fn run(self) {
+        let every = self.supervisor.watchdog().map_or(EVERY, |patience| EVERY.min(patience / 3));
+        loop {
+            self.once().await;
+            sleep(every).await;
+        }
+    }
+
+    /// One word on how it is now.
+    pub async fn once(&self) {
+        let alive = self.health.live(self.clock.now(), self.queue.stalled());
+        let status = match &alive {
+            Ok(()) => self.status().await,
+            Err(why) => format!("hangs: {why}"),
+        };
+        let beats = alive.is_ok() && self.supervisor.watchdog().is_some();
+        let words = [Word::Status(&status), Word::Alive];
+        self.supervisor.tell(&words[..1 + usize::from(beats)]);
+    }
+
+    async fn status(&self) -> String {
+        let state = self.health.state();
+        let Ok(Ok(backlog)) = timeout(ANSWER_MAX, self.queue.backlog(None)).await else {
+            return format!("{}; the queue does not answer", state.as_str());
+        };
+        let (rate, closed) = {
+            let pacer = self.budget.pacer();
+            (pacer.rate(), pacer.closed())
+        };
+        let upstream = match closed {
+            None => "",
+            Some(Closed::Throttled) => ", throttled",
+            Some(Closed::Down) => "; Connect cannot be reached",
+        };
+        format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), backlog.queued)
+    }
+}

@@ -1,0 +1,132 @@
+//! The service manager that started the relay, and how it is told how the relay is: systemd's notification protocol,
+//! one datagram of `NAME=value` lines to the socket named in `NOTIFY_SOCKET`.
+//!
+//! | the relay | says |
+//! | --- | --- |
+//! | serves bots | `READY=1` |
+//! | drains or leaves | `STOPPING=1` |
+//! | all along | `STATUS=`, a line for `systemctl status` |
+//! | makes steps, as `/livez` sees it | `WATCHDOG=1`, where the manager asked for it |
+//!
+//! Without a manager nothing is said: in a pod, at a terminal. A manager that does not read is never waited for; the
+//! next word tells it all again. What is alive and what the status says is not decided here.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who is told; clones tell the same one, the default tells nobody.
+#[derive(Clone, Debug, Default)]
+pub struct Supervisor {
+    socket: Option<Arc<UnixDatagram>>,
+    watchdog: Option<Duration>,
+}
+
+/// What can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word<'a> {
+    /// Bots are served.
+    Ready,
+    /// The relay is on its way out.
+    Stopping,
+    /// It is alive.
+    Alive,
+    /// How it is, in a line.
+    Status(&'a str),
+}
+
+impl Supervisor {
+    /// The manager that listens at this path, or, with an `@` first, at this abstract name; `watchdog` is how long it
+    /// stands hearing nothing.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn at(address: &Path, watchdog: Option<Duration>) -> io::Result<Supervisor> {
+        let address = match address.as_os_str().as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            _ => SocketAddr::from_pathname(address)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&address)?;
+        socket.set_nonblocking(true)?;
+        Ok(Supervisor { socket: Some(Arc::new(socket)), watchdog })
+    }
+
+    /// Whether anybody listens.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// How long it stands hearing nothing, where it watches.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// Says it all in one datagram.
+    pub fn tell(&self, words: &[Word<'_>]) {
+        let Some(socket) = &self.socket else { return };
+        let lines: Vec<String> = words.iter().map(Word::line).collect();
+        // A full buffer or a manager that has gone: the relay goes on either way.
+        let _ = socket.send(lines.join("\n").as_bytes());
+    }
+}
+
+impl Word<'_> {
+    fn line(&self) -> String {
+        match self {
+            Word::Ready => "READY=1".into(),
+            Word::Stopping => "STOPPING=1".into(),
+            Word::Alive => "WATCHDOG=1".into(),
+            // One line, whatever an error's text holds.
+            Word::Status(text) => format!("STATUS={}", text.replace(['\r', '\n'], " ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_one_datagram_of_one_line_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let supervisor = Supervisor::at(&path, Some(Duration::from_secs(30))).unwrap();
+        supervisor.clone().tell(&[Word::Ready, Word::Alive, Word::Stopping, Word::Status("failed:\nREADY=0")]);
+        let mut datagram = [0; 256];
+        let length = manager.recv(&mut datagram).unwrap();
+        assert_eq!(&datagram[..length], b"READY=1\nWATCHDOG=1\nSTOPPING=1\nSTATUS=failed: READY=0");
+        assert!(supervisor.listens() && supervisor.watchdog() == Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn an_abstract_name_begins_with_an_at_sign() {
+        let name = format!("connect-relay-test-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        Supervisor::at(Path::new(&format!("@{name}")), None).unwrap().tell(&[Word::Ready]);
+        let mut datagram = [0; 16];
+        assert_eq!(manager.recv(&mut datagram).unwrap(), 7);
+    }
+
+    #[test]
+    fn nobody_is_told_where_nobody_listens_and_one_who_does_not_read_is_not_waited_for() {
+        assert!(Supervisor::at(Path::new("/nobody/here"), None).is_err());
+        Supervisor::default().tell(&[Word::Ready]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let supervisor = Supervisor::at(&path, None).unwrap();
+        for _ in 0..10_000 {
+            supervisor.tell(&[Word::Alive]);
+        }
+        drop(manager);
+        supervisor.tell(&[Word::Alive]);
+    }
+}

@@ -1,0 +1,67 @@
+"""A small Debian, and podman and buildah with a place of their own: the machine's own containers are neither seen nor
+touched, and nothing stays when the tests are over."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import uuid
+
+from tools import WORK, must, run
+
+STORE = WORK / "containers"
+# podman remembers the two together; sockets lie in the second, so it is short.
+RUNNING = f"/tmp/connect-relay-{hashlib.sha256(str(WORK).encode()).hexdigest()[:8]}"
+PLACE = ["--root", STORE, "--runroot", RUNNING]
+# podman asks for more open files than some machines let even root have.
+CONF = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+
+
+def debian(name, packages):
+    """A Debian's root folder with these packages, made once. A half-made one is never taken for a whole one."""
+    folder = WORK / f"debian-{name}"
+    if not folder.exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        making = WORK / f"debian-{name}.{uuid.uuid4().hex}"
+        must("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", making)
+        making.rename(folder)
+    return folder
+
+
+def podman(*words, check=True):
+    """One podman command; its output, or, unchecked, all that it said."""
+    conf = WORK / "containers.conf"
+    conf.write_text(CONF)
+    command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
+    env = {**os.environ, "CONTAINERS_CONF": str(conf)}
+    if check:
+        return must(*command, env=env)
+    done = run(*command, env=env)
+    return done.stdout + done.stderr
+
+
+def buildah(*words):
+    """One buildah command; its output."""
+    return must("buildah", *PLACE, *words, timeout=1800).strip()
+
+
+def image_of(folder, name, *config):
+    """An image of a root folder, for want of a registry."""
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, folder, "/")
+    if config:
+        buildah("config", *config, container)
+    buildah("commit", "--quiet", "--rm", container, name)
+
+
+def forget():
+    """Ends what runs, and removes all of it."""
+    if STORE.exists():
+        podman("rm", "--all", "--force", "--time", "0", check=False)
+        podman("pod", "rm", "--all", "--force", "--time", "0", check=False)
+        # Its own mounts go first: what is below them is not ours.
+        for line in reversed(open("/proc/self/mounts").read().splitlines()):
+            if (target := line.split()[1]).startswith((str(STORE), RUNNING)):
+                subprocess.run(["umount", target], check=False)
+        shutil.rmtree(STORE, ignore_errors=True)
+    shutil.rmtree(RUNNING, ignore_errors=True)

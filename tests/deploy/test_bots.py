@@ -1,0 +1,77 @@
+"""The example bots of deploy/kubernetes, run as they are against a relay and a simulated Connect."""
+
+import json
+import os
+import subprocess
+import urllib.request
+
+import pytest
+from patience import until
+from processes import environment, free_port
+from tools import KUBERNETES
+
+EXAMPLES = KUBERNETES / "examples"
+
+
+@pytest.fixture
+def started():
+    """Starts programs; ends those that are left."""
+    processes = []
+
+    def start(*command, **env):
+        command = [str(word) for word in command]
+        process = subprocess.Popen(command, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        print(process.communicate()[0])
+
+
+def post(port, body):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", json.dumps(body).encode(), method="POST")
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+        return reply.status
+
+
+@pytest.mark.parametrize(
+    "program",
+    [["python3", EXAMPLES / "deployment/bot.py"], pytest.param(["node", EXAMPLES / "statefulset/bot.mjs"], marks=pytest.mark.needs("node"))],
+    ids=["python", "node"],
+)
+def test_a_bot_connects_types_answers_says_farewell_and_leaves(program, relay, simulator, started):
+    port = free_port()
+    bot = started(*program, RELAY_SOCKET=relay.socket, PORT=str(port))
+    assert bot.stdout.readline() == f"listening on {port}\n"
+    for contact in ("contact-1", "contact-2"):
+        assert post(port, {"ContactId": contact, "ParticipantToken": f"canary-{contact}"}) == 200
+    bot.terminate()
+    assert bot.wait(timeout=30) == 0, "it ends when it is told to"
+    relay.until_empty()
+    by_chat = {}
+    for line in simulator.ledger():
+        by_chat.setdefault(line["ConnectionToken"], []).append((line["ClientToken"].split("-", 2)[2], line["Content"]))
+    assert list(by_chat.values()) == [[("greeting", "Hello, what can I do for you?"), ("farewell", "Goodbye, and thank you.")]] * 2
+    counts = simulator.counts()
+    assert (counts["disconnects"], counts["connections"]) == (2, 2), counts
+    assert relay.stop() == 0
+
+
+def test_a_job_is_complete_when_all_is_delivered_and_says_nothing_twice(relay, simulator, started, tmp_path):
+    chats = [{"ContactId": f"contact-{n}", "ConnectionToken": f"canary-{n}", "Text": f"notice {n}"} for n in range(25)]
+    (tmp_path / "chats.ndjson").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    env = {"RELAY_SOCKET": relay.socket, "CHATS": str(tmp_path / "chats.ndjson")}
+    for _ in range(2):
+        job = started("python3", EXAMPLES / "job/job.py", **env)
+        assert job.wait(timeout=120) == 0
+        # No waiting here: complete means delivered.
+        assert sorted(line["ClientToken"] for line in simulator.ledger()) == sorted(f"contact-{n}-notice" for n in range(25))
+
+
+def test_a_job_whose_line_is_refused_fails(relay, started, tmp_path):
+    (tmp_path / "chats.ndjson").write_text(json.dumps({"ContactId": "c", "ConnectionToken": "canary", "Text": "x" * 1025}) + "\n")
+    job = started("python3", EXAMPLES / "job/job.py", RELAY_SOCKET=relay.socket, CHATS=str(tmp_path / "chats.ndjson"))
+    assert job.wait(timeout=60) == 1

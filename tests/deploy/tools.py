@@ -1,0 +1,85 @@
+"""The tools that these tests run, and what deploy/ comes to with them."""
+
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERNETES = ROOT / "deploy/kubernetes"
+EXAMPLES = ("deployment", "statefulset", "job")
+# Images, root file systems: made once, and left for the next run.
+WORK = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "deploy"
+
+# Components came with kubectl 1.21.
+KUBECTL = "kubectl 1.21 or newer"
+ROOT_USER = "root"
+# The Prometheus operator's schemas, which `npm ci` put beside this file.
+SCHEMAS = "node and npm's packages of tests/deploy"
+
+
+def missing(wanted):
+    """Those that cannot be had here."""
+    return [tool for tool in wanted if not _had(tool)]
+
+
+@cache
+def _had(tool):
+    if tool == ROOT_USER:
+        return os.geteuid() == 0
+    if tool == SCHEMAS:
+        return bool(shutil.which("node")) and (Path(__file__).parent / "node_modules").is_dir()
+    if tool == KUBECTL:
+        said = run("kubectl", "version", "--client").stdout if shutil.which("kubectl") else ""
+        version = re.search(r"v1\.(\d+)\.", said)
+        return bool(version) and int(version[1]) >= 21
+    return bool(shutil.which(tool))
+
+
+def run(*command, **options):
+    """Runs a tool to its end, whatever comes of it."""
+    options = {"capture_output": True, "text": True, "timeout": 600, **options}
+    return subprocess.run([str(word) for word in command], **options)
+
+
+def must(*command, **options):
+    """Runs a tool that has to succeed; gives its output."""
+    done = run(*command, **options)
+    assert done.returncode == 0, f"{command} left with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@cache
+def rendered(example):
+    """What `kubectl apply -k` would send: no cluster, no network."""
+    return list(yaml.safe_load_all(must("kubectl", "kustomize", KUBERNETES / "examples" / example)))
+
+
+def workload(example):
+    """The one of them that has pods."""
+    found = [one for one in rendered(example) if one["kind"] in ("Deployment", "StatefulSet", "Job")]
+    assert len(found) == 1
+    return found[0]
+
+
+def pod(example):
+    """The spec of its pods."""
+    return workload(example)["spec"]["template"]["spec"]
+
+
+def named(containers, name):
+    """The one of this name."""
+    return next(one for one in containers if one["name"] == name)
+
+
+def settings(example):
+    """The relay's environment: its ConfigMaps, one over the other."""
+    maps = {one["metadata"]["name"]: one["data"] for one in rendered(example) if one["kind"] == "ConfigMap"}
+    found = {}
+    for source in named(pod(example)["initContainers"], "connect-relay")["envFrom"]:
+        found.update(maps[source["configMapRef"]["name"]])
+    return found

@@ -1,0 +1,63 @@
+//! The program under a service manager: what it says on the notification socket, from its start to its end.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::process::{PATIENCE, relay, send};
+
+/// Reads datagrams until one holds this.
+fn hear(manager: &UnixDatagram, wanted: &str) -> String {
+    let mut datagram = [0; 512];
+    loop {
+        let length = manager.recv(&mut datagram).unwrap_or_else(|error| panic!("nothing says {wanted}: {error}"));
+        let said = std::str::from_utf8(&datagram[..length]).unwrap();
+        if said.contains(wanted) {
+            return said.to_owned();
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&address).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let folder = dir.path().join("relay");
+    let mut command = relay(&folder);
+    command.env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "300000").stderr(Stdio::null());
+    let mut process = command.spawn().unwrap();
+    assert_eq!(hear(&manager, ""), "READY=1", "the first word");
+    // From here on bots are served: the socket is there.
+    send(&folder);
+    let status = hear(&manager, "STATUS=ready: 1 queued");
+    assert!(status.contains("\nWATCHDOG=1"), "{status}");
+    for _ in 0..3 {
+        hear(&manager, "Connect cannot be reached\nWATCHDOG=1");
+    }
+    kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+    hear(&manager, "STOPPING=1");
+    hear(&manager, "STATUS=draining: 1 queued");
+    // Told to stop it still is watched, and still is alive.
+    hear(&manager, "WATCHDOG=1");
+    kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(75));
+}
+
+#[test]
+fn a_watchdog_that_is_another_process_s_is_not_fed() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&address).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = relay(&dir.path().join("relay"));
+    command.env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "300000").env("WATCHDOG_PID", "1");
+    let mut process = command.stderr(Stdio::null()).spawn().unwrap();
+    let status = hear(&manager, "STATUS=");
+    assert_eq!(status, "STATUS=ready: 0 queued, at 10.0 a second");
+    kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+    assert!(process.wait().unwrap().success());
+}
