@@ -1,5 +1,6 @@
 """deploy/kubernetes: rendered by kubectl, validated against every Kubernetes it is for, and what it promises in words."""
 
+import base64
 import copy
 import json
 import os
@@ -57,13 +58,16 @@ def test_a_misspelled_key_is_not_valid():
 
 
 @pytest.mark.needs(SCHEMAS)
-def test_the_podmonitor_is_valid_and_selects_the_relays_port():
-    [monitor] = [one for one in rendered("deployment") if one["apiVersion"] == MONITORS]
+def test_what_the_operator_reads_is_valid_and_the_podmonitor_selects_the_relays_port():
+    monitors = {one["kind"]: one for one in rendered("deployment") if one["apiVersion"] == MONITORS}
+    assert set(monitors) == {"PodMonitor", "PrometheusRule"}
     folder = ROOT / "tests/deploy"
-    must("node", "validate.mjs", cwd=folder, input=json.dumps(monitor))
-    wrong = {**monitor, "spec": {**monitor["spec"], "podMetricsEndpoint": []}}
-    assert run("node", "validate.mjs", cwd=folder, input=json.dumps(wrong)).returncode != 0, "the schema is strict"
+    for monitor in monitors.values():
+        must("node", "validate.mjs", cwd=folder, input=json.dumps(monitor))
+        wrong = {**monitor, "spec": {**monitor["spec"], "podMetricsEndpoint": []}}
+        assert run("node", "validate.mjs", cwd=folder, input=json.dumps(wrong)).returncode != 0, "the schema is strict"
     labels = workload("deployment")["spec"]["template"]["metadata"]["labels"]
+    monitor = monitors["PodMonitor"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in [port["name"] for port in relay("deployment")["ports"]]
@@ -179,10 +183,10 @@ def test_readmes_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(
     assert [one["name"] for one in spec["containers"]] == ["bot", "proxy"]
     assert named(spec["initContainers"], "connect-relay")["image"] == "registry.example.com/connect-relay:0.1.0"
     assert "volumeMounts" not in named(spec["containers"], "proxy"), "only the bot reaches the socket"
-    assert sorted(one["kind"] for one in resources) == ["ConfigMap", "ConfigMap", "Deployment", "PodMonitor"]
+    assert sorted(one["kind"] for one in resources) == ["ConfigMap", "ConfigMap", "Deployment", "PodMonitor", "PrometheusRule"]
 
 
-def test_the_secret_is_mounted_for_the_relay_alone_and_refused_by_this_version(tmp_path):
+def test_the_secret_is_mounted_for_the_relay_alone_and_read(tmp_path):
     there = relative(tmp_path, KUBERNETES)
     mine = {"resources": [f"{there}/examples/deployment"], "components": [f"{there}/secret"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
@@ -193,5 +197,7 @@ def test_the_secret_is_mounted_for_the_relay_alone_and_refused_by_this_version(t
     assert sorted(mounted) == ["connect-relay-keys", "connect-relay-queue", "connect-relay-socket"]
     assert "connect-relay-keys" not in [mount["name"] for mount in named(spec["containers"], "bot")["volumeMounts"]]
     env = {**environment(), **settings("deployment"), **{one["name"]: one["value"] for one in container["env"]}}
-    refused = run(BINARY, "check", env=env)
-    assert refused.returncode == 78 and "empty until sealing is built" in refused.stderr
+    missing = run(BINARY, "check", env=env)
+    assert missing.returncode == 78 and "/etc/connect-relay/keys/keys: No such file" in missing.stderr
+    (tmp_path / "keys").write_bytes(base64.b64encode(bytes(32)))
+    assert run(BINARY, "check", env={**env, "CONNECT_RELAY__QUEUE__KEY_FILE": str(tmp_path / "keys")}).returncode == 0
