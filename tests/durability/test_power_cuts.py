@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import disk
 import mutants
 from cuts import Campaign, Load, choose
 from processes import ROOT
@@ -33,6 +34,11 @@ def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, 
     print(campaign.report())
     assert not campaign.faults, campaign.failure()
     assert campaign.cuts >= 150 * times
+
+
+def test_no_sync_covers_two_segments_of_which_one_vouches_for_the_other(load):
+    assert len(disk.segments_opened(load.events)) > 50
+    assert not disk.vouched_too_early(load.events), f"DURABILITY_SEED={load.seed}"
 
 
 def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
