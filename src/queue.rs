@@ -334,6 +334,7 @@ pub struct Work {
 pub struct Queue {
     acts: mpsc::Sender<Act>,
     hasher: codec::Hasher,
+    learned: Option<(f64, Timestamp)>,
     shared: Arc<Shared>,
 }
 
@@ -365,8 +366,8 @@ impl Queue {
             failed: Notify::new(),
         });
         let writer = Writer::open(options, inbox, Arc::clone(&shared), metrics)?;
-        let hasher = writer.hasher();
-        Ok((Queue { acts, hasher, shared }, writer))
+        let (hasher, learned) = (writer.hasher(), writer.learned());
+        Ok((Queue { acts, hasher, learned, shared }, writer))
     }
 
     /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery, by which a lifetime
@@ -455,12 +456,18 @@ impl Queue {
         self.ask(|reply| Act::Lease { most, reply }).await
     }
 
-    /// Records what an attempt came to.
+    /// Records what an attempt came to, and the rate that has been learned meanwhile.
     ///
     /// # Errors
     /// When the store has failed: the outcome is not recorded, and the message will be sent again.
-    pub async fn settle(&self, lease: Lease, disposition: Disposition) -> Result<Settled, StoreFailed> {
-        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, reply }).await
+    pub async fn settle(&self, lease: Lease, disposition: Disposition, rate: f64) -> Result<Settled, StoreFailed> {
+        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, rate, reply }).await
+    }
+
+    /// The rate that was learned before this start, and when.
+    #[must_use]
+    pub fn learned(&self) -> Option<(f64, Timestamp)> {
+        self.learned
     }
 
     /// Resolves when something may have become due since this was last awaited: arm it before looking.

@@ -283,9 +283,9 @@ impl Sender {
 
     fn settle(&mut self, lease: Lease, disposition: Disposition, outcome: Option<Outcome>) {
         let subject = Settling::of(&lease, &disposition);
-        let queue = self.queue.clone();
+        let (queue, rate) = (self.queue.clone(), self.budget.pacer().rate());
         self.tasks.spawn(async move {
-            let settled = queue.settle(lease, disposition).await;
+            let settled = queue.settle(lease, disposition, rate).await;
             Done::Settled { subject: Box::new(subject), outcome, settled }
         });
     }

@@ -181,7 +181,7 @@ impl Rig {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
             if let Some(lease) = self.queue.lease(1).await.unwrap().leases.pop() {
-                return self.queue.settle(lease, disposition).await.unwrap();
+                return self.queue.settle(lease, disposition, 7.0).await.unwrap();
             }
             tokio::time::timeout(GENEROUS, poked).await.unwrap();
         }

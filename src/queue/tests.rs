@@ -97,7 +97,7 @@ impl Rig {
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
-        self.runtime.block_on(self.queue.settle(lease, disposition)).unwrap()
+        self.runtime.block_on(self.queue.settle(lease, disposition, 7.0)).unwrap()
     }
 
     fn overview(&self) -> Overview {
@@ -488,7 +488,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
             let lease = queue.lease(1).await.unwrap().leases.pop().unwrap();
-            queue.settle(lease, denied("Access denied")).await.unwrap()
+            queue.settle(lease, denied("Access denied"), 7.0).await.unwrap()
         };
         tokio::join!(waiting, settling)
     });
@@ -526,6 +526,18 @@ fn backlog_is_each_callers_own() {
         (queued(None), queued(Some(Caller::Tcp)), queued(Some(Caller::Uid(1000))), queued(Some(Caller::Uid(1)))),
         (3, 2, 1, 0)
     );
+}
+
+#[test]
+fn learned_rate_outlives_a_restart() {
+    let rig = Rig::new();
+    assert_eq!(rig.queue.learned(), None);
+    rig.accepted(message("a", "1", "x"));
+    rig.drain();
+    let at = rig.clock.now();
+    let rig = rig.reopen();
+    let (rate, learned) = rig.queue.learned().unwrap();
+    assert!(rate == 7.0 && at.since(learned) < Duration::from_secs(60));
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub enum Act {
     Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
     Overview { reply: oneshot::Sender<Overview> },
     Lease { most: usize, reply: oneshot::Sender<Work> },
-    Settle { lease: Box<Lease>, disposition: Disposition, reply: oneshot::Sender<Settled> },
+    Settle { lease: Box<Lease>, disposition: Disposition, rate: f64, reply: oneshot::Sender<Settled> },
 }
 
 /// A submission with all that can be computed before the writer's turn comes.
@@ -212,6 +212,10 @@ impl Writer {
         self.hasher.clone()
     }
 
+    pub(super) fn learned(&self) -> Option<(f64, Timestamp)> {
+        self.meta.learned
+    }
+
     /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
     /// head of a conversation is in doubt.
     ///
@@ -303,7 +307,8 @@ impl Writer {
                 let work = self.lease(most, now)?;
                 self.answer(reply, work);
             }
-            Act::Settle { lease, disposition, reply } => {
+            Act::Settle { lease, disposition, rate, reply } => {
+                self.meta.learned = Some((rate, now));
                 let settled = self.settle(&lease, disposition, now)?;
                 self.answer(reply, settled);
             }

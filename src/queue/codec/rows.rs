@@ -31,6 +31,8 @@ pub struct Meta {
     pub outcomes: u64,
     /// Bytes of packs and dead letters, and what goes with them; see [`Record::weight`].
     pub weight: u64,
+    /// The learned rate of delivery, and when that was.
+    pub learned: Option<(f64, Timestamp)>,
 }
 
 /// A dead letter: the record as it was, and why.
