@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from processes import BINARY, Simulator, environment
@@ -52,7 +53,7 @@ class Run:
     """`connect-relay run --dir FOLDER`, perhaps with a recorder before it."""
 
     def __init__(self, folder, endpoint, before=(), binary=BINARY, **settings):
-        self.folder, self.log = Path(folder), ""
+        self.folder, self.log, self.ended = Path(folder), "", False
         self.process = subprocess.Popen(
             [*before, binary, "run", "--dir", str(folder)],
             env=environment({**SETTINGS, "sender.endpoint": endpoint, **settings}),
@@ -61,6 +62,19 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
         )
+        # A relay does not wait for whoever reads its log, and drops what a full pipe does not take: somebody always reads.
+        self.says = threading.Condition()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            with self.says:
+                self.log += line
+                self.says.notify_all()
+        with self.says:
+            self.ended = True
+            self.says.notify_all()
 
     @property
     def socket(self):
@@ -68,12 +82,9 @@ class Run:
 
     def started(self):
         """Waits until it says so; False where it has left instead."""
-        for line in self.process.stderr:
-            self.log += line
-            if '"message":"started"' in line:
-                return True
-        self.process.wait(timeout=PATIENCE)
-        return False
+        with self.says:
+            self.says.wait_for(lambda: '"message":"started"' in self.log or self.ended, PATIENCE)
+            return '"message":"started"' in self.log
 
     def drain(self):
         """Lets it send all that it has; gives its exit code."""
@@ -81,17 +92,21 @@ class Run:
         return self.wait()
 
     def wait(self):
+        late = ""
         try:
-            self.log += self.process.communicate(timeout=PATIENCE)[1]
+            self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.log += self.process.communicate()[1] + f"\n(it had not left after {PATIENCE:.0f} s)"
+            late = f"\n(it had not left after {PATIENCE:.0f} s)"
+        self.end()
+        self.log += late
         return self.process.returncode
 
     def end(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.reader.join()
         self.process.stderr.close()
 
 
