@@ -52,10 +52,10 @@ def build_recorder(folder):
 class Run:
     """`connect-relay run --dir FOLDER`, perhaps with a recorder before it."""
 
-    def __init__(self, folder, endpoint, before=(), binary=BINARY, **settings):
+    def __init__(self, folder, endpoint, before=(), **settings):
         self.folder, self.log, self.ended = Path(folder), "", False
         self.process = subprocess.Popen(
-            [*before, binary, "run", "--dir", str(folder)],
+            [*before, BINARY, "run", "--dir", str(folder)],
             env=environment({**SETTINGS, "sender.endpoint": endpoint, **settings}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -74,7 +74,7 @@ def build(home, constants):
     """A relay from a copy of the source with other constants in queue/codec.rs."""
     source = home / "source"
     source.mkdir()
-    for name in ("src", "benches", "tests", "Cargo.toml", "Cargo.lock"):
+    for name in ("src", "benches", "tests", "config", "Cargo.toml", "Cargo.lock"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(".venv", "node_modules"))
         else:
