@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from processes import BINARY, Simulator, environment
@@ -49,10 +50,11 @@ def build_recorder(folder):
 
 
 class Run:
-    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it."""
+    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it. Its log is read as it comes: a relay does not
+    wait for readers, and drops what they leave."""
 
     def __init__(self, folder, endpoint, before=(), **settings):
-        self.folder, self.log = Path(folder), ""
+        self.folder, self._lines, self._heard = Path(folder), [], threading.Event()
         self.process = subprocess.Popen(
             [*before, BINARY, "run", "--dir", str(folder)],
             env=environment({**SETTINGS, "sender.endpoint": endpoint, **settings}),
@@ -61,19 +63,28 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self._lines.append(line)
+            if '"message":"started"' in line:
+                self._heard.set()
+        self._heard.set()
 
     @property
     def socket(self):
         return str(self.folder / "relay.sock")
 
+    @property
+    def log(self):
+        return "".join(self._lines)
+
     def started(self):
         """Waits until it says so; False where it has left instead."""
-        for line in self.process.stderr:
-            self.log += line
-            if '"message":"started"' in line:
-                return True
-        self.process.wait(timeout=PATIENCE)
-        return False
+        self._heard.wait(PATIENCE)
+        return '"message":"started"' in self.log
 
     def drain(self):
         """Lets it send all that it has; gives its exit code."""
@@ -81,17 +92,19 @@ class Run:
         return self.wait()
 
     def wait(self):
+        """Its exit code, when all that it said is in the log."""
         try:
-            self.log += self.process.communicate(timeout=PATIENCE)[1]
+            self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.log += self.process.communicate()[1] + f"\n(it had not left after {PATIENCE:.0f} s)"
-        return self.process.returncode
+            self._lines.append(f"(it had not left after {PATIENCE:.0f} s)")
+        self._reader.join(PATIENCE)
+        return self.process.wait()
 
     def end(self):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        self.wait()
         self.process.stderr.close()
 
 
