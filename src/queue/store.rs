@@ -9,10 +9,10 @@
 //!
 //! sled's own `flush` is not durable on Linux (it calls `sync_file_range`), hence the `fdatasync`; its segment headers
 //! vouch for what was flushed, not for what was synced, hence one batch for each, and nothing before it in the same sync:
-//! sled holds the batch's segments back until the batch is whole, but not what reads have left (a segment opened by such a
-//! write, and one opened by the batch: a power cut that kept only the second header lost everything). After a failure of any of the three
-//! nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from the page
-//! cache before it reads them.
+//! sled holds a batch's segments back until the batch is whole, but not what reads have left. (A segment opened by that,
+//! and the next one by the batch: a power cut that kept only the second header lost everything.) After a failure of any
+//! of the three nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from
+//! the page cache before it reads them.
 //!
 //! The folder:
 //!

@@ -50,10 +50,11 @@ def build_recorder(folder):
 
 
 class Run:
-    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it."""
+    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it. Its log is read as it comes: a relay does not
+    wait for readers, and drops what they leave."""
 
     def __init__(self, folder, endpoint, before=(), **settings):
-        self.folder, self.log, self.ended = Path(folder), "", False
+        self.folder, self._lines, self._heard = Path(folder), [], threading.Event()
         self.process = subprocess.Popen(
             [*before, BINARY, "run", "--dir", str(folder)],
             env=environment({**SETTINGS, "sender.endpoint": endpoint, **settings}),
@@ -62,29 +63,28 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
         )
-        # A relay does not wait for whoever reads its log, and drops what a full pipe does not take: somebody always reads.
-        self.says = threading.Condition()
-        self.reader = threading.Thread(target=self.read)
-        self.reader.start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
-    def read(self):
+    def _read(self):
         for line in self.process.stderr:
-            with self.says:
-                self.log += line
-                self.says.notify_all()
-        with self.says:
-            self.ended = True
-            self.says.notify_all()
+            self._lines.append(line)
+            if '"message":"started"' in line:
+                self._heard.set()
+        self._heard.set()
 
     @property
     def socket(self):
         return str(self.folder / "relay.sock")
 
+    @property
+    def log(self):
+        return "".join(self._lines)
+
     def started(self):
         """Waits until it says so; False where it has left instead."""
-        with self.says:
-            self.says.wait_for(lambda: '"message":"started"' in self.log or self.ended, PATIENCE)
-            return '"message":"started"' in self.log
+        self._heard.wait(PATIENCE)
+        return '"message":"started"' in self.log
 
     def drain(self):
         """Lets it send all that it has; gives its exit code."""
@@ -92,21 +92,19 @@ class Run:
         return self.wait()
 
     def wait(self):
-        late = ""
+        """Its exit code, when all that it said is in the log."""
         try:
             self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            late = f"\n(it had not left after {PATIENCE:.0f} s)"
-        self.end()
-        self.log += late
-        return self.process.returncode
+            self._lines.append(f"(it had not left after {PATIENCE:.0f} s)")
+        self._reader.join(PATIENCE)
+        return self.process.wait()
 
     def end(self):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
-        self.reader.join()
+        self.wait()
         self.process.stderr.close()
 
 

@@ -72,8 +72,7 @@ def live(run, bots, dice):
         bots.run(gone)
         time.sleep(0.002)  # until it listens, or is gone
     killer.join()
-    run.end()
-    log = run.log
-    assert run.process.returncode in (-signal.SIGKILL, 0), f"{run.process.returncode}: {log[-3000:]}"
+    code, log = run.wait(), run.log
+    assert code in (-signal.SIGKILL, 0), f"{code}: {log[-3000:]}"
     assert "panicked" not in log and '"level":"ERROR"' not in log, log[-3000:]
     return '"message":"started"' in log
