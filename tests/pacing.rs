@@ -59,6 +59,7 @@ rows! {
     one_relay_finds_a_smaller_quota: "1 relay, told 10, truth 4",
     one_relay_finds_a_larger_quota: "1 relay, told 10, truth 30",
     five_relays_share: "5 relays",
+    relays_started_apart_share: "5 relays, started 0.3 s apart",
     twenty_relays_share: "20 relays",
     hundred_relays_share: "100 relays",
     changing_quota_is_followed: "quota halves, later doubles, 5 relays",

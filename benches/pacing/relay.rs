@@ -72,17 +72,19 @@ impl<L: Load> Client for Relay<L> {
 /// More than can be sent, from one moment to another.
 #[derive(Clone, Copy, Debug)]
 pub struct Saturated {
+    /// From then.
+    pub from: Millis,
     /// Until then.
     pub until: Millis,
 }
 
 impl Load for Saturated {
     fn next(&mut self, now: Millis) -> Option<u64> {
-        (now < self.until).then_some(0)
+        (self.from..self.until).contains(&now).then_some(0)
     }
 
-    fn due(&self, _now: Millis) -> Option<Millis> {
-        None
+    fn due(&self, now: Millis) -> Option<Millis> {
+        (now < self.from).then_some(self.from)
     }
 }
 

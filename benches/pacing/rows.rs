@@ -107,7 +107,9 @@ pub fn crowd(who: Who, count: usize, until: Millis, headroom: f64, seed: u64) ->
     let client = |index: usize| -> Box<dyn Client> {
         let seed = seed * 1000 + index as u64;
         match who {
-            Who::Relays => Box::new(Relay::new(Pacer::new(options(headroom), timestamp(0), seed), Saturated { until })),
+            Who::Relays => {
+                Box::new(Relay::new(Pacer::new(options(headroom), timestamp(0), seed), Saturated { from: 0, until }))
+            }
             Who::Backoff => Box::new(Backoff::new(senders, seed)),
             Who::Adaptive => Box::new(Adaptive::new(senders, seed)),
         }
@@ -121,6 +123,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "1 relay, told 10, truth 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
     Row { name: "1 relay, told 10, truth 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
     Row { name: "5 relays", floor: Some(5.0 / (10.0 * 60.0)), play: five },
+    Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
     Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },
     Row { name: "100 relays", floor: Some(100.0 / (10.0 * 120.0)), play: hundred },
     Row { name: "quota halves, later doubles, 5 relays", floor: Some(5.0 / (7.5 * 60.0)), play: halves_and_doubles },
@@ -180,6 +183,22 @@ fn five(seed: u64) -> Vec<Figure> {
     steady(Who::Relays, 5, &Upstream::plain(), seed, [AtLeast(0.98), AtMost(0.02), AtLeast(0.95)])
 }
 
+/// The first finds the bucket full and takes itself for alone; the others find it empty.
+fn five_apart(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let relay = |index: u64| -> Box<dyn Client> {
+        let pacer = Pacer::new(options(0.0), timestamp(0), seed * 1000 + index);
+        Box::new(Relay::new(pacer, Saturated { from: 300 * index, until: Millis::MAX }))
+    };
+    let record = run(&upstream, &mut (0..5).map(relay).collect::<Vec<_>>(), 720 * SECOND, seed);
+    let warm = Slice { record: &record, clients: 5, from: 120, to: 720 };
+    vec![
+        share("goodput", warm.goodput(&upstream), Reported),
+        percent("throttled", warm.throttled(), AtMost(0.02)),
+        share("fairness", warm.fairness(), Reported),
+    ]
+}
+
 fn twenty(seed: u64) -> Vec<Figure> {
     steady(Who::Relays, 20, &Upstream::plain(), seed, [AtLeast(0.97), AtMost(0.04), AtLeast(0.93)])
 }
@@ -235,7 +254,7 @@ fn restarted(kept: bool, throttled_most: f64, seed: u64) -> Vec<Figure> {
     let kept = kept.then(|| Kept { rate: 0.5, at: timestamp(0) });
     let relay = |index: u64| -> Box<dyn Client> {
         let pacer = Pacer::resumed(options(0.0), kept, timestamp(0), seed * 1000 + index);
-        Box::new(Relay::new(pacer, Saturated { until: Millis::MAX }))
+        Box::new(Relay::new(pacer, Saturated { from: 0, until: Millis::MAX }))
     };
     let record = run(&upstream, &mut (0..20).map(relay).collect::<Vec<_>>(), 120 * SECOND, seed);
     let all = Slice { record: &record, clients: 20, from: 0, to: 120 };
