@@ -194,6 +194,7 @@ impl Config {
             quota_burst: sender.quota_burst,
             rate_max: sender.rate_max,
             rate_min: sender.rate_min,
+            headroom: sender.headroom,
             backoff: self.backoff(),
             probe_max: sender.probe_max,
             hint_max: sender.retry_hint_max,

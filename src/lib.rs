@@ -25,7 +25,7 @@
 //! | the program | [`cli`], over [`daemon`], over [`config`] |
 //! | doors and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | what they stand on | [`queue`], [`participant`], [`serve`] |
-//! | words and decisions | [`life`], [`pacer`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
+//! | words and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
 //! | ground | [`retry`], over [`time`], [`metrics`] |
 //!
 //! # What is not here
@@ -54,3 +54,4 @@ pub mod serve;
 pub mod simulator;
 pub mod supervisor;
 pub mod time;
+pub mod turns;

@@ -1,30 +1,49 @@
 //! The rate controller: a pure answer to "when may the next attempt start?".
 //!
 //! ```text
-//!             allowance(now)                     ended(now, signal)
-//! sender ───────────────────────▶ Pacer ◀─────────────────────────── what each attempt came to
-//!            Start(n) | Wait(t)
+//!             allowance(now)                     ended(started, now, signal)
+//! sender ───────────────────────▶ Pacer ◀───────────────────────────────────── what each attempt came to
+//!         Start(n) | Wait(t)   gate · slots · share
+//!            | Probing
 //! ```
 //!
-//! * A **token bucket** of `burst` tokens fills at the current rate. Every attempt takes one: first sends, retries and
-//!   typing events draw on the same budget.
-//! * A **throttle** empties the bucket, cuts the rate to 7/10 (once per closing, however many attempts in flight come
-//!   back throttled) and closes the gate for an exponential, jittered delay, never shorter than upstream's own hint.
-//! * While the **gate** is closed nothing starts. After the delay one probe goes ahead; its answer opens the gate or
-//!   closes it again for longer, at most `probe_max` unless upstream asks for more.
-//! * Every **answer** raises the rate a little: to the configured quota within some 20 s of sending, beyond it ten
-//!   times slower, and never above `rate_max` where that is set.
-//! * A destination that is **down** closes the gate in the same way and leaves the rate alone: it said nothing of it.
+//! Upstream takes so many requests per second, with a burst, and answers the rest with a throttle. Other relays, agents
+//! and customers draw on the same bucket, and nothing but a throttle ever tells of them. Three parts, each simple:
+//!
+//! * The **slots**: one attempt each `1 / rate` seconds, moved by chance up to a third of that, so that relays do not fall
+//!   into step. First sends, retries and typing events draw on them alike. What is not used is kept, up to this relay's
+//!   part of the burst less one; it goes out one after another, each after the answer before it, so a burst that meets
+//!   an empty bucket costs one throttle. So does the first burst of a relay's life.
+//! * The **share** (`share.rs`): what rate this relay may take. It creeps up so that a throttle is due about every
+//!   50 seconds at 0.5 per second (later for a slower relay, sooner for a faster one), and gives up some tenth at each.
+//!   Since everybody does, and a throttle hits who sends more, the shares grow equal.
+//! * The **gate**: after a throttle or an outage nothing starts for an exponential delay moved by chance, never shorter
+//!   than upstream's own hint; then one probe goes ahead, and its answer opens the gate or closes it for longer, at most
+//!   `probe_max` unless upstream asks for more. An outage leaves the share alone: it says nothing of it.
+//!
+//! What an operator sees: `send_rate` rises and falls slowly by a tenth or so around this relay's share. A few throttles
+//! are the price of knowing: about one for each relay and 50 seconds, more for a minute after a start. With `headroom`
+//! 0.1 they are twenty times rarer and a step is a tenth, so agents and customers hardly ever meet one; a raised quota
+//! is then found in eight minutes by a relay alone, in half an hour by twenty, instead of in one or two minutes.
 //!
 //! [`Budget`] is the one pacer of a relay, shared by those who draw on it. The pacer knows no message, no
 //! conversation, no clock and no socket.
 
+mod gate;
+mod share;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::gate::Gate;
+use self::share::Share;
 use crate::delivery::Signal;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, Hint};
 use crate::time::Timestamp;
+
+pub use self::gate::Closed;
 
 /// What bounds and starts the learning.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +56,8 @@ pub struct Options {
     pub rate_max: f64,
     /// Never slower while there is something to send.
     pub rate_min: f64,
+    /// Share of what is learned that is left to others.
+    pub headroom: f64,
     /// How long the gate stays closed after a throttle or an outage, by how many there were in a row.
     pub backoff: Backoff,
     /// The longest such delay.
@@ -52,6 +73,7 @@ impl Default for Options {
             quota_burst: 15,
             rate_max: 0.0,
             rate_min: 0.2,
+            headroom: 0.1,
             backoff: Backoff::default(),
             probe_max: Duration::from_secs(5),
             hint_max: Duration::from_secs(60),
@@ -70,122 +92,159 @@ pub enum Allowance {
     Probing,
 }
 
-/// Why the gate is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// Over the quota.
-    Throttled,
-    /// The destination is not there.
-    Down,
-}
-
+/// A learned rate, as it is kept over a restart.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Gate {
-    Open,
-    Closed { why: Closed, until: Timestamp },
-    Probing { why: Closed },
+pub struct Kept {
+    /// Requests per second.
+    pub rate: f64,
+    /// When it was learned.
+    pub at: Timestamp,
 }
 
-/// Share of the rate that is kept at a throttle.
-const DECREASE: f64 = 0.7;
-/// Share of the configured quota that one second of answers at full rate adds, below it.
-const RECOVERY_PER_SECOND: f64 = 0.02;
-/// How much slower the rate grows beyond the configured quota.
-const BEYOND: f64 = 0.1;
+/// A rate older than this says nothing of today's quota.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
+/// Share of a slot that chance moves an attempt, up and down.
+const JITTER: f64 = 0.3;
+/// What may start at once where the slots are closer than timers can tell apart.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// By how much a sender may be late for its slot, beside a quarter of the slot itself, and still be held by it.
+const LAG_MAX: Duration = Duration::from_millis(250);
+/// A sender that has been quiet for longer than this was not held by its rate.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// The rate controller of one destination.
 #[derive(Debug)]
 pub struct Pacer {
     options: Options,
-    rate: f64,
-    tokens: f64,
-    filled_at: Timestamp,
+    share: Share,
     gate: Gate,
-    failures: u32,
-    jitter: fastrand::Rng,
+    /// Slots that have come and were not used.
+    tokens: f64,
+    /// How many of them the next attempt takes: one, moved by chance.
+    needed: f64,
+    filled_at: Timestamp,
+    /// When the next attempt can start; none where it could have when the last one did.
+    slot: Option<Timestamp>,
+    /// When the last attempt started; none before the first.
+    last_start: Option<Timestamp>,
+    /// The latest start whose attempt has come back.
+    answered: Timestamp,
+    /// Attempts that started before this knew nothing of the last throttle or outage: they tell nothing new.
+    closed_at: Timestamp,
+    dice: fastrand::Rng,
 }
 
 impl Pacer {
-    /// A pacer that starts at the configured quota with a full bucket.
+    /// A pacer that starts at the configured quota with a burst.
     #[must_use]
     pub fn new(options: Options, now: Timestamp, seed: u64) -> Pacer {
-        let tokens = f64::from(options.quota_burst.max(1));
+        let share = Share::new(&options);
         let mut pacer = Pacer {
             options,
-            rate: 0.0,
-            tokens,
+            share,
+            gate: Gate::default(),
+            tokens: 0.0,
+            needed: 1.0,
             filled_at: now,
-            gate: Gate::Open,
-            failures: 0,
-            jitter: fastrand::Rng::with_seed(seed),
+            slot: None,
+            last_start: None,
+            answered: Timestamp::default(),
+            closed_at: Timestamp::default(),
+            dice: fastrand::Rng::with_seed(seed),
         };
-        pacer.rate = pacer.bounded(options.quota_rate);
+        pacer.tokens = pacer.depth();
         pacer
+    }
+
+    /// A pacer that goes on from the rate that was kept, if that is younger than an hour: without a burst, its first
+    /// attempt within two slots, moved by chance, since whatever restarted this relay may have restarted all.
+    #[must_use]
+    pub fn resumed(options: Options, kept: Option<Kept>, now: Timestamp, seed: u64) -> Pacer {
+        let mut pacer = Pacer::new(options, now, seed);
+        if let Some(kept) = kept.filter(|kept| now.since(kept.at) < KEPT_FOR && kept.rate > 0.0) {
+            pacer.share = Share::known(kept.rate, &pacer.options);
+            pacer.tokens = -pacer.dice.f64();
+        }
+        pacer
+    }
+
+    /// What is to be kept over a restart; none before anything was learned.
+    #[must_use]
+    pub fn kept(&self, now: Timestamp) -> Option<Kept> {
+        self.share.learned().map(|rate| Kept { rate, at: now })
     }
 
     /// What may start now.
     pub fn allowance(&mut self, now: Timestamp) -> Allowance {
         match self.gate {
-            Gate::Closed { until, .. } if now < until => Allowance::Wait(until),
-            Gate::Closed { .. } => Allowance::Start(1),
-            Gate::Probing { .. } => Allowance::Probing,
-            Gate::Open => {
-                self.fill(now);
-                if self.tokens >= 1.0 {
-                    // The bucket holds at most `quota_burst`, a u32.
-                    #[expect(
-                        clippy::cast_possible_truncation,
-                        clippy::cast_sign_loss,
-                        reason = "0 ≤ tokens ≤ u32::MAX"
-                    )]
-                    return Allowance::Start(self.tokens as usize);
-                }
-                Allowance::Wait(
-                    now + Duration::from_secs_f64((1.0 - self.tokens) / self.rate).max(Duration::from_millis(1)),
-                )
-            }
+            Gate::Closed { until, .. } if now < until => return Allowance::Wait(until),
+            Gate::Closed { why: Closed::Down, .. } => return Allowance::Start(1),
+            Gate::Probing { .. } => return Allowance::Probing,
+            Gate::Closed { why: Closed::Throttled, .. } | Gate::Open => {}
         }
+        self.fill(now);
+        let rate = self.share.rate();
+        let soon =
+            |slots: f64| Allowance::Wait(now + Duration::from_secs_f64(slots / rate).max(Duration::from_millis(1)));
+        if self.tokens < self.needed {
+            return soon(self.needed - self.tokens);
+        }
+        // Two closer than half a slot are a burst: one after another.
+        let slots = self.last_start.map_or(1.0, |last| rate * now.since(last).as_secs_f64());
+        if slots < 0.5 && rate * TOGETHER.as_secs_f64() < 1.0 && self.last_start > Some(self.answered) {
+            return soon(0.5 - slots);
+        }
+        if self.gate.is_closed() {
+            return Allowance::Start(1);
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 ≤ most ≤ quota_burst, a u32")]
+        let most = self.tokens.min(rate * TOGETHER.as_secs_f64()).max(1.0) as usize;
+        Allowance::Start(most)
     }
 
     /// One attempt starts.
     pub fn started(&mut self, now: Timestamp) {
         self.fill(now);
-        self.tokens = (self.tokens - 1.0).max(0.0);
-        if let Gate::Closed { why, .. } = self.gate {
-            self.gate = Gate::Probing { why };
+        // Only time in which the rate held something back says anything of it: what starts when its slot comes was held.
+        let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.share.rate());
+        let held = self.gate.why() != Some(Closed::Down) && self.slot.is_some_and(|slot| now <= slot + slack);
+        if let Some(last) = self.last_start {
+            self.share.sends(now.since(last).min(QUIET), held, &self.options);
         }
+        self.tokens -= 1.0;
+        self.needed = 1.0 + JITTER * (2.0 * self.dice.f64() - 1.0);
+        self.last_start = Some(now);
+        self.gate.probe();
+        self.await_slot(now);
     }
 
-    /// One attempt has come back.
-    pub fn ended(&mut self, now: Timestamp, signal: Signal) {
+    /// The attempt that started at `started` has come back.
+    pub fn ended(&mut self, started: Timestamp, now: Timestamp, signal: Signal) {
         self.fill(now);
+        self.answered = self.answered.max(started);
         match signal {
             Signal::Answered => {
                 // Those that were under way when the gate closed do not open it: the probe does.
-                if !matches!(self.gate, Gate::Closed { .. }) {
-                    self.failures = 0;
-                    self.gate = Gate::Open;
-                }
-                let step = RECOVERY_PER_SECOND * self.options.quota_rate / self.rate.max(0.001);
-                let step = if self.rate < self.options.quota_rate { step } else { step * BEYOND };
-                self.rate = self.bounded(self.rate + step);
+                self.gate.answered();
+                self.share.accepted();
             }
-            Signal::Throttled(hint) => {
-                self.tokens = 0.0;
-                if self.close(now, Closed::Throttled, hint.at_most(self.options.hint_max)) {
-                    self.rate = self.bounded(self.rate * DECREASE);
-                }
-            }
+            Signal::Throttled(hint) => self.throttled(started, now, hint),
             Signal::Down(hint) => {
-                self.close(now, Closed::Down, hint.at_most(self.options.hint_max));
+                self.close(started, now, Closed::Down, hint);
             }
         }
     }
 
-    /// Takes a token for something that may be dropped, if one is to spare: half the bucket stays for messages.
+    /// Something that took no slot for itself was throttled: a typing event.
+    pub fn overheard(&mut self, now: Timestamp, hint: Hint) {
+        self.fill(now);
+        self.throttled(now, now, hint);
+    }
+
+    /// Takes a token for something that may be dropped, if one is to spare: half the burst stays for messages.
     pub fn take_spare(&mut self, now: Timestamp) -> bool {
         self.fill(now);
-        let spare = self.gate == Gate::Open && self.tokens >= 1.0 + f64::from(self.options.quota_burst) / 2.0;
+        let spare = self.gate.is_open() && self.tokens >= 1.0 + self.depth() / 2.0;
         if spare {
             self.tokens -= 1.0;
         }
@@ -195,7 +254,7 @@ impl Pacer {
     /// The learned rate, requests per second.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.rate
+        self.share.rate()
     }
 
     /// The configured quota, requests per second.
@@ -206,43 +265,59 @@ impl Pacer {
 
     /// A number in 0..1 from the relay's one seeded generator.
     pub fn jitter(&mut self) -> f64 {
-        self.jitter.f64()
+        self.dice.f64()
     }
 
     /// Why nothing starts but a probe; none while the gate is open.
     #[must_use]
     pub fn closed(&self) -> Option<Closed> {
-        match self.gate {
-            Gate::Open => None,
-            Gate::Closed { why, .. } | Gate::Probing { why } => Some(why),
+        self.gate.why()
+    }
+
+    /// The same, but for a single throttle: that is the price of knowing, and no news.
+    #[must_use]
+    pub fn held_up(&self) -> Option<Closed> {
+        self.gate.why().filter(|why| *why == Closed::Down || self.gate.times() > 1)
+    }
+
+    fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: Hint) {
+        self.tokens = self.tokens.min(0.0);
+        if self.close(started, now, Closed::Throttled, hint) {
+            self.share.throttled(&self.options);
+            self.await_slot(self.gate.until().unwrap_or(now).max(now));
         }
     }
 
-    /// Closes the gate; false where it was closed already and this is a straggler of the same closing.
-    fn close(&mut self, now: Timestamp, why: Closed, at_least: Duration) -> bool {
-        let straggler = matches!(self.gate, Gate::Closed { .. });
-        if !straggler {
-            self.failures += 1;
+    /// Notes when the next slot comes; none where one has come already.
+    fn await_slot(&mut self, from: Timestamp) {
+        let slots = self.needed - self.tokens;
+        self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.share.rate()));
+    }
+
+    /// Closes the gate; false where this attempt started before it was closed the last time.
+    fn close(&mut self, started: Timestamp, now: Timestamp, why: Closed, hint: Hint) -> bool {
+        let asked = now + hint.at_most(self.options.hint_max);
+        if started < self.closed_at {
+            self.gate.wait(asked);
+            return false;
         }
+        self.closed_at = now;
         let backoff = Backoff { max: self.options.probe_max, ..self.options.backoff };
-        let wait = backoff.delay(self.failures, self.jitter.f64()).min(self.options.probe_max).max(at_least);
-        let until = match self.gate {
-            Gate::Closed { until, .. } => until.max(now + at_least),
-            _ => now + wait,
-        };
-        self.gate = Gate::Closed { why, until };
-        !straggler
+        let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64()).min(self.options.probe_max);
+        self.gate.wait(now + delay);
+        true
     }
 
     fn fill(&mut self, now: Timestamp) {
-        let most = f64::from(self.options.quota_burst.max(1));
-        self.tokens = (self.tokens + self.rate * now.since(self.filled_at).as_secs_f64()).min(most);
+        let most = self.depth().max(self.tokens);
+        self.tokens = (self.tokens + self.share.rate() * now.since(self.filled_at).as_secs_f64()).min(most);
         self.filled_at = self.filled_at.max(now);
     }
 
-    fn bounded(&self, rate: f64) -> f64 {
-        let ceiling = if self.options.rate_max > 0.0 { self.options.rate_max } else { f64::MAX };
-        rate.clamp(self.options.rate_min.min(ceiling), ceiling)
+    /// This relay's part of upstream's burst, and a token of slack left in it; enough for one attempt in any case.
+    fn depth(&self) -> f64 {
+        let part = (self.share.rate() / self.options.quota_rate).min(1.0);
+        (f64::from(self.options.quota_burst) * part - 1.0).max(1.0 + JITTER)
     }
 }
 
@@ -260,99 +335,5 @@ impl Budget {
     /// The pacer, for one short look or act; never kept across an await.
     pub fn pacer(&self) -> MutexGuard<'_, Pacer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::retry::Hint;
-
-    const START: Timestamp = Timestamp(1_000_000);
-
-    fn after(millis: u64) -> Timestamp {
-        Timestamp(START.0 + millis)
-    }
-
-    fn pacer() -> Pacer {
-        Pacer::new(Options::default(), START, 7)
-    }
-
-    fn drain(pacer: &mut Pacer, now: Timestamp) -> usize {
-        let mut started = 0;
-        while let Allowance::Start(_) = pacer.allowance(now) {
-            pacer.started(now);
-            started += 1;
-        }
-        started
-    }
-
-    #[test]
-    fn burst_then_the_rate() {
-        let mut pacer = pacer();
-        assert_eq!(drain(&mut pacer, START), 15);
-        assert_eq!(pacer.allowance(START), Allowance::Wait(after(100)));
-        assert_eq!(drain(&mut pacer, after(1000)), 10);
-    }
-
-    #[test]
-    fn throttle_slows_everyone_and_lets_one_probe_go_ahead() {
-        let mut pacer = pacer();
-        drain(&mut pacer, START);
-        for _ in 0..5 {
-            pacer.ended(START, Signal::Throttled(Hint::default()));
-        }
-        assert!((pacer.rate() - 7.0).abs() < 1e-9, "five stragglers of one closing cut the rate once");
-        assert_eq!(pacer.closed(), Some(Closed::Throttled));
-        let Allowance::Wait(until) = pacer.allowance(START) else { panic!("the gate is closed") };
-        assert!(until >= after(100) && until <= after(300));
-        assert_eq!(pacer.allowance(until), Allowance::Start(1));
-        pacer.started(until);
-        assert_eq!(pacer.allowance(until), Allowance::Probing);
-        pacer.ended(until, Signal::Answered);
-        assert_eq!(pacer.closed(), None);
-    }
-
-    #[test]
-    fn probes_that_fail_wait_longer_up_to_the_bound() {
-        let mut pacer = pacer();
-        let mut now = START;
-        for _ in 0..20 {
-            pacer.ended(now, Signal::Down(Hint::default()));
-            let Allowance::Wait(until) = pacer.allowance(now) else { panic!("the gate is closed") };
-            assert!(until.since(now) <= Options::default().probe_max);
-            now = until;
-            pacer.started(now);
-        }
-        assert!((pacer.rate() - 10.0).abs() < 1e-9, "an outage says nothing of the quota");
-    }
-
-    #[test]
-    fn hint_is_obeyed_within_its_bound() {
-        let mut pacer = pacer();
-        pacer.ended(START, Signal::Throttled(Hint(Some(Duration::from_secs(600)))));
-        assert_eq!(pacer.allowance(START), Allowance::Wait(after(60_000)));
-    }
-
-    #[test]
-    fn rate_recovers_to_the_quota_and_keeps_within_its_bounds() {
-        let mut pacer = Pacer::new(Options { rate_max: 12.0, ..Options::default() }, START, 7);
-        for round in 0..50 {
-            pacer.ended(after(round), Signal::Throttled(Hint::default()));
-            pacer.started(after(round));
-        }
-        assert!(pacer.rate() >= 0.2);
-        for _ in 0..10_000 {
-            pacer.ended(after(60_000), Signal::Answered);
-        }
-        assert!((pacer.rate() - 12.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn typing_takes_only_what_is_to_spare() {
-        let mut pacer = pacer();
-        assert_eq!((0..100).filter(|_| pacer.take_spare(START)).count(), 7);
-        pacer.ended(START, Signal::Throttled(Hint::default()));
-        assert!(!pacer.take_spare(after(50)));
     }
 }

@@ -58,6 +58,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey, Submission};
 use crate::metrics::Metrics;
+use crate::pacer::Kept;
 use crate::time::{Clock, Timestamp};
 pub use sealing::SealingKey;
 pub use writer::Writer;
@@ -334,7 +335,7 @@ pub struct Work {
 pub struct Queue {
     acts: mpsc::Sender<Act>,
     hasher: codec::Hasher,
-    learned: Option<(f64, Timestamp)>,
+    learned: Option<Kept>,
     shared: Arc<Shared>,
 }
 
@@ -456,17 +457,22 @@ impl Queue {
         self.ask(|reply| Act::Lease { most, reply }).await
     }
 
-    /// Records what an attempt came to, and the rate that has been learned meanwhile.
+    /// Records what an attempt came to, and the rate that has been learned, if one was.
     ///
     /// # Errors
     /// When the store has failed: the outcome is not recorded, and the message will be sent again.
-    pub async fn settle(&self, lease: Lease, disposition: Disposition, rate: f64) -> Result<Settled, StoreFailed> {
-        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, rate, reply }).await
+    pub async fn settle(
+        &self,
+        lease: Lease,
+        disposition: Disposition,
+        learned: Option<Kept>,
+    ) -> Result<Settled, StoreFailed> {
+        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, learned, reply }).await
     }
 
-    /// The rate that was learned before this start, and when.
+    /// The rate that was learned before this start.
     #[must_use]
-    pub fn learned(&self) -> Option<(f64, Timestamp)> {
+    pub fn learned(&self) -> Option<Kept> {
         self.learned
     }
 

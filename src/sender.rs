@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 
-use self::gate::Said;
+use self::gate::{Failures, Said};
 use self::measures::Measures;
 use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, settle};
 use crate::life::{self, Subject};
@@ -81,6 +81,7 @@ pub struct Sender {
     poke: Pin<Box<dyn Future<Output = ()> + Send>>,
     sight: Sight,
     said: Said,
+    failures: Failures,
     last_delivery: Option<Timestamp>,
 }
 
@@ -125,6 +126,7 @@ impl Sender {
             tasks: JoinSet::new(),
             sight: Sight::default(),
             said: Said::default(),
+            failures: Failures::default(),
             last_delivery: None,
         }
     }
@@ -207,7 +209,7 @@ impl Sender {
         // Nobody aborts these tasks: one that did not end by itself has panicked.
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
             Done::Leased { asked, work } => Ok(self.start(asked, work?)),
-            Done::Ended { lease, outcome, took } => Ok(self.ended(*lease, outcome, took)),
+            Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
             Done::Settled { subject, outcome, settled } => {
                 let settled = settled?;
                 self.sight.look = true;
@@ -232,7 +234,7 @@ impl Sender {
             };
             if starts {
                 started += 1;
-                self.attempt(lease);
+                self.attempt(lease, now);
             } else {
                 // The gate closed, or a typing event took the token, while the queue was asked.
                 self.sight.more = true;
@@ -242,26 +244,26 @@ impl Sender {
         Step::Started(started)
     }
 
-    fn attempt(&mut self, lease: Lease) {
-        let (participant, clock) = (self.participant.clone(), self.clock.clone());
+    fn attempt(&mut self, lease: Lease, started: Timestamp) {
+        let participant = self.participant.clone();
         self.measures.in_flight.inc();
         self.tasks.spawn(async move {
-            let started = clock.now();
             let outcome = participant.attempt(&lease.body, &lease.client_token, &lease.connection_token).await;
-            Done::Ended { lease: Box::new(lease), outcome, took: clock.now().since(started) }
+            Done::Ended { lease: Box::new(lease), outcome, started }
         });
     }
 
-    fn ended(&mut self, lease: Lease, outcome: Outcome, took: Duration) -> Step {
+    fn ended(&mut self, lease: Lease, outcome: Outcome, started: Timestamp) -> Step {
         let now = self.clock.now();
+        let signal = self.failures.signal(&lease.label, &outcome);
         let (jitter, said, rate) = {
             let mut pacer = self.budget.pacer();
-            pacer.ended(now, outcome.signal());
+            pacer.ended(started, now, signal);
             self.measures.destination(&pacer);
-            (pacer.jitter(), self.said.after(pacer.closed(), &outcome), pacer.rate())
+            (pacer.jitter(), self.said.after(pacer.held_up(), &outcome), pacer.rate())
         };
         self.measures.in_flight.dec();
-        self.measures.ended(&outcome, took);
+        self.measures.ended(&outcome, now.since(started));
         if said != self.said {
             said.say(&outcome, rate);
             self.said = said;
@@ -283,9 +285,9 @@ impl Sender {
 
     fn settle(&mut self, lease: Lease, disposition: Disposition, outcome: Option<Outcome>) {
         let subject = Settling::of(&lease, &disposition);
-        let (queue, rate) = (self.queue.clone(), self.budget.pacer().rate());
+        let (queue, learned) = (self.queue.clone(), self.budget.pacer().kept(self.clock.now()));
         self.tasks.spawn(async move {
-            let settled = queue.settle(lease, disposition, rate).await;
+            let settled = queue.settle(lease, disposition, learned).await;
             Done::Settled { subject: Box::new(subject), outcome, settled }
         });
     }
@@ -294,7 +296,7 @@ impl Sender {
 /// What a task of the sender ends with.
 enum Done {
     Leased { asked: usize, work: Result<Work, StoreFailed> },
-    Ended { lease: Box<Lease>, outcome: Outcome, took: Duration },
+    Ended { lease: Box<Lease>, outcome: Outcome, started: Timestamp },
     Settled { subject: Box<Settling>, outcome: Option<Outcome>, settled: Result<Settled, StoreFailed> },
 }
 

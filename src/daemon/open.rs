@@ -58,6 +58,7 @@ impl Daemon {
         let participant = Participant::new(options.participant.clone(), clock.clone()).map_err(Failure::Failed)?;
         let admin = bind_tcp(options.admin)?;
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         let writer = WriterThread::start(writer)?;
         let (control, control_file) = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp).transpose()?;
@@ -72,7 +73,7 @@ impl Daemon {
             reload: Reload { ingress: Weak::new(), ok: reload_ok },
             queue,
             writer,
-            budget: Budget::new(Pacer::new(options.pacer, clock.now(), options.seed)),
+            budget,
             health: Health::new(Arc::clone(&pulse)),
             supervisor: options.supervisor.clone(),
             door: Door::open(),

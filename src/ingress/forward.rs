@@ -22,7 +22,6 @@ use super::refusal::Refusal;
 use super::reply::{self, Answer};
 use super::request::{BEARER, Identity, PREFER};
 use super::{Inner, caller};
-use crate::delivery::Signal;
 use crate::message::ConnectionToken;
 use crate::participant::{Forwarded, Unreachable};
 use crate::queue::Asker;
@@ -73,7 +72,7 @@ impl Inner {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
             let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), now);
-            self.budget.pacer().ended(now, Signal::Throttled(hint));
+            self.budget.pacer().overheard(now, hint);
             return Ok(None);
         }
         Ok(Some(answer(forwarded)))

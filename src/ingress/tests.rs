@@ -181,7 +181,7 @@ impl Rig {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
             if let Some(lease) = self.queue.lease(1).await.unwrap().leases.pop() {
-                return self.queue.settle(lease, disposition, 7.0).await.unwrap();
+                return self.queue.settle(lease, disposition, None).await.unwrap();
             }
             tokio::time::timeout(GENEROUS, poked).await.unwrap();
         }
@@ -526,7 +526,7 @@ async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
     let rig = Rig::with(|settings| settings.queue.messages_max = 1).await;
     rig.say("t-1", "c-1", "hello").await;
     let seen = rig.say("t-1", "c-2", "hello").await;
-    seen.assert_error(429, "ThrottlingException", "1 of 1 messages (queue.messages_max); it empties at 10.0 messages");
+    seen.assert_error(429, "ThrottlingException", "1 of 1 messages (queue.messages_max); it empties at 9.0 messages");
     assert_eq!((seen.header("x-amz-retry-after"), seen.header("retry-after")), ("1000", "1"));
     assert_eq!(rig.say("t-1", "c-1", "hello").await.status, 202);
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="queue_full"} 1"#));

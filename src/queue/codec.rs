@@ -13,7 +13,7 @@
 //! | `v` conv | [`Line`] | a conversation: its messages in order, its place, its hold |
 //! | `s` conv seq | `Vec<Slot>` | messages that the line has no room for |
 //! | `i` conv entry | [`Entry`] | a ClientToken that the line does not show: queued in an `s` row, or an outcome |
-//! | `r`, `q` turn conv | time | its turn among those that can be sent, in the fresh and the late [`Lane`], and since when |
+//! | `r`, `q` turn conv | time | its turn among those that can be sent, among the fresh and the late, and since when |
 //! | `d` time conv | – | it can be sent from then on |
 //! | `e` time seq | [`At`] | a message that dies then, where the order of acceptance does not tell |
 //! | `t` hash | [`Token`] | a ConnectionToken: whose it is, what became of it |
@@ -50,8 +50,8 @@ use crate::time::Timestamp;
 pub use pack::At;
 pub use record::{Kind, Record, Secret};
 pub use rows::{
-    Dead, Entry, ErrorRow, Fate, Hold, Lane, Line, Meta, OtherConversation, Outcome, Participant, Place, Slot, Token,
-    Trial, reason_at, reason_index,
+    Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, Place, Slot, Token, Trial,
+    reason_at, reason_index,
 };
 
 /// The layout's number, in the format stamp.

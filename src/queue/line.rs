@@ -7,10 +7,11 @@
 
 use std::ops::Bound;
 
-use super::codec::{Entry, Hash, Key, Lane, Line, Place, Slot, Trial, hash_at};
+use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at};
 use super::lookup::entry_key;
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
+use crate::turns::Kind;
 
 /// Messages that are appended to the row itself; a chunk that moves up may bring more.
 const FIRST_MAX: usize = 32;
@@ -210,14 +211,14 @@ impl Writer {
     pub(super) fn move_to(&mut self, conversation: &Hash, line: &mut Line, place: Place, now: Timestamp) {
         match line.place {
             Place::None => {}
-            Place::Turn(lane, turn) => self.store.remove(turn_key(lane, turn, conversation)),
+            Place::Turn(kind, turn) => self.store.remove(turn_key(kind, turn, conversation)),
             Place::Due(due) => self.store.remove(Key::new(b'd').time(due).hash(conversation)),
         }
         line.place = place;
         match place {
             Place::None => {}
-            Place::Turn(lane, turn) => {
-                self.store.put(turn_key(lane, turn, conversation), &now);
+            Place::Turn(kind, turn) => {
+                self.store.put(turn_key(kind, turn, conversation), &now);
                 self.poke = true;
             }
             Place::Due(due) => {
@@ -227,18 +228,26 @@ impl Writer {
         }
     }
 
-    /// Puts a conversation at the end of those that can be sent, in the lane that its oldest message belongs to.
+    /// Puts a conversation at the end of those that can be sent, among those of its kind.
     pub(super) fn take_turn(&mut self, conversation: &Hash, line: &mut Line, now: Timestamp) {
         let turn = self.meta.next_turn;
         self.meta.next_turn += 1;
-        let fresh = line.head().is_none_or(|head| now.since(head.accepted) < self.options.fresh);
-        let lane = if fresh { Lane::Fresh } else { Lane::Late };
-        self.move_to(conversation, line, Place::Turn(lane, turn), now);
+        let oldest = line.head().map_or(now, |head| head.accepted);
+        let kind = Kind::of(oldest, now, self.options.fresh);
+        self.move_to(conversation, line, Place::Turn(kind, turn), now);
     }
 }
 
-pub fn turn_key(lane: Lane, turn: u64, conversation: &Hash) -> Key {
-    Key::new(lane.prefix()).number(turn).hash(conversation)
+pub fn turn_key(kind: Kind, turn: u64, conversation: &Hash) -> Key {
+    Key::new(turn_prefix(kind)).number(turn).hash(conversation)
+}
+
+/// The letter of the rows of turns.
+pub fn turn_prefix(kind: Kind) -> u8 {
+    match kind {
+        Kind::Fresh => b'r',
+        Kind::Late => b'q',
+    }
 }
 
 /// The conversation in a key of an `r`, `q` or `d` row.

@@ -4,12 +4,14 @@ use std::ops::Bound;
 
 use super::accept::token_key;
 use super::codec::{
-    self, Entry, Fate, Hash, Key, Lane, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
+    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
 };
+use super::line::turn_prefix;
 use super::writer::Asked;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;
+use crate::turns::Kind;
 
 /// Packs looked through for the oldest message of one caller.
 const LOOKS: usize = 256;
@@ -191,8 +193,8 @@ impl Writer {
     /// Since when the longest waiting conversation could have been sent.
     fn oldest_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
         let mut oldest = Vec::new();
-        for lane in [Lane::Fresh, Lane::Late] {
-            let prefix = &[lane.prefix()];
+        for kind in [Kind::Fresh, Kind::Late] {
+            let prefix = &[turn_prefix(kind)];
             if let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? {
                 oldest.push(self.store.get::<Timestamp>(&Key(key))?.unwrap_or(now));
             }

@@ -1,10 +1,8 @@
 //! What is due, in turn.
 //!
-//! Conversations that can be sent stand in the order of their turns; one that was served and has more goes to the end, so
-//! a long conversation starves nobody. There are two lanes: of five turns four go to conversations whose oldest message
-//! is younger than `sender.fresh` (`r` rows), the fifth to the others (`q` rows), and a lane that is empty gives its turns
-//! to the other. So after an outage a new chat waits for one round of new chats, not for the backlog, and the backlog
-//! still moves. One that has become late in the fresh lane is moved over when its turn comes.
+//! Conversations that can be sent stand in the order of their turns, the fresh ones (`r` rows) apart from the late ones
+//! (`q` rows); `turns` says whose turn it is. One that was served and has more goes to the end, so a long conversation
+//! starves nobody. One that has become late among the fresh is moved over when its turn comes.
 //!
 //! Those that back off or are held stand in the order of their times (`d` rows) and come first when they are due: they
 //! had their turn. One page of turns is read ahead; what is in flight is known in memory only.
@@ -13,8 +11,8 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 
 use super::accept::token_key;
-use super::codec::{Hash, Key, Lane, Place, Token, number_at};
-use super::line::{conversation_in, turn_key};
+use super::codec::{Hash, Key, Place, Token, number_at};
+use super::line::{conversation_in, turn_key, turn_prefix};
 use super::lookup::{Queued, entry_key};
 use super::sealing::Bound as SealedTo;
 use super::settle::Burial;
@@ -22,47 +20,38 @@ use super::{Lease, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
 use crate::time::Timestamp;
+use crate::turns::Kind;
 
 /// Turns read ahead.
 const PAGE: usize = 256;
 /// What may be buried on the way to messages that can be sent, before others get a chance.
 const BURIED_BYTES_MAX: usize = 256 << 10;
 
-/// Of so many turns one goes to the late lane.
-const ROUND: u64 = 5;
-
 /// The next turns, read ahead.
 #[derive(Debug, Default)]
-pub struct Turns {
-    fresh: Ahead,
-    late: Ahead,
-    /// Turns taken in this run.
-    served: u64,
+pub struct Ahead {
+    fresh: Page,
+    late: Page,
 }
 
 #[derive(Debug, Default)]
-struct Ahead {
-    window: VecDeque<(u64, Hash)>,
+struct Page {
+    turns: VecDeque<(u64, Hash)>,
     /// The last turn read.
     cursor: u64,
 }
 
-impl Turns {
-    /// The lane whose turn it is.
-    fn lane(&self) -> Lane {
-        if self.served % ROUND == ROUND - 1 { Lane::Late } else { Lane::Fresh }
-    }
-
-    fn ahead(&mut self, lane: Lane) -> &mut Ahead {
-        match lane {
-            Lane::Fresh => &mut self.fresh,
-            Lane::Late => &mut self.late,
+impl Ahead {
+    fn of(&mut self, kind: Kind) -> &mut Page {
+        match kind {
+            Kind::Fresh => &mut self.fresh,
+            Kind::Late => &mut self.late,
         }
     }
 
-    /// One that was not served is the next of its lane.
-    pub fn give_back(&mut self, lane: Lane, turn: u64, conversation: Hash) {
-        self.ahead(lane).window.push_front((turn, conversation));
+    /// One that was not served is the next of its kind.
+    pub fn give_back(&mut self, kind: Kind, turn: u64, conversation: Hash) {
+        self.of(kind).turns.push_front((turn, conversation));
     }
 }
 
@@ -84,35 +73,32 @@ impl Writer {
             work.leases.extend(self.prepare(&conversation, Place::Due(due), limit, now)?);
         }
         while work.leases.len() < most && self.store.pending_bytes() < limit {
-            let first = self.turns.lane();
-            let other = if first == Lane::Fresh { Lane::Late } else { Lane::Fresh };
-            let next = match self.next_turn(first)? {
-                Some((turn, conversation)) => Some((first, turn, conversation)),
-                None => self.next_turn(other)?.map(|(turn, conversation)| (other, turn, conversation)),
-            };
-            let Some((lane, turn, conversation)) = next else { break };
-            let lease = self.prepare(&conversation, Place::Turn(lane, turn), limit, now)?;
-            self.turns.served += u64::from(lease.is_some());
-            work.leases.extend(lease);
+            let (fresh, late) = (self.anyone(Kind::Fresh)?, self.anyone(Kind::Late)?);
+            let Some(kind) = self.turns.next(fresh, late) else { break };
+            let Some((turn, conversation)) = self.ahead.of(kind).turns.pop_front() else { break };
+            if let Some(lease) = self.prepare(&conversation, Place::Turn(kind, turn), limit, now)? {
+                self.turns.taken();
+                work.leases.push(lease);
+            }
         }
         self.poke |= self.store.pending_bytes() >= limit;
         Ok(work)
     }
 
-    /// The next turn of a lane; none where nobody waits for one.
-    fn next_turn(&mut self, lane: Lane) -> Result<Option<(u64, Hash)>, StoreFailed> {
-        let ahead = self.turns.ahead(lane);
-        if ahead.window.is_empty() {
-            let prefix = &[lane.prefix()];
-            let mut after = Bound::Excluded(turn_key(lane, ahead.cursor, &[u8::MAX; 16]).0);
-            while ahead.window.len() < PAGE {
+    /// Whether anyone of a kind waits for a turn; a page of them is read ahead.
+    fn anyone(&mut self, kind: Kind) -> Result<bool, StoreFailed> {
+        let page = self.ahead.of(kind);
+        if page.turns.is_empty() {
+            let prefix = &[turn_prefix(kind)];
+            let mut after = Bound::Excluded(turn_key(kind, page.cursor, &[u8::MAX; 16]).0);
+            while page.turns.len() < PAGE {
                 let Some(key) = self.store.next_key(prefix, after.as_ref().map(Vec::as_slice))? else { break };
-                ahead.cursor = number_at(&key, 1);
-                ahead.window.push_back((ahead.cursor, conversation_in(&key)));
+                page.cursor = number_at(&key, 1);
+                page.turns.push_back((page.cursor, conversation_in(&key)));
                 after = Bound::Excluded(key);
             }
         }
-        Ok(ahead.window.pop_front())
+        Ok(!page.turns.is_empty())
     }
 
     /// Takes out the head of a conversation, if it is (still) in that place and something of it can be sent.
@@ -130,9 +116,9 @@ impl Writer {
         if line.place != place {
             // An index row without its conversation, or a turn that has passed: met, and gone.
             if line.count == 0
-                && let Place::Turn(lane, turn) = place
+                && let Place::Turn(kind, turn) = place
             {
-                self.store.remove(turn_key(lane, turn, conversation));
+                self.store.remove(turn_key(kind, turn, conversation));
             } else if let Place::Due(due) = place {
                 self.store.remove(Key::new(b'd').time(due).hash(conversation));
             }
@@ -173,8 +159,8 @@ impl Writer {
             }
             let before = line.place;
             if burial.is_none()
-                && let Place::Turn(Lane::Fresh, _) = line.place
-                && now.since(queued.record.accepted) >= self.options.fresh
+                && let Place::Turn(Kind::Fresh, _) = line.place
+                && Kind::of(queued.record.accepted, now, self.options.fresh) == Kind::Late
             {
                 self.take_turn(conversation, &mut line, now);
                 self.put_line(conversation, &line);

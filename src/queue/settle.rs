@@ -106,8 +106,8 @@ impl Writer {
 
     /// The conversation keeps its place, and is the next to be looked at.
     fn keep(&mut self, conversation: &Hash, line: &Line) {
-        if let Place::Turn(lane, turn) = line.place {
-            self.turns.give_back(lane, turn, *conversation);
+        if let Place::Turn(kind, turn) = line.place {
+            self.ahead.give_back(kind, turn, *conversation);
         }
     }
 

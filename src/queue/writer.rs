@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use super::codec::{Hash, Hasher, Key, Lane, Meta};
+use super::codec::{Hash, Hasher, Key, Meta};
 use super::gauges::Gauges;
+use super::line::turn_prefix;
 use super::packs::Open;
-use super::schedule::Turns;
+use super::schedule::Ahead;
 use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
@@ -23,7 +24,9 @@ use super::{
 use crate::delivery::Disposition;
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
+use crate::pacer::Kept;
 use crate::time::Timestamp;
+use crate::turns::{Kind, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
 /// stays in memory for a while (with 1 MiB ten thousand messages took 47 MiB, with this 23), and in acts, because the
@@ -46,7 +49,7 @@ pub enum Act {
     Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
     Overview { reply: oneshot::Sender<Overview> },
     Lease { most: usize, reply: oneshot::Sender<Work> },
-    Settle { lease: Box<Lease>, disposition: Disposition, rate: f64, reply: oneshot::Sender<Settled> },
+    Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
 }
 
 /// A submission with all that can be computed before the writer's turn comes.
@@ -104,6 +107,7 @@ pub struct Writer {
     /// Conversations in flight, and the message that is.
     pub(super) leased: HashMap<Hash, u64>,
     pub(super) turns: Turns,
+    pub(super) ahead: Ahead,
     /// Up to this pack no message dies by the order of acceptance for now.
     pub(super) expiry_cursor: u64,
     /// Where the next record is filed; none where nothing was since the last commit.
@@ -158,6 +162,7 @@ impl Writer {
             waiters: Waiters::default(),
             leased: HashMap::new(),
             turns: Turns::default(),
+            ahead: Ahead::default(),
             expiry_cursor: 0,
             open_pack: None,
             outcomes: Vec::new(),
@@ -192,8 +197,8 @@ impl Writer {
         let meta = &mut self.meta;
         meta.next_sequence = meta.next_sequence.max(sequence + 1);
         meta.next_pack = meta.next_pack.max(pack + 1);
-        for lane in [Lane::Fresh, Lane::Late] {
-            meta.next_turn = meta.next_turn.max(last(&self.store, lane.prefix())? + 1);
+        for kind in [Kind::Fresh, Kind::Late] {
+            meta.next_turn = meta.next_turn.max(last(&self.store, turn_prefix(kind))? + 1);
         }
         if !self.meta.clean && self.meta.boot > 0 {
             self.meta.unclean_boot = self.meta.boot;
@@ -212,8 +217,8 @@ impl Writer {
         self.hasher.clone()
     }
 
-    pub(super) fn learned(&self) -> Option<(f64, Timestamp)> {
-        self.meta.learned
+    pub(super) fn learned(&self) -> Option<Kept> {
+        self.meta.learned.map(|(rate, at)| Kept { rate, at })
     }
 
     /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
@@ -307,8 +312,8 @@ impl Writer {
                 let work = self.lease(most, now)?;
                 self.answer(reply, work);
             }
-            Act::Settle { lease, disposition, rate, reply } => {
-                self.meta.learned = Some((rate, now));
+            Act::Settle { lease, disposition, learned, reply } => {
+                self.meta.learned = learned.map(|Kept { rate, at }| (rate, at)).or(self.meta.learned);
                 let settled = self.settle(&lease, disposition, now)?;
                 self.answer(reply, settled);
             }

@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["time", "metrics"],
     &["retry"],
     &["message", "delivery"],
-    &["life", "pacer", "health", "supervisor"],
+    &["life", "pacer", "turns", "health", "supervisor"],
     &["queue", "participant", "serve"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{At, Hash, Record, Secret};
 use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::time::Timestamp;
+use crate::turns::Kind;
 
 /// The next numbers and the counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -179,28 +180,9 @@ pub enum Place {
     #[default]
     None,
     /// It can be sent when its turn comes.
-    Turn(Lane, u64),
+    Turn(Kind, u64),
     /// It backs off or is held until then.
     Due(Timestamp),
-}
-
-/// Conversations take turns in two lanes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Lane {
-    /// Its oldest message was young when it took its place.
-    Fresh,
-    /// Its oldest message has waited for long.
-    Late,
-}
-
-impl Lane {
-    /// The prefix of its rows.
-    pub fn prefix(self) -> u8 {
-        match self {
-            Lane::Fresh => b'r',
-            Lane::Late => b'q',
-        }
-    }
 }
 
 /// A conversation whose token was refused waits for a renewed one.

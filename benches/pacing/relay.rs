@@ -1,0 +1,205 @@
+//! A relay in virtual time: the pacer and the turns of the real one, over messages that are numbers.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use connect_relay::delivery::Signal;
+use connect_relay::pacer::{Allowance, Pacer};
+use connect_relay::turns::{Kind, Turns};
+
+use crate::world::{Attempt, Client, Millis, Turn, moment, timestamp};
+
+/// `sender.in_flight_max`.
+const IN_FLIGHT_MAX: usize = 32;
+
+/// What there is to send.
+pub trait Load {
+    /// The next message, as a mark of its own; none where nothing is due.
+    fn next(&mut self, now: Millis) -> Option<u64>;
+    /// When something falls due by itself.
+    fn due(&self, now: Millis) -> Option<Millis>;
+    /// An attempt of this message has come back.
+    fn ended(&mut self, _mark: u64, _now: Millis, _delivered: bool) {}
+}
+
+/// The relay.
+pub struct Relay<L> {
+    pacer: Pacer,
+    load: L,
+    in_flight: usize,
+}
+
+impl<L> Relay<L> {
+    /// A relay with this to send.
+    pub fn new(pacer: Pacer, load: L) -> Relay<L> {
+        Relay { pacer, load, in_flight: 0 }
+    }
+}
+
+impl<L: Load> Client for Relay<L> {
+    fn turn(&mut self, now: Millis) -> Turn {
+        let mut turn = Turn { wake: self.load.due(now), ..Turn::default() };
+        while self.in_flight < IN_FLIGHT_MAX {
+            match self.pacer.allowance(timestamp(now)) {
+                Allowance::Start(_) => {
+                    let Some(mark) = self.load.next(now) else { break };
+                    self.pacer.started(timestamp(now));
+                    self.in_flight += 1;
+                    turn.starts.push(mark);
+                }
+                Allowance::Wait(until) => {
+                    let until = moment(until);
+                    turn.wake = Some(turn.wake.map_or(until, |due| due.max(now + 1).min(until)));
+                    break;
+                }
+                Allowance::Probing => break,
+            }
+        }
+        turn
+    }
+
+    fn answered(&mut self, now: Millis, attempt: Attempt, signal: Signal) {
+        self.in_flight -= 1;
+        self.load.ended(attempt.mark, now, signal == Signal::Answered);
+        self.pacer.ended(timestamp(attempt.started), timestamp(now), signal);
+    }
+
+    fn rate(&self) -> f64 {
+        self.pacer.rate()
+    }
+}
+
+/// More than can be sent, from one moment to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Saturated {
+    /// From then.
+    pub from: Millis,
+    /// Until then.
+    pub until: Millis,
+}
+
+impl Load for Saturated {
+    fn next(&mut self, now: Millis) -> Option<u64> {
+        (self.from..self.until).contains(&now).then_some(0)
+    }
+
+    fn due(&self, now: Millis) -> Option<Millis> {
+        (now < self.from).then_some(self.from)
+    }
+}
+
+/// Chats that begin by chance and say a few lines each: a mark is the number of the line.
+pub struct Chats {
+    arrivals: Vec<Line>,
+    arrived: usize,
+    lines: HashMap<u32, VecDeque<u64>>,
+    fresh: VecDeque<u32>,
+    late: VecDeque<u32>,
+    turns: Turns,
+    /// `sender.fresh`, or zero for plain turns.
+    fresh_for: Duration,
+    lifetime: Millis,
+}
+
+/// One line of a chat.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// When the bot handed it over.
+    pub at: Millis,
+    /// Which chat.
+    pub chat: u32,
+    /// It opens the chat.
+    pub first: bool,
+}
+
+impl Chats {
+    /// So many lines a second until then, five to a chat, about twenty seconds between two.
+    pub fn arrivals(rate: f64, until: Millis, seed: u64) -> Vec<Line> {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut pause = move |mean: f64| (-(1.0 - dice.f64()).ln() * mean * 1000.0) as Millis;
+        let (mut begin, mut lines) = (0, Vec::new());
+        for chat in 0.. {
+            begin += pause(5.0 / rate);
+            if begin >= until {
+                break;
+            }
+            let mut at = begin;
+            for line in 0..5 {
+                lines.push(Line { at, chat, first: line == 0 });
+                at += pause(20.0);
+            }
+        }
+        lines.sort_by_key(|line| line.at);
+        lines
+    }
+
+    /// Nothing has arrived yet.
+    pub fn new(arrivals: Vec<Line>, fresh_for: Duration, lifetime: Millis) -> Chats {
+        let (lines, fresh, late) = (HashMap::new(), VecDeque::new(), VecDeque::new());
+        Chats { arrivals, arrived: 0, lines, fresh, late, turns: Turns::default(), fresh_for, lifetime }
+    }
+
+    fn arrive(&mut self, now: Millis) {
+        while let Some(line) = self.arrivals.get(self.arrived).filter(|line| line.at <= now) {
+            let chat = line.chat;
+            let lines = self.lines.entry(chat).or_default();
+            lines.push_back(self.arrived as u64);
+            self.arrived += 1;
+            // One that has others before it stands in line already, or is in flight.
+            if lines.len() == 1 {
+                self.stand(chat, now);
+            }
+        }
+    }
+
+    /// Stands at the end of those of its kind; the dead among its lines are gone.
+    fn stand(&mut self, chat: u32, now: Millis) {
+        let Some(lines) = self.lines.get_mut(&chat) else { return };
+        while lines.front().is_some_and(|line| self.arrivals[*line as usize].at + self.lifetime <= now) {
+            lines.pop_front();
+        }
+        match lines.front() {
+            None => drop(self.lines.remove(&chat)),
+            Some(oldest) => {
+                let accepted = timestamp(self.arrivals[*oldest as usize].at);
+                match Kind::of(accepted, timestamp(now), self.fresh_for) {
+                    Kind::Fresh => self.fresh.push_back(chat),
+                    Kind::Late => self.late.push_back(chat),
+                }
+            }
+        }
+    }
+}
+
+impl Load for Chats {
+    fn next(&mut self, now: Millis) -> Option<u64> {
+        self.arrive(now);
+        loop {
+            let kind = self.turns.next(!self.fresh.is_empty(), !self.late.is_empty())?;
+            let line = if kind == Kind::Fresh { &mut self.fresh } else { &mut self.late };
+            let chat = line.pop_front()?;
+            let oldest = self.lines.get(&chat).and_then(|lines| lines.front().copied())?;
+            let Line { at, .. } = self.arrivals[oldest as usize];
+            // It has grown late, or died, while it stood there: no turn is taken.
+            let grown = kind == Kind::Fresh && Kind::of(timestamp(at), timestamp(now), self.fresh_for) == Kind::Late;
+            if grown || at + self.lifetime <= now {
+                self.stand(chat, now);
+                continue;
+            }
+            self.turns.taken();
+            return Some(oldest);
+        }
+    }
+
+    fn due(&self, now: Millis) -> Option<Millis> {
+        self.arrivals.get(self.arrived).map(|line| line.at.max(now + 1))
+    }
+
+    fn ended(&mut self, mark: u64, now: Millis, delivered: bool) {
+        let chat = self.arrivals[mark as usize].chat;
+        if delivered {
+            self.lines.get_mut(&chat).map(VecDeque::pop_front);
+        }
+        self.stand(chat, now);
+    }
+}

@@ -1,0 +1,366 @@
+//! The table: what is played, what is measured, and what it must come to.
+//!
+//! **One setting for all rows**: what the relay starts with by default, told 10 requests per second and a burst of 15,
+//! but for the headroom (0 where the row does not say) and `rate_min` (0.05: a hundred relays on 10 per second take 0.1
+//! each, which the default of 0.2 would forbid).
+
+use std::time::Duration;
+
+use connect_relay::pacer::{Kept, Options, Pacer};
+
+use crate::measure::{SECOND, Slice};
+use crate::others::{Adaptive, Backoff, People};
+use crate::relay::{Chats, Line, Relay, Saturated};
+use crate::world::{Client, Fate, Millis, Record, Upstream, run, timestamp};
+
+/// What is measured of one run, and what its mean over the seeds must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figure {
+    /// What it is.
+    pub name: &'static str,
+    /// How it is written.
+    pub unit: Unit,
+    /// Its value.
+    pub value: f64,
+    /// What it must be; nothing where it is only reported.
+    pub bound: Bound,
+}
+
+/// How a figure is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// 0.98
+    Share,
+    /// 2.1 %
+    Percent,
+    /// 43 s
+    Seconds,
+}
+
+/// What a figure must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    Reported,
+}
+
+use Bound::{AtLeast, AtMost, Reported};
+
+impl Bound {
+    /// Whether a value keeps it.
+    pub fn holds(self, value: f64) -> bool {
+        match self {
+            AtLeast(least) => value >= least,
+            AtMost(most) => value <= most,
+            Reported => true,
+        }
+    }
+}
+
+/// One row: a scenario and its figures.
+#[derive(Clone, Copy)]
+pub struct Row {
+    /// What is played.
+    pub name: &'static str,
+    /// Throttled ÷ requests that no way of asking for more can go below: relays ÷ (quota × seconds to follow a change).
+    pub floor: Option<f64>,
+    /// Plays it.
+    pub play: fn(u64) -> Vec<Figure>,
+}
+
+/// Those who share a bucket, all saturated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Relays.
+    Relays,
+    /// Senders that back off.
+    Backoff,
+    /// The SDKs' adaptive mode.
+    Adaptive,
+}
+
+/// A figure that is a share.
+pub fn share(name: &'static str, value: f64, bound: Bound) -> Figure {
+    Figure { name, unit: Unit::Share, value, bound }
+}
+
+/// One that is a percentage.
+pub fn percent(name: &'static str, value: f64, bound: Bound) -> Figure {
+    Figure { name, unit: Unit::Percent, value, bound }
+}
+
+/// A time; what never came took for ever.
+pub fn seconds(name: &'static str, value: Option<u64>, bound: Bound) -> Figure {
+    Figure { name, unit: Unit::Seconds, value: value.map_or(f64::INFINITY, |seconds| seconds as f64), bound }
+}
+
+/// What every relay of the table starts with.
+pub fn options(headroom: f64) -> Options {
+    Options { headroom, rate_min: 0.05, ..Options::default() }
+}
+
+/// So many clients of a kind, saturated until then.
+pub fn crowd(who: Who, count: usize, until: Millis, headroom: f64, seed: u64) -> Vec<Box<dyn Client>> {
+    // As many senders in all as the measurements of the SDKs had.
+    let senders = 16usize.div_ceil(count).max(2);
+    let client = |index: usize| -> Box<dyn Client> {
+        let seed = seed * 1000 + index as u64;
+        match who {
+            Who::Relays => {
+                Box::new(Relay::new(Pacer::new(options(headroom), timestamp(0), seed), Saturated { from: 0, until }))
+            }
+            Who::Backoff => Box::new(Backoff::new(senders, seed)),
+            Who::Adaptive => Box::new(Adaptive::new(senders, seed)),
+        }
+    };
+    (0..count).map(client).collect()
+}
+
+/// The rows of the table, in its order.
+pub const ROWS: &[Row] = &[
+    Row { name: "1 relay, told the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
+    Row { name: "1 relay, told 10, truth 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
+    Row { name: "1 relay, told 10, truth 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
+    Row { name: "5 relays", floor: Some(5.0 / (10.0 * 60.0)), play: five },
+    Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
+    Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },
+    Row { name: "100 relays", floor: Some(100.0 / (10.0 * 120.0)), play: hundred },
+    Row { name: "quota halves, later doubles, 5 relays", floor: Some(5.0 / (7.5 * 60.0)), play: halves_and_doubles },
+    Row { name: "20 busy for 5 minutes, then 19 fall idle", floor: None, play: nineteen_fall_idle },
+    Row { name: "5-minute outage, 20 relays", floor: None, play: outage },
+    Row { name: "all 20 restart at once, rate kept", floor: None, play: restart_kept },
+    Row { name: "all 20 restart at once, nothing kept", floor: None, play: restart_with_nothing },
+    Row { name: "1 relay, headroom 0.1, beside people", floor: None, play: one_beside_people },
+    Row { name: "20 relays, headroom 0.1, beside people", floor: None, play: twenty_beside_people },
+    Row { name: "1 relay beside direct callers at 0.8 of the quota", floor: None, play: beside_callers::<8> },
+    Row { name: "1 relay beside direct callers at 1.0 of the quota", floor: None, play: beside_callers::<10> },
+    Row { name: "1 relay beside direct callers at 1.2 of the quota", floor: None, play: beside_callers::<12> },
+    Row { name: "1 relay, an hour at a tenth of the quota", floor: None, play: hour_at_a_tenth::<30> },
+    Row { name: "the same with plain turns", floor: None, play: hour_at_a_tenth::<0> },
+];
+
+/// The baselines, on the same bucket.
+pub const BASELINES: &[Row] = &[
+    Row { name: "1 × backoff, full jitter", floor: None, play: baseline::<false, 1> },
+    Row { name: "5 × backoff, full jitter", floor: None, play: baseline::<false, 5> },
+    Row { name: "20 × backoff, full jitter", floor: None, play: baseline::<false, 20> },
+    Row { name: "100 × backoff, full jitter", floor: None, play: baseline::<false, 100> },
+    Row { name: "1 × AWS adaptive", floor: None, play: baseline::<true, 1> },
+    Row { name: "5 × AWS adaptive", floor: None, play: baseline::<true, 5> },
+    Row { name: "20 × AWS adaptive", floor: None, play: baseline::<true, 20> },
+    Row { name: "100 × AWS adaptive", floor: None, play: baseline::<true, 100> },
+];
+
+/// Saturated from a cold start: 120 s to 720 s, and what came before.
+fn steady(who: Who, count: usize, upstream: &Upstream, seed: u64, bounds: [Bound; 3]) -> Vec<Figure> {
+    let record = run(upstream, &mut crowd(who, count, Millis::MAX, 0.0, seed), 720 * SECOND, seed);
+    let cold = Slice { record: &record, clients: count, from: 0, to: 120 };
+    let warm = Slice { from: 120, to: 720, ..cold };
+    let mut figures =
+        vec![share("goodput", warm.goodput(upstream), bounds[0]), percent("throttled", warm.throttled(), bounds[1])];
+    if count > 1 {
+        figures.push(share("fairness", warm.fairness(), bounds[2]));
+    }
+    figures.push(share("goodput, first 120 s", cold.goodput(upstream), Reported));
+    figures.push(percent("throttled, first 120 s", cold.throttled(), Reported));
+    figures
+}
+
+fn one(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 1, &Upstream::plain(), seed, [AtLeast(0.99), AtMost(0.002), Reported])
+}
+
+fn one_of_four(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 1, &Upstream::of(4.0, 6.0), seed, [AtLeast(0.97), AtMost(0.015), Reported])
+}
+
+fn one_of_thirty(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 1, &Upstream::of(30.0, 45.0), seed, [AtLeast(0.97), AtMost(0.015), Reported])
+}
+
+fn five(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 5, &Upstream::plain(), seed, [AtLeast(0.98), AtMost(0.02), AtLeast(0.95)])
+}
+
+/// The first finds the bucket full and takes itself for alone; the others find it empty.
+fn five_apart(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let relay = |index: u64| -> Box<dyn Client> {
+        let pacer = Pacer::new(options(0.0), timestamp(0), seed * 1000 + index);
+        Box::new(Relay::new(pacer, Saturated { from: 300 * index, until: Millis::MAX }))
+    };
+    let record = run(&upstream, &mut (0..5).map(relay).collect::<Vec<_>>(), 720 * SECOND, seed);
+    let warm = Slice { record: &record, clients: 5, from: 120, to: 720 };
+    vec![
+        share("goodput", warm.goodput(&upstream), Reported),
+        percent("throttled", warm.throttled(), AtMost(0.02)),
+        share("fairness", warm.fairness(), Reported),
+    ]
+}
+
+fn twenty(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 20, &Upstream::plain(), seed, [AtLeast(0.97), AtMost(0.04), AtLeast(0.93)])
+}
+
+fn hundred(seed: u64) -> Vec<Figure> {
+    steady(Who::Relays, 100, &Upstream::plain(), seed, [AtLeast(0.94), AtMost(0.1), AtLeast(0.85)])
+}
+
+fn baseline<const ADAPTIVE: bool, const COUNT: usize>(seed: u64) -> Vec<Figure> {
+    let who = if ADAPTIVE { Who::Adaptive } else { Who::Backoff };
+    steady(who, COUNT, &Upstream::plain(), seed, [Reported; 3])
+}
+
+/// The upstream of the row that halves and doubles.
+pub fn halving() -> Upstream {
+    let quota = vec![(0, 10.0, 15.0), (240 * SECOND, 5.0, 7.5), (480 * SECOND, 10.0, 15.0)];
+    Upstream { quota, ..Upstream::plain() }
+}
+
+fn halves_and_doubles(seed: u64) -> Vec<Figure> {
+    let upstream = halving();
+    let record = run(&upstream, &mut crowd(Who::Relays, 5, Millis::MAX, 0.0, seed), 720 * SECOND, seed);
+    let slice = |from, to| Slice { record: &record, clients: 5, from, to };
+    vec![
+        seconds("0.9 of the half", slice(240, 480).reaches(0.9, &upstream), AtMost(60.0)),
+        seconds("0.9 of the double", slice(480, 720).reaches(0.9, &upstream), AtMost(60.0)),
+        percent("throttled", slice(120, 720).throttled(), AtMost(0.03)),
+        share("goodput", slice(120, 720).goodput(&upstream), Reported),
+    ]
+}
+
+fn nineteen_fall_idle(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let mut clients = crowd(Who::Relays, 1, Millis::MAX, 0.0, seed);
+    clients.extend(crowd(Who::Relays, 19, 300 * SECOND, 0.0, seed + 500));
+    let record = run(&upstream, &mut clients, 900 * SECOND, seed);
+    let busy = Slice { record: &record, clients: 1, from: 300, to: 900 };
+    vec![seconds("the busy one at 0.9", busy.reaches(0.9, &upstream), AtMost(120.0))]
+}
+
+fn outage(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream { down: vec![(300 * SECOND, 600 * SECOND)], ..Upstream::plain() };
+    let record = run(&upstream, &mut crowd(Who::Relays, 20, Millis::MAX, 0.0, seed), 720 * SECOND, seed);
+    let back = Slice { record: &record, clients: 20, from: 600, to: 720 };
+    vec![
+        seconds("0.9 after the return", back.reaches(0.9, &upstream), AtMost(15.0)),
+        percent("throttled, first minute", Slice { to: 660, ..back }.throttled(), AtMost(0.05)),
+    ]
+}
+
+fn restarted(kept: bool, throttled_most: f64, seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let kept = kept.then(|| Kept { rate: 0.5, at: timestamp(0) });
+    let relay = |index: u64| -> Box<dyn Client> {
+        let pacer = Pacer::resumed(options(0.0), kept, timestamp(0), seed * 1000 + index);
+        Box::new(Relay::new(pacer, Saturated { from: 0, until: Millis::MAX }))
+    };
+    let record = run(&upstream, &mut (0..20).map(relay).collect::<Vec<_>>(), 120 * SECOND, seed);
+    let all = Slice { record: &record, clients: 20, from: 0, to: 120 };
+    vec![
+        share("least goodput of 10 s, from 15 s on", Slice { from: 15, ..all }.least(&upstream), AtLeast(0.9)),
+        percent("throttled, first minute", Slice { to: 60, ..all }.throttled(), AtMost(throttled_most)),
+    ]
+}
+
+fn restart_kept(seed: u64) -> Vec<Figure> {
+    restarted(true, 0.05, seed)
+}
+
+fn restart_with_nothing(seed: u64) -> Vec<Figure> {
+    restarted(false, 0.2, seed)
+}
+
+fn beside_people(relays: usize, seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let mut clients = crowd(Who::Relays, relays, Millis::MAX, 0.1, seed);
+    clients.push(Box::new(People::new(0.5, 3, seed)));
+    let record = run(&upstream, &mut clients, 720 * SECOND, seed);
+    let warm = Slice { record: &record, clients: relays, from: 120, to: 720 };
+    let (first, lost) = people(&record, relays, 3);
+    vec![
+        share("goodput", warm.goodput(&upstream), AtLeast(0.87)),
+        percent("throttled", warm.throttled(), Reported),
+        percent("people's first tries", first, AtMost(0.01)),
+        percent("people's losses", lost, AtMost(0.001)),
+    ]
+}
+
+fn one_beside_people(seed: u64) -> Vec<Figure> {
+    beside_people(1, seed)
+}
+
+fn twenty_beside_people(seed: u64) -> Vec<Figure> {
+    beside_people(20, seed)
+}
+
+/// What share of people's first tries is throttled, and of their messages lost, after the first two minutes.
+fn people(record: &Record, client: usize, tries: u64) -> (f64, f64) {
+    let theirs = || record.lines.iter().filter(|line| line.client == client && line.at >= 120 * SECOND);
+    let throttled = |mark| theirs().filter(|line| line.mark == mark && line.fate == Fate::Throttled).count() as f64;
+    let messages = theirs().filter(|line| line.mark == 1).count().max(1) as f64;
+    (throttled(1) / messages, throttled(tries) / messages)
+}
+
+/// Direct callers, in standard mode with its three tries, at so many messages a second; they know no headroom.
+fn beside_callers<const RATE: u32>(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let mut clients = crowd(Who::Relays, 1, Millis::MAX, 0.0, seed);
+    clients.push(Box::new(People::new(f64::from(RATE), 3, seed)));
+    let record = run(&upstream, &mut clients, 720 * SECOND, seed);
+    let relay = Slice { record: &record, clients: 1, from: 120, to: 720 };
+    let (first, lost) = people(&record, 1, 3);
+    // The first of them may have started just before.
+    let asks = (relay.lines().count() + 1) as f64 / 600.0;
+    vec![
+        share("the relay's goodput", relay.goodput(&upstream), Reported),
+        percent("its throttled", relay.throttled(), Reported),
+        share("its requests per second", asks, AtLeast(options(0.0).rate_min)),
+        percent("callers' first tries", first, Reported),
+        percent("callers' losses", lost, Reported),
+    ]
+}
+
+/// Ten minutes as ever, an hour at a tenth, an hour as ever; 0.8 of the quota arrives all the time.
+fn hour_at_a_tenth<const FRESH: u64>(seed: u64) -> Vec<Figure> {
+    const BEFORE: u64 = 600;
+    const AFTER: u64 = BEFORE + 3600;
+    let quota = vec![(0, 10.0, 15.0), (BEFORE * SECOND, 1.0, 1.5), (AFTER * SECOND, 10.0, 15.0)];
+    let upstream = Upstream { quota, ..Upstream::plain() };
+    let until = (AFTER + 3600) * SECOND;
+    let arrivals = Chats::arrivals(8.0, until, seed);
+    let load = Chats::new(arrivals.clone(), Duration::from_secs(FRESH), 900 * SECOND);
+    let relay = Relay::new(Pacer::new(options(0.0), timestamp(0), seed), load);
+    let record = run(&upstream, &mut [Box::new(relay)], until, seed);
+    let mut delivered = vec![None; arrivals.len()];
+    for line in record.lines.iter().filter(|line| line.fate == Fate::Accepted) {
+        delivered[line.mark as usize] = Some(line.at);
+    }
+    let firsts = |from: u64, to: u64| {
+        let of = |(line, at): (&Line, &Option<Millis>)| {
+            let within = line.first && (from * SECOND..to * SECOND).contains(&line.at);
+            within.then(|| at.map_or(Millis::MAX, |at| at - line.at))
+        };
+        let mut waits: Vec<Millis> = arrivals.iter().zip(&delivered).filter_map(of).collect();
+        waits.sort_unstable();
+        waits.get(waits.len() * 95 / 100).map_or(0.0, |wait| *wait as f64 / 1000.0)
+    };
+    // Back to normal: from here on every minute's lines are delivered within ten seconds, 95 of 100.
+    let late = |minute: u64| {
+        let lines = arrivals.iter().zip(&delivered).filter(|(line, _)| line.at / 60_000 == minute);
+        let (mut all, mut late) = (0, 0);
+        for (line, at) in lines {
+            all += 1;
+            late += u32::from(at.is_none_or(|at| at > line.at + 10 * SECOND));
+        }
+        late * 20 > all
+    };
+    let normal =
+        (AFTER / 60..AFTER / 60 + 58).rev().find(|minute| late(*minute)).map_or(0, |minute| minute + 1 - AFTER / 60);
+    let bounds = if FRESH > 0 { [AtMost(20.0), AtMost(1200.0)] } else { [Reported; 2] };
+    vec![
+        seconds("p95 of chats' first, half hour after", Some(firsts(AFTER, AFTER + 1800).round() as u64), bounds[0]),
+        seconds("back to normal after", Some(normal * 60), bounds[1]),
+    ]
+}

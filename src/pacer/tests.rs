@@ -1,0 +1,210 @@
+//! The pacer by itself: slots, bursts, gate, and what moves the share. How many of them get on with one another is
+//! shown by the simulation (`benches/pacing`), and held there by `tests/pacing.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const START: Timestamp = Timestamp(1_000_000);
+
+fn after(millis: u64) -> Timestamp {
+    Timestamp(START.0 + millis)
+}
+
+fn options() -> Options {
+    Options { headroom: 0.0, ..Options::default() }
+}
+
+fn pacer() -> Pacer {
+    Pacer::new(options(), START, 7)
+}
+
+/// Sends for so long against a bucket of this relay's own, each answered at once; what was accepted and what throttled.
+fn alone(pacer: &mut Pacer, bucket: &mut (f64, f64, f64), from: u64, to: u64) -> (u32, u32) {
+    let (mut accepted, mut throttled) = (0, 0);
+    for now in (from..to).map(after) {
+        let (rate, burst, tokens) = bucket;
+        *tokens = (*tokens + *rate / 1000.0).min(*burst);
+        if let Allowance::Start(_) = pacer.allowance(now) {
+            pacer.started(now);
+            let passes = *tokens >= 1.0;
+            *tokens -= if passes { 1.0 } else { 0.0 };
+            pacer.ended(now, now, if passes { Signal::Answered } else { Signal::Throttled(Hint::default()) });
+            if passes { accepted += 1 } else { throttled += 1 }
+        }
+    }
+    (accepted, throttled)
+}
+
+#[test]
+fn burst_goes_one_after_another_and_keeps_a_token_of_slack() {
+    let mut pacer = pacer();
+    let mut sent = 0;
+    while pacer.allowance(after(sent)) == Allowance::Start(1) {
+        pacer.started(after(sent));
+        assert!(matches!(pacer.allowance(after(sent)), Allowance::Wait(_)), "the answer is awaited");
+        pacer.ended(after(sent), after(sent + 1), Signal::Answered);
+        sent += 1;
+    }
+    // Chance decides whether the last slot has come.
+    assert!((13..=14).contains(&sent), "{sent} of 15");
+}
+
+#[test]
+fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
+    for (accepted, least, most) in [(0, 0.2, 0.6), (4, 2.5, 3.5), (14, 7.0, 10.0)] {
+        let mut pacer = pacer();
+        for sent in 0..accepted {
+            pacer.started(after(sent));
+            pacer.ended(after(sent), after(sent), Signal::Answered);
+        }
+        let now = after(accepted);
+        pacer.started(now);
+        pacer.ended(now, now, Signal::Throttled(Hint::default()));
+        let rate = pacer.rate();
+        assert!((least..=most).contains(&rate), "{accepted} accepted: {rate}");
+        assert!(matches!(pacer.allowance(after(accepted + 50)), Allowance::Wait(_)));
+    }
+}
+
+#[test]
+fn throttle_lets_one_probe_go_ahead_and_stragglers_count_once() {
+    let mut pacer = pacer();
+    for _ in 0..3 {
+        pacer.started(START);
+    }
+    pacer.ended(START, after(40), Signal::Throttled(Hint::default()));
+    let rate = pacer.rate();
+    for _ in 0..2 {
+        pacer.ended(START, after(50), Signal::Throttled(Hint::default()));
+    }
+    assert!((pacer.rate() - rate).abs() < 1e-9, "they started before the gate was closed");
+    assert_eq!(pacer.closed(), Some(Closed::Throttled));
+    let probe = (40..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
+    assert_eq!(pacer.allowance(probe), Allowance::Start(1));
+    pacer.started(probe);
+    assert_eq!(pacer.allowance(probe), Allowance::Probing);
+    pacer.ended(probe, probe, Signal::Answered);
+    assert_eq!(pacer.closed(), None);
+}
+
+#[test]
+fn outage_leaves_the_rate_alone_and_is_probed_at_least_every_probe_max() {
+    let mut pacer = pacer();
+    let mut now = START;
+    for _ in 0..20 {
+        pacer.started(now);
+        pacer.ended(now, now, Signal::Down(Hint::default()));
+        let Allowance::Wait(until) = pacer.allowance(now) else { panic!("the gate is closed") };
+        assert!(until.since(now) <= Options::default().probe_max);
+        assert_eq!(pacer.allowance(until), Allowance::Start(1), "one probe");
+        now = until;
+    }
+    assert!((pacer.rate() - 10.0).abs() < 1e-9);
+}
+
+#[test]
+fn hint_is_obeyed_within_its_bound() {
+    for signal in [Signal::Throttled, Signal::Down] {
+        let mut pacer = pacer();
+        pacer.started(START);
+        pacer.ended(START, START, signal(Hint(Some(Duration::from_secs(600)))));
+        assert_eq!(pacer.allowance(START), Allowance::Wait(after(60_000)));
+    }
+}
+
+#[test]
+fn typing_takes_only_what_is_to_spare() {
+    let mut pacer = pacer();
+    assert_eq!((0..100).filter(|_| pacer.take_spare(START)).count(), 7);
+    pacer.overheard(START, Hint::default());
+    assert!(!pacer.take_spare(after(50)));
+}
+
+#[test]
+fn enormous_quota_is_not_held_up_by_timers() {
+    let options = Options { quota_rate: 100_000.0, quota_burst: 1_000_000, ..options() };
+    let mut pacer = Pacer::new(options, START, 7);
+    assert!(matches!(pacer.allowance(START), Allowance::Start(n) if n >= 1000));
+}
+
+#[test]
+fn kept_rate_is_taken_up_without_a_burst_if_it_is_young() {
+    let start = after(10 * 3_600_000);
+    let kept = |minutes: u64| Some(Kept { rate: 0.5, at: Timestamp(start.0 - minutes * 60_000) });
+    let mut young = Pacer::resumed(options(), kept(59), start, 7);
+    assert!((young.rate() - 0.5).abs() < 1e-9);
+    let Allowance::Wait(until) = young.allowance(start) else { panic!("it waits") };
+    assert!(until.since(start) <= Duration::from_secs(5));
+    let old = Pacer::resumed(options(), kept(61), start, 7);
+    assert!((old.rate() - 10.0).abs() < 1e-9);
+    assert_eq!(old.kept(start), None, "what the operator told was not learned");
+    assert_eq!(young.kept(start), Some(Kept { rate: 0.5, at: start }));
+}
+
+#[test]
+fn quiet_relay_learns_nothing_from_its_quiet() {
+    for rate in [10.0, 0.5] {
+        let mut pacer = Pacer::resumed(options(), Some(Kept { rate, at: START }), START, 7);
+        for minute in 1..600 {
+            let now = after(minute * 60_000);
+            assert!(matches!(pacer.allowance(now), Allowance::Start(_)));
+            pacer.started(now);
+            pacer.ended(now, after(minute * 60_000 + 30), Signal::Answered);
+        }
+        assert!((pacer.rate() - rate).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn headroom_is_left_from_the_first_attempt_on() {
+    assert!((Pacer::new(Options::default(), START, 7).rate() - 9.0).abs() < 1e-9);
+}
+
+#[test]
+fn rate_keeps_within_its_bounds() {
+    let options = Options { rate_max: 12.0, rate_min: 3.0, ..options() };
+    let mut pacer = Pacer::new(options, START, 7);
+    alone(&mut pacer, &mut (100.0, 100.0, 100.0), 0, 300_000);
+    assert!((pacer.rate() - 12.0).abs() < 1e-9);
+    alone(&mut pacer, &mut (0.0, 0.0, 0.0), 300_000, 600_000);
+    assert!((pacer.rate() - 3.0).abs() < 1e-9);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever it was told, it finds what is there, lower or higher.
+    #[test]
+    fn quota_is_found(told in 4.0f64..40.0, truth in 4.0f64..40.0, seed in 0u64..1000) {
+        let options = Options { quota_rate: told, ..options() };
+        let mut pacer = Pacer::new(options, START, seed);
+        let mut bucket = (truth, 1.5 * truth, 1.5 * truth);
+        alone(&mut pacer, &mut bucket, 0, 180_000);
+        let (accepted, throttled) = alone(&mut pacer, &mut bucket, 180_000, 300_000);
+        let share = f64::from(accepted) / (truth * 120.0);
+        prop_assert!(share > 0.9, "{share} of the quota");
+        prop_assert!(f64::from(throttled) < 0.03 * f64::from(accepted) + 4.0, "{throttled} of {accepted}");
+    }
+
+    /// Nothing that may come back makes it panic, or leave its bounds.
+    #[test]
+    fn any_course_of_things_is_survived(seed in 0u64..1000, course in prop::collection::vec((0u64..70_000, 0u8..5), 1..300)) {
+        let mut pacer = Pacer::new(options(), START, seed);
+        let mut now = START;
+        for (millis, what) in course {
+            now = now + Duration::from_millis(millis);
+            match what {
+                0 => { let _ = pacer.allowance(now); }
+                1 => pacer.started(now),
+                2 => pacer.ended(START, now, Signal::Answered),
+                3 => pacer.ended(now, now, Signal::Throttled(Hint::default())),
+                _ => pacer.ended(now, now, Signal::Down(Hint::default())),
+            }
+            prop_assert!(pacer.rate() >= 0.2 && pacer.rate().is_finite());
+            if let Allowance::Wait(until) = pacer.allowance(now) {
+                prop_assert!(until.since(now) <= Duration::from_secs(60));
+            }
+        }
+    }
+}
