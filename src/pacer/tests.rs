@@ -171,21 +171,30 @@ fn rate_keeps_within_its_bounds() {
     assert!((pacer.rate() - 3.0).abs() < 1e-9);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    /// Whatever it was told, it finds what is there, lower or higher.
-    #[test]
-    fn quota_is_found(told in 4.0f64..40.0, truth in 4.0f64..40.0, seed in 0u64..1000) {
-        let options = Options { quota_rate: told, ..options() };
-        let mut pacer = Pacer::new(options, START, seed);
+/// Whatever it was told, it finds what is there, lower or higher, within three minutes. Now and then chance hides a part
+/// of the quota for longer, which is why the claim is one about many cases, and each of them the same in every run.
+#[test]
+fn quota_is_found() {
+    const CASES: usize = 300;
+    let mut dice = fastrand::Rng::with_seed(1);
+    let mut shares = Vec::with_capacity(CASES);
+    for _ in 0..CASES {
+        let (told, truth) = (4.0 + 36.0 * dice.f64(), 4.0 + 36.0 * dice.f64());
+        let mut pacer = Pacer::new(Options { quota_rate: told, ..options() }, START, dice.u64(..));
         let mut bucket = (truth, 1.5 * truth, 1.5 * truth);
         alone(&mut pacer, &mut bucket, 0, 180_000);
         let (accepted, throttled) = alone(&mut pacer, &mut bucket, 180_000, 300_000);
-        let share = f64::from(accepted) / (truth * 120.0);
-        prop_assert!(share > 0.9, "{share} of the quota");
-        prop_assert!(f64::from(throttled) < 0.03 * f64::from(accepted) + 4.0, "{throttled} of {accepted}");
+        assert!(f64::from(throttled) < 0.02 * f64::from(accepted) + 2.0, "told {told}, truth {truth}: {throttled}");
+        shares.push(f64::from(accepted) / (truth * 120.0));
     }
+    shares.sort_by(f64::total_cmp);
+    assert!(shares[0] > 0.6, "the least: {}", shares[0]);
+    assert!(shares[CASES / 50] > 0.9, "of fifty: {}", shares[CASES / 50]);
+    assert!(shares[CASES / 2] > 0.99, "the usual: {}", shares[CASES / 2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Nothing that may come back makes it panic, or leave its bounds.
     #[test]
