@@ -49,6 +49,10 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 /// More than this is no bundle of certificates.
 const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// The keys that name a file which is read with the configuration.
+const CA_FILE: &str = "sender.ca_file";
+const KEY_FILE: &str = "queue.key_file";
+
 /// Where a configuration comes from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -94,16 +98,10 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Config, Faults> {
         let mut layers = layers::Layers::of(sources);
         rules::check(&mut layers);
-        let extra_roots = certificates(&layers.shape.sender.ca_file).unwrap_or_else(|fault| {
-            let source = layers.origins.get("sender.ca_file").map_or("default", String::as_str);
-            layers.faults.push(format!("{source}: sender.ca_file = {fault}"));
-            Vec::new()
-        });
-        let sealing_keys = sealing_keys(&layers.shape.queue.key_file).unwrap_or_else(|fault| {
-            let source = layers.origins.get("queue.key_file").map_or("default", String::as_str);
-            layers.faults.push(format!("{source}: queue.key_file = {fault}"));
-            Vec::new()
-        });
+        let extra_roots = certificates(&layers.shape.sender.ca_file);
+        let extra_roots = layers.take(CA_FILE, extra_roots);
+        let sealing_keys = sealing_keys(&layers.shape.queue.key_file);
+        let sealing_keys = layers.take(KEY_FILE, sealing_keys);
         let endpoint = endpoint(&layers.shape.sender);
         match endpoint {
             Some(endpoint) if layers.faults.is_empty() => Ok(Config {
@@ -147,11 +145,12 @@ impl Config {
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let pairs = keys(&self.shape).into_iter().zip(keys(&other.shape));
         let mut changes: Vec<String> = pairs.filter(|(one, two)| one != two).map(|((key, _), _)| key).collect();
-        if self.extra_roots != other.extra_roots && !changes.iter().any(|key| key == "sender.ca_file") {
-            changes.push("sender.ca_file".into());
-        }
-        if self.sealing_keys != other.sealing_keys && !changes.iter().any(|key| key == "queue.key_file") {
-            changes.push("queue.key_file".into());
+        let files =
+            [(CA_FILE, self.extra_roots == other.extra_roots), (KEY_FILE, self.sealing_keys == other.sealing_keys)];
+        for (key, same) in files {
+            if !same && !changes.iter().any(|changed| changed == key) {
+                changes.push(key.into());
+            }
         }
         changes
     }

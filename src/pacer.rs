@@ -37,6 +37,8 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use self::gate::Gate;
 use self::share::Share;
 use crate::delivery::Signal;
@@ -93,7 +95,7 @@ pub enum Allowance {
 }
 
 /// A learned rate, as it is kept over a restart.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// Requests per second.
     pub rate: f64,

@@ -14,9 +14,9 @@
 //! | dead | – | – | `Dead`, until pruned | yes, until pruned |
 //! | pruned, or never seen | – | – | – | – |
 //!
-//! A line with something queued has exactly one place: a turn (`r`, `q`), or a time from which it is due (`d`: its head backs
-//! off, or its token was refused and it is held). Being in flight is no state on disk: after a crash the head is simply
-//! sent again, with the same ClientToken, before anything else of its conversation.
+//! A line with something queued has exactly one place: a turn (`r`, `q`), or a time from which it is due (`d`: its head
+//! backs off, or its token was refused and it is held). Being in flight is no state on disk: after a crash the head is
+//! simply sent again, with the same ClientToken, before anything else of its conversation.
 //!
 //! **The instant of commit** is the return of `fdatasync`. A crash before it leaves the rows of the commit before, a
 //! crash after it the new ones; a batch is atomic, so there is nothing in between. What a crash leaves to do is found

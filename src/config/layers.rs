@@ -63,6 +63,15 @@ impl Layers {
         layers
     }
 
+    /// What was read from the file that a key names; nothing, and a fault, where it could not be.
+    pub fn take<T: Default>(&mut self, key: &str, read: Result<T, String>) -> T {
+        read.unwrap_or_else(|fault| {
+            let source = self.origins.get(key).map_or("default", String::as_str);
+            self.faults.push(format!("{source}: {key} = {fault}"));
+            T::default()
+        })
+    }
+
     fn lay(&mut self, settings: Vec<Setting>) {
         let mut builder = ::config::Config::builder();
         for Setting { source, key, value } in settings {

@@ -8,7 +8,7 @@ use super::codec::{
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
-use super::sealing::Bound;
+use super::sealing::Binding;
 use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
@@ -152,7 +152,7 @@ impl Writer {
         token.conversation = Some(conversation);
         token.keyed = submission.asked.keyed.is_some();
         if new {
-            token.secret = self.sealer.seal(Bound::Token(&hash), submission.bearer.expose());
+            token.secret = self.sealer.seal(Binding::Token(&hash), submission.bearer.expose());
         }
         if stale {
             token.used = now;
@@ -368,7 +368,7 @@ impl Writer {
             row.conversation = Some(conversation);
             row.keyed = old.keyed;
             row.renews = None;
-            row.secret = self.sealer.seal(Bound::Token(&hash), token.expose());
+            row.secret = self.sealer.seal(Binding::Token(&hash), token.expose());
             self.store.put(token_key(&hash), &row);
             return self.renew(&before, &hash, now);
         }

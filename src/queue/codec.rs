@@ -31,8 +31,9 @@
 //! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has left.
 //!
 //! No value exceeds [`ROW_MAX`]. Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
-//! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants, ClientTokens and contents stand in keys and comparisons as 128 bits of
-//! HMAC-SHA-256 under the store's own key: the folder does not tell who spoke.
+//! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants,
+//! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
+//! folder does not tell who spoke.
 
 pub mod pack;
 mod record;
@@ -174,15 +175,13 @@ fn with_sum(key: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The payload, if the sum holds.
-fn decode_bytes<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
-    let (found, payload) = value.split_at_checked(4)?;
-    (found == sum(key, payload)).then_some(payload)
-}
-
 /// The row, if the sum holds and it is well-formed.
 pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Option<T> {
-    postcard::from_bytes(decode_bytes(key, value)?).ok()
+    let (found, payload) = value.split_at_checked(4)?;
+    if found != sum(key, payload) {
+        return None;
+    }
+    postcard::from_bytes(payload).ok()
 }
 
 fn sum(key: &[u8], payload: &[u8]) -> [u8; 4] {

@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
-use super::sealing::Bound;
+use super::sealing::Binding;
 use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
 
@@ -19,11 +19,11 @@ impl Writer {
         record.kind = Kind::of(body);
         let content = body.content().map_or("", Content::expose).as_bytes();
         if content.len() <= INLINE_MAX {
-            record.inline = self.sealer.seal(Bound::Inline(record.sequence), content);
+            record.inline = self.sealer.seal(Binding::Inline(record.sequence), content);
             return;
         }
         for (number, piece) in (0..).zip(content.chunks(PIECE)) {
-            let sealed = self.sealer.seal(Bound::Piece(record.sequence, number), piece);
+            let sealed = self.sealer.seal(Binding::Piece(record.sequence, number), piece);
             self.store.put(piece_key(record.sequence, number), &sealed);
             record.pieces = number + 1;
         }
@@ -33,12 +33,14 @@ impl Writer {
     pub(super) fn body(&mut self, record: &Record) -> Result<Option<Body>, StoreFailed> {
         let mut content = Zeroizing::new(Vec::new());
         if record.pieces == 0 {
-            let Some(bytes) = self.sealer.open(Bound::Inline(record.sequence), &record.inline) else { return Ok(None) };
+            let Some(bytes) = self.sealer.open(Binding::Inline(record.sequence), &record.inline) else {
+                return Ok(None);
+            };
             content = bytes;
         }
         for number in 0..record.pieces {
             let sealed: Option<Secret> = self.store.get(&piece_key(record.sequence, number))?;
-            let piece = sealed.and_then(|sealed| self.sealer.open(Bound::Piece(record.sequence, number), &sealed));
+            let piece = sealed.and_then(|sealed| self.sealer.open(Binding::Piece(record.sequence, number), &sealed));
             let Some(piece) = piece else { return Ok(None) };
             content.extend_from_slice(&piece);
         }

@@ -72,7 +72,7 @@ impl SealingKey {
 
 /// What a sealed value is, and whose.
 #[derive(Clone, Copy, Debug)]
-pub enum Bound<'a> {
+pub enum Binding<'a> {
     /// Contents in the record of a message, by its sequence number.
     Inline(u64),
     /// A piece of contents too long for it.
@@ -97,7 +97,7 @@ impl Sealer {
     }
 
     /// What goes on disk.
-    pub fn seal(&self, bound: Bound<'_>, plain: &[u8]) -> Secret {
+    pub fn seal(&self, bound: Binding<'_>, plain: &[u8]) -> Secret {
         let Some(SealingKey { id, key }) = self.keys.first() else {
             return Secret::new([&[PLAIN], plain].concat());
         };
@@ -117,7 +117,7 @@ impl Sealer {
     }
 
     /// What was sealed; none where it was for another place, or by a key that is not known.
-    pub fn open(&self, bound: Bound<'_>, sealed: &Secret) -> Option<Zeroizing<Vec<u8>>> {
+    pub fn open(&self, bound: Binding<'_>, sealed: &Secret) -> Option<Zeroizing<Vec<u8>>> {
         match sealed.bytes().split_first()? {
             (&PLAIN, bytes) => Some(Zeroizing::new(bytes.to_vec())),
             (&SEALED, rest) => {
@@ -143,15 +143,15 @@ impl Sealer {
         }
     }
 
-    fn aad(&self, bound: Bound<'_>) -> Aad<Vec<u8>> {
+    fn aad(&self, bound: Binding<'_>) -> Aad<Vec<u8>> {
         let store = &self.store.to_be_bytes();
         Aad::from(match bound {
-            Bound::Inline(sequence) => [&b"m"[..], store, &sequence.to_be_bytes()].concat(),
-            Bound::Piece(sequence, number) => {
+            Binding::Inline(sequence) => [&b"m"[..], store, &sequence.to_be_bytes()].concat(),
+            Binding::Piece(sequence, number) => {
                 [&b"p"[..], store, &sequence.to_be_bytes(), &number.to_be_bytes()].concat()
             }
-            Bound::Token(hash) => [&b"t"[..], store, hash].concat(),
-            Bound::StoreKey => [&b"s"[..], store].concat(),
+            Binding::Token(hash) => [&b"t"[..], store, hash].concat(),
+            Binding::StoreKey => [&b"s"[..], store].concat(),
         })
     }
 }
@@ -177,17 +177,17 @@ mod tests {
             bit in 0u8..8,
         ) {
             let sealer = Sealer::new(keys(&line(1)), 7);
-            let sealed = sealer.seal(Bound::Inline(42), &plain);
-            prop_assert_eq!(&**sealer.open(Bound::Inline(42), &sealed).unwrap(), &plain[..]);
-            prop_assert!(sealer.open(Bound::Inline(43), &sealed).is_none());
-            prop_assert!(sealer.open(Bound::Piece(42, 0), &sealed).is_none());
-            prop_assert!(Sealer::new(keys(&line(1)), 8).open(Bound::Inline(42), &sealed).is_none());
-            prop_assert!(Sealer::new(keys(&line(2)), 7).open(Bound::Inline(42), &sealed).is_none());
-            prop_assert!(Sealer::new(Vec::new(), 7).open(Bound::Inline(42), &sealed).is_none());
+            let sealed = sealer.seal(Binding::Inline(42), &plain);
+            prop_assert_eq!(&**sealer.open(Binding::Inline(42), &sealed).unwrap(), &plain[..]);
+            prop_assert!(sealer.open(Binding::Inline(43), &sealed).is_none());
+            prop_assert!(sealer.open(Binding::Piece(42, 0), &sealed).is_none());
+            prop_assert!(Sealer::new(keys(&line(1)), 8).open(Binding::Inline(42), &sealed).is_none());
+            prop_assert!(Sealer::new(keys(&line(2)), 7).open(Binding::Inline(42), &sealed).is_none());
+            prop_assert!(Sealer::new(Vec::new(), 7).open(Binding::Inline(42), &sealed).is_none());
             let mut bytes = sealed.bytes().to_vec();
             let at = 1 + at % (bytes.len() - 1);
             bytes[at] ^= 1 << bit;
-            prop_assert!(sealer.open(Bound::Inline(42), &Secret::new(bytes)).is_none());
+            prop_assert!(sealer.open(Binding::Inline(42), &Secret::new(bytes)).is_none());
         }
     }
 
@@ -195,18 +195,18 @@ mod tests {
     fn first_key_seals_and_all_open() {
         let old = Sealer::new(keys(&line(1)), 7);
         let new = Sealer::new(keys(&format!("# rotated\n{}\n\n{}\n", line(2), line(1))), 7);
-        let sealed = old.seal(Bound::StoreKey, b"x");
-        assert_eq!(&**new.open(Bound::StoreKey, &sealed).unwrap(), b"x");
+        let sealed = old.seal(Binding::StoreKey, b"x");
+        assert_eq!(&**new.open(Binding::StoreKey, &sealed).unwrap(), b"x");
         assert!(old.is_newest(&sealed) && !new.is_newest(&sealed));
-        assert!(old.open(Bound::StoreKey, &new.seal(Bound::StoreKey, b"x")).is_none());
+        assert!(old.open(Binding::StoreKey, &new.seal(Binding::StoreKey, b"x")).is_none());
     }
 
     #[test]
     fn without_a_key_nothing_is_sealed_and_everything_opens() {
         let sealer = Sealer::new(Vec::new(), 7);
-        let kept = sealer.seal(Bound::Inline(1), b"x");
+        let kept = sealer.seal(Binding::Inline(1), b"x");
         assert!(sealer.is_newest(&kept));
-        assert_eq!(&**Sealer::new(keys(&line(1)), 7).open(Bound::Inline(1), &kept).unwrap(), b"x");
+        assert_eq!(&**Sealer::new(keys(&line(1)), 7).open(Binding::Inline(1), &kept).unwrap(), b"x");
     }
 
     #[test]

@@ -43,7 +43,7 @@ use zeroize::Zeroizing;
 
 use super::codec::{self, Hasher, Key, Secret};
 use super::compaction;
-use super::sealing::{Bound as Sealed, Sealer, SealingKey};
+use super::sealing::{Binding, Sealer, SealingKey};
 use super::{OpenError, StoreFailed};
 use crate::time::Timestamp;
 
@@ -408,7 +408,7 @@ fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenErr
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
     let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(failed("it is damaged".into())) };
-    let key = Sealer::new(keys.to_vec(), nonce).open(Sealed::StoreKey, &kept);
+    let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
     match key {
         Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
         Some(_) => Err(failed("it is damaged".into())),
@@ -432,7 +432,7 @@ fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
 /// Writes the stamp, sealed by the first key.
 fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
     let (format, nonce) = (codec::FORMAT, stamp.nonce);
-    let key = to_hex(sealer.seal(Sealed::StoreKey, &stamp.key).bytes());
+    let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let unnamed = path.join("format.new");
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;

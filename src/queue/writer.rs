@@ -218,7 +218,7 @@ impl Writer {
     }
 
     pub(super) fn learned(&self) -> Option<Kept> {
-        self.meta.learned.map(|(rate, at)| Kept { rate, at })
+        self.meta.learned
     }
 
     /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
@@ -313,7 +313,7 @@ impl Writer {
                 self.answer(reply, work);
             }
             Act::Settle { lease, disposition, learned, reply } => {
-                self.meta.learned = learned.map(|Kept { rate, at }| (rate, at)).or(self.meta.learned);
+                self.meta.learned = learned.or(self.meta.learned);
                 let settled = self.settle(&lease, disposition, now)?;
                 self.answer(reply, settled);
             }

@@ -1,7 +1,6 @@
 """What is under deploy/, run with the real tools. A tool that cannot be had is said aloud: NOT RUN, never passed over."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 pytest.register_assert_rewrite("containers", "patience", "processes", "tools")
 
 from containers import buildah, debian, forget, image_of
-from processes import BINARY, Relay, Simulator
+from hooks import binary, pytest_configure  # noqa: F401
+from processes import Relay, Simulator
 from tools import ROOT, WORK, missing, must
 
 # hadolint; and checkov, which has an environment of its own.
@@ -20,11 +20,6 @@ os.environ["PATH"] = f"{HERE}:{os.environ['PATH']}:{HERE.parents[1]}/.venv-check
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the image and the pod: a release build of its own")
-
-
-def pytest_configure(config):
-    # Told to stop, leave through the fixtures, which end what they started.
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -39,12 +34,6 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports("skipped"):
         terminalreporter.write_line(f"NOT RUN: {report.nodeid}: {report.longrepr[2]}", red=True)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def binary():
-    assert os.access(BINARY, os.X_OK), f"no binary at {BINARY}: cargo build, or set CONNECT_RELAY_BINARY"
-    return Path(BINARY)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 
@@ -12,28 +11,11 @@ import pytest
 pytest.register_assert_rewrite("cuts", "callers", "patience", "processes", "upstream")
 
 import relays
-from processes import BINARY
+from hooks import binary, pytest_collection_modifyitems, pytest_configure  # noqa: F401
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="ten times as many cuts, and the mutant that must be built")
-
-
-def pytest_configure(config):
-    # Told to stop, leave through the fixtures, which end what they started.
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="only with --long"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def binary():
-    assert os.access(BINARY, os.X_OK), f"no binary at {BINARY}: cargo build, or set CONNECT_RELAY_BINARY"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from processes import BINARY, Simulator, environment
+from processes import BINARY, Heard, Simulator
 
 PATIENCE = 60.0
 HERE = Path(__file__).parent
@@ -49,26 +49,16 @@ def build_recorder(folder):
     return recorder
 
 
-class Run:
-    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it. Its log is read as it comes: a relay does not
-    wait for readers, and drops what they leave."""
+class Run(Heard):
+    """`connect-relay run --dir FOLDER`, perhaps with a recorder before it."""
 
     def __init__(self, folder, endpoint, before=(), **settings):
-        self.folder, self._lines, self._heard = Path(folder), [], threading.Event()
-        self.process = subprocess.Popen(
-            [*before, BINARY, "run", "--dir", str(folder)],
-            env=environment({**SETTINGS, "sender.endpoint": endpoint, **settings}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.folder, self._heard = Path(folder), threading.Event()
+        super().__init__([*before, BINARY, "run", "--dir", folder], {**SETTINGS, "sender.endpoint": endpoint, **settings})
 
     def _read(self):
         for line in self.process.stderr:
-            self._lines.append(line)
+            self.output.append(line)
             if '"message":"started"' in line:
                 self._heard.set()
         self._heard.set()
@@ -79,7 +69,7 @@ class Run:
 
     @property
     def log(self):
-        return "".join(self._lines)
+        return "".join(self.output)
 
     def started(self):
         """Waits until it says so; False where it has left instead."""
@@ -97,7 +87,7 @@ class Run:
             self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self._lines.append(f"(it had not left after {PATIENCE:.0f} s)")
+            self.output.append(f"(it had not left after {PATIENCE:.0f} s)")
         self._reader.join(PATIENCE)
         return self.process.wait()
 

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 
 import pytest
 
 pytest.register_assert_rewrite("callers", "patience", "processes", "upstream")
 
-from processes import BINARY, Relay, Simulator
+from hooks import binary, pytest_collection_modifyitems, pytest_configure  # noqa: F401
+from processes import Relay, Simulator
 from upstream import Upstream
 
 # The machine's own AWS settings and proxies are not what is tested; a bot needs NO_PROXY, as the README says.
@@ -22,21 +22,8 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the campaigns at the true rate")
 
 
-def pytest_configure(config):
-    # Told to stop, leave through the fixtures, which end what they started.
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="only with --long"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def tools():
-    assert os.access(BINARY, os.X_OK), f"no binary at {BINARY}: cargo build, or set CONNECT_RELAY_BINARY"
     assert shutil.which("curl"), "curl is needed"
 
 

@@ -163,16 +163,14 @@ class Relay:
         assert "panicked" not in log, log[-4000:]
 
 
-class Simulator:
-    """`connect-relay simulate`, with its ledger."""
+class Heard:
+    """A process whose stderr is read as it comes: a relay does not wait for readers, and drops what they leave."""
 
-    def __init__(self, *args, listen="127.0.0.1:0"):
-        self.folder = Path(tempfile.mkdtemp(prefix="simulator-"))
-        self.ledger_path = self.folder / "ledger"
+    def __init__(self, args, settings=None):
         self.output = []
         self.process = subprocess.Popen(
-            [BINARY, "simulate", "--listen", listen, "--ledger", str(self.ledger_path), *map(str, args)],
-            env=environment(),
+            list(map(str, args)),
+            env=environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -180,11 +178,20 @@ class Simulator:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = until(self._address, "the simulator says where it listens")
 
     def _read(self):
         for line in self.process.stderr:
             self.output.append(line)
+
+
+class Simulator(Heard):
+    """`connect-relay simulate`, with its ledger."""
+
+    def __init__(self, *args, listen="127.0.0.1:0"):
+        self.folder = Path(tempfile.mkdtemp(prefix="simulator-"))
+        self.ledger_path = self.folder / "ledger"
+        super().__init__([BINARY, "simulate", "--listen", listen, "--ledger", self.ledger_path, *args])
+        self.url = until(self._address, "the simulator says where it listens")
 
     def _address(self):
         match = re.search(r"listening on (http://[0-9.]+:\d+)", "".join(self.output))

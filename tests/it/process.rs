@@ -46,7 +46,7 @@ pub fn relay(dir: &Path) -> Command {
 }
 
 /// A relay whose log is read line by line.
-struct Relay {
+pub struct Relay {
     process: Child,
     /// Its first line: where it listens.
     started: serde_json::Value,
@@ -58,7 +58,7 @@ impl Relay {
         Relay::of(relay(dir).envs(settings.iter().copied()))
     }
 
-    fn of(command: &mut Command) -> Relay {
+    pub fn of(command: &mut Command) -> Relay {
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(process.stderr.take().unwrap());
         let (line, lines) = channel();
@@ -92,12 +92,12 @@ impl Relay {
         page.lines().find(|line| line.starts_with(&format!("connect_relay_{name}"))).unwrap().to_owned()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).unwrap();
     }
 
     /// Its log ends when it does.
-    fn wait(mut self) -> ExitStatus {
+    pub fn wait(mut self) -> ExitStatus {
         while self.lines.recv_timeout(PATIENCE).is_ok() {}
         self.process.wait().unwrap()
     }

@@ -2,11 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::process::{PATIENCE, relay, send};
+use crate::process::{PATIENCE, Relay, relay, send};
 
 /// Reads datagrams until one holds this.
 fn hear(manager: &UnixDatagram, wanted: &str) -> String {
@@ -20,16 +19,6 @@ fn hear(manager: &UnixDatagram, wanted: &str) -> String {
     }
 }
 
-/// A relay that does not outlive its test, whatever that comes to.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
     let dir = tempfile::tempdir().unwrap();
@@ -38,8 +27,8 @@ fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let folder = dir.path().join("relay");
     let mut command = relay(&folder);
-    command.env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "300000").stderr(Stdio::null());
-    let mut process = Ended(command.spawn().unwrap());
+    command.env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "300000");
+    let relay = Relay::of(&mut command);
     assert_eq!(hear(&manager, ""), "READY=1", "the first word");
     // From here on bots are served: the socket is there.
     send(&folder);
@@ -48,13 +37,13 @@ fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
     for _ in 0..3 {
         hear(&manager, "Connect cannot be reached\nWATCHDOG=1");
     }
-    kill_process(Pid::from_child(&process.0), Signal::TERM).unwrap();
+    relay.signal(Signal::TERM);
     hear(&manager, "STOPPING=1");
     hear(&manager, "STATUS=draining: 1 queued");
     // Told to stop it still is watched, and still is alive.
     hear(&manager, "WATCHDOG=1");
-    kill_process(Pid::from_child(&process.0), Signal::TERM).unwrap();
-    assert_eq!(process.0.wait().unwrap().code(), Some(75));
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.wait().code(), Some(75));
 }
 
 #[test]
@@ -65,9 +54,9 @@ fn a_watchdog_that_is_another_process_s_is_not_fed() {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = relay(&dir.path().join("relay"));
     command.env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "300000").env("WATCHDOG_PID", "1");
-    let mut process = Ended(command.stderr(Stdio::null()).spawn().unwrap());
+    let relay = Relay::of(&mut command);
     let status = hear(&manager, "STATUS=");
     assert_eq!(status, "STATUS=ready: 0 queued, at 9.0 a second");
-    kill_process(Pid::from_child(&process.0), Signal::TERM).unwrap();
-    assert!(process.0.wait().unwrap().success());
+    relay.signal(Signal::TERM);
+    assert!(relay.wait().success());
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, Hash, Record, Secret};
 use crate::delivery::{Reason, Receipt, ServiceError};
+use crate::pacer::Kept;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
@@ -32,8 +33,8 @@ pub struct Meta {
     pub outcomes: u64,
     /// Bytes of packs and dead letters, and what goes with them; see [`Record::weight`].
     pub weight: u64,
-    /// The learned rate of delivery, and when that was.
-    pub learned: Option<(f64, Timestamp)>,
+    /// The learned rate of delivery.
+    pub learned: Option<Kept>,
 }
 
 /// A dead letter: the record as it was, and why.

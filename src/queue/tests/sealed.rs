@@ -9,7 +9,7 @@ const SECOND: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 const CANARY: &str = "canary-4711";
 
 fn keys(lines: &[&str]) -> Vec<SealingKey> {
-    SealingKey::parse_file(&lines.join("\n")).unwrap()
+    if lines.is_empty() { Vec::new() } else { SealingKey::parse_file(&lines.join("\n")).unwrap() }
 }
 
 fn sealed(lines: &[&str]) -> Rig {
@@ -18,7 +18,7 @@ fn sealed(lines: &[&str]) -> Rig {
 
 impl Rig {
     fn reopen_with(mut self, lines: &[&str]) -> Rig {
-        self.options.keys = if lines.is_empty() { Vec::new() } else { keys(lines) };
+        self.options.keys = keys(lines);
         self.reopen()
     }
 
@@ -27,8 +27,7 @@ impl Rig {
         let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
         drop((queue, runtime));
         writer.join().unwrap().unwrap();
-        let keys = if lines.is_empty() { Vec::new() } else { keys(lines) };
-        let with = Options { keys, ..options.clone() };
+        let with = Options { keys: keys(lines), ..options.clone() };
         let error = Queue::open(with, clock.clone(), &Metrics::default()).unwrap_err();
         let text = error.to_string().replace(&options.path.display().to_string(), "PATH");
         (text, Rig::open(folder, options, clock))
