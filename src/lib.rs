@@ -26,7 +26,7 @@
 //! | doors and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | what they stand on | [`queue`], [`participant`], [`serve`] |
 //! | words and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
-//! | ground | [`retry`], over [`time`], [`metrics`] |
+//! | ground | [`retry`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # What is not here
 //! Only `queue` names sled, only `participant` dials out, only `time` reads a clock, only `cli` and `config` read
@@ -43,6 +43,7 @@ pub mod delivery;
 pub mod health;
 pub mod ingress;
 pub mod life;
+pub mod memory;
 pub mod message;
 pub mod metrics;
 pub mod pacer;

@@ -27,7 +27,9 @@ pub async fn run(options: &Options, folder: &Path, report: &mut Report) -> anyho
     let field = Field { options, folder, closed: ClosedPort::take()?, bare: Bare::open(folder).await? };
     for contents in CONTENTS {
         let (mut rates, mut costs) = (rates_table(), costs_table());
-        for shape in &SHAPES {
+        for shape in
+            SHAPES.iter().filter(|shape| options.shape.as_ref().is_none_or(|name| shape.name.starts_with(name)))
+        {
             let mut rounds = Vec::new();
             for nth in 0..options.rounds() {
                 let round = field.round(shape, contents).await?;

@@ -30,6 +30,9 @@ pub struct Options {
     /// Rounds per figure [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: Option<u32>,
+    /// Measure only the ways of handing over whose name begins with this, such as "64"
+    #[arg(long, value_name = "NAME")]
+    pub shape: Option<String>,
     /// One short round of everything: does it run? Its figures are worth nothing
     #[arg(long)]
     pub quick: bool,

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::delivery::Disposition;
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::Timestamp;
@@ -37,6 +38,8 @@ const GROUP_ACTS: usize = 1024;
 const COMPACT_BYTES: u64 = 32 << 20;
 /// How often time itself makes work: expiry, pruning, gauges.
 const TICK: Duration = Duration::from_secs(1);
+/// How often memory that was freed is given back, if anything was committed since.
+const GIVE_BACK: Duration = Duration::from_secs(60);
 
 /// Something to carry out.
 pub enum Act {
@@ -124,6 +127,8 @@ pub struct Writer {
     inbox: Receiver<Act>,
     answers: Vec<Box<dyn FnOnce() + Send>>,
     ticked: Timestamp,
+    /// The first commit since memory was last given back.
+    held_since: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -174,6 +179,7 @@ impl Writer {
             inbox,
             answers: Vec::new(),
             ticked: Timestamp(0),
+            held_since: None,
         };
         let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
         writer.begin().map_err(failed)?;
@@ -352,6 +358,11 @@ impl Writer {
         if self.store.compact(self.live_bytes(), spare)? {
             let took = self.now().since(now);
             debug!(bytes = self.store.log_bytes(), took_ms = took.as_millis(), "the queue's log was compacted");
+            self.held_since = Some(Timestamp(0));
+        }
+        if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
+            self.held_since = None;
+            memory::give_back();
         }
         let overview = self.overview(now)?;
         self.gauges.show(&overview, now);
@@ -387,6 +398,7 @@ impl Writer {
             timer.observe_duration();
             self.shared.commit_began.store(0, Ordering::Relaxed);
             self.measure_space();
+            self.held_since = self.held_since.or(Some(began));
         }
         self.gauges.corrupt.inc_by(self.store.take_corrupt());
         for answer in self.answers.drain(..) {

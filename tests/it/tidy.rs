@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
 const FLOORS: &[&[&str]] = &[
-    &["time", "metrics"],
+    &["time", "metrics", "memory"],
     &["retry"],
     &["message", "delivery"],
     &["life", "pacer", "turns", "health", "supervisor"],
