@@ -7,6 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
+//! | `j` | u64 | the journal's epoch: which of its records are not here yet |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | the n-th piece of contents too long for their record |
@@ -56,7 +57,7 @@ pub use rows::{
 };
 
 /// The layout's number, in the format stamp.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
 /// syncs.
 pub const ROW_MAX: usize = 7 * 1024;

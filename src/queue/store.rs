@@ -1,11 +1,15 @@
-//! sled, made durable: one folder, one tree, one batch per `fdatasync`, one owner.
+//! sled, made durable, behind a journal: one folder, one tree, one owner.
 //!
 //! Acts read and write through [`Store`]; what they write gathers in an overlay that they read back, and reaches the
-//! disk in [`Store::commit`]:
+//! disk in [`Store::commit`], and sled in [`Store::checkpoint`], when the journal is full:
 //!
 //! ```text
-//! put, remove ─▶ overlay ─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db) = the instant of commit
+//! put, remove ─▶ overlay ─▶ journal ─▶ fdatasync(journal) = the instant of commit
+//!                   └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db), and again; with the last, the next epoch
 //! ```
+//!
+//! A commit to the journal is one write; one to sled is a page for each row. What comes and goes between two checkpoints
+//! never reaches sled, and what does goes there in batches of some hundred rows.
 //!
 //! sled's own `flush` is not durable on Linux (it calls `sync_file_range`), hence the `fdatasync`; its segment headers
 //! vouch for what was flushed, not for what was synced, hence one batch for each, and nothing before it in the same sync:
@@ -20,12 +24,12 @@
 //! | --- | --- |
 //! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
 //! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
+//! | `journal` | what was committed and is not in sled yet |
 //! | `compacted` | a copy that is to take the place of `db` |
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::ops::Bound;
@@ -43,6 +47,8 @@ use zeroize::Zeroizing;
 
 use super::codec::{self, Hasher, Key, Secret};
 use super::compaction;
+use super::journal::Journal;
+use super::overlay::Overlay;
 use super::sealing::{Binding, Sealer, SealingKey};
 use super::{OpenError, StoreFailed};
 use crate::time::Timestamp;
@@ -54,6 +60,11 @@ const CACHE_BYTES: u64 = 6 << 20;
 const KEY_BYTES: usize = 32;
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
+/// What a checkpoint gives sled at a time: what a batch leaves to be freed stays in memory for a while (with 1 MiB ten
+/// thousand messages took 47 MiB, with this 23).
+const BATCH_BYTES: usize = 256 << 10;
+/// The row of the journal's epoch.
+const EPOCH: &[u8] = b"j";
 /// Space set aside for recording outcomes on a full disk.
 pub const BALLAST_BYTES: u64 = 8 << 20;
 
@@ -67,8 +78,8 @@ pub struct Store {
     _lock: File,
     /// What makes ids of this store differ from another's.
     pub nonce: u32,
-    pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    pending_bytes: usize,
+    overlay: Overlay,
+    journal: Journal,
     corrupt: u64,
     compactable: bool,
 }
@@ -114,7 +125,11 @@ impl Store {
                 .map_err(failed("write its format stamp"))?,
         };
         let sealer = Sealer::new(keys, stamp.nonce);
-        if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
+        let mut overlay = Overlay::default();
+        let (journal, damaged) = open_journal(path, &db, &mut overlay)
+            .inspect_err(|_| never_drop(&db))
+            .map_err(failed("open its journal"))?;
+        if stamp.format < codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
                 .map_err(failed("write its format stamp"))?;
@@ -129,9 +144,9 @@ impl Store {
             data,
             _lock: lock,
             nonce: stamp.nonce,
-            pending: BTreeMap::new(),
-            pending_bytes: 0,
-            corrupt: 0,
+            overlay,
+            journal,
+            corrupt: damaged,
             compactable: true,
         };
         store.keep_ballast();
@@ -153,6 +168,7 @@ impl Store {
         if !self.compactable || !room || self.log_bytes() < spare + 4 * live {
             return Ok(false);
         }
+        self.checkpoint()?;
         if let Err(cause) = compaction::copy(self.db(), &self.path) {
             // Nothing has changed, and the log can be used as it is; the next start tries again.
             warn!(%cause, "the queue's log could not be compacted");
@@ -174,98 +190,122 @@ impl Store {
         let found = self.read(key, |value| codec::decode(&key.0, value))?;
         if let Some(None) = found {
             self.set_copy_aside(key)?;
-            self.write(key.0.clone(), None);
+            self.overlay.write(key.0.clone(), None);
         }
         Ok(found.flatten())
     }
 
     /// What is to be told of the raw bytes under a key; they are not checked.
     pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
-        Ok(match self.pending.get(&key.0) {
-            Some(value) => value.as_deref().map(tell),
+        Ok(match self.overlay.get(&key.0) {
+            Some(value) => value.map(tell),
             None => self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))?.as_deref().map(tell),
         })
     }
 
     /// Adds to the end of a row that this commit began.
     pub fn extend(&mut self, key: Key, bytes: &[u8]) {
-        self.pending_bytes += bytes.len();
-        self.pending.entry(key.0).or_default().get_or_insert_default().extend_from_slice(bytes);
+        self.overlay.extend(key.0, bytes);
     }
 
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
         let value = codec::encode(&key.0, row);
-        self.write(key.0, Some(value));
+        self.overlay.write(key.0, Some(value));
     }
 
     /// Removes a row.
     pub fn remove(&mut self, key: Key) {
-        self.write(key.0, None);
-    }
-
-    fn write(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.pending_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-        self.pending.insert(key, value);
+        self.overlay.write(key.0, None);
     }
 
     /// The first key at or after `from` that begins with `prefix`.
     pub fn next_key(&self, prefix: &[u8], from: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
-        let end = prefix_end(prefix);
-        let range = (from.map(<[u8]>::to_vec), Bound::Excluded(end));
-        let pending = self.pending.range(range.clone()).find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
-        for row in self.db().range(range) {
+        let range = (from.map(<[u8]>::to_vec), Bound::Excluded(prefix_end(prefix)));
+        let own = self.overlay.first(&range);
+        for row in self.db().range(range.clone()) {
             let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
-            if pending.as_ref().is_some_and(|first| first.as_slice() <= &*key) {
+            if own.is_some_and(|own| own.as_slice() <= &*key) {
                 break;
             }
-            if self.pending.get(&*key).is_none_or(Option::is_some) {
+            if self.overlay.get(&key).is_none() {
                 return Ok(Some(key.to_vec()));
             }
         }
-        Ok(pending)
+        Ok(own.cloned())
     }
 
     /// The last key before or at `to` that begins with `prefix`.
     pub fn last_key(&self, prefix: &[u8], to: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
         let range = (Bound::Included(prefix.to_vec()), to.map(<[u8]>::to_vec));
-        let pending =
-            self.pending.range(range.clone()).rev().find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
-        for row in self.db().range(range).rev() {
+        let own = self.overlay.last(&range);
+        for row in self.db().range(range.clone()).rev() {
             let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
-            if pending.as_ref().is_some_and(|last| last.as_slice() >= &*key) {
+            if own.is_some_and(|own| own.as_slice() >= &*key) {
                 break;
             }
-            if self.pending.get(&*key).is_none_or(Option::is_some) {
+            if self.overlay.get(&key).is_none() {
                 return Ok(Some(key.to_vec()));
             }
         }
-        Ok(pending)
+        Ok(own.cloned())
     }
 
     /// Bytes that wait for the next commit.
     pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes
+        self.overlay.pending_bytes()
     }
 
     /// Makes everything written so far durable, all of it or nothing.
     pub fn commit(&mut self) -> Result<(), StoreFailed> {
-        if self.pending.is_empty() {
+        if self.overlay.pending().is_empty() {
             return Ok(());
         }
-        let mut batch = sled::Batch::default();
-        for (key, value) in std::mem::take(&mut self.pending) {
+        // Reads write to sled too: it splits a page when it next passes by. That is synced before anything follows it.
+        if self.flush()? > 0 {
+            self.sync()?;
+        }
+        let written = self.journal.append(self.overlay.pending()).and_then(|()| self.journal.sync());
+        written.map_err(|cause| self.broken("write the journal of", &cause))?;
+        self.overlay.commit();
+        Ok(())
+    }
+
+    /// Whether so much was committed that sled should have it.
+    pub fn checkpoint_is_due(&self) -> bool {
+        self.journal.is_full()
+    }
+
+    /// Gives sled what was committed. A crash in between loses nothing: the journal has all of it until the last batch,
+    /// which names the next epoch, is durable.
+    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
+        if self.journal.is_empty() {
+            return Ok(());
+        }
+        if self.flush()? > 0 {
+            self.sync()?;
+        }
+        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        for (key, value) in self.overlay.take_committed() {
+            let more = key.len() + value.as_ref().map_or(0, Vec::len);
+            if bytes + more > BATCH_BYTES {
+                self.apply(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+            bytes += more;
             match value {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
             }
         }
-        self.pending_bytes = 0;
-        // Reads write too: sled splits a page when it next passes by. That goes before the batch, with a sync of its own.
-        if self.flush()? > 0 {
-            self.sync()?;
-        }
-        self.db().apply_batch(batch).map_err(|cause| self.broken("apply a batch", &cause))?;
+        batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.next_epoch()));
+        self.apply(batch)?;
+        self.journal.begin_anew();
+        Ok(())
+    }
+
+    fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
+        self.db().apply_batch(batch).map_err(|cause| self.broken("apply a batch to", &cause))?;
         self.flush()?;
         self.sync()
     }
@@ -331,7 +371,7 @@ impl Store {
         let raw = self.read(key, <[u8]>::to_vec)?;
         let row = char::from(key.0[0]);
         error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        self.write([b"k", key.0.as_slice()].concat(), raw);
+        self.overlay.write([b"k", key.0.as_slice()].concat(), raw);
         Ok(())
     }
 
@@ -383,7 +423,23 @@ pub(super) fn never_drop(db: &sled::Db) {
     std::mem::forget(db.clone());
 }
 
+/// What was committed since the last checkpoint is read back; what sled does not have yet may be more than one start old.
+fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> io::Result<(Journal, u64)> {
+    let epoch = db.get(EPOCH).map_err(io::Error::other)?;
+    let epoch = match epoch {
+        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| io::Error::other("its epoch is damaged"))?,
+        None => 0,
+    };
+    let opened = Journal::open(&path.join("journal"), epoch, |key, value| overlay.commit_row(key, value))?;
+    if opened.1 > 0 {
+        error!(commits = opened.1, "commits in the queue's journal fail their checksum; the rest goes on");
+    }
+    sync_directory(path)?;
+    Ok(opened)
+}
+
 struct Stamp {
+    format: u32,
     nonce: u32,
     /// The key of the hashes.
     key: Zeroizing<Vec<u8>>,
@@ -391,7 +447,7 @@ struct Stamp {
     kept: Option<Secret>,
 }
 
-/// `connect-relay queue, format 1`, the nonce and the key, a line each.
+/// `connect-relay queue, format 2`, the nonce and the key, a line each.
 fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let failed = |cause: String| OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause };
     let mut text = Zeroizing::new(String::new());
@@ -407,10 +463,12 @@ fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenErr
     }
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(failed("it is damaged".into())) };
+    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else {
+        return Err(failed("it is damaged".into()));
+    };
     let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
     match key {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { format, nonce, key, kept: Some(kept) })),
         Some(_) => Err(failed("it is damaged".into())),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
     }
@@ -426,7 +484,7 @@ fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
     for name in ["conf", "db"] {
         File::open(path.join(name))?.sync_all()?;
     }
-    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
+    Ok(Stamp { format: codec::FORMAT, nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
 }
 
 /// Writes the stamp, sealed by the first key.
@@ -449,7 +507,7 @@ fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
         let text = name.to_string_lossy();
-        if !(matches!(&*text, "db" | "conf" | "blobs" | "format.new") || text.starts_with("snap.")) {
+        if !(matches!(&*text, "db" | "conf" | "blobs" | "journal" | "format.new") || text.starts_with("snap.")) {
             continue;
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;

@@ -22,8 +22,8 @@ use super::{
     Verdict, Work,
 };
 use crate::delivery::Disposition;
-use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::memory;
+use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::Timestamp;
@@ -270,7 +270,8 @@ impl Writer {
         }
         self.meta.clean = self.leased.is_empty();
         self.note_meta();
-        self.commit()
+        self.commit()?;
+        self.checkpoint()
     }
 
     fn carry_out(&mut self, act: Act) -> Result<(), StoreFailed> {
@@ -410,6 +411,15 @@ impl Writer {
         if std::mem::take(&mut self.left) {
             self.shared.drained.notify_waiters();
         }
+        // After the answers: what they say is durable, and this takes its time.
+        if self.store.checkpoint_is_due() { self.checkpoint() } else { Ok(()) }
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StoreFailed> {
+        self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
+        self.store.checkpoint()?;
+        self.shared.commit_began.store(0, Ordering::Relaxed);
+        self.measure_space();
         Ok(())
     }
 

@@ -28,6 +28,7 @@ enum Step {
     /// Seconds.
     Skip(u64),
     Reopen,
+    Kill,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +77,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0usize..4, answer).prop_map(|(nth, answer)| Step::Settle(nth, answer)),
         2 => prop_oneof![3 => 1u64..100, 1 => 100u64..4000].prop_map(Step::Skip),
         1 => Just(Step::Reopen),
+        1 => Just(Step::Kill),
     ]
 }
 
@@ -269,8 +271,8 @@ impl Model {
         }
     }
 
-    fn reopen(&mut self) {
-        if self.conversations.values().any(|conversation| conversation.in_flight) {
+    fn reopen(&mut self, killed: bool) {
+        if killed || self.conversations.values().any(|conversation| conversation.in_flight) {
             self.unclean_boot = self.boot;
         }
         self.boot += 1;
@@ -385,7 +387,12 @@ impl Pair {
             Step::Reopen => {
                 self.leases.clear();
                 self.rig = self.rig.reopen();
-                self.model.reopen();
+                self.model.reopen(false);
+            }
+            Step::Kill => {
+                self.leases.clear();
+                self.rig = self.rig.killed();
+                self.model.reopen(true);
             }
         }
         Ok(self)

@@ -1,0 +1,149 @@
+//! The journal: one write and one `fdatasync` for each commit.
+//!
+//! A batch of sled's costs a page for each row and two writes with a thread in between; a record here is one write. It
+//! counts from its `fdatasync` on. What it holds is in the overlay too, and goes into sled when the journal is full, or
+//! the relay leaves: that is a *checkpoint*, and the journal begins anew, in the same place, with the next epoch.
+//!
+//! A record is
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 4 | CRC-32 of all that follows |
+//! | 4 | how many bytes of rows follow the head |
+//! | 8 | the epoch: checkpoints before it |
+//! | 8 | its number within the epoch, from 0 |
+//! | … | the rows: the key's length (1), the value's (4, all ones for a row that was removed), key, value |
+//!
+//! all numbers big-endian. At a start the records of the epoch that sled's `j` row names are read back; those of epochs before
+//! are in sled. One that is not whole ends them: it was not acknowledged, and nothing was written after it. If something
+//! was, it is no cut but damage, and is counted.
+//!
+//! | cut | what the next start finds |
+//! | --- | --- |
+//! | while a record is written | the records before it |
+//! | in a checkpoint | the old epoch in sled, and the whole of its records: rows that sled has already are written again |
+//! | after it, before the next record is whole | the new epoch, and no record of it |
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use super::overlay::{Rows, Value};
+
+/// What it holds before a checkpoint is due.
+const BYTES: u64 = 2 << 20;
+const HEAD: usize = 24;
+const REMOVED: u32 = u32::MAX;
+
+/// The file, and where the next record goes.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    epoch: u64,
+    number: u64,
+    end: u64,
+    /// The record being made; kept for its room.
+    record: Vec<u8>,
+}
+
+impl Journal {
+    /// Opens the file, or makes it; tells each row that was committed in this epoch, in the order of their commits. With
+    /// it, how many commits are damaged: those that are not whole though one after them is.
+    pub fn open(path: &Path, epoch: u64, mut tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let mut journal = Journal { file, epoch, number: 0, end: 0, record: Vec::new() };
+        let (mut at, mut damaged) = (0, 0);
+        while let Some((start, number, rows)) = next_record(&bytes, at, epoch, journal.number) {
+            damaged += number - journal.number;
+            read_rows(rows, &mut tell);
+            at = start + HEAD + rows.len();
+            (journal.number, journal.end) = (number + 1, at as u64);
+        }
+        Ok((journal, damaged))
+    }
+
+    /// Writes the rows of one commit.
+    pub fn append(&mut self, rows: &Rows) -> io::Result<()> {
+        let record = &mut self.record;
+        record.clear();
+        record.resize(HEAD, 0);
+        for (key, value) in rows {
+            let length = value.as_ref().map_or(REMOVED, |value| value.len() as u32);
+            record.push(key.len() as u8);
+            record.extend_from_slice(&length.to_be_bytes());
+            record.extend_from_slice(key);
+            record.extend_from_slice(value.as_deref().unwrap_or_default());
+        }
+        let length = (record.len() - HEAD) as u32;
+        record[4..8].copy_from_slice(&length.to_be_bytes());
+        record[8..16].copy_from_slice(&self.epoch.to_be_bytes());
+        record[16..24].copy_from_slice(&self.number.to_be_bytes());
+        let sum = crc32fast::hash(&record[4..]);
+        record[..4].copy_from_slice(&sum.to_be_bytes());
+        self.file.write_all_at(record, self.end)?;
+        self.end += record.len() as u64;
+        self.number += 1;
+        // One long batch must not be held on to.
+        record.shrink_to(BYTES as usize / 4);
+        Ok(())
+    }
+
+    /// What was written is on disk when this returns: the instant of commit.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Whether it is time for a checkpoint.
+    pub fn is_full(&self) -> bool {
+        self.end >= BYTES
+    }
+
+    /// Whether it holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.number == 0
+    }
+
+    /// The epoch that follows a checkpoint.
+    pub fn next_epoch(&self) -> u64 {
+        self.epoch + 1
+    }
+
+    /// Sled has all of it, durably.
+    pub fn begin_anew(&mut self) {
+        (self.epoch, self.number, self.end) = (self.next_epoch(), 0, 0);
+    }
+}
+
+/// The record with this number that stands here; where that is damaged, the first after it: where, its number, its rows.
+fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
+    let candidates =
+        (at..bytes.len()).filter_map(|at| whole(&bytes[at..], epoch).map(|(found, rows)| (at, found, rows)));
+    candidates.into_iter().find(|(start, found, _)| (*start == at && *found == number) || *found > number)
+}
+
+/// The number and the rows of a record of this epoch that begins here and is whole.
+fn whole(bytes: &[u8], epoch: u64) -> Option<(u64, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
+    if head[8..16] != epoch.to_be_bytes() {
+        return None;
+    }
+    let length = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
+    let rows = rest.get(..length)?;
+    let number = u64::from_be_bytes(head[16..24].try_into().ok()?);
+    (crc32fast::hash(&bytes[4..HEAD + length]).to_be_bytes() == head[..4]).then_some((number, rows))
+}
+
+/// The sum holds, so these are rows as they were written; what is not is left out.
+fn read_rows(mut bytes: &[u8], tell: &mut impl FnMut(Vec<u8>, Value)) {
+    while let Some((head, rest)) = bytes.split_at_checked(5) {
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let Some((key, rest)) = rest.split_at_checked(usize::from(head[0])) else { return };
+        let value_length = if length == REMOVED { 0 } else { length as usize };
+        let Some((value, rest)) = rest.split_at_checked(value_length) else { return };
+        tell(key.to_vec(), (length != REMOVED).then(|| value.to_vec()));
+        bytes = rest;
+    }
+}

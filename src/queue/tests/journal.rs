@@ -1,0 +1,112 @@
+//! What a commit left in the journal alone is there after a kill, and goes into sled in its time.
+
+use super::*;
+
+/// More than the journal holds.
+const MANY: usize = 3000;
+
+fn journal(rig: &Rig) -> Vec<u8> {
+    std::fs::read(rig.options.path.join("journal")).unwrap()
+}
+
+fn stands(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
+}
+
+fn in_sled(rig: &Rig, text: &str) -> bool {
+    stands(&std::fs::read(rig.options.path.join("db")).unwrap(), text).is_some()
+}
+
+fn push_many(rig: &Rig) {
+    for group in (0..MANY).collect::<Vec<_>>().chunks(100) {
+        let body = "x".repeat(900);
+        rig.push_all(
+            group.iter().map(|n| message(&format!("t{}", n % 50), &n.to_string(), &format!("{n} {body}"))).collect(),
+        );
+    }
+}
+
+#[test]
+fn commit_goes_to_the_journal_and_a_kill_leaves_it_there() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "first"));
+    rig.accepted(message("a", "2", "second"));
+    assert!(stands(&journal(&rig), "second").is_some());
+    assert!(!in_sled(&rig, "second"), "sled has nothing of it yet");
+    let rig = rig.killed().killed();
+    assert_eq!(rig.drain(), ["first", "second"]);
+}
+
+#[test]
+fn message_that_left_before_a_checkpoint_never_reaches_sled() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "in and out"));
+    rig.drain();
+    let rig = rig.reopen();
+    assert!(!in_sled(&rig, "in and out"));
+    let again = rig.accepted(message("a", "1", "in and out"));
+    assert!(matches!(again.status, Status::Delivered(_)), "its outcome did");
+}
+
+#[test]
+fn full_journal_is_a_checkpoint() {
+    let rig = Rig::new();
+    push_many(&rig);
+    assert!(in_sled(&rig, "0 xxx"));
+    let rig = rig.killed();
+    assert_eq!(rig.overview().queued, MANY as u64);
+    assert_eq!(rig.drain().len(), MANY);
+    let rig = rig.killed();
+    assert_eq!((rig.overview().queued, rig.drain().len()), (0, 0));
+}
+
+#[test]
+fn clean_end_leaves_everything_in_sled() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "kept"));
+    let rig = rig.reopen();
+    std::fs::write(rig.options.path.join("journal"), [0; 1 << 20]).unwrap();
+    assert_eq!(rig.killed().drain(), ["kept"]);
+}
+
+#[test]
+fn half_a_record_at_the_end_is_a_commit_that_never_was() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "first"));
+    rig.accepted(message("a", "2", "second"));
+    let mut bytes = journal(&rig);
+    let at = stands(&bytes, "second").unwrap();
+    bytes[at..].fill(0);
+    std::fs::write(rig.options.path.join("journal"), bytes).unwrap();
+    let rig = rig.killed();
+    assert_eq!(corrupt(&rig), 0.0);
+    assert_eq!(rig.drain(), ["first"]);
+}
+
+#[test]
+fn damage_in_the_middle_takes_one_commit_and_is_counted() {
+    let rig = Rig::new();
+    for text in ["first", "second", "third"] {
+        rig.accepted(message(text, "1", text));
+    }
+    let mut bytes = journal(&rig);
+    let at = stands(&bytes, "second").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(rig.options.path.join("journal"), bytes).unwrap();
+    let rig = rig.killed();
+    assert_eq!(corrupt(&rig), 1.0);
+    assert_eq!(rig.drain(), ["first", "third"]);
+}
+
+#[test]
+fn store_of_the_format_before_is_taken_over() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "kept"));
+    let rig = rig.reopen();
+    let (stamp, before) = (rig.options.path.join("format"), "format 1");
+    let text = std::fs::read_to_string(&stamp).unwrap().replace("format 2", before);
+    std::fs::write(&stamp, text).unwrap();
+    let rig = rig.reopen();
+    assert!(std::fs::read_to_string(&stamp).unwrap().contains("format 2"), "an older relay must not miss the journal");
+    assert_eq!(rig.drain(), ["kept"]);
+}
