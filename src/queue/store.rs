@@ -24,10 +24,11 @@
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
+//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -41,10 +42,11 @@ use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 use zeroize::Zeroizing;
 
+use super::carry::{self, ASIDE};
 use super::codec::{self, Hasher, Key, Secret};
-use super::compaction;
 use super::sealing::{Binding, Sealer, SealingKey};
 use super::{OpenError, StoreFailed};
+use super::{compaction, log};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
@@ -52,6 +54,8 @@ use crate::time::Timestamp;
 const CACHE_BYTES: u64 = 6 << 20;
 /// Bytes of the key of the hashes.
 const KEY_BYTES: usize = 32;
+/// What stands in sled's own file of parameters, from the first line on.
+const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// Space set aside for recording outcomes on a full disk.
@@ -88,13 +92,12 @@ impl Store {
         if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
             return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
         }
-        let lock = private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock"))
-            .map_err(failed("open its lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
-
+        let lock = lock(path)?;
         let stamp = read_stamp(path, &keys)?;
         if stamp.is_none() {
+            if was_used(path).map_err(failed("read its log"))? {
+                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() });
+            }
             set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
         }
         compaction::finish(path).map_err(failed("finish a compaction"))?;
@@ -103,7 +106,16 @@ impl Store {
             drop_cached(path).map_err(failed("drop cached pages"))?;
         }
         remove_half_snapshots(path).map_err(failed("remove a half-written snapshot"))?;
-        let (db, data) = open_sled(path).map_err(failed("open sled"))?;
+        if stamp.is_some() {
+            look_through(path)?;
+        }
+        let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
+            // sled's words for damage, and for a log that ends too early.
+            ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
+            }
+            _ => failed("open sled")(cause),
+        })?;
         if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
@@ -196,6 +208,11 @@ impl Store {
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
         let value = codec::encode(&key.0, row);
+        self.write(key.0, Some(value));
+    }
+
+    /// Writes a row that has its sum already.
+    pub fn put_raw(&mut self, key: Key, value: Vec<u8>) {
         self.write(key.0, Some(value));
     }
 
@@ -295,6 +312,12 @@ impl Store {
         files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
     }
 
+    /// Whether a damaged store lies set aside.
+    pub fn has_set_aside(&self) -> bool {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with(ASIDE))
+    }
+
     /// Bytes that the log takes on disk.
     pub fn log_bytes(&self) -> u64 {
         self.data.metadata().map_or(0, |file| file.blocks() * 512)
@@ -391,13 +414,18 @@ struct Stamp {
     kept: Option<Secret>,
 }
 
-/// `connect-relay queue, format 1`, the nonce and the key, a line each.
+/// `connect-relay queue, format 1`, the nonce, the key and the sum of these, a line each.
 fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
-    let failed = |cause: String| OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause };
+    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() };
     let mut text = Zeroizing::new(String::new());
     match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| failed(error.to_string()))?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged()),
+        result => result.map_err(|error| OpenError::Failed {
+            path: path.to_owned(),
+            step: "read its format stamp",
+            cause: error.to_string(),
+        })?,
     };
     let mut lines = text.lines();
     let found: Option<u32> =
@@ -405,14 +433,95 @@ fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenErr
     if let Some(found) = found.filter(|found| *found > codec::FORMAT) {
         return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT });
     }
-    let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
+    let nonce = lines.next().and_then(nonce);
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(failed("it is damaged".into())) };
+    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
+    if text.rsplit_once("sum ").is_some_and(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
+        return Err(damaged());
+    }
     let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
     match key {
         Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
-        Some(_) => Err(failed("it is damaged".into())),
+        Some(_) => Err(damaged()),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
+    }
+}
+
+/// The nonce of a store and what opens its secrets; no sealer where none of the keys does.
+pub(super) fn stamp_of(path: &Path, keys: &[SealingKey]) -> Result<Option<(u32, Option<Sealer>)>, OpenError> {
+    match read_stamp(path, keys) {
+        Ok(stamp) => Ok(stamp.map(|stamp| (stamp.nonce, Some(Sealer::new(keys.to_vec(), stamp.nonce))))),
+        Err(OpenError::Sealed { .. }) => {
+            let text = fs::read_to_string(path.join("format")).unwrap_or_default();
+            Ok(text.lines().nth(1).and_then(nonce).map(|nonce| (nonce, None)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn nonce(line: &str) -> Option<u32> {
+    u32::from_str_radix(line.strip_prefix("store ")?, 16).ok()
+}
+
+/// What in a store's folder is not as a relay leaves it, beside the log.
+pub(super) fn odd_files(path: &Path) -> Vec<String> {
+    let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
+    let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
+    blobs.into_iter().chain(odd_conf(path)).collect()
+}
+
+/// What is wrong with sled's file of parameters: it opens with others, or panics.
+fn odd_conf(path: &Path) -> Option<String> {
+    match fs::read(path.join("conf")) {
+        Ok(conf) if conf.starts_with(SLED_CONF) => None,
+        Ok(_) => Some("conf is not as sled writes it".into()),
+        Err(cause) => Some(format!("conf cannot be read: {cause}")),
+    }
+}
+
+fn stamp_sum(text: &str) -> String {
+    format!("{:08x}", crc32fast::hash(text.as_bytes()))
+}
+
+/// Takes a stamp along into another folder; one that is damaged or gone is made anew there.
+pub(super) fn copy_stamp(from: &Path, to: &Path) -> io::Result<()> {
+    let readable = !matches!(read_stamp(from, &[]), Ok(None) | Err(OpenError::Damaged { .. }));
+    if readable {
+        fs::copy(from.join("format"), to.join("format"))?;
+        File::open(to.join("format"))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Takes the folder's lock; it is let go with the file.
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock =
+        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
+            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
+        })?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
+    Ok(lock)
+}
+
+/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
+fn was_used(path: &Path) -> io::Result<bool> {
+    Ok(!carry::open_log(path, |_, _| ())?.is_empty())
+}
+
+/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
+fn look_through(path: &Path) -> Result<(), OpenError> {
+    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
+    if let Some(odd) = odd_conf(path) {
+        return damaged(odd);
+    }
+    match log::sweep(&path.join("db")) {
+        Ok(sweep) => match sweep.damage.first() {
+            Some(damage) => damaged(damage.clone()),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
+        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
 }
 
@@ -434,6 +543,7 @@ fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
     let (format, nonce) = (codec::FORMAT, stamp.nonce);
     let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
+    let text = format!("{text}sum {}\n", stamp_sum(&text));
     let unnamed = path.join("format.new");
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
