@@ -55,7 +55,10 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::settle(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    Ok((aside, carried))
+    match fs::rename(path.join(store::MARK), aside.join(store::MARK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok((aside, carried)),
+    }
 }
 
 /// Where an attempt that was cut short has set this store aside already.
@@ -90,7 +93,7 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 
 /// The log of a store; an empty one where it has none.
 pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
-    match Log::read(&path.join("db"), step) {
+    match Log::read(path, step) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Log::empty("the log is gone".into()),
         log => log,
     }

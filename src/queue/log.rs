@@ -17,10 +17,12 @@
 //! lies about in freed segments is older than the nodes that replaced it, and is overruled by them.
 //!
 //! **Damage** is what no crash can leave. A crash leaves the last commit torn (one batch for each sync, which begins with
-//! a manifest), and a freed segment half overwritten. So a gap before the last manifest is damage, unless the segment
-//! holds frames of two numbers; damage within the last commit cannot be told from a crash, and is not called by its name.
+//! a manifest), and freed segments half overwritten or half zeroed. So a gap is damage where it lies before the last
+//! manifest, in a segment of which something is still in use. Damage within the last commit cannot be told from a crash.
 //!
 //! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
+
+mod snapshot;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -44,6 +46,7 @@ mod kind {
     pub const CAP: u8 = 2;
     pub const MANIFEST: u8 = 3;
     pub const FREE: u8 = 4;
+    pub const COUNTER: u8 = 5;
     pub const NODE: u8 = 8;
     pub const BLOB_NODE: u8 = 9;
     pub const LINK: u8 = 10;
@@ -57,9 +60,17 @@ struct Frame {
     /// The number of its segment.
     segment: u64,
     page: u64,
-    /// Where its payload begins, and how long it is.
+    /// Where it begins, where its payload does, and how long that is.
+    begins: usize,
     at: usize,
     length: usize,
+}
+
+impl Frame {
+    /// When it was written, beside others.
+    fn lsn(&self) -> u64 {
+        lsn(self.segment, self.begins)
+    }
 }
 
 /// A page of rows, as its frames so far have left it.
@@ -76,13 +87,11 @@ struct Page {
 
 /// What a look through the whole log found.
 #[derive(Debug, Default)]
-pub struct Sweep {
-    /// What no crash leaves, in words.
-    pub damage: Vec<String>,
-    /// Where reading stopped: the number of the segment, and the offset in it.
-    gaps: Vec<(u64, u64)>,
-    /// Segments' numbers, and whether each was read to its end.
-    whole: BTreeMap<u64, bool>,
+struct Sweep {
+    damage: Vec<String>,
+    gaps: Vec<Gap>,
+    /// Of the segments whose headers verify.
+    numbers: HashSet<u64>,
     last_manifest: u64,
 }
 
@@ -91,6 +100,14 @@ pub struct Sweep {
 struct Place {
     at: u64,
     length: usize,
+}
+
+/// Where reading a segment had to stop, or to begin again.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    number: u64,
+    base: u64,
+    at: usize,
 }
 
 /// A log, and the rows that verify.
@@ -102,23 +119,49 @@ pub struct Log {
     pub damage: Vec<String>,
 }
 
-/// Looks through a log for damage; in memory is one segment of it at a time.
-pub fn sweep(db: &Path) -> io::Result<Sweep> {
-    scan(&File::open(db)?, |_, _| ())
+/// Looks through the log in a folder for damage. In memory are one segment of it at a time and some numbers for each page.
+pub fn sweep(folder: &Path) -> io::Result<Vec<String>> {
+    let file = File::open(folder.join("db"))?;
+    let (mut damage, pointers) = match snapshot::pointers(folder)? {
+        Ok(pointers) => (Vec::new(), pointers),
+        Err(damage) => (vec![damage], Vec::new()),
+    };
+    let (mut expected, mut missing) = (pointers.into_iter().peekable(), Vec::new());
+    // When each page was last made anew.
+    let mut newest: HashMap<u64, u64> = HashMap::new();
+    let sweep = scan(&file, |base, frame| {
+        let at = base + frame.begins as u64;
+        while let Some(pointer) = expected.next_if(|pointer| pointer.at <= at) {
+            missing.extend((pointer.at != at || pointer.lsn != frame.lsn()).then_some(pointer));
+        }
+        if (kind::FREE..=kind::BLOB_NODE).contains(&frame.kind) {
+            let written = newest.entry(frame.page).or_default();
+            *written = frame.lsn().max(*written);
+        }
+    })?;
+    let made = |page| newest.get(&page).copied().unwrap_or(0);
+    let missing = missing.into_iter().chain(expected);
+    let gone = missing.filter(|pointer| made(pointer.page) <= pointer.lsn).count();
+    if gone > 0 {
+        damage.push(format!("{gone} pieces of pages are not where the snapshot says"));
+    }
+    damage.extend(sweep.judge(&file, made)?);
+    Ok(damage)
 }
 
 impl Log {
     /// Reads a log; `step` hears of each segment, as (segments read, segments there are).
-    pub fn read(db: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {
-        let file = File::open(db)?;
+    pub fn read(folder: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {
+        let damage = sweep(folder)?;
+        let file = File::open(folder.join("db"))?;
         let segments = file.metadata()?.len().div_ceil(SEGMENT as u64);
         let mut frames = Vec::new();
-        let sweep = scan(&file, |base, frame| {
+        scan(&file, |base, frame| {
             step(base / SEGMENT as u64 + 1, segments);
-            frames.push((lsn(frame.segment, frame.at), base, *frame));
+            frames.push((frame.lsn(), base, *frame));
         })?;
         frames.sort_by_key(|(lsn, ..)| *lsn);
-        let mut log = Log { file, rows: BTreeMap::new(), damage: sweep.damage };
+        let mut log = Log { file, rows: BTreeMap::new(), damage };
         let mut pages = HashMap::new();
         for (lsn, base, frame) in frames {
             log.turn(lsn, base + frame.at as u64, &frame, &mut pages)?;
@@ -269,60 +312,63 @@ fn scan(file: &File, mut tell: impl FnMut(u64, &Frame)) -> io::Result<Sweep> {
             sweep.segment(base, segment, |frame| tell(base, frame));
         }
     }
-    sweep.judge();
     Ok(sweep)
 }
 
 impl Sweep {
     fn segment(&mut self, base: u64, bytes: &[u8], mut tell: impl FnMut(&Frame)) {
-        let own = header(bytes);
-        let (mut at, mut whole, mut gaps) = (SEGMENT_HEADER, false, Vec::new());
-        let mut numbers = HashSet::new();
-        while let Some(found) = next_frame(bytes, at) {
-            let (begins, frame) = found;
-            if begins > at {
-                gaps.push(at);
+        let header = header(bytes);
+        if let Some(number) = header.filter(|number| !self.numbers.insert(*number)) {
+            self.damage.push(format!("the log has segment {number} twice, once at byte {base}"));
+        }
+        let (mut own, mut at, mut whole) = (header, SEGMENT_HEADER, false);
+        while let Some(frame) = next_frame(bytes, at) {
+            // What another number stands on is not missing here.
+            let number = *own.get_or_insert(frame.segment);
+            if number == frame.segment {
+                if frame.begins > at || header.is_none() && at == SEGMENT_HEADER {
+                    self.gaps.push(Gap { number, base, at });
+                }
+                whole = frame.kind == kind::CAP || frame.at + frame.length + FRAME_HEADER_MAX > SEGMENT;
             }
-            numbers.insert(frame.segment);
-            at = frame.at + frame.length;
-            whole = frame.kind == kind::CAP || at + FRAME_HEADER_MAX > SEGMENT;
             if frame.kind == kind::MANIFEST {
-                self.last_manifest = self.last_manifest.max(lsn(frame.segment, begins));
+                self.last_manifest = self.last_manifest.max(frame.lsn());
             }
             tell(&frame);
-            if frame.kind == kind::CAP && own.is_none_or(|own| own == frame.segment) {
+            at = frame.at + frame.length;
+            if whole {
                 break;
             }
         }
-        let number = own.or_else(|| numbers.iter().max().copied());
-        let Some(number) = number else { return };
-        if numbers.iter().any(|other| *other != number) {
-            // A freed segment, half overwritten; or one begun over what another has left.
-            self.whole.entry(number).or_insert(true);
-            return;
-        }
-        if own.is_none() {
-            self.gaps.push((number, 0));
-        }
-        self.gaps.extend(gaps.into_iter().map(|at| (number, at as u64)));
-        if self.whole.insert(number, whole).is_some() {
-            self.damage.push(format!("the log has segment {number} twice, once at byte {base}"));
-        }
-        if !whole {
-            self.gaps.push((number, at as u64));
+        if let Some(number) = own.filter(|_| !whole) {
+            self.gaps.push(Gap { number, base, at });
         }
     }
 
-    /// A gap before the last manifest is no torn end.
-    fn judge(&mut self) {
-        if self.whole.is_empty() {
-            self.damage.push("the log holds nothing".into());
+    /// A gap is damage where it is no torn end and something in its segment is still in use: a frame that tells how a page
+    /// is now. sled frees the other segments, overwrites them from anywhere, and zeroes them at its next start.
+    fn judge(self, file: &File, made: impl Fn(u64) -> u64) -> io::Result<Vec<String>> {
+        let Sweep { mut damage, mut gaps, numbers, last_manifest } = self;
+        if numbers.is_empty() {
+            damage.push("the log holds nothing".into());
         }
-        for (number, at) in &self.gaps {
-            if number * SEGMENT as u64 + at < self.last_manifest {
-                self.damage.push(format!("segment {number} of the log cannot be read at its byte {at}"));
-            }
+        gaps.retain(|gap| lsn(gap.number, gap.at) < last_manifest);
+        if gaps.is_empty() {
+            return Ok(damage);
         }
+        let mut used = HashSet::new();
+        scan(file, |base, frame| {
+            let in_use = match frame.kind {
+                kind::COUNTER..=kind::BLOB_NODE => made(frame.page) == frame.lsn(),
+                kind::LINK => made(frame.page) < frame.lsn(),
+                _ => false,
+            };
+            used.extend(in_use.then_some((base, frame.segment)));
+        })?;
+        for Gap { number, base, at } in gaps.into_iter().filter(|gap| used.contains(&(gap.base, gap.number))) {
+            damage.push(format!("the log cannot be read from byte {} on (segment {number})", base + at as u64));
+        }
+        Ok(damage)
     }
 }
 
@@ -337,19 +383,19 @@ fn header(bytes: &[u8]) -> Option<u64> {
     Some(lsn / SEGMENT as u64)
 }
 
-/// The next frame at or after an offset, and where it begins. After one that is damaged the next begins where its length
+/// The next frame at or after an offset. After one that is damaged the next begins where its length
 /// says; only where nothing does, every byte is tried.
-fn next_frame(bytes: &[u8], at: usize) -> Option<(usize, Frame)> {
+fn next_frame(bytes: &[u8], at: usize) -> Option<Frame> {
     let last = SEGMENT - FRAME_HEADER_MAX;
     let mut hops = at;
     for _ in 0..2 {
         match frame_at(bytes, hops) {
-            Ok(frame) => return Some((hops, frame)),
+            Ok(frame) => return Some(frame),
             Err(Some(next)) => hops = next,
             Err(None) => break,
         }
     }
-    (at..=last.min(bytes.len())).find_map(|at| Some((at, frame_at(bytes, at).ok()?)))
+    (at..=last.min(bytes.len())).find_map(|at| frame_at(bytes, at).ok())
 }
 
 /// The frame at an offset; where its sum does not hold, the offset at which it says to end.
@@ -357,12 +403,13 @@ fn frame_at(bytes: &[u8], at: usize) -> Result<Frame, Option<usize>> {
     let rest = bytes.get(at..).filter(|_| at + FRAME_HEADER_MAX <= SEGMENT).ok_or(None)?;
     let Some((sum, payload)) = rest.split_first_chunk::<4>() else { return Err(None) };
     let mut head = Bytes { payload, at: 0 };
+    let begins = at;
     let frame = (|| {
         let kind = head.byte().filter(|kind| (kind::CANCELED..=kind::BLOB_LINK).contains(kind))?;
         let length = usize::try_from(head.number()?).ok()?;
         let (segment, page) = (head.number()?, head.number()?);
         let at = at + 4 + head.at;
-        (length <= bytes.len().saturating_sub(at)).then_some(Frame { kind, segment, page, at, length })
+        (length <= bytes.len().saturating_sub(at)).then_some(Frame { kind, segment, page, begins, at, length })
     })()
     .ok_or(None)?;
     let end = frame.at + frame.length;
@@ -409,6 +456,11 @@ impl<'a> Bytes<'a> {
     fn place(&mut self, at: u64) -> Option<Place> {
         let length = self.run()?.len();
         Some(Place { at: at + (self.at - length) as u64, length })
+    }
+
+    /// A number of eight bytes.
+    fn fixed(&mut self) -> Option<u64> {
+        self.take(8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
     /// A run of bytes with its length before it.

@@ -24,6 +24,7 @@
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
+//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
 //! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ const CACHE_BYTES: u64 = 6 << 20;
 const KEY_BYTES: usize = 32;
 /// What stands in sled's own file of parameters, from the first line on.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
+/// The mark of a log that could not be read.
+pub const MARK: &str = "failed-read";
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// Space set aside for recording outcomes on a full disk.
@@ -195,7 +198,7 @@ impl Store {
     pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
         Ok(match self.pending.get(&key.0) {
             Some(value) => value.as_deref().map(tell),
-            None => self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))?.as_deref().map(tell),
+            None => self.db().get(&key.0).map_err(|cause| self.unreadable(&cause))?.as_deref().map(tell),
         })
     }
 
@@ -232,7 +235,7 @@ impl Store {
         let range = (from.map(<[u8]>::to_vec), Bound::Excluded(end));
         let pending = self.pending.range(range.clone()).find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
         for row in self.db().range(range) {
-            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
             if pending.as_ref().is_some_and(|first| first.as_slice() <= &*key) {
                 break;
             }
@@ -249,7 +252,7 @@ impl Store {
         let pending =
             self.pending.range(range.clone()).rev().find(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
         for row in self.db().range(range).rev() {
-            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
             if pending.as_ref().is_some_and(|last| last.as_slice() >= &*key) {
                 break;
             }
@@ -356,6 +359,17 @@ impl Store {
         error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
         self.write([b"k", key.0.as_slice()].concat(), raw);
         Ok(())
+    }
+
+    /// As `failed`; where it was the log itself that could not be read, it leaves the mark by which the next start knows.
+    fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
+        if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
+            let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(MARK));
+            if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
+                error!(%cause, "the damage could not be marked");
+            }
+        }
+        self.failed("read", cause)
     }
 
     fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
@@ -512,14 +526,14 @@ fn was_used(path: &Path) -> io::Result<bool> {
 /// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
 fn look_through(path: &Path) -> Result<(), OpenError> {
     let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
+    if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
+        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
+    }
     if let Some(odd) = odd_conf(path) {
         return damaged(odd);
     }
-    match log::sweep(&path.join("db")) {
-        Ok(sweep) => match sweep.damage.first() {
-            Some(damage) => damaged(damage.clone()),
-            None => Ok(()),
-        },
+    match log::sweep(path) {
+        Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
         Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
         Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
