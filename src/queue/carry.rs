@@ -55,10 +55,13 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::settle(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    match fs::rename(path.join(store::MARK), aside.join(store::MARK)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok((aside, carried)),
+    for mark in [store::MARK, store::OPENING] {
+        match fs::rename(path.join(mark), aside.join(mark)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok((aside, carried))
 }
 
 /// Where an attempt that was cut short has set this store aside already.

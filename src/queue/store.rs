@@ -24,6 +24,7 @@
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
+//! | `opening` | a byte for each start in a row that ended while sled opened the log |
 //! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
 //! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
@@ -57,6 +58,10 @@ const CACHE_BYTES: u64 = 6 << 20;
 const KEY_BYTES: usize = 32;
 /// What stands in sled's own file of parameters, from the first line on.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
+/// The mark of starts that have not come back from sled, a byte for each.
+pub const OPENING: &str = "opening";
+/// So many of them are not chance: kills seldom meet those milliseconds.
+const OPENINGS_MAX: u64 = 4;
 /// The mark of a log that could not be read.
 pub const MARK: &str = "failed-read";
 /// How often sled's lock is tried for, 10 ms apart.
@@ -112,6 +117,7 @@ impl Store {
         if stamp.is_some() {
             look_through(path)?;
         }
+        note_opening(path);
         let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
             // sled's words for damage, and for a log that ends too early.
             ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
@@ -151,6 +157,11 @@ impl Store {
         };
         store.keep_ballast();
         Ok((store, Hasher::new(&stamp.key), sealer))
+    }
+
+    /// sled has opened the log, and the first rows were read and written.
+    pub fn note_opened(&self) {
+        let _ = fs::remove_file(self.path.join(OPENING));
     }
 
     fn db(&self) -> &sled::Db {
@@ -523,11 +534,21 @@ fn was_used(path: &Path) -> io::Result<bool> {
     Ok(!carry::open_log(path, |_, _| ())?.is_empty())
 }
 
+/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
+fn note_opening(path: &Path) {
+    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
+    // Where nothing can be written, sled will say so.
+    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
+}
+
 /// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
 fn look_through(path: &Path) -> Result<(), OpenError> {
     let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
     if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
         return damaged(format!("when the relay last ran, it could not be read: {cause}"));
+    }
+    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
+        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
     }
     if let Some(odd) = odd_conf(path) {
         return damaged(odd);

@@ -208,6 +208,7 @@ impl Writer {
         };
         let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
         writer.begin().map_err(failed)?;
+        writer.store.note_opened();
         Ok(writer)
     }
 

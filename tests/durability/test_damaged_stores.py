@@ -17,7 +17,7 @@ from bots import Bots, chat_token, message, place_of
 from processes import Simulator, command
 from relays import Run, drained
 
-CASES, STARTS = 200, 200
+CASES, STARTS = 200, 40
 CHATS, LENGTH = 30, 12
 UNREACHABLE = "http://127.0.0.1:9"
 

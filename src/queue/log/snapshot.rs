@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::Bytes;
+use super::bytes::Bytes;
 
 /// A frame that a page was made of.
 #[derive(Clone, Copy, Debug)]

@@ -170,3 +170,39 @@ fn busy_store_is_carried_over_whole() {
         assert!(report.is_sound() && report.queued == before.queued, "{report}");
     }
 }
+
+#[test]
+fn store_on_which_start_after_start_ends_is_set_aside() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "a1"));
+    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "...").unwrap());
+    assert!(!rig.overview().set_aside, "three can be chance");
+    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "....").unwrap());
+    assert!(rig.overview().set_aside);
+    assert!(!rig.options.path.join(store::OPENING).exists());
+    assert_eq!(rig.drain(), ["a1"]);
+}
+
+#[test]
+fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
+    let rig = Rig::new();
+    rig.push_all((0..2000).map(|n| message(&format!("chat{n}"), "1", &"x".repeat(900))).collect());
+    // Behind the back of a relay that runs; its cache is smaller than that.
+    let damaged = rig.runtime.block_on(async {
+        flip(&rig.options.path.join("db"), 600_000..2_000_000);
+        loop {
+            match rig.queue.lease(1).await {
+                Ok(work) if work.leases.is_empty() => break false,
+                Ok(_) => {}
+                Err(StoreFailed(_)) => break true,
+            }
+        }
+    });
+    assert!(damaged, "something was read back from the file");
+    let Rig { folder, clock, options, writer, queue, runtime, .. } = rig;
+    drop((queue, runtime));
+    assert!(writer.join().unwrap().is_err());
+    assert!(options.path.join(store::MARK).exists());
+    let rig = Rig::open(folder, options, clock);
+    assert!(rig.overview().set_aside && !rig.options.path.join(store::MARK).exists());
+}
