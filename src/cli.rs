@@ -24,6 +24,7 @@ use crate::daemon::Failure;
 mod check;
 mod client;
 mod demo;
+mod doctor;
 mod log;
 mod run;
 mod send;
@@ -63,6 +64,7 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Simulate(simulate::Args),
     Demo(demo::Args),
 }
@@ -74,6 +76,7 @@ impl Command {
             Command::Check(args) => check::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
                 let mut signals = Signals::new()?;
                 simulate::run(args, signals.stop()).await?;

@@ -175,6 +175,10 @@ impl Config {
             dead_kept_for: queue.dead_kept_for,
             dead_max: queue.dead_max,
             volatile: queue.volatile,
+            damaged: match queue.damaged {
+                Damaged::SetAside => queue::Damaged::SetAside,
+                Damaged::Refuse => queue::Damaged::Refuse,
+            },
             keys: self.sealing_keys.clone(),
             lifetime: sender.lifetime,
             fresh: sender.fresh,

@@ -233,6 +233,20 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
             overview.queued,
         ));
     }
+    if overview.set_aside {
+        problems.push(
+            "The queue was found damaged and is set aside in a folder damaged-* under queue.path; what verified was \
+             carried over. `connect-relay doctor check` on that folder says what is lost. Look at the disk; then remove \
+             the folder."
+                .into(),
+        );
+    }
+    if overview.corrupt > 0 {
+        problems.push(format!(
+            "Failed their checksum since the start, and set aside: {}. The log names their kind; look at the disk.",
+            count(overview.corrupt, "record")
+        ));
+    }
     if overview.held > 0 {
         problems.push(format!(
             "Held for a renewed ConnectionToken, because Connect refused theirs: {}. Let the bot create a new connection \
@@ -361,6 +375,8 @@ mod tests {
         says(|facts| facts.closed = Some(Closed::Throttled), "9.0/s of a quota of 10.0/s");
         says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s");
         says(|facts| facts.overview.held = 1, "theirs: 1 conversation.");
+        says(|facts| facts.overview.set_aside = true, "doctor check");
+        says(|facts| facts.overview.corrupt = 2, "set aside: 2 records.");
     }
 
     #[test]

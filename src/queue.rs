@@ -29,16 +29,20 @@
 //! The queue does not know HTTP, statuses, or when an attempt may start.
 
 mod accept;
+mod carry;
 mod codec;
 mod compaction;
 mod contents;
+pub mod doctor;
 mod gauges;
 mod journal;
 mod line;
+mod log;
 mod lookup;
 mod overlay;
 mod packs;
 mod prune;
+mod salvage;
 mod schedule;
 mod sealing;
 mod settle;
@@ -62,6 +66,7 @@ use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::{Clock, Timestamp};
+pub use carry::Carried;
 pub use sealing::SealingKey;
 pub use writer::Writer;
 use writer::{Act, Asked, Prepared};
@@ -87,6 +92,8 @@ pub struct Options {
     pub dead_max: u64,
     /// Accept a folder in memory (tmpfs, ramfs).
     pub volatile: bool,
+    /// What becomes of a store that is damaged.
+    pub damaged: Damaged,
     /// What contents and ConnectionTokens are sealed with: by the first, while the others still open. Empty: not at all.
     pub keys: Vec<SealingKey>,
     /// How long a message waits where its bot names no lifetime.
@@ -99,6 +106,15 @@ pub struct Options {
     pub refused_for: Duration,
     /// The longest a due time read from disk may lie ahead (clocks step).
     pub due_max: Duration,
+}
+
+/// What becomes of a damaged store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damaged {
+    /// It is set aside, and what verifies is carried into a new one.
+    SetAside,
+    /// It is left as it is, and not opened.
+    Refuse,
 }
 
 /// The message's own id: the store's nonce and its sequence number, `9f86d081-42`.
@@ -268,6 +284,10 @@ pub struct Overview {
     pub disk_free: u64,
     /// Which limit refuses new messages now.
     pub full: Option<Full>,
+    /// A damaged store lies set aside.
+    pub set_aside: bool,
+    /// Rows that failed their sums and were set aside since the start.
+    pub corrupt: u64,
 }
 
 /// The store failed: nothing more is acknowledged, and the process leaves.
@@ -561,6 +581,14 @@ pub enum OpenError {
         path: PathBuf,
         /// Keys that were tried.
         keys: usize,
+    },
+    /// Damaged, and it is to be left as it is.
+    #[error("open queue {path}: it is damaged: {damage}; connect-relay doctor check {path} tells more")]
+    Damaged {
+        /// The folder.
+        path: PathBuf,
+        /// What was found first.
+        damage: String,
     },
     /// Something failed on the way.
     #[error("open queue {path}: {step}: {cause}")]

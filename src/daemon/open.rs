@@ -247,7 +247,9 @@ impl From<OpenError> for Failure {
             OpenError::NewerFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
                 Failure::Config(error.to_string())
             }
-            OpenError::Locked { .. } | OpenError::Failed { .. } => Failure::Failed(error.to_string()),
+            OpenError::Locked { .. } | OpenError::Damaged { .. } | OpenError::Failed { .. } => {
+                Failure::Failed(error.to_string())
+            }
         }
     }
 }

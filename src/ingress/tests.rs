@@ -99,6 +99,7 @@ impl Rig {
                 dead_kept_for: Duration::from_secs(3600),
                 dead_max: 1000,
                 volatile: true,
+                damaged: queue::Damaged::Refuse,
                 keys: Vec::new(),
                 lifetime: Duration::from_secs(900),
                 fresh: Duration::from_secs(30),

@@ -18,24 +18,32 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use super::journal;
 use super::store::{never_drop, open_sled, sync_directory};
 
+/// Where the copy is made.
+pub const FOLDER: &str = "compacted";
 /// Bytes copied at a time.
 const BATCH_BYTES: usize = 512 << 10;
 
 /// Copies every row into a folder beside. The store itself is not touched.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
-    let folder = path.join("compacted");
+    let folder = path.join(FOLDER);
     remove(&folder)?;
     let (to, _) = open_sled(&folder)?;
     copy_rows(from, &to).inspect_err(|_| never_drop(&to))?;
     drop(to);
-    drop(open_sled(&folder)?);
-    for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(&folder)?) {
+    settle(&folder)?;
+    sync_directory(path)
+}
+
+/// Makes a new log ready to be the store: opened once, and synced.
+pub fn settle(folder: &Path) -> io::Result<()> {
+    drop(open_sled(folder)?);
+    for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(folder)?) {
         File::open(folder.join(name))?.sync_all()?;
     }
-    sync_directory(&folder)?;
-    sync_directory(path)
+    sync_directory(folder)
 }
 
 fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
@@ -56,7 +64,7 @@ fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
 
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
 pub fn complete(path: &Path) -> io::Result<()> {
-    let folder = path.join("compacted");
+    let folder = path.join(FOLDER);
     let unnamed = folder.join("complete.new");
     let mut file = File::create(&unnamed)?;
     file.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
@@ -67,13 +75,14 @@ pub fn complete(path: &Path) -> io::Result<()> {
 
 /// Puts a complete copy in the place of what it was copied from; removes one that is not complete.
 pub fn finish(path: &Path) -> io::Result<()> {
-    let folder = path.join("compacted");
+    let folder = path.join(FOLDER);
     if folder.join("complete").exists() {
         let own = fs::read_to_string(folder.join("complete"))?;
         for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
             fs::remove_file(path.join(name))?;
         }
-        for name in ["conf", "db"].into_iter().chain(own.lines()) {
+        // A copy that was not made from this store's journal has one of its own.
+        for name in ["conf", "db", journal::NAME].into_iter().chain(own.lines()) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -93,7 +102,8 @@ fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
     names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| name.starts_with("snap."))).collect()
 }
 
-fn remove(folder: &Path) -> io::Result<()> {
+/// Removes what is left of a copy.
+pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -3,11 +3,11 @@
 use zeroize::Zeroizing;
 
 use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
-use super::sealing::Binding;
+use super::sealing::{Binding, Sealer};
 use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
 
-fn piece_key(sequence: u64, number: u16) -> Key {
+pub fn piece_key(sequence: u64, number: u16) -> Key {
     let mut key = Key::new(b'p').number(sequence);
     key.0.extend_from_slice(&number.to_be_bytes());
     key
@@ -31,27 +31,34 @@ impl Writer {
 
     /// The body again; none where some of it is missing, damaged, or sealed by a key that is not known.
     pub(super) fn body(&mut self, record: &Record) -> Result<Option<Body>, StoreFailed> {
-        let mut content = Zeroizing::new(Vec::new());
-        if record.pieces == 0 {
-            let Some(bytes) = self.sealer.open(Binding::Inline(record.sequence), &record.inline) else {
-                return Ok(None);
-            };
-            content = bytes;
-        }
-        for number in 0..record.pieces {
-            let sealed: Option<Secret> = self.store.get(&piece_key(record.sequence, number))?;
-            let piece = sealed.and_then(|sealed| self.sealer.open(Binding::Piece(record.sequence, number), &sealed));
-            let Some(piece) = piece else { return Ok(None) };
-            content.extend_from_slice(&piece);
-        }
-        let Ok(content) = String::from_utf8(std::mem::take(&mut *content)) else { return Ok(None) };
-        Ok(record.kind.body(Content::new(content)))
+        body(record, &self.sealer, |key| self.store.get(&key))
     }
 
     /// Removes what stands beside the record.
     pub(super) fn remove_pieces(&mut self, record: &Record) {
         (0..record.pieces).for_each(|number| self.store.remove(piece_key(record.sequence, number)));
     }
+}
+
+/// The body of a record, with its pieces from wherever they are read.
+pub fn body<E>(
+    record: &Record,
+    sealer: &Sealer,
+    mut read: impl FnMut(Key) -> Result<Option<Secret>, E>,
+) -> Result<Option<Body>, E> {
+    let mut content = Zeroizing::new(Vec::new());
+    if record.pieces == 0 {
+        let Some(bytes) = sealer.open(Binding::Inline(record.sequence), &record.inline) else { return Ok(None) };
+        content = bytes;
+    }
+    for number in 0..record.pieces {
+        let sealed = read(piece_key(record.sequence, number))?;
+        let piece = sealed.and_then(|sealed| sealer.open(Binding::Piece(record.sequence, number), &sealed));
+        let Some(piece) = piece else { return Ok(None) };
+        content.extend_from_slice(&piece);
+    }
+    let Ok(content) = String::from_utf8(std::mem::take(&mut *content)) else { return Ok(None) };
+    Ok(record.kind.body(Content::new(content)))
 }
 
 impl Kind {

@@ -27,6 +27,7 @@ pub struct Gauges {
     oldest_due: Gauge,
     dead_letters: IntGauge,
     conversations: IntGauge,
+    damaged: IntGauge,
     held: IntGaugeVec,
 }
 
@@ -67,6 +68,7 @@ impl Gauges {
             ),
             dead_letters: metrics.gauge("dead_letters", "Dead letters kept."),
             conversations: metrics.gauge("conversations", "Conversations with something queued."),
+            damaged: metrics.gauge("store_damaged", "1 while a damaged store lies set aside."),
             held: metrics.gauges(
                 "conversations_held",
                 "Conversations that wait for one thing to be known.",
@@ -75,7 +77,6 @@ impl Gauges {
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
         metrics.gauge("queue_bytes_max", "queue.bytes_max.").set(whole(options.bytes_max));
-        metrics.gauge("store_damaged", "1 while a store that could not be opened lies set aside.").set(0);
         for reason in Reason::ALL {
             for told in ["true", "false"] {
                 gauges.dead.with_label_values(&[reason.as_str(), told]);
@@ -96,6 +97,7 @@ impl Gauges {
         self.oldest_due.set(age(overview.oldest_due));
         self.dead_letters.set(whole(overview.dead));
         self.conversations.set(whole(overview.conversations));
+        self.damaged.set(i64::from(overview.set_aside));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
         self.held.with_label_values(&["unknown"]).set(whole(overview.unknown));
     }

@@ -31,13 +31,16 @@ use std::path::Path;
 
 use super::overlay::{Rows, Value};
 
+/// Its file, beside the log.
+pub const NAME: &str = "journal";
+/// The row in sled that names the epoch whose records are not there yet.
+pub const EPOCH: &[u8] = b"j";
 /// What it holds before a checkpoint is due.
 const BYTES: u64 = 2 << 20;
 const HEAD: usize = 24;
 const REMOVED: u32 = u32::MAX;
 
 /// The file, and where the next record goes.
-#[derive(Debug)]
 pub struct Journal {
     file: File,
     epoch: u64,
@@ -47,22 +50,25 @@ pub struct Journal {
     record: Vec<u8>,
 }
 
+/// Without the record, in which contents and tokens stand.
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Journal { epoch, number, .. } = self;
+        f.debug_struct("Journal").field("epoch", epoch).field("number", number).finish_non_exhaustive()
+    }
+}
+
 impl Journal {
     /// Opens the file, or makes it; tells each row that was committed in this epoch, in the order of their commits. With
     /// it, how many commits are damaged: those that are not whole though one after them is.
-    pub fn open(path: &Path, epoch: u64, mut tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    pub fn open(folder: &Path, epoch: u64, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join(NAME))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let mut journal = Journal { file, epoch, number: 0, end: 0, record: Vec::new() };
-        let (mut at, mut damaged) = (0, 0);
-        while let Some((start, number, rows)) = next_record(&bytes, at, epoch, journal.number) {
-            damaged += number - journal.number;
-            read_rows(rows, &mut tell);
-            at = start + HEAD + rows.len();
-            (journal.number, journal.end) = (number + 1, at as u64);
-        }
-        Ok((journal, damaged))
+        let Replayed { number, end, damaged } = replay(&bytes, epoch, tell);
+        Ok((Journal { file, epoch, number, end, record: Vec::new() }, damaged))
     }
 
     /// Writes the rows of one commit.
@@ -117,23 +123,55 @@ impl Journal {
     }
 }
 
-/// The record with this number that stands here; where that is damaged, the first after it: where, its number, its rows.
-fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
-    let candidates =
-        (at..bytes.len()).filter_map(|at| whole(&bytes[at..], epoch).map(|(found, rows)| (at, found, rows)));
-    candidates.into_iter().find(|(start, found, _)| (*start == at && *found == number) || *found > number)
+/// Tells what a journal holds beside a log that names this epoch, or none that can be read; how many commits are damaged.
+/// No harm is done by rows that the log has already.
+pub fn read(folder: &Path, epoch: Option<u64>, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<u64> {
+    let bytes = match std::fs::read(folder.join(NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        bytes => bytes?,
+    };
+    let newest = || (0..bytes.len()).find_map(|at| whole(&bytes[at..])).map(|(epoch, ..)| epoch);
+    Ok(epoch.or_else(newest).map_or(0, |epoch| replay(&bytes, epoch, tell).damaged))
 }
 
-/// The number and the rows of a record of this epoch that begins here and is whole.
-fn whole(bytes: &[u8], epoch: u64) -> Option<(u64, &[u8])> {
-    let (head, rest) = bytes.split_at_checked(HEAD)?;
-    if head[8..16] != epoch.to_be_bytes() {
-        return None;
+struct Replayed {
+    number: u64,
+    end: u64,
+    damaged: u64,
+}
+
+fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(Vec<u8>, Value)) -> Replayed {
+    let mut replayed = Replayed { number: 0, end: 0, damaged: 0 };
+    let mut at = 0;
+    while let Some((start, number, rows)) = next_record(bytes, at, epoch, replayed.number) {
+        replayed.damaged += number - replayed.number;
+        read_rows(rows, &mut tell);
+        at = start + HEAD + rows.len();
+        (replayed.number, replayed.end) = (number + 1, at as u64);
     }
+    replayed
+}
+
+/// The record with this number that stands here; where that is damaged, the first after it: where, its number, its rows.
+fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
+    let of_epoch = |at: &usize| bytes.get(at + 8..at + 16) == Some(&epoch.to_be_bytes());
+    let mut records =
+        (at..bytes.len()).filter(of_epoch).filter_map(|at| whole(&bytes[at..]).map(|record| (at, record)));
+    records
+        .find(|(start, (_, found, _))| *found > number || (*found == number && *start == at))
+        .map(|(start, (_, found, rows))| (start, found, rows))
+}
+
+/// Epoch, number and rows of a record that begins here and is whole.
+fn whole(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
     let length = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
     let rows = rest.get(..length)?;
-    let number = u64::from_be_bytes(head[16..24].try_into().ok()?);
-    (crc32fast::hash(&bytes[4..HEAD + length]).to_be_bytes() == head[..4]).then_some((number, rows))
+    if crc32fast::hash(&bytes[4..HEAD + length]).to_be_bytes() != head[..4] {
+        return None;
+    }
+    let number = |at: usize| Some(u64::from_be_bytes(head[at..at + 8].try_into().ok()?));
+    Some((number(8)?, number(16)?, rows))
 }
 
 /// The sum holds, so these are rows as they were written; what is not is left out.

@@ -121,7 +121,7 @@ impl Writer {
     }
 
     /// Makes a line of these, and of nothing else.
-    fn refill(&mut self, conversation: &Hash, line: &mut Line, slots: Vec<Slot>) -> Result<(), StoreFailed> {
+    pub(super) fn refill(&mut self, conversation: &Hash, line: &mut Line, slots: Vec<Slot>) -> Result<(), StoreFailed> {
         let prefix = Key::new(b's').hash(conversation).0;
         while let Some(key) = self.store.next_key(&prefix, Bound::Included(&prefix))? {
             self.store.remove(Key(key));

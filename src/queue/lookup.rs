@@ -187,6 +187,8 @@ impl Writer {
             bytes: self.space.bytes,
             disk_free: self.space.free.unwrap_or(u64::MAX),
             full: self.full(),
+            set_aside: self.space.set_aside,
+            corrupt: self.gauges.corrupt.get(),
         })
     }
 

@@ -15,11 +15,19 @@ pub type Rows = BTreeMap<Vec<u8>, Value>;
 type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
 /// What is not in sled yet.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Overlay {
     pending: Rows,
     pending_bytes: usize,
     committed: Rows,
+}
+
+/// Without contents and tokens, which stand in rows.
+impl std::fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Overlay { pending, committed, .. } = self;
+        f.debug_struct("Overlay").field("pending", &pending.len()).field("committed", &committed.len()).finish()
+    }
 }
 
 impl Overlay {

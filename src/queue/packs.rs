@@ -8,7 +8,7 @@ use std::ops::Bound;
 use super::codec::{At, Key, Record, number_at, pack};
 use super::{StoreFailed, Writer};
 
-fn gone_key(pack: u64) -> Key {
+pub fn gone_key(pack: u64) -> Key {
     Key::new(b'l').number(pack)
 }
 

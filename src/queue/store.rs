@@ -29,9 +29,12 @@
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
 //! | `failed-sync` | the mark of a write that failed |
+//! | `opening` | a byte for each start in a row that ended while sled opened the log |
+//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
+//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -45,12 +48,13 @@ use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 use zeroize::Zeroizing;
 
+use super::carry::{self, ASIDE};
 use super::codec::{self, Hasher, Key, Secret};
-use super::compaction;
-use super::journal::Journal;
+use super::journal::{self, EPOCH, Journal};
 use super::overlay::Overlay;
 use super::sealing::{Binding, Sealer, SealingKey};
 use super::{OpenError, StoreFailed};
+use super::{compaction, log};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
@@ -58,18 +62,23 @@ use crate::time::Timestamp;
 const CACHE_BYTES: u64 = 6 << 20;
 /// Bytes of the key of the hashes.
 const KEY_BYTES: usize = 32;
+/// What stands in sled's own file of parameters, from the first line on.
+const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
+/// The mark of starts that have not come back from sled, a byte for each.
+pub const OPENING: &str = "opening";
+/// So many of them are not chance: kills seldom meet those milliseconds.
+const OPENINGS_MAX: u64 = 4;
+/// The mark of a log that could not be read.
+pub const MARK: &str = "failed-read";
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// What a checkpoint gives sled at a time: what a batch leaves to be freed stays in memory for a while (with 1 MiB ten
 /// thousand messages took 47 MiB, with this 23).
 const BATCH_BYTES: usize = 256 << 10;
-/// The row of the journal's epoch.
-const EPOCH: &[u8] = b"j";
 /// Space set aside for recording outcomes on a full disk.
 pub const BALLAST_BYTES: u64 = 8 << 20;
 
 /// One folder of rows.
-#[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     /// None only while it is replaced by its compacted copy.
@@ -82,6 +91,13 @@ pub struct Store {
     journal: Journal,
     corrupt: u64,
     compactable: bool,
+}
+
+/// Without the rows, in which contents and tokens stand.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).field("overlay", &self.overlay).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -99,13 +115,12 @@ impl Store {
         if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
             return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
         }
-        let lock = private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock"))
-            .map_err(failed("open its lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
-
+        let lock = lock(path)?;
         let stamp = read_stamp(path, &keys)?;
         if stamp.is_none() {
+            if was_used(path).map_err(failed("read its log"))? {
+                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() });
+            }
             set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
         }
         compaction::finish(path).map_err(failed("finish a compaction"))?;
@@ -114,7 +129,17 @@ impl Store {
             drop_cached(path).map_err(failed("drop cached pages"))?;
         }
         remove_half_snapshots(path).map_err(failed("remove a half-written snapshot"))?;
-        let (db, data) = open_sled(path).map_err(failed("open sled"))?;
+        if stamp.is_some() {
+            look_through(path)?;
+        }
+        note_opening(path);
+        let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
+            // sled's words for damage, and for a log that ends too early.
+            ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
+            }
+            _ => failed("open sled")(cause),
+        })?;
         if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
@@ -126,9 +151,7 @@ impl Store {
         };
         let sealer = Sealer::new(keys, stamp.nonce);
         let mut overlay = Overlay::default();
-        let (journal, damaged) = open_journal(path, &db, &mut overlay)
-            .inspect_err(|_| never_drop(&db))
-            .map_err(failed("open its journal"))?;
+        let (journal, damaged) = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
         if stamp.format < codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
@@ -151,6 +174,11 @@ impl Store {
         };
         store.keep_ballast();
         Ok((store, Hasher::new(&stamp.key), sealer))
+    }
+
+    /// sled has opened the log, and the first rows were read and written.
+    pub fn note_opened(&self) {
+        let _ = fs::remove_file(self.path.join(OPENING));
     }
 
     fn db(&self) -> &sled::Db {
@@ -199,7 +227,7 @@ impl Store {
     pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
         Ok(match self.overlay.get(&key.0) {
             Some(value) => value.map(tell),
-            None => self.db().get(&key.0).map_err(|cause| self.failed("read", &cause))?.as_deref().map(tell),
+            None => self.db().get(&key.0).map_err(|cause| self.unreadable(&cause))?.as_deref().map(tell),
         })
     }
 
@@ -214,6 +242,11 @@ impl Store {
         self.overlay.write(key.0, Some(value));
     }
 
+    /// Writes a row that has its sum already.
+    pub fn put_raw(&mut self, key: Key, value: Vec<u8>) {
+        self.overlay.write(key.0, Some(value));
+    }
+
     /// Removes a row.
     pub fn remove(&mut self, key: Key) {
         self.overlay.write(key.0, None);
@@ -224,7 +257,7 @@ impl Store {
         let range = (from.map(<[u8]>::to_vec), Bound::Excluded(prefix_end(prefix)));
         let own = self.overlay.first(&range);
         for row in self.db().range(range.clone()) {
-            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
             if own.is_some_and(|own| own.as_slice() <= &*key) {
                 break;
             }
@@ -240,7 +273,7 @@ impl Store {
         let range = (Bound::Included(prefix.to_vec()), to.map(<[u8]>::to_vec));
         let own = self.overlay.last(&range);
         for row in self.db().range(range.clone()).rev() {
-            let (key, _) = row.map_err(|cause| self.failed("read", &cause))?;
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
             if own.is_some_and(|own| own.as_slice() >= &*key) {
                 break;
             }
@@ -335,6 +368,12 @@ impl Store {
         files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
     }
 
+    /// Whether a damaged store lies set aside.
+    pub fn has_set_aside(&self) -> bool {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with(ASIDE))
+    }
+
     /// Bytes that the log takes on disk.
     pub fn log_bytes(&self) -> u64 {
         self.data.metadata().map_or(0, |file| file.blocks() * 512)
@@ -373,6 +412,17 @@ impl Store {
         error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
         self.overlay.write([b"k", key.0.as_slice()].concat(), raw);
         Ok(())
+    }
+
+    /// As `failed`; where it was the log itself that could not be read, it leaves the mark by which the next start knows.
+    fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
+        if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
+            let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(MARK));
+            if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
+                error!(%cause, "the damage could not be marked");
+            }
+        }
+        self.failed("read", cause)
     }
 
     fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
@@ -423,18 +473,23 @@ pub(super) fn never_drop(db: &sled::Db) {
     std::mem::forget(db.clone());
 }
 
-/// What was committed since the last checkpoint is read back; what sled does not have yet may be more than one start old.
-fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> io::Result<(Journal, u64)> {
-    let epoch = db.get(EPOCH).map_err(io::Error::other)?;
-    let epoch = match epoch {
-        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| io::Error::other("its epoch is damaged"))?,
+/// Reads back what was committed since the last checkpoint.
+fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<(Journal, u64), OpenError> {
+    let failed = |cause: io::Error| OpenError::Failed {
+        path: path.to_owned(),
+        step: "open its journal",
+        cause: cause.to_string(),
+    };
+    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its journal's epoch cannot be read".into() };
+    let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
+        Some(row) => codec::decode(EPOCH, &row).ok_or_else(damaged)?,
         None => 0,
     };
-    let opened = Journal::open(&path.join("journal"), epoch, |key, value| overlay.commit_row(key, value))?;
+    let opened = Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)?;
     if opened.1 > 0 {
         error!(commits = opened.1, "commits in the queue's journal fail their checksum; the rest goes on");
     }
-    sync_directory(path)?;
+    sync_directory(path).map_err(failed)?;
     Ok(opened)
 }
 
@@ -447,13 +502,18 @@ struct Stamp {
     kept: Option<Secret>,
 }
 
-/// `connect-relay queue, format 2`, the nonce and the key, a line each.
+/// `connect-relay queue, format 2`, the nonce, the key and the sum of these, a line each.
 fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
-    let failed = |cause: String| OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause };
+    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() };
     let mut text = Zeroizing::new(String::new());
     match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| failed(error.to_string()))?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged()),
+        result => result.map_err(|error| OpenError::Failed {
+            path: path.to_owned(),
+            step: "read its format stamp",
+            cause: error.to_string(),
+        })?,
     };
     let mut lines = text.lines();
     let found: Option<u32> =
@@ -461,16 +521,105 @@ fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenErr
     if let Some(found) = found.filter(|found| *found > codec::FORMAT) {
         return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT });
     }
-    let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
+    let nonce = lines.next().and_then(nonce);
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else {
-        return Err(failed("it is damaged".into()));
-    };
+    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
+    if text.rsplit_once("sum ").is_some_and(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
+        return Err(damaged());
+    }
     let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
     match key {
         Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { format, nonce, key, kept: Some(kept) })),
-        Some(_) => Err(failed("it is damaged".into())),
+        Some(_) => Err(damaged()),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
+    }
+}
+
+/// The nonce of a store and what opens its secrets; no sealer where none of the keys does.
+pub(super) fn stamp_of(path: &Path, keys: &[SealingKey]) -> Result<Option<(u32, Option<Sealer>)>, OpenError> {
+    match read_stamp(path, keys) {
+        Ok(stamp) => Ok(stamp.map(|stamp| (stamp.nonce, Some(Sealer::new(keys.to_vec(), stamp.nonce))))),
+        Err(OpenError::Sealed { .. }) => {
+            let text = fs::read_to_string(path.join("format")).unwrap_or_default();
+            Ok(text.lines().nth(1).and_then(nonce).map(|nonce| (nonce, None)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn nonce(line: &str) -> Option<u32> {
+    u32::from_str_radix(line.strip_prefix("store ")?, 16).ok()
+}
+
+/// What in a store's folder is not as a relay leaves it, beside the log.
+pub(super) fn odd_files(path: &Path) -> Vec<String> {
+    let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
+    let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
+    blobs.into_iter().chain(odd_conf(path)).collect()
+}
+
+/// What is wrong with sled's file of parameters: it opens with others, or panics.
+fn odd_conf(path: &Path) -> Option<String> {
+    match fs::read(path.join("conf")) {
+        Ok(conf) if conf.starts_with(SLED_CONF) => None,
+        Ok(_) => Some("conf is not as sled writes it".into()),
+        Err(cause) => Some(format!("conf cannot be read: {cause}")),
+    }
+}
+
+fn stamp_sum(text: &str) -> String {
+    format!("{:08x}", crc32fast::hash(text.as_bytes()))
+}
+
+/// Takes a stamp along into another folder; one that is damaged or gone is made anew there.
+pub(super) fn copy_stamp(from: &Path, to: &Path) -> io::Result<()> {
+    let readable = !matches!(read_stamp(from, &[]), Ok(None) | Err(OpenError::Damaged { .. }));
+    if readable {
+        fs::copy(from.join("format"), to.join("format"))?;
+        File::open(to.join("format"))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Takes the folder's lock; it is let go with the file.
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock =
+        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
+            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
+        })?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
+    Ok(lock)
+}
+
+/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
+fn was_used(path: &Path) -> io::Result<bool> {
+    Ok(!carry::open_log(path, |_, _| ())?.is_empty())
+}
+
+/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
+fn note_opening(path: &Path) {
+    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
+    // Where nothing can be written, sled will say so.
+    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
+}
+
+/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
+fn look_through(path: &Path) -> Result<(), OpenError> {
+    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
+    if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
+        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
+    }
+    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
+        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
+    }
+    if let Some(odd) = odd_conf(path) {
+        return damaged(odd);
+    }
+    match log::sweep(path) {
+        Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
+        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
+        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
 }
 
@@ -492,6 +641,7 @@ fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
     let (format, nonce) = (codec::FORMAT, stamp.nonce);
     let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
+    let text = format!("{text}sum {}\n", stamp_sum(&text));
     let unnamed = path.join("format.new");
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
@@ -507,7 +657,7 @@ fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
         let text = name.to_string_lossy();
-        if !(matches!(&*text, "db" | "conf" | "blobs" | "journal" | "format.new") || text.starts_with("snap.")) {
+        if !(matches!(&*text, "db" | "conf" | "blobs" | journal::NAME | "format.new") || text.starts_with("snap.")) {
             continue;
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;

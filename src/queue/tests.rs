@@ -1,5 +1,6 @@
 //! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
 
+mod damaged;
 mod journal;
 mod model;
 mod sealed;
@@ -31,6 +32,7 @@ fn options(path: PathBuf) -> Options {
         dead_kept_for: Duration::from_secs(7 * 86400),
         dead_max: 10_000,
         volatile: true,
+        damaged: Damaged::SetAside,
         keys: Vec::new(),
         lifetime: Duration::from_secs(900),
         fresh: Duration::from_secs(30),
@@ -586,13 +588,10 @@ fn newer_format_is_refused_by_name() {
 
 #[test]
 fn unfinished_first_start_is_set_aside_and_made_anew() {
-    let rig = Rig::new();
-    rig.accepted(message("a", "1", "x"));
-    let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
-    drop((queue, runtime));
-    writer.join().unwrap().unwrap();
-    std::fs::remove_file(options.path.join("format")).unwrap();
-    let rig = Rig::open(folder, options, clock);
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path().join("queue"));
+    drop(store::open_sled(&options.path).unwrap());
+    let rig = Rig::open(folder, options, Clock::system());
     assert_eq!(rig.overview().queued, 0);
     let aside = std::fs::read_dir(&rig.options.path).unwrap().flatten();
     assert!(aside.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("unfinished-")));

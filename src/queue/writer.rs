@@ -18,15 +18,15 @@ use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{
-    Asker, Backlog, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State, StoreFailed,
-    Verdict, Work,
+    Asker, Backlog, Carried, Damaged, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State,
+    StoreFailed, Verdict, Work,
 };
 use crate::delivery::Disposition;
 use crate::memory;
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 use crate::turns::{Kind, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
@@ -137,6 +137,29 @@ impl std::fmt::Debug for Writer {
     }
 }
 
+/// Sets a damaged store aside, and says so.
+fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
+    let path = &options.path;
+    let _lock = super::store::lock(path)?;
+    let (aside, carried) = super::carry::set_aside(options, clock).map_err(|cause| OpenError::Failed {
+        path: path.clone(),
+        step: "set the damaged store aside",
+        cause: format!("{cause}; it was found damaged: {damage}"),
+    })?;
+    let Carried { queued, dead, outcomes, lost } = carried;
+    error!(
+        queue = %path.display(),
+        damage,
+        queued,
+        dead,
+        outcomes,
+        lost,
+        "the queue was damaged and is set aside; what verifies was carried over: connect-relay doctor check {}",
+        aside.display()
+    );
+    Ok(())
+}
+
 /// How much room there is, looked up after every commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Space {
@@ -144,6 +167,7 @@ pub(super) struct Space {
     pub free: Option<u64>,
     /// What of `bytes` changes seldom: looked up once a tick.
     others: u64,
+    pub set_aside: bool,
 }
 
 impl Writer {
@@ -155,7 +179,14 @@ impl Writer {
     ) -> Result<Writer, OpenError> {
         let path = options.path.clone();
         let now = shared.clock.now();
-        let (store, hasher, sealer) = Store::open(&path, options.volatile, options.keys.clone(), now)?;
+        let open = || Store::open(&path, options.volatile, options.keys.clone(), now);
+        let (store, hasher, sealer) = match open() {
+            Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
+                set_aside(&options, &shared.clock, &damage)?;
+                open()?
+            }
+            opened => opened?,
+        };
         let gauges = Gauges::new(metrics, &options);
         let mut writer = Writer {
             options,
@@ -183,6 +214,7 @@ impl Writer {
         };
         let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
         writer.begin().map_err(failed)?;
+        writer.store.note_opened();
         Ok(writer)
     }
 
@@ -215,7 +247,7 @@ impl Writer {
         self.commit()
     }
 
-    fn note_meta(&mut self) {
+    pub(super) fn note_meta(&mut self) {
         self.store.put(Key::new(b'!'), &self.meta);
     }
 
@@ -351,6 +383,7 @@ impl Writer {
         self.ticked = now;
         self.waiters.sweep();
         self.space.others = self.store.other_bytes();
+        self.space.set_aside = self.store.has_set_aside();
         self.measure_space();
         self.expire(now)?;
         self.prune(now)?;

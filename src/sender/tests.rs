@@ -191,6 +191,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         dead_kept_for: Duration::from_secs(3600),
         dead_max: 100,
         volatile: true,
+        damaged: queue::Damaged::Refuse,
         keys: Vec::new(),
         lifetime: Duration::from_secs(900),
         fresh: Duration::from_secs(30),

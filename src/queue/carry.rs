@@ -1,0 +1,277 @@
+//! A damaged store is set aside, and what verifies of it carried into a new one, in which every row agrees with every other.
+//!
+//! ```text
+//! damaged-20261122T140307Z/   links to the damaged files, synced     nothing has changed; nothing is ever deleted
+//! compacted/                  the new log, written, synced           nothing has changed: left over, it is removed
+//! compacted/complete          written, synced                        = the instant of change, as in `compaction`
+//! ```
+//!
+//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are taken as
+//! they are. What only orders and counts them is made anew. Every head counts as unknown: nobody knows what was under way.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use super::codec::{Dead, Entry, Fate, Hash, Key, Kind, Line, Meta, Place, Record, Slot, hash_at, pack};
+use super::contents::piece_key;
+use super::log::Log;
+use super::packs::gone_key;
+use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
+use super::salvage::Salvage;
+use super::{Damaged, Options, Queue, Writer, compaction, journal, store};
+use crate::metrics::Metrics;
+use crate::time::{Clock, Timestamp};
+
+/// How the folders are called in which damaged stores lie.
+pub const ASIDE: &str = "damaged-";
+
+/// What was carried over, and what was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Messages queued.
+    pub queued: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Outcomes of delivered messages.
+    pub outcomes: u64,
+    /// Messages of which only the name was left, or not even that.
+    pub lost: u64,
+}
+
+/// Links the damaged files into a folder beside them and puts a new store in their place; the folder must be locked.
+pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carried)> {
+    let path = &options.path;
+    let aside = match linked_before(path)? {
+        Some(aside) => aside,
+        None => link_aside(path, clock.now())?,
+    };
+    let log = open_log(&aside, |_, _| ())?;
+    let fresh = path.join(compaction::FOLDER);
+    let carried = compaction::remove(&fresh).and_then(|()| copy_over(&log, path, &fresh, options, clock))?;
+    fs::rename(fresh.join("format"), path.join("format"))?;
+    compaction::settle(&fresh)?;
+    compaction::complete(path)?;
+    compaction::finish(path)?;
+    for mark in [store::MARK, store::OPENING] {
+        match fs::rename(path.join(mark), aside.join(mark)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok((aside, carried))
+}
+
+/// Where an attempt that was cut short has set this store aside already.
+fn linked_before(path: &Path) -> io::Result<Option<PathBuf>> {
+    let Ok(db) = fs::metadata(path.join("db")) else { return Ok(None) };
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        let same = fs::metadata(file.path().join("db")).is_ok_and(|other| other.ino() == db.ino());
+        if same && file.file_name().to_string_lossy().starts_with(ASIDE) {
+            return Ok(Some(file.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
+    let aside = path.join(format!("{ASIDE}{}", stamp(now)));
+    DirBuilder::new().mode(0o700).create(&aside)?;
+    for file in fs::read_dir(path)? {
+        let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
+        let text = name.to_string_lossy();
+        if matches!(&*text, "db" | "conf" | "format" | journal::NAME) || text.starts_with("snap.") {
+            fs::hard_link(&file, aside.join(&name))?;
+        } else if text == "blobs" {
+            fs::rename(&file, aside.join(&name))?;
+        }
+    }
+    store::sync_directory(&aside)?;
+    store::sync_directory(path)?;
+    Ok(aside)
+}
+
+/// The log of a store, an empty one where it has none, and what its journal adds.
+pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
+    let mut log = match Log::read(path, step) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Log::empty("the log is gone".into()),
+        log => log,
+    }?;
+    log.lay_journal_over(path)?;
+    Ok(log)
+}
+
+/// Makes a new store in `to` of what verifies in a log, with the format stamp of the folder `from`.
+pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
+    DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    // A stamp vouches for what lies beside it, so that is made first.
+    drop(store::open_sled(to)?);
+    store::copy_stamp(from, to)?;
+    let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
+    let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
+    drop(queue);
+    writer.carry_over(&Salvage::of(log)?)
+}
+
+impl Writer {
+    /// Takes over what verifies; this store is new.
+    fn carry_over(&mut self, from: &Salvage) -> io::Result<Carried> {
+        let log = from.log;
+        if let Some(old) = log.get::<Meta>(&Key::new(b'!').0)? {
+            let Meta { next_sequence, next_pack, next_turn, next_row, boot, implied_lifetime_ms, learned, .. } = old;
+            self.meta = Meta {
+                next_sequence,
+                next_pack,
+                next_turn,
+                next_row,
+                boot: boot.max(self.meta.boot),
+                implied_lifetime_ms,
+                learned,
+                ..Meta::default()
+            };
+        }
+        self.meta.unclean_boot = self.meta.boot;
+        let mut carried = Carried::default();
+        for (letter, used) in [(b't', Some(USED_TOKEN)), (b'g', Some(USED_PARTICIPANT)), (b'k', None)] {
+            for key in log.keys(letter) {
+                if from.holds(key)? {
+                    self.take_row(log, key)?;
+                    self.used.extend(used.map(|used| (used, hash_at(key, 1))));
+                }
+            }
+        }
+        for dead in from.dead() {
+            let (key, Dead { record, died, .. }) = dead?;
+            self.take_row(log, key)?;
+            self.take_pieces(log, &record)?;
+            self.store.put(Key::new(b'z').time(died).number(record.sequence), &());
+            self.meta.dead += 1;
+            self.meta.weight += record.weight() + record.dead_weight();
+            carried.dead += 1;
+        }
+        self.take_outcomes(log, &mut carried)?;
+        let slots = self.take_packs(from, &mut carried)?;
+        self.make_lines(from, slots)?;
+        let lost = from.queued()?;
+        carried.lost = lost.lost.len() as u64 + lost.nameless;
+        self.meta.clean = true;
+        self.note_meta();
+        self.commit().map_err(io::Error::other)?;
+        // The log alone is put in the place of the old one.
+        self.store.checkpoint().map_err(io::Error::other)?;
+        Ok(carried)
+    }
+
+    /// A row as it stands; then the commit, where enough is written.
+    fn take_row(&mut self, log: &Log, key: &[u8]) -> io::Result<()> {
+        if let Some(raw) = log.raw(key)? {
+            self.store.put_raw(Key(key.to_vec()), raw);
+        }
+        self.commit_if_long().map_err(io::Error::other)
+    }
+
+    fn take_pieces(&mut self, log: &Log, record: &Record) -> io::Result<()> {
+        for number in 0..record.pieces {
+            self.take_row(log, &piece_key(record.sequence, number).0)?;
+        }
+        Ok(())
+    }
+
+    fn take_outcomes(&mut self, log: &Log, carried: &mut Carried) -> io::Result<()> {
+        for key in log.keys(b'i') {
+            let Some(Entry::Done(outcome)) = log.get(key)? else { continue };
+            self.meta.next_sequence = self.meta.next_sequence.max(outcome.sequence + 1);
+            match outcome.fate {
+                Fate::Delivered(_) => {
+                    self.outcomes.push((hash_at(key, 1), hash_at(key, 17)));
+                    self.meta.outcomes += 1;
+                    carried.outcomes += 1;
+                }
+                // It goes with its dead letter.
+                Fate::Dead { .. } if log.get::<Dead>(&super::accept::dead_key(outcome.sequence).0)?.is_none() => {
+                    continue;
+                }
+                Fate::Dead { .. } => {}
+            }
+            self.take_row(log, key)?;
+        }
+        Ok(())
+    }
+
+    fn take_packs(&mut self, from: &Salvage, carried: &mut Carried) -> io::Result<HashMap<Hash, Vec<(Slot, bool)>>> {
+        let mut slots: HashMap<Hash, Vec<(Slot, bool)>> = HashMap::new();
+        from.packs(|pack| {
+            let super::salvage::Pack { key, raw, queued } = pack;
+            let all = pack::all(pack::count(&raw));
+            let gone = queued.iter().fold(all, |gone, (at, _)| gone & !at.bit());
+            if let Some((at, _)) = queued.first().filter(|_| gone != 0) {
+                self.store.put(gone_key(at.pack), &gone);
+            }
+            self.meta.weight += raw.len() as u64;
+            self.store.put_raw(key, raw);
+            for (at, record) in queued {
+                self.take_pieces(from.log, &record)?;
+                self.meta.weight += record.weight();
+                self.meta.next_sequence = self.meta.next_sequence.max(record.sequence + 1);
+                if record.implied {
+                    self.meta.implied += 1;
+                    self.meta.implied_lifetime_ms = record.lifetime_ms;
+                } else {
+                    self.store.put(Key::new(b'e').time(record.deadline).number(record.sequence), &at);
+                }
+                let trial = from.slot(&record).map(|slot| slot.trial.clone()).unwrap_or_default();
+                self.meta.unknown += u64::from(trial.unknown);
+                self.count_queued(record.caller, 1).map_err(io::Error::other)?;
+                carried.queued += 1;
+                let Record { sequence, accepted, entry, conversation, kind, .. } = record;
+                let slot = Slot { sequence, accepted, at, entry, trial };
+                slots.entry(conversation).or_default().push((slot, kind == Kind::Disconnect));
+            }
+            self.commit_if_long().map_err(io::Error::other)
+        })?;
+        Ok(slots)
+    }
+
+    /// Lines and turns, the longest waiting first.
+    fn make_lines(&mut self, from: &Salvage, mut slots: HashMap<Hash, Vec<(Slot, bool)>>) -> io::Result<()> {
+        let now = self.now();
+        let left: Vec<Hash> = from.lines.keys().filter(|hash| !slots.contains_key(*hash)).copied().collect();
+        slots.extend(left.into_iter().map(|conversation| (conversation, Vec::new())));
+        let mut conversations: Vec<_> = slots.into_iter().collect();
+        conversations.sort_by_key(|(hash, slots)| (slots.iter().map(|(slot, _)| slot.sequence).min(), *hash));
+        for (conversation, mut slots) in conversations {
+            let old = from.lines.get(&conversation).cloned().unwrap_or_default();
+            let head = old.head().map(|head| head.sequence);
+            // What comes back goes before others of its conversation, but never before a head that may have been sent.
+            slots.sort_by_key(|(slot, _)| (Some(slot.sequence) != head, slot.sequence));
+            let disconnect = slots.iter().find(|(_, disconnect)| *disconnect).map(|(slot, _)| slot.sequence);
+            let disconnect = old.disconnect.or(disconnect);
+            let mut line = Line { disconnect, used: now, boot: self.meta.boot, ..Line::default() };
+            let slots = slots.into_iter().map(|(slot, _)| slot).collect();
+            self.refill(&conversation, &mut line, slots).map_err(io::Error::other)?;
+            self.used.extend(disconnect.map(|_| (USED_LINE, conversation)));
+            if line.count > 0 {
+                self.meta.conversations += 1;
+                match (old.hold, old.place) {
+                    (hold, Place::Due(due)) => {
+                        self.meta.held += u64::from(hold.is_some());
+                        line.hold = hold;
+                        self.move_to(&conversation, &mut line, Place::Due(due), now);
+                    }
+                    _ => self.take_turn(&conversation, &mut line, now),
+                }
+            }
+            self.put_line(&conversation, &line);
+            self.commit_if_long().map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+/// `20261122T140307Z`, and the milliseconds: two in a second are two.
+fn stamp(now: Timestamp) -> String {
+    now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
+}

@@ -1,0 +1,331 @@
+//! A store that no relay runs on: is it sound, what is in it, and a new one of what verifies.
+//!
+//! Everything is read without sled, and nothing is written into the folder looked at. A sealed store shows contents and
+//! tokens only to its key; what is counted and listed needs none.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::accept::token_key;
+use super::carry::{self, Carried};
+use super::codec::{self, Record, Token};
+use super::contents;
+use super::log::Log;
+use super::salvage::Salvage;
+use super::sealing::{Binding, Sealer, SealingKey};
+use super::{Damaged, OpenError, Options, store};
+use crate::message::Body;
+use crate::time::Clock;
+
+/// Most messages that are named one by one.
+const NAMED_MAX: usize = 100;
+
+/// A store under examination: locked, where a relay could run on it.
+#[derive(Debug)]
+pub struct Doctor {
+    path: PathBuf,
+    _lock: Option<File>,
+    keys: Vec<SealingKey>,
+    nonce: u32,
+    /// None where it is sealed, and no key that opens it was given.
+    sealer: Option<Sealer>,
+    log: Log,
+}
+
+/// What a store holds, and what is wrong with it. Written out, it is for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The store.
+    pub path: PathBuf,
+    /// The format that it is written in.
+    pub format: u32,
+    /// Contents and tokens cannot be read.
+    pub sealed: bool,
+    /// Messages queued, whose records verify.
+    pub queued: u64,
+    /// Outcomes of delivered messages that are remembered.
+    pub delivered: u64,
+    /// Dead letters that verify.
+    pub dead: u64,
+    /// Rows, all in all.
+    pub rows: u64,
+    /// Rows that a relay had set aside.
+    pub set_aside: u64,
+    /// Ids of messages that are lost: something names them, and their record cannot be read.
+    pub lost: Vec<String>,
+    /// Ids of messages and dead letters whose contents or token cannot be read.
+    pub incomplete: Vec<String>,
+    /// What else is damaged, in words.
+    pub damage: Vec<String>,
+}
+
+/// What was exported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Messages written, or listed where the store is sealed.
+    pub written: u64,
+    /// Queued events and disconnects: a batch takes messages alone.
+    pub others: u64,
+    /// Ids of messages that cannot be read.
+    pub unreadable: Vec<String>,
+}
+
+/// A line of a batch.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Line<'a> {
+    content_type: &'a str,
+    content: &'a str,
+    client_token: &'a str,
+    connection_token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conversation: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lifetime: Option<u64>,
+}
+
+/// A line of a listing: what a sealed store shows.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed<'a> {
+    id: String,
+    state: &'a str,
+    client_token: &'a str,
+    conversation: &'a str,
+    accepted_time: String,
+}
+
+impl Doctor {
+    /// Reads a store; `step` hears how far it has come, as (segments read, segments there are).
+    ///
+    /// # Errors
+    /// When there is none, a relay runs on it, it is of a newer format, or it cannot be read.
+    pub fn open(path: &Path, keys: Vec<SealingKey>, step: impl FnMut(u64, u64)) -> Result<Doctor, OpenError> {
+        let failed =
+            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
+        fs::read_dir(path).map_err(failed("look into the folder"))?;
+        if !["db", "format"].iter().any(|name| path.join(name).exists()) {
+            return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
+        }
+        let lock = path.join("lock").exists().then(|| store::lock(path)).transpose()?;
+        let mut damage = Vec::new();
+        let (nonce, sealer) = match store::stamp_of(path, &keys) {
+            Ok(Some((nonce, sealer))) => (nonce, sealer),
+            Ok(None) => {
+                damage.push("the format stamp is gone".to_owned());
+                (0, Some(Sealer::new(keys.clone(), 0)))
+            }
+            Err(OpenError::Damaged { damage: what, .. }) => {
+                damage.push(what);
+                (0, Some(Sealer::new(keys.clone(), 0)))
+            }
+            Err(error) => return Err(error),
+        };
+        let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
+        damage.extend(store::odd_files(path));
+        log.damage.splice(0..0, damage);
+        Ok(Doctor { path: path.to_owned(), _lock: lock, keys, nonce, sealer, log })
+    }
+
+    /// Whether contents and tokens cannot be read for want of a key.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealer.is_none()
+    }
+
+    /// Verifies every record.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn check(&self) -> io::Result<Report> {
+        let salvage = Salvage::of(&self.log)?;
+        let queued = salvage.queued()?;
+        let mut report = Report {
+            path: self.path.clone(),
+            format: codec::FORMAT,
+            sealed: self.is_sealed(),
+            queued: queued.found.len() as u64,
+            delivered: salvage.delivered()?,
+            rows: self.log.counts().values().sum(),
+            set_aside: self.log.counts().get(&b'k').copied().unwrap_or(0),
+            lost: queued.lost.iter().map(|sequence| self.id(*sequence)).collect(),
+            damage: self.log.damage.clone(),
+            ..Report::default()
+        };
+        for (_, at) in &queued.found {
+            if let Some(record) = salvage.record(*at)?
+                && !(salvage.is_whole(&record)? && self.token(&record)?.is_some())
+            {
+                report.incomplete.push(self.id(record.sequence));
+            }
+        }
+        for dead in salvage.dead() {
+            let record = dead?.1.record;
+            report.dead += 1;
+            if !salvage.is_whole(&record)? {
+                report.incomplete.push(self.id(record.sequence));
+            }
+        }
+        if queued.nameless > 0 {
+            report
+                .damage
+                .push(format!("{} records fail their sums, and nothing tells whose they were", queued.nameless));
+        }
+        for (letter, count) in &salvage.corrupt {
+            report.damage.push(format!("{count} rows of kind {letter:?} fail their sums"));
+        }
+        if salvage.unknown > 0 {
+            report.damage.push(format!("{} rows are of no kind that this build knows", salvage.unknown));
+        }
+        Ok(report)
+    }
+
+    /// Writes what is queued, and if wanted the dead letters, as NDJSON that the batch route takes; of a sealed store
+    /// only a listing.
+    ///
+    /// # Errors
+    /// When the log cannot be read or the lines cannot be written.
+    pub fn export(&self, dead: bool, out: &mut dyn io::Write) -> io::Result<Exported> {
+        let salvage = Salvage::of(&self.log)?;
+        let mut exported = Exported::default();
+        for (_, at) in salvage.queued()?.found {
+            if let Some(record) = salvage.record(at)? {
+                self.export_one(&record, "QUEUED", &mut exported, out)?;
+            }
+        }
+        if dead {
+            for dead in salvage.dead() {
+                self.export_one(&dead?.1.record, "DEAD", &mut exported, out)?;
+            }
+        }
+        Ok(exported)
+    }
+
+    fn export_one(&self, record: &Record, state: &str, to: &mut Exported, out: &mut dyn io::Write) -> io::Result<()> {
+        let Record { label, client_token, accepted, implied, lifetime_ms, .. } = record;
+        let Some(sealer) = &self.sealer else {
+            let (id, accepted_time) = (self.id(record.sequence), accepted.to_string());
+            to.written += 1;
+            return line(out, &Listed { id, state, client_token, conversation: label, accepted_time });
+        };
+        let body = contents::body(record, sealer, |key| self.log.get(&key.0))?;
+        let (content_type, content) = match &body {
+            Some(Body::Message { content_type, content }) => (content_type.as_str(), content.expose()),
+            Some(_) => {
+                to.others += 1;
+                return Ok(());
+            }
+            None => {
+                to.unreadable.push(self.id(record.sequence));
+                return Ok(());
+            }
+        };
+        let newest = self.token(record)?;
+        let secret = newest.as_ref().and_then(|(hash, token)| sealer.open(Binding::Token(hash), &token.secret));
+        let Some(connection_token) = secret.as_ref().and_then(|secret| std::str::from_utf8(secret).ok()) else {
+            to.unreadable.push(self.id(record.sequence));
+            return Ok(());
+        };
+        let keyed = newest.as_ref().is_some_and(|(_, token)| token.keyed);
+        let lifetime = (!implied).then_some(Duration::from_millis(*lifetime_ms).as_secs().max(1));
+        let conversation = keyed.then_some(label.as_str());
+        to.written += 1;
+        line(out, &Line { content_type, content, client_token, connection_token, conversation, lifetime })
+    }
+
+    /// Makes a new store of what verifies in a folder that is not there yet or is empty.
+    ///
+    /// # Errors
+    /// When that folder holds anything, or something cannot be read or written.
+    pub fn repair(&self, into: &Path, clock: &Clock) -> Result<Carried, OpenError> {
+        let failed = |step, cause: io::Error| OpenError::Failed { path: into.into(), step, cause: cause.to_string() };
+        if fs::read_dir(into).is_ok_and(|mut files| files.next().is_some()) {
+            return Err(failed("make a store", io::Error::other("the folder is not empty")));
+        }
+        if self.is_sealed() {
+            return Err(OpenError::Sealed { path: self.path.clone(), keys: self.keys.len() });
+        }
+        let options = Options {
+            path: into.into(),
+            messages_max: u64::MAX,
+            bytes_max: u64::MAX,
+            free_disk_min: 0,
+            outcomes_kept_for: Duration::MAX,
+            outcomes_max: u64::MAX,
+            dead_kept_for: Duration::MAX,
+            dead_max: u64::MAX,
+            volatile: true,
+            damaged: Damaged::Refuse,
+            keys: self.keys.clone(),
+            lifetime: Duration::from_secs(1),
+            fresh: Duration::ZERO,
+            token_wait: Duration::ZERO,
+            refused_for: Duration::ZERO,
+            due_max: Duration::ZERO,
+        };
+        carry::copy_over(&self.log, &self.path, into, &options, clock).map_err(|cause| failed("make a store", cause))
+    }
+
+    /// The token that a message would go with.
+    fn token(&self, record: &Record) -> io::Result<Option<(codec::Hash, Token)>> {
+        let mut newest = None;
+        let mut next = Some(record.token);
+        // Renewals are a chain; the bound is against a damaged one that bites its tail.
+        for _ in 0..1000 {
+            let Some(hash) = next else { break };
+            let Some(token) = self.log.get::<Token>(&token_key(&hash).0)? else { break };
+            next = token.renewed_by;
+            newest = Some((hash, token));
+        }
+        Ok(newest.filter(|(_, token)| !token.secret.bytes().is_empty()))
+    }
+
+    fn id(&self, sequence: u64) -> String {
+        format!("{:08x}-{sequence}", self.nonce)
+    }
+}
+
+impl Report {
+    /// Whether nothing is damaged.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.lost.is_empty() && self.incomplete.is_empty() && self.damage.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { path, format, queued, delivered, dead, rows, .. } = self;
+        let sealed = if self.sealed { ", sealed" } else { "" };
+        writeln!(f, "{}: format {format}{sealed}, {rows} rows", path.display())?;
+        writeln!(f, "queued: {queued}\nremembered as delivered: {delivered}\ndead letters: {dead}")?;
+        if self.set_aside > 0 {
+            writeln!(f, "rows set aside by a relay: {}", self.set_aside)?;
+        }
+        for (what, ids) in [("lost", &self.lost), ("contents or token cannot be read", &self.incomplete)] {
+            if !ids.is_empty() {
+                writeln!(f, "{what}: {} messages: {}", ids.len(), named(ids))?;
+            }
+        }
+        self.damage.iter().try_for_each(|damage| writeln!(f, "damaged: {damage}"))?;
+        writeln!(f, "{}", if self.is_sound() { "sound" } else { "DAMAGED" })
+    }
+}
+
+/// The ids, as far as anybody reads them.
+#[must_use]
+pub fn named(ids: &[String]) -> String {
+    let more = if ids.len() > NAMED_MAX { ", …" } else { "" };
+    ids[..ids.len().min(NAMED_MAX)].join(", ") + more
+}
+
+fn line(out: &mut dyn io::Write, line: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    out.write_all(&text)
+}

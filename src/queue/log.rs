@@ -1,0 +1,246 @@
+//! sled's log, read without sled: what verifies in it, whatever else is damaged.
+//!
+//! sled cuts its log at the first fault and zeroes what comes after, or does not open at all; it panics and hangs on some
+//! faults; and it cannot open without writing. So damage is looked for, and what it has left is read, here: nothing is
+//! written, nothing but bytes is believed, and every loop ends with the file.
+//!
+//! ```text
+//! file     segment, segment, …                          512 KiB each, in any order
+//! segment  [header 20] frame, frame, … [cap, or zeroes]
+//! frame    [crc u32][kind u8][length][segment's number][page][payload]     integers in sled's own varint
+//! node     a page as it is: its range of keys, its rows
+//! link     one row of a page set or removed
+//! ```
+//!
+//! Each frame has a checksum and names its segment's number, so that number and place tell when it was written: frames
+//! are put in that order, and the rows follow. A node says all that there is in its range; a link changes one row. What
+//! lies about in freed segments is older than the nodes that replaced it, and is overruled by them.
+//!
+//! **Damage** is what no crash can leave. A crash leaves the last commit torn (one batch for each sync, which begins with
+//! a manifest), and freed segments half overwritten or half zeroed. So a gap is damage where it lies before the last
+//! manifest, in a segment of which something is still in use. Damage within the last commit cannot be told from a crash.
+//!
+//! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
+
+mod bytes;
+mod frame;
+mod snapshot;
+mod sweep;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::ops::Bound;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use self::bytes::Bytes;
+use self::frame::{Frame, SEGMENT, kind};
+use self::sweep::scan;
+use super::{codec, journal};
+
+pub use self::sweep::sweep;
+
+/// A page of rows, as its frames so far have left it.
+struct Page {
+    written: u64,
+    merging: bool,
+    /// Its range of keys; no high end is the end of all keys.
+    low: Vec<u8>,
+    high: Vec<u8>,
+    /// How every key in it begins; the rows have the rest.
+    prefix: Vec<u8>,
+    rows: BTreeMap<Vec<u8>, Place>,
+}
+
+/// Where a row's value lies in the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    at: u64,
+    length: usize,
+}
+
+/// A log, and the rows that verify.
+pub struct Log {
+    file: File,
+    rows: BTreeMap<Vec<u8>, Place>,
+    /// Those of `rows` that the journal has, and not the log.
+    journal: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What no crash leaves, in words.
+    pub damage: Vec<String>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("rows", &self.rows.len()).field("damage", &self.damage).finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// Reads a log; `step` hears of each segment, as (segments read, segments there are).
+    pub fn read(folder: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {
+        let damage = sweep(folder)?;
+        let file = File::open(folder.join("db"))?;
+        let segments = file.metadata()?.len().div_ceil(SEGMENT as u64);
+        let mut frames = Vec::new();
+        scan(&file, |base, frame| {
+            step(base / SEGMENT as u64 + 1, segments);
+            frames.push((frame.lsn(), base, *frame));
+        })?;
+        frames.sort_by_key(|(lsn, ..)| *lsn);
+        let mut log = Log { file, rows: BTreeMap::new(), journal: BTreeMap::new(), damage };
+        let mut pages = HashMap::new();
+        for (lsn, base, frame) in frames {
+            log.turn(lsn, base + frame.at as u64, &frame, &mut pages)?;
+        }
+        // Where two pages say something of one key, because what replaced one of them is lost, the newer one is right; and
+        // a page that merges was given to its neighbour.
+        let mut pages: Vec<Page> = pages.into_values().collect();
+        pages.sort_by_key(|page| (!page.merging, page.written));
+        for page in pages {
+            log.lay_over(page);
+        }
+        Ok(log)
+    }
+
+    /// An empty one in the place of a log that is gone.
+    pub fn empty(damage: String) -> io::Result<Log> {
+        let (rows, journal) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Log { file: File::open("/dev/null")?, rows, journal, damage: vec![damage] })
+    }
+
+    /// Adds what was committed since the log's last checkpoint.
+    pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
+        let epoch = self.get(journal::EPOCH)?;
+        let Log { rows, journal, damage, .. } = self;
+        let damaged = journal::read(folder, epoch, |key, value| {
+            rows.remove(&key);
+            journal.remove(&key);
+            if let Some(value) = value {
+                rows.insert(key.clone(), Place { at: 0, length: 0 });
+                journal.insert(key, value);
+            }
+        })?;
+        if damaged > 0 {
+            damage.push(format!("{damaged} commits in the journal fail their sums"));
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {
+        match frame.kind {
+            kind::NODE | kind::LINK => {}
+            kind::FREE => {
+                pages.remove(&frame.page);
+                return Ok(());
+            }
+            kind::BLOB_NODE | kind::BLOB_LINK => {
+                self.damage.push("a row was too long for the log and stands in blobs/".into());
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        let mut payload = vec![0; frame.length];
+        self.file.read_exact_at(&mut payload, at)?;
+        let mut bytes = Bytes { payload: &payload, at: 0 };
+        let understood = if frame.kind == kind::NODE {
+            pages.remove(&frame.page);
+            let page = Page::read(lsn, at, &mut bytes);
+            let understood = page.is_some();
+            pages.extend(page.flatten().map(|page| (frame.page, page)));
+            understood
+        } else {
+            // A link whose page is lost cannot be read: the page knows how its keys begin.
+            pages.get_mut(&frame.page).is_none_or(|page| page.change(at, &mut bytes).is_some())
+        };
+        if !understood {
+            self.damage.push(format!("the frame at byte {at} of the log is not as sled writes one"));
+        }
+        Ok(())
+    }
+
+    fn lay_over(&mut self, page: Page) {
+        let Page { low, high, prefix, rows, .. } = page;
+        if high.is_empty() || low < high {
+            let end = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
+            let gone: Vec<_> = self.rows.range((Bound::Included(low), end)).map(|(key, _)| key.clone()).collect();
+            for key in gone {
+                self.rows.remove(&key);
+            }
+        }
+        self.rows.extend(rows.into_iter().map(|(key, place)| ([&prefix[..], &key].concat(), place)));
+    }
+
+    /// The keys that begin with a letter, in order.
+    pub fn keys(&self, prefix: u8) -> impl Iterator<Item = &[u8]> {
+        let range = (Bound::Included(vec![prefix]), Bound::Excluded(vec![prefix + 1]));
+        self.rows.range(range).map(|(key, _)| key.as_slice())
+    }
+
+    /// Whether there is any row at all.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Every letter that keys begin with, and how many do.
+    pub fn counts(&self) -> BTreeMap<u8, u64> {
+        let mut counts = BTreeMap::new();
+        self.rows.keys().filter_map(|key| key.first()).for_each(|first| *counts.entry(*first).or_default() += 1);
+        counts
+    }
+
+    /// The bytes under a key, as they stand there.
+    pub fn raw(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        if let Some(value) = self.journal.get(key) {
+            return Ok(Some(value.clone()));
+        }
+        let Some(place) = self.rows.get(key) else { return Ok(None) };
+        let mut value = vec![0; place.length];
+        self.file.read_exact_at(&mut value, place.at)?;
+        Ok(Some(value))
+    }
+
+    /// The row under a key: none where there is none, or its own sum does not hold.
+    pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
+        Ok(self.raw(key)?.and_then(|value| codec::decode(key, &value)))
+    }
+}
+
+impl Page {
+    /// A page from its node; none inside where it is one of the index.
+    fn read(written: u64, at: u64, bytes: &mut Bytes) -> Option<Option<Page>> {
+        let (_next, _merging_child) = (bytes.number()?, bytes.number()?);
+        let (merging, prefix) = (bytes.byte()? != 0, usize::from(bytes.byte()?));
+        let (low, high) = (bytes.run()?.to_vec(), bytes.run()?.to_vec());
+        if bytes.byte()? != 0 {
+            return Some(None);
+        }
+        let prefix = low.get(..prefix)?.to_vec();
+        let keys: Option<Vec<&[u8]>> = (0..bytes.number()?).map(|_| bytes.run()).collect();
+        let mut rows = BTreeMap::new();
+        for key in keys? {
+            rows.insert(key.to_vec(), bytes.place(at)?);
+        }
+        Some(Some(Page { written, merging, low, high, prefix, rows }))
+    }
+
+    /// Applies a link.
+    fn change(&mut self, at: u64, bytes: &mut Bytes) -> Option<()> {
+        match bytes.byte()? {
+            0 => {
+                let key = bytes.run()?.to_vec();
+                self.rows.insert(key, bytes.place(at)?);
+            }
+            1 => {
+                self.rows.remove(bytes.run()?);
+            }
+            4 => self.merging = true,
+            // Of the index.
+            2 | 3 => {}
+            _ => return None,
+        }
+        Some(())
+    }
+}

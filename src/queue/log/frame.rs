@@ -1,0 +1,93 @@
+//! Frames: the pieces of sled's log, told apart by nothing but their bytes.
+
+use super::bytes::Bytes;
+
+pub const SEGMENT: usize = 512 << 10;
+pub const SEGMENT_HEADER: usize = 20;
+/// No frame begins closer to the end of a segment.
+pub const FRAME_HEADER_MAX: usize = 32;
+
+/// sled's kinds of frames.
+pub mod kind {
+    pub const CANCELED: u8 = 1;
+    pub const CAP: u8 = 2;
+    pub const MANIFEST: u8 = 3;
+    pub const FREE: u8 = 4;
+    pub const COUNTER: u8 = 5;
+    pub const NODE: u8 = 8;
+    pub const BLOB_NODE: u8 = 9;
+    pub const LINK: u8 = 10;
+    pub const BLOB_LINK: u8 = 11;
+}
+
+/// A frame whose checksum holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    pub kind: u8,
+    /// The number of its segment.
+    pub segment: u64,
+    pub page: u64,
+    /// Where it begins, where its payload does, and how long that is.
+    pub begins: usize,
+    pub at: usize,
+    pub length: usize,
+}
+
+impl Frame {
+    /// When it was written, beside others.
+    pub fn lsn(&self) -> u64 {
+        lsn(self.segment, self.begins)
+    }
+}
+
+/// When a frame was written, beside others.
+pub fn lsn(segment: u64, at: usize) -> u64 {
+    segment.saturating_mul(SEGMENT as u64).saturating_add(at as u64)
+}
+
+/// The number of a segment, if its header's sum holds.
+pub fn header(bytes: &[u8]) -> Option<u64> {
+    let bytes = bytes.first_chunk::<SEGMENT_HEADER>()?;
+    let sum = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) ^ u32::MAX;
+    if crc32fast::hash(&bytes[4..]) != sum {
+        return None;
+    }
+    let lsn = u64::from_le_bytes(*bytes[4..].first_chunk()?) ^ (u64::MAX >> 1);
+    Some(lsn / SEGMENT as u64)
+}
+
+/// The next frame at or after an offset. After one that is damaged the next begins where its length
+/// says; only where nothing does, every byte is tried.
+pub fn next_frame(bytes: &[u8], at: usize) -> Option<Frame> {
+    let last = SEGMENT - FRAME_HEADER_MAX;
+    let mut hops = at;
+    for _ in 0..2 {
+        match frame_at(bytes, hops) {
+            Ok(frame) => return Some(frame),
+            Err(Some(next)) => hops = next,
+            Err(None) => break,
+        }
+    }
+    (at..=last.min(bytes.len())).find_map(|at| frame_at(bytes, at).ok())
+}
+
+/// The frame at an offset; where its sum does not hold, the offset at which it says to end.
+fn frame_at(bytes: &[u8], at: usize) -> Result<Frame, Option<usize>> {
+    let rest = bytes.get(at..).filter(|_| at + FRAME_HEADER_MAX <= SEGMENT).ok_or(None)?;
+    let Some((sum, payload)) = rest.split_first_chunk::<4>() else { return Err(None) };
+    let mut head = Bytes { payload, at: 0 };
+    let begins = at;
+    let frame = (|| {
+        let kind = head.byte().filter(|kind| (kind::CANCELED..=kind::BLOB_LINK).contains(kind))?;
+        let length = usize::try_from(head.number()?).ok()?;
+        let (segment, page) = (head.number()?, head.number()?);
+        let at = at + 4 + head.at;
+        (length <= bytes.len().saturating_sub(at)).then_some(Frame { kind, segment, page, begins, at, length })
+    })()
+    .ok_or(None)?;
+    let end = frame.at + frame.length;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[frame.at..end]);
+    hasher.update(&payload[..head.at]);
+    if hasher.finalize() ^ u32::MAX == u32::from_le_bytes(*sum) { Ok(frame) } else { Err(Some(end)) }
+}

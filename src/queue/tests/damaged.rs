@@ -1,0 +1,235 @@
+//! Damaged stores: what is read of them without sled, and what of it is carried over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::*;
+use crate::queue::log::{self, Log};
+use crate::queue::store::open_sled;
+
+impl Rig {
+    /// Ends cleanly.
+    fn close(self) -> (tempfile::TempDir, Options, Clock) {
+        let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
+        drop((queue, runtime));
+        writer.join().unwrap().unwrap();
+        (folder, options, clock)
+    }
+
+    /// Ends cleanly, has its folder damaged, and starts again.
+    fn damaged(self, damage: impl FnOnce(&Path)) -> Rig {
+        let (folder, options, clock) = self.close();
+        damage(&options.path);
+        Rig::open(folder, options, clock)
+    }
+
+    /// Accepts, delivers, buries and renews by chance, until some segments of the log have been freed.
+    fn busy(mut self, seed: u64, rounds: u32) -> Rig {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        for round in 0..rounds {
+            let some = (0..dice.u32(1..60)).map(|n| {
+                let longest = if dice.u32(..10) == 0 { 900 } else { 20 };
+                let text = "é😀 text ".repeat(dice.usize(1..longest));
+                message(&format!("chat{}", dice.u32(..40)), &format!("{round}-{n}"), &text)
+            });
+            self.push_all(some.collect());
+            for lease in self.lease(dice.usize(1..40)) {
+                let due = self.clock.now() + Duration::from_secs(1);
+                self.settle(
+                    lease,
+                    match dice.u32(..10) {
+                        0 => Disposition::Bury(Reason::Invalid, ServiceError::default()),
+                        1 => Disposition::Retry { due, unknown: true, strike: false },
+                        2 => Disposition::Keep,
+                        _ => delivered(),
+                    },
+                );
+            }
+            if dice.u32(..20) == 0 {
+                self = self.reopen();
+            }
+        }
+        self
+    }
+}
+
+#[test]
+fn log_reads_row_by_row_as_sled_does() {
+    for seed in 0..4 {
+        let (_folder, options, _) = Rig::new().busy(seed, 120).close();
+        assert_eq!(log::sweep(&options.path).unwrap(), Vec::<String>::new());
+        let log = Log::read(&options.path, |_, _| ()).unwrap();
+        let mine: BTreeMap<&[u8], Vec<u8>> =
+            (0..u8::MAX).flat_map(|first| log.keys(first)).map(|key| (key, log.raw(key).unwrap().unwrap())).collect();
+        let (sled, _) = open_sled(&options.path).unwrap();
+        let rows: Vec<_> = sled.iter().map(Result::unwrap).collect();
+        let sleds: BTreeMap<&[u8], Vec<u8>> = rows.iter().map(|(key, value)| (&**key, value.to_vec())).collect();
+        let differ: Vec<_> = mine.keys().chain(sleds.keys()).filter(|key| mine.get(*key) != sleds.get(*key)).collect();
+        assert!(
+            rows.len() > 500 && differ.is_empty(),
+            "seed {seed}: {} rows, of them differ {:?}",
+            rows.len(),
+            differ.iter().map(|k| (k.to_vec(), mine.get(**k), sleds.get(**k))).collect::<Vec<_>>()
+        );
+    }
+}
+
+/// Flips a bit of each of these bytes.
+fn flip(file: &Path, bytes: impl IntoIterator<Item = u64>) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+    for at in bytes {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 16], at).unwrap();
+    }
+}
+
+fn aside(rig: &Rig) -> PathBuf {
+    let files = std::fs::read_dir(&rig.options.path).unwrap().flatten();
+    files.map(|file| file.path()).find(|path| path.display().to_string().contains("damaged-")).unwrap()
+}
+
+#[test]
+fn store_without_its_stamp_is_carried_over() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
+    let rig = rig.damaged(|path| std::fs::remove_file(path.join("format")).unwrap());
+    assert_eq!(rig.overview().queued, 3);
+    assert_eq!(rig.drain(), ["a1", "b1", "a2"]);
+}
+
+#[test]
+fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
+    let rig = Rig::new();
+    rig.push_all((0..600).map(|n| message(&format!("chat{}", n % 50), &n.to_string(), &format!("{n:04}"))).collect());
+    let mut delivered_before = BTreeSet::new();
+    for lease in rig.lease(40) {
+        delivered_before.insert(text(&lease));
+        rig.settle(lease, delivered());
+    }
+    let dead = rig.lease(1).pop().unwrap();
+    rig.settle(dead, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+    let long = "😀".repeat(3000);
+    rig.accepted(message("long", "1", &long));
+    let (all, id) = (rig.overview().queued, rig.accepted(message("chat3", "last", "last")).id);
+    // The middle of a block, far before the last checkpoint: of that one the journal would have it all.
+    let rig = rig.reopen().damaged(|path| flip(&path.join("db"), 20_000..20_100));
+    let overview = rig.overview();
+    assert!(overview.set_aside && overview.dead == 1 && overview.queued + 30 > all, "{overview:?} of {all}");
+    let Verdict::Accepted { state, repeat: true } = rig.push(message("chat3", "last", "last")) else {
+        panic!("a repeat of what was carried over is a repeat")
+    };
+    assert_eq!(state.id, id);
+    let sent = rig.drain();
+    assert!(sent.contains(&long) && sent.len() as u64 == overview.queued);
+    assert!(sent.iter().all(|text| !delivered_before.contains(text)), "what had left has left");
+    let mut of_chat: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for number in sent.iter().filter_map(|text| text.parse::<usize>().ok()) {
+        of_chat.entry(number % 50).or_default().push(number);
+    }
+    assert!(of_chat.values().all(|numbers| numbers.is_sorted()), "{of_chat:?}");
+    let fresh = rig.accepted(message("new", "1", "new")).id;
+    assert!(fresh.sequence > id.sequence, "numbers are never used twice");
+
+    let damaged = aside(&rig);
+    let report = doctor::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    assert!(!report.is_sound() && report.damage[0].contains("the log cannot be read from byte"), "{report}");
+    std::fs::remove_dir_all(damaged).unwrap();
+    rig.skip(Duration::from_secs(2));
+    assert!(!rig.overview().set_aside, "until the folder is gone");
+    let (_folder, options, _) = rig.close();
+    let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    assert!(report.is_sound(), "{report}");
+}
+
+#[test]
+fn damaged_store_is_left_alone_where_that_is_wanted() {
+    let rig = Rig::with(|options| options.damaged = Damaged::Refuse);
+    rig.push_all((0..300).map(|n| message("a", &n.to_string(), "x")).collect());
+    let (_folder, options, clock) = rig.reopen().close();
+    flip(&options.path.join("db"), 10_000..10_001);
+    let before = std::fs::read(options.path.join("db")).unwrap();
+    let error = Queue::open(options.clone(), clock, &Metrics::default()).unwrap_err();
+    assert!(error.to_string().contains("doctor check"), "{error}");
+    assert!(std::fs::read(options.path.join("db")).unwrap() == before, "and nothing was written");
+}
+
+#[test]
+fn damage_to_the_last_checkpoint_loses_nothing() {
+    let rig = Rig::new();
+    rig.push_all((0..300).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
+    let rig = rig.damaged(|path| flip(&path.join("db"), 10_000..10_001));
+    assert!(!rig.overview().set_aside);
+    assert_eq!(rig.drain(), (0..300).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_stands_in_the_journal_is_carried_over() {
+    let rig = Rig::new();
+    rig.push_all((0..30).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
+    let rig = rig.reopen();
+    rig.push_all((30..60).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
+    assert!(rig.lease(1).pop().is_some_and(|lease| rig.settle(lease, delivered()) == Settled::Delivered));
+    std::fs::write(rig.options.path.join("conf"), "?").unwrap();
+    let rig = rig.killed();
+    assert!(rig.overview().set_aside);
+    let rig = rig.killed();
+    assert_eq!(rig.drain(), (1..60).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn busy_store_is_carried_over_whole() {
+    for seed in 10..13 {
+        let rig = Rig::new().busy(seed, 60);
+        let before = rig.overview();
+        let rig = rig.damaged(|path| std::fs::write(path.join("conf"), "?").unwrap());
+        let after = rig.overview();
+        assert!(after.set_aside);
+        let counts = |o: &Overview| (o.queued, o.conversations, o.held, o.unknown, o.dead);
+        assert_eq!(counts(&after), counts(&before), "seed {seed}");
+        let (_folder, options, _) = rig.close();
+        let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+        assert!(report.is_sound() && report.queued == before.queued, "{report}");
+    }
+}
+
+#[test]
+fn store_on_which_start_after_start_ends_is_set_aside() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "a1"));
+    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "...").unwrap());
+    assert!(!rig.overview().set_aside, "three can be chance");
+    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "....").unwrap());
+    assert!(rig.overview().set_aside);
+    assert!(!rig.options.path.join(store::OPENING).exists());
+    assert_eq!(rig.drain(), ["a1"]);
+}
+
+#[test]
+fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
+    let rig = Rig::new();
+    // More than sled's cache holds.
+    let text = "x".repeat(3500);
+    for some in (0..4000).collect::<Vec<u32>>().chunks(200) {
+        rig.push_all(some.iter().map(|n| message(&format!("chat{n}"), "1", &text)).collect());
+    }
+    let log = rig.options.path.join("db");
+    flip(&log, (0..std::fs::metadata(&log).unwrap().len()).step_by(512));
+    let damaged = rig.runtime.block_on(async {
+        loop {
+            match rig.queue.lease(1).await {
+                Ok(work) if work.leases.is_empty() => break false,
+                Ok(_) => {}
+                Err(StoreFailed(_)) => break true,
+            }
+        }
+    });
+    assert!(damaged, "something was read back from the file");
+    let Rig { folder, clock, options, writer, queue, runtime, .. } = rig;
+    drop((queue, runtime));
+    assert!(writer.join().unwrap().is_err());
+    assert!(options.path.join(store::MARK).exists());
+    let rig = Rig::open(folder, options, clock);
+    assert!(rig.overview().set_aside && !rig.options.path.join(store::MARK).exists());
+}

@@ -1,0 +1,97 @@
+"""Damage to a real queue's folder, by chance and repeatable: what disks, copies and people do to files."""
+
+import shutil
+
+BLOCK, SEGMENT = 4096, 512 << 10
+
+
+def flipped_bits(folder, dice):
+    _log(folder, lambda data: [_flip(data, dice.randrange(len(data))) for _ in range(dice.choice([1, 1, 2, 20]))])
+
+
+def flipped_bits_of_a_small_file(folder, dice):
+    path = dice.choice([path for path in files(folder) if path.name != "db"])
+    _edit(path, lambda data: [_flip(data, dice.randrange(len(data))) for _ in range(dice.choice([1, 3]))])
+
+
+def zeroed_blocks(folder, dice):
+    _log(folder, lambda data: [_fill(data, dice.randrange(len(data)) // BLOCK * BLOCK, BLOCK) for _ in range(dice.choice([1, 1, 4]))])
+
+
+def garbage(folder, dice):
+    at = lambda data: dice.randrange(len(data)) // 512 * 512  # noqa: E731
+    _log(folder, lambda data: _put(data, at(data), dice.randbytes(512)))
+
+
+def moved_block(folder, dice):
+    """A block that stands where another should: a write that went astray."""
+    def move(data):
+        source, target = (dice.randrange(len(data)) // BLOCK * BLOCK for _ in range(2))
+        _put(data, target, bytes(data[source : source + BLOCK]))
+
+    _log(folder, move)
+
+
+def doubled_segment(folder, dice):
+    def double(data):
+        source, target = (dice.randrange(len(data)) // SEGMENT * SEGMENT for _ in range(2))
+        _put(data, target, bytes(data[source : source + SEGMENT]))
+
+    _log(folder, double)
+
+
+def cut_tail(folder, dice):
+    path = dice.choice([folder / "db", folder / "db", *files(folder)])
+    _edit(path, lambda data: data.__delitem__(slice(dice.randrange(len(data)), None)))
+
+
+def emptied_file(folder, dice):
+    dice.choice(files(folder)).write_bytes(b"")
+
+
+def dropped_file(folder, dice):
+    dice.choice(files(folder)).unlink()
+
+
+def doubled_file(folder, dice):
+    """A copy beside it, under the name of another snapshot or of nothing; or in the place of another file."""
+    source = dice.choice(files(folder))
+    name = dice.choice(["snap.%016X" % dice.randrange(1 << 40), "db.bak", "blobs/17", dice.choice(files(folder)).name])
+    if source.name != name:
+        shutil.copyfile(source, folder / name)
+
+
+KINDS = [
+    flipped_bits, flipped_bits_of_a_small_file, zeroed_blocks, garbage, moved_block, doubled_segment, cut_tail, emptied_file,
+    dropped_file, doubled_file,
+]  # fmt: skip
+
+
+def files(folder):
+    """What a store is made of."""
+    names = [path for path in folder.iterdir() if path.name in ("db", "conf", "format", "journal") or path.name.startswith("snap.")]
+    return sorted(names)
+
+
+def _log(folder, change):
+    _edit(folder / "db", change)
+
+
+def _edit(path, change):
+    data = bytearray(path.read_bytes())
+    if data:
+        change(data)
+        path.write_bytes(data)
+
+
+def _flip(data, at):
+    data[at] ^= 1 << (at * 7 + len(data)) % 8
+
+
+def _fill(data, at, length):
+    _put(data, at, bytes(min(length, len(data) - at)))
+
+
+def _put(data, at, text):
+    text = text[: len(data) - at]
+    data[at : at + len(text)] = text
