@@ -11,6 +11,8 @@
 //!
 //! Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
 
+use std::collections::HashMap;
+
 use crate::serve::Peer;
 use crate::serve::pulse::Phase;
 use crate::time::Timestamp;
@@ -51,13 +53,14 @@ pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
     if places.len() < most.max(1) {
         return Room::Free;
     }
+    let held = Held::of(places);
     let longest = |eligible: &dyn Fn(&Place) -> bool| {
         let staying = places.iter().enumerate().filter(|(_, place)| !place.leaving && eligible(place));
         staying.min_by_key(|(_, place)| place.since).map(|(index, _)| index)
     };
-    let is_heavy = |place: &Place| held(places, place.peer) > quarter(most);
+    let is_heavy = |place: &Place| held.by(place.peer) > quarter(most);
     let is_idle = |place: &Place| place.phase == Phase::Idle;
-    if !is_light(places, most, newcomer) {
+    if !held.is_light(newcomer, most) {
         return longest(&|place| is_idle(place) && (user(place.peer) == user(newcomer) || is_heavy(place)))
             .map_or(Room::None, Room::Close);
     }
@@ -67,17 +70,30 @@ pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
 
 /// Which of those who wait comes first: the first light one, else the first.
 pub fn first(places: &[Place], most: usize, mut waiting: impl Iterator<Item = Peer>) -> usize {
-    waiting.position(|peer| is_light(places, most, peer)).unwrap_or(0)
+    let held = Held::of(places);
+    waiting.position(|peer| held.is_light(peer, most)).unwrap_or(0)
 }
 
-fn is_light(places: &[Place], most: usize, peer: Peer) -> bool {
-    held(places, peer) < quarter(most)
-}
+/// Places that each user holds, counted once: newcomers can be many.
+struct Held(HashMap<u32, usize>);
 
-/// Places that this peer's user holds; none where it is not known.
-fn held(places: &[Place], peer: Peer) -> usize {
-    let Some(uid) = user(peer) else { return 0 };
-    places.iter().filter(|place| user(place.peer) == Some(uid) && !place.leaving).count()
+impl Held {
+    fn of(places: &[Place]) -> Held {
+        let mut held = HashMap::new();
+        for uid in places.iter().filter(|place| !place.leaving).filter_map(|place| user(place.peer)) {
+            *held.entry(uid).or_default() += 1;
+        }
+        Held(held)
+    }
+
+    /// None where the user is not known.
+    fn by(&self, peer: Peer) -> usize {
+        user(peer).and_then(|uid| self.0.get(&uid).copied()).unwrap_or(0)
+    }
+
+    fn is_light(&self, peer: Peer, most: usize) -> bool {
+        self.by(peer) < quarter(most)
+    }
 }
 
 fn user(peer: Peer) -> Option<u32> {
