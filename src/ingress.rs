@@ -33,6 +33,7 @@ mod request;
 mod state;
 #[cfg(test)]
 mod tests;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,6 +212,9 @@ impl Inner {
                 "connect-relay: this user is in neither ingress.allow_uids nor ingress.allow_gids",
             ));
         }
+        if peer == Peer::Tcp {
+            web::refuse(&parts.headers)?;
+        }
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
@@ -234,28 +238,28 @@ impl Inner {
             Route::State => self.state(&parts, caller).await,
             Route::Queue => self.backlog(&parts, caller).await,
             Route::Message => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.message(&parts.headers, body, peer).await
             }
             Route::Batch => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.batch(&parts.headers, body, caller).await
             }
             Route::Disconnect => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.disconnect(&parts.headers, body, peer).await
             }
             // The rest is rare and carries much along: it does not make every request's future larger.
             Route::Event => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 Box::pin(self.event(parts, body, peer)).await
             }
             Route::Connection => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 Box::pin(self.connection(parts, body.bytes.clone())).await
             }
             Route::Forward => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 Box::pin(self.forward(parts, body.bytes.clone())).await
             }
             Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
@@ -303,6 +307,8 @@ impl Route {
             // Ours alone, or queued under one method only: nothing else of them reaches the service.
             (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
             _ if operation.starts_with("message/") => Route::Unknown,
+            // A browser asks so whether a page may call: no page may, whatever the service would say.
+            (&Method::OPTIONS, _) => Route::Unknown,
             // What is passed on stays under /participant/.
             _ if operation.split('/').any(|part| matches!(part, "." | "..")) => Route::Unknown,
             _ => Route::Forward,

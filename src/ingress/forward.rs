@@ -43,7 +43,7 @@ struct Credentials {
 
 impl Inner {
     /// SendEvent.
-    pub(super) async fn event(&self, parts: Parts, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn event(&self, parts: Parts, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
         let event = members.event(&self.options.limits)?;
         let client_token = members.client_token()?;
@@ -63,7 +63,7 @@ impl Inner {
     }
 
     /// Passes a typing event on, if it is worth it; none where it is dropped.
-    async fn typing(&self, parts: Parts, body: &Whole<'_>, asker: Asker) -> Result<Option<Answer>, Refusal> {
+    async fn typing(&self, parts: Parts, body: &Whole, asker: Asker) -> Result<Option<Answer>, Refusal> {
         if !self.queue.is_idle(asker).await? || !self.budget.pacer().take_spare(self.clock.now()) {
             return Ok(None);
         }
