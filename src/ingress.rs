@@ -85,7 +85,7 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// The body of one batch.
     pub batch_bytes_max: usize,
-    /// All bodies being read together.
+    /// All bodies being read together; one caller's are at most a quarter.
     pub bodies_bytes_max: usize,
     /// Users let in; with `allow_gids` empty too, whoever the socket's mode lets in.
     pub allow_uids: Vec<u32>,

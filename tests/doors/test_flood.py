@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -19,10 +20,11 @@ pytestmark = pytest.mark.usefixtures("users")
 
 MIB = 1 << 20
 MEMORY = 64 * MIB
-CONNECTIONS, BODIES = 10_000, 1 << 30
 PROCESSES = 10
 POST = b"POST /participant/message HTTP/1.1\r\nHost: localhost\r\nX-Amz-Bearer: canary-flood\r\n"
 BATCH = b"POST /participant/messages HTTP/1.1\r\nHost: localhost\r\n"
+# A batch of lines as short as they may be, each of which is answered with an error longer than itself.
+LINES = BATCH + b"Content-Length: %d\r\n\r\n" % (65 * 15_000) + (b"{}" + b" " * 62 + b"\n") * 15_000
 
 
 @pytest.fixture
@@ -43,9 +45,9 @@ def caged(cage, shared, request):
     relay.kill()
 
 
-@pytest.mark.parametrize("flood", ["connections", "bodies"])
-def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage, capsys, flood):
-    work, wanted = (connections, CONNECTIONS) if flood == "connections" else (bodies, BODIES)
+@pytest.mark.parametrize("what,wanted", [("connections", 10_000), ("bytes of bodies", 1 << 30), ("batches whose replies nobody reads", 200)])
+def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage, capsys, what, wanted):
+    work = {"connections": connections, "bytes of bodies": bodies}.get(what, deaf_batches)
     done = multiprocessing.Value("q", 0)
     bot = Neighbour(VICTIM, answered, caged)
     flooders = []
@@ -65,7 +67,7 @@ def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage,
     limit = "in a cgroup of 64 MiB" if cage.enforced else "(no cgroup here: the peak is looked at)"
     with capsys.disabled():
         print(
-            f"\na flood of {done.value:,} {'connections' if flood == 'connections' else 'bytes of bodies'} {limit}: {most / MIB:.1f} MiB at "
+            f"\na flood of {done.value:,} {what} {limit}: {most / MIB:.1f} MiB at "
             f"most; {len(took)} accepts of another bot, all answered, p50 {took[len(took) // 2] * 1000:.0f} ms, "
             f"p99 {took[len(took) * 99 // 100] * 1000:.0f} ms, longest {took[-1] * 1000:.0f} ms"
         )
@@ -121,14 +123,14 @@ def connections(say, relay, done, wanted, number):
 def bodies(say, relay, done, wanted, number):
     """Sends until all have sent so many bytes, one kind of body a process: too long, endless, garbage, lines; and never reads
     a reply."""
-    garbage, lines = b"x" * (256 << 10), (b"{}" + b" " * 62 + b"\n") * (15 << 10)
+    garbage = b"x" * (256 << 10)
     endless = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     head, body = [
         (POST + b"Content-Length: 1000000000\r\n\r\n", garbage),
         (POST + b"Content-Length: 16000000\r\n\r\n", garbage),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n", endless),
         (b"", POST + b"Content-Length: 262144\r\n\r\n" + garbage),
-        (b"", BATCH + b"Content-Length: %d\r\n\r\n" % len(lines) + lines),
+        (b"", LINES),
     ][number % 5]
     while done.value < wanted:
         with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
@@ -139,6 +141,27 @@ def bodies(say, relay, done, wanted, number):
                 count(done, stream.send(body))
     say("done")
     time.sleep(600)
+
+
+def deaf_batches(say, relay, done, wanted, number):
+    """Its part of so many batches at once, on connections that stay as long as the relay lets them."""
+
+    def batch():
+        with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
+            stream.connect(relay.socket)
+            stream.sendall(LINES)
+            stream.recv(1, socket.MSG_PEEK)  # it has begun to answer
+            while True:  # until it is cut
+                stream.send(b" ")
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=batch) for _ in range(wanted // PROCESSES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+        count(done, 1)
+    say("done")
 
 
 def count(done, more):
