@@ -5,11 +5,11 @@
 //!
 //! | newcomer | who makes room, the first that there is |
 //! | --- | --- |
-//! | light | the longest idle of a heavy user; the longest idle of all; the longest standing of a heavy user |
-//! | not light | the longest idle of its own or of a heavy user |
-//! | by TCP | the longest idle of all |
+//! | light | the longest idle of a heavy user; the longest idle of all; the longest standing of a heavy user; the longest stalled |
+//! | not light | the longest idle of its own or of a heavy user; the longest stalled of those |
+//! | by TCP | the longest idle of all; the longest stalled |
 //!
-//! Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+//! *Stalled* is whose head is not whole yet, or who does not take its reply. Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
 
 use std::collections::HashMap;
 
@@ -60,12 +60,20 @@ pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
     };
     let is_heavy = |place: &Place| held.by(place.peer) > quarter(most);
     let is_idle = |place: &Place| place.phase == Phase::Idle;
+    let is_stalled = |place: &Place| matches!(place.phase, Phase::Head | Phase::Replying);
+    let close = |index: Option<usize>| index.map(Room::Close);
+    let cut = |index: Option<usize>| index.map(Room::Cut);
     if !held.is_light(newcomer, most) {
-        return longest(&|place| is_idle(place) && (user(place.peer) == user(newcomer) || is_heavy(place)))
-            .map_or(Room::None, Room::Close);
+        let yields = |place: &Place| user(place.peer) == user(newcomer) || is_heavy(place);
+        return close(longest(&|place| is_idle(place) && yields(place)))
+            .or_else(|| cut(longest(&|place| is_stalled(place) && yields(place))))
+            .unwrap_or(Room::None);
     }
-    let idle = longest(&|place| is_idle(place) && is_heavy(place)).or_else(|| longest(&is_idle));
-    idle.map(Room::Close).or_else(|| longest(&is_heavy).map(Room::Cut)).unwrap_or(Room::None)
+    close(longest(&|place| is_idle(place) && is_heavy(place)))
+        .or_else(|| close(longest(&is_idle)))
+        .or_else(|| cut(longest(&is_heavy)))
+        .or_else(|| cut(longest(&is_stalled)))
+        .unwrap_or(Room::None)
 }
 
 /// Which of those who wait comes first: the first light one, else the first.
@@ -130,7 +138,8 @@ mod tests {
             (&[(1, Busy), (1, Busy), (1, Busy)][..], 4, 1, Room::Free),
             // A lone user gives up its own.
             (&[(1, Busy), (1, Idle), (1, Idle), (1, Idle)], 4, 1, Room::Close(1)),
-            (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::None),
+            (&[(1, Busy), (1, Busy), (1, Busy), (1, Busy)], 4, 1, Room::None),
+            (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::Cut(1)),
             // A light one takes from a heavy one first, from its requests last.
             (&[(2, Idle), (1, Idle), (1, Idle), (1, Busy)], 4, 3, Room::Close(1)),
             (&[(2, Idle), (1, Busy), (1, Busy), (1, Busy)], 4, 3, Room::Close(0)),
@@ -140,8 +149,11 @@ mod tests {
             (&[(2, Busy), (3, Idle), (1, Busy), (1, Busy)], 4, 2, Room::None),
             // Nobody is heavy: nobody is cut.
             (&[(1, Busy), (2, Busy), (3, Busy), (4, Busy)], 4, 5, Room::None),
+            (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 5, Room::Cut(2)),
+            (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 4, Room::Cut(3)),
             // By TCP all are alike.
             (&[(0, Busy), (0, Idle)], 2, 0, Room::Close(1)),
+            (&[(0, Busy), (0, Head)], 2, 0, Room::Cut(1)),
             (&[(0, Busy), (0, Busy)], 2, 0, Room::None),
             (&[(1, Idle)], 1, 1, Room::Close(0)),
         ] {

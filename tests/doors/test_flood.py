@@ -58,11 +58,10 @@ def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage,
         # What was begun is still there: the bot goes on for a while.
         before = bot.count()
         until(lambda: bot.count() >= before + 20, "the bot is answered")
-    finally:
-        for flooder in flooders:
-            flooder.end()
         took = sorted(bot.all())
-        bot.end()
+    finally:
+        for neighbour in (bot, *flooders):
+            neighbour.end()
     most = peak(caged.process.pid)
     limit = "in a cgroup of 64 MiB" if cage.enforced else "(no cgroup here: the peak is looked at)"
     with capsys.disabled():

@@ -7,7 +7,7 @@ import pytest
 
 from callers import MESSAGE, curl, queued, send
 from neighbours import asked, request
-from patience import until
+from patience import PATIENCE, until
 from raw import dial, received
 
 DOWN = "http://127.0.0.1:9"
@@ -119,6 +119,18 @@ def test_who_stalls_is_ended_and_keeps_nobody_waiting(relays, name):
                 answer = received(stream).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
                 assert answer == b"" or answer[9:12] in (b"404", b"408"), answer
     assert send(relay, "canary-token", "canary").status == 202
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n"], ids=["idle", "half-way through a head"])
+def test_probes_are_answered_while_others_stall_at_the_admin_port(relays, sent):
+    """Else whoever reaches the port could have Kubernetes restart the relay. One try each: nobody has to run out of time."""
+    relay = relays(DOWN)
+    host, port = relay.admin.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as streams:
+        for _ in range(64):
+            stream = streams.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            stream.sendall(sent)
+        assert [relay.get(page)[0] for page in ("/livez", "/readyz", "/metrics")] == [200] * 3
 
 
 def attempt(relay, door):
