@@ -10,7 +10,7 @@
 //! | any other `/participant/…` | passed on |
 //! | anything else, and other methods on these | 404 |
 //!
-//! A request's way: is the `peer` allowed and the `door` open → its `body` whole, within bounds → its
+//! A request's way: is the `peer` allowed, and no `web` page, and the `door` open → its `body` whole, within bounds → its
 //! headers (`request`) and members (`parse`) → one call of the queue, which answers when the disk has it → the
 //! `reply` or the `refusal`. Nothing is kept here between requests; a client that hangs up withdraws nothing.
 //!
@@ -129,6 +129,8 @@ struct Inner {
     door: Door,
     clock: Clock,
     bodies: Arc<Bodies>,
+    /// What the service replies to what is passed on.
+    replies: Arc<Bodies>,
     measures: Arc<Measures>,
 }
 
@@ -170,8 +172,9 @@ impl Ingress {
         metrics: &Metrics,
     ) -> Ingress {
         let bodies = Arc::new(Bodies::new(options.bodies_bytes_max));
+        let replies = Arc::new(Bodies::new(options.bodies_bytes_max));
         let measures = Arc::new(Measures::new(metrics));
-        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, measures }))
+        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, replies, measures }))
     }
 
     /// The same door with other settings, for the requests that it is given from now on; those under way keep theirs.
@@ -256,11 +259,11 @@ impl Inner {
             }
             Route::Connection => {
                 let body = self.bodies.read(body, bound, caller).await?;
-                Box::pin(self.connection(parts, body.bytes.clone())).await
+                Box::pin(self.connection(parts, body.bytes.clone(), caller)).await
             }
             Route::Forward => {
                 let body = self.bodies.read(body, bound, caller).await?;
-                Box::pin(self.forward(parts, body.bytes.clone())).await
+                Box::pin(self.forward(parts, body.bytes.clone(), caller)).await
             }
             Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
         }

@@ -2,9 +2,10 @@
 //!
 //! Whoever reads a body holds as many permits as it may need bytes, from its first byte until the queue has answered:
 //! a thousand slow uploads cost the relay `ingress.bodies_bytes_max` and no more. One caller has at most a quarter of
-//! them at once, so that its slow uploads keep only its own waiting. A batch keeps its share until its reply has been
-//! taken, because that is as long again. A body that nobody wants is read to its end and dropped, within bounds, because a
-//! connection closed under a client that is still writing may take the reply with it.
+//! them at once, so that its slow uploads keep only its own waiting. Long replies have their shares too, and keep them
+//! until they have been taken: a batch its body's, what is passed on one of another budget. A body that nobody wants is
+//! read to its end and dropped, within bounds, because a connection closed under a client that is still writing may
+//! take the reply with it.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -55,6 +56,21 @@ pub(super) struct Whole {
 /// A share of the budget, given back when dropped: of the caller's quarter, and of the whole.
 #[derive(Default)]
 pub(super) struct Share(#[expect(dead_code, reason = "held, not looked at")] [Option<OwnedSemaphorePermit>; 2]);
+
+impl Share {
+    /// The bytes of a reply, which hold their share until they are written or dropped.
+    pub(super) fn of(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        struct Held<T>(T, #[expect(dead_code, reason = "held, not looked at")] Share);
+
+        impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_ref()
+            }
+        }
+
+        Bytes::from_owner(Held(bytes, self))
+    }
+}
 
 enum Fault {
     TooLarge,
@@ -111,6 +127,11 @@ impl Bodies {
                 ),
             )),
         }
+    }
+
+    /// A share for what the service replies: of the caller's quarter, and all of that for what is longer.
+    pub(super) async fn reply_share(&self, bytes: usize, caller: Caller) -> Share {
+        self.share(u32::try_from(bytes).unwrap_or(u32::MAX).min(self.quarter()), caller).await
     }
 
     /// First of the caller's quarter: who waits for that does not stand before others.

@@ -187,22 +187,11 @@ pub(super) fn dropped() -> Answer {
 
 /// A batch's reply. It holds the share until it is written or dropped.
 pub(super) fn of_lines(lines: Vec<u8>, share: Share) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_owner(Lines { lines, _share: share })));
+    let mut answer = Response::new(Full::new(share.of(lines)));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, NDJSON);
     headers.insert(REQUEST_ID, request_id(None));
     answer
-}
-
-struct Lines {
-    lines: Vec<u8>,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Lines {
-    fn as_ref(&self) -> &[u8] {
-        &self.lines
-    }
 }
 
 /// One line of a batch's reply, about a message that was kept.

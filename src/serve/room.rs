@@ -5,17 +5,22 @@
 //!
 //! | newcomer | who makes room, the first that there is |
 //! | --- | --- |
-//! | light | the longest idle of a heavy user; the longest idle of all; the longest standing of a heavy user; the longest stalled |
+//! | light | the longest idle of a heavy user; of all; the longest standing of a heavy user; the longest stalled of all |
 //! | not light | the longest idle of its own or of a heavy user; the longest stalled of those |
 //! | by TCP | the longest idle of all; the longest stalled |
 //!
-//! *Stalled* is whose head is not whole yet, or who does not take its reply. Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+//! *Stalled* is whose head came only in part, because heads come whole, and who has taken nothing of its reply for a
+//! second. Cutting a request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::serve::Peer;
 use crate::serve::pulse::Phase;
 use crate::time::Timestamp;
+
+/// A reply of which nothing is taken for so long has no reader.
+const UNREAD: Duration = Duration::from_secs(1);
 
 /// A place that is taken.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +54,7 @@ pub fn quarter(most: usize) -> usize {
 }
 
 /// What this newcomer finds.
-pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
+pub fn find(places: &[Place], most: usize, newcomer: Peer, now: Timestamp) -> Room {
     if places.len() < most.max(1) {
         return Room::Free;
     }
@@ -60,7 +65,11 @@ pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
     };
     let is_heavy = |place: &Place| held.by(place.peer) > quarter(most);
     let is_idle = |place: &Place| place.phase == Phase::Idle;
-    let is_stalled = |place: &Place| matches!(place.phase, Phase::Head | Phase::Replying);
+    let is_stalled = |place: &Place| match place.phase {
+        Phase::Head => true,
+        Phase::Replying => now.since(place.since) >= UNREAD,
+        _ => false,
+    };
     let close = |index: Option<usize>| index.map(Room::Close);
     let cut = |index: Option<usize>| index.map(Room::Cut);
     if !held.is_light(newcomer, most) {
@@ -115,6 +124,9 @@ fn user(peer: Peer) -> Option<u32> {
 mod tests {
     use super::*;
 
+    /// When every unread reply has been for long.
+    const LATER: Timestamp = Timestamp(1_000_000);
+
     /// Places by uid and phase, each since its index.
     fn places(taken: &[(u32, Phase)]) -> Vec<Place> {
         let place = |(index, (uid, phase)): (usize, &(u32, Phase))| Place {
@@ -157,17 +169,24 @@ mod tests {
             (&[(0, Busy), (0, Busy)], 2, 0, Room::None),
             (&[(1, Idle)], 1, 1, Room::Close(0)),
         ] {
-            assert_eq!(find(&places(taken), most, peer(newcomer)), expected, "{taken:?} {newcomer}");
+            assert_eq!(find(&places(taken), most, peer(newcomer), LATER), expected, "{taken:?} {newcomer}");
         }
+    }
+
+    #[test]
+    fn who_still_reads_is_not_cut() {
+        let places = places(&[(1, Phase::Replying), (1, Phase::Busy)]);
+        assert_eq!(find(&places, 2, peer(1), Timestamp(999)), Room::None);
+        assert_eq!(find(&places, 2, peer(1), Timestamp(1000)), Room::Cut(0));
     }
 
     #[test]
     fn who_is_leaving_is_not_asked_again() {
         let mut places = places(&[(1, Phase::Idle), (1, Phase::Idle)]);
         places[0].leaving = true;
-        assert_eq!(find(&places, 2, peer(1)), Room::Close(1));
+        assert_eq!(find(&places, 2, peer(1), LATER), Room::Close(1));
         places[1].leaving = true;
-        assert_eq!(find(&places, 2, peer(1)), Room::None);
+        assert_eq!(find(&places, 2, peer(1), LATER), Room::None);
     }
 
     #[test]

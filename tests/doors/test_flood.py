@@ -12,9 +12,11 @@ import pytest
 
 from cage import Cage, peak
 from callers import MESSAGE, parse
-from neighbours import NEIGHBOUR, VICTIM, Neighbour, request
+from neighbours import NEIGHBOUR, VICTIM, Neighbour
+from neighbours import request as asked
 from patience import until
 from raw import dial
+from upstream import CUT, Answer
 
 pytestmark = pytest.mark.usefixtures("users")
 
@@ -25,6 +27,7 @@ POST = b"POST /participant/message HTTP/1.1\r\nHost: localhost\r\nX-Amz-Bearer: 
 BATCH = b"POST /participant/messages HTTP/1.1\r\nHost: localhost\r\n"
 # A batch of lines as short as they may be, each of which is answered with an error longer than itself.
 LINES = BATCH + b"Content-Length: %d\r\n\r\n" % (65 * 15_000) + (b"{}" + b" " * 62 + b"\n") * 15_000
+TRANSCRIPT = b'{"Transcript":"' + b"x" * (2 * MIB - 20) + b'"}'
 
 
 @pytest.fixture
@@ -35,9 +38,12 @@ def cage():
 
 
 @pytest.fixture
-def caged(cage, shared, request):
-    """A relay in the cage. It is gone before the cage is."""
-    relay = shared("http://127.0.0.1:9", start=False, tcp=False, ingress__request_timeout="2s", ingress__idle_timeout="5s")
+def caged(cage, shared, upstreams):
+    """A relay in the cage, before a service with long transcripts. It is gone before the cage is."""
+    upstream = upstreams(lambda request: Answer(200, TRANSCRIPT) if request.target.endswith("/transcript") else CUT)
+    relay = shared(
+        upstream.url, start=False, tcp=False, ingress__request_timeout="2s", ingress__idle_timeout="5s", sender__attempt_timeout="2s"
+    )
     relay.spawn()
     cage.add(relay.process.pid)
     until(relay.ready, "the relay is ready")
@@ -45,9 +51,14 @@ def caged(cage, shared, request):
     relay.kill()
 
 
-@pytest.mark.parametrize("what,wanted", [("connections", 10_000), ("bytes of bodies", 1 << 30), ("batches whose replies nobody reads", 200)])
+@pytest.mark.parametrize("what,wanted", [
+    ("connections", 10_000),
+    ("bytes of bodies", 1 << 30),
+    ("batches whose replies nobody reads", 200),
+    ("transcripts that nobody reads", 100),
+])  # fmt: skip
 def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage, capsys, what, wanted):
-    work = {"connections": connections, "bytes of bodies": bodies}.get(what, deaf_batches)
+    work = {"connections": connections, "bytes": bodies, "batches": deaf_batches, "transcripts": deaf_transcripts}[what.split()[0]]
     done = multiprocessing.Value("q", 0)
     bot = Neighbour(VICTIM, answered, caged)
     flooders = []
@@ -84,7 +95,7 @@ def answered(say, relay):
         began = time.monotonic()
         stream = patiently(relay)
         with stream:
-            stream.sendall(request("POST", MESSAGE, ["X-Amz-Bearer: canary-bot", "Connection: close"], body))
+            stream.sendall(asked("POST", MESSAGE, ["X-Amz-Bearer: canary-bot", "Connection: close"], body))
             reply = b""
             while part := stream.recv(65536):
                 reply += part
@@ -143,18 +154,26 @@ def bodies(say, relay, done, wanted, number):
 
 
 def deaf_batches(say, relay, done, wanted, number):
-    """Its part of so many batches at once, on connections that stay as long as the relay lets them."""
+    deaf(say, relay, done, wanted, LINES)
 
-    def batch():
+
+def deaf_transcripts(say, relay, done, wanted, number):
+    deaf(say, relay, done, wanted, asked("POST", "/participant/transcript", ["X-Amz-Bearer: canary-flood"], {}))
+
+
+def deaf(say, relay, done, wanted, whole):
+    """Its part of so many requests at once, on connections that stay as long as the relay lets them."""
+
+    def ask():
         with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
             stream.connect(relay.socket)
-            stream.sendall(LINES)
+            stream.sendall(whole)
             stream.recv(1, socket.MSG_PEEK)  # it has begun to answer
             while True:  # until it is cut
                 stream.send(b" ")
                 time.sleep(0.01)
 
-    threads = [threading.Thread(target=batch) for _ in range(wanted // PROCESSES)]
+    threads = [threading.Thread(target=ask) for _ in range(wanted // PROCESSES)]
     for thread in threads:
         thread.start()
     for thread in threads:
