@@ -8,6 +8,7 @@ import pytest
 from callers import MESSAGE, curl, queued, send
 from neighbours import asked, request
 from patience import PATIENCE, until
+from processes import Relay
 from raw import dial, received
 
 DOWN = "http://127.0.0.1:9"
@@ -56,19 +57,27 @@ CHUNKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def untouched():
+    """One relay for all that is refused, because nothing of it is kept."""
+    relay = Relay(DOWN).start()
+    yield relay
+    relay.remove()
+
+
 @pytest.mark.parametrize("door", ["unix", "tcp"])
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_a_head_that_means_two_things_is_refused_and_ends_the_connection(stranded, name, door):
-    answer = told(stranded, AMBIGUOUS[name] + HIDDEN, door)
+def test_a_head_that_means_two_things_is_refused_and_ends_the_connection(untouched, name, door):
+    answer = told(untouched, AMBIGUOUS[name] + HIDDEN, door)
     assert answer.startswith(b"HTTP/1.") and b" 400 " in answer.splitlines()[0], answer[:200]
-    assert answer.count(b"HTTP/1.") == 1 and queued(stranded) == 0, "neither reading was taken"
+    assert answer.count(b"HTTP/1.") == 1 and queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("name", CHUNKS)
-def test_chunks_that_end_in_two_places_are_refused_and_end_the_connection(stranded, name):
-    answer = told(stranded, POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[name] + HIDDEN)
+def test_chunks_that_end_in_two_places_are_refused_and_end_the_connection(untouched, name):
+    answer = told(untouched, POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[name] + HIDDEN)
     assert answer.count(b"HTTP/1.") <= 1 and (not answer or b" 400 " in answer.splitlines()[0]), answer[:200]
-    assert queued(stranded) == 0, "neither reading was taken"
+    assert queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 3\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nContent-Length: 3"])

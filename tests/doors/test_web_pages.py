@@ -6,11 +6,28 @@ import pytest
 
 from callers import MESSAGE, PLAIN, assert_error
 from neighbours import asked
+from processes import Relay
+from upstream import Upstream
 
 ROUTES = [MESSAGE, "/participant/messages", "/participant/event", "/participant/disconnect", "/participant/connection",
           "/participant/queue", f"{MESSAGE}/c", "/participant/transcript", "/participant/views/v", "/", "*"]  # fmt: skip
 PAGE = "Origin: https://page.example"
 LINE = {"ContentType": PLAIN, "Content": "canary", "ConnectionToken": "canary-token"}
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    """One for all, because nothing ever comes to it."""
+    upstream = Upstream()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture(scope="module")
+def relay(upstream):
+    relay = Relay(upstream.url).start()
+    yield relay
+    relay.remove()
 
 
 @pytest.mark.parametrize("path", ROUTES)
