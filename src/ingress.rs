@@ -10,7 +10,7 @@
 //! | any other `/participant/…` | passed on |
 //! | anything else, and other methods on these | 404 |
 //!
-//! A request's way: is the `peer` allowed and the `door` open → its `body` whole, within bounds → its
+//! A request's way: is the `peer` allowed, and no `web` page, and the `door` open → its `body` whole, within bounds → its
 //! headers (`request`) and members (`parse`) → one call of the queue, which answers when the disk has it → the
 //! `reply` or the `refusal`. Nothing is kept here between requests; a client that hangs up withdraws nothing.
 //!
@@ -33,6 +33,7 @@ mod request;
 mod state;
 #[cfg(test)]
 mod tests;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,7 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// The body of one batch.
     pub batch_bytes_max: usize,
-    /// All bodies being read together.
+    /// All bodies being read together; one caller's are at most a quarter.
     pub bodies_bytes_max: usize,
     /// Users let in; with `allow_gids` empty too, whoever the socket's mode lets in.
     pub allow_uids: Vec<u32>,
@@ -128,6 +129,8 @@ struct Inner {
     door: Door,
     clock: Clock,
     bodies: Arc<Bodies>,
+    /// What the service replies to what is passed on.
+    replies: Arc<Bodies>,
     measures: Arc<Measures>,
 }
 
@@ -169,8 +172,9 @@ impl Ingress {
         metrics: &Metrics,
     ) -> Ingress {
         let bodies = Arc::new(Bodies::new(options.bodies_bytes_max));
+        let replies = Arc::new(Bodies::new(options.bodies_bytes_max));
         let measures = Arc::new(Measures::new(metrics));
-        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, measures }))
+        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, replies, measures }))
     }
 
     /// The same door with other settings, for the requests that it is given from now on; those under way keep theirs.
@@ -211,6 +215,9 @@ impl Inner {
                 "connect-relay: this user is in neither ingress.allow_uids nor ingress.allow_gids",
             ));
         }
+        if peer == Peer::Tcp {
+            web::refuse(&parts.headers)?;
+        }
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
@@ -234,29 +241,29 @@ impl Inner {
             Route::State => self.state(&parts, caller).await,
             Route::Queue => self.backlog(&parts, caller).await,
             Route::Message => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.message(&parts.headers, body, peer).await
             }
             Route::Batch => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.batch(&parts.headers, body, caller).await
             }
             Route::Disconnect => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 self.disconnect(&parts.headers, body, peer).await
             }
             // The rest is rare and carries much along: it does not make every request's future larger.
             Route::Event => {
-                let body = self.bodies.read(body, bound).await?;
+                let body = self.bodies.read(body, bound, caller).await?;
                 Box::pin(self.event(parts, body, peer)).await
             }
             Route::Connection => {
-                let body = self.bodies.read(body, bound).await?;
-                Box::pin(self.connection(parts, body.bytes.clone())).await
+                let body = self.bodies.read(body, bound, caller).await?;
+                Box::pin(self.connection(parts, body.bytes.clone(), caller)).await
             }
             Route::Forward => {
-                let body = self.bodies.read(body, bound).await?;
-                Box::pin(self.forward(parts, body.bytes.clone())).await
+                let body = self.bodies.read(body, bound, caller).await?;
+                Box::pin(self.forward(parts, body.bytes.clone(), caller)).await
             }
             Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
         }
@@ -303,6 +310,8 @@ impl Route {
             // Ours alone, or queued under one method only: nothing else of them reaches the service.
             (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
             _ if operation.starts_with("message/") => Route::Unknown,
+            // A browser asks so whether a page may call: no page may, whatever the service would say.
+            (&Method::OPTIONS, _) => Route::Unknown,
             // What is passed on stays under /participant/.
             _ if operation.split('/').any(|part| matches!(part, "." | "..")) => Route::Unknown,
             _ => Route::Forward,

@@ -400,6 +400,24 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_wiped_when_dropped() {
+        use std::os::unix::fs::FileExt as _;
+        // This process's own memory, as a core dump would show it: also what no reference leads to any more.
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let lies_there = |at: *const u8| {
+            let mut bytes = [0; 1000];
+            let mapped = memory.read_exact_at(&mut bytes, at as u64).is_ok();
+            mapped && bytes.windows(12).any(|window| window == b"canarycanary")
+        };
+        let content = Content::new("canary".repeat(200));
+        let token = ConnectionToken::parse("canary".repeat(160).as_bytes()).unwrap();
+        let places = [content.expose().as_ptr(), token.expose()[..].as_ptr()];
+        assert!(places.iter().all(|place| lies_there(*place)));
+        drop((content, token));
+        assert!(!places.iter().any(|place| lies_there(*place)));
+    }
+
+    #[test]
     fn tokens_and_keys_keep_to_their_alphabets() {
         assert!(ConnectionToken::parse(&[0x80; 1000]).is_ok());
         for bad in [&b""[..], b"a b", b"a\x7f", b"a\tb", &[b'x'; 1001]] {

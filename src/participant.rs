@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{Method, Request, StatusCode, Uri};
@@ -142,7 +143,7 @@ impl Participant {
                 return Outcome::Refused(ServiceError { text: text.into(), ..error });
             }
         };
-        match self.0.exchange(request, ANSWER_BYTES_MAX).await {
+        match self.0.exchange(request, ANSWER_BYTES_MAX, async |_| ()).await {
             Ok(Reply { status, headers, body: bytes }) => {
                 let answer = Answer { status, headers: &headers, body: bytes.as_deref() };
                 answer::judge(body, token, &answer, self.0.clock.now())
@@ -152,7 +153,8 @@ impl Participant {
         }
     }
 
-    /// Passes a request on and its reply back, unchanged but for signing and connection headers.
+    /// Passes a request on and its reply back, unchanged but for signing and connection headers. The reply's body is
+    /// read once there is `room` for so many bytes.
     ///
     /// # Errors
     /// When no whole reply came; whether the request arrived is not known then.
@@ -162,6 +164,7 @@ impl Participant {
         path_and_query: &str,
         headers: &HeaderMap,
         body: Bytes,
+        room: impl AsyncFnOnce(usize),
     ) -> Result<Forwarded, Unreachable> {
         let uri = self.0.uri(path_and_query).map_err(|_| Unreachable("the path is not one of a URL".into()))?;
         let mut headers = forward::request(headers);
@@ -170,7 +173,7 @@ impl Participant {
         }
         let mut request = Request::new(Full::new(body));
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
-        match self.0.exchange(request, FORWARDED_BYTES_MAX).await {
+        match self.0.exchange(request, FORWARDED_BYTES_MAX, room).await {
             Ok(Reply { status, headers, body: Some(body) }) => {
                 Ok(Forwarded { status, headers: forward::reply(&headers), body })
             }
@@ -257,7 +260,12 @@ impl Inner {
     }
 
     /// One request and its reply, within the time of one attempt.
-    async fn exchange(&self, mut request: Request<Full<Bytes>>, bytes_max: usize) -> Result<Reply, Failure> {
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        bytes_max: usize,
+        room: impl AsyncFnOnce(usize),
+    ) -> Result<Reply, Failure> {
         let connection = capture_connection(&mut request);
         let mut limit = pin!(tokio::time::sleep(self.attempt_timeout));
         let response = tokio::select! {
@@ -273,8 +281,12 @@ impl Inner {
             }
         };
         let (head, body) = response.into_parts();
+        let whole = async {
+            room(body.size_hint().upper().map_or(bytes_max, |upper| upper.min(bytes_max as u64) as usize)).await;
+            Limited::new(body, bytes_max).collect().await
+        };
         let body = tokio::select! {
-            body = Limited::new(body, bytes_max).collect() => body.ok().map(|whole| whole.to_bytes()),
+            body = whole => body.ok().map(|whole| whole.to_bytes()),
             () = &mut limit => None,
         };
         Ok(Reply { status: head.status, headers: head.headers, body })

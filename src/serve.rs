@@ -9,9 +9,9 @@
 //! | --- | --- | --- | --- |
 //! | `Fresh`: accepted just now, for one turn of the reactor | `idle_timeout` | stays | closed |
 //! | `Idle`: nothing of a request has come | `idle_timeout` | the longest idle one makes room | closed |
-//! | `Head`: bytes, but no whole head | `request_timeout` | stays | finishes its request, then closed |
+//! | `Head`: bytes, but no whole head | `request_timeout` | next after the idle | finishes its request, then closed |
 //! | `Busy`: the service has the request | when the service answers | stays | the same |
-//! | `Replying`: the answer is being written | `idle_timeout` without progress | stays | the same |
+//! | `Replying`: the answer is being written | `idle_timeout` without progress | as a `Head`, once it makes none | the same |
 //!
 //! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to make room for one with
 //! less, whatever its connections are doing. Who finds no room waits; while somebody waits every reply ends its

@@ -143,7 +143,7 @@ fn supervisor() -> Supervisor {
 
 /// The folders of `--dir`: bots may look into DIR, nobody else into what is not theirs.
 pub(super) fn make(dir: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
 

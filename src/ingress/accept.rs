@@ -45,7 +45,7 @@ impl Stub {
 
 impl Inner {
     /// SendMessage.
-    pub(super) async fn message(&self, headers: &HeaderMap, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn message(&self, headers: &HeaderMap, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
         let message = members.message(&self.options.limits)?;
         let submission = submission(headers, message, members.client_token()?, peer)?;
@@ -54,7 +54,7 @@ impl Inner {
     }
 
     /// DisconnectParticipant.
-    pub(super) async fn disconnect(&self, headers: &HeaderMap, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn disconnect(&self, headers: &HeaderMap, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let client_token = Members::parse(&body.bytes)?.client_token()?;
         let submission = submission(headers, Body::Disconnect, client_token, peer)?;
         self.submit(submission, headers, body, peer).await
@@ -65,7 +65,7 @@ impl Inner {
         &self,
         submission: Submission,
         headers: &HeaderMap,
-        body: Whole<'_>,
+        body: Whole,
         peer: Peer,
     ) -> Result<Answer, Refusal> {
         let stub = Stub::of(&submission);

@@ -2,6 +2,9 @@
 //!
 //! Lines are read one by one, and a bad one spoils only itself; the good ones go to the queue together and are on disk
 //! together when the reply starts. There is no wait: a line says `QUEUED`, or for a repeat what is known.
+//!
+//! The reply is as long as there are lines. So that short lines do not make it many times the body, a batch of far more
+//! lines than messages fit in is refused as a whole; and it keeps the body's share of the budget until it has been read.
 
 use hyper::header::HeaderMap;
 
@@ -15,12 +18,26 @@ use super::request;
 use crate::message::{Caller, Submission};
 use crate::queue::StoreFailed;
 
+/// No line that is a message is shorter.
+const LINE_BYTES_MIN: usize = 64;
+/// Lines that may be shorter.
+const LINES_FREE: usize = 64;
+
 impl Inner {
-    pub(super) async fn batch(&self, headers: &HeaderMap, body: Whole<'_>, caller: Caller) -> Result<Answer, Refusal> {
+    pub(super) async fn batch(&self, headers: &HeaderMap, body: Whole, caller: Caller) -> Result<Answer, Refusal> {
         let trace_id = request::trace_id(headers);
+        let Whole { bytes, share } = body;
+        let jsons = || bytes.split(|byte| *byte == b'\n').filter(|json| !json.trim_ascii().is_empty());
+        let (count, most) = (jsons().count(), LINES_FREE + bytes.len() / LINE_BYTES_MIN);
+        if count > most {
+            return Err(Refusal::invalid(format_args!(
+                "the batch has {count} lines in {} bytes, at most {most} are messages",
+                bytes.len()
+            )));
+        }
         let mut submissions = Vec::new();
-        let mut lines = Vec::new();
-        for json in body.bytes.split(|byte| *byte == b'\n').filter(|json| !json.trim_ascii().is_empty()) {
+        let mut lines = Vec::with_capacity(count);
+        for json in jsons() {
             let line = Members::parse(json).and_then(|mut members| members.line(&self.options.limits));
             lines.push(line.map_err(Refusal::from).map(|line| {
                 let Line { body, client_token, connection_token, conversation, lifetime } = line;
@@ -47,7 +64,7 @@ impl Inner {
             verdicts = self.queue.accept(submissions, rate).await?;
             timer.observe_duration();
         }
-        drop(body);
+        drop(bytes);
         let mut verdicts = verdicts.into_iter();
         let mut replies = Vec::with_capacity(lines.len() * 80);
         for line in lines {
@@ -67,6 +84,6 @@ impl Inner {
                 }
             }
         }
-        Ok(reply::of_lines(replies))
+        Ok(reply::of_lines(replies, share))
     }
 }

@@ -1,21 +1,26 @@
 //! Bodies as they come in: bounded each, and all together.
 //!
 //! Whoever reads a body holds as many permits as it may need bytes, from its first byte until the queue has answered:
-//! a thousand slow uploads cost the relay `ingress.bodies_bytes_max` and no more. A body that nobody wants is read to
-//! its end and dropped, within bounds, because a connection closed under a client that is still writing may take the
-//! reply with it.
+//! a thousand slow uploads cost the relay `ingress.bodies_bytes_max` and no more. One caller has at most a quarter of
+//! them at once, so that its slow uploads keep only its own waiting. Long replies have their shares too, and keep them
+//! until they have been taken: a batch its body's, what is passed on one of another budget. A body that nobody wants is
+//! read to its end and dropped, within bounds, because a connection closed under a client that is still writing may
+//! take the reply with it.
 
+use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::Body;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::refusal::{Refusal, Rejected};
+use crate::message::Caller;
 
 /// The most that is read of a body only to throw it away.
 const DISCARD_MAX: usize = 16 << 20;
@@ -36,14 +41,35 @@ pub(super) struct Bound {
 /// The budget that all bodies share.
 #[derive(Debug)]
 pub(super) struct Bodies {
-    free: Semaphore,
-    all: usize,
+    free: Arc<Semaphore>,
+    all: u32,
+    /// A caller's quarter, while it has bodies.
+    quarters: Mutex<HashMap<Caller, Arc<Semaphore>>>,
 }
 
 /// A whole body, and its share of the budget.
-pub(super) struct Whole<'a> {
+pub(super) struct Whole {
     pub(super) bytes: Bytes,
-    _share: Option<SemaphorePermit<'a>>,
+    pub(super) share: Share,
+}
+
+/// A share of the budget, given back when dropped: of the caller's quarter, and of the whole.
+#[derive(Default)]
+pub(super) struct Share(#[expect(dead_code, reason = "held, not looked at")] [Option<OwnedSemaphorePermit>; 2]);
+
+impl Share {
+    /// The bytes of a reply, which hold their share until they are written or dropped.
+    pub(super) fn of(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        struct Held<T>(T, #[expect(dead_code, reason = "held, not looked at")] Share);
+
+        impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_ref()
+            }
+        }
+
+        Bytes::from_owner(Held(bytes, self))
+    }
 }
 
 enum Fault {
@@ -54,29 +80,37 @@ enum Fault {
 impl Bodies {
     pub(super) fn new(bytes_max: usize) -> Bodies {
         let all = bytes_max.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        Bodies { free: Semaphore::new(all), all }
+        Bodies {
+            free: Arc::new(Semaphore::new(all)),
+            all: u32::try_from(all).unwrap_or(u32::MAX),
+            quarters: Mutex::default(),
+        }
     }
 
     /// Reads a whole body.
-    pub(super) async fn read<B: Body<Data = Bytes>>(&self, body: B, bound: Bound) -> Result<Whole<'_>, Refusal> {
+    pub(super) async fn read<B: Body<Data = Bytes>>(
+        &self,
+        body: B,
+        bound: Bound,
+        caller: Caller,
+    ) -> Result<Whole, Refusal> {
         let hint = body.size_hint();
         if hint.upper() == Some(0) {
-            return Ok(Whole { bytes: Bytes::new(), _share: None });
+            return Ok(Whole { bytes: Bytes::new(), share: Share::default() });
         }
         if hint.lower() > bound.most as u64 {
             discard(body, bound).await;
             return Err(too_large(Some(hint.lower()), bound));
         }
         let need = hint.upper().and_then(|upper| usize::try_from(upper).ok()).unwrap_or(bound.most).min(bound.most);
-        let need = u32::try_from(need.min(self.all)).unwrap_or(u32::MAX);
+        let need = u32::try_from(need).unwrap_or(u32::MAX);
         let mut body = pin!(body);
         let whole = timeout(bound.within, async {
-            // The semaphore is never closed.
-            let share = self.free.acquire_many(need).await.ok();
+            let share = self.share(need, caller).await;
             (collect(body.as_mut(), bound.most).await, share)
         });
         match whole.await {
-            Ok((Ok(bytes), share)) => Ok(Whole { bytes, _share: share }),
+            Ok((Ok(bytes), share)) => Ok(Whole { bytes, share }),
             Ok((Err(Fault::TooLarge), share)) => {
                 drop(share);
                 discard(body, bound).await;
@@ -93,6 +127,31 @@ impl Bodies {
                 ),
             )),
         }
+    }
+
+    /// A share for what the service replies: of the caller's quarter, and all of that for what is longer.
+    pub(super) async fn reply_share(&self, bytes: usize, caller: Caller) -> Share {
+        self.share(u32::try_from(bytes).unwrap_or(u32::MAX).min(self.quarter()), caller).await
+    }
+
+    /// First of the caller's quarter: who waits for that does not stand before others.
+    async fn share(&self, need: u32, caller: Caller) -> Share {
+        let quarter = self.quarter();
+        let own = {
+            let mut quarters = self.quarters.lock().unwrap_or_else(PoisonError::into_inner);
+            // Callers come and go; those without a body have all of their quarter again.
+            if !quarters.contains_key(&caller) {
+                quarters.retain(|_, own| Arc::strong_count(own) > 1);
+            }
+            Arc::clone(quarters.entry(caller).or_insert_with(|| Arc::new(Semaphore::new(quarter as usize))))
+        };
+        // Semaphores that are never closed. A body beyond the quarter, or all of it, waits for that and not for ever.
+        let own = own.acquire_many_owned(need.min(quarter)).await.ok();
+        Share([own, Arc::clone(&self.free).acquire_many_owned(need.min(self.all)).await.ok()])
+    }
+
+    fn quarter(&self) -> u32 {
+        (self.all / 4).max(1)
     }
 }
 
@@ -178,21 +237,24 @@ mod tests {
         }
     }
 
+    const BOT: Caller = Caller::Uid(1);
+    const OTHER: Caller = Caller::Uid(2);
+
     #[tokio::test]
     async fn body_is_whole_however_it_is_cut() {
         let bodies = Bodies::new(100);
-        assert_eq!(bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.unwrap().bytes, "abcdef");
-        assert_eq!(bodies.read(chunks(&["ab", "", "cd", "ef"]), bound(6)).await.unwrap().bytes, "abcdef");
-        assert_eq!(bodies.read(chunks(&[]), bound(6)).await.unwrap().bytes, "");
+        assert_eq!(bodies.read(Full::new(Bytes::from("abcdef")), bound(6), BOT).await.unwrap().bytes, "abcdef");
+        assert_eq!(bodies.read(chunks(&["ab", "", "cd", "ef"]), bound(6), BOT).await.unwrap().bytes, "abcdef");
+        assert_eq!(bodies.read(chunks(&[]), bound(6), BOT).await.unwrap().bytes, "");
     }
 
     #[tokio::test]
     async fn body_over_its_bound_is_refused_with_the_bounds_name() {
         let bodies = Bodies::new(100);
-        let refusal = bodies.read(Full::new(Bytes::from("abcdefg")), bound(6)).await.err().unwrap();
+        let refusal = bodies.read(Full::new(Bytes::from("abcdefg")), bound(6), BOT).await.err().unwrap();
         assert_eq!(refusal.status, StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(refusal.text, "connect-relay: the body has 7 bytes, at most 6 are taken (ingress.body_bytes_max)");
-        let refusal = bodies.read(chunks(&["abcd", "efg"]), bound(6)).await.err().unwrap();
+        let refusal = bodies.read(chunks(&["abcd", "efg"]), bound(6), BOT).await.err().unwrap();
         assert_eq!(
             refusal.text,
             "connect-relay: the body has more bytes, at most 6 are taken (ingress.body_bytes_max)"
@@ -200,15 +262,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_share_one_budget_and_give_it_back() {
-        let bodies = Bodies::new(8);
-        let first = bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.unwrap();
+    async fn callers_bodies_share_a_quarter_and_give_it_back() {
+        let bodies = Bodies::new(32);
+        let six = || Full::new(Bytes::from("abcdef"));
+        let first = bodies.read(six(), bound(6), BOT).await.unwrap();
         let impatient = Bound { within: Duration::from_millis(1), ..bound(6) };
-        let refusal = bodies.read(Full::new(Bytes::from("abcdef")), impatient).await.err().unwrap();
+        let refusal = bodies.read(six(), impatient, BOT).await.err().unwrap();
         assert_eq!(refusal.code, "RequestTimeoutException");
+        // Others are not concerned.
+        assert!(bodies.read(six(), impatient, OTHER).await.is_ok());
         drop(first);
-        assert!(bodies.read(Full::new(Bytes::from("abcdef")), bound(6)).await.is_ok());
-        // Larger than the budget: it waits for all of it, not for ever.
-        assert!(bodies.read(Full::new(Bytes::from("abcdefghij")), bound(10)).await.is_ok());
+        assert!(bodies.read(six(), impatient, BOT).await.is_ok());
+        // Larger than the quarter: it waits for all of it, not for ever.
+        assert!(bodies.read(Full::new(Bytes::from("abcdefghij")), bound(10), BOT).await.is_ok());
+        assert!(bodies.quarters.lock().unwrap().len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn bodies_of_all_callers_share_one_budget() {
+        let bodies = Bodies::new(8);
+        let first = bodies.read(Full::new(Bytes::from("abcdef")), bound(6), BOT).await.unwrap();
+        let impatient = Bound { within: Duration::from_millis(1), ..bound(6) };
+        assert!(bodies.read(Full::new(Bytes::from("abcdef")), impatient, OTHER).await.is_err());
+        drop(first);
+        assert!(bodies.read(Full::new(Bytes::from("abcdef")), impatient, OTHER).await.is_ok());
+        // A caller that is gone is forgotten.
+        assert!(bodies.read(Full::new(Bytes::from("a")), bound(6), Caller::Tcp).await.is_ok());
+        assert_eq!(bodies.quarters.lock().unwrap().len(), 1);
     }
 }

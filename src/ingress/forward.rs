@@ -6,7 +6,8 @@
 //! before the bot hears of it, so that a renewed token continues the conversation.
 //!
 //! What is between the bot and the relay (`Relay-…`, which can hold a token, and `Prefer`) stays here; `Participant`
-//! drops what belongs to a signature or a connection.
+//! drops what belongs to a signature or a connection. Until they are taken, replies are held to a budget of their own,
+//! as bodies are: a transcript can be long, and slow readers many.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,13 +17,13 @@ use hyper::http::request::Parts;
 use serde::Deserialize;
 
 use super::accept::submission;
-use super::body::Whole;
+use super::body::{Share, Whole};
 use super::parse::{Members, TYPING};
 use super::refusal::Refusal;
 use super::reply::{self, Answer};
 use super::request::{BEARER, Identity, PREFER};
 use super::{Inner, caller};
-use crate::message::ConnectionToken;
+use crate::message::{Caller, ConnectionToken};
 use crate::participant::{Forwarded, Unreachable};
 use crate::queue::Asker;
 use crate::retry::Hint;
@@ -43,14 +44,14 @@ struct Credentials {
 
 impl Inner {
     /// SendEvent.
-    pub(super) async fn event(&self, parts: Parts, body: Whole<'_>, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn event(&self, parts: Parts, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
         let event = members.event(&self.options.limits)?;
         let client_token = members.client_token()?;
         drop(members);
         if event.content_type() == Some(TYPING) {
             let asker = Identity::of(&parts.headers)?.asker(caller(peer));
-            return match self.typing(parts, &body, asker).await? {
+            return match self.typing(parts, &body, asker, caller(peer)).await? {
                 Some(answer) => Ok(answer),
                 None => {
                     self.measures.events_dropped.inc();
@@ -63,11 +64,17 @@ impl Inner {
     }
 
     /// Passes a typing event on, if it is worth it; none where it is dropped.
-    async fn typing(&self, parts: Parts, body: &Whole<'_>, asker: Asker) -> Result<Option<Answer>, Refusal> {
+    async fn typing(
+        &self,
+        parts: Parts,
+        body: &Whole,
+        asker: Asker,
+        caller: Caller,
+    ) -> Result<Option<Answer>, Refusal> {
         if !self.queue.is_idle(asker).await? || !self.budget.pacer().take_spare(self.clock.now()) {
             return Ok(None);
         }
-        let Ok(forwarded) = self.pass_on(parts, body.bytes.clone()).await else { return Ok(None) };
+        let Ok(forwarded) = self.pass_on(parts, body.bytes.clone(), caller).await else { return Ok(None) };
         if is_throttle(&forwarded) {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
@@ -79,9 +86,9 @@ impl Inner {
     }
 
     /// CreateParticipantConnection.
-    pub(super) async fn connection(&self, parts: Parts, body: Bytes) -> Result<Answer, Refusal> {
+    pub(super) async fn connection(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
         let participant = parts.headers.get(BEARER).and_then(|token| ConnectionToken::parse(token.as_bytes()).ok());
-        let forwarded = self.pass_on(parts, body).await?;
+        let forwarded = self.pass_on(parts, body, caller).await?;
         if let (true, Some(participant), Some(token)) =
             (forwarded.status.is_success(), participant, connection_token(&forwarded.body))
         {
@@ -91,16 +98,20 @@ impl Inner {
     }
 
     /// Any other operation.
-    pub(super) async fn forward(&self, parts: Parts, body: Bytes) -> Result<Answer, Refusal> {
-        Ok(answer(self.pass_on(parts, body).await?))
+    pub(super) async fn forward(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
+        Ok(answer(self.pass_on(parts, body, caller).await?))
     }
 
-    async fn pass_on(&self, mut parts: Parts, body: Bytes) -> Result<Forwarded, Refusal> {
+    async fn pass_on(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, Refusal> {
         keep_own(&mut parts.headers);
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        self.participant.forward(parts.method, target, &parts.headers, body).await.map_err(|Unreachable(why)| {
+        let mut share = Share::default();
+        let room = async |bytes| share = self.replies.reply_share(bytes, caller).await;
+        let forwarded = self.participant.forward(parts.method, target, &parts.headers, body, room).await;
+        let forwarded = forwarded.map_err(|Unreachable(why)| {
             Refusal::unavailable(format!("connect-relay: the Participant Service cannot be reached: {why}"))
-        })
+        })?;
+        Ok(Forwarded { body: share.of(forwarded.body), ..forwarded })
     }
 }
 

@@ -382,8 +382,13 @@ async fn forwarding_passes_everything_but_signatures_and_connections() {
     let given = given.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     let given: HeaderMap = given.into_iter().collect();
     let answer = reply("403 Forbidden", "x-amzn-ErrorType: AccessDeniedException\r\nkeep-alive: timeout=5\r\n", "{}");
-    let forward =
-        participant.forward(Method::POST, "/participant/connection?a=b", &given, Bytes::from("{\"Type\":[]}"));
+    let forward = participant.forward(
+        Method::POST,
+        "/participant/connection?a=b",
+        &given,
+        Bytes::from("{\"Type\":[]}"),
+        async |bytes| assert_eq!(bytes, 2),
+    );
     let ((sent, _), forwarded) = both(serve(&listener, &answer), forward).await;
     let (head, body) = sent.split_once("\r\n\r\n").unwrap();
     assert_eq!(body, "{\"Type\":[]}");
@@ -412,12 +417,12 @@ async fn forwarding_without_a_whole_reply_says_so() {
     let participant = client(options);
     let headers = HeaderMap::new();
     let script = async { drop(serve(&listener, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{").await) };
-    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new());
+    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new(), async |_| ());
     let ((), forwarded) = both(script, forward).await;
     let text = forwarded.unwrap_err().to_string();
     assert!(text.ends_with("200 OK, and the rest of the reply is missing") && !text.contains("canary"), "{text}");
     drop(listener);
-    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new());
+    let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new(), async |_| ());
     let text = bounded(forward).await.unwrap_err().to_string();
     assert!(text.starts_with("connect to 127.0.0.1:") && !text.contains("canary"), "{text}");
 }

@@ -123,7 +123,7 @@ where
         while !self.waiting.is_empty() {
             let places: Vec<Place> = self.seats.iter().map(Seat::place).collect();
             let first = room::first(&places, self.limits.connections_max, self.waiting.iter().map(|new| new.peer));
-            match room::find(&places, self.limits.connections_max, self.waiting[first].peer) {
+            match room::find(&places, self.limits.connections_max, self.waiting[first].peer, self.clock.now()) {
                 Room::Free => {
                     let newcomer = self.waiting.remove(first);
                     self.seat(newcomer);

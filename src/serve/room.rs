@@ -5,15 +5,22 @@
 //!
 //! | newcomer | who makes room, the first that there is |
 //! | --- | --- |
-//! | light | the longest idle of a heavy user; the longest idle of all; the longest standing of a heavy user |
-//! | not light | the longest idle of its own or of a heavy user |
-//! | by TCP | the longest idle of all |
+//! | light | the longest idle of a heavy user; of all; the longest standing of a heavy user; the longest stalled of all |
+//! | not light | the longest idle of its own or of a heavy user; the longest stalled of those |
+//! | by TCP | the longest idle of all; the longest stalled |
 //!
-//! Cutting a heavy user's request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+//! *Stalled* is whose head came only in part, because heads come whole, and who has taken nothing of its reply for a
+//! second. Cutting a request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::serve::Peer;
 use crate::serve::pulse::Phase;
 use crate::time::Timestamp;
+
+/// A reply of which nothing is taken for so long has no reader.
+const UNREAD: Duration = Duration::from_secs(1);
 
 /// A place that is taken.
 #[derive(Clone, Copy, Debug)]
@@ -47,37 +54,63 @@ pub fn quarter(most: usize) -> usize {
 }
 
 /// What this newcomer finds.
-pub fn find(places: &[Place], most: usize, newcomer: Peer) -> Room {
+pub fn find(places: &[Place], most: usize, newcomer: Peer, now: Timestamp) -> Room {
     if places.len() < most.max(1) {
         return Room::Free;
     }
+    let held = Held::of(places);
     let longest = |eligible: &dyn Fn(&Place) -> bool| {
         let staying = places.iter().enumerate().filter(|(_, place)| !place.leaving && eligible(place));
         staying.min_by_key(|(_, place)| place.since).map(|(index, _)| index)
     };
-    let is_heavy = |place: &Place| held(places, place.peer) > quarter(most);
+    let is_heavy = |place: &Place| held.by(place.peer) > quarter(most);
     let is_idle = |place: &Place| place.phase == Phase::Idle;
-    if !is_light(places, most, newcomer) {
-        return longest(&|place| is_idle(place) && (user(place.peer) == user(newcomer) || is_heavy(place)))
-            .map_or(Room::None, Room::Close);
+    let is_stalled = |place: &Place| match place.phase {
+        Phase::Head => true,
+        Phase::Replying => now.since(place.since) >= UNREAD,
+        _ => false,
+    };
+    let close = |index: Option<usize>| index.map(Room::Close);
+    let cut = |index: Option<usize>| index.map(Room::Cut);
+    if !held.is_light(newcomer, most) {
+        let yields = |place: &Place| user(place.peer) == user(newcomer) || is_heavy(place);
+        return close(longest(&|place| is_idle(place) && yields(place)))
+            .or_else(|| cut(longest(&|place| is_stalled(place) && yields(place))))
+            .unwrap_or(Room::None);
     }
-    let idle = longest(&|place| is_idle(place) && is_heavy(place)).or_else(|| longest(&is_idle));
-    idle.map(Room::Close).or_else(|| longest(&is_heavy).map(Room::Cut)).unwrap_or(Room::None)
+    close(longest(&|place| is_idle(place) && is_heavy(place)))
+        .or_else(|| close(longest(&is_idle)))
+        .or_else(|| cut(longest(&is_heavy)))
+        .or_else(|| cut(longest(&is_stalled)))
+        .unwrap_or(Room::None)
 }
 
 /// Which of those who wait comes first: the first light one, else the first.
 pub fn first(places: &[Place], most: usize, mut waiting: impl Iterator<Item = Peer>) -> usize {
-    waiting.position(|peer| is_light(places, most, peer)).unwrap_or(0)
+    let held = Held::of(places);
+    waiting.position(|peer| held.is_light(peer, most)).unwrap_or(0)
 }
 
-fn is_light(places: &[Place], most: usize, peer: Peer) -> bool {
-    held(places, peer) < quarter(most)
-}
+/// Places that each user holds, counted once: newcomers can be many.
+struct Held(HashMap<u32, usize>);
 
-/// Places that this peer's user holds; none where it is not known.
-fn held(places: &[Place], peer: Peer) -> usize {
-    let Some(uid) = user(peer) else { return 0 };
-    places.iter().filter(|place| user(place.peer) == Some(uid) && !place.leaving).count()
+impl Held {
+    fn of(places: &[Place]) -> Held {
+        let mut held = HashMap::new();
+        for uid in places.iter().filter(|place| !place.leaving).filter_map(|place| user(place.peer)) {
+            *held.entry(uid).or_default() += 1;
+        }
+        Held(held)
+    }
+
+    /// None where the user is not known.
+    fn by(&self, peer: Peer) -> usize {
+        user(peer).and_then(|uid| self.0.get(&uid).copied()).unwrap_or(0)
+    }
+
+    fn is_light(&self, peer: Peer, most: usize) -> bool {
+        self.by(peer) < quarter(most)
+    }
 }
 
 fn user(peer: Peer) -> Option<u32> {
@@ -90,6 +123,9 @@ fn user(peer: Peer) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// When every unread reply has been for long.
+    const LATER: Timestamp = Timestamp(1_000_000);
 
     /// Places by uid and phase, each since its index.
     fn places(taken: &[(u32, Phase)]) -> Vec<Place> {
@@ -114,7 +150,8 @@ mod tests {
             (&[(1, Busy), (1, Busy), (1, Busy)][..], 4, 1, Room::Free),
             // A lone user gives up its own.
             (&[(1, Busy), (1, Idle), (1, Idle), (1, Idle)], 4, 1, Room::Close(1)),
-            (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::None),
+            (&[(1, Busy), (1, Busy), (1, Busy), (1, Busy)], 4, 1, Room::None),
+            (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::Cut(1)),
             // A light one takes from a heavy one first, from its requests last.
             (&[(2, Idle), (1, Idle), (1, Idle), (1, Busy)], 4, 3, Room::Close(1)),
             (&[(2, Idle), (1, Busy), (1, Busy), (1, Busy)], 4, 3, Room::Close(0)),
@@ -124,22 +161,32 @@ mod tests {
             (&[(2, Busy), (3, Idle), (1, Busy), (1, Busy)], 4, 2, Room::None),
             // Nobody is heavy: nobody is cut.
             (&[(1, Busy), (2, Busy), (3, Busy), (4, Busy)], 4, 5, Room::None),
+            (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 5, Room::Cut(2)),
+            (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 4, Room::Cut(3)),
             // By TCP all are alike.
             (&[(0, Busy), (0, Idle)], 2, 0, Room::Close(1)),
+            (&[(0, Busy), (0, Head)], 2, 0, Room::Cut(1)),
             (&[(0, Busy), (0, Busy)], 2, 0, Room::None),
             (&[(1, Idle)], 1, 1, Room::Close(0)),
         ] {
-            assert_eq!(find(&places(taken), most, peer(newcomer)), expected, "{taken:?} {newcomer}");
+            assert_eq!(find(&places(taken), most, peer(newcomer), LATER), expected, "{taken:?} {newcomer}");
         }
+    }
+
+    #[test]
+    fn who_still_reads_is_not_cut() {
+        let places = places(&[(1, Phase::Replying), (1, Phase::Busy)]);
+        assert_eq!(find(&places, 2, peer(1), Timestamp(999)), Room::None);
+        assert_eq!(find(&places, 2, peer(1), Timestamp(1000)), Room::Cut(0));
     }
 
     #[test]
     fn who_is_leaving_is_not_asked_again() {
         let mut places = places(&[(1, Phase::Idle), (1, Phase::Idle)]);
         places[0].leaving = true;
-        assert_eq!(find(&places, 2, peer(1)), Room::Close(1));
+        assert_eq!(find(&places, 2, peer(1), LATER), Room::Close(1));
         places[1].leaving = true;
-        assert_eq!(find(&places, 2, peer(1)), Room::None);
+        assert_eq!(find(&places, 2, peer(1), LATER), Room::None);
     }
 
     #[test]

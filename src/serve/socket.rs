@@ -7,7 +7,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -55,11 +55,14 @@ pub fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), B
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    fs::create_dir_all(folder).map_err(failed("make its folder"))?;
+    // Whatever the umask: who can write here could put a socket of their own in this one's place.
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed("make its folder"))?;
     let target = folder.join(name);
     check_free(&target).map_err(fail)?;
     // Short names: the whole path has to fit in 107 bytes.
-    let private = tempfile::Builder::new().prefix(".").tempdir_in(folder).map_err(failed("make a folder beside it"))?;
+    let private =
+        tempfile::Builder::new().prefix(".").permissions(fs::Permissions::from_mode(0o700)).tempdir_in(folder);
+    let private = private.map_err(failed("make a folder beside it"))?;
     let made = private.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&made).map_err(failed("bind"))?;
     fs::set_permissions(&made, fs::Permissions::from_mode(mode)).map_err(failed("set its mode"))?;

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-pytest.register_assert_rewrite("callers", "patience", "processes", "upstream")
+pytest.register_assert_rewrite("callers", "patience", "processes", "raw", "upstream")
 
 from hooks import binary, pytest_collection_modifyitems, pytest_configure  # noqa: F401
 from processes import Relay, Simulator

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
-from patience import PATIENCE
 from processes import Relay
+from raw import dial, received
 
 TOKEN = "canary-token"
 BEARER = f"X-Amz-Bearer: {TOKEN}"
@@ -363,22 +363,3 @@ def test_two_requests_in_one_packet_are_two_answers(relay):
     with dial(relay, "unix") as stream:
         stream.sendall(request + last)
         assert received(stream).count(b"HTTP/1.1 200 OK") == 2
-
-
-def dial(relay, door):
-    if door == "unix":
-        stream = socket.socket(socket.AF_UNIX)
-        stream.settimeout(PATIENCE)
-        stream.connect(relay.socket)
-    else:
-        host, port = relay.url.removeprefix("http://").split(":")
-        stream = socket.create_connection((host, int(port)), PATIENCE)
-    return stream
-
-
-def received(stream):
-    """Everything until the other side closes."""
-    parts = []
-    while part := stream.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
