@@ -212,7 +212,6 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
     let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
     process.expect("nothing else is called process");
-    metrics.gauge("paused", "1 while an operator has paused sending.").set(0);
     let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
     reload_ok.set(1);
     reload_ok

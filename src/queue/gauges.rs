@@ -28,6 +28,7 @@ pub struct Gauges {
     dead_letters: IntGauge,
     conversations: IntGauge,
     held: IntGaugeVec,
+    paused: IntGauge,
 }
 
 impl Gauges {
@@ -72,6 +73,8 @@ impl Gauges {
                 "Conversations that wait for one thing to be known.",
                 &["reason"],
             ),
+            paused: metrics
+                .gauge("paused", "1 while sending is paused, by an operator or because all tokens are refused."),
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
         metrics.gauge("queue_bytes_max", "queue.bytes_max.").set(whole(options.bytes_max));
@@ -98,6 +101,7 @@ impl Gauges {
         self.conversations.set(whole(overview.conversations));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
         self.held.with_label_values(&["unknown"]).set(whole(overview.unknown));
+        self.paused.set(i64::from(overview.paused.is_some()));
     }
 }
 

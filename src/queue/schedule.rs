@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 
 use super::accept::token_key;
-use super::codec::{Hash, Key, Place, Token, number_at};
+use super::codec::{Hash, Key, Line, Meta, Place, Token, number_at};
 use super::line::{conversation_in, turn_key, turn_prefix};
 use super::lookup::{Queued, entry_key};
 use super::sealing::Binding;
@@ -20,7 +20,7 @@ use super::{Lease, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
 use crate::time::Timestamp;
-use crate::turns::Kind;
+use crate::turns::{self, Kind, Others};
 
 /// Turns read ahead.
 const PAGE: usize = 256;
@@ -56,8 +56,32 @@ impl Ahead {
 }
 
 impl Writer {
+    /// About how many messages go before one that has so many of its own conversation before it; none while nobody
+    /// can tell, because sending is paused. Counted from what is known anyway: nothing is looked through.
+    pub(super) fn before(&self, line: &Line, ahead: u64, now: Timestamp) -> Option<u64> {
+        if self.paused().is_some() {
+            return None;
+        }
+        let kind = match line.place {
+            Place::Turn(kind, _) => kind,
+            _ => Kind::of(line.head().map_or(now, |head| head.accepted), now, self.options.fresh),
+        };
+        let Meta { queued, conversations, held, .. } = self.meta;
+        let fresh = self.fresh.waiting(now, self.options.fresh);
+        let late = conversations.saturating_sub(held + fresh);
+        let own = u64::from(line.count > 0);
+        let others = match kind {
+            Kind::Fresh => Others { fresh: fresh.saturating_sub(own), late },
+            Kind::Late => Others { fresh, late: late.saturating_sub(own) },
+        };
+        Some(turns::before(kind, ahead, others).min(queued).max(ahead))
+    }
+
     pub(super) fn lease(&mut self, most: usize, now: Timestamp) -> Result<Work, StoreFailed> {
         let mut work = Work::default();
+        if self.paused().is_some() {
+            return Ok(work);
+        }
         let limit = self.store.pending_bytes() + BURIED_BYTES_MAX;
         let mut after: Bound<Vec<u8>> = Bound::Included(vec![b'd']);
         while work.leases.len() < most && self.store.pending_bytes() < limit {
@@ -233,7 +257,7 @@ impl Writer {
             return Ok(newest);
         }
         match self.store.get::<Token>(&token_key(&first))? {
-            Some(row) if row.refused.is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
+            Some(row) if self.refusal(&row).is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
             _ => Ok(newest),
         }
     }

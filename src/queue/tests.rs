@@ -1,6 +1,7 @@
 //! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
 
 mod model;
+mod pause;
 mod sealed;
 
 use std::thread::JoinHandle;
@@ -36,6 +37,7 @@ fn options(path: PathBuf) -> Options {
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(60),
+        destination: "somewhere".into(),
     }
 }
 
@@ -98,6 +100,14 @@ impl Rig {
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
         self.runtime.block_on(self.queue.settle(lease, disposition, None)).unwrap()
+    }
+
+    fn pause(&self, why: &str) {
+        self.runtime.block_on(self.queue.pause(why.into())).unwrap();
+    }
+
+    fn resume(&self) {
+        self.runtime.block_on(self.queue.resume()).unwrap();
     }
 
     fn overview(&self) -> Overview {
@@ -622,9 +632,30 @@ fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
     rig.push_all((0..20).map(|n| message("a", &n.to_string(), "x")).collect());
     let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "hurried", "x") };
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried.clone()], 10.0)).unwrap().remove(0);
-    assert_eq!(verdict, Verdict::Rejected(Rejection::TooLate { ahead: 20 }));
+    assert_eq!(verdict, Verdict::Rejected(Rejection::TooLate { before: 20 }));
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 100.0)).unwrap().remove(0);
     assert!(matches!(verdict, Verdict::Accepted { .. }));
+}
+
+#[test]
+fn what_goes_before_a_message_is_the_turns_of_the_others() {
+    let rig = Rig::new();
+    let before = |who: &str, number: u8| match rig.accepted(message(who, &number.to_string(), "x")).status {
+        Status::Queued { ahead, before, .. } => (ahead, before.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    rig.push_all((0..8).map(|n| message(&format!("old{n}"), "1", "x")).collect());
+    assert_eq!(before("a", 1), (0, 8));
+    assert_eq!(before("a", 2), (1, 10), "all that is queued");
+    rig.skip(Duration::from_secs(31));
+    // Nobody has met them since, but they are late now and do not stand before a new chat.
+    assert_eq!(before("b", 1), (0, 0));
+    assert_eq!(before("c", 1), (0, 1));
+    let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("d", "1", "x") };
+    let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 2.0)).unwrap().remove(0);
+    assert!(matches!(verdict, Verdict::Accepted { .. }), "two go before it, in a second");
+    assert_eq!(rig.drain().len(), 13);
+    assert_eq!(before("e", 1), (0, 0));
 }
 
 #[test]

@@ -197,6 +197,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(5),
+        destination: "somewhere".into(),
     }
 }
 
