@@ -25,6 +25,7 @@ mod check;
 mod client;
 mod demo;
 mod log;
+mod operate;
 mod run;
 mod send;
 mod signals;
@@ -63,6 +64,9 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Status(status::Args),
+    Pause(operate::Pause),
+    Resume(operate::Resume),
+    Drain(operate::Drain),
     Simulate(simulate::Args),
     Demo(demo::Args),
 }
@@ -74,6 +78,9 @@ impl Command {
             Command::Check(args) => check::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Pause(args) => operate::pause(args).await,
+            Command::Resume(args) => operate::resume(args).await,
+            Command::Drain(args) => operate::drain(args).await,
             Command::Simulate(args) => {
                 let mut signals = Signals::new()?;
                 simulate::run(args, signals.stop()).await?;
