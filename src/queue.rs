@@ -486,12 +486,13 @@ impl Queue {
         self.ask(|reply| Act::Overview { reply }).await
     }
 
-    /// Takes out up to `most` messages that are due, each of another conversation, in turn.
+    /// Takes out up to `most` messages that are due, each of another conversation, in turn. What an attempt `takes` tells
+    /// those that will not arrive within their lifetime: they go last.
     ///
     /// # Errors
     /// When the store has failed.
-    pub async fn lease(&self, most: usize) -> Result<Work, StoreFailed> {
-        self.ask(|reply| Act::Lease { most, reply }).await
+    pub async fn lease(&self, most: usize, takes: Duration) -> Result<Work, StoreFailed> {
+        self.ask(|reply| Act::Lease { most, takes, reply }).await
     }
 
     /// Records what an attempt came to, and the rate that has been learned, if one was.

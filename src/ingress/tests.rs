@@ -181,7 +181,7 @@ impl Rig {
         loop {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
-            if let Some(lease) = self.queue.lease(1).await.unwrap().leases.pop() {
+            if let Some(lease) = self.queue.lease(1, Duration::ZERO).await.unwrap().leases.pop() {
                 return self.queue.settle(lease, disposition, None).await.unwrap();
             }
             tokio::time::timeout(GENEROUS, poked).await.unwrap();

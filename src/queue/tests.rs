@@ -95,7 +95,12 @@ impl Rig {
     }
 
     fn lease(&self, most: usize) -> Vec<Lease> {
-        self.runtime.block_on(self.queue.lease(most)).unwrap().leases
+        self.lease_where(most, Duration::ZERO)
+    }
+
+    /// Where an attempt takes so long.
+    fn lease_where(&self, most: usize, takes: Duration) -> Vec<Lease> {
+        self.runtime.block_on(self.queue.lease(most, takes)).unwrap().leases
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
@@ -205,6 +210,44 @@ fn new_chats_go_before_a_backlog_and_the_backlog_still_moves() {
     assert_eq!(first, "new0 new1 new2 new3 old0 new4 new5 old1 old2");
     let late: Vec<String> = (0..40).map(|n| format!("old{n}")).collect();
     assert_eq!(sent.into_iter().filter(|text| text.starts_with("old")).collect::<Vec<_>>(), late);
+}
+
+#[test]
+fn message_that_can_make_it_is_not_passed_over_for_one_that_cannot() {
+    let rig = Rig::new();
+    let within =
+        |who: &str, seconds| Submission { lifetime: Some(Duration::from_secs(seconds)), ..message(who, who, who) };
+    rig.push_all(vec![
+        within("hopeless", 10),
+        within("near", 12),
+        within("hopeless-2", 10),
+        message("calm", "1", "calm"),
+    ]);
+    rig.clock.skip(Duration::from_secs(9));
+    let takes = Duration::from_secs(2);
+    let texts = |leases: &[Lease]| leases.iter().map(text).collect::<Vec<_>>().join(", ");
+    let first = rig.lease_where(1, takes);
+    assert_eq!(texts(&first), "near");
+    // Who has nobody to wait for may try its luck, in its turn.
+    let rest = rig.lease_where(2, takes);
+    assert_eq!(texts(&rest), "calm, hopeless");
+    for lease in rest.into_iter().chain(first) {
+        rig.settle(lease, delivered());
+    }
+    assert_eq!(texts(&rig.lease_where(9, takes)), "hopeless-2");
+}
+
+#[test]
+fn retry_that_comes_too_late_waits_for_those_that_do_not() {
+    let rig = Rig::new();
+    rig.accepted(Submission { lifetime: Some(Duration::from_secs(10)), ..message("a", "1", "retry") });
+    let lease = rig.lease(1).pop().unwrap();
+    let due = rig.clock.now() + Duration::from_secs(5);
+    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false });
+    rig.accepted(message("b", "1", "calm"));
+    rig.clock.skip(Duration::from_secs(9));
+    assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "calm");
+    assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "retry");
 }
 
 #[test]
@@ -321,7 +364,7 @@ fn failing_message_waits_and_holds_back_its_conversation_only() {
     let due = rig.clock.now() + Duration::from_secs(5);
     assert_eq!(rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false }), Settled::Deferred(due));
     assert_eq!(rig.drain(), ["b1"]);
-    let work = rig.runtime.block_on(rig.queue.lease(1)).unwrap();
+    let work = rig.runtime.block_on(rig.queue.lease(1, Duration::ZERO)).unwrap();
     assert_eq!(work.next_due, Some(due));
     assert_eq!(rig.overview().unknown, 1);
     let rig = rig.reopen();
@@ -497,7 +540,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
     let (waits, settled) = rig.runtime.block_on(async {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
-            let lease = queue.lease(1).await.unwrap().leases.pop().unwrap();
+            let lease = queue.lease(1, Duration::ZERO).await.unwrap().leases.pop().unwrap();
             queue.settle(lease, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling)

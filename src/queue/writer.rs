@@ -51,7 +51,7 @@ pub enum Act {
     Overview { reply: oneshot::Sender<Overview> },
     Pause { why: String, reply: oneshot::Sender<()> },
     Resume { reply: oneshot::Sender<()> },
-    Lease { most: usize, reply: oneshot::Sender<Work> },
+    Lease { most: usize, takes: Duration, reply: oneshot::Sender<Work> },
     Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
 }
 
@@ -327,8 +327,8 @@ impl Writer {
                 self.resume(now)?;
                 self.answer(reply, ());
             }
-            Act::Lease { most, reply } => {
-                let work = self.lease(most, now)?;
+            Act::Lease { most, takes, reply } => {
+                let work = self.lease(most, takes, now)?;
                 self.answer(reply, work);
             }
             Act::Settle { lease, disposition, learned, reply } => {

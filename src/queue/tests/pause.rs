@@ -93,7 +93,7 @@ fn three_refused_tokens_where_nothing_was_ever_delivered_pause_and_bury_nothing(
     let state = rig.runtime.block_on(async {
         let waiting = async { queue.outcome(third.id, Duration::from_millis(50)).await.unwrap().unwrap() };
         let settling = async {
-            let lease = queue.lease(1).await.unwrap().leases.pop().unwrap();
+            let lease = queue.lease(1, Duration::ZERO).await.unwrap().leases.pop().unwrap();
             queue.settle(lease, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling).0
