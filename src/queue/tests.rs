@@ -115,6 +115,13 @@ impl Rig {
         self.runtime.block_on(self.queue.resume()).unwrap();
     }
 
+    /// A counter without labels.
+    fn count(&self, name: &str) -> u64 {
+        let families = self.metrics.registry().gather();
+        let family = families.iter().find(|family| family.name() == format!("connect_relay_{name}")).unwrap();
+        family.get_metric()[0].get_counter().get_value() as u64
+    }
+
     fn overview(&self) -> Overview {
         self.runtime.block_on(self.queue.overview()).unwrap()
     }
@@ -487,6 +494,50 @@ fn renewal_seen_in_passing_sends_what_is_queued() {
     // And one that was idle when it was renewed goes on in the same conversation.
     remember("third");
     assert!(matches!(rig.push(message("third", "2", "two")), Verdict::Accepted { repeat: true, .. }));
+}
+
+#[test]
+fn renewed_token_under_the_same_key_keeps_the_order_and_rescues_what_is_queued() {
+    let rig = Rig::new();
+    let say =
+        |bearer: &str, number: u8| in_conversation("k", message(bearer, &number.to_string(), &number.to_string()));
+    let remember =
+        |bearer: &str| rig.runtime.block_on(rig.queue.remember(token("participant"), token(bearer))).unwrap();
+    remember("first");
+    rig.push_all(vec![say("first", 1), say("first", 2)]);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("with an explicit deny")), Settled::Held(_)));
+    // The bot speaks with the new one before and after the relay has seen that it renews the old.
+    rig.accepted(say("stranger", 3));
+    assert!(rig.lease(1).is_empty(), "a token that was not seen renewed frees nothing");
+    remember("second");
+    rig.accepted(say("second", 4));
+    let mut went = Vec::new();
+    while let Some(lease) = rig.lease(1).pop() {
+        went.push((text(&lease), lease.connection_token.expose().to_vec()));
+        rig.settle(lease, delivered());
+    }
+    let expected = [("1", "second"), ("2", "second"), ("3", "stranger"), ("4", "second")];
+    assert_eq!(went, expected.map(|(text, token)| (text.to_owned(), token.as_bytes().to_vec())));
+}
+
+#[test]
+fn message_that_may_have_arrived_keeps_its_token_until_that_is_refused() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("old", "1", "one"), message("old", "2", "two")]);
+    let lease = rig.lease(1).pop().unwrap();
+    let now = rig.clock.now();
+    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false });
+    rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "3", "three") });
+    let lease = rig.lease(9).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("old"), "the same again, before anything else");
+    assert!(rig.lease(9).is_empty());
+    rig.settle(lease, denied("Access denied"));
+    assert_eq!(rig.count("duplicates_possible_total"), 1);
+    let lease = rig.lease(9).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("new"));
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["two", "three"]);
 }
 
 #[test]
