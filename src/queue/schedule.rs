@@ -130,8 +130,9 @@ impl Writer {
                 Met::Nothing => {}
             }
         }
-        // Those may try their luck whom nobody else has to wait for; the others are met again.
-        let chances = most.saturating_sub(work.leases.len());
+        // Those may try their luck for whom nobody else has to wait; the others are met again.
+        let all_met = self.store.pending_bytes() < limit;
+        let chances = if all_met { most.saturating_sub(work.leases.len()) } else { 0 };
         for (conversation, place) in passed_over.iter().take(chances) {
             if let Met::Ready(lease) = self.prepare(conversation, *place, limit, now, now)? {
                 work.leases.push(*lease);
