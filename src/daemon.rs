@@ -14,8 +14,8 @@
 //! | gone | – | – | – | the queue's thread has ended |
 //!
 //! The operators' door and the probes are open until *gone*. An operator's wish to drain is the same as a signal's, with
-//! a grace of its own where they name one; of two, the grace that is over first counts. [`Wish::Leave`] goes there from wherever it is. What is
-//! still queued at the end is on disk, and [`Ending::Left`] says how much it is.
+//! a grace of its own where they name one; of two, the grace that is over first counts. [`Wish::Leave`] goes there from
+//! wherever it is. What is still queued at the end is on disk, and [`Ending::Left`] says how much it is.
 
 mod beat;
 mod open;
