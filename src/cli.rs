@@ -26,6 +26,7 @@ mod client;
 mod demo;
 mod doctor;
 mod log;
+mod operate;
 mod run;
 mod send;
 mod signals;
@@ -64,6 +65,9 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Status(status::Args),
+    Pause(operate::Pause),
+    Resume(operate::Resume),
+    Drain(operate::Drain),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
     Demo(demo::Args),
@@ -76,6 +80,9 @@ impl Command {
             Command::Check(args) => check::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Pause(args) => operate::pause(args).await,
+            Command::Resume(args) => operate::resume(args).await,
+            Command::Drain(args) => operate::drain(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
                 let mut signals = Signals::new()?;

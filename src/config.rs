@@ -185,6 +185,7 @@ impl Config {
             token_wait: sender.token_wait,
             refused_for: sender.refused_for,
             due_max: sender.backoff.max,
+            destination: self.endpoint.to_string(),
         }
     }
 

@@ -9,12 +9,13 @@
 //! | | readiness | the bots' door | sending | ends when |
 //! | --- | --- | --- | --- | --- |
 //! | ready | 200 | open | goes on | it is told to drain |
-//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued and no connection open, or 2 s before the grace is over |
+//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued, or sending is paused, and no connection open; or 2 s before the grace is over |
 //! | closing | 503 | 503, what has begun is finished | finishes what is in flight | all is finished, or the grace is over |
 //! | gone | – | – | – | the queue's thread has ended |
 //!
-//! The operators' door and the probes are open until *gone*. [`Wish::Leave`] goes there from wherever it is. What is
-//! still queued at the end is on disk, and [`Ending::Left`] says how much it is.
+//! The operators' door and the probes are open until *gone*. An operator's wish to drain is the same as a signal's, with
+//! a grace of its own where they name one; of two, the grace that is over first counts. [`Wish::Leave`] goes there from
+//! wherever it is. What is still queued at the end is on disk, and [`Ending::Left`] says how much it is.
 
 mod beat;
 mod open;
@@ -35,17 +36,18 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::writer::WriterThread;
+use crate::control::Drain;
 use crate::health::{Health, State};
 use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
-use crate::queue::{self, Queue, StoreFailed};
+use crate::queue::{self, Overview, Queue, StoreFailed};
 use crate::serve::{Connections, Limits, SocketFile};
 use crate::supervisor::{Supervisor, Word};
 use crate::{participant, sender};
 
 /// Before the end of the grace, for what is in flight; nothing is taken any more in it.
 const CLOSING: Duration = Duration::from_secs(2);
-/// For the replies that say that the store has failed.
+/// For the replies that say that the store has failed, or what is left behind.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 /// For the queue's thread to end: a commit, at most.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
@@ -146,6 +148,7 @@ pub struct Daemon {
     supervisor: Supervisor,
     door: Door,
     connections: Connections,
+    drain: Drain,
     stage: watch::Sender<Stage>,
     /// The sender: until [`Stage::NothingNew`].
     sending: Tasks,
@@ -229,27 +232,30 @@ impl Daemon {
 
     /// Serves, drains and closes; gives the name of the part that ended uninvited, if one did.
     async fn live(&mut self, stop: Stop) -> Option<&'static str> {
+        let drain = self.drain.clone();
         let uninvited = tokio::select! {
-            () = wished(stop, Wish::Drain) => None,
+            () = wished(stop.clone(), Wish::Drain) => None,
+            _ = drain.wished() => None,
             part = self.uninvited() => Some(part),
         };
-        let (last_words, end) = (sleep(self.grace.saturating_sub(CLOSING)), sleep(self.grace));
         if let Some(part) = uninvited {
             error!(part, "a part of the relay ended that nobody had told to: the relay drains and leaves");
+            drain.wish(None);
         }
-        self.health.set(State::Draining);
-        self.supervisor.tell(&[Word::Stopping]);
-        self.door.drain();
-        self.tell_what_is_queued().await;
-        if !self.sending.is_empty() {
-            tokio::select! {
-                () = self.idle() => {}
-                () = last_words => {}
-            }
-        }
-        self.door.close();
-        self.stage.send_replace(Stage::NothingNew);
+        let (last_words, end) = (self.over(stop.clone(), CLOSING), self.over(stop, Duration::ZERO));
         let finish = async {
+            self.health.set(State::Draining);
+            self.supervisor.tell(&[Word::Stopping]);
+            self.door.drain();
+            self.tell_what_is_queued().await;
+            if !self.sending.is_empty() {
+                tokio::select! {
+                    () = self.idle() => {}
+                    () = last_words => {}
+                }
+            }
+            self.door.close();
+            self.stage.send_replace(Stage::NothingNew);
             all(&mut self.sending).await;
             self.stage.send_replace(Stage::DoorsShut);
             all(&mut self.doors).await;
@@ -259,6 +265,25 @@ impl Daemon {
             () = end => warn!("the grace is over before everything in flight was finished"),
         }
         uninvited
+    }
+
+    /// Resolves so long before the grace is over, counted from when it was told to drain: whoever's grace ends first.
+    fn over(&self, stop: Stop, before: Duration) -> impl Future<Output = ()> + use<> {
+        let (drain, grace) = (self.drain.clone(), self.grace);
+        async move {
+            let told = async {
+                wished(stop, Wish::Drain).await;
+                sleep(grace.saturating_sub(before)).await;
+            };
+            let asked = async {
+                let asked = drain.wished().await.unwrap_or(grace);
+                sleep(asked.saturating_sub(before)).await;
+            };
+            tokio::select! {
+                () = told => {}
+                () = asked => {}
+            }
+        }
     }
 
     /// Resolves with the name of a task that has ended.
@@ -271,17 +296,17 @@ impl Daemon {
         ended.unwrap_or("a part that panicked")
     }
 
-    /// Resolves when nothing is queued and no bot is connected.
+    /// Resolves when there is nothing to send and no bot is connected. While sending is paused there is nothing to send.
     async fn idle(&self) {
         loop {
             let mut drained = pin!(self.queue.drained());
             drained.as_mut().enable();
             self.connections.none().await;
-            let queued = self.queued().await;
-            if queued == Some(0) && self.connections.open() == 0 {
+            let sent = self.queue.overview().await.is_ok_and(|now| now.queued == 0 || now.paused.is_some());
+            if sent && self.connections.open() == 0 {
                 return;
             }
-            if queued != Some(0) {
+            if !sent {
                 drained.await;
             }
         }
@@ -292,18 +317,20 @@ impl Daemon {
     }
 
     async fn tell_what_is_queued(&self) {
-        let Some(queued) = self.queued().await else { return };
+        let Ok(Overview { queued, paused, .. }) = self.queue.overview().await else { return };
+        let paused = paused.is_some();
         let rate = self.budget.pacer().rate();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let expected_seconds = (queued as f64 / rate).ceil();
-        let grace_seconds = self.grace.as_secs_f64();
-        info!(queued, rate, expected_seconds, grace_seconds, connections = self.connections.open(), "draining");
+        let grace_seconds = self.drain.grace().unwrap_or(self.grace).as_secs_f64();
+        info!(queued, rate, expected_seconds, grace_seconds, paused, connections = self.connections.open(), "draining");
         self.supervisor.tell(&[Word::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
     }
 
     /// Ends what has not, waits for the queue's thread, and says what is left behind.
     async fn end(mut self, uninvited: Option<&'static str>) -> Result<Ending, Failure> {
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
+        self.drain.end(left);
         self.stop_everything().await;
         let Daemon { queue, writer, .. } = self;
         drop(queue);
@@ -325,6 +352,7 @@ impl Daemon {
         error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
         self.health.set(State::Failed(failed.0.clone()));
         self.supervisor.tell(&[Word::Stopping, Word::Status(&format!("failed: {failed}"))]);
+        self.drain.end(None);
         self.door.close();
         self.stage.send_replace(Stage::DoorsShut);
         // Those that are still in a request after that hang anyway.
@@ -338,6 +366,8 @@ impl Daemon {
 
     async fn stop_everything(&mut self) {
         self.stage.send_replace(Stage::Dark);
+        // An operator who waits for the end is told of it.
+        let _ = timeout(LAST_REPLIES, all(&mut self.windows)).await;
         for tasks in [&mut self.sending, &mut self.doors, &mut self.windows] {
             tasks.shutdown().await;
         }

@@ -41,6 +41,7 @@ mod log;
 mod lookup;
 mod overlay;
 mod packs;
+mod pause;
 mod prune;
 mod salvage;
 mod schedule;
@@ -106,6 +107,8 @@ pub struct Options {
     pub refused_for: Duration,
     /// The longest a due time read from disk may lie ahead (clocks step).
     pub due_max: Duration,
+    /// The name of where messages go. One that has delivered before may refuse any number of tokens.
+    pub destination: String,
 }
 
 /// What becomes of a damaged store.
@@ -154,6 +157,8 @@ pub enum Status {
         next_attempt: Option<Timestamp>,
         /// Messages of its conversation before it.
         ahead: u64,
+        /// About how many messages go before it, those of others among them; none while sending is paused.
+        before: Option<u64>,
     },
     /// Connect has it.
     Delivered(Receipt),
@@ -199,8 +204,8 @@ pub enum Rejection {
     Full(Full),
     /// At the given rate it cannot be delivered within its lifetime.
     TooLate {
-        /// Messages of its conversation before it.
-        ahead: u64,
+        /// About how many messages go before it.
+        before: u64,
     },
 }
 
@@ -261,6 +266,35 @@ pub struct Backlog {
     pub oldest: Option<Timestamp>,
 }
 
+/// Nothing is sent for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Since then.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: PauseReason,
+}
+
+/// Why nothing is sent for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PauseReason {
+    /// An operator said so, in these words.
+    Operator(String),
+    /// The destination refused three tokens, and never delivered anything.
+    AllRefused,
+}
+
+impl PauseReason {
+    /// The reason as it is shown.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            PauseReason::Operator(why) => why,
+            PauseReason::AllRefused => "all_refused",
+        }
+    }
+}
+
 /// What the queue shows an operator.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overview {
@@ -288,6 +322,8 @@ pub struct Overview {
     pub set_aside: bool,
     /// Rows that failed their sums and were set aside since the start.
     pub corrupt: u64,
+    /// Whether sending is paused.
+    pub paused: Option<Pause>,
 }
 
 /// The store failed: nothing more is acknowledged, and the process leaves.
@@ -436,7 +472,8 @@ impl Queue {
         self.ask(|reply| Act::Find { asked, client_token, reply }).await
     }
 
-    /// Whether nothing of the asker's conversation is queued or in flight.
+    /// Whether something of the asker's may go past the queue: nothing of its conversation is queued or in flight, and
+    /// sending is not paused.
     ///
     /// # Errors
     /// When the store has failed.
@@ -471,12 +508,13 @@ impl Queue {
         self.ask(|reply| Act::Overview { reply }).await
     }
 
-    /// Takes out up to `most` messages that are due, each of another conversation, in turn.
+    /// Takes out up to `most` messages that are due, each of another conversation, in turn. What an attempt `takes` tells
+    /// those that will not arrive within their lifetime: they go last.
     ///
     /// # Errors
     /// When the store has failed.
-    pub async fn lease(&self, most: usize) -> Result<Work, StoreFailed> {
-        self.ask(|reply| Act::Lease { most, reply }).await
+    pub async fn lease(&self, most: usize, takes: Duration) -> Result<Work, StoreFailed> {
+        self.ask(|reply| Act::Lease { most, takes, reply }).await
     }
 
     /// Records what an attempt came to, and the rate that has been learned, if one was.
@@ -492,6 +530,22 @@ impl Queue {
         self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, learned, reply }).await
     }
 
+    /// Pauses sending: what is in flight is settled, and nothing more is leased, also after a restart.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn pause(&self, why: String) -> Result<(), StoreFailed> {
+        self.ask(|reply| Act::Pause { why, reply }).await
+    }
+
+    /// Ends a pause, whoever began it, and forgets refused tokens.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn resume(&self) -> Result<(), StoreFailed> {
+        self.ask(|reply| Act::Resume { reply }).await
+    }
+
     /// The rate that was learned before this start.
     #[must_use]
     pub fn learned(&self) -> Option<Kept> {
@@ -503,7 +557,7 @@ impl Queue {
         self.shared.poked.notified()
     }
 
-    /// Resolves when messages have left the queue: arm it before looking.
+    /// Resolves when messages have left the queue, or sending pauses: arm it before looking.
     pub fn drained(&self) -> Notified<'_> {
         self.shared.drained.notified()
     }

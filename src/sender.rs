@@ -26,7 +26,8 @@
 //! * A stop starts nothing more, gives back what was leased and not sent, and ends when all that is in flight is
 //!   settled. When the store fails everything ends at once: what was in flight is sent again after a restart, the same.
 //!
-//! It knows no bot and no reply. It keeps nothing per waiting message, and of the past only when it last delivered.
+//! It knows no bot and no reply. It keeps nothing per waiting message, and of the past only when it last delivered and what
+//! an attempt takes.
 
 mod gate;
 mod measures;
@@ -83,6 +84,8 @@ pub struct Sender {
     said: Said,
     failures: Failures,
     last_delivery: Option<Timestamp>,
+    /// What an attempt takes of late until its answer.
+    takes: Duration,
 }
 
 /// What one step did.
@@ -128,6 +131,7 @@ impl Sender {
             said: Said::default(),
             failures: Failures::default(),
             last_delivery: None,
+            takes: Duration::ZERO,
         }
     }
 
@@ -200,8 +204,8 @@ impl Sender {
 
     fn ask(&mut self, most: usize) -> Step {
         self.sight.asked();
-        let queue = self.queue.clone();
-        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(most).await } });
+        let (queue, takes) = (self.queue.clone(), self.takes);
+        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(most, takes).await } });
         Step::Asked(most)
     }
 
@@ -276,6 +280,7 @@ impl Sender {
         };
         if matches!(outcome, Outcome::Delivered(_)) {
             self.last_delivery = Some(now);
+            self.takes = self.takes * 7 / 8 + now.since(started) / 8;
         }
         let disposition = settle(&outcome, facts, &self.options.policy, now, jitter);
         let name = outcome.name();

@@ -7,6 +7,7 @@
 //!
 //! Pure: what stands in line, and where, is the queue's.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::time::Timestamp;
 /// Turns of a round, and those of them that go to fresh conversations.
 const ROUND: u8 = 5;
 const FRESH: u8 = 4;
+/// Steps in which fresh turns grow old.
+const SPANS: u32 = 16;
 
 /// The two kinds of conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,71 @@ impl Kind {
     #[must_use]
     pub fn of(oldest: Timestamp, now: Timestamp, fresh: Duration) -> Kind {
         if now.since(oldest) < fresh { Kind::Fresh } else { Kind::Late }
+    }
+}
+
+/// The other conversations that wait for a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Fresh ones.
+    pub fresh: u64,
+    /// Late ones.
+    pub late: u64,
+}
+
+/// About how many messages go before one that has `ahead` of its own conversation before it: its turn comes once for
+/// each of them and once more, and between two of its turns the others have theirs.
+#[must_use]
+pub fn before(kind: Kind, ahead: u64, others: Others) -> u64 {
+    let Others { fresh, late } = others;
+    let round = match kind {
+        Kind::Fresh if late > 0 => fresh + fresh / u64::from(FRESH),
+        Kind::Fresh => fresh,
+        // Four fresh turns for each late one, as long as there is a fresh one to take them.
+        Kind::Late => late + fresh.min(u64::from(FRESH) * (late + 1)),
+    };
+    ahead.saturating_mul(round + 1).saturating_add(round)
+}
+
+/// How many conversations stand among the fresh and still are: for estimates, so it is no more exact than a sixteenth of
+/// `sender.fresh`, and those that stood there before the start are not counted.
+#[derive(Clone, Debug, Default)]
+pub struct FreshTurns {
+    spans: VecDeque<Span>,
+}
+
+/// Turns given one after another.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    since: Timestamp,
+    first: u64,
+    waiting: u64,
+}
+
+impl FreshTurns {
+    /// A conversation was given this turn; turns are numbered in the order in which they are given.
+    pub fn given(&mut self, turn: u64, now: Timestamp, fresh: Duration) {
+        while self.spans.front().is_some_and(|span| now.since(span.since) >= fresh) {
+            self.spans.pop_front();
+        }
+        match self.spans.back_mut().filter(|span| now.since(span.since) < fresh / SPANS) {
+            Some(span) => span.waiting += 1,
+            None => self.spans.push_back(Span { since: now, first: turn, waiting: 1 }),
+        }
+    }
+
+    /// A conversation has left this turn.
+    pub fn left(&mut self, turn: u64) {
+        let after = self.spans.partition_point(|span| span.first <= turn);
+        if let Some(span) = after.checked_sub(1).and_then(|at| self.spans.get_mut(at)) {
+            span.waiting = span.waiting.saturating_sub(1);
+        }
+    }
+
+    /// How many wait in those that were given a short while ago.
+    #[must_use]
+    pub fn waiting(&self, now: Timestamp, fresh: Duration) -> u64 {
+        self.spans.iter().filter(|span| now.since(span.since) < fresh).map(|span| span.waiting).sum()
     }
 }
 
@@ -86,6 +154,65 @@ mod tests {
         assert_eq!(turns(7, true, false), [Some(Kind::Fresh); 7]);
         assert_eq!(turns(7, false, true), [Some(Kind::Late); 7]);
         assert_eq!(turns(7, false, false), [None; 7]);
+    }
+
+    #[test]
+    fn as_many_go_before_as_have_their_turns_meanwhile() {
+        let of = |kind, ahead, fresh, late| before(kind, ahead, Others { fresh, late });
+        for (ahead, fresh, late, expected) in [
+            (0, 0, 0, 0),
+            (3, 0, 0, 3),
+            (0, 8, 0, 8),
+            (0, 8, 10_000, 10),
+            (1, 8, 10_000, 21),
+            (u64::MAX, 8, 0, u64::MAX),
+        ] {
+            assert_eq!(of(Kind::Fresh, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
+        }
+        for (ahead, fresh, late, expected) in
+            [(0, 0, 0, 0), (0, 0, 7, 7), (0, 3, 7, 10), (0, 100, 7, 39), (1, 0, 7, 15)]
+        {
+            assert_eq!(of(Kind::Late, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
+        }
+    }
+
+    #[test]
+    fn fresh_turns_are_counted_until_they_are_left_or_old() {
+        let (fresh, mut turns) = (Duration::from_secs(30), FreshTurns::default());
+        let at = |seconds: u64| Timestamp(1_000_000 + 1000 * seconds);
+        turns.left(3);
+        for turn in 10..70 {
+            turns.given(turn, at(turn), fresh);
+        }
+        assert_eq!(turns.waiting(at(69), fresh), 30);
+        assert!(turns.spans.len() <= 16, "{turns:?}");
+        for turn in [10, 60, 61, 69] {
+            turns.left(turn);
+        }
+        assert_eq!(turns.waiting(at(69), fresh), 27, "the old one was not counted any more");
+        assert_eq!(turns.waiting(at(200), fresh), 0);
+        turns.given(70, at(200), fresh);
+        turns.left(70);
+        assert_eq!((turns.waiting(at(200), fresh), turns.spans.len()), (0, 1));
+    }
+
+    #[test]
+    fn estimate_is_what_the_turns_come_to() {
+        for (fresh, late) in [(0, 0), (1, 5), (7, 0), (40, 1), (40, 200)] {
+            let mut turns = Turns::default();
+            let mut waiting = fresh;
+            let mut went = 0;
+            // The one asked about stands behind those fresh ones; the late ones never end.
+            while turns.next(true, late > 0) == Some(Kind::Late) || waiting > 0 {
+                if turns.next(true, late > 0) == Some(Kind::Fresh) {
+                    waiting -= 1;
+                }
+                turns.taken();
+                went += 1;
+            }
+            let estimate = before(Kind::Fresh, 0, Others { fresh, late });
+            assert!(went >= estimate && went - estimate <= 1, "{fresh} {late}: {went}, and not {estimate}");
+        }
     }
 
     #[test]

@@ -7,22 +7,91 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::header::CONTENT_TYPE;
 use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+
+use crate::control::Refused;
 
 /// The bots' socket, where nothing else is said.
 pub const INGRESS: &str = "/run/connect-relay/relay.sock";
 /// The operators' socket, where nothing else is said.
 pub const CONTROL: &str = "/var/lib/connect-relay/control.sock";
+
+/// Where the operators' door is.
+#[derive(Debug, clap::Args)]
+pub struct ControlSocket {
+    /// The relay's control socket [default: $CONNECT_RELAY__CONTROL__SOCKET, then /var/lib/connect-relay/control.sock].
+    #[arg(long, value_name = "PATH", conflicts_with = "dir")]
+    pub socket: Option<PathBuf>,
+    /// The folder that the relay was started with (`run --dir DIR`).
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+impl ControlSocket {
+    /// The socket that is meant.
+    pub fn path(&self) -> PathBuf {
+        let of_dir = || self.dir.as_ref().map(|dir| dir.join("private/control.sock"));
+        let of_environment = || std::env::var_os("CONNECT_RELAY__CONTROL__SOCKET").map(PathBuf::from);
+        self.socket.clone().or_else(of_dir).or_else(of_environment).unwrap_or_else(|| CONTROL.into())
+    }
+}
+
+/// Tells the relay to do something at its control socket, and reads what it answers.
+///
+/// # Errors
+/// When it cannot be asked, or refuses.
+pub async fn command<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    wish: &impl Serialize,
+    within: Duration,
+) -> anyhow::Result<T> {
+    let wish = match serde_json::to_vec(wish)? {
+        null if null == b"null" => Bytes::new(),
+        object => object.into(),
+    };
+    let request = Request::post(path).header(CONTENT_TYPE, "application/json").body(Full::new(wish))?;
+    read(socket, &well(ask(socket, request, within).await?)?)
+}
+
+/// What the relay says where it does what it was asked for.
+///
+/// # Errors
+/// Its own words, where it does not.
+pub fn well(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
+    if reply.status().is_success() {
+        return Ok(reply.into_body());
+    }
+    bail!("the relay answers {}: {}", reply.status().as_u16(), refused(reply.body()))
+}
+
+/// Reads a reply of the control socket's.
+///
+/// # Errors
+/// When it is none.
+pub fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(body).with_context(|| format!("{} is not a relay's control socket", socket.display()))
+}
+
+fn refused(body: &[u8]) -> String {
+    serde_json::from_slice(body).map_or_else(
+        |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
+        |Refused { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
+    )
+}
 
 /// Sends one request and reads its whole reply.
 ///
@@ -88,6 +157,21 @@ mod tests {
 
     fn get() -> Request<Full<Bytes>> {
         Request::get("/status").body(Full::default()).unwrap()
+    }
+
+    #[test]
+    fn refusal_is_told_in_the_relays_words() {
+        let reply = |body: &'static str| Response::builder().status(503).body(Bytes::from(body)).unwrap();
+        let said = |body| well(reply(body)).unwrap_err().to_string();
+        assert_eq!(said(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
+        assert_eq!(said("<html>"), "the relay answers 503: <html>");
+        assert_eq!(well(Response::new(Bytes::from("{}"))).unwrap(), "{}");
+    }
+
+    #[test]
+    fn dir_names_the_socket_inside_it() {
+        let control = ControlSocket { socket: None, dir: Some("/tmp/r".into()) };
+        assert_eq!(control.path(), PathBuf::from("/tmp/r/private/control.sock"));
     }
 
     #[tokio::test]

@@ -3,36 +3,34 @@
 //! It shows what the control door says and judges nothing itself: a relay is healthy when it is ready and names no
 //! problem. With `--json` the reply goes out as it came, one line each, for scripts.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 
-use super::client;
-use crate::control::{Refused, Status};
+use super::client::{self, ControlSocket};
+use crate::control::Status;
 
 /// The relay answers from memory; longer than its own patience with its store.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
+/// Looks that shares are shown of: a minute.
+const LOOKS: usize = 60;
 /// Something is queued.
 const QUEUED: u8 = 75;
 
 /// Say whether the relay is healthy, and if not why; then what waits and how fast it goes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The relay's control socket [default: $CONNECT_RELAY__CONTROL__SOCKET, then /var/lib/connect-relay/control.sock].
-    #[arg(long, value_name = "PATH", conflicts_with = "dir")]
-    socket: Option<PathBuf>,
-    /// The folder that the relay was started with (`run --dir DIR`).
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    control: ControlSocket,
     /// Print the relay's own JSON.
     #[arg(long)]
     json: bool,
@@ -49,9 +47,11 @@ pub struct Args {
 /// # Errors
 /// When the relay is not running or does not answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let socket = args.socket();
+    let socket = args.control.path();
+    let mut past = Past::default();
     if !args.watch {
-        let (text, status) = look(&socket, args.json).await?;
+        let (json, status) = look(&socket).await?;
+        let text = if args.json { json } else { render(&status, &past) };
         std::io::stdout().write_all(text.as_bytes())?;
         let queued = args.exit_code && status.queued > 0;
         return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
@@ -60,8 +60,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let clear = if out.is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         // A relay that restarts is worth watching too.
-        let text = match look(&socket, args.json).await {
-            Ok((text, _)) => text,
+        let text = match look(&socket).await {
+            Ok((json, _)) if args.json => json,
+            Ok((_, status)) => {
+                let text = render(&status, &past);
+                past.push(status);
+                text
+            }
             Err(error) if args.json => {
                 writeln!(std::io::stderr(), "{error:#}")?;
                 String::new()
@@ -76,41 +81,59 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-impl Args {
-    fn socket(&self) -> PathBuf {
-        let of_dir = || self.dir.as_ref().map(|dir| dir.join("private/control.sock"));
-        let of_environment = || std::env::var_os("CONNECT_RELAY__CONTROL__SOCKET").map(PathBuf::from);
-        self.socket.clone().or_else(of_dir).or_else(of_environment).unwrap_or_else(|| client::CONTROL.into())
-    }
-}
-
-async fn look(socket: &std::path::Path, json: bool) -> anyhow::Result<(String, Status)> {
+/// The relay's own JSON in a line, and what it says.
+async fn look(socket: &Path) -> anyhow::Result<(String, Status)> {
     let request = Request::get("/status").body(Full::<Bytes>::default())?;
-    let reply = client::ask(socket, request, PATIENCE).await?;
-    let body = reply.body();
-    if !reply.status().is_success() {
-        bail!("the relay answers {}: {}", reply.status().as_u16(), error(body));
+    let body = client::well(client::ask(socket, request, PATIENCE).await?)?;
+    let status: Status = client::read(socket, &body)?;
+    Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
+}
+
+/// What the last minute of looks has shown; without any, what there was since the relay's start.
+#[derive(Debug, Default)]
+struct Past(VecDeque<Status>);
+
+impl Past {
+    fn push(&mut self, status: Status) {
+        if self.0.back().is_some_and(|last| last.uptime_seconds > status.uptime_seconds) {
+            // Another process counts anew.
+            self.0.clear();
+        }
+        if self.0.len() > LOOKS {
+            self.0.pop_front();
+        }
+        self.0.push_back(status);
     }
-    let status: Status = serde_json::from_slice(body)
-        .with_context(|| format!("{} is not a relay's control socket", socket.display()))?;
-    let text = if json { format!("{}\n", String::from_utf8_lossy(body).trim_end()) } else { render(&status) };
-    Ok((text, status))
+
+    /// What share of attempts was throttled, and of the time was spent waiting for the quota.
+    fn shares(&self, now: &Status) -> [(&'static str, String); 2] {
+        let nothing = Status::default();
+        let then = self.0.front().filter(|then| then.uptime_seconds < now.uptime_seconds).unwrap_or(&nothing);
+        let span = now.uptime_seconds - then.uptime_seconds;
+        let attempts = now.attempts.saturating_sub(then.attempts);
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let throttled = percent(now.throttled.saturating_sub(then.throttled) as f64, attempts as f64);
+        let waited = percent(now.quota_wait_seconds - then.quota_wait_seconds, span);
+        let span = seconds(span);
+        [
+            ("throttled", format!("{throttled} of {attempts} attempts in {span}")),
+            ("quota wait", format!("{waited} of {span}")),
+        ]
+    }
 }
 
-fn error(body: &[u8]) -> String {
-    serde_json::from_slice(body).map_or_else(
-        |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
-        |Refused { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
-    )
+fn percent(part: f64, whole: f64) -> String {
+    format!("{:.1}%", if whole > 0.0 { 100.0 * (part / whole).clamp(0.0, 1.0) } else { 0.0 })
 }
 
-fn render(status: &Status) -> String {
+fn render(status: &Status, past: &Past) -> String {
     let mut text = headline(status);
     for problem in &status.problems {
         let _ = write!(text, "\n  - {problem}");
     }
     text.push('\n');
     let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
+    let [throttled, quota_wait] = past.shares(status);
     let rows = [
         ("queued", format!("{} of {}", status.queued, status.queued_max)),
         ("oldest", seconds(status.oldest_seconds)),
@@ -119,6 +142,8 @@ fn render(status: &Status) -> String {
         ("conversations", format!("{} ({} held, {} uncertain)", status.conversations, status.held, status.unknown)),
         ("dead letters", status.dead_letters.to_string()),
         ("rate", format!("{:.1}/s, quota {:.1}/s, gate {}", status.send_rate, status.quota_rate, status.gate)),
+        throttled,
+        quota_wait,
         (
             "on disk",
             format!(
@@ -149,7 +174,7 @@ fn headline(status: &Status) -> String {
         line.push_str("nothing is queued");
     } else {
         let _ = write!(line, "{} queued, the oldest for {}", status.queued, seconds(status.oldest_seconds));
-        if status.send_rate > 0.0 {
+        if status.paused.is_none() && status.send_rate > 0.0 {
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let left = status.queued as f64 / status.send_rate;
             let _ = write!(line, ", empty in about {}", seconds(left.ceil()));
@@ -191,6 +216,10 @@ mod tests {
             send_rate: 9.96,
             quota_rate: 10.0,
             gate: "open".into(),
+            uptime_seconds: 600.0,
+            attempts: 3000,
+            throttled: 12,
+            quota_wait_seconds: 150.0,
             region: "eu-west-2".into(),
             ..Status::default()
         }
@@ -207,10 +236,12 @@ in flight     0
 conversations 0 (0 held, 0 uncertain)
 dead letters  0
 rate          10.0/s, quota 10.0/s, gate open
+throttled     0.4% of 3000 attempts in 10m
+quota wait    25.0% of 10m
 on disk       5.0 MiB of 128.0 MiB, 3.0 GiB free
 relay         1.2.3 eu-west-2
 ";
-        assert_eq!(render(&status()), expected);
+        assert_eq!(render(&status(), &Past::default()), expected);
     }
 
     #[test]
@@ -221,7 +252,7 @@ relay         1.2.3 eu-west-2
         status.dead_letters = 1;
         assert_eq!(headline(&status), "healthy: 300 queued, the oldest for 1m 1s, empty in about 31s; 1 dead letter");
         status.problems = vec!["It hangs.".into(), "It is full.".into()];
-        assert!(render(&status).starts_with("not healthy:\n  - It hangs.\n  - It is full.\nqueued "));
+        assert!(render(&status, &Past::default()).starts_with("not healthy:\n  - It hangs.\n  - It is full.\nqueued "));
         status.state = "draining".into();
         assert_eq!(headline(&status), "draining, and not healthy:");
         status.problems.clear();
@@ -232,8 +263,6 @@ relay         1.2.3 eu-west-2
     fn another_version_is_shown_as_far_as_it_goes() {
         let status: Status = serde_json::from_str(r#"{"state": "ready", "queued": 1, "novel": {}}"#).unwrap();
         assert_eq!(headline(&status), "healthy: 1 queued, the oldest for 0s");
-        assert_eq!(error(br#"{"Error":"connect-relay: the store failed"}"#), "the store failed");
-        assert_eq!(error(b"<html>"), "<html>");
     }
 
     #[tokio::test]
@@ -252,7 +281,8 @@ relay         1.2.3 eu-west-2
         let serving = serve(Listener::Unix(listener), limits, Clock::system(), Connections::default(), service, never);
         let asking = async {
             for (exit_code, expected) in [(true, 0), (true, QUEUED), (false, 0)] {
-                let args = Args { socket: Some(path.clone()), dir: None, json: true, watch: false, exit_code };
+                let control = ControlSocket { socket: Some(path.clone()), dir: None };
+                let args = Args { control, json: true, watch: false, exit_code };
                 assert_eq!(run(args).await.unwrap(), ExitCode::from(expected));
             }
         };
@@ -263,8 +293,23 @@ relay         1.2.3 eu-west-2
     }
 
     #[test]
-    fn dir_names_the_socket_inside_it() {
-        let args = Args { socket: None, dir: Some("/tmp/r".into()), json: false, watch: false, exit_code: false };
-        assert_eq!(args.socket(), PathBuf::from("/tmp/r/private/control.sock"));
+    fn shares_are_of_the_last_minute_of_looks_and_of_one_process() {
+        let look = |uptime_seconds, attempts, throttled, quota_wait_seconds| Status {
+            uptime_seconds,
+            attempts,
+            throttled,
+            quota_wait_seconds,
+            ..Status::default()
+        };
+        let mut past = Past::default();
+        assert_eq!(past.shares(&look(0.0, 0, 0, 0.0))[0].1, "0.0% of 0 attempts in 0s");
+        for second in 0..100 {
+            past.push(look(f64::from(second), 10, 9, 0.0));
+        }
+        let [throttled, waited] = past.shares(&look(100.0, 210, 13, 30.5)).map(|(_, share)| share);
+        assert_eq!((throttled.as_str(), waited.as_str()), ("2.0% of 200 attempts in 1m 1s", "50.0% of 1m 1s"));
+        past.push(look(1.0, 4, 1, 0.0));
+        assert_eq!(past.shares(&look(2.0, 5, 2, 0.5))[0].1, "100.0% of 1 attempts in 1s");
+        assert_eq!(past.0.len(), 1);
     }
 }

@@ -30,12 +30,18 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// Until it is dropped. A third of the manager's patience: one beat may get lost.
-    pub async fn run(self) {
+    /// Until it is told to stop. A third of the manager's patience: one beat may get lost.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
         let every = self.supervisor.watchdog().map_or(EVERY, |patience| EVERY.min(patience / 3));
-        loop {
-            self.once().await;
-            sleep(every).await;
+        let beats = async {
+            loop {
+                self.once().await;
+                sleep(every).await;
+            }
+        };
+        tokio::select! {
+            () = stop => {}
+            () = beats => {}
         }
     }
 
@@ -53,7 +59,7 @@ impl Beat {
 
     async fn status(&self) -> String {
         let state = self.health.state();
-        let Ok(Ok(backlog)) = timeout(ANSWER_MAX, self.queue.backlog(None)).await else {
+        let Ok(Ok(overview)) = timeout(ANSWER_MAX, self.queue.overview()).await else {
             return format!("{}; the queue does not answer", state.as_str());
         };
         let (rate, closed) = {
@@ -61,10 +67,11 @@ impl Beat {
             (pacer.rate(), pacer.closed())
         };
         let upstream = match closed {
+            _ if overview.paused.is_some() => "; sending is paused",
             None => "",
             Some(Closed::Throttled) => ", throttled",
             Some(Closed::Down) => "; Connect cannot be reached",
         };
-        format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), backlog.queued)
+        format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
     }
 }

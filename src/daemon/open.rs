@@ -12,19 +12,19 @@ use prometheus::IntGauge;
 use prometheus::process_collector::ProcessCollector;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::beat::Beat;
 use super::writer::WriterThread;
 use super::{Bound, Daemon, Failure, Options, Reload, Stage, Tasks};
 use crate::admin::Admin;
-use crate::control::{About, Control};
+use crate::control::{About, Control, Drain};
 use crate::health::{Health, State};
 use crate::ingress::{Door, Ingress};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
-use crate::queue::{self, OpenError, Queue, Writer};
+use crate::queue::{self, OpenError, Pause, Queue, Writer};
 use crate::sender::Sender;
 use crate::serve::{BindError, Connections, Limits, Listener, bind_tcp, bind_unix, serve};
 use crate::supervisor::Word;
@@ -78,6 +78,7 @@ impl Daemon {
             supervisor: options.supervisor.clone(),
             door: Door::open(),
             connections: Connections::default(),
+            drain: Drain::default(),
             stage: watch::Sender::default(),
             sending: Tasks::new(),
             doors: Tasks::new(),
@@ -137,6 +138,7 @@ impl Daemon {
             queue: self.queue.clone(),
             budget: self.budget.clone(),
             health: self.health.clone(),
+            drain: self.drain.clone(),
             metrics: metrics.clone(),
             about: About {
                 version: VERSION,
@@ -146,11 +148,12 @@ impl Daemon {
                 messages_max: options.queue.messages_max,
                 bytes_max: options.queue.bytes_max,
             },
+            started: clock.now(),
             clock: clock.clone(),
         };
         let service = move |request, _| {
             let operators = operators.clone();
-            async move { operators.answer(&request).await }
+            async move { operators.answer(request).await }
         };
         let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
@@ -164,7 +167,8 @@ impl Daemon {
                 budget: self.budget.clone(),
                 clock: clock.clone(),
             };
-            self.windows.spawn(named("the supervisor's beat", beat.run()));
+            let stop = self.until(Stage::Dark);
+            self.windows.spawn(named("the supervisor's beat", beat.run(stop)));
         }
 
         let (health, queue) = (self.health.clone(), self.queue.clone());
@@ -212,13 +216,13 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
     let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
     process.expect("nothing else is called process");
-    metrics.gauge("paused", "1 while an operator has paused sending.").set(0);
     let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
     reload_ok.set(1);
     reload_ok
 }
 
 async fn announce(options: &Options, bound: Bound, queue: &Queue) {
+    let overview = queue.overview().await.unwrap_or_default();
     info!(
         version = VERSION,
         ingress = %options.ingress_socket.display(),
@@ -230,9 +234,12 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue) {
         connect_instance = options.connect_instance,
         quota_rate = options.pacer.quota_rate,
         quota_burst = options.pacer.quota_burst,
-        queued = queue.backlog(None).await.map_or(0, |backlog| backlog.queued),
+        queued = overview.queued,
         "started",
     );
+    if let Some(Pause { since, reason }) = overview.paused {
+        warn!(%since, reason = reason.as_str(), "sending is still paused by an operator, until it is resumed");
+    }
 }
 
 impl From<BindError> for Failure {

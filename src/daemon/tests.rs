@@ -90,6 +90,14 @@ impl Relay {
         request(stream, &message(content)).await
     }
 
+    /// What an operator does.
+    async fn operate(&self, method: &str, path: &str, body: &str) -> String {
+        let stream = UnixStream::connect(self.dir.path().join("private/control.sock")).await.unwrap();
+        let length = body.len();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}");
+        request(stream, &format!("{head}\r\n\r\n{body}")).await
+    }
+
     async fn ending(self) -> Result<Ending, Failure> {
         timeout(PATIENCE, self.ended).await.unwrap().unwrap()
     }
@@ -174,6 +182,89 @@ async fn a_wish_to_leave_is_obeyed_at_once_also_while_it_drains() {
     relay.until_ready_says(503).await;
     relay.wish.send_replace(Wish::Leave);
     assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn operators_pause_holds_sending_up_and_nothing_else() {
+    let (endpoint, simulator) = service().await;
+    let relay = Relay::start(&endpoint, "25s").await;
+    let paused = relay.operate("POST", "/pause", r#"{"reason": "the instance moves"}"#).await;
+    assert!(paused.starts_with("HTTP/1.1 200 ") && paused.contains(r#""reason":"the instance moves"}"#), "{paused}");
+    assert!(relay.send("waits").await.starts_with("HTTP/1.1 202 "));
+    assert!(relay.get("/metrics").await.contains("\nconnect_relay_paused 1\n"));
+    assert!(relay.get("/livez").await.starts_with("HTTP/1.1 200 "));
+    assert!(relay.get("/readyz").await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(simulator.counts().accepted, 0);
+    let resumed = relay.operate("POST", "/resume", "").await;
+    assert!(resumed.starts_with("HTTP/1.1 200 ") && resumed.contains(r#""paused":null"#), "{resumed}");
+    assert!(relay.get("/metrics").await.contains("\nconnect_relay_paused 0\n"));
+    relay.wish.send_replace(Wish::Drain);
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 1);
+}
+
+#[tokio::test]
+async fn operator_who_waits_for_a_drain_is_told_what_it_came_to() {
+    let (endpoint, simulator) = service().await;
+    let relay = Relay::start(&endpoint, "25s").await;
+    for number in 0..20 {
+        assert!(relay.send(&format!("{number}")).await.starts_with("HTTP/1.1 202 "));
+    }
+    let drained = relay.operate("POST", "/drain", r#"{"wait": true}"#).await;
+    assert!(drained.starts_with("HTTP/1.1 200 ") && drained.ends_with(r#"{"queued":0}"#), "{drained}");
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 20);
+}
+
+#[tokio::test]
+async fn operators_drain_has_a_grace_of_its_own() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
+    let asked = relay.operate("POST", "/drain", r#"{"timeout": 1}"#).await;
+    assert!(asked.starts_with("HTTP/1.1 202 ") && asked.contains(r#""state":"draining""#), "{asked}");
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn signal_cuts_a_long_drain_short() {
+    let relay = Relay::start(&nowhere().await, "3s").await;
+    assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
+    relay.operate("POST", "/drain", r#"{"timeout": 86400}"#).await;
+    relay.until_ready_says(503).await;
+    relay.wish.send_replace(Wish::Drain);
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn paused_relay_does_not_wait_for_what_it_will_not_send() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
+    relay.wish.send_replace(Wish::Drain);
+    relay.until_ready_says(503).await;
+    relay.operate("POST", "/pause", "").await;
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn operators_door_tells_what_it_does_not_do() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    for (method, path, body, status) in [
+        ("GET", "/", "", 404),
+        ("GET", "/pause", "", 405),
+        ("POST", "/status", "", 405),
+        ("HEAD", "/status", "", 200),
+        ("POST", "/pause", r#"{"because": "x"}"#, 400),
+        ("POST", "/pause", r#"{"reason": "two\nlines"}"#, 400),
+        ("POST", "/drain", r#"{"timeout": 0}"#, 400),
+        ("POST", "/drain", r#"{"timeout": 604801}"#, 400),
+    ] {
+        let reply = relay.operate(method, path, body).await;
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path} {body}: {reply}");
+        assert!(status < 400 || reply.contains(r#"{"Error":"connect-relay: "#), "{reply}");
+    }
+    assert!(relay.operate("GET", "/status", "").await.contains(r#""paused":null"#));
+    relay.wish.send_replace(Wish::Leave);
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
 }
 
 #[tokio::test]

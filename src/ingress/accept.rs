@@ -79,7 +79,7 @@ impl Inner {
         let state = stub.kept(verdict, rate)?;
         let wait = self.wait(Preference::of(headers), self.reply(peer));
         let state = self.outcome(state, wait.span).await;
-        let answer = reply::of_state(&state, &stub.client_token, bare, self.options.retry_after);
+        let answer = reply::of_state(&state, &stub.client_token, self.expected(&state), bare, self.options.retry_after);
         Ok(applied(answer, wait.applied))
     }
 

@@ -173,11 +173,11 @@ impl Refusal {
             }
             Rejection::TokenRefused(error) => Refusal::upstream(error).counted(Rejected::Denied),
             Rejection::Full(full) => Refusal::full(*full, rate),
-            Rejection::TooLate { ahead } => Refusal::later(
+            Rejection::TooLate { before } => Refusal::later(
                 "RelayTooLateException",
                 format!(
-                    "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): {ahead} of its conversation \
-                     are before it, and the learned rate is {rate:.1} a second",
+                    "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): about {before} messages go before \
+                     it, and the learned rate is {rate:.1} a second",
                     lifetime.unwrap_or_default().as_secs()
                 ),
             )
@@ -256,18 +256,18 @@ mod tests {
             (Rejection::OtherConversation, 409, "ConflictException", Rejected::Conflict),
             (Rejection::Disconnected, 409, "ConflictException", Rejected::Conflict),
             (Rejection::NotReplaceable, 403, "RelayForbiddenException", Rejected::Forbidden),
-            (Rejection::TooLate { ahead: 7 }, 429, "RelayTooLateException", Rejected::TooLate),
+            (Rejection::TooLate { before: 7 }, 429, "RelayTooLateException", Rejected::TooLate),
             (Rejection::TokenRefused(denied), 403, "AccessDeniedException", Rejected::Denied),
         ] {
             let refusal = Refusal::of_rejection(&rejection, 10.0, None);
             assert_eq!((refusal.status.as_u16(), &*refusal.code, refusal.counted), (status, code, Some(counted)));
             assert!(refusal.text.starts_with("connect-relay: "));
         }
-        let late = Refusal::of_rejection(&Rejection::TooLate { ahead: 7 }, 2.0, Some(Duration::from_secs(3)));
+        let late = Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)));
         assert_eq!(
             late.text,
-            "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): 7 of its conversation are before it, \
-             and the learned rate is 2.0 a second"
+            "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): about 7 messages go before it, and the \
+             learned rate is 2.0 a second"
         );
     }
 

@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::queue::{State, Status};
-use crate::time::millis;
+use crate::time::{Timestamp, millis};
 
 /// A whole reply.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -89,6 +89,10 @@ impl MessageMetadata<'_> {
 struct Queued<'a> {
     client_token: &'a str,
     state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ahead: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_time: Option<String>,
 }
 
 /// The name that users see.
@@ -100,18 +104,35 @@ pub(super) fn name(status: &Status) -> &'static str {
     }
 }
 
-/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `bare` is for a
-/// disconnect, which AWS answers without a body.
-pub(super) fn of_state(state: &State, client_token: &ClientToken, bare: bool, usual: Duration) -> Answer {
-    let mut answer = of_status(&state.status, client_token, bare, usual);
+/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `expected` is when it
+/// is likely to be sent; `bare` is for a disconnect, which AWS answers without a body.
+pub(super) fn of_state(
+    state: &State,
+    client_token: &ClientToken,
+    expected: Option<Timestamp>,
+    bare: bool,
+    usual: Duration,
+) -> Answer {
+    let mut answer = of_status(&state.status, client_token, expected, bare, usual);
     label(&mut answer, state, client_token);
     answer
 }
 
-fn of_status(status: &Status, client_token: &ClientToken, bare: bool, usual: Duration) -> Answer {
+fn of_status(
+    status: &Status,
+    client_token: &ClientToken,
+    expected: Option<Timestamp>,
+    bare: bool,
+    usual: Duration,
+) -> Answer {
     match status {
-        Status::Queued { .. } => {
-            let queued = Queued { client_token: client_token.as_str(), state: name(status) };
+        Status::Queued { ahead, .. } => {
+            let queued = Queued {
+                client_token: client_token.as_str(),
+                state: name(status),
+                ahead: Some(*ahead),
+                expected_time: expected.map(|expected| expected.to_string()),
+            };
             with_json(StatusCode::ACCEPTED, to_json(&queued))
         }
         Status::Delivered(_) if bare => Response::new(Full::default()),
@@ -200,7 +221,10 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Stat
         Status::Dead { reason, maybe_delivered, error } => {
             error_line(lines, &Refusal::of_dead(*reason, *maybe_delivered, error));
         }
-        status => push_line(lines, &Queued { client_token: client_token.as_str(), state: name(status) }),
+        status => {
+            let (client_token, state) = (client_token.as_str(), name(status));
+            push_line(lines, &Queued { client_token, state, ahead: None, expected_time: None });
+        }
     }
 }
 
@@ -277,9 +301,10 @@ mod tests {
 
     #[test]
     fn queued_is_202_and_never_an_invented_id() {
-        let queued = Status::Queued { next_attempt: None, ahead: 0 };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), false, USUAL));
-        assert_eq!((status, &*body), (202, r#"{"ClientToken":"c-1","State":"QUEUED"}"#));
+        let queued = Status::Queued { next_attempt: None, ahead: 3, before: Some(7) };
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(Timestamp(0)), false, USUAL));
+        let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z"}"#;
+        assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
     }
 
@@ -292,12 +317,12 @@ mod tests {
             request_id: Some("up-1".into()),
         };
         let delivered = Status::Delivered(receipt.clone());
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), false, USUAL));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, false, USUAL));
         assert_eq!((status, &*body), (200, r#"{"Id":"id-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#));
         let rejected = Status::Delivered(Receipt { processing_status: Some("REJECTED".into()), ..receipt });
-        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), false, USUAL));
+        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), None, false, USUAL));
         assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), true, USUAL));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, USUAL));
         assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
     }
 
@@ -335,7 +360,7 @@ mod tests {
                 "connect-relay: the message is dead: its lifetime ended before it was delivered; an attempt may have arrived",
             ),
         ] {
-            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), false, USUAL));
+            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), None, false, USUAL));
             assert_eq!(came, status);
             assert_eq!(headers["x-amzn-errortype"], code);
             assert_eq!(body, serde_json::json!({ "Message": text }).to_string());
@@ -348,7 +373,7 @@ mod tests {
         let full = Full::Messages { queued: 10, most: 10 };
         for (refusal, millis, seconds) in [
             (Refusal::of_rejection(&Rejection::Full(full), 0.4, None), "2500", "3"),
-            (Refusal::of_rejection(&Rejection::TooLate { ahead: 7 }, 2.0, None), "1500", "2"),
+            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None), "1500", "2"),
             (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
             (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {

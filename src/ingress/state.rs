@@ -16,7 +16,7 @@ use super::request::{Identity, Preference};
 use super::{Inner, Reply, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
-use crate::queue::{Backlog, Found, Overview, State, Status, StoreFailed};
+use crate::queue::{Backlog, Found, State, Status, StoreFailed};
 use crate::time::Timestamp;
 
 #[derive(Default, Serialize)]
@@ -63,16 +63,15 @@ impl Inner {
         let state = self.find(token, conversation, caller, &client_token).await?;
         let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
         let state = self.outcome(state, wait.span).await;
-        let expected = match &state.status {
-            Status::Queued { next_attempt, ahead } => {
-                let rate = self.budget.pacer().rate();
-                Some(expected(*ahead, *next_attempt, &self.queue.overview().await?, rate, self.clock.now()))
-            }
-            _ => None,
-        };
-        let mut answer = describe(&state, &client_token, &label, expected);
+        let mut answer = describe(&state, &client_token, &label, self.expected(&state));
         reply::label(&mut answer, &state, &client_token);
         Ok(applied(answer, wait.applied))
+    }
+
+    /// When what is queued is likely to be sent, at the learned rate; none where nobody can tell.
+    pub(super) fn expected(&self, state: &State) -> Option<Timestamp> {
+        let Status::Queued { next_attempt, before: Some(before), .. } = state.status else { return None };
+        Some(expected(before, next_attempt, self.budget.pacer().rate(), self.clock.now()))
     }
 
     async fn find(
@@ -143,7 +142,7 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
         ..Known::default()
     };
     match &state.status {
-        Status::Queued { next_attempt, ahead } => reply::of_json(
+        Status::Queued { next_attempt, ahead, .. } => reply::of_json(
             StatusCode::OK,
             &Known {
                 next_attempt_time: next_attempt.map(|due| due.to_string()),
@@ -172,11 +171,8 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
     }
 }
 
-/// When it is likely to be sent. Conversations take turns: until its own turn has come `ahead` times and once more,
-/// every other conversation has had as many turns, if it has so many messages.
-fn expected(ahead: u64, next: Option<Timestamp>, overview: &Overview, rate: f64, now: Timestamp) -> Timestamp {
-    let turns = (ahead + 1).saturating_mul(overview.conversations.max(1));
-    let before = turns.min(overview.queued.max(ahead + 1));
+/// When so many others have gone, and not before its own time.
+fn expected(before: u64, next: Option<Timestamp>, rate: f64, now: Timestamp) -> Timestamp {
     // Nobody counts on a date: a u64 of messages is a fraction of seconds off at most.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let wait = Duration::try_from_secs_f64(before as f64 / rate).unwrap_or(message::LIFETIME_MAX);
@@ -208,17 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn expected_time_counts_the_turns_of_the_others() {
+    fn expected_time_is_when_those_before_it_have_gone() {
         let now = Timestamp(1_000_000);
-        let of = |ahead, next, queued, conversations| {
-            let overview = Overview { queued, conversations, ..Overview::default() };
-            expected(ahead, next, &overview, 10.0, now).since(now).as_millis()
-        };
-        assert_eq!(of(0, None, 1, 1), 100);
-        assert_eq!(of(4, None, 10, 1), 500);
-        assert_eq!(of(0, None, 100, 50), 5000, "fifty conversations take turns");
-        assert_eq!(of(9, None, 60, 50), 6000, "never more than is queued");
-        assert_eq!(of(0, Some(now + Duration::from_secs(30)), 1, 1), 30_000);
-        assert_eq!(expected(0, None, &Overview::default(), 0.0, now).since(now), message::LIFETIME_MAX);
+        let of = |before, next, rate| expected(before, next, rate, now).since(now);
+        assert_eq!(of(0, None, 10.0), Duration::ZERO);
+        assert_eq!(of(50, None, 10.0), Duration::from_secs(5));
+        assert_eq!(of(50, Some(now + Duration::from_secs(30)), 10.0), Duration::from_secs(30));
+        assert_eq!(of(50, Some(now + Duration::from_secs(1)), 10.0), Duration::from_secs(5));
+        assert_eq!(of(1, None, 0.0), message::LIFETIME_MAX);
     }
 }

@@ -106,6 +106,7 @@ impl Rig {
                 token_wait: Duration::from_secs(120),
                 refused_for: Duration::from_secs(60),
                 due_max: Duration::from_secs(60),
+                destination: "somewhere".into(),
             },
             pacer: pacer::Options::default(),
         };
@@ -181,7 +182,7 @@ impl Rig {
         loop {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
-            if let Some(lease) = self.queue.lease(1).await.unwrap().leases.pop() {
+            if let Some(lease) = self.queue.lease(1, Duration::ZERO).await.unwrap().leases.pop() {
                 return self.queue.settle(lease, disposition, None).await.unwrap();
             }
             tokio::time::timeout(GENEROUS, poked).await.unwrap();
@@ -342,7 +343,12 @@ fn future_of_a_request_can_be_served_on_any_thread() {
 async fn message_is_202_once_on_disk_and_its_state_can_be_seen() {
     let rig = Rig::new().await;
     let seen = rig.say("t-1", "c 1", "hello").await;
-    assert_eq!((seen.status, seen.json()), (202, json!({ "ClientToken": "c 1", "State": "QUEUED" })));
+    let json = seen.json();
+    assert_eq!(
+        (seen.status, &json["ClientToken"], &json["State"], &json["Ahead"]),
+        (202, &json!("c 1"), &json!("QUEUED"), &json!(0))
+    );
+    assert!(json["ExpectedTime"].as_str().unwrap().ends_with('Z') && json.get("Id").is_none());
     assert_eq!(seen.header("relay-state"), "QUEUED");
     assert_eq!(seen.header("relay-client-token"), "c%201");
     let (store, sequence) = seen.header("relay-message").split_once('-').unwrap();
@@ -575,11 +581,13 @@ async fn first_lifetime_stands_whatever_a_repeat_asks_for() {
 async fn lifetime_that_cannot_be_met_is_refused_at_once() {
     let rig = Rig::with(|settings| settings.pacer.quota_rate = 0.5).await;
     let hurried = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1")];
-    rig.say_with(&hurried, "c-1", "hello").await.assert_error(429, "RelayTooLateException", "Relay-Lifetime (1 s)");
+    assert_eq!(rig.say_with(&hurried, "c-1", "nothing goes before it").await.status, 202);
+    rig.say_with(&hurried, "c-2", "hello").await.assert_error(429, "RelayTooLateException", "Relay-Lifetime (1 s)");
+    assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="too_late"} 1"#));
     let calm = [("x-amz-bearer", "t-1"), ("relay-lifetime", "60")];
-    assert_eq!(rig.say_with(&calm, "c-1", "hello").await.status, 202);
+    assert_eq!(rig.say_with(&calm, "c-2", "hello").await.status, 202);
     let wrong = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1.5")];
-    rig.say_with(&wrong, "c-2", "hello").await.assert_error(400, "ValidationException", "Relay-Lifetime");
+    rig.say_with(&wrong, "c-3", "hello").await.assert_error(400, "ValidationException", "Relay-Lifetime");
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Writer {
         if let Some(known) = known {
             self.gauges.repeats.inc();
             let revived = match &known {
-                Known::Done(outcome) if revives(outcome, &token, &submission.asked.token) => {
+                Known::Done(outcome) if self.revives(outcome, &token, &submission.asked.token) => {
                     self.own(&mut token, conversation, &submission, now);
                     self.revive(outcome, &submission, &mut line, now)?
                 }
@@ -75,7 +75,7 @@ impl Writer {
             });
         }
 
-        if let Some((at, error)) = &token.refused
+        if let Some((at, error)) = self.refusal(&token)
             && now.since(*at) < self.options.refused_for
         {
             return Ok(Verdict::Rejected(Rejection::TokenRefused(error.clone().into())));
@@ -88,12 +88,13 @@ impl Writer {
             (None, _) => {}
         }
         if let Some(lifetime) = submission.lifetime
+            && let Some(before) = self.before(&line, line.count, now)
             && rate > 0.0
         {
             #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
-            let needed = (line.count + 1) as f64 / rate;
+            let needed = before as f64 / rate;
             if needed > lifetime.as_secs_f64() {
-                return Ok(Verdict::Rejected(Rejection::TooLate { ahead: line.count }));
+                return Ok(Verdict::Rejected(Rejection::TooLate { before }));
             }
         }
         if let Some(full) = self.full() {
@@ -209,7 +210,8 @@ impl Writer {
         }
         self.put_line(&conversation, &line);
         self.gauges.accepted.inc();
-        let status = Status::Queued { next_attempt: None, ahead };
+        let before = self.before(&line, ahead, now);
+        let status = Status::Queued { next_attempt: None, ahead, before };
         Ok(State { id: self.id(sequence, conversation, entry), accepted: now, attempts: 0, status })
     }
 
@@ -419,11 +421,12 @@ impl Writer {
         }
         Ok(())
     }
-}
 
-/// Whether this repeat brings a dead message the renewed token that it died for want of.
-fn revives(outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
-    let Fate::Dead { reason, token: died_with, .. } = &outcome.fate else { return false };
-    let reason = codec::reason_at(*reason);
-    matches!(reason, Reason::TokenRefused | Reason::ChatOver) && died_with != hash && token.refused.is_none()
+    /// Whether this repeat brings a dead message the renewed token that it died for want of.
+    fn revives(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
+        let Fate::Dead { reason, token: died_with, .. } = &outcome.fate else { return false };
+        let reason = codec::reason_at(*reason);
+        let for_want_of_a_token = matches!(reason, Reason::TokenRefused | Reason::ChatOver);
+        for_want_of_a_token && died_with != hash && self.refusal(token).is_none()
+    }
 }

@@ -135,7 +135,7 @@ impl Writer {
         }
         self.meta.unclean_boot = self.meta.boot;
         let mut carried = Carried::default();
-        for (letter, used) in [(b't', Some(USED_TOKEN)), (b'g', Some(USED_PARTICIPANT)), (b'k', None)] {
+        for (letter, used) in [(b't', Some(USED_TOKEN)), (b'g', Some(USED_PARTICIPANT)), (b'h', None), (b'k', None)] {
             for key in log.keys(letter) {
                 if from.holds(key)? {
                     self.take_row(log, key)?;

@@ -19,6 +19,7 @@
 //! | `e` time seq | [`At`] | a message that dies then, where the order of acceptance does not tell |
 //! | `t` hash | [`Token`] | a ConnectionToken: whose it is, what became of it |
 //! | `g` hash | [`Participant`] | a participant's newest ConnectionToken |
+//! | `h` | [`Sending`] | an operator's pause, refusals forgotten, and whether the destination has ever delivered |
 //! | `u` caller | u64 | messages queued by one caller |
 //! | `x` seq | [`Dead`] | a dead letter |
 //! | `o` time n | `Vec<(Hash, Hash)>` | outcomes recorded then (conversation, entry), to be pruned |
@@ -52,8 +53,8 @@ use crate::time::Timestamp;
 pub use pack::At;
 pub use record::{Kind, Record, Secret};
 pub use rows::{
-    Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, Place, Slot, Token, Trial,
-    reason_at, reason_index,
+    Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow, Place, Sending,
+    Slot, Token, Trial, reason_at, reason_index,
 };
 
 /// The layout's number, in the format stamp.

@@ -267,6 +267,7 @@ impl Doctor {
             token_wait: Duration::ZERO,
             refused_for: Duration::ZERO,
             due_max: Duration::ZERO,
+            destination: String::new(),
         };
         carry::copy_over(&self.log, &self.path, into, &options, clock).map_err(|cause| failed("make a store", cause))
     }

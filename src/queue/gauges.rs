@@ -29,6 +29,7 @@ pub struct Gauges {
     conversations: IntGauge,
     damaged: IntGauge,
     held: IntGaugeVec,
+    paused: IntGauge,
 }
 
 impl Gauges {
@@ -74,6 +75,8 @@ impl Gauges {
                 "Conversations that wait for one thing to be known.",
                 &["reason"],
             ),
+            paused: metrics
+                .gauge("paused", "1 while sending is paused, by an operator or because all tokens are refused."),
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
         metrics.gauge("queue_bytes_max", "queue.bytes_max.").set(whole(options.bytes_max));
@@ -100,6 +103,7 @@ impl Gauges {
         self.damaged.set(i64::from(overview.set_aside));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
         self.held.with_label_values(&["unknown"]).set(whole(overview.unknown));
+        self.paused.set(i64::from(overview.paused.is_some()));
     }
 }
 

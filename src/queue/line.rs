@@ -211,7 +211,12 @@ impl Writer {
     pub(super) fn move_to(&mut self, conversation: &Hash, line: &mut Line, place: Place, now: Timestamp) {
         match line.place {
             Place::None => {}
-            Place::Turn(kind, turn) => self.store.remove(turn_key(kind, turn, conversation)),
+            Place::Turn(kind, turn) => {
+                self.store.remove(turn_key(kind, turn, conversation));
+                if kind == Kind::Fresh {
+                    self.fresh.left(turn);
+                }
+            }
             Place::Due(due) => self.store.remove(Key::new(b'd').time(due).hash(conversation)),
         }
         line.place = place;
@@ -219,6 +224,9 @@ impl Writer {
             Place::None => {}
             Place::Turn(kind, turn) => {
                 self.store.put(turn_key(kind, turn, conversation), &now);
+                if kind == Kind::Fresh {
+                    self.fresh.given(turn, now, self.options.fresh);
+                }
                 self.poke = true;
             }
             Place::Due(due) => {

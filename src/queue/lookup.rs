@@ -129,7 +129,7 @@ impl Writer {
                 let all = self.slots(&record.conversation, line)?;
                 all.partition_point(|other| other.sequence < slot.sequence)
             }
-        };
+        } as u64;
         let next_attempt = match line.place {
             Place::Due(due) => Some(due),
             _ => None,
@@ -138,7 +138,7 @@ impl Writer {
             id: self.id(slot.sequence, record.conversation, slot.entry),
             accepted: record.accepted,
             attempts: slot.trial.attempts,
-            status: Status::Queued { next_attempt, ahead: ahead as u64 },
+            status: Status::Queued { next_attempt, ahead, before: self.before(line, ahead, self.now()) },
         })
     }
 
@@ -146,7 +146,7 @@ impl Writer {
         let token = self.store.get::<Token>(&token_key(&asked.token))?.unwrap_or_default();
         let conversation =
             token.conversation.or(asked.keyed).unwrap_or_else(|| self.default_conversation(&asked.token, &token));
-        Ok(self.line(&conversation)?.count == 0)
+        Ok(self.line(&conversation)?.count == 0 && self.paused().is_none())
     }
 
     pub(super) fn backlog(&mut self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
@@ -189,6 +189,7 @@ impl Writer {
             full: self.full(),
             set_aside: self.space.set_aside,
             corrupt: self.gauges.corrupt.get(),
+            paused: self.paused(),
         })
     }
 

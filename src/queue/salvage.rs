@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 
 use super::codec::{
-    At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Slot, Token, decode, hash_at, number_at,
-    pack,
+    At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Sending, Slot, Token, decode, hash_at,
+    number_at, pack,
 };
 use super::contents::piece_key;
 use super::log::Log;
@@ -192,6 +192,7 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
         b'e' => decode::<At>(key, value).is_some(),
         b't' => decode::<Token>(key, value).is_some(),
         b'g' => decode::<Participant>(key, value).is_some(),
+        b'h' => decode::<Sending>(key, value).is_some(),
         b'x' => decode::<Dead>(key, value).is_some(),
         b'o' => decode::<Vec<(Hash, Hash)>>(key, value).is_some(),
         b'y' => decode::<Vec<(u8, Hash)>>(key, value).is_some(),

@@ -4,14 +4,18 @@
 //! (`q` rows); `turns` says whose turn it is. One that was served and has more goes to the end, so a long conversation
 //! starves nobody. One that has become late among the fresh is moved over when its turn comes.
 //!
+//! A message whose lifetime will probably end before it arrives, by what an attempt takes, is passed over as long as there
+//! is another to be sent: no message misses its deadline for one that misses its own anyway.
+//!
 //! Those that back off or are held stand in the order of their times (`d` rows) and come first when they are due: they
 //! had their turn. One page of turns is read ahead; what is in flight is known in memory only.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
+use std::time::Duration;
 
 use super::accept::token_key;
-use super::codec::{Hash, Key, Place, Token, number_at};
+use super::codec::{Hash, Key, Line, Meta, Place, Token, number_at};
 use super::line::{conversation_in, turn_key, turn_prefix};
 use super::lookup::{Queued, entry_key};
 use super::sealing::Binding;
@@ -20,7 +24,7 @@ use super::{Lease, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
 use crate::time::Timestamp;
-use crate::turns::Kind;
+use crate::turns::{self, Kind, Others};
 
 /// Turns read ahead.
 const PAGE: usize = 256;
@@ -41,6 +45,16 @@ struct Page {
     cursor: u64,
 }
 
+/// What is met where a conversation stands.
+enum Met {
+    /// A message that can be sent.
+    Ready(Box<Lease>),
+    /// One whose lifetime will probably end before it arrives.
+    TooLate,
+    /// Nobody, for now.
+    Nothing,
+}
+
 impl Ahead {
     fn of(&mut self, kind: Kind) -> &mut Page {
         match kind {
@@ -56,9 +70,35 @@ impl Ahead {
 }
 
 impl Writer {
-    pub(super) fn lease(&mut self, most: usize, now: Timestamp) -> Result<Work, StoreFailed> {
+    /// About how many messages go before one that has so many of its own conversation before it; none while nobody
+    /// can tell, because sending is paused. Counted from what is known anyway: nothing is looked through.
+    pub(super) fn before(&self, line: &Line, ahead: u64, now: Timestamp) -> Option<u64> {
+        if self.paused().is_some() {
+            return None;
+        }
+        let kind = match line.place {
+            Place::Turn(kind, _) => kind,
+            _ => Kind::of(line.head().map_or(now, |head| head.accepted), now, self.options.fresh),
+        };
+        let Meta { queued, conversations, held, .. } = self.meta;
+        let fresh = self.fresh.waiting(now, self.options.fresh);
+        let late = conversations.saturating_sub(held + fresh);
+        let own = u64::from(line.count > 0);
+        let others = match kind {
+            Kind::Fresh => Others { fresh: fresh.saturating_sub(own), late },
+            Kind::Late => Others { fresh, late: late.saturating_sub(own) },
+        };
+        Some(turns::before(kind, ahead, others).min(queued).max(ahead))
+    }
+
+    pub(super) fn lease(&mut self, most: usize, takes: Duration, now: Timestamp) -> Result<Work, StoreFailed> {
         let mut work = Work::default();
+        if self.paused().is_some() {
+            return Ok(work);
+        }
         let limit = self.store.pending_bytes() + BURIED_BYTES_MAX;
+        let mut passed_over: Vec<(Hash, Place)> = Vec::new();
+        let in_time = |passed_over: &[_]| if passed_over.len() < PAGE { now + takes } else { now };
         let mut after: Bound<Vec<u8>> = Bound::Included(vec![b'd']);
         while work.leases.len() < most && self.store.pending_bytes() < limit {
             let Some(key) = self.store.next_key(b"d", after.as_ref().map(Vec::as_slice))? else { break };
@@ -70,15 +110,37 @@ impl Writer {
                 work.next_due = Some(due);
                 break;
             }
-            work.leases.extend(self.prepare(&conversation, Place::Due(due), limit, now)?);
+            match self.prepare(&conversation, Place::Due(due), limit, in_time(&passed_over), now)? {
+                Met::Ready(lease) => work.leases.push(*lease),
+                Met::TooLate => passed_over.push((conversation, Place::Due(due))),
+                Met::Nothing => {}
+            }
         }
         while work.leases.len() < most && self.store.pending_bytes() < limit {
             let (fresh, late) = (self.anyone(Kind::Fresh)?, self.anyone(Kind::Late)?);
             let Some(kind) = self.turns.next(fresh, late) else { break };
             let Some((turn, conversation)) = self.ahead.of(kind).turns.pop_front() else { break };
-            if let Some(lease) = self.prepare(&conversation, Place::Turn(kind, turn), limit, now)? {
-                self.turns.taken();
-                work.leases.push(lease);
+            let place = Place::Turn(kind, turn);
+            match self.prepare(&conversation, place, limit, in_time(&passed_over), now)? {
+                Met::Ready(lease) => {
+                    self.turns.taken();
+                    work.leases.push(*lease);
+                }
+                Met::TooLate => passed_over.push((conversation, place)),
+                Met::Nothing => {}
+            }
+        }
+        // Those may try their luck for whom nobody else has to wait; the others are met again.
+        let all_met = self.store.pending_bytes() < limit;
+        let chances = if all_met { most.saturating_sub(work.leases.len()) } else { 0 };
+        for (conversation, place) in passed_over.iter().take(chances) {
+            if let Met::Ready(lease) = self.prepare(conversation, *place, limit, now, now)? {
+                work.leases.push(*lease);
+            }
+        }
+        for (conversation, place) in passed_over.iter().skip(chances).rev() {
+            if let Place::Turn(kind, turn) = place {
+                self.ahead.give_back(*kind, *turn, *conversation);
             }
         }
         self.poke |= self.store.pending_bytes() >= limit;
@@ -101,16 +163,18 @@ impl Writer {
         Ok(!page.turns.is_empty())
     }
 
-    /// Takes out the head of a conversation, if it is (still) in that place and something of it can be sent.
+    /// Takes out the head of a conversation, if it is (still) in that place, something of it can be sent, and its lifetime
+    /// does not end before `in_time`.
     fn prepare(
         &mut self,
         conversation: &Hash,
         place: Place,
         limit: usize,
+        in_time: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Lease>, StoreFailed> {
+    ) -> Result<Met, StoreFailed> {
         if self.leased.contains_key(conversation) {
-            return Ok(None);
+            return Ok(Met::Nothing);
         }
         let mut line = self.line(conversation)?;
         if line.place != place {
@@ -122,10 +186,10 @@ impl Writer {
             } else if let Place::Due(due) = place {
                 self.store.remove(Key::new(b'd').time(due).hash(conversation));
             }
-            return Ok(None);
+            return Ok(Met::Nothing);
         }
         while self.store.pending_bytes() < limit {
-            let Some(slot) = line.head().cloned() else { return Ok(None) };
+            let Some(slot) = line.head().cloned() else { return Ok(Met::Nothing) };
             let Some(queued) = self.queued(slot.clone())? else {
                 // Its record was damaged and is set aside: the line goes on without it.
                 self.take_out(conversation, &mut line, slot.sequence)?;
@@ -150,7 +214,7 @@ impl Writer {
                     let reason = Reason::of_denial(&error);
                     burial = Some(Burial { reason, error, maybe_delivered: doubtful, token: newest, logged: true });
                 } else if newest == hold.token {
-                    return Ok(None);
+                    return Ok(Met::Nothing);
                 } else {
                     line.hold = None;
                     self.meta.held = self.meta.held.saturating_sub(1);
@@ -164,23 +228,26 @@ impl Writer {
             {
                 self.take_turn(conversation, &mut line, now);
                 self.put_line(conversation, &line);
-                return Ok(None);
+                return Ok(Met::Nothing);
             }
             if let Some(burial) = burial {
                 self.bury(queued, &mut line, burial, now)?;
                 self.put_line(conversation, &line);
                 if line.count == 0 || (line.place != before && line.hold.is_none()) {
                     // What is left has a turn of its own now.
-                    return Ok(None);
+                    return Ok(Met::Nothing);
                 }
                 continue;
             }
+            if queued.record.deadline <= in_time {
+                return Ok(Met::TooLate);
+            }
             return self.take(queued, doubtful, (newest, row));
         }
-        Ok(None)
+        Ok(Met::Nothing)
     }
 
-    fn take(&mut self, queued: Queued, doubtful: bool, newest: (Hash, Token)) -> Result<Option<Lease>, StoreFailed> {
+    fn take(&mut self, queued: Queued, doubtful: bool, newest: (Hash, Token)) -> Result<Met, StoreFailed> {
         let (hash, token) = self.credential(&queued, doubtful, newest)?;
         let Queued { slot, record } = &queued;
         let (conversation, sequence) = (record.conversation, slot.sequence);
@@ -201,10 +268,10 @@ impl Writer {
             let burial = Burial { reason: Reason::Poison, error, maybe_delivered: doubtful, token: hash, logged: true };
             self.bury(queued, &mut line, burial, self.now())?;
             self.put_line(&conversation, &line);
-            return Ok(None);
+            return Ok(Met::Nothing);
         };
         self.leased.insert(conversation, sequence);
-        Ok(Some(Lease {
+        Ok(Met::Ready(Box::new(Lease {
             id: self.id(sequence, conversation, record.entry),
             body,
             client_token,
@@ -217,7 +284,7 @@ impl Writer {
             failed_at: slot.trial.failed_at,
             conversation,
             token: hash,
-        }))
+        })))
     }
 
     /// The token to send with: the newest; but where an attempt may have arrived, the one that it was made with, as long
@@ -233,7 +300,7 @@ impl Writer {
             return Ok(newest);
         }
         match self.store.get::<Token>(&token_key(&first))? {
-            Some(row) if row.refused.is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
+            Some(row) if self.refusal(&row).is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
             _ => Ok(newest),
         }
     }

@@ -89,6 +89,10 @@ impl Writer {
         self.outcomes.push((queued.record.conversation, queued.record.entry));
         self.meta.outcomes += 1;
         self.leave(&queued, line, false, now)?;
+        if receipt.id.is_some() {
+            // A disconnect has none, and counts as done where Connect refuses it.
+            self.destination_delivers();
+        }
         self.gauges.delivered.inc();
         self.gauges.delivery_seconds.observe(now.since(queued.record.accepted).as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of this era fit")]
@@ -136,7 +140,9 @@ impl Writer {
         }
         let reason = Reason::of_denial(&error);
         let mut told = false;
-        for waited in self.waiters.of(&conversation) {
+        let waited =
+            if self.destination_refuses(&lease.token, now) { Vec::new() } else { self.waiters.of(&conversation) };
+        for waited in waited {
             let Some(slot) = self.slot(&conversation, line, waited)? else { continue };
             let Some(mut queued) = self.queued(slot)? else { continue };
             if self.newest(&queued.record.token)?.0 != lease.token {

@@ -3,6 +3,7 @@
 mod damaged;
 mod journal;
 mod model;
+mod pause;
 mod sealed;
 
 use std::thread::JoinHandle;
@@ -39,6 +40,7 @@ fn options(path: PathBuf) -> Options {
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(60),
+        destination: "somewhere".into(),
     }
 }
 
@@ -110,11 +112,31 @@ impl Rig {
     }
 
     fn lease(&self, most: usize) -> Vec<Lease> {
-        self.runtime.block_on(self.queue.lease(most)).unwrap().leases
+        self.lease_where(most, Duration::ZERO)
+    }
+
+    /// Where an attempt takes so long.
+    fn lease_where(&self, most: usize, takes: Duration) -> Vec<Lease> {
+        self.runtime.block_on(self.queue.lease(most, takes)).unwrap().leases
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
         self.runtime.block_on(self.queue.settle(lease, disposition, None)).unwrap()
+    }
+
+    fn pause(&self, why: &str) {
+        self.runtime.block_on(self.queue.pause(why.into())).unwrap();
+    }
+
+    fn resume(&self) {
+        self.runtime.block_on(self.queue.resume()).unwrap();
+    }
+
+    /// A counter without labels.
+    fn count(&self, name: &str) -> u64 {
+        let families = self.metrics.registry().gather();
+        let family = families.iter().find(|family| family.name() == format!("connect_relay_{name}")).unwrap();
+        family.get_metric()[0].get_counter().get_value() as u64
     }
 
     fn overview(&self) -> Overview {
@@ -219,6 +241,44 @@ fn new_chats_go_before_a_backlog_and_the_backlog_still_moves() {
     assert_eq!(first, "new0 new1 new2 new3 old0 new4 new5 old1 old2");
     let late: Vec<String> = (0..40).map(|n| format!("old{n}")).collect();
     assert_eq!(sent.into_iter().filter(|text| text.starts_with("old")).collect::<Vec<_>>(), late);
+}
+
+#[test]
+fn message_that_can_make_it_is_not_passed_over_for_one_that_cannot() {
+    let rig = Rig::new();
+    let within =
+        |who: &str, seconds| Submission { lifetime: Some(Duration::from_secs(seconds)), ..message(who, who, who) };
+    rig.push_all(vec![
+        within("hopeless", 10),
+        within("near", 12),
+        within("hopeless-2", 10),
+        message("calm", "1", "calm"),
+    ]);
+    rig.clock.skip(Duration::from_secs(9));
+    let takes = Duration::from_secs(2);
+    let texts = |leases: &[Lease]| leases.iter().map(text).collect::<Vec<_>>().join(", ");
+    let first = rig.lease_where(1, takes);
+    assert_eq!(texts(&first), "near");
+    // Who has nobody to wait for may try its luck, in its turn.
+    let rest = rig.lease_where(2, takes);
+    assert_eq!(texts(&rest), "calm, hopeless");
+    for lease in rest.into_iter().chain(first) {
+        rig.settle(lease, delivered());
+    }
+    assert_eq!(texts(&rig.lease_where(9, takes)), "hopeless-2");
+}
+
+#[test]
+fn retry_that_comes_too_late_waits_for_those_that_do_not() {
+    let rig = Rig::new();
+    rig.accepted(Submission { lifetime: Some(Duration::from_secs(10)), ..message("a", "1", "retry") });
+    let lease = rig.lease(1).pop().unwrap();
+    let due = rig.clock.now() + Duration::from_secs(5);
+    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false });
+    rig.accepted(message("b", "1", "calm"));
+    rig.clock.skip(Duration::from_secs(9));
+    assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "calm");
+    assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "retry");
 }
 
 #[test]
@@ -335,7 +395,7 @@ fn failing_message_waits_and_holds_back_its_conversation_only() {
     let due = rig.clock.now() + Duration::from_secs(5);
     assert_eq!(rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false }), Settled::Deferred(due));
     assert_eq!(rig.drain(), ["b1"]);
-    let work = rig.runtime.block_on(rig.queue.lease(1)).unwrap();
+    let work = rig.runtime.block_on(rig.queue.lease(1, Duration::ZERO)).unwrap();
     assert_eq!(work.next_due, Some(due));
     assert_eq!(rig.overview().unknown, 1);
     let rig = rig.reopen();
@@ -461,6 +521,50 @@ fn renewal_seen_in_passing_sends_what_is_queued() {
 }
 
 #[test]
+fn renewed_token_under_the_same_key_keeps_the_order_and_rescues_what_is_queued() {
+    let rig = Rig::new();
+    let say =
+        |bearer: &str, number: u8| in_conversation("k", message(bearer, &number.to_string(), &number.to_string()));
+    let remember =
+        |bearer: &str| rig.runtime.block_on(rig.queue.remember(token("participant"), token(bearer))).unwrap();
+    remember("first");
+    rig.push_all(vec![say("first", 1), say("first", 2)]);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("with an explicit deny")), Settled::Held(_)));
+    // The bot speaks with the new one before and after the relay has seen that it renews the old.
+    rig.accepted(say("stranger", 3));
+    assert!(rig.lease(1).is_empty(), "a token that was not seen renewed frees nothing");
+    remember("second");
+    rig.accepted(say("second", 4));
+    let mut went = Vec::new();
+    while let Some(lease) = rig.lease(1).pop() {
+        went.push((text(&lease), lease.connection_token.expose().to_vec()));
+        rig.settle(lease, delivered());
+    }
+    let expected = [("1", "second"), ("2", "second"), ("3", "stranger"), ("4", "second")];
+    assert_eq!(went, expected.map(|(text, token)| (text.to_owned(), token.as_bytes().to_vec())));
+}
+
+#[test]
+fn message_that_may_have_arrived_keeps_its_token_until_that_is_refused() {
+    let rig = Rig::new();
+    rig.push_all(vec![message("old", "1", "one"), message("old", "2", "two")]);
+    let lease = rig.lease(1).pop().unwrap();
+    let now = rig.clock.now();
+    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false });
+    rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "3", "three") });
+    let lease = rig.lease(9).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("old"), "the same again, before anything else");
+    assert!(rig.lease(9).is_empty());
+    rig.settle(lease, denied("Access denied"));
+    assert_eq!(rig.count("duplicates_possible_total"), 1);
+    let lease = rig.lease(9).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("new"));
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["two", "three"]);
+}
+
+#[test]
 fn held_messages_die_when_nobody_renews_their_token() {
     let rig = Rig::new();
     rig.push_all((0..3).map(|n| message("old", &n.to_string(), "x")).collect());
@@ -511,7 +615,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
     let (waits, settled) = rig.runtime.block_on(async {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
-            let lease = queue.lease(1).await.unwrap().leases.pop().unwrap();
+            let lease = queue.lease(1, Duration::ZERO).await.unwrap().leases.pop().unwrap();
             queue.settle(lease, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling)
@@ -641,9 +745,30 @@ fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
     rig.push_all((0..20).map(|n| message("a", &n.to_string(), "x")).collect());
     let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "hurried", "x") };
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried.clone()], 10.0)).unwrap().remove(0);
-    assert_eq!(verdict, Verdict::Rejected(Rejection::TooLate { ahead: 20 }));
+    assert_eq!(verdict, Verdict::Rejected(Rejection::TooLate { before: 20 }));
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 100.0)).unwrap().remove(0);
     assert!(matches!(verdict, Verdict::Accepted { .. }));
+}
+
+#[test]
+fn what_goes_before_a_message_is_the_turns_of_the_others() {
+    let rig = Rig::new();
+    let before = |who: &str, number: u8| match rig.accepted(message(who, &number.to_string(), "x")).status {
+        Status::Queued { ahead, before, .. } => (ahead, before.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    rig.push_all((0..8).map(|n| message(&format!("old{n}"), "1", "x")).collect());
+    assert_eq!(before("a", 1), (0, 8));
+    assert_eq!(before("a", 2), (1, 10), "all that is queued");
+    rig.skip(Duration::from_secs(31));
+    // Nobody has met them since, but they are late now and do not stand before a new chat.
+    assert_eq!(before("b", 1), (0, 0));
+    assert_eq!(before("c", 1), (0, 1));
+    let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("d", "1", "x") };
+    let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 2.0)).unwrap().remove(0);
+    assert!(matches!(verdict, Verdict::Accepted { .. }), "two go before it, in a second");
+    assert_eq!(rig.drain().len(), 13);
+    assert_eq!(before("e", 1), (0, 0));
 }
 
 #[test]

@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use super::codec::{Hash, Hasher, Key, Meta};
+use super::codec::{Hash, Hasher, Key, Meta, Sending};
 use super::gauges::Gauges;
 use super::line::turn_prefix;
 use super::packs::Open;
+use super::pause::Trust;
 use super::schedule::Ahead;
 use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
@@ -27,7 +28,7 @@ use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::{Clock, Timestamp};
-use crate::turns::{Kind, Turns};
+use crate::turns::{FreshTurns, Kind, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
 /// stays in memory for a while (with 1 MiB ten thousand messages took 47 MiB, with this 23), and in acts, because the
@@ -51,7 +52,9 @@ pub enum Act {
     Remember { participant: Hash, hash: Hash, token: ConnectionToken, reply: oneshot::Sender<()> },
     Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
     Overview { reply: oneshot::Sender<Overview> },
-    Lease { most: usize, reply: oneshot::Sender<Work> },
+    Pause { why: String, reply: oneshot::Sender<()> },
+    Resume { reply: oneshot::Sender<()> },
+    Lease { most: usize, takes: Duration, reply: oneshot::Sender<Work> },
     Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
 }
 
@@ -111,6 +114,7 @@ pub struct Writer {
     pub(super) leased: HashMap<Hash, u64>,
     pub(super) turns: Turns,
     pub(super) ahead: Ahead,
+    pub(super) fresh: FreshTurns,
     /// Up to this pack no message dies by the order of acceptance for now.
     pub(super) expiry_cursor: u64,
     /// Where the next record is filed; none where nothing was since the last commit.
@@ -118,6 +122,9 @@ pub struct Writer {
     /// Outcomes since the last commit (conversation and entry), and rows that were last used now: to be pruned one day.
     pub(super) outcomes: Vec<(Hash, Hash)>,
     pub(super) used: Vec<(u8, Hash)>,
+    /// Whether it is paused, and what else stands beside the messages.
+    pub(super) sending: Sending,
+    pub(super) trust: Trust,
     /// Something may have become due.
     pub(super) poke: bool,
     /// Messages have left.
@@ -199,10 +206,13 @@ impl Writer {
             leased: HashMap::new(),
             turns: Turns::default(),
             ahead: Ahead::default(),
+            fresh: FreshTurns::default(),
             expiry_cursor: 0,
             open_pack: None,
             outcomes: Vec::new(),
             used: Vec::new(),
+            sending: Sending::default(),
+            trust: Trust::default(),
             poke: true,
             left: false,
             space: Space::default(),
@@ -244,6 +254,7 @@ impl Writer {
         self.meta.boot += 1;
         self.meta.clean = false;
         self.note_meta();
+        self.begin_sending(self.now())?;
         self.commit()
     }
 
@@ -347,8 +358,16 @@ impl Writer {
                 self.gauges.show(&overview, now);
                 self.answer(reply, overview);
             }
-            Act::Lease { most, reply } => {
-                let work = self.lease(most, now)?;
+            Act::Pause { why, reply } => {
+                self.pause(why, now);
+                self.answer(reply, ());
+            }
+            Act::Resume { reply } => {
+                self.resume(now)?;
+                self.answer(reply, ());
+            }
+            Act::Lease { most, takes, reply } => {
+                let work = self.lease(most, takes, now)?;
                 self.answer(reply, work);
             }
             Act::Settle { lease, disposition, learned, reply } => {

@@ -172,6 +172,24 @@ impl House {
         bounded.await.expect("an attempt is settled")
     }
 
+    /// Lets the sender do what it can for so many turns of the runtime.
+    async fn turns(&mut self, count: usize) {
+        let steps = async {
+            loop {
+                self.sender.step().await.unwrap();
+            }
+        };
+        let turns = async {
+            for _ in 0..count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = steps => {}
+            () = turns => {}
+        }
+    }
+
     /// Steps until there is nothing to do but wait.
     async fn quiet(&mut self) {
         while self.sender.sight.look || !self.sender.tasks.is_empty() {
@@ -198,6 +216,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
         due_max: Duration::from_secs(5),
+        destination: "somewhere".into(),
     }
 }
 
@@ -316,6 +335,34 @@ async fn wrong_destination_closes_the_gate_and_nothing_dies() {
     house.request().await.deliver("i").await;
     assert_eq!(house.settled().await, (id, Settled::Delivered));
     assert_eq!(house.sender.said, Said::Open);
+}
+
+#[tokio::test]
+async fn destination_that_is_down_gets_one_probe_at_a_time_and_no_attempt_is_counted() {
+    let mut house = House::new(15).await;
+    let mut waiting = Vec::new();
+    for conversation in ["a", "b", "c"] {
+        waiting.push(house.accept(conversation, conversation).await);
+    }
+    house.request().await.answer("503 Service Unavailable", "", "{}").await;
+    assert_eq!(house.settled().await.1, Settled::Kept);
+    for _ in 0..3 {
+        house.clock.skip(Duration::from_secs(5));
+        let probe = house.request().await;
+        house.turns(1000).await;
+        assert!(house.requests.try_recv().is_err(), "one at a time");
+        probe.answer("503 Service Unavailable", "", "{}").await;
+        assert_eq!(house.settled().await.1, Settled::Kept);
+    }
+    for id in &waiting {
+        assert_eq!(house.state(*id).await.attempts, 0);
+    }
+    // It is back: the next probe delivers, and the others follow.
+    house.clock.skip(Duration::from_secs(5));
+    for _ in &waiting {
+        house.request().await.deliver("i").await;
+        assert_eq!(house.settled().await.1, Settled::Delivered);
+    }
 }
 
 #[tokio::test]

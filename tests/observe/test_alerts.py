@@ -1,13 +1,13 @@
 """A real Prometheus beside real relays before simulated Connects: the faults are made, the alerts fire, and clear.
 
 The rules are the shipped ones with seconds for their minutes; the faults are made at once, each at a relay of its own, so
-that all of it takes some 70 seconds. Not made here: a paused relay and a damaged store (nothing of today's relay moves
-their gauges), a failing store (the relay leaves within a second of a failure, rarely with a scrape in between), and a full
-volume. Their alerts have their unit tests.
+that all of it takes some 70 seconds. Not made here: a damaged store (nothing of today's relay moves its gauge), a failing
+store (the relay leaves within a second of a failure, rarely with a scrape in between), and a full volume. Their alerts
+have their unit tests.
 """
 
 from patience import until
-from processes import free_port
+from processes import command, free_port
 from scene import RULES, hastened, say
 
 
@@ -30,6 +30,9 @@ class Scene:
     def lose(self):
         self.simulator.remove()
 
+    def operate(self, *args):
+        assert command(*args, "--dir", self.relay.folder).returncode == 0
+
     def say(self, count, token="canary", **options):
         return [say(self.relay, f"{token}-{number}", **options) for number in range(count)]
 
@@ -42,7 +45,8 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     refused = Scene("refused", relays, simulators, *fast, *denied)
     small = Scene("small", relays, simulators, "--rate", 2, "--burst", 2, sender__quota_rate=2, sender__quota_burst=2)
     crashing = Scene("crashing", relays, simulators, *fast)
-    scenes = [outage, stuck, refused, small, crashing]
+    paused = Scene("paused", relays, simulators, *fast)
+    scenes = [outage, stuck, refused, small, crashing, paused]
     seen = prometheus([scene.relay for scene in scenes], hastened(RULES.read_text()))
 
     # All is well: bots talk, and nothing fires.
@@ -55,6 +59,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     # The faults.
     assert set(small.say(64)) == {202}
     assert set(refused.say(6, "canary-denied")) == {202}
+    paused.operate("pause", "--reason", "a test")
     outage.lose()
     assert outage.say(3, "canary-hasty", lifetime=1) == [202] * 3
     stuck.lose()
@@ -71,6 +76,9 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
     seen.until_fires("ConnectRelayConnectUnavailable", **outage.shared)
     seen.until_fires("ConnectRelayAllTokensRefused", **refused.shared)
+    assert 3 <= refused.simulator.counts()["denied"] < 6, "it has paused, and not spent quota on all of them"
+    seen.until_fires("ConnectRelayPausedTooLong", **refused.own)
+    seen.until_fires("ConnectRelayPausedTooLong", **paused.own)
     seen.until_fires("ConnectRelayQueueNearlyFull", **outage.own, limit="queue.messages_max")
     seen.until_fires("ConnectRelayStuck", **stuck.own)
     crashing.relay.kill()
@@ -84,12 +92,16 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     stuck.lose()
     stuck.connect(*fast)
     outage.connect(*fast)
-    loads(refused.relay, per_second=2)
+    refused.lose()
+    refused.connect(*fast)  # as if the region had been put right
+    refused.operate("resume")
+    paused.operate("resume")
     seen.until_fires("ConnectRelayAnswersLate", **outage.shared)  # what waited out the outage arrives
     for scene in scenes:
         seen.until_clears(**scene.own)
         seen.until_clears(**scene.shared)
     until(lambda: not seen.alerts(), "nothing fires any more")
     assert talk.statuses[202] > 0
-    for scene in (outage, stuck, small):
+    for scene in (outage, stuck, small, refused):
         scene.relay.until_empty()
+    assert len(refused.simulator.ledger()) == 6, "nothing of what was refused is lost"

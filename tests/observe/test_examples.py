@@ -53,7 +53,7 @@ def test_curl(scene):
     relay, arrived = scene
     for _ in range(2):  # the second is a repeat
         answer = json.loads(run(EXAMPLES / "curl.sh", "Hello!", "greeting-1", relay=relay))
-        assert answer == {"ClientToken": "greeting-1", "State": "QUEUED"} or answer["Id"]
+        assert (answer.get("ClientToken"), answer.get("State")) == ("greeting-1", "QUEUED") or answer["Id"]
     assert arrived() == TWO[:1]
 
 

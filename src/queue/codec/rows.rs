@@ -37,6 +37,24 @@ pub struct Meta {
     pub learned: Option<Kept>,
 }
 
+/// What stands beside the messages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sending {
+    pub paused: Option<PauseRow>,
+    /// Refusals of tokens up to then are forgotten.
+    pub forgiven: Timestamp,
+    /// The last destination that delivered something.
+    pub delivered_to: Option<Hash>,
+}
+
+/// A pause.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PauseRow {
+    pub since: Timestamp,
+    /// The reason that an operator gave; none where the relay paused by itself.
+    pub operator: Option<String>,
+}
+
 /// A dead letter: the record as it was, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dead {

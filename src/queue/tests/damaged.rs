@@ -218,7 +218,7 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
     flip(&log, (0..std::fs::metadata(&log).unwrap().len()).step_by(512));
     let damaged = rig.runtime.block_on(async {
         loop {
-            match rig.queue.lease(1).await {
+            match rig.queue.lease(1, Duration::ZERO).await {
                 Ok(work) if work.leases.is_empty() => break false,
                 Ok(_) => {}
                 Err(StoreFailed(_)) => break true,

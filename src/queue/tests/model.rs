@@ -27,6 +27,8 @@ enum Step {
     Settle(usize, Answer),
     /// Seconds.
     Skip(u64),
+    Pause,
+    Resume,
     Reopen,
     Kill,
 }
@@ -78,6 +80,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => prop_oneof![3 => 1u64..100, 1 => 100u64..4000].prop_map(Step::Skip),
         1 => Just(Step::Reopen),
         1 => Just(Step::Kill),
+        1 => Just(Step::Pause),
+        3 => Just(Step::Resume),
     ]
 }
 
@@ -125,8 +129,21 @@ struct Model {
     unclean_boot: u32,
     conversations: BTreeMap<usize, Conversation>,
     refused: HashMap<usize, u64>,
+    /// Refusals up to then are forgotten.
+    forgiven: Option<u64>,
+    paused: Option<By>,
+    /// Something was delivered.
+    proven: bool,
+    /// Tokens refused while nothing was.
+    denied: HashSet<usize>,
     /// Tokens that brought a message.
     used: HashSet<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Operator,
+    Relay,
 }
 
 #[derive(Debug, PartialEq)]
@@ -144,7 +161,7 @@ fn conversation_of(bearer: usize) -> usize {
 
 impl Model {
     fn push(&mut self, push: &Push) -> Answered {
-        let refused = self.refused.get(&push.bearer).copied();
+        let refused = self.refused.get(&push.bearer).copied().filter(|at| Some(*at) > self.forgiven);
         let conversation = self.conversations.entry(conversation_of(push.bearer)).or_default();
         let text = text_of(push);
         if let Some((sequence, message)) = conversation.line.iter().find(|(_, m)| m.client_token == push.client_token) {
@@ -201,6 +218,9 @@ impl Model {
     /// Everything that can be sent now, by conversation.
     fn lease(&mut self) -> BTreeMap<usize, (u64, Message)> {
         let mut leased = BTreeMap::new();
+        if self.paused.is_some() {
+            return leased;
+        }
         let now = self.now;
         for (&name, conversation) in &mut self.conversations {
             if conversation.in_flight || conversation.due > now {
@@ -230,6 +250,7 @@ impl Model {
         let (sequence, bearer) = (*sequence, head.bearer);
         match answer {
             Answer::Deliver => {
+                self.proven = true;
                 let message = conversation.take(sequence, boot);
                 conversation.gone.insert(message.client_token, Gone { sequence, at: now, dead: None, message });
             }
@@ -244,12 +265,24 @@ impl Model {
                 self.refused.insert(bearer, now);
                 conversation.hold = Some((bearer, now + TOKEN_WAIT));
                 conversation.due = now + TOKEN_WAIT;
+                if !self.proven {
+                    self.denied.insert(bearer);
+                    self.paused = self.paused.or((self.denied.len() >= 3).then_some(By::Relay));
+                }
             }
             Answer::Bury => {
                 head.attempts += 1;
                 conversation.bury(sequence, Reason::Invalid, bearer, now, boot);
             }
         }
+    }
+
+    fn resume(&mut self) {
+        for conversation in self.conversations.values_mut().filter(|conversation| conversation.hold.is_some()) {
+            (conversation.hold, conversation.due) = (None, 0);
+        }
+        (self.paused, self.forgiven) = (None, Some(self.now));
+        self.denied.clear();
     }
 
     fn tick(&mut self) {
@@ -277,6 +310,10 @@ impl Model {
         }
         self.boot += 1;
         self.conversations.values_mut().for_each(|conversation| conversation.in_flight = false);
+        self.denied.clear();
+        if self.paused == Some(By::Relay) {
+            self.resume();
+        }
         self.tick();
     }
 }
@@ -384,6 +421,14 @@ impl Pair {
                 self.model.now += seconds;
                 self.model.tick();
             }
+            Step::Pause => {
+                self.rig.pause("a test");
+                self.model.paused = Some(By::Operator);
+            }
+            Step::Resume => {
+                self.rig.resume();
+                self.model.resume();
+            }
             Step::Reopen => {
                 self.leases.clear();
                 self.rig = self.rig.reopen();
@@ -404,6 +449,7 @@ impl Pair {
         let lines = || self.model.conversations.values();
         let count = |of: &dyn Fn(&Conversation) -> usize| lines().map(of).sum::<usize>() as u64;
         prop_assert_eq!(overview.queued, count(&|c| c.line.len()));
+        prop_assert_eq!(overview.paused.is_some(), self.model.paused.is_some());
         prop_assert_eq!(overview.conversations, count(&|c| usize::from(!c.line.is_empty())));
         prop_assert_eq!(overview.held, count(&|c| usize::from(c.hold.is_some())));
         prop_assert_eq!(overview.unknown, count(&|c| c.line.iter().filter(|(_, m)| m.unknown).count()));
