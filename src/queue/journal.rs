@@ -16,7 +16,7 @@
 //!
 //! all numbers big-endian. At a start the records of the epoch that sled's `j` row names are read back; those of epochs before
 //! are in sled. One that is not whole ends them: it was not acknowledged, and nothing was written after it. If something
-//! was, it is no cut but damage, and is counted.
+//! was, it is no cut but damage.
 //!
 //! | cut | what the next start finds |
 //! | --- | --- |

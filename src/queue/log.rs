@@ -124,7 +124,7 @@ impl Log {
             }
         })?;
         if damaged > 0 {
-            damage.push(format!("{damaged} commits in the journal fail their sums"));
+            damage.push(format!("commits in the journal cannot be read: {damaged}"));
         }
         Ok(())
     }

@@ -151,7 +151,7 @@ impl Store {
         };
         let sealer = Sealer::new(keys, stamp.nonce);
         let mut overlay = Overlay::default();
-        let (journal, damaged) = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
+        let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
         if stamp.format < codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
@@ -169,7 +169,7 @@ impl Store {
             nonce: stamp.nonce,
             overlay,
             journal,
-            corrupt: damaged,
+            corrupt: 0,
             compactable: true,
         };
         store.keep_ballast();
@@ -338,7 +338,11 @@ impl Store {
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
-        self.db().apply_batch(batch).map_err(|cause| self.broken("apply a batch to", &cause))?;
+        self.db().apply_batch(batch).map_err(|cause| {
+            // It reads the pages that it changes.
+            self.note_damage(&cause);
+            self.broken("apply a batch to", &cause)
+        })?;
         self.flush()?;
         self.sync()
     }
@@ -414,15 +418,19 @@ impl Store {
         Ok(())
     }
 
-    /// As `failed`; where it was the log itself that could not be read, it leaves the mark by which the next start knows.
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
+        self.note_damage(cause);
+        self.failed("read", cause)
+    }
+
+    /// Where it was the log itself that could not be read, leaves the mark by which the next start knows.
+    fn note_damage(&self, cause: &sled::Error) {
         if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
             let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(MARK));
             if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
                 error!(%cause, "the damage could not be marked");
             }
         }
-        self.failed("read", cause)
     }
 
     fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
@@ -473,24 +481,23 @@ pub(super) fn never_drop(db: &sled::Db) {
     std::mem::forget(db.clone());
 }
 
-/// Reads back what was committed since the last checkpoint.
-fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<(Journal, u64), OpenError> {
+/// Reads back what was committed since the last checkpoint. Without one commit those after it do not add up: that is a
+/// store to be set aside.
+fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Journal, OpenError> {
     let failed = |cause: io::Error| OpenError::Failed {
         path: path.to_owned(),
         step: "open its journal",
         cause: cause.to_string(),
     };
-    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its journal's epoch cannot be read".into() };
+    let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
     let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
-        Some(row) => codec::decode(EPOCH, &row).ok_or_else(damaged)?,
+        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => 0,
     };
-    let opened = Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)?;
-    if opened.1 > 0 {
-        error!(commits = opened.1, "commits in the queue's journal fail their checksum; the rest goes on");
+    match Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)? {
+        (journal, 0) => sync_directory(path).map_err(failed).map(|()| journal),
+        (_, lost) => Err(damaged(format!("commits in its journal cannot be read: {lost}"))),
     }
-    sync_directory(path).map_err(failed)?;
-    Ok(opened)
 }
 
 struct Stamp {

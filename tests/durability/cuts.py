@@ -72,7 +72,8 @@ class Load:
     @property
     def written(self):
         """Bytes written to the log."""
-        return sum(len(event.data) for event in self.events if event.kind == "W")
+        logs = disk.files_called(self.events, "db")
+        return sum(len(event.data) for event in self.events if event.kind == "W" and event.inode in logs)
 
 
 @dataclass
@@ -87,10 +88,11 @@ class Cut:
 
 def choose(load, count, passed_over=frozenset(), recoveries=True):
     """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log's compacted copy
-    takes its place, the others anywhere. `passed_over` are the syncs that a mutant does not do."""
+    takes its place, a tenth in a checkpoint and right after it, the others anywhere. `passed_over` are the syncs that a mutant does not do."""
     dice, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]
+    renewed = disk.checkpoints(events)
     moved = [i for i, event in enumerate(events) if event.kind == "R" and "/compacted/" in event.paths[0]]
     first_reply = next(at for at, what, _ in load.said if what in ("accepted", "told"))
     cuts = []
@@ -102,6 +104,8 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
             at = dice.randint(1, first_reply + 20)
         elif number % 10 == 3 and moved:
             at = dice.choice(moved) + dice.randint(-25, 35)
+        elif number % 10 == 5:
+            at = max(1, dice.choice(renewed) + dice.randint(-40, 10))
         else:
             at = dice.randint(1, len(events))
         style = dice.choices(disk.STYLES, disk.WEIGHTS)[0]

@@ -333,28 +333,41 @@ def found_in(folder):
     return tree
 
 
+def files_called(events, name):
+    """The files that were opened under a name, by their inodes."""
+    return {event.inode for event in events if event.kind == "O" and os.path.basename(event.paths[0]) == name}
+
+
 def segments_opened(events):
     """Where the log begins a segment: a write at its boundary."""
-    return [i for i, event in enumerate(events) if event.kind == "W" and event.a > 0 and event.a % SEGMENT == 0]
+    logs = files_called(events, "db")
+    writes = ((i, event) for i, event in enumerate(events) if event.kind == "W" and event.inode in logs)
+    return [i for i, event in writes if event.a > 0 and event.a % SEGMENT == 0]
+
+
+def checkpoints(events):
+    """Where the journal has begun anew."""
+    journals = files_called(events, "journal")
+    return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 
 
 def vouched_too_early(events):
     """Where the log's header of a segment vouches for what lies in a segment whose own header the disk need not have: both
     were written since the last sync. A cut between them can lose the whole log. The copy made by a compaction is left out:
     it is synced as a whole before it counts."""
-    mask, copies, since, found = (1 << 63) - 1, set(), [], []
+    mask, logs, copies, since, found = (1 << 63) - 1, files_called(events, "db"), set(), [], []
     for index, event in enumerate(events):
         if event.kind == "O" and event.a and event.paths[0].endswith("/compacted/db"):
             copies.add(event.inode)
             copy = event.inode
         elif event.kind == "R" and event.paths[0].endswith("/compacted/db"):
             copies.discard(copy)
-        elif event.kind == "S" and not event.a:
+        elif event.kind == "S" and not event.a and event.inode in logs:
             since.clear()
-        elif event.kind == "W" and event.inode not in copies and event.a % SEGMENT == 0 and len(event.data) >= 20:
+        elif event.kind == "W" and event.inode in logs - copies and event.a % SEGMENT == 0 and len(event.data) >= 20:
             begins, stable = (number ^ mask for number in struct.unpack_from("<qq", event.data, 4))
             if begins % SEGMENT or stable >= begins:
-                continue  # not a header: a segment made free, or another file
+                continue  # not a header: a segment made free
             found += [index for other in since if stable >= other]
             since.append(begins)
     return found

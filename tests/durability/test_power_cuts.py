@@ -17,7 +17,7 @@ import mutants
 from cuts import Campaign, Load, choose
 from processes import ROOT
 
-CHATS, LENGTH = 20, 40
+CHATS, LENGTH = 20, 70
 # With the small store the log is compacted in the middle of the load.
 STORES = {"the default": {}, "a small store": {"queue.bytes_max": "16MiB"}}
 
@@ -45,7 +45,7 @@ def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
     """Whether cuts find fault with a mutant; they stop at the first."""
     campaign = Campaign(load, workshop, ignore, said, first_fault=True)
     campaign.run(choose(load, 400, passed_over, recoveries=False))
-    print(campaign.report())
+    print(campaign.failure())
     return campaign.faults
 
 
