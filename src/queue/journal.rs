@@ -124,6 +124,14 @@ impl Journal {
     }
 }
 
+/// Whether a folder has no journal, or an empty one. After a checkpoint that is damage: it is never cut.
+pub fn is_gone(folder: &Path) -> io::Result<bool> {
+    match std::fs::metadata(folder.join(NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        file => Ok(file?.len() == 0),
+    }
+}
+
 /// Tells what a journal holds beside a log that names this epoch, or none that can be read; how many commits are damaged.
 /// No harm is done by rows that the log has already.
 pub fn read(folder: &Path, epoch: Option<u64>, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<u64> {

@@ -114,6 +114,9 @@ impl Log {
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
         let epoch = self.get(journal::EPOCH)?;
+        if self.rows.contains_key(journal::EPOCH) && journal::is_gone(folder)? {
+            self.damage.push("the journal is gone".into());
+        }
         let Log { rows, journal, damage, .. } = self;
         let damaged = journal::read(folder, epoch, |key, value| {
             rows.remove(&key);

@@ -491,6 +491,7 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
     };
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
     let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
+        Some(_) if journal::is_gone(path).map_err(failed)? => return Err(damaged("its journal is gone".into())),
         Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => 0,
     };

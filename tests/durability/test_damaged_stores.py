@@ -157,6 +157,7 @@ def test_doctor_reads_and_repairs_what_verifies(seed, stores, workshop, times):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, range(CASES * times)))
     total = show(tally)
+    assert not tally["dropped_file"]["silently lost"] + tally["emptied_file"]["silently lost"]
     # Less than half of the stores lose anything, and few lose all.
     assert total["carried over"] > 0.75 * total["messages"] and total["said to be sound"] < total["cases"] / 2
 

@@ -101,6 +101,21 @@ fn damage_in_the_middle_takes_one_commit_and_sets_the_store_aside() {
 }
 
 #[test]
+fn journal_that_is_gone_is_damage() {
+    let removed = |path: &PathBuf| std::fs::remove_file(path);
+    let emptied = |path: &PathBuf| std::fs::write(path, "");
+    for damage in [&removed as &dyn Fn(&PathBuf) -> std::io::Result<()>, &emptied] {
+        let rig = Rig::new();
+        rig.accepted(message("a", "1", "kept"));
+        let rig = rig.reopen();
+        damage(&rig.options.path.join("journal")).unwrap();
+        let rig = rig.killed();
+        assert!(rig.overview().set_aside);
+        assert_eq!(rig.drain(), ["kept"]);
+    }
+}
+
+#[test]
 fn store_of_the_format_before_is_taken_over() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "kept"));
