@@ -124,21 +124,29 @@ impl Journal {
     }
 }
 
-/// Whether a folder has no journal, or an empty one. After a checkpoint that is damage: it is never cut.
-pub fn is_gone(folder: &Path) -> io::Result<bool> {
-    match std::fs::metadata(folder.join(NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        file => Ok(file?.len() == 0),
+/// Whether a folder whose log has seen a checkpoint has no journal, or not its own: nothing of this epoch is there, and
+/// nothing of the one before, which lies there until it is written over.
+pub fn is_gone(folder: &Path, epoch: u64) -> io::Result<bool> {
+    if epoch == 0 {
+        return Ok(false);
+    }
+    let bytes = contents(folder)?;
+    let names = |at: usize| [epoch, epoch - 1].iter().any(|epoch| stands(&bytes, at + 8, *epoch));
+    Ok(!(0..bytes.len()).any(|at| names(at) && whole(&bytes[at..]).is_some()))
+}
+
+/// An empty one where there is none.
+fn contents(folder: &Path) -> io::Result<Vec<u8>> {
+    match std::fs::read(folder.join(NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        bytes => bytes,
     }
 }
 
 /// Tells what a journal holds beside a log that names this epoch, or none that can be read; how many commits are damaged.
 /// No harm is done by rows that the log has already.
 pub fn read(folder: &Path, epoch: Option<u64>, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<u64> {
-    let bytes = match std::fs::read(folder.join(NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        bytes => bytes?,
-    };
+    let bytes = contents(folder)?;
     let newest = || (0..bytes.len()).find_map(|at| whole(&bytes[at..])).map(|(epoch, ..)| epoch);
     Ok(epoch.or_else(newest).map_or(0, |epoch| replay(&bytes, epoch, tell).damaged))
 }
@@ -169,6 +177,11 @@ fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usiz
     records
         .find(|(start, (_, found, _))| *found > number || (*found == number && *start == at))
         .map(|(start, (_, found, rows))| (start, found, rows))
+}
+
+/// Whether a number stands there.
+fn stands(bytes: &[u8], at: usize, number: u64) -> bool {
+    bytes.get(at..at + 8) == Some(&number.to_be_bytes())
 }
 
 /// Epoch, number and rows of a record that begins here and is whole.

@@ -114,7 +114,7 @@ impl Log {
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
         let epoch = self.get(journal::EPOCH)?;
-        if self.rows.contains_key(journal::EPOCH) && journal::is_gone(folder)? {
+        if journal::is_gone(folder, epoch.unwrap_or(0))? {
             self.damage.push("the journal is gone".into());
         }
         let Log { rows, journal, damage, .. } = self;

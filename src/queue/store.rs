@@ -491,10 +491,12 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
     };
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
     let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
-        Some(_) if journal::is_gone(path).map_err(failed)? => return Err(damaged("its journal is gone".into())),
         Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => 0,
     };
+    if journal::is_gone(path, epoch).map_err(failed)? {
+        return Err(damaged("its journal is gone".into()));
+    }
     match Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)? {
         (journal, 0) => sync_directory(path).map_err(failed).map(|()| journal),
         (_, lost) => Err(damaged(format!("commits in its journal cannot be read: {lost}"))),

@@ -10,7 +10,7 @@ use crate::queue::store::open_sled;
 
 impl Rig {
     /// Ends cleanly.
-    fn close(self) -> (tempfile::TempDir, Options, Clock) {
+    pub(super) fn close(self) -> (tempfile::TempDir, Options, Clock) {
         let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
         drop((queue, runtime));
         writer.join().unwrap().unwrap();
