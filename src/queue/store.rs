@@ -338,7 +338,9 @@ impl Store {
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
-        self.db().apply_batch(batch).map_err(|cause| self.broken("apply a batch to", &cause))?;
+        // sled reads the leaves that it rewrites.
+        let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
+        applied.map_err(|cause| self.broken("apply a batch to", &cause))?;
         self.flush()?;
         self.sync()
     }
@@ -414,15 +416,19 @@ impl Store {
         Ok(())
     }
 
-    /// As `failed`; where it was the log itself that could not be read, it leaves the mark by which the next start knows.
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
+        self.mark_damage(cause);
+        self.failed("read", cause)
+    }
+
+    /// Where it was the log itself that could not be read, leaves the mark by which the next start knows.
+    fn mark_damage(&self, cause: &sled::Error) {
         if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
             let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(MARK));
             if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
                 error!(%cause, "the damage could not be marked");
             }
         }
-        self.failed("read", cause)
     }
 
     fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
