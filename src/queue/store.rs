@@ -320,7 +320,9 @@ impl Store {
         }
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         for (key, value) in self.overlay.take_committed() {
-            let more = key.len() + value.as_ref().map_or(0, Vec::len);
+            // A piece of contents that goes weighs what it held: sled reads and rewrites the leaf in which it stood.
+            let gone = if key.starts_with(b"p") { codec::PIECE } else { 0 };
+            let more = key.len() + value.as_ref().map_or(gone, Vec::len);
             if bytes + more > BATCH_BYTES {
                 self.apply(std::mem::take(&mut batch))?;
                 bytes = 0;
