@@ -239,6 +239,8 @@ mod tests {
     use http_body_util::Full;
 
     use super::*;
+    use crate::config::{Config, Sources};
+    use crate::pacer::{self, Pacer};
 
     #[test]
     fn wish_is_an_object_of_known_members_or_nothing() {
@@ -256,5 +258,44 @@ mod tests {
     async fn body_is_bounded() {
         assert!(whole(Full::from(vec![b' '; BODY_MAX])).await.is_ok());
         assert!(whole(Full::from(vec![b' '; BODY_MAX + 1])).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn store_that_has_failed_is_500_and_one_that_hangs_is_503_whatever_was_asked() {
+        for (hangs, status, text) in
+            [(false, 500, "the store failed: "), (true, 503, "the store has not answered for 5 s: ")]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let environment = [("SENDER__REGION", "eu-west-2"), ("QUEUE__VOLATILE", "true")]
+                .map(|(key, value)| (format!("CONNECT_RELAY__{key}").into(), value.into()));
+            let sources = Sources { file: None, environment: environment.into(), dir: Some(folder.path().into()) };
+            let (clock, metrics) = (Clock::system(), Metrics::default());
+            let (queue, writer) =
+                Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
+            // One that is there and does not run is a disk that hangs.
+            let _writer = hangs.then_some(writer);
+            let control = Control {
+                queue,
+                budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
+                health: Health::default(),
+                drain: Drain::default(),
+                metrics,
+                about: About::default(),
+                started: clock.now(),
+                clock,
+            };
+            let ask = |method, path| {
+                let control = control.clone();
+                let request = Request::builder().method(method).uri(path).body(Full::<Bytes>::default()).unwrap();
+                tokio::spawn(async move { control.answer(request).await })
+            };
+            let asked = [ask("GET", "/status"), ask("POST", "/pause"), ask("POST", "/resume"), ask("POST", "/drain")];
+            for reply in asked {
+                let (parts, body) = reply.await.unwrap().into_parts();
+                let Refused { error } = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+                assert_eq!(parts.status, status);
+                assert!(error.starts_with(&format!("connect-relay: {text}")), "{error}");
+            }
+        }
     }
 }

@@ -124,8 +124,8 @@ impl Journal {
     }
 }
 
-/// Whether a folder whose log has seen a checkpoint has no journal, or not its own: nothing of this epoch is there, and
-/// nothing of the one before, which lies there until it is written over.
+/// Whether a folder has no journal, or one that is not its own: after a checkpoint there is something of this epoch, or what
+/// is left of the one before.
 pub fn is_gone(folder: &Path, epoch: u64) -> io::Result<bool> {
     if epoch == 0 {
         return Ok(false);

@@ -320,7 +320,9 @@ impl Store {
         }
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         for (key, value) in self.overlay.take_committed() {
-            let more = key.len() + value.as_ref().map_or(0, Vec::len);
+            // A piece of contents that goes weighs what it held: sled reads and rewrites the leaf in which it stood.
+            let gone = if key.starts_with(b"p") { codec::PIECE } else { 0 };
+            let more = key.len() + value.as_ref().map_or(gone, Vec::len);
             if bytes + more > BATCH_BYTES {
                 self.apply(std::mem::take(&mut batch))?;
                 bytes = 0;
@@ -338,11 +340,9 @@ impl Store {
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
-        self.db().apply_batch(batch).map_err(|cause| {
-            // It reads the pages that it changes.
-            self.note_damage(&cause);
-            self.broken("apply a batch to", &cause)
-        })?;
+        // sled reads the leaves that it rewrites.
+        let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
+        applied.map_err(|cause| self.broken("apply a batch to", &cause))?;
         self.flush()?;
         self.sync()
     }
@@ -419,12 +419,12 @@ impl Store {
     }
 
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
-        self.note_damage(cause);
+        self.mark_damage(cause);
         self.failed("read", cause)
     }
 
     /// Where it was the log itself that could not be read, leaves the mark by which the next start knows.
-    fn note_damage(&self, cause: &sled::Error) {
+    fn mark_damage(&self, cause: &sled::Error) {
         if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
             let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(MARK));
             if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {

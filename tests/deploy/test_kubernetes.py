@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from processes import BINARY, environment
-from tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, must, named, pod, rendered, run, settings, workload
+from tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, named, pod, rendered, run, settings, workload
 
 pytestmark = pytest.mark.needs(KUBECTL)
 
@@ -31,11 +31,6 @@ def relay(example):
 def relative(here, there):
     """kustomize takes no absolute paths."""
     return os.path.relpath(there.resolve(), here.resolve())
-
-
-def mib(text):
-    number, unit = re.fullmatch(r"(\d+)([MG])iB?", text).groups()
-    return int(number) * {"M": 1, "G": 1024}[unit]
 
 
 def seconds(text):

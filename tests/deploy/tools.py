@@ -83,3 +83,9 @@ def settings(example):
     for source in named(pod(example)["initContainers"], "connect-relay")["envFrom"]:
         found.update(maps[source["configMapRef"]["name"]])
     return found
+
+
+def mib(text):
+    """The MiB of a quantity."""
+    number, unit = re.fullmatch(r"(\d+)([MG])iB?", text).groups()
+    return int(number) * {"M": 1, "G": 1024}[unit]

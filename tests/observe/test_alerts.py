@@ -1,10 +1,11 @@
 """A real Prometheus beside real relays before simulated Connects: the faults are made, the alerts fire, and clear.
 
 The rules are the shipped ones with seconds for their minutes; the faults are made at once, each at a relay of its own, so
-that all of it takes some 70 seconds. Not made here: a damaged store (nothing of today's relay moves its gauge), a failing
-store (the relay leaves within a second of a failure, rarely with a scrape in between), and a full volume. Their alerts
-have their unit tests.
+that all of it takes some 75 seconds. Not made here: a write that fails, because the relay leaves within a second of it,
+rarely with a scrape in between. The unit tests have it.
 """
+
+import shutil
 
 from patience import until
 from processes import command, free_port
@@ -33,8 +34,32 @@ class Scene:
     def operate(self, *args):
         assert command(*args, "--dir", self.relay.folder).returncode == 0
 
+    def again(self, damage=None, **settings):
+        """Killed and started again: with other settings, on files to which something was done meanwhile."""
+        self.relay.kill()
+        if damage:
+            damage(self.queue)
+        self.relay.settings.update((key.replace("__", "."), value) for key, value in settings.items())
+        self.relay.start()
+
+    @property
+    def queue(self):
+        return self.relay.folder / "private/queue"
+
     def say(self, count, token="canary", **options):
         return [say(self.relay, f"{token}-{number}", **options) for number in range(count)]
+
+
+def overwritten(folder):
+    """The store cannot be opened."""
+    (folder / "conf").write_text("?")
+
+
+def flipped(folder):
+    """A bit of what is queued is another: of a record in the journal, before its end."""
+    journal = bytearray((folder / "journal").read_bytes())
+    journal[journal.index(b"canary")] ^= 1
+    (folder / "journal").write_bytes(journal)
 
 
 def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
@@ -46,13 +71,16 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     small = Scene("small", relays, simulators, "--rate", 2, "--burst", 2, sender__quota_rate=2, sender__quota_burst=2)
     crashing = Scene("crashing", relays, simulators, *fast)
     paused = Scene("paused", relays, simulators, *fast)
-    scenes = [outage, stuck, refused, small, crashing, paused]
+    crowded = Scene("crowded", relays, simulators, *fast, queue__bytes_max="16MiB", ingress__content_chars_max__plain=0)
+    damaged = Scene("damaged", relays, simulators, *fast)
+    scenes = [outage, stuck, refused, small, crashing, paused, crowded, damaged]
     seen = prometheus([scene.relay for scene in scenes], hastened(RULES.read_text()))
 
     # All is well: bots talk, and nothing fires.
     talk = loads(outage.relay, per_second=5)
     loads(stuck.relay, per_second=2)
-    until(lambda: len(seen.query("connect_instance:connect_relay_messages_delivered:rate5m > 0")) == 2, "messages flow")
+    turned_away = loads(crowded.relay, per_second=2)
+    until(lambda: len(seen.query("connect_instance:connect_relay_messages_delivered:rate5m > 0")) == 3, "messages flow")
     assert len(seen.query("connect_instance:connect_relay_members:count == 1")) == len(scenes)
     assert seen.alerts() == []
 
@@ -62,6 +90,9 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     paused.operate("pause", "--reason", "a test")
     outage.lose()
     assert outage.say(3, "canary-hasty", lifetime=1) == [202] * 3
+    damaged.say(3)
+    damaged.again(flipped)
+    until(lambda: crowded.say(10, content="canary" * 2700)[-1] == 429, "its folder is full")
     stuck.lose()
     stuck.connect(*fast, "--latency", "1h")  # it takes requests and does not answer
     for _ in range(10):
@@ -72,6 +103,11 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
         if seen.fired("ConnectRelayRestarting", **crashing.own):
             break
 
+    seen.until_fires("ConnectRelayQueueNearlyFull", **crowded.own, limit="queue.bytes_max")
+    crowded.again(queue__bytes_max="1GiB", queue__free_disk_min="1TiB")  # room in the folder, and none on its volume
+    seen.until_fires("ConnectRelayStoreFailing", **damaged.own, sign="a record failed its checksum")
+    damaged.again(overwritten)
+    seen.until_fires("ConnectRelayStoreFailing", **damaged.own, sign="a damaged store was set aside")
     seen.until_fires("ConnectRelayRestarting", **crashing.own)
     seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
     seen.until_fires("ConnectRelayConnectUnavailable", **outage.shared)
@@ -83,6 +119,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     seen.until_fires("ConnectRelayStuck", **stuck.own)
     crashing.relay.kill()
     seen.until_fires("ConnectRelayAbsent", **crashing.own)
+    seen.until_fires("ConnectRelayDiskNearlyFull", **crowded.own)
     seen.until_fires("ConnectRelayQuotaTooSmall", **small.shared)
     assert not seen.fired("ConnectRelayStuck", **outage.own), "an outage is not called stuck"
     assert not seen.fired("ConnectRelayConnectUnavailable", **small.shared), "a throttle is not called an outage"
@@ -96,12 +133,15 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     refused.connect(*fast)  # as if the region had been put right
     refused.operate("resume")
     paused.operate("resume")
+    crowded.again(queue__free_disk_min="1MiB")
+    for folder in damaged.queue.glob("damaged-*"):
+        shutil.rmtree(folder)
     seen.until_fires("ConnectRelayAnswersLate", **outage.shared)  # what waited out the outage arrives
     for scene in scenes:
         seen.until_clears(**scene.own)
         seen.until_clears(**scene.shared)
     until(lambda: not seen.alerts(), "nothing fires any more")
-    assert talk.statuses[202] > 0
+    assert talk.statuses[202] > 0 and turned_away.statuses[429] > 0
     for scene in (outage, stuck, small, refused):
         scene.relay.until_empty()
     assert len(refused.simulator.ledger()) == 6, "nothing of what was refused is lost"

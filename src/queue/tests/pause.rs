@@ -107,7 +107,9 @@ fn three_refused_tokens_where_nothing_was_ever_delivered_pause_and_bury_nothing(
     // A start, with the region put right, finds out anew.
     let rig = rig.reopen();
     assert_eq!(reason(&rig), None);
-    assert_eq!(rig.drain(), ["a", "b", "c"]);
+    let mut sent = rig.drain();
+    sent.sort_unstable();
+    assert_eq!(sent, ["a", "b", "c"], "of three conversations any may be the first");
 }
 
 #[test]
