@@ -161,7 +161,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
             _ => {}
         }
-        let store = Store {
+        let mut store = Store {
             path: path.to_owned(),
             db: Some(db),
             data,
@@ -173,6 +173,8 @@ impl Store {
             compactable: true,
         };
         store.keep_ballast();
+        // The last run may have been cut short in one: from now on the overlay alone tells what sled does not have.
+        store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
         Ok((store, Hasher::new(&stamp.key), sealer))
     }
 

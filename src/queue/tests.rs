@@ -77,6 +77,11 @@ impl Rig {
 
     /// Starts again on what a kill would have left: the writer is idle, so the files are as its last commit left them.
     fn killed(self) -> Rig {
+        self.killed_with(|_| ())
+    }
+
+    /// And something has happened to the files before it starts.
+    fn killed_with(self, event: impl FnOnce(&std::path::Path)) -> Rig {
         self.overview();
         let folder = tempfile::tempdir().unwrap();
         let options = Options { path: folder.path().join("queue"), ..self.options.clone() };
@@ -86,6 +91,7 @@ impl Rig {
                 std::fs::copy(file.path(), options.path.join(file.file_name())).unwrap();
             }
         }
+        event(&options.path);
         Rig::open(folder, options, self.clock.clone())
     }
 

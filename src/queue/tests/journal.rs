@@ -71,6 +71,31 @@ fn clean_end_leaves_everything_in_sled() {
 }
 
 #[test]
+fn checkpoint_that_was_cut_short_leaves_nothing_behind() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "sent once"));
+    let (rig, written) = {
+        // Of the checkpoint's batches sled has the first.
+        let log = carry::open_log(&rig.options.path, |_, _| ()).unwrap();
+        let rows: Vec<_> = [b'm', b'r'].iter().flat_map(|letter| log.keys(*letter)).collect();
+        let rows: Vec<_> = rows.iter().map(|key| (key.to_vec(), log.raw(key).unwrap().unwrap())).collect();
+        (rig.killed_with(|path| write_to_sled(path, &rows)), rows.len())
+    };
+    assert_eq!((written, rig.drain()), (2, vec!["sent once".to_owned()]));
+    let (_folder, options, _) = rig.close();
+    let db = sled::Config::new().path(&options.path).open().unwrap();
+    assert_eq!((db.scan_prefix(b"m").count(), db.scan_prefix(b"r").count()), (0, 0));
+}
+
+fn write_to_sled(path: &std::path::Path, rows: &[(Vec<u8>, Vec<u8>)]) {
+    let db = sled::Config::new().path(path).open().unwrap();
+    for (key, value) in rows {
+        db.insert(key, value.as_slice()).unwrap();
+    }
+    db.flush().unwrap();
+}
+
+#[test]
 fn half_a_record_at_the_end_is_a_commit_that_never_was() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
