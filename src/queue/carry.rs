@@ -98,8 +98,8 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
     let mut log = match Log::read(path, step) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Log::empty("the log is gone".into()),
-        log => log,
-    }?;
+        log => log?,
+    };
     log.lay_journal_over(path)?;
     Ok(log)
 }

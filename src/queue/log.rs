@@ -64,7 +64,8 @@ pub struct Place {
 
 /// A log, and the rows that verify.
 pub struct Log {
-    file: File,
+    /// None where it is gone.
+    file: Option<File>,
     rows: BTreeMap<Vec<u8>, Place>,
     /// Those of `rows` that the journal has, and not the log.
     journal: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -90,7 +91,7 @@ impl Log {
             frames.push((frame.lsn(), base, *frame));
         })?;
         frames.sort_by_key(|(lsn, ..)| *lsn);
-        let mut log = Log { file, rows: BTreeMap::new(), journal: BTreeMap::new(), damage };
+        let mut log = Log { file: Some(file), rows: BTreeMap::new(), journal: BTreeMap::new(), damage };
         let mut pages = HashMap::new();
         for (lsn, base, frame) in frames {
             log.turn(lsn, base + frame.at as u64, &frame, &mut pages)?;
@@ -106,9 +107,8 @@ impl Log {
     }
 
     /// An empty one in the place of a log that is gone.
-    pub fn empty(damage: String) -> io::Result<Log> {
-        let (rows, journal) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Log { file: File::open("/dev/null")?, rows, journal, damage: vec![damage] })
+    pub fn empty(damage: String) -> Log {
+        Log { file: None, rows: BTreeMap::new(), journal: BTreeMap::new(), damage: vec![damage] }
     }
 
     /// Adds what was committed since the log's last checkpoint.
@@ -145,8 +145,7 @@ impl Log {
             }
             _ => return Ok(()),
         }
-        let mut payload = vec![0; frame.length];
-        self.file.read_exact_at(&mut payload, at)?;
+        let payload = self.bytes(Place { at, length: frame.length })?;
         let mut bytes = Bytes { payload: &payload, at: 0 };
         let understood = if frame.kind == kind::NODE {
             pages.remove(&frame.page);
@@ -200,9 +199,15 @@ impl Log {
             return Ok(Some(value.clone()));
         }
         let Some(place) = self.rows.get(key) else { return Ok(None) };
-        let mut value = vec![0; place.length];
-        self.file.read_exact_at(&mut value, place.at)?;
-        Ok(Some(value))
+        self.bytes(*place).map(Some)
+    }
+
+    fn bytes(&self, place: Place) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; place.length];
+        if let Some(file) = &self.file {
+            file.read_exact_at(&mut bytes, place.at)?;
+        }
+        Ok(bytes)
     }
 
     /// The row under a key: none where there is none, or its own sum does not hold.
