@@ -8,13 +8,15 @@ ARG RUST=docker.io/library/rust:1.95.0-bookworm
 # The tag is in the argument.
 # hadolint ignore=DL3006
 FROM ${RUST} AS build
+# Writes the list of what the binary is made of into it, for `cargo audit bin` and the scanners of images.
+RUN command -v cargo-auditable || cargo install --locked --debug cargo-auditable@0.7.7
 WORKDIR /relay
 COPY . .
 # Static, so that it runs on nothing; by --target, so that the flag is for the relay and not for the macros it is built with.
 # A static binary finds no getrandom() by name at run time and would need /dev/urandom: it is told to call it.
 # /image is the whole image; /owned are the folders that the relay writes where no volume lies over them.
 RUN target="$(rustc --print host-tuple)" \
-    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --locked --release --target "$target" \
+    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo auditable build --locked --release --target "$target" \
     && install -D "target/$target/release/connect-relay" /image/usr/bin/connect-relay \
     && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
     && install -d -m 1777 /image/tmp \

@@ -1,6 +1,7 @@
 """What is under deploy/, run with the real tools. A tool that cannot be had is said aloud: NOT RUN, never passed over."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -50,10 +51,13 @@ def image(containers):
     path = "PATH=/opt/rust/bin:/usr/local/bin:/usr/bin:/bin"
     image_of(debian("build", "gcc,libc6-dev,ca-certificates"), "build-base", "--env", path, "--env", "CARGO_HOME=/opt/cargo")
     must("cargo", "fetch", "--locked", cwd=ROOT)
+    auditable = re.search(r"cargo-auditable@[\d.]+", (ROOT / "Dockerfile").read_text())[0]
+    must("cargo", "install", "--locked", "--debug", "--root", WORK / "cargo", auditable)
     registry = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry"
     rust = must("rustc", "--print", "sysroot", cwd=ROOT).strip()
     (WORK / "image-target").mkdir(exist_ok=True)
     mounts = {f"{rust}": "/opt/rust:ro", f"{registry}": "/opt/cargo/registry", f"{WORK}/image-target": "/relay/target"}
+    mounts[f"{WORK}/cargo/bin/cargo-auditable"] = "/usr/local/bin/cargo-auditable:ro"
     volumes = [word for here, there in mounts.items() for word in ("--volume", f"{here}:{there}")]
     base = ["--isolation", "chroot", "--build-arg", "RUST=localhost/build-base", "--layers=false"]
     buildah("build", "--quiet", *base, *volumes, "--tag", "connect-relay", ROOT)

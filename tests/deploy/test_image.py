@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import socketserver
@@ -10,6 +11,7 @@ import ssl
 import struct
 import subprocess
 import threading
+import zlib
 
 import pytest
 from containers import buildah, podman
@@ -52,6 +54,19 @@ def test_the_image_is_small_has_no_shell_and_runs_as_nobody_of_note(image, files
     assert size <= 10_000_000
     assert (files / "var/lib/connect-relay").stat().st_uid == 29581
     assert b"Certificate" in must("openssl", "x509", "-noout", "-text", "-in", files / "etc/ssl/certs/ca-certificates.crt").encode()
+
+
+@pytest.mark.long
+@BUILDS
+@pytest.mark.needs("objcopy")
+def test_the_binary_lists_what_it_is_made_of(files, tmp_path):
+    must("objcopy", "--dump-section", f".dep-v0={tmp_path}/list", files / "usr/bin/connect-relay", tmp_path / "copy")
+    listed = json.loads(zlib.decompress((tmp_path / "list").read_bytes()))["packages"]
+    made_of = {(package["name"], package["version"]) for package in listed if package.get("kind") != "build"}
+    locked = set(re.findall(r'^name = "(.+)"\nversion = "(.+)"$', (ROOT / "Cargo.lock").read_text(), re.M))
+    direct = set(re.findall(r"^([\w-]+) = ", (ROOT / "Cargo.toml").read_text().split("\n[dependencies]\n")[1].split("\n[")[0], re.M))
+    assert made_of <= locked and direct <= {name for name, _ in made_of}
+    assert "proptest" not in {name for name, _ in made_of}, "what only tests need is not in it"
 
 
 class Names:
