@@ -213,9 +213,16 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
             floor.ended().await
         }
     };
+    let [a, b, c, d] = &mut busy[..] else { unreachable!() };
     let asked = async {
         assert_eq!(reply(&mut newcomer).await.1, "served");
-        assert_closed(&mut busy[0]).await;
+        // They came within a millisecond: chance decides who counts as the longest idle.
+        tokio::select! {
+            () = assert_closed(a) => {}
+            () = assert_closed(b) => {}
+            () = assert_closed(c) => {}
+            () = assert_closed(d) => {}
+        }
     };
     tokio::select! {
         () = in_time(asked) => {}

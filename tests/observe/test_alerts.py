@@ -50,11 +50,6 @@ class Scene:
         return [say(self.relay, f"{token}-{number}", **options) for number in range(count)]
 
 
-def overwritten(folder):
-    """The store cannot be opened."""
-    (folder / "conf").write_text("?")
-
-
 def flipped(folder):
     """A bit of what is queued is another: of a record in the journal, before its end."""
     journal = bytearray((folder / "journal").read_bytes())
@@ -105,8 +100,6 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
 
     seen.until_fires("ConnectRelayQueueNearlyFull", **crowded.own, limit="queue.bytes_max")
     crowded.again(queue__bytes_max="1GiB", queue__free_disk_min="1TiB")  # room in the folder, and none on its volume
-    seen.until_fires("ConnectRelayStoreFailing", **damaged.own, sign="a record failed its checksum")
-    damaged.again(overwritten)
     seen.until_fires("ConnectRelayStoreFailing", **damaged.own, sign="a damaged store was set aside")
     seen.until_fires("ConnectRelayRestarting", **crashing.own)
     seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
