@@ -21,7 +21,7 @@ use super::log::Log;
 use super::packs::gone_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::salvage::Salvage;
-use super::{Damaged, Options, Queue, Writer, compaction, journal, store};
+use super::{Damaged, Options, Queue, Writer, compaction, folder, journal, stamp, store};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -55,7 +55,7 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::settle(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    for mark in [store::MARK, store::OPENING] {
+    for mark in [folder::MARK, folder::OPENING] {
         match fs::rename(path.join(mark), aside.join(mark)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -78,7 +78,7 @@ fn linked_before(path: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
-    let aside = path.join(format!("{ASIDE}{}", stamp(now)));
+    let aside = path.join(format!("{ASIDE}{}", name_of(now)));
     DirBuilder::new().mode(0o700).create(&aside)?;
     for file in fs::read_dir(path)? {
         let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
@@ -89,8 +89,8 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
             fs::rename(&file, aside.join(&name))?;
         }
     }
-    store::sync_directory(&aside)?;
-    store::sync_directory(path)?;
+    folder::sync_directory(&aside)?;
+    folder::sync_directory(path)?;
     Ok(aside)
 }
 
@@ -109,7 +109,7 @@ pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &C
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     // A stamp vouches for what lies beside it, so that is made first.
     drop(store::open_sled(to)?);
-    store::copy_stamp(from, to)?;
+    stamp::copy_stamp(from, to)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);
@@ -272,6 +272,6 @@ impl Writer {
 }
 
 /// `20261122T140307Z`, and the milliseconds: two in a second are two.
-fn stamp(now: Timestamp) -> String {
+fn name_of(now: Timestamp) -> String {
     now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
 }

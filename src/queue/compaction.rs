@@ -18,8 +18,9 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use super::folder::sync_directory;
 use super::journal;
-use super::store::{never_drop, open_sled, sync_directory};
+use super::store::{never_drop, open_sled};
 
 /// Where the copy is made.
 pub const FOLDER: &str = "compacted";

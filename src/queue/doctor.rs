@@ -18,7 +18,7 @@ use super::contents;
 use super::log::Log;
 use super::salvage::Salvage;
 use super::sealing::{Binding, Sealer, SealingKey};
-use super::{Damaged, OpenError, Options, store};
+use super::{Damaged, OpenError, Options, folder, stamp};
 use crate::message::Body;
 use crate::time::Clock;
 
@@ -112,9 +112,9 @@ impl Doctor {
         if !["db", "format"].iter().any(|name| path.join(name).exists()) {
             return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
         }
-        let lock = path.join("lock").exists().then(|| store::lock(path)).transpose()?;
+        let lock = path.join("lock").exists().then(|| folder::lock(path)).transpose()?;
         let mut damage = Vec::new();
-        let (nonce, sealer) = match store::stamp_of(path, &keys) {
+        let (nonce, sealer) = match stamp::stamp_of(path, &keys) {
             Ok(Some((nonce, sealer))) => (nonce, sealer),
             Ok(None) => {
                 damage.push("the format stamp is gone".to_owned());
@@ -127,7 +127,7 @@ impl Doctor {
             Err(error) => return Err(error),
         };
         let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
-        damage.extend(store::odd_files(path));
+        damage.extend(folder::odd_files(path));
         log.damage.splice(0..0, damage);
         Ok(Doctor { path: path.to_owned(), _lock: lock, keys, nonce, sealer, log })
     }

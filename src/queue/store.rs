@@ -17,59 +17,37 @@
 //! and the next one by the batch: a power cut that kept only the second header lost everything.) After a failure of any
 //! of the three nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from
 //! the page cache before it reads them.
-//!
-//! The folder:
-//!
-//! | file | what it is |
-//! | --- | --- |
-//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
-//! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
-//! | `journal` | what was committed and is not in sled yet |
-//! | `compacted` | a copy that is to take the place of `db` |
-//! | `lock` | held by the relay that runs on the folder |
-//! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
-//! | `failed-sync` | the mark of a write that failed |
-//! | `opening` | a byte for each start in a row that ended while sled opened the log |
-//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
-//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::fs::FallocateFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{error, warn};
-use zeroize::Zeroizing;
 
-use super::carry::{self, ASIDE};
-use super::codec::{self, Hasher, Key, Secret};
+use super::carry::ASIDE;
+use super::codec::{self, Hasher, Key};
+use super::compaction;
+use super::folder::{
+    MARK, OPENING, close_to_others, drop_cached, lock, look_through, memory_filesystem, note_opening, private,
+    remove_half_snapshots, set_aside_unstamped, sync_directory, was_used,
+};
 use super::journal::{self, EPOCH, Journal};
 use super::overlay::Overlay;
-use super::sealing::{Binding, Sealer, SealingKey};
+use super::sealing::{Sealer, SealingKey};
+use super::stamp::{first_stamp, read_stamp, write_stamp};
 use super::{OpenError, StoreFailed};
-use super::{compaction, log};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
 /// back from the file, and a third fewer messages a second were accepted; 16 MiB took no more than 8 or 6.
 const CACHE_BYTES: u64 = 6 << 20;
-/// Bytes of the key of the hashes.
-const KEY_BYTES: usize = 32;
-/// What stands in sled's own file of parameters, from the first line on.
-const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
-/// The mark of starts that have not come back from sled, a byte for each.
-pub const OPENING: &str = "opening";
-/// So many of them are not chance: kills seldom meet those milliseconds.
-const OPENINGS_MAX: u64 = 4;
-/// The mark of a log that could not be read.
-pub const MARK: &str = "failed-read";
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
 /// What a checkpoint gives sled at a time: what a batch leaves to be freed stays in memory for a while (with 1 MiB ten
@@ -505,241 +483,6 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
     }
 }
 
-struct Stamp {
-    format: u32,
-    nonce: u32,
-    /// The key of the hashes.
-    key: Zeroizing<Vec<u8>>,
-    /// As the file has it; none where there is no file yet.
-    kept: Option<Secret>,
-}
-
-/// `connect-relay queue, format 2`, the nonce, the key and the sum of these, a line each.
-fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
-    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() };
-    let mut text = Zeroizing::new(String::new());
-    match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged()),
-        result => result.map_err(|error| OpenError::Failed {
-            path: path.to_owned(),
-            step: "read its format stamp",
-            cause: error.to_string(),
-        })?,
-    };
-    let mut lines = text.lines();
-    let found: Option<u32> =
-        lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
-    if let Some(found) = found.filter(|found| *found > codec::FORMAT) {
-        return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT });
-    }
-    let nonce = lines.next().and_then(nonce);
-    let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
-    if text.rsplit_once("sum ").is_some_and(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
-        return Err(damaged());
-    }
-    let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
-    match key {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { format, nonce, key, kept: Some(kept) })),
-        Some(_) => Err(damaged()),
-        None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
-    }
-}
-
-/// The nonce of a store and what opens its secrets; no sealer where none of the keys does.
-pub(super) fn stamp_of(path: &Path, keys: &[SealingKey]) -> Result<Option<(u32, Option<Sealer>)>, OpenError> {
-    match read_stamp(path, keys) {
-        Ok(stamp) => Ok(stamp.map(|stamp| (stamp.nonce, Some(Sealer::new(keys.to_vec(), stamp.nonce))))),
-        Err(OpenError::Sealed { .. }) => {
-            let text = fs::read_to_string(path.join("format")).unwrap_or_default();
-            Ok(text.lines().nth(1).and_then(nonce).map(|nonce| (nonce, None)))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn nonce(line: &str) -> Option<u32> {
-    u32::from_str_radix(line.strip_prefix("store ")?, 16).ok()
-}
-
-/// What in a store's folder is not as a relay leaves it, beside the log.
-pub(super) fn odd_files(path: &Path) -> Vec<String> {
-    let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
-    let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
-    blobs.into_iter().chain(odd_conf(path)).collect()
-}
-
-/// What is wrong with sled's file of parameters: it opens with others, or panics.
-fn odd_conf(path: &Path) -> Option<String> {
-    match fs::read(path.join("conf")) {
-        Ok(conf) if conf.starts_with(SLED_CONF) => None,
-        Ok(_) => Some("conf is not as sled writes it".into()),
-        Err(cause) => Some(format!("conf cannot be read: {cause}")),
-    }
-}
-
-fn stamp_sum(text: &str) -> String {
-    format!("{:08x}", crc32fast::hash(text.as_bytes()))
-}
-
-/// Takes a stamp along into another folder; one that is damaged or gone is made anew there.
-pub(super) fn copy_stamp(from: &Path, to: &Path) -> io::Result<()> {
-    let readable = !matches!(read_stamp(from, &[]), Ok(None) | Err(OpenError::Damaged { .. }));
-    if readable {
-        fs::copy(from.join("format"), to.join("format"))?;
-        File::open(to.join("format"))?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Takes the folder's lock; it is let go with the file.
-pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock =
-        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
-            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
-        })?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
-    Ok(lock)
-}
-
-/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
-fn was_used(path: &Path) -> io::Result<bool> {
-    Ok(!carry::open_log(path, |_, _| ())?.is_empty())
-}
-
-/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
-fn note_opening(path: &Path) {
-    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
-    // Where nothing can be written, sled will say so.
-    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
-}
-
-/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
-fn look_through(path: &Path) -> Result<(), OpenError> {
-    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
-    if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
-        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
-    }
-    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
-        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
-    }
-    if let Some(odd) = odd_conf(path) {
-        return damaged(odd);
-    }
-    match log::sweep(path) {
-        Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
-        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
-        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
-    }
-}
-
-/// The first start: sled's own files first, for until the stamp is durable under its name, nothing was acknowledged.
-fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
-    let mut random = [0; 4 + KEY_BYTES];
-    SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
-    let nonce = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
-    db.flush().map_err(io::Error::other)?;
-    data.sync_all()?;
-    for name in ["conf", "db"] {
-        File::open(path.join(name))?.sync_all()?;
-    }
-    Ok(Stamp { format: codec::FORMAT, nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
-}
-
-/// Writes the stamp, sealed by the first key.
-fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
-    let (format, nonce) = (codec::FORMAT, stamp.nonce);
-    let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
-    let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
-    let text = format!("{text}sum {}\n", stamp_sum(&text));
-    let unnamed = path.join("format.new");
-    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    sync_ancestors(path)?;
-    fs::rename(&unnamed, path.join("format"))?;
-    sync_directory(path)
-}
-
-/// Without a stamp nothing was acknowledged, but nothing is deleted either.
-fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
-    let aside = path.join(format!("unfinished-{}", now.0));
-    for file in fs::read_dir(path)? {
-        let name = file?.file_name();
-        let text = name.to_string_lossy();
-        if !(matches!(&*text, "db" | "conf" | "blobs" | journal::NAME | "format.new") || text.starts_with("snap.")) {
-            continue;
-        }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
-        fs::rename(path.join(&name), aside.join(&name))?;
-    }
-    sync_directory(path)
-}
-
-fn remove_half_snapshots(path: &Path) -> io::Result<()> {
-    for file in fs::read_dir(path)? {
-        let file = file?.path();
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            fs::remove_file(&file)?;
-        }
-    }
-    Ok(())
-}
-
-fn drop_cached(path: &Path) -> io::Result<()> {
-    for file in fs::read_dir(path)? {
-        let file = file?;
-        if file.file_type()?.is_file() {
-            rustix::fs::fadvise(File::open(file.path())?, 0, None, Advice::DontNeed)?;
-        }
-    }
-    Ok(())
-}
-
-fn close_to_others(path: &Path) -> io::Result<()> {
-    for file in fs::read_dir(path)? {
-        let file = file?;
-        let mode = if file.file_type()?.is_dir() { 0o700 } else { 0o600 };
-        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
-    }
-    Ok(())
-}
-
-fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    options.mode(0o600).open(path)
-}
-
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Any of the folders above may be as new as the queue's: a power cut must not take their names away. Those that cannot
-/// be read or are another volume's were not made for it.
-fn sync_ancestors(path: &Path) -> io::Result<()> {
-    let device = fs::metadata(path)?.dev();
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        let Ok(folder) = File::open(above) else { break };
-        if folder.metadata()?.dev() != device {
-            break;
-        }
-        folder.sync_all()?;
-    }
-    Ok(())
-}
-
-/// The name of a file system that lives in memory.
-fn memory_filesystem(path: &Path) -> Option<&'static str> {
-    match rustix::fs::statfs(path).ok()?.f_type {
-        0x0102_1994 => Some("tmpfs"),
-        0x8584_58f6 => Some("ramfs"),
-        _ => None,
-    }
-}
-
 fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -749,14 +492,4 @@ fn prefix_end(prefix: &[u8]) -> Vec<u8> {
         }
     }
     end
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let pairs = digits.chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

@@ -147,7 +147,7 @@ impl std::fmt::Debug for Writer {
 /// Sets a damaged store aside, and says so.
 fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
     let path = &options.path;
-    let _lock = super::store::lock(path)?;
+    let _lock = super::folder::lock(path)?;
     let (aside, carried) = super::carry::set_aside(options, clock).map_err(|cause| OpenError::Failed {
         path: path.clone(),
         step: "set the damaged store aside",

@@ -198,11 +198,11 @@ fn busy_store_is_carried_over_whole() {
 fn store_on_which_start_after_start_ends_is_set_aside() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
-    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "...").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "...").unwrap());
     assert!(!rig.overview().set_aside, "three can be chance");
-    let rig = rig.damaged(|path| std::fs::write(path.join(store::OPENING), "....").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "....").unwrap());
     assert!(rig.overview().set_aside);
-    assert!(!rig.options.path.join(store::OPENING).exists());
+    assert!(!rig.options.path.join(folder::OPENING).exists());
     assert_eq!(rig.drain(), ["a1"]);
 }
 
@@ -229,7 +229,7 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
     let Rig { folder, clock, options, writer, queue, runtime, .. } = rig;
     drop((queue, runtime));
     assert!(writer.join().unwrap().is_err());
-    assert!(options.path.join(store::MARK).exists());
+    assert!(options.path.join(folder::MARK).exists());
     let rig = Rig::open(folder, options, clock);
-    assert!(rig.overview().set_aside && !rig.options.path.join(store::MARK).exists());
+    assert!(rig.overview().set_aside && !rig.options.path.join(folder::MARK).exists());
 }

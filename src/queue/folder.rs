@@ -1,0 +1,178 @@
+//! The queue's folder: what lies in it, who may open it, and what is looked at and put right before sled sees it.
+//!
+//! sled is not to be trusted with a damaged log: it cuts it where the damage begins, zeroes what comes after, panics, or
+//! hangs in threads of its own. So a start reads the folder first, without sled: the marks that earlier runs have left,
+//! sled's parameters, and the whole of the log. What is found is a value, [`OpenError::Damaged`], and the store is set
+//! aside or left alone before anything was written to it.
+//!
+//! Nothing here knows a row.
+//!
+//! The folder:
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
+//! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
+//! | `journal` | what was committed and is not in sled yet |
+//! | `compacted` | a copy that is to take the place of `db` |
+//! | `lock` | held by the relay that runs on the folder |
+//! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
+//! | `failed-sync` | the mark of a write that failed |
+//! | `opening` | a byte for each start in a row that ended while sled opened the log |
+//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
+//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{Advice, FlockOperation};
+
+use super::OpenError;
+use super::{carry, journal, log};
+use crate::time::Timestamp;
+
+/// What stands in sled's own file of parameters, from the first line on.
+const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
+/// The mark of starts that have not come back from sled, a byte for each.
+pub const OPENING: &str = "opening";
+/// So many of them are not chance: kills seldom meet those milliseconds.
+const OPENINGS_MAX: u64 = 4;
+/// The mark of a log that could not be read.
+pub const MARK: &str = "failed-read";
+
+/// Takes the folder's lock; it is let go with the file.
+pub fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock =
+        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
+            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
+        })?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
+    Ok(lock)
+}
+
+/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
+pub fn look_through(path: &Path) -> Result<(), OpenError> {
+    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
+    if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
+        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
+    }
+    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
+        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
+    }
+    if let Some(odd) = odd_conf(path) {
+        return damaged(odd);
+    }
+    match log::sweep(path) {
+        Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
+        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
+        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
+    }
+}
+
+/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
+pub fn note_opening(path: &Path) {
+    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
+    // Where nothing can be written, sled will say so.
+    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
+}
+
+/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
+pub fn was_used(path: &Path) -> io::Result<bool> {
+    Ok(!carry::open_log(path, |_, _| ())?.is_empty())
+}
+
+/// Without a stamp nothing was acknowledged, but nothing is deleted either.
+pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
+    let aside = path.join(format!("unfinished-{}", now.0));
+    for file in fs::read_dir(path)? {
+        let name = file?.file_name();
+        let text = name.to_string_lossy();
+        if !(matches!(&*text, "db" | "conf" | "blobs" | journal::NAME | "format.new") || text.starts_with("snap.")) {
+            continue;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
+        fs::rename(path.join(&name), aside.join(&name))?;
+    }
+    sync_directory(path)
+}
+
+pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?.path();
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&file)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn drop_cached(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        if file.file_type()?.is_file() {
+            rustix::fs::fadvise(File::open(file.path())?, 0, None, Advice::DontNeed)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn close_to_others(path: &Path) -> io::Result<()> {
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        let mode = if file.file_type()?.is_dir() { 0o700 } else { 0o600 };
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// What in a store's folder is not as a relay leaves it, beside the log.
+pub fn odd_files(path: &Path) -> Vec<String> {
+    let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
+    let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
+    blobs.into_iter().chain(odd_conf(path)).collect()
+}
+
+/// What is wrong with sled's file of parameters: it opens with others, or panics.
+fn odd_conf(path: &Path) -> Option<String> {
+    match fs::read(path.join("conf")) {
+        Ok(conf) if conf.starts_with(SLED_CONF) => None,
+        Ok(_) => Some("conf is not as sled writes it".into()),
+        Err(cause) => Some(format!("conf cannot be read: {cause}")),
+    }
+}
+
+/// The name of a file system that lives in memory.
+pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
+    match rustix::fs::statfs(path).ok()?.f_type {
+        0x0102_1994 => Some("tmpfs"),
+        0x8584_58f6 => Some("ramfs"),
+        _ => None,
+    }
+}
+
+pub fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.mode(0o600).open(path)
+}
+
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Any of the folders above may be as new as the queue's: a power cut must not take their names away. Those that cannot
+/// be read or are another volume's were not made for it.
+pub fn sync_ancestors(path: &Path) -> io::Result<()> {
+    let device = fs::metadata(path)?.dev();
+    for above in path.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        let Ok(folder) = File::open(above) else { break };
+        if folder.metadata()?.dev() != device {
+            break;
+        }
+        folder.sync_all()?;
+    }
+    Ok(())
+}
