@@ -610,9 +610,9 @@ pub enum OpenError {
         /// The folder.
         path: PathBuf,
     },
-    /// Written by a newer relay: exit 78.
+    /// Written by a newer relay, or one from before the first release: exit 78.
     #[error("open queue {path}: its format is {found}, this relay reads {known}")]
-    NewerFormat {
+    OtherFormat {
         /// The folder.
         path: PathBuf,
         /// What is there.

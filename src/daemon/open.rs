@@ -251,7 +251,7 @@ impl From<BindError> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         match error {
-            OpenError::NewerFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
+            OpenError::OtherFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
                 Failure::Config(error.to_string())
             }
             OpenError::Locked { .. } | OpenError::Damaged { .. } | OpenError::Failed { .. } => {

@@ -83,7 +83,7 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     for file in fs::read_dir(path)? {
         let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
         let text = name.to_string_lossy();
-        if matches!(&*text, "db" | "conf" | "format" | journal::NAME) || text.starts_with("snap.") {
+        if matches!(&*text, "db" | "conf" | "format") || journal::NAMES.contains(&&*text) || text.starts_with("snap.") {
             fs::hard_link(&file, aside.join(&name))?;
         } else if text == "blobs" {
             fs::rename(&file, aside.join(&name))?;
@@ -109,7 +109,9 @@ pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &C
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     // A stamp vouches for what lies beside it, so that is made first.
     drop(store::open_sled(to)?);
-    stamp::copy_stamp(from, to)?;
+    if stamp::copy_stamp(from, to)? {
+        journal::create(to)?;
+    }
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);

@@ -7,7 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `j` | u64 | the journal's epoch: which of its records are not here yet |
+//! | `j` | u64 | the oldest epoch of the journal whose records are not all here |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | the n-th piece of contents too long for their record |
@@ -58,12 +58,10 @@ pub use rows::{
 };
 
 /// The layout's number, in the format stamp.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
 /// syncs.
 pub const ROW_MAX: usize = 7 * 1024;
-/// Most rows are no longer.
-const ROW_USUAL: usize = 512;
 /// Contents up to here stand in their record.
 pub const INLINE_MAX: usize = 3584;
 /// Longer contents are cut into pieces of this.
@@ -164,10 +162,17 @@ pub fn caller_number(caller: Caller) -> u64 {
 
 /// A payload with the sum of it and its key.
 pub fn encode<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(ROW_USUAL);
+    let mut bytes = Vec::new();
+    encode_into(&mut bytes, key, row);
+    bytes
+}
+
+/// The same, in room that is used again.
+pub fn encode_into<T: Serialize>(bytes: &mut Vec<u8>, key: &[u8], row: &T) {
+    bytes.clear();
     bytes.extend_from_slice(&[0; 4]);
-    let bytes = postcard::to_extend(row, bytes).expect("a row of plain data serialises into memory");
-    with_sum(key, bytes)
+    let row = postcard::to_extend(row, std::mem::take(bytes)).expect("a row of plain data serialises into memory");
+    *bytes = with_sum(key, row);
 }
 
 fn with_sum(key: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {

@@ -83,7 +83,7 @@ pub fn finish(path: &Path) -> io::Result<()> {
             fs::remove_file(path.join(name))?;
         }
         // A copy that was not made from this store's journal has one of its own.
-        for name in ["conf", "db", journal::NAME].into_iter().chain(own.lines()) {
+        for name in ["conf", "db"].into_iter().chain(journal::NAMES).chain(own.lines()) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -13,7 +13,7 @@
 //! | --- | --- |
 //! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
 //! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
-//! | `journal` | what was committed and is not in sled yet |
+//! | `journal.0`, `journal.1` | what was committed and is not in sled yet |
 //! | `compacted` | a copy that is to take the place of `db` |
 //! | `lock` | held by the relay that runs on the folder |
 //! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
@@ -90,7 +90,8 @@ pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
         let text = name.to_string_lossy();
-        if !(matches!(&*text, "db" | "conf" | "blobs" | journal::NAME | "format.new") || text.starts_with("snap.")) {
+        let own = matches!(&*text, "db" | "conf" | "blobs" | "format.new") || journal::NAMES.contains(&&*text);
+        if !(own || text.starts_with("snap.")) {
             continue;
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;

@@ -1,52 +1,67 @@
 //! The journal: one write and one `fdatasync` for each commit.
 //!
 //! A batch of sled's costs a page for each row and two writes with a thread in between; a record here is one write. It
-//! counts from its `fdatasync` on. What it holds is in the overlay too, and goes into sled when the journal is full, or
-//! the relay leaves: that is a *checkpoint*, and the journal begins anew, in the same place, with the next epoch.
+//! counts from its `fdatasync` on. What it holds is in the overlay too, and goes into sled when so much has come together
+//! that it is worth it: that is a *checkpoint*, and from its beginning on commits go to the next *epoch*, in the other of
+//! two files. So one epoch is given to sled, batch by batch between commits, while the next one is being written.
+//!
+//! ```text
+//!              epoch 6 (file 0)          epoch 7 (file 1)          epoch 8 (file 0, over 6)
+//! commits   ━━━━━━━━━━━━━━━━━━━━━━━━━▶━━━━━━━━━━━━━━━━━━━━━━━━━▶━━━━━━━━━━━━━━━━━▶
+//! sled          ▝ of 5 ▘ says 6           ▝ of 6 ▘ says 7           ▝ of 7 ▘ says 8
+//! ```
 //!
 //! A record is
 //!
 //! | bytes | what |
 //! | --- | --- |
 //! | 4 | CRC-32 of all that follows |
-//! | 4 | how many bytes of rows follow the head |
-//! | 8 | the epoch: checkpoints before it |
+//! | 4 | how many bytes follow the head |
+//! | 8 | the epoch |
 //! | 8 | its number within the epoch, from 0 |
 //! | … | the rows: the key's length (1), the value's (4, all ones for a row that was removed), key, value |
 //!
-//! all numbers big-endian. At a start the records of the epoch that sled's `j` row names are read back; those of epochs before
-//! are in sled. One that is not whole ends them: it was not acknowledged, and nothing was written after it. If something
-//! was, it is no cut but damage.
+//! all numbers big-endian. Record 0 has no rows: it says how many records the epoch before has, and goes out in one write
+//! with record 1. It lies within one sector, so a file always begins with one that is whole.
+//!
+//! At a start sled's `j` row names the oldest epoch that it may not have; that one and the next are read back. A record
+//! that is not whole ends an epoch: it was not acknowledged, and nothing was written after it. If something was, in its
+//! epoch or the next, it is no cut but damage. Only a tail that is lost from the newest epoch looks like a cut.
 //!
 //! | cut | what the next start finds |
 //! | --- | --- |
 //! | while a record is written | the records before it |
-//! | in a checkpoint | the old epoch in sled, and the whole of its records: rows that sled has already are written again |
-//! | after it, before the next record is whole | the new epoch, and no record of it |
+//! | in a checkpoint | all of the old epoch, which sled may have in part: it is given again; and what there is of the next |
+//! | after it | what there is of the next, and what is left of the old one is passed over |
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::overlay::{Rows, Value};
 
-/// Its file, beside the log.
-pub const NAME: &str = "journal";
-/// The row in sled that names the epoch whose records are not there yet.
+/// Its files, beside the log: that of the even epochs and that of the odd ones.
+pub const NAMES: [&str; 2] = ["journal.0", "journal.1"];
+/// The row in sled that names the oldest epoch whose records are not all there.
 pub const EPOCH: &[u8] = b"j";
-/// What it holds before a checkpoint is due: a longer one saves more of what comes and goes, and keeps the next commit waiting
-/// for longer (2 MiB some 30 ms, at 25,000 messages a second).
-const BYTES: u64 = 1 << 20;
+/// The first epoch of a store: those before it stand in the files as they were made.
+pub const FIRST: u64 = 2;
+/// What an epoch holds before it is given to sled: a longer one saves more of what comes and goes, and takes more memory.
+/// (The tests' own is small, so that what they do meets checkpoints.)
+const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
 const HEAD: usize = 24;
 const REMOVED: u32 = u32::MAX;
 
-/// The file, and where the next record goes.
+/// The files, and where the next record goes.
 pub struct Journal {
-    file: File,
+    files: [File; 2],
     epoch: u64,
+    /// The next record's.
     number: u64,
     end: u64,
+    /// Records of the epoch before.
+    before: u64,
     /// The record being made; kept for its room.
     record: Vec<u8>,
 }
@@ -59,24 +74,36 @@ impl std::fmt::Debug for Journal {
     }
 }
 
-impl Journal {
-    /// Opens the file, or makes it; tells each row that was committed in this epoch, in the order of their commits. With
-    /// it, how many commits are damaged: those that are not whole though one after them is.
-    pub fn open(folder: &Path, epoch: u64, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
+/// Makes the files of a new store.
+pub fn create(folder: &Path) -> io::Result<()> {
+    for (epoch, name) in (0..FIRST).zip(NAMES) {
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join(NAME))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let Replayed { number, end, damaged } = replay(&bytes, epoch, tell);
-        Ok((Journal { file, epoch, number, end, record: Vec::new() }, damaged))
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(folder.join(name))?;
+        file.write_all(&head_record(epoch, 0))?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+impl Journal {
+    /// Goes on where what was [`read`] ends.
+    pub fn resume(folder: &Path, found: &Found) -> io::Result<Journal> {
+        let open = |name: &str| OpenOptions::new().write(true).open(folder.join(name));
+        let files = [open(NAMES[0])?, open(NAMES[1])?];
+        let Replayed { epoch, number, end, .. } = *if found.next.is_begun() { &found.next } else { &found.oldest };
+        Ok(Journal { files, epoch, number, end, before: 0, record: Vec::new() })
     }
 
     /// Writes the rows of one commit.
     pub fn append(&mut self, rows: &Rows) -> io::Result<()> {
-        let record = &mut self.record;
+        let Journal { epoch, record, .. } = self;
         record.clear();
-        record.resize(HEAD, 0);
+        if self.number == 0 {
+            record.extend_from_slice(&head_record(*epoch, self.before));
+            self.number = 1;
+        }
+        let begins = record.len();
+        record.resize(begins + HEAD, 0);
         for (key, value) in rows {
             let length = value.as_ref().map_or(REMOVED, |value| value.len() as u32);
             record.push(key.len() as u8);
@@ -84,85 +111,112 @@ impl Journal {
             record.extend_from_slice(key);
             record.extend_from_slice(value.as_deref().unwrap_or_default());
         }
-        let length = (record.len() - HEAD) as u32;
-        record[4..8].copy_from_slice(&length.to_be_bytes());
-        record[8..16].copy_from_slice(&self.epoch.to_be_bytes());
-        record[16..24].copy_from_slice(&self.number.to_be_bytes());
-        let sum = crc32fast::hash(&record[4..]);
-        record[..4].copy_from_slice(&sum.to_be_bytes());
-        self.file.write_all_at(record, self.end)?;
+        seal(&mut record[begins..], *epoch, self.number);
+        self.files[file_of(*epoch)].write_all_at(record, self.end)?;
         self.end += record.len() as u64;
         self.number += 1;
         // One long batch must not be held on to.
-        record.shrink_to(BYTES as usize / 4);
+        record.shrink_to(BYTES as usize / 8);
         Ok(())
     }
 
     /// What was written is on disk when this returns: the instant of commit.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.files[file_of(self.epoch)].sync_data()
     }
 
-    /// Whether it is time for a checkpoint.
+    /// The epoch that is being written.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether its epoch should be given to sled.
     pub fn is_full(&self) -> bool {
         self.end >= BYTES
     }
 
-    /// Whether it holds anything.
+    /// Whether its epoch has no commit yet.
     pub fn is_empty(&self) -> bool {
         self.number == 0
     }
 
-    /// The epoch that follows a checkpoint.
-    pub fn next_epoch(&self) -> u64 {
-        self.epoch + 1
-    }
-
-    /// Sled has all of it, durably.
-    pub fn begin_anew(&mut self) {
-        (self.epoch, self.number, self.end) = (self.next_epoch(), 0, 0);
+    /// Begins the next epoch, in the other file: sled has what stood there.
+    pub fn begin_next(&mut self) {
+        self.before = self.number;
+        (self.epoch, self.number, self.end) = (self.epoch + 1, 0, 0);
     }
 }
 
-/// Whether a folder has no journal, or one that is not its own: after a checkpoint there is something of this epoch, or what
-/// is left of the one before.
-pub fn is_gone(folder: &Path, epoch: u64) -> io::Result<bool> {
-    if epoch == 0 {
-        return Ok(false);
+/// What the files hold.
+#[derive(Debug)]
+pub struct Found {
+    oldest: Replayed,
+    next: Replayed,
+    /// What no cut leaves, in words.
+    pub damage: Vec<String>,
+}
+
+/// Tells the rows, in the order of their commits, beside a log that names this epoch, or none that can be read. No harm is
+/// done by rows that the log has already. `step` comes between the two epochs, where there are two.
+pub fn read<T>(
+    folder: &Path,
+    epoch: Option<u64>,
+    to: &mut T,
+    tell: impl Fn(&mut T, Vec<u8>, Value),
+    step: impl Fn(&mut T),
+) -> io::Result<Found> {
+    let files = [contents(folder, NAMES[0])?, contents(folder, NAMES[1])?];
+    let named = files.iter().filter_map(|bytes| (0..bytes.len()).find_map(|at| whole(&bytes[at..])));
+    let epoch = epoch.or_else(|| named.map(|(epoch, ..)| epoch).min()).unwrap_or(FIRST);
+    let oldest = replay(&files[file_of(epoch)], epoch, |key, value| tell(to, key, value));
+    let next = &files[file_of(epoch + 1)];
+    if next_record(next, 0, epoch + 1, 0).is_some() {
+        step(to);
     }
-    let bytes = contents(folder)?;
-    let names = |at: usize| [epoch, epoch - 1].iter().any(|epoch| stands(&bytes, at + 8, *epoch));
-    Ok(!(0..bytes.len()).any(|at| names(at) && whole(&bytes[at..]).is_some()))
-}
-
-/// An empty one where there is none.
-fn contents(folder: &Path) -> io::Result<Vec<u8>> {
-    match std::fs::read(folder.join(NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        bytes => bytes,
+    let next = replay(next, epoch + 1, |key, value| tell(to, key, value));
+    let mut damage = Vec::new();
+    if [&oldest, &next].into_iter().any(|replayed| !replayed.is_begun() && !replayed.is_awaited) {
+        damage.push("its journal is gone".to_owned());
     }
+    let tail = next.before.map_or(0, |before| before.saturating_sub(oldest.number));
+    let lost = oldest.damaged + next.damaged + tail;
+    if lost > 0 {
+        damage.push(format!("commits in its journal cannot be read: {lost}"));
+    }
+    Ok(Found { oldest, next, damage })
 }
 
-/// Tells what a journal holds beside a log that names this epoch, or none that can be read; how many commits are damaged.
-/// No harm is done by rows that the log has already.
-pub fn read(folder: &Path, epoch: Option<u64>, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<u64> {
-    let bytes = contents(folder)?;
-    let newest = || (0..bytes.len()).find_map(|at| whole(&bytes[at..])).map(|(epoch, ..)| epoch);
-    Ok(epoch.or_else(newest).map_or(0, |epoch| replay(&bytes, epoch, tell).damaged))
-}
-
+/// What a file holds of an epoch.
+#[derive(Debug, Default)]
 struct Replayed {
+    epoch: u64,
+    /// The next record's.
     number: u64,
     end: u64,
     damaged: u64,
+    /// Records of the epoch before, as the head has it.
+    before: Option<u64>,
+    /// The file begins with an epoch that this one may be written over.
+    is_awaited: bool,
+}
+
+impl Replayed {
+    fn is_begun(&self) -> bool {
+        self.number > 0
+    }
 }
 
 fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(Vec<u8>, Value)) -> Replayed {
-    let mut replayed = Replayed { number: 0, end: 0, damaged: 0 };
+    let is_awaited = whole(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
+    let mut replayed = Replayed { epoch, is_awaited, ..Replayed::default() };
     let mut at = 0;
     while let Some((start, number, rows)) = next_record(bytes, at, epoch, replayed.number) {
         replayed.damaged += number - replayed.number;
-        read_rows(rows, &mut tell);
+        if number == 0 {
+            replayed.before = rows.try_into().ok().map(u64::from_be_bytes);
+        } else {
+            read_rows(rows, &mut tell);
+        }
         at = start + HEAD + rows.len();
         (replayed.number, replayed.end) = (number + 1, at as u64);
     }
@@ -179,12 +233,7 @@ fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usiz
         .map(|(start, (_, found, rows))| (start, found, rows))
 }
 
-/// Whether a number stands there.
-fn stands(bytes: &[u8], at: usize, number: u64) -> bool {
-    bytes.get(at..at + 8) == Some(&number.to_be_bytes())
-}
-
-/// Epoch, number and rows of a record that begins here and is whole.
+/// Epoch, number and what follows the head, of a record that begins here and is whole.
 fn whole(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
     let length = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
@@ -205,5 +254,132 @@ fn read_rows(mut bytes: &[u8], tell: &mut impl FnMut(Vec<u8>, Value)) {
         let Some((value, rest)) = rest.split_at_checked(value_length) else { return };
         tell(key.to_vec(), (length != REMOVED).then(|| value.to_vec()));
         bytes = rest;
+    }
+}
+
+/// Record 0.
+fn head_record(epoch: u64, before: u64) -> [u8; HEAD + 8] {
+    let mut record = [0; HEAD + 8];
+    record[HEAD..].copy_from_slice(&before.to_be_bytes());
+    seal(&mut record, epoch, 0);
+    record
+}
+
+/// Fills in the head of a record.
+fn seal(record: &mut [u8], epoch: u64, number: u64) {
+    let length = (record.len() - HEAD) as u32;
+    record[4..8].copy_from_slice(&length.to_be_bytes());
+    record[8..16].copy_from_slice(&epoch.to_be_bytes());
+    record[16..24].copy_from_slice(&number.to_be_bytes());
+    let sum = crc32fast::hash(&record[4..]);
+    record[..4].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn file_of(epoch: u64) -> usize {
+    (epoch % 2) as usize
+}
+
+/// Nothing where there is no file.
+fn contents(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
+    match fs::read(folder.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        bytes => bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEXT: u64 = FIRST + 1;
+
+    /// A journal of two epochs, of three commits and of one; what each of them wrote is its number.
+    fn two_epochs() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        create(folder.path()).unwrap();
+        let mut journal = Journal::resume(folder.path(), &told(folder.path(), FIRST).1).unwrap();
+        for number in [1, 2, 3] {
+            journal.append(&row(number)).unwrap();
+        }
+        journal.begin_next();
+        journal.append(&row(4)).unwrap();
+        folder
+    }
+
+    fn row(number: u8) -> Rows {
+        Rows::from([(vec![number], Some(vec![number; 600]))])
+    }
+
+    /// The rows of each epoch.
+    fn told(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Found) {
+        let mut epochs = vec![Vec::new()];
+        let tell = |epochs: &mut Vec<Vec<u8>>, key: Vec<u8>, _| epochs.last_mut().unwrap().extend(key);
+        let found = read(folder, Some(epoch), &mut epochs, tell, |epochs| epochs.push(Vec::new())).unwrap();
+        (epochs, found)
+    }
+
+    fn change(folder: &Path, epoch: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = folder.join(NAMES[file_of(epoch)]);
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn the_epoch_that_sled_names_and_the_next_are_read_back() {
+        let folder = two_epochs();
+        let (epochs, found) = told(folder.path(), FIRST);
+        assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![4]], 0));
+        let (epochs, found) = told(folder.path(), NEXT);
+        assert_eq!((epochs, found.damage.len()), (vec![vec![4]], 0), "sled has the first");
+        let mut journal = Journal::resume(folder.path(), &found).unwrap();
+        journal.append(&row(5)).unwrap();
+        assert_eq!(told(folder.path(), NEXT).0, [[4, 5]]);
+    }
+
+    #[test]
+    fn a_log_that_names_no_epoch_gets_all_there_is() {
+        let folder = two_epochs();
+        let mut rows = Vec::new();
+        read(folder.path(), None, &mut rows, |rows, key, _| rows.extend(key), |_| ()).unwrap();
+        assert_eq!(rows, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_tail_that_is_lost_from_the_older_epoch_is_damage_and_from_the_newer_one_a_cut() {
+        let folder = two_epochs();
+        change(folder.path(), NEXT, |bytes| bytes.truncate(bytes.len() - 1));
+        let (epochs, found) = told(folder.path(), FIRST);
+        assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![]], 0));
+        let folder = two_epochs();
+        change(folder.path(), FIRST, |bytes| bytes.truncate(bytes.len() - 1));
+        let (epochs, found) = told(folder.path(), FIRST);
+        assert_eq!(epochs, [vec![1, 2], vec![4]]);
+        assert_eq!(found.damage, ["commits in its journal cannot be read: 1"]);
+    }
+
+    #[test]
+    fn a_file_of_another_time_is_damage() {
+        let folder = two_epochs();
+        let older = fs::read(folder.path().join(NAMES[file_of(FIRST)])).unwrap();
+        let (_, found) = told(folder.path(), NEXT);
+        let mut journal = Journal::resume(folder.path(), &found).unwrap();
+        journal.begin_next();
+        journal.append(&row(5)).unwrap();
+        journal.begin_next();
+        journal.append(&row(6)).unwrap();
+        assert!(told(folder.path(), NEXT + 1).1.damage.is_empty());
+        fs::write(folder.path().join(NAMES[file_of(FIRST)]), older).unwrap();
+        let damage = told(folder.path(), NEXT + 1).1.damage;
+        assert_eq!(damage, ["commits in its journal cannot be read: 2"], "the next epoch knows how long this one was");
+        assert_eq!(told(folder.path(), NEXT + 2).1.damage, ["its journal is gone"]);
+    }
+
+    #[test]
+    fn damage_in_the_head_is_told_and_takes_no_commit() {
+        let folder = two_epochs();
+        change(folder.path(), FIRST, |bytes| bytes[20] ^= 1);
+        let (epochs, found) = told(folder.path(), FIRST);
+        assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![4]], 1));
     }
 }

@@ -114,21 +114,16 @@ impl Log {
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
         let epoch = self.get(journal::EPOCH)?;
-        if journal::is_gone(folder, epoch.unwrap_or(0))? {
-            self.damage.push("the journal is gone".into());
-        }
-        let Log { rows, journal, damage, .. } = self;
-        let damaged = journal::read(folder, epoch, |key, value| {
-            rows.remove(&key);
-            journal.remove(&key);
+        let lay_over = |log: &mut Log, key: Vec<u8>, value: super::overlay::Value| {
+            log.rows.remove(&key);
+            log.journal.remove(&key);
             if let Some(value) = value {
-                rows.insert(key.clone(), Place { at: 0, length: 0 });
-                journal.insert(key, value);
+                log.rows.insert(key.clone(), Place { at: 0, length: 0 });
+                log.journal.insert(key, value);
             }
-        })?;
-        if damaged > 0 {
-            damage.push(format!("commits in the journal cannot be read: {damaged}"));
-        }
+        };
+        let found = journal::read(folder, epoch, self, lay_over, |_| ())?;
+        self.damage.extend(found.damage);
         Ok(())
     }
 

@@ -1,9 +1,14 @@
-//! Rows that are not in sled yet, over those that are: first those of the commit being gathered, then those that were
-//! committed to the journal since the last checkpoint.
+//! Rows that sled does not have yet, over those that it has, in three layers:
+//!
+//! | layer | what | ends as |
+//! | --- | --- | --- |
+//! | pending | what the acts since the last commit have written | committed, in [`Overlay::commit`] |
+//! | committed | what the journal's epoch has | frozen, in [`Overlay::freeze`] |
+//! | frozen | what the epoch before has: sled is given it, a batch at a time | sled's, in [`Overlay::give`] |
 //!
 //! A removed row stays here as such, so that it hides sled's. Rows under `m`, `p`, `q` and `r` are written once in their
-//! life: where one of them is here, sled does not have it, and its removal leaves nothing. So a message that comes and
-//! goes between two checkpoints never reaches sled at all.
+//! life: where one of them is committed, no layer below has it, and its removal leaves nothing. So a message that comes and
+//! goes within an epoch never reaches sled at all.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,20 +25,25 @@ pub struct Overlay {
     pending: Rows,
     pending_bytes: usize,
     committed: Rows,
+    frozen: Rows,
+    /// The first of the frozen rows that sled does not have; none where it has all.
+    given: Option<Vec<u8>>,
 }
 
 /// Without contents and tokens, which stand in rows.
 impl std::fmt::Debug for Overlay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Overlay { pending, committed, .. } = self;
-        f.debug_struct("Overlay").field("pending", &pending.len()).field("committed", &committed.len()).finish()
+        let Overlay { pending, committed, frozen, .. } = self;
+        let mut shown = f.debug_struct("Overlay");
+        shown.field("pending", &pending.len()).field("committed", &committed.len()).field("frozen", &frozen.len());
+        shown.finish()
     }
 }
 
 impl Overlay {
     /// The row under a key, if anything is said of it here.
     pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
-        self.pending.get(key).or_else(|| self.committed.get(key)).map(Option::as_deref)
+        self.layers().find_map(|rows| rows.get(key)).map(Option::as_deref)
     }
 
     /// Writes a row, or removes it.
@@ -79,9 +89,30 @@ impl Overlay {
         }
     }
 
-    /// Takes what was committed, for sled.
-    pub fn take_committed(&mut self) -> Rows {
-        std::mem::take(&mut self.committed)
+    /// What was committed is to be given to sled from now on; it has what was frozen before.
+    pub fn freeze(&mut self) {
+        debug_assert!(self.given.is_none(), "sled does not have all of the epoch before");
+        self.frozen = std::mem::take(&mut self.committed);
+        self.given = Some(Vec::new());
+    }
+
+    /// Whether there is something that sled is to be given.
+    pub fn is_giving(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// What sled is to be given, in order.
+    pub fn to_give(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        let rest = self.given.iter().flat_map(|next| self.frozen.range(next.clone()..));
+        rest.map(|(key, value)| (key.as_slice(), value.as_deref()))
+    }
+
+    /// Sled has what comes before this key; without one, all.
+    pub fn give(&mut self, next: Option<Vec<u8>>) {
+        self.given = next;
+        if self.given.is_none() {
+            self.frozen.clear();
+        }
     }
 
     /// The first key in the range that has a row here.
@@ -96,8 +127,9 @@ impl Overlay {
             .max()
     }
 
+    /// What hides what.
     fn layers(&self) -> impl Iterator<Item = &Rows> {
-        [&self.pending, &self.committed].into_iter()
+        [&self.pending, &self.committed, &self.frozen].into_iter()
     }
 
     fn has(&self, key: &[u8]) -> bool {
@@ -108,4 +140,59 @@ impl Overlay {
 /// Whether such rows are never written again.
 fn once(key: &[u8]) -> bool {
     matches!(key.first(), Some(b'm' | b'p' | b'q' | b'r'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Vec<u8> {
+        text.as_bytes().to_vec()
+    }
+
+    #[test]
+    fn what_comes_and_goes_within_an_epoch_leaves_nothing() {
+        let mut overlay = Overlay::default();
+        overlay.write(key("m1"), Some(vec![1]));
+        overlay.commit();
+        overlay.write(key("m1"), None);
+        overlay.commit();
+        assert_eq!((overlay.get(b"m1"), overlay.committed.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_goes_after_it_was_frozen_is_removed_from_sled_too() {
+        let mut overlay = Overlay::default();
+        overlay.write(key("m1"), Some(vec![1]));
+        overlay.commit();
+        overlay.freeze();
+        overlay.write(key("m1"), None);
+        overlay.commit();
+        assert_eq!(overlay.get(b"m1"), Some(None));
+        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&b"m1"[..], Some(&[1][..]))]);
+        overlay.give(None);
+        overlay.freeze();
+        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&b"m1"[..], None)]);
+    }
+
+    #[test]
+    fn rows_are_in_order_through_all_layers_and_the_upper_hides_the_lower() {
+        let mut overlay = Overlay::default();
+        for (text, layer) in [("a1", 0), ("a3", 0), ("a2", 1), ("a4", 1), ("a0", 2)] {
+            overlay.write(key(text), Some(vec![layer]));
+            match (text, layer) {
+                ("a3", _) => overlay.commit(),
+                ("a4", _) => {
+                    overlay.freeze();
+                    overlay.commit();
+                }
+                _ => {}
+            }
+        }
+        overlay.write(key("a1"), None);
+        let all = (Bound::Included(key("a")), Bound::Excluded(key("b")));
+        assert_eq!((overlay.first(&all), overlay.last(&all)), (Some(&key("a0")), Some(&key("a4"))));
+        let after = (Bound::Excluded(key("a0")), Bound::Excluded(key("b")));
+        assert_eq!(overlay.first(&after), Some(&key("a2")), "a1 was removed");
+    }
 }

@@ -3,17 +3,17 @@
 //! The file `format` is four lines:
 //!
 //! ```text
-//! connect-relay queue, format 2
+//! connect-relay queue, format 3
 //! store 9f86d081                 the nonce: what makes ids and sealed fields of this store differ from another's
 //! key 0a1b…                      the key of the hashes, sealed where there is a key file
-//! sum 5e1f00d5                   CRC-32 of the three before; stores of format 1 may have none
+//! sum 5e1f00d5                   CRC-32 of the three before
 //! ```
 //!
 //! It is written last at the first start, under another name, synced and renamed: **without it nothing was ever
-//! acknowledged**, and a folder that has none is begun anew. It is written again when the format or the first key of the
+//! acknowledged**, and a folder that has none is begun anew. It is written again when the first key of the
 //! key file changes, in the same way, so that there is always one that is whole.
 //!
-//! A stamp of a newer format is never taken for damage: whatever else the file says, that is said first. One that no key
+//! A stamp of another format is never taken for damage: whatever else the file says, that is said first. One that no key
 //! opens is not damaged either: it is told apart by its sum.
 
 use std::fs::{self, File, OpenOptions};
@@ -33,8 +33,6 @@ const KEY_BYTES: usize = 32;
 
 /// What the file says, its key opened.
 pub struct Stamp {
-    /// The format that the rows are in.
-    pub format: u32,
     /// What makes ids of this store differ from another's.
     pub nonce: u32,
     /// The key of the hashes.
@@ -43,7 +41,7 @@ pub struct Stamp {
     pub kept: Option<Secret>,
 }
 
-/// `connect-relay queue, format 2`, the nonce, the key and the sum of these, a line each.
+/// `connect-relay queue, format 3`, the nonce, the key and the sum of these, a line each.
 pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() };
     let mut text = Zeroizing::new(String::new());
@@ -59,18 +57,18 @@ pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, Ope
     let mut lines = text.lines();
     let found: Option<u32> =
         lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
-    if let Some(found) = found.filter(|found| *found > codec::FORMAT) {
-        return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: codec::FORMAT });
+    if let Some(found) = found.filter(|found| *found != codec::FORMAT) {
+        return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: codec::FORMAT });
     }
     let nonce = lines.next().and_then(nonce);
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
-    if text.rsplit_once("sum ").is_some_and(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
+    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
+    if text.rsplit_once("sum ").is_none_or(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
         return Err(damaged());
     }
     let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
     match key {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { format, nonce, key, kept: Some(kept) })),
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
         Some(_) => Err(damaged()),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
     }
@@ -98,7 +96,7 @@ pub fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp>
     for name in ["conf", "db"] {
         File::open(path.join(name))?.sync_all()?;
     }
-    Ok(Stamp { format: codec::FORMAT, nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
+    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
 }
 
 /// Writes the stamp, sealed by the first key.
@@ -116,14 +114,14 @@ pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()
     sync_directory(path)
 }
 
-/// Takes a stamp along into another folder; one that is damaged or gone is made anew there.
-pub fn copy_stamp(from: &Path, to: &Path) -> io::Result<()> {
+/// Takes a stamp along into another folder; false where it is damaged or gone, and is to be made anew there.
+pub fn copy_stamp(from: &Path, to: &Path) -> io::Result<bool> {
     let readable = !matches!(read_stamp(from, &[]), Ok(None) | Err(OpenError::Damaged { .. }));
     if readable {
         fs::copy(from.join("format"), to.join("format"))?;
         File::open(to.join("format"))?.sync_all()?;
     }
-    Ok(())
+    Ok(readable)
 }
 
 fn nonce(line: &str) -> Option<u32> {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! put, remove ─▶ overlay ─▶ journal ─▶ fdatasync(journal) = the instant of commit
-//!                   └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db), and again; with the last, the next epoch
+//!                   └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db), between commits; the last names the next epoch
 //! ```
 //!
 //! A commit to the journal is one write; one to sled is a page for each row. What comes and goes between two checkpoints
@@ -67,6 +67,8 @@ pub struct Store {
     pub nonce: u32,
     overlay: Overlay,
     journal: Journal,
+    /// The row being made; kept for its room.
+    row: Vec<u8>,
     corrupt: u64,
     compactable: bool,
 }
@@ -124,13 +126,14 @@ impl Store {
         let stamp = match stamp {
             Some(stamp) => stamp,
             None => first_stamp(path, &db, &data)
+                .and_then(|stamp| journal::create(path).map(|()| stamp))
                 .inspect_err(|_| never_drop(&db))
                 .map_err(failed("write its format stamp"))?,
         };
         let sealer = Sealer::new(keys, stamp.nonce);
         let mut overlay = Overlay::default();
         let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
-        if stamp.format < codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
+        if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
                 .map_err(failed("write its format stamp"))?;
@@ -147,6 +150,7 @@ impl Store {
             nonce: stamp.nonce,
             overlay,
             journal,
+            row: Vec::new(),
             corrupt: 0,
             compactable: true,
         };
@@ -218,8 +222,8 @@ impl Store {
 
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
-        let value = codec::encode(&key.0, row);
-        self.overlay.write(key.0, Some(value));
+        codec::encode_into(&mut self.row, &key.0, row);
+        self.overlay.write(key.0, Some(self.row.clone()));
     }
 
     /// Writes a row that has its sum already.
@@ -284,38 +288,68 @@ impl Store {
         Ok(())
     }
 
-    /// Whether so much was committed that sled should have it.
-    pub fn checkpoint_is_due(&self) -> bool {
-        self.journal.is_full()
+    /// Whether sled is being given something.
+    pub fn is_giving(&self) -> bool {
+        self.overlay.is_giving()
     }
 
-    /// Gives sled what was committed. A crash in between loses nothing: the journal has all of it until the last batch,
-    /// which names the next epoch, is durable.
-    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
-        if self.journal.is_empty() {
-            return Ok(());
+    /// Goes on with a checkpoint by one batch, and begins one when the journal is full: not before the last one is over.
+    pub fn go_on(&mut self) -> Result<(), StoreFailed> {
+        if self.is_giving() {
+            self.give()?;
         }
+        if self.journal.is_full() {
+            while self.is_giving() {
+                self.give()?;
+            }
+            self.freeze();
+        }
+        Ok(())
+    }
+
+    /// Gives sled everything that was committed.
+    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
+        while self.is_giving() {
+            self.give()?;
+        }
+        if !self.journal.is_empty() {
+            self.freeze();
+        }
+        while self.is_giving() {
+            self.give()?;
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self) {
+        self.overlay.freeze();
+        self.journal.begin_next();
+    }
+
+    /// Gives sled the next batch. A crash in between loses nothing: the journal has all of it until the last batch, which
+    /// names the next epoch, is durable.
+    fn give(&mut self) -> Result<(), StoreFailed> {
         if self.flush()? > 0 {
             self.sync()?;
         }
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
-        for (key, value) in self.overlay.take_committed() {
+        let mut rows = self.overlay.to_give().peekable();
+        while let Some((key, value)) = rows.next_if(|_| bytes < BATCH_BYTES) {
             // A piece of contents that goes weighs what it held: sled reads and rewrites the leaf in which it stood.
             let gone = if key.starts_with(b"p") { codec::PIECE } else { 0 };
-            let more = key.len() + value.as_ref().map_or(gone, Vec::len);
-            if bytes + more > BATCH_BYTES {
-                self.apply(std::mem::take(&mut batch))?;
-                bytes = 0;
-            }
-            bytes += more;
+            bytes += key.len() + value.map_or(gone, <[u8]>::len);
             match value {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
             }
         }
-        batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.next_epoch()));
+        let next = rows.next().map(|(key, _)| key.to_vec());
+        drop(rows);
+        if next.is_none() {
+            batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.epoch()));
+        }
         self.apply(batch)?;
-        self.journal.begin_anew();
+        self.overlay.give(next);
         Ok(())
     }
 
@@ -461,8 +495,8 @@ pub(super) fn never_drop(db: &sled::Db) {
     std::mem::forget(db.clone());
 }
 
-/// Reads back what was committed since the last checkpoint. Without one commit those after it do not add up: that is a
-/// store to be set aside.
+/// Reads back what was committed and sled may not have. Without one commit those after it do not add up: that is a store
+/// to be set aside.
 fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Journal, OpenError> {
     let failed = |cause: io::Error| OpenError::Failed {
         path: path.to_owned(),
@@ -472,14 +506,12 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
     let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
         Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
-        None => 0,
+        None => journal::FIRST,
     };
-    if journal::is_gone(path, epoch).map_err(failed)? {
-        return Err(damaged("its journal is gone".into()));
-    }
-    match Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)? {
-        (journal, 0) => sync_directory(path).map_err(failed).map(|()| journal),
-        (_, lost) => Err(damaged(format!("commits in its journal cannot be read: {lost}"))),
+    let found = journal::read(path, Some(epoch), overlay, Overlay::commit_row, Overlay::freeze).map_err(failed)?;
+    match found.damage.first() {
+        Some(damage) => Err(damaged(damage.clone())),
+        None => Journal::resume(path, &found).map_err(failed),
     }
 }
 

@@ -289,7 +289,8 @@ impl Writer {
     fn work(&mut self) -> Result<(), StoreFailed> {
         self.tick()?;
         loop {
-            let mut next = match self.inbox.recv_timeout(TICK) {
+            let idle = if self.store.is_giving() { Duration::ZERO } else { TICK };
+            let mut next = match self.inbox.recv_timeout(idle) {
                 Ok(act) => Some(act),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -314,7 +315,7 @@ impl Writer {
         self.meta.clean = self.leased.is_empty();
         self.note_meta();
         self.commit()?;
-        self.checkpoint()
+        self.store.checkpoint()
     }
 
     fn carry_out(&mut self, act: Act) -> Result<(), StoreFailed> {
@@ -438,6 +439,7 @@ impl Writer {
     pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
         self.open_pack = None;
         self.write_prune_rows();
+        let changed = self.store.pending_bytes() > 0 || self.store.is_giving();
         if self.store.pending_bytes() > 0 {
             self.note_meta();
             let began = self.now();
@@ -450,7 +452,6 @@ impl Writer {
             committed?;
             timer.observe_duration();
             self.shared.commit_began.store(0, Ordering::Relaxed);
-            self.measure_space();
             self.held_since = self.held_since.or(Some(began));
         }
         self.gauges.corrupt.inc_by(self.store.take_corrupt());
@@ -463,15 +464,13 @@ impl Writer {
         if std::mem::take(&mut self.left) {
             self.shared.drained.notify_waiters();
         }
-        // After the answers: what they say is durable, and this takes its time.
-        if self.store.checkpoint_is_due() { self.checkpoint() } else { Ok(()) }
-    }
-
-    fn checkpoint(&mut self) -> Result<(), StoreFailed> {
-        self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
-        self.store.checkpoint()?;
-        self.shared.commit_began.store(0, Ordering::Relaxed);
-        self.measure_space();
+        if changed {
+            // After the answers: what they say is durable, and this takes its time.
+            self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
+            self.store.go_on()?;
+            self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.measure_space();
+        }
         Ok(())
     }
 

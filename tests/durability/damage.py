@@ -69,8 +69,8 @@ KINDS = [
 
 def files(folder):
     """What a store is made of."""
-    names = [path for path in folder.iterdir() if path.name in ("db", "conf", "format", "journal") or path.name.startswith("snap.")]
-    return sorted(names)
+    own = ("db", "conf", "format", "journal.0", "journal.1")
+    return sorted(path for path in folder.iterdir() if path.name in own or path.name.startswith("snap."))
 
 
 def _log(folder, change):

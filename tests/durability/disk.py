@@ -346,8 +346,8 @@ def segments_opened(events):
 
 
 def checkpoints(events):
-    """Where the journal has begun anew."""
-    journals = files_called(events, "journal")
+    """Where the journal has begun its next epoch, and sled is given the one before."""
+    journals = files_called(events, "journal.0") | files_called(events, "journal.1")
     return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 
 
