@@ -24,7 +24,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde_json::{Map, Value};
 
-use super::scrub::scrub;
+use super::scrub::{scrub, scrub_id};
 use crate::delivery::{Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
@@ -116,7 +116,7 @@ fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome
         None => return Outcome::Unknown { why: format!("{status} without a JSON object") },
     };
     let member = |object: &Map<String, Value>, name: &str| {
-        object.get(name).and_then(Value::as_str).map(|text| kept(text, token, ID_CHARS_MAX))
+        object.get(name).and_then(Value::as_str).map(|text| kept_id(text, token))
     };
     let metadata = object.get("MessageMetadata").and_then(Value::as_object);
     Outcome::Delivered(Receipt {
@@ -140,13 +140,13 @@ fn service_error(
     ServiceError {
         status,
         code: code.into(),
-        text: text.map(|text| kept(text, token, TEXT_CHARS_MAX)).unwrap_or_default(),
+        text: text.map(|text| kept(text, token)).unwrap_or_default(),
         request_id: request_id(answer, token),
     }
 }
 
 fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> {
-    header(answer, "x-amzn-requestid").map(|id| kept(id, token, ID_CHARS_MAX))
+    header(answer, "x-amzn-requestid").map(|id| kept_id(id, token))
 }
 
 fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<String> {
@@ -184,9 +184,21 @@ fn header<'a>(answer: &'a Answer<'_>, name: &str) -> Option<&'a str> {
 }
 
 /// What is kept of a text: no token, and not too long.
-fn kept(text: &str, token: &ConnectionToken, chars_max: usize) -> Box<str> {
-    let text = &text[..text.floor_char_boundary(TEXT_BYTES_READ)];
-    scrub(text, token.expose()).chars().take(chars_max).collect::<String>().into()
+fn kept(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&scrub(looked_at(text), token.expose()), TEXT_CHARS_MAX)
+}
+
+/// What is kept of an id or a time.
+fn kept_id(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&scrub_id(looked_at(text), token.expose()), ID_CHARS_MAX)
+}
+
+fn looked_at(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_BYTES_READ)]
+}
+
+fn cut(text: &str, chars_max: usize) -> Box<str> {
+    text.chars().take(chars_max).collect::<String>().into()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 
 from callers import PLAIN, bot
 from patience import until
-from upstream import error
+from upstream import Answer, error
 
 TOKEN = "canary-token"
 
@@ -151,3 +151,20 @@ def test_secrets_that_upstream_echoes_are_scrubbed(relays, upstreams):
         message(client)
     assert TOKEN not in of(caught)[2]
     until(lambda: relay.lines("dead"), "the death is logged")
+
+
+def test_the_letters_of_a_short_token_are_left_where_they_stand(relays, upstreams):
+    def script(request):
+        if request.json["Content"] == "canary: refuse":
+            return error(403, "AccessDeniedException", "Access denied: an explicit deny")
+        return Answer(200, {"Id": "id-a", "AbsoluteTime": "2026-11-22T10:00:00.000Z"}, {"x-amzn-RequestId": "request-a-1"})
+
+    relay = relays(upstreams(script).url)
+    client = bot(relay.url)
+    reply = message(client, ConnectionToken="a")
+    assert reply["Id"] == "id-a" and reply["ResponseMetadata"]["RequestId"] == "request-a-1"
+    assert message(client, ConnectionToken="0")["AbsoluteTime"] == "2026-11-22T10:00:00.000Z"
+    with pytest.raises(client.exceptions.AccessDeniedException) as caught:
+        message(client, "canary: refuse", ConnectionToken="d")
+    assert of(caught)[2] == "Access denied: an explicit deny"
+    assert relay.metrics()['messages_dead_total{reason="token_refused",told="true"}'] == 1
