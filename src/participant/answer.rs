@@ -15,7 +15,8 @@
 //! | any other 4xx | unlisted |
 //!
 //! The code is the header `x-amzn-ErrorType` without its `:tail` and its `ns#` head, else `__type`, else `code` of the
-//! body. A code of the service's own ends in `Exception` and is not one that an API gateway answers by itself.
+//! body. A code of the service's own stands where AWS alone writes one (the header, `__type`) or ends in `Exception`, and
+//! is not one that an API gateway answers by itself.
 //!
 //! Texts and ids are cut short, because they stand in a row on disk, and hold no token. What goes to the log (`why`)
 //! holds nothing that upstream wrote but its status and its code.
@@ -72,7 +73,7 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
     let status = answer.status.as_u16();
     let hint = Hint::parse(header(answer, "x-amz-retry-after"), header(answer, "retry-after"), now);
     let object = answer.object().unwrap_or_default();
-    let code = code(answer, &object).unwrap_or_default();
+    let Code { name: code, in_awss_place } = code(answer, &object).unwrap_or_default();
     let named = || if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let error = || service_error(answer, &object, &code, token);
     let is_error = answer.status.is_client_error() || answer.status.is_server_error();
@@ -90,7 +91,7 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
         400..=499 if code.is_empty() && answer.body.is_none() => {
             Outcome::Unavailable { status, hint, why: format!("{status}, and the rest of the answer is missing") }
         }
-        400..=499 if is_the_services(&code) => Outcome::Unlisted(error()),
+        400..=499 if is_the_services(&code, in_awss_place) => Outcome::Unlisted(error()),
         _ => Outcome::Misconfigured { status, why: not_the_service(answer, &code) },
     }
 }
@@ -149,9 +150,19 @@ fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> 
     header(answer, "x-amzn-requestid").map(|id| kept_id(id, token))
 }
 
-fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<String> {
+/// An error's code.
+#[derive(Default)]
+struct Code {
+    name: String,
+    /// It stands where nobody but AWS writes one: others have a `code` too.
+    in_awss_place: bool,
+}
+
+fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<Code> {
     let body = |name: &str| object.get(name).and_then(Value::as_str).and_then(bare);
-    header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type")).or_else(|| body("code"))
+    let awss = header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type"));
+    let in_awss_place = awss.is_some();
+    awss.or_else(|| body("code")).map(|name| Code { name, in_awss_place })
 }
 
 /// The code alone: `aws.connect#ConflictException:http://…` is `ConflictException`.
@@ -164,8 +175,8 @@ fn bare(text: &str) -> Option<String> {
     is_code.then(|| text.to_string())
 }
 
-fn is_the_services(code: &str) -> bool {
-    code.ends_with("Exception") && !GATEWAYS.contains(&code)
+fn is_the_services(code: &str, in_awss_place: bool) -> bool {
+    !code.is_empty() && (in_awss_place || code.ends_with("Exception")) && !GATEWAYS.contains(&code)
 }
 
 fn not_the_service(answer: &Answer<'_>, code: &str) -> String {
@@ -262,7 +273,10 @@ mod tests {
             (403, "MissingAuthenticationTokenException", "{}", "misconfigured"),
             (403, "", HTML, "misconfigured"),
             (403, "", "", "misconfigured"),
-            (403, "SomethingElse", "{}", "misconfigured"),
+            (403, "SomethingElse", "{}", "unlisted"),
+            (418, "", r#"{"__type":"ns#Teapot"}"#, "unlisted"),
+            (418, "", r#"{"code":"TeapotException"}"#, "unlisted"),
+            (403, "", r#"{"code":"FORBIDDEN","message":"by the proxy"}"#, "misconfigured"),
             (400, "", r#"{"message":"bad request"}"#, "misconfigured"),
             (401, "AccessDeniedException", "{}", "misconfigured"),
             (404, "ResourceNotFoundException", "{}", "misconfigured"),
