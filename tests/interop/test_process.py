@@ -15,7 +15,7 @@ import pytest
 
 from callers import PLAIN, assert_error, bot, curl, look, queued, send
 from patience import PATIENCE, until
-from processes import command, free_port
+from processes import ROOT, command, free_port
 
 
 TOKEN = "canary-token"
@@ -320,6 +320,16 @@ def test_the_region_comes_from_aws_own_variables_as_well():
 
 def test_secrets_in_settings_are_not_printed():
     done = command("check", settings={"sender.region": "eu-west-2", "sender.proxy": "http://user:canary@127.0.0.1:3128"})
+def test_check_prints_the_defaults_as_they_are_documented():
+    def settings(text):
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    documented = settings((ROOT / "config/relay.toml").read_text())
+    printed = settings(command("check", settings={"sender.region": "eu-west-2"}).stdout)
+    assert [line for line in printed if line not in documented] == ['region = "eu-west-2"']
+    assert len(printed) == len(documented)
+
+
     assert "canary" not in done.stdout + done.stderr
 
 
