@@ -10,8 +10,6 @@
 //! as bodies are: a transcript can be long, and slow readers many.
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::Response;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use serde::Deserialize;
@@ -55,7 +53,7 @@ impl Inner {
                 Some(answer) => Ok(answer),
                 None => {
                     self.measures.events_dropped.inc();
-                    Ok(reply::dropped())
+                    Ok(reply::dropped(&client_token))
                 }
             };
         }
@@ -82,7 +80,7 @@ impl Inner {
             self.budget.pacer().overheard(now, hint);
             return Ok(None);
         }
-        Ok(Some(answer(forwarded)))
+        Ok(Some(reply::passed_on(forwarded)))
     }
 
     /// CreateParticipantConnection.
@@ -94,12 +92,12 @@ impl Inner {
         {
             self.queue.remember(participant, token).await?;
         }
-        Ok(answer(forwarded))
+        Ok(reply::passed_on(forwarded))
     }
 
     /// Any other operation.
     pub(super) async fn forward(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
-        Ok(answer(self.pass_on(parts, body, caller).await?))
+        Ok(reply::passed_on(self.pass_on(parts, body, caller).await?))
     }
 
     async fn pass_on(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, Refusal> {
@@ -125,13 +123,6 @@ fn keep_own(headers: &mut HeaderMap) {
     for name in own {
         headers.remove(name);
     }
-}
-
-fn answer(Forwarded { status, headers, body }: Forwarded) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    *answer.headers_mut() = headers;
-    answer
 }
 
 /// Any 429, and a ThrottlingException under another status.

@@ -19,6 +19,7 @@ use super::body::Share;
 use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
+use crate::participant::Forwarded;
 use crate::queue::{State, Status};
 use crate::time::{Timestamp, millis};
 
@@ -198,11 +199,25 @@ pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Answer {
 }
 
 /// 202 for a typing event that was dropped.
-pub(super) fn dropped() -> Answer {
+pub(super) fn dropped(client_token: &ClientToken) -> Answer {
     let mut answer = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
     let headers = answer.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static("DROPPED"));
+    if let Some(client_token) = in_header(client_token) {
+        headers.insert(RELAY_CLIENT_TOKEN, client_token);
+    }
     headers.insert(REQUEST_ID, request_id(None));
+    answer
+}
+
+/// What the service replied to what was passed on, as it came. A success always can be told by a request id.
+pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    if status.is_success() {
+        answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| request_id(None));
+    }
     answer
 }
 
@@ -324,6 +339,21 @@ mod tests {
         assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
         let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, USUAL));
         assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
+    }
+
+    #[test]
+    fn what_is_passed_on_goes_back_as_it_came_and_a_success_has_a_request_id() {
+        let reply = |status: u16, id: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
+            let status = status.try_into().unwrap();
+            let (came, headers, body) = taken(passed_on(Forwarded { status, headers, body: "as it came".into() }));
+            assert_eq!((came, &*body), (status.as_u16(), "as it came"));
+            headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
+        };
+        assert_eq!(reply(200, Some("up-1")).as_deref(), Some("up-1"));
+        assert_eq!(reply(200, None).map(|id| id.len()), Some(36));
+        assert_eq!(reply(404, None), None);
     }
 
     #[test]
