@@ -129,7 +129,7 @@ struct Inner {
     door: Door,
     clock: Clock,
     bodies: Arc<Bodies>,
-    /// What the service replies to what is passed on.
+    /// What the service replies to what is passed on, and what is said of lines shorter than that.
     replies: Arc<Bodies>,
     measures: Arc<Measures>,
 }

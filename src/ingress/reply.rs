@@ -15,7 +15,6 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
-use super::body::Share;
 use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
@@ -221,9 +220,9 @@ pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded) -> Answe
     answer
 }
 
-/// A batch's reply. It holds the share until it is written or dropped.
-pub(super) fn of_lines(lines: Vec<u8>, share: Share) -> Answer {
-    let mut answer = Response::new(Full::new(share.of(lines)));
+/// A batch's reply.
+pub(super) fn of_lines(lines: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(lines));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, NDJSON);
     headers.insert(REQUEST_ID, request_id(None));
