@@ -147,6 +147,16 @@ impl Outcome {
         }
     }
 
+    /// The service's `x-amzn-RequestId`, where it spoke of the message.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Outcome::Delivered(receipt) => receipt.request_id.as_deref(),
+            Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => error.request_id.as_deref(),
+            _ => None,
+        }
+    }
+
     /// What happened, in words that hold nothing secret.
     #[must_use]
     pub fn why(&self) -> &str {

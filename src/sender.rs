@@ -415,8 +415,8 @@ impl Settling {
             }
             (Settled::Dead { reason, .. }, outcome) => {
                 let maybe_delivered = matches!(outcome, Some(Outcome::Unknown { .. }));
-                let status = outcome.and_then(Outcome::status);
-                life::dead(subject, self.attempt, waited, status, *reason, maybe_delivered);
+                let word = (outcome.and_then(Outcome::status), outcome.and_then(Outcome::request_id));
+                life::dead(subject, self.attempt, waited, word, *reason, maybe_delivered);
             }
             (Settled::Kept | Settled::Deferred(_) | Settled::Held(_), _) => {}
         }

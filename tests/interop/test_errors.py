@@ -126,6 +126,23 @@ def test_gone_where_it_died_of_age(relays):
     assert of(caught)[:2] == (410, "GoneException")
 
 
+def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_answer_no_status(relays, upstreams):
+    def script(request):
+        return error(400, "ValidationException", "no", **{"x-amzn-RequestId": "request-of-the-refusal"})
+
+    relay = relays(upstreams(script).url)
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.ValidationException):
+        message(client)
+    dead = until(lambda: relay.lines("dead"), "the refusal is logged")[0]
+    assert (dead["http_status"], dead["connect_request_id"]) == (400, "request-of-the-refusal")
+    relay = relays("http://127.0.0.1:9", sender__lifetime="1s", ingress__wait="20s", sender__probe_max="200ms")
+    with pytest.raises(ClientError):
+        message(bot(relay.url))
+    dead = until(lambda: relay.lines("dead"), "the end of the lifetime is logged")[0]
+    assert dead["reason"] == "expired" and "http_status" not in dead and "connect_request_id" not in dead
+
+
 def test_a_page_of_a_proxy_is_not_the_service_speaking(relays, upstreams):
     pages = [error(404, "", "no route"), error(403, "MissingAuthenticationTokenException", "Missing Authentication Token")]
     upstream = upstreams(lambda request: pages.pop(0) if pages else None)
