@@ -49,8 +49,9 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
     );
 }
 
-/// An attempt failed; it is tried again after `retry_in`.
-pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Duration) {
+/// An attempt failed; it is tried again after `retry_in`, or, where there is none, when the destination takes messages
+/// again: it is throttled, down, or not itself.
+pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Option<Duration>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "deferred",
@@ -63,7 +64,7 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
         connect_request_id = outcome.request_id(),
         reason = outcome.name(),
         why = outcome.why(),
-        retry_in_ms = millis(retry_in),
+        retry_in_ms = retry_in.map(millis),
         trace_id,
     );
 }

@@ -408,8 +408,9 @@ impl Settling {
                 life::delivered(subject, self.attempt, waited, status, self.receipt.as_ref().unwrap_or(&none));
             }
             (Settled::Deferred(due), Some(outcome)) => {
-                life::deferred(subject, self.attempt, waited, outcome, due.since(now));
+                life::deferred(subject, self.attempt, waited, outcome, Some(due.since(now)));
             }
+            (Settled::Kept, Some(outcome)) => life::deferred(subject, self.attempt, waited, outcome, None),
             (Settled::Held(until), Some(outcome)) => {
                 life::held(subject, self.attempt, waited, outcome, until.since(now));
             }

@@ -126,6 +126,15 @@ def test_gone_where_it_died_of_age(relays):
     assert of(caught)[:2] == (410, "GoneException")
 
 
+def test_an_attempt_that_only_the_destination_is_to_blame_for_is_a_deferred_line(relays, upstreams):
+    answers = [error(429, "ThrottlingException", "Rate exceeded"), error(503, "", ""), error(404, "", "no route")]
+    relay = relays(upstreams(lambda request: answers.pop(0) if answers else None).url, ingress__wait="40s")
+    assert message(bot(relay.url))["Id"]
+    found = [(line["reason"], line["http_status"], line["attempt"]) for line in relay.lines("deferred")]
+    assert found == [("throttled", 429, 1), ("unavailable", 503, 1), ("misconfigured", 404, 1)]
+    assert not any("retry_in_ms" in line for line in relay.lines("deferred"))
+
+
 def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_answer_no_status(relays, upstreams):
     def script(request):
         return error(400, "ValidationException", "no", **{"x-amzn-RequestId": "request-of-the-refusal"})
