@@ -78,8 +78,8 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
     let error = || service_error(answer, &object, &code, token);
     let is_error = answer.status.is_client_error() || answer.status.is_server_error();
     match status {
-        429 => Outcome::Throttled { hint },
-        _ if is_error && THROTTLES.contains(&&*code) => Outcome::Throttled { hint },
+        429 => Outcome::Throttled { status, hint, why: named() },
+        _ if is_error && THROTTLES.contains(&&*code) => Outcome::Throttled { status, hint, why: named() },
         503 => Outcome::Down { status: Some(status), hint, why: named() },
         408 | 425 | 500..=599 => Outcome::Unavailable { status, hint, why: named() },
         300..=399 => Outcome::Misconfigured { status, why: format!("{status}: a redirect, which is never followed") },
@@ -397,13 +397,18 @@ mod tests {
     fn hints_come_from_both_headers() {
         let headers = [("x-amz-retry-after", "1500"), ("retry-after", "3")];
         let hint = Hint(Some(Duration::from_secs(3)));
-        assert_eq!(ask(&message(), 429, &headers, None), Outcome::Throttled { hint });
+        let throttled = Outcome::Throttled { status: 429, hint, why: "429".into() };
+        assert_eq!(ask(&message(), 429, &headers, None), throttled);
+        let headers = [("x-amzn-errortype", "ns#ThrottlingException"), headers[0], headers[1]];
+        let throttled = Outcome::Throttled { status: 400, hint, why: "400 ThrottlingException".into() };
+        assert_eq!(ask(&message(), 400, &headers, None), throttled);
+        let headers = &headers[1..];
         let outcome = ask(&message(), 503, &headers[..1], Some(""));
         assert!(
             matches!(outcome, Outcome::Down { status: Some(503), hint: Hint(Some(wait)), .. } if wait.as_millis() == 1500)
         );
         assert!(
-            matches!(ask(&message(), 500, &headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)
+            matches!(ask(&message(), 500, headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)
         );
     }
 
