@@ -423,6 +423,12 @@ def test_send_hands_messages_over(relay, upstream, tmp_path):
     assert {request.token for request in came} == {TOKEN}
 
 
+def test_send_finds_the_relay_by_its_folder_as_the_other_commands_do(relay):
+    done = command("send", "--dir", relay.folder, "--wait", "20s", "canary", env={"CONNECTION_TOKEN": TOKEN})
+    assert done.returncode == 0 and json.loads(done.stdout)["Id"], done.stderr
+    assert command("send", "--dir", relay.folder, "--socket", relay.socket, "canary").returncode == 2
+
+
 def test_send_hands_a_batch_over(relay, upstream, tmp_path):
     lines = [{"ContentType": PLAIN, "Content": f"canary: {n}", "ClientToken": f"t-{n}", "ConnectionToken": TOKEN} for n in range(5)]
     (tmp_path / "batch").write_text("\n".join(map(json.dumps, lines)))
