@@ -7,9 +7,10 @@
 //! | `/readyz` | 200 while bots should come; else 503 and why not |
 //!
 //! GET and HEAD only. The probes touch neither the disk nor the queue's thread, so that they answer while those are
-//! stuck. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck relay is worth more than
-//! none, and then shows the figures of the last second in which it was not.
+//! stuck, and before the queue is open. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck
+//! relay is worth more than none, and then shows the figures of the last second in which it was not.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,8 +34,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// What the probes ask.
     pub health: Health,
-    /// Whose figures are refreshed.
-    pub queue: Queue,
+    /// Whose figures are refreshed, once it is open.
+    pub queue: Arc<OnceLock<Queue>>,
     /// For the age of the sender's last step.
     pub clock: Clock,
 }
@@ -54,11 +55,16 @@ impl Admin {
     pub async fn answer<B>(&self, request: &Request<B>) -> Reply {
         match page(request.method(), request.uri().path()) {
             Page::Metrics => {
-                // It sets its gauges as it counts; where it cannot, they show what it last knew.
-                let _ = tokio::time::timeout(REFRESH_MAX, self.queue.overview()).await;
+                if let Some(queue) = self.queue.get() {
+                    // It sets its gauges as it counts; where it cannot, they show what it last knew.
+                    let _ = tokio::time::timeout(REFRESH_MAX, queue.overview()).await;
+                }
                 render(&self.metrics)
             }
-            Page::Live => probe(self.health.live(self.clock.now(), self.queue.stalled()), "alive"),
+            Page::Live => {
+                let commit = self.queue.get().map_or(Duration::ZERO, Queue::stalled);
+                probe(self.health.live(self.clock.now(), commit), "alive")
+            }
             Page::Ready => probe(self.health.ready(), "ready"),
             Page::Nowhere => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
             Page::Unreadable => {

@@ -116,11 +116,13 @@ impl Config {
         }
     }
 
-    /// The effective configuration as TOML, in the order of `config/relay.toml`: a file of it comes to the same. It
-    /// holds no secrets, because no key takes one.
+    /// The effective configuration as TOML, in the order of `config/relay.toml`: a file of it comes to the same. What has
+    /// its default is written as that file writes it, so that a `diff` of the two shows what is set. It holds no secrets,
+    /// because no key takes one.
     #[must_use]
     pub fn effective(&self) -> String {
-        let values: std::collections::BTreeMap<String, String> = keys(&self.shape).into_iter().collect();
+        let map = |shape| keys(shape).into_iter().collect::<std::collections::BTreeMap<String, String>>();
+        let (values, defaults) = (map(&self.shape), map(&Shape::default()));
         let mut text = String::new();
         let mut table = "";
         for line in DOCUMENTED.lines() {
@@ -129,7 +131,11 @@ impl Config {
                 text += &format!("{}{line}\n", if text.is_empty() { "" } else { "\n" });
             } else if let Some((name, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
                 let key = format!("{table}.{name}");
-                text += &format!("{name} = {}\n", values[&key]);
+                if values[&key] == defaults[&key] {
+                    text += &format!("{line}\n");
+                } else {
+                    text += &format!("{name} = {}\n", values[&key]);
+                }
             }
         }
         text

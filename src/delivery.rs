@@ -30,8 +30,12 @@ pub enum Outcome {
     Delivered(Receipt),
     /// Any 429, or a ThrottlingException under another status.
     Throttled {
+        /// The status.
+        status: u16,
         /// How long upstream asks to wait.
         hint: Hint,
+        /// What happened, for the log.
+        why: String,
     },
     /// Nothing was written, or a 503: the destination is not there.
     Down {
@@ -127,7 +131,7 @@ impl Outcome {
     #[must_use]
     pub fn signal(&self) -> Signal {
         match self {
-            Outcome::Throttled { hint } => Signal::Throttled(*hint),
+            Outcome::Throttled { hint, .. } => Signal::Throttled(*hint),
             Outcome::Down { hint, .. } => Signal::Down(*hint),
             Outcome::Misconfigured { .. } => Signal::Down(Hint::default()),
             _ => Signal::Answered,
@@ -139,11 +143,22 @@ impl Outcome {
     pub fn status(&self) -> Option<u16> {
         match self {
             Outcome::Delivered(_) => Some(200),
-            Outcome::Throttled { .. } => Some(429),
             Outcome::Down { status, .. } => *status,
-            Outcome::Unavailable { status, .. } | Outcome::Misconfigured { status, .. } => Some(*status),
+            Outcome::Throttled { status, .. }
+            | Outcome::Unavailable { status, .. }
+            | Outcome::Misconfigured { status, .. } => Some(*status),
             Outcome::Unknown { .. } => None,
             Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => Some(error.status),
+        }
+    }
+
+    /// The service's `x-amzn-RequestId`, where it spoke of the message.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Outcome::Delivered(receipt) => receipt.request_id.as_deref(),
+            Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => error.request_id.as_deref(),
+            _ => None,
         }
     }
 
@@ -152,8 +167,8 @@ impl Outcome {
     pub fn why(&self) -> &str {
         match self {
             Outcome::Delivered(_) => "delivered",
-            Outcome::Throttled { .. } => "ThrottlingException",
-            Outcome::Down { why, .. }
+            Outcome::Throttled { why, .. }
+            | Outcome::Down { why, .. }
             | Outcome::Unavailable { why, .. }
             | Outcome::Unknown { why }
             | Outcome::Misconfigured { why, .. } => why,
@@ -328,7 +343,7 @@ mod tests {
     fn what_concerns_the_destination_leaves_the_message_alone() {
         let hint = Hint::default();
         for outcome in [
-            Outcome::Throttled { hint },
+            Outcome::Throttled { status: 429, hint, why: String::new() },
             Outcome::Down { status: Some(503), hint, why: String::new() },
             Outcome::Misconfigured { status: 404, why: String::new() },
         ] {

@@ -44,6 +44,7 @@ use hyper::body::Body;
 use hyper::header::{EXPECT, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
 use prometheus::{Histogram, IntCounter};
 
 use self::body::{Bodies, Bound};
@@ -129,7 +130,7 @@ struct Inner {
     door: Door,
     clock: Clock,
     bodies: Arc<Bodies>,
-    /// What the service replies to what is passed on.
+    /// What the service replies to what is passed on, and what is said of lines shorter than that.
     replies: Arc<Bodies>,
     measures: Arc<Measures>,
 }
@@ -312,8 +313,10 @@ impl Route {
             _ if operation.starts_with("message/") => Route::Unknown,
             // A browser asks so whether a page may call: no page may, whatever the service would say.
             (&Method::OPTIONS, _) => Route::Unknown,
-            // What is passed on stays under /participant/.
-            _ if operation.split('/').any(|part| matches!(part, "." | "..")) => Route::Unknown,
+            // What is passed on stays under /participant/, also where upstream decodes before it looks.
+            _ if percent_decode_str(operation).collect::<Vec<u8>>().split(|byte| *byte == b'/').any(is_dots) => {
+                Route::Unknown
+            }
             _ => Route::Forward,
         }
     }
@@ -358,6 +361,11 @@ impl Measures {
             self.rejected[reason as usize].inc();
         }
     }
+}
+
+/// A part of a path that leads elsewhere.
+fn is_dots(part: &[u8]) -> bool {
+    matches!(part, b"." | b"..")
 }
 
 fn caller(peer: Peer) -> Caller {

@@ -49,8 +49,9 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
     );
 }
 
-/// An attempt failed; it is tried again after `retry_in`.
-pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Duration) {
+/// An attempt failed; it is tried again after `retry_in`, or, where there is none, when the destination takes messages
+/// again: it is throttled, down, or not itself.
+pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Option<Duration>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "deferred",
@@ -60,9 +61,10 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
+        connect_request_id = outcome.request_id(),
         reason = outcome.name(),
         why = outcome.why(),
-        retry_in_ms = millis(retry_in),
+        retry_in_ms = retry_in.map(millis),
         trace_id,
     );
 }
@@ -78,21 +80,23 @@ pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outc
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
+        connect_request_id = outcome.request_id(),
         reason = outcome.name(),
         held_for_ms = millis(held_for),
         trace_id,
     );
 }
 
-/// It is a dead letter.
+/// It is a dead letter. `word` is the status and the request id of the answer that it died of, where it died of one.
 pub fn dead(
     subject: Subject<'_>,
     attempt: u32,
     waited: Duration,
-    http_status: Option<u16>,
+    word: (Option<u16>, Option<&str>),
     reason: Reason,
     maybe_delivered: bool,
 ) {
+    let (http_status, connect_request_id) = word;
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "dead",
@@ -102,6 +106,7 @@ pub fn dead(
         attempt,
         waited_ms = millis(waited),
         http_status,
+        connect_request_id,
         reason = reason.as_str(),
         maybe_delivered,
         trace_id,

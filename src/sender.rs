@@ -408,15 +408,16 @@ impl Settling {
                 life::delivered(subject, self.attempt, waited, status, self.receipt.as_ref().unwrap_or(&none));
             }
             (Settled::Deferred(due), Some(outcome)) => {
-                life::deferred(subject, self.attempt, waited, outcome, due.since(now));
+                life::deferred(subject, self.attempt, waited, outcome, Some(due.since(now)));
             }
+            (Settled::Kept, Some(outcome)) => life::deferred(subject, self.attempt, waited, outcome, None),
             (Settled::Held(until), Some(outcome)) => {
                 life::held(subject, self.attempt, waited, outcome, until.since(now));
             }
             (Settled::Dead { reason, .. }, outcome) => {
                 let maybe_delivered = matches!(outcome, Some(Outcome::Unknown { .. }));
-                let status = outcome.and_then(Outcome::status);
-                life::dead(subject, self.attempt, waited, status, *reason, maybe_delivered);
+                let word = (outcome.and_then(Outcome::status), outcome.and_then(Outcome::request_id));
+                life::dead(subject, self.attempt, waited, word, *reason, maybe_delivered);
             }
             (Settled::Kept | Settled::Deferred(_) | Settled::Held(_), _) => {}
         }

@@ -34,8 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The relay's socket for bots [default: $CONNECT_RELAY__INGRESS__SOCKET, then /run/connect-relay/relay.sock].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "dir")]
     socket: Option<PathBuf>,
+    /// The folder that the relay was started with (`run --dir DIR`).
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// The ordering key: one participant of one chat.
     #[arg(long, value_name = "KEY", conflicts_with = "batch")]
     conversation: Option<String>,
@@ -81,8 +84,9 @@ struct Tally {
 /// # Errors
 /// When the relay is not running or does not answer, or a file cannot be read.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let of_dir = || args.dir.as_ref().map(|dir| dir.join("relay.sock"));
     let of_environment = || std::env::var_os("CONNECT_RELAY__INGRESS__SOCKET").map(PathBuf::from);
-    let socket = args.socket.clone().or_else(of_environment).unwrap_or_else(|| client::INGRESS.into());
+    let socket = args.socket.clone().or_else(of_dir).or_else(of_environment).unwrap_or_else(|| client::INGRESS.into());
     let mut out = std::io::stdout();
     if let Some(file) = &args.batch {
         let lines: Box<dyn BufRead> = if file == Path::new("-") {

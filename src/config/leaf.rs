@@ -89,14 +89,28 @@ impl Leaf for Mode {
     }
 }
 
+/// How many nanoseconds a unit has.
+const DURATION_UNITS: [(u128, &str); 7] = [
+    (86_400_000_000_000, "d"),
+    (3_600_000_000_000, "h"),
+    (60_000_000_000, "m"),
+    (1_000_000_000, "s"),
+    (1_000_000, "ms"),
+    (1_000, "us"),
+    (1, "ns"),
+];
+
 impl Leaf for Duration {
     const ALLOWED: &'static str = "a duration with its unit, such as \"250ms\", \"4s\" or \"15m\"";
     fn read(value: &ValueKind) -> Option<Duration> {
         let ValueKind::String(text) = value else { return None };
         humantime::parse_duration(text.trim()).ok()
     }
+    /// In one unit, the largest that is exact: 75s, not 1m 15s.
     fn write(&self) -> Value {
-        json!(humantime::format_duration(*self).to_string())
+        let nanos = self.as_nanos();
+        let exact = DURATION_UNITS.iter().find(|(unit, _)| nanos >= *unit && nanos.is_multiple_of(*unit));
+        json!(exact.map_or("0s".into(), |(unit, name)| format!("{}{name}", nanos / unit)))
     }
 }
 
@@ -331,6 +345,17 @@ mod tests {
             assert_eq!(text::<Duration>(written), read.map(Duration::from_millis), "{written}");
         }
         assert_eq!(Duration::read(&ValueKind::I64(4)), None);
+    }
+
+    #[test]
+    fn durations_are_written_in_one_unit_and_come_back() {
+        for (millis, written) in
+            [(0, "0s"), (2001, "2001ms"), (75_000, "75s"), (90_000, "90s"), (900_000, "15m"), (604_800_000, "7d")]
+        {
+            let span = Duration::from_millis(millis);
+            assert_eq!((span.write(), text::<Duration>(written)), (json!(written), Some(span)));
+        }
+        assert_eq!(Duration::from_nanos(1500).write(), json!("1500ns"));
     }
 
     #[test]

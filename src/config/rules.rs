@@ -15,8 +15,6 @@ use crate::message::LIFETIME_MAX;
 
 /// The longest path that fits a Unix socket's address.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// The shortest grace, which must leave something before the two seconds in which nothing is taken any more.
-const GRACE_MIN: Duration = Duration::from_millis(2001);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -31,7 +29,7 @@ pub fn check(layers: &mut Layers) {
     rules.sender(&shape.sender);
     rules.backoff(&shape.sender.backoff);
     rules.places(&shape);
-    rules.range("shutdown.grace", shape.shutdown.grace, GRACE_MIN, HOUR);
+    rules.range("shutdown.grace", shape.shutdown.grace, Duration::ZERO, HOUR);
 }
 
 struct Rules<'a>(&'a mut Layers);
@@ -54,14 +52,21 @@ impl Rules<'_> {
         }
         self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
         self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
-        self.range("ingress.connections_max", ingress.connections_max, 4, 65_536);
+        self.range("ingress.connections_max", ingress.connections_max, 1, 65_536);
         self.range("ingress.idle_timeout", ingress.idle_timeout, SECOND, HOUR);
         self.range("ingress.request_timeout", ingress.request_timeout, 100 * MILLISECOND, HOUR);
         self.range("ingress.content_bytes_max", *content_bytes_max, Size(1), Size(256 << 10));
         self.range("ingress.body_bytes_max", *body_bytes_max, Size(1 << 10), Size(16 << 20));
         self.range("ingress.batch_bytes_max", *batch_bytes_max, Size(1 << 10), Size(64 << 20));
         self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
-        self.within("ingress.content_bytes_max", *content_bytes_max, "ingress.body_bytes_max", *body_bytes_max);
+        if self.0.faults.is_empty() && content_bytes_max > body_bytes_max {
+            self.0.warnings.push(format!(
+                "ingress.content_bytes_max = {} is more than fits into ingress.body_bytes_max, {}: what is longer is \
+                 answered 413",
+                bare(content_bytes_max),
+                bare(body_bytes_max)
+            ));
+        }
         self.within("ingress.body_bytes_max", *body_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
         self.within("ingress.batch_bytes_max", *batch_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
         let chars = &ingress.content_chars_max;
@@ -75,7 +80,7 @@ impl Rules<'_> {
         self.given("queue.path", &queue.path);
         self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
         self.range("queue.bytes_max", queue.bytes_max, Size(16 << 20), Size(1 << 40));
-        self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 40));
+        self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 50));
         self.range("queue.outcomes_kept_for", queue.outcomes_kept_for, SECOND, 30 * DAY);
         self.range("queue.outcomes_max", queue.outcomes_max, 1, 10_000_000);
         self.range("queue.dead_kept_for", queue.dead_kept_for, SECOND, 365 * DAY);

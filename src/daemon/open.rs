@@ -1,11 +1,11 @@
 //! Opening a relay: the queue, the sockets, the tasks, in the order in which each can rely on the one before.
 //!
-//! The admin port is bound first (probes that come while the queue opens wait in its backlog), the bots' sockets last:
-//! whoever can connect to them is served.
+//! The admin port is served first, so that probes have an answer while a large or damaged queue opens; the bots' sockets
+//! are bound last: whoever can connect to them is served.
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -57,16 +57,28 @@ impl Daemon {
         let reload_ok = describe(&metrics, &options);
         let participant = Participant::new(options.participant.clone(), clock.clone()).map_err(Failure::Failed)?;
         let admin = bind_tcp(options.admin)?;
+        let admin_address = address(&admin)?;
+        let pulse = Arc::new(AtomicU64::new(0));
+        let probes = Admin {
+            metrics: metrics.clone(),
+            health: Health::new(Arc::clone(&pulse)),
+            queue: Arc::new(OnceLock::new()),
+            clock: clock.clone(),
+        };
+        let (health, opened) = (probes.health.clone(), Arc::clone(&probes.queue));
+        let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
+        windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, Stage::Dark))));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        // Nobody else sets it.
+        let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         let writer = WriterThread::start(writer)?;
         let (control, control_file) = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp).transpose()?;
         let (unix, ingress_file) = bind_unix(&options.ingress_socket, options.socket_mode)?;
-        let bound = Bound { admin: address(&admin)?, tcp: tcp.as_ref().map(address).transpose()? };
+        let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
         announce(&options, bound, &queue).await;
 
-        let pulse = Arc::new(AtomicU64::new(0));
         let mut daemon = Daemon {
             grace: options.grace,
             bound,
@@ -74,21 +86,21 @@ impl Daemon {
             queue,
             writer,
             budget,
-            health: Health::new(Arc::clone(&pulse)),
+            health,
             supervisor: options.supervisor.clone(),
             door: Door::open(),
             connections: Connections::default(),
             drain: Drain::default(),
-            stage: watch::Sender::default(),
+            stage,
             sending: Tasks::new(),
             doors: Tasks::new(),
-            windows: Tasks::new(),
+            windows,
             _sockets: [control_file, ingress_file],
         };
         let common = Common { participant, metrics, clock };
         daemon.spawn_sender(&options, &common, pulse);
         daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_windows(&options, common, Listener::Unix(control), Listener::Tcp(admin));
+        daemon.spawn_windows(&options, common, Listener::Unix(control));
         daemon.health.set(State::Ready);
         daemon.supervisor.tell(&[Word::Ready]);
         Ok(daemon)
@@ -98,7 +110,7 @@ impl Daemon {
         let Common { participant, metrics, clock } = common;
         let (queue, budget) = (self.queue.clone(), self.budget.clone());
         let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
-        let stop = self.until(Stage::NothingNew);
+        let stop = until(&self.stage, Stage::NothingNew);
         self.sending.spawn(async move {
             // A store that has failed tells everybody by itself.
             let _ = sender.run(stop).await;
@@ -126,13 +138,13 @@ impl Daemon {
                 let ingress = ingress.borrow().clone();
                 async move { ingress.handle(request, peer).await }
             };
-            let (connections, stop) = (self.connections.clone(), self.until(Stage::DoorsShut));
+            let (connections, stop) = (self.connections.clone(), until(&self.stage, Stage::DoorsShut));
             let served = serve(listener, options.connections, clock.clone(), connections, service, stop);
             self.doors.spawn(named(name, served));
         }
     }
 
-    fn spawn_windows(&mut self, options: &Options, common: Common, control: Listener, admin: Listener) {
+    fn spawn_windows(&mut self, options: &Options, common: Common, control: Listener) {
         let Common { metrics, clock, .. } = common;
         let operators = Control {
             queue: self.queue.clone(),
@@ -155,7 +167,7 @@ impl Daemon {
             let operators = operators.clone();
             async move { operators.answer(request).await }
         };
-        let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
+        let (connections, stop) = (Connections::default(), until(&self.stage, Stage::Dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
         self.windows.spawn(named("the operators' door", served));
 
@@ -167,28 +179,28 @@ impl Daemon {
                 budget: self.budget.clone(),
                 clock: clock.clone(),
             };
-            let stop = self.until(Stage::Dark);
+            let stop = until(&self.stage, Stage::Dark);
             self.windows.spawn(named("the supervisor's beat", beat.run(stop)));
         }
-
-        let (health, queue) = (self.health.clone(), self.queue.clone());
-        let probes = Admin { metrics, health, queue, clock: clock.clone() };
-        let service = move |request, _| {
-            let probes = probes.clone();
-            async move { probes.answer(&request).await }
-        };
-        let (connections, stop) = (Connections::default(), self.until(Stage::Dark));
-        let served = serve(admin, WINDOW_LIMITS, clock, connections, service, stop);
-        self.windows.spawn(named("the admin port", served));
     }
+}
 
-    fn until(&self, wanted: Stage) -> impl Future<Output = ()> + Send + 'static {
-        let mut stage = self.stage.subscribe();
-        async move {
-            // A daemon that is gone has no use for its tasks either.
-            let _ = stage.wait_for(|stage| *stage >= wanted).await;
-        }
+/// Resolves when the daemon has come so far.
+fn until(stage: &watch::Sender<Stage>, wanted: Stage) -> impl Future<Output = ()> + Send + use<> {
+    let mut stage = stage.subscribe();
+    async move {
+        // A daemon that is gone has no use for its tasks either.
+        let _ = stage.wait_for(|stage| *stage >= wanted).await;
     }
+}
+
+async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
+    let clock = probes.clock.clone();
+    let service = move |request, _| {
+        let probes = probes.clone();
+        async move { probes.answer(&request).await }
+    };
+    serve(Listener::Tcp(listener), WINDOW_LIMITS, clock, Connections::default(), service, stop).await;
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {

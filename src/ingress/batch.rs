@@ -3,14 +3,15 @@
 //! Lines are read one by one, and a bad one spoils only itself; the good ones go to the queue together and are on disk
 //! together when the reply starts. There is no wait: a line says `QUEUED`, or for a repeat what is known.
 //!
-//! The reply is as long as there are lines. So that short lines do not make it many times the body, a batch of far more
-//! lines than messages fit in is refused as a whole; and it keeps the body's share of the budget until it has been read.
+//! The reply is as long as there are lines, and keeps the body's share of the budget until it has been read. Lines too
+//! short for messages have replies longer than themselves: those take a share of their own before they are written, and a
+//! batch of thousands of them is refused as a whole.
 
 use hyper::header::HeaderMap;
 
 use super::Inner;
 use super::accept::Stub;
-use super::body::Whole;
+use super::body::{Share, Whole};
 use super::parse::{Line, Members};
 use super::refusal::Refusal;
 use super::reply::{self, Answer};
@@ -20,20 +21,30 @@ use crate::queue::StoreFailed;
 
 /// No line that is a message is shorter.
 const LINE_BYTES_MIN: usize = 64;
-/// Lines that may be shorter.
-const LINES_FREE: usize = 64;
+/// Lines that may be shorter, and are answered out of the body's share.
+const SHORT_LINES_FREE: usize = 64;
+/// Lines that may be shorter at all.
+const SHORT_LINES_MAX: usize = 4096;
+/// What is said of a short line is no longer.
+const SHORT_REPLY_BYTES_MAX: usize = 256;
 
 impl Inner {
     pub(super) async fn batch(&self, headers: &HeaderMap, body: Whole, caller: Caller) -> Result<Answer, Refusal> {
         let trace_id = request::trace_id(headers);
         let Whole { bytes, share } = body;
         let jsons = || bytes.split(|byte| *byte == b'\n').filter(|json| !json.trim_ascii().is_empty());
-        let (count, most) = (jsons().count(), LINES_FREE + bytes.len() / LINE_BYTES_MIN);
+        let (count, messages) = (jsons().count(), bytes.len() / LINE_BYTES_MIN);
+        let most = SHORT_LINES_MAX + messages;
         if count > most {
             return Err(Refusal::invalid(format_args!(
-                "the batch has {count} lines in {} bytes, at most {most} are messages",
+                "the batch has {count} lines in {} bytes, at most {most} are read",
                 bytes.len()
             )));
+        }
+        let short = count.saturating_sub(SHORT_LINES_FREE + messages);
+        let mut room = Share::default();
+        if short > 0 {
+            room = Box::pin(self.replies.reply_share(short * SHORT_REPLY_BYTES_MAX, caller)).await;
         }
         let mut submissions = Vec::new();
         let mut lines = Vec::with_capacity(count);
@@ -84,6 +95,6 @@ impl Inner {
                 }
             }
         }
-        Ok(reply::of_lines(replies, share))
+        Ok(reply::of_lines(share.of(room.of(replies))))
     }
 }

@@ -1,17 +1,15 @@
 //! What is passed on to the Participant Service at once: typing, connections, and whatever the relay has no part in.
 //!
-//! None of it is stored, and its replies go back as they came. Two things are done in passing. A typing event helps
-//! somebody now or nobody: it goes only where nothing of its conversation is queued before it and the quota has
-//! allowance to spare, and else it is dropped. And a new connection token is remembered with its participant, on disk
-//! before the bot hears of it, so that a renewed token continues the conversation.
+//! None of it is stored, and its replies go back as they came, with what every reply of this door says. Two things are
+//! done in passing. A typing event helps somebody now or nobody: it goes only where nothing of its conversation is queued
+//! before it and the quota has allowance to spare, and else it is dropped. And a new connection token is remembered with
+//! its participant, on disk before the bot hears of it, so that a renewed token continues the conversation.
 //!
 //! What is between the bot and the relay (`Relay-…`, which can hold a token, and `Prefer`) stays here; `Participant`
 //! drops what belongs to a signature or a connection. Until they are taken, replies are held to a budget of their own,
 //! as bodies are: a transcript can be long, and slow readers many.
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::Response;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use serde::Deserialize;
@@ -55,7 +53,7 @@ impl Inner {
                 Some(answer) => Ok(answer),
                 None => {
                     self.measures.events_dropped.inc();
-                    Ok(reply::dropped())
+                    Ok(reply::dropped(&client_token))
                 }
             };
         }
@@ -82,7 +80,7 @@ impl Inner {
             self.budget.pacer().overheard(now, hint);
             return Ok(None);
         }
-        Ok(Some(answer(forwarded)))
+        Ok(Some(self.passed_on(forwarded)))
     }
 
     /// CreateParticipantConnection.
@@ -94,12 +92,16 @@ impl Inner {
         {
             self.queue.remember(participant, token).await?;
         }
-        Ok(answer(forwarded))
+        Ok(self.passed_on(forwarded))
     }
 
     /// Any other operation.
     pub(super) async fn forward(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
-        Ok(answer(self.pass_on(parts, body, caller).await?))
+        Ok(self.passed_on(self.pass_on(parts, body, caller).await?))
+    }
+
+    fn passed_on(&self, forwarded: Forwarded) -> Answer {
+        reply::passed_on(forwarded, self.options.retry_after, self.clock.now())
     }
 
     async fn pass_on(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, Refusal> {
@@ -125,13 +127,6 @@ fn keep_own(headers: &mut HeaderMap) {
     for name in own {
         headers.remove(name);
     }
-}
-
-fn answer(Forwarded { status, headers, body }: Forwarded) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    *answer.headers_mut() = headers;
-    answer
 }
 
 /// Any 429, and a ThrottlingException under another status.

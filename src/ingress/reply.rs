@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
-use super::body::Share;
 use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
+use crate::participant::Forwarded;
 use crate::queue::{State, Status};
+use crate::retry::Hint;
 use crate::time::{Timestamp, millis};
 
 /// A whole reply.
@@ -180,14 +181,24 @@ pub(super) fn of_refusal(refusal: &Refusal, usual: Duration) -> Answer {
     let code = HeaderValue::try_from(&*refusal.code).unwrap_or(HeaderValue::from_static("ValidationException"));
     headers.insert(ERROR_TYPE, code);
     headers.insert(REQUEST_ID, request_id(refusal.request_id.as_deref()));
-    if let StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE =
-        refusal.status
-    {
-        let wait = millis(refusal.retry.unwrap_or_default().max(usual)).max(1);
-        headers.insert(AMZ_RETRY_AFTER, HeaderValue::from(wait));
-        headers.insert(RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
+    if says_when(refusal.status) {
+        say_when(headers, refusal.retry.unwrap_or_default().max(usual));
     }
     answer
+}
+
+fn says_when(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE
+    )
+}
+
+/// Says when to come again, in AWS's header and in HTTP's. What stands there already stays.
+fn say_when(headers: &mut HeaderMap, wait: Duration) {
+    let wait = millis(wait).max(1);
+    headers.entry(AMZ_RETRY_AFTER).or_insert(HeaderValue::from(wait));
+    headers.entry(RETRY_AFTER).or_insert(HeaderValue::from(wait.div_ceil(1000)));
 }
 
 /// A reply that is about no message.
@@ -198,17 +209,38 @@ pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Answer {
 }
 
 /// 202 for a typing event that was dropped.
-pub(super) fn dropped() -> Answer {
+pub(super) fn dropped(client_token: &ClientToken) -> Answer {
     let mut answer = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
     let headers = answer.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static("DROPPED"));
+    if let Some(client_token) = in_header(client_token) {
+        headers.insert(RELAY_CLIENT_TOKEN, client_token);
+    }
     headers.insert(REQUEST_ID, request_id(None));
     answer
 }
 
-/// A batch's reply. It holds the share until it is written or dropped.
-pub(super) fn of_lines(lines: Vec<u8>, share: Share) -> Answer {
-    let mut answer = Response::new(Full::new(share.of(lines)));
+/// What the service replied to what was passed on, as it came; but a success always can be told by a request id, and what
+/// may be tried again says when, in both headers: a gateway's 429 usually has neither.
+pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: Timestamp) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    if says_when(status) {
+        let hint = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let Hint(hint) = Hint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
+        say_when(answer.headers_mut(), hint.unwrap_or(usual));
+    }
+    // Upstream's own words stand.
+    answer.headers_mut().extend(headers);
+    if status.is_success() {
+        answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| request_id(None));
+    }
+    answer
+}
+
+/// A batch's reply.
+pub(super) fn of_lines(lines: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(lines));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, NDJSON);
     headers.insert(REQUEST_ID, request_id(None));
@@ -275,7 +307,6 @@ fn request_id(upstreams: Option<&str>) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
-    use hyper::header::HeaderMap;
 
     use super::*;
     use crate::delivery::{Reason, ServiceError};
@@ -324,6 +355,46 @@ mod tests {
         assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
         let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, USUAL));
         assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
+    }
+
+    #[test]
+    fn what_is_passed_on_goes_back_as_it_came_and_a_success_has_a_request_id() {
+        let reply = |status: u16, id: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
+            let status = status.try_into().unwrap();
+            let forwarded = Forwarded { status, headers, body: "as it came".into() };
+            let (came, headers, body) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            assert_eq!((came, &*body), (status.as_u16(), "as it came"));
+            headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
+        };
+        assert_eq!(reply(200, Some("up-1")).as_deref(), Some("up-1"));
+        assert_eq!(reply(200, None).map(|id| id.len()), Some(36));
+        assert_eq!(reply(404, None), None);
+    }
+
+    #[test]
+    fn what_is_passed_on_and_may_be_tried_again_says_when_in_both_headers() {
+        for (status, given, amz, standard) in [
+            (429, &[][..], Some("1500"), Some("2")),
+            (503, &[("retry-after", "7")], Some("7000"), Some("7")),
+            (500, &[("x-amz-retry-after", "2500")], Some("2500"), Some("3")),
+            (429, &[("x-amz-retry-after", "10"), ("retry-after", "9")], Some("10"), Some("9")),
+            (502, &[], None, None),
+            (200, &[], None, None),
+        ] {
+            let headers =
+                given.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let forwarded = Forwarded {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: headers.collect(),
+                body: Bytes::new(),
+            };
+            let (_, headers, _) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            let told = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((told("x-amz-retry-after"), told("retry-after")), (amz, standard), "{status} {given:?}");
+            assert_eq!(headers.get_all("retry-after").iter().count(), usize::from(standard.is_some()));
+        }
     }
 
     #[test]

@@ -677,6 +677,8 @@ async fn what_is_not_a_message_is_told_so() {
         ("POST", "/participant/queue", "POST /participant/queue"),
         ("DELETE", "/participant/message/c-1", "DELETE /participant/message/c-1"),
         ("POST", "/participant/../x", "POST /participant/../x"),
+        ("POST", "/participant/%2e%2E/x", "POST /participant/%2e%2E/x"),
+        ("GET", "/participant/views/%2e./..%2Fx", "GET /participant/views/%2e./..%2Fx"),
         ("POST", "/metrics?token=secret", "POST /metrics"),
     ] {
         let seen = rig.ask(BOT, method, path, &bearer, "{}".into()).await;

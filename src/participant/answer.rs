@@ -15,7 +15,8 @@
 //! | any other 4xx | unlisted |
 //!
 //! The code is the header `x-amzn-ErrorType` without its `:tail` and its `ns#` head, else `__type`, else `code` of the
-//! body. A code of the service's own ends in `Exception` and is not one that an API gateway answers by itself.
+//! body. A code of the service's own stands where AWS alone writes one (the header, `__type`) or ends in `Exception`, and
+//! is not one that an API gateway answers by itself.
 //!
 //! Texts and ids are cut short, because they stand in a row on disk, and hold no token. What goes to the log (`why`)
 //! holds nothing that upstream wrote but its status and its code.
@@ -24,7 +25,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde_json::{Map, Value};
 
-use super::scrub::scrub;
+use super::scrub::{scrub, scrub_id};
 use crate::delivery::{Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
@@ -72,13 +73,13 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
     let status = answer.status.as_u16();
     let hint = Hint::parse(header(answer, "x-amz-retry-after"), header(answer, "retry-after"), now);
     let object = answer.object().unwrap_or_default();
-    let code = code(answer, &object).unwrap_or_default();
+    let Code { name: code, in_awss_place } = code(answer, &object).unwrap_or_default();
     let named = || if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let error = || service_error(answer, &object, &code, token);
     let is_error = answer.status.is_client_error() || answer.status.is_server_error();
     match status {
-        429 => Outcome::Throttled { hint },
-        _ if is_error && THROTTLES.contains(&&*code) => Outcome::Throttled { hint },
+        429 => Outcome::Throttled { status, hint, why: named() },
+        _ if is_error && THROTTLES.contains(&&*code) => Outcome::Throttled { status, hint, why: named() },
         503 => Outcome::Down { status: Some(status), hint, why: named() },
         408 | 425 | 500..=599 => Outcome::Unavailable { status, hint, why: named() },
         300..=399 => Outcome::Misconfigured { status, why: format!("{status}: a redirect, which is never followed") },
@@ -90,7 +91,7 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
         400..=499 if code.is_empty() && answer.body.is_none() => {
             Outcome::Unavailable { status, hint, why: format!("{status}, and the rest of the answer is missing") }
         }
-        400..=499 if is_the_services(&code) => Outcome::Unlisted(error()),
+        400..=499 if is_the_services(&code, in_awss_place) => Outcome::Unlisted(error()),
         _ => Outcome::Misconfigured { status, why: not_the_service(answer, &code) },
     }
 }
@@ -116,7 +117,7 @@ fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome
         None => return Outcome::Unknown { why: format!("{status} without a JSON object") },
     };
     let member = |object: &Map<String, Value>, name: &str| {
-        object.get(name).and_then(Value::as_str).map(|text| kept(text, token, ID_CHARS_MAX))
+        object.get(name).and_then(Value::as_str).map(|text| kept_id(text, token))
     };
     let metadata = object.get("MessageMetadata").and_then(Value::as_object);
     Outcome::Delivered(Receipt {
@@ -140,18 +141,28 @@ fn service_error(
     ServiceError {
         status,
         code: code.into(),
-        text: text.map(|text| kept(text, token, TEXT_CHARS_MAX)).unwrap_or_default(),
+        text: text.map(|text| kept(text, token)).unwrap_or_default(),
         request_id: request_id(answer, token),
     }
 }
 
 fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> {
-    header(answer, "x-amzn-requestid").map(|id| kept(id, token, ID_CHARS_MAX))
+    header(answer, "x-amzn-requestid").map(|id| kept_id(id, token))
 }
 
-fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<String> {
+/// An error's code.
+#[derive(Default)]
+struct Code {
+    name: String,
+    /// It stands where nobody but AWS writes one: others have a `code` too.
+    in_awss_place: bool,
+}
+
+fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<Code> {
     let body = |name: &str| object.get(name).and_then(Value::as_str).and_then(bare);
-    header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type")).or_else(|| body("code"))
+    let awss = header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type"));
+    let in_awss_place = awss.is_some();
+    awss.or_else(|| body("code")).map(|name| Code { name, in_awss_place })
 }
 
 /// The code alone: `aws.connect#ConflictException:http://…` is `ConflictException`.
@@ -164,8 +175,8 @@ fn bare(text: &str) -> Option<String> {
     is_code.then(|| text.to_string())
 }
 
-fn is_the_services(code: &str) -> bool {
-    code.ends_with("Exception") && !GATEWAYS.contains(&code)
+fn is_the_services(code: &str, in_awss_place: bool) -> bool {
+    !code.is_empty() && (in_awss_place || code.ends_with("Exception")) && !GATEWAYS.contains(&code)
 }
 
 fn not_the_service(answer: &Answer<'_>, code: &str) -> String {
@@ -184,9 +195,21 @@ fn header<'a>(answer: &'a Answer<'_>, name: &str) -> Option<&'a str> {
 }
 
 /// What is kept of a text: no token, and not too long.
-fn kept(text: &str, token: &ConnectionToken, chars_max: usize) -> Box<str> {
-    let text = &text[..text.floor_char_boundary(TEXT_BYTES_READ)];
-    scrub(text, token.expose()).chars().take(chars_max).collect::<String>().into()
+fn kept(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&scrub(looked_at(text), token.expose()), TEXT_CHARS_MAX)
+}
+
+/// What is kept of an id or a time.
+fn kept_id(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&scrub_id(looked_at(text), token.expose()), ID_CHARS_MAX)
+}
+
+fn looked_at(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_BYTES_READ)]
+}
+
+fn cut(text: &str, chars_max: usize) -> Box<str> {
+    text.chars().take(chars_max).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -250,7 +273,10 @@ mod tests {
             (403, "MissingAuthenticationTokenException", "{}", "misconfigured"),
             (403, "", HTML, "misconfigured"),
             (403, "", "", "misconfigured"),
-            (403, "SomethingElse", "{}", "misconfigured"),
+            (403, "SomethingElse", "{}", "unlisted"),
+            (418, "", r#"{"__type":"ns#Teapot"}"#, "unlisted"),
+            (418, "", r#"{"code":"TeapotException"}"#, "unlisted"),
+            (403, "", r#"{"code":"FORBIDDEN","message":"by the proxy"}"#, "misconfigured"),
             (400, "", r#"{"message":"bad request"}"#, "misconfigured"),
             (401, "AccessDeniedException", "{}", "misconfigured"),
             (404, "ResourceNotFoundException", "{}", "misconfigured"),
@@ -371,13 +397,18 @@ mod tests {
     fn hints_come_from_both_headers() {
         let headers = [("x-amz-retry-after", "1500"), ("retry-after", "3")];
         let hint = Hint(Some(Duration::from_secs(3)));
-        assert_eq!(ask(&message(), 429, &headers, None), Outcome::Throttled { hint });
+        let throttled = Outcome::Throttled { status: 429, hint, why: "429".into() };
+        assert_eq!(ask(&message(), 429, &headers, None), throttled);
+        let headers = [("x-amzn-errortype", "ns#ThrottlingException"), headers[0], headers[1]];
+        let throttled = Outcome::Throttled { status: 400, hint, why: "400 ThrottlingException".into() };
+        assert_eq!(ask(&message(), 400, &headers, None), throttled);
+        let headers = &headers[1..];
         let outcome = ask(&message(), 503, &headers[..1], Some(""));
         assert!(
             matches!(outcome, Outcome::Down { status: Some(503), hint: Hint(Some(wait)), .. } if wait.as_millis() == 1500)
         );
         assert!(
-            matches!(ask(&message(), 500, &headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)
+            matches!(ask(&message(), 500, headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)
         );
     }
 

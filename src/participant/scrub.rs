@@ -3,11 +3,14 @@
 //! An error text may echo the token it was given, as it came or escaped on the way: for a URL (`%2F`), for JSON (`\/`,
 //! `\u002f`), or with its bytes read as Latin-1. [`scrub`] finds all of these, mixed as they may be, and a token that
 //! the text's own end has cut short.
+//!
+//! Connect's tokens have hundreds of characters. One of a few is a developer's, `a` or `bot-1`, and its letters stand in
+//! every sentence: it is taken out of a text only where it stands alone, and of an id not at all.
 
 /// What stands in a token's place.
 const MASK: &str = "[token]";
-/// From how many characters on the beginning of a token at the end of a text counts as the token.
-const CUT_SHORT: usize = 8;
+/// From how many characters on a token, or its beginning at the end of a text, is no word that stands there by chance.
+const NO_WORD: usize = 8;
 
 /// The text without the token, in any of its spellings.
 pub(super) fn scrub(text: &str, token: &[u8]) -> String {
@@ -15,19 +18,30 @@ pub(super) fn scrub(text: &str, token: &[u8]) -> String {
     let utf8: Vec<char> = String::from_utf8_lossy(token).chars().collect();
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
+    let mut before = None;
     while let Some(first) = rest.chars().next() {
-        match spelled(rest, &latin).or_else(|| spelled(rest, &utf8)) {
-            Some(length) => {
-                clean.push_str(MASK);
-                rest = &rest[length..];
-            }
-            None => {
-                clean.push(first);
-                rest = &rest[first.len_utf8()..];
-            }
-        }
+        let found = spelled(rest, &latin).or_else(|| spelled(rest, &utf8));
+        let found = found.filter(|length| !is_short(token) || stands_alone(before, &rest[*length..]));
+        let length = found.unwrap_or(first.len_utf8());
+        clean.push_str(if found.is_some() { MASK } else { &rest[..length] });
+        before = rest[..length].chars().next_back();
+        rest = &rest[length..];
     }
     clean
+}
+
+/// The same for an id or a time: one that holds the letters of a short token is an id all the same.
+pub(super) fn scrub_id(id: &str, token: &[u8]) -> String {
+    if is_short(token) { id.to_owned() } else { scrub(id, token) }
+}
+
+fn is_short(token: &[u8]) -> bool {
+    token.len() < NO_WORD
+}
+
+/// Whether what is between is no part of a longer word.
+fn stands_alone(before: Option<char>, after: &str) -> bool {
+    ![before, after.chars().next()].into_iter().flatten().any(char::is_alphanumeric)
 }
 
 /// How many bytes of the text's beginning spell the token.
@@ -37,7 +51,7 @@ fn spelled(text: &str, token: &[char]) -> Option<usize> {
         let rest = &text[at..];
         match character(rest, *wanted) {
             Some(length) => at += length,
-            None if rest.is_empty() && matched >= CUT_SHORT => return Some(at),
+            None if rest.is_empty() && matched >= NO_WORD => return Some(at),
             None => return None,
         }
     }
@@ -95,6 +109,21 @@ mod tests {
                 "{spelling}"
             );
         }
+    }
+
+    #[test]
+    fn short_token_goes_where_it_stands_alone_and_nowhere_else() {
+        for (text, token, clean) in [
+            ("Access denied", "d", "Access denied"),
+            ("The security token is invalid", "tok", "The security token is invalid"),
+            ("bad token bot-1, not bot-12", "bot-1", "bad token [token], not bot-12"),
+            ("\"a\" and a", "a", "\"[token]\" and [token]"),
+            (r"a\u002fb", "a/b", "[token]"),
+        ] {
+            assert_eq!(scrub(text, token.as_bytes()), clean);
+        }
+        let id = "3c44edee-257d-4ed3-9d10-a";
+        assert_eq!((scrub_id(id, b"a"), scrub_id(id, b"257d-4ed3")), (id.into(), "3c44edee-[token]-9d10-a".into()));
     }
 
     #[test]

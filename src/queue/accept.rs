@@ -59,6 +59,10 @@ impl Writer {
         }
         if let Some(known) = known {
             self.gauges.repeats.inc();
+            if token.conversation.is_none() {
+                // A repeat says whose a renewed token is as well as a new message does.
+                self.own(&mut token, conversation, &submission, now);
+            }
             let revived = match &known {
                 Known::Done(outcome) if self.revives(outcome, &token, &submission.asked.token) => {
                     self.own(&mut token, conversation, &submission, now);

@@ -197,7 +197,9 @@ impl Writer {
         self.gauges.dead.with_label_values(&[reason.as_str(), if told { "true" } else { "false" }]).inc();
         self.meta.dead += 1;
         self.store.put(Key::new(b'z').time(now).number(sequence), &());
-        let status = error.status;
+        // Of age, or by an operator, it dies without a word from upstream: the error is what its bot is told.
+        let of_a_word = !matches!(reason, Reason::Expired | Reason::Deleted) && error.status != 0;
+        let (status, request_id) = (of_a_word.then_some(error.status), error.request_id.clone());
         self.tell(&queued.record, attempts, Status::Dead { reason, maybe_delivered, error });
         self.meta.weight += queued.record.dead_weight();
         let dead = Dead { record: queued.record, trial: queued.slot.trial, died: now };
@@ -213,8 +215,8 @@ impl Writer {
                     client_token: &client_token,
                     trace_id: record.trace_id.as_deref(),
                 };
-                let status = (status != 0).then_some(status);
-                life::dead(subject, attempts, now.since(record.accepted), status, reason, maybe_delivered);
+                let word = (status, request_id.as_deref());
+                life::dead(subject, attempts, now.since(record.accepted), word, reason, maybe_delivered);
             });
         }
         Ok(())

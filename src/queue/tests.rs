@@ -482,6 +482,9 @@ fn token_belongs_to_one_conversation() {
     assert_eq!(rig.rejected(in_conversation("l", message("a", "2", "x"))), Rejection::OtherConversation);
     rig.accepted(message("b", "1", "x"));
     assert_eq!(rig.rejected(in_conversation("k", message("b", "2", "x"))), Rejection::OtherConversation);
+    let repeat = rig.push(in_conversation("k", message("renewed", "1", "x")));
+    assert!(matches!(repeat, Verdict::Accepted { repeat: true, .. }));
+    assert_eq!(rig.rejected(message("renewed", "2", "x")), Rejection::OtherConversation, "a repeat binds it as well");
     let other_uid = Submission { caller: Caller::Uid(7), ..message("c", "1", "other") };
     assert!(matches!(rig.push(in_conversation("k", other_uid)), Verdict::Accepted { repeat: false, .. }));
     assert_eq!(rig.find(asker("a"), "1"), Found::OtherConversation);

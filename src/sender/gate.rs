@@ -107,6 +107,7 @@ mod tests {
     fn failures_of_several_conversations_in_a_row_are_the_destinations() {
         let failed = || Outcome::Unavailable { status: 500, hint: Hint::default(), why: "500".into() };
         let unknown = || Outcome::Unknown { why: "timed out".into() };
+        let throttled = || Outcome::Throttled { status: 429, hint: Hint::default(), why: "429".into() };
         let delivered = || Outcome::Delivered(Receipt::default());
         let (a, b, down) = ("a", "b", Signal::Down(Hint::default()));
         let mut failures = Failures::default();
@@ -121,7 +122,7 @@ mod tests {
             (a, failed(), Signal::Answered),
             (b, unknown(), Signal::Answered),
             (b, failed(), down),
-            (b, Outcome::Throttled { hint: Hint::default() }, Signal::Throttled(Hint::default())),
+            (b, throttled(), Signal::Throttled(Hint::default())),
             (b, failed(), Signal::Answered),
         ] {
             assert_eq!(failures.signal(conversation, &outcome), signal, "{conversation:?} {outcome:?}");
@@ -134,7 +135,7 @@ mod tests {
         let down = || Outcome::Down { status: Some(503), hint, why: "503".into() };
         let wrong = |status| Outcome::Misconfigured { status, why: String::new() };
         let delivered = || Outcome::Delivered(Receipt::default());
-        let throttled = || Outcome::Throttled { hint };
+        let throttled = || Outcome::Throttled { status: 429, hint, why: "429".into() };
         let (full, gone) = (Some(Closed::Throttled), Some(Closed::Down));
         let mut said = Said::default();
         let mut changes = Vec::new();

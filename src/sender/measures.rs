@@ -93,7 +93,7 @@ mod tests {
         let (hint, why, error) = (Hint::default(), String::new, ServiceError::default);
         for outcome in [
             Outcome::Delivered(Receipt::default()),
-            Outcome::Throttled { hint },
+            Outcome::Throttled { status: 429, hint, why: why() },
             Outcome::Down { status: None, hint, why: why() },
             Outcome::Unavailable { status: 500, hint, why: why() },
             Outcome::Unknown { why: why() },

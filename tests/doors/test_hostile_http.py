@@ -193,7 +193,7 @@ def closed(stream):
 
 def test_lines_that_are_no_messages_do_not_make_a_reply_many_times_the_body(stranded):
     reply = curl(stranded, "/participant/messages", b"x\n" * (1 << 18))
-    assert reply.status == 400 and "262144 lines in 524288 bytes, at most 8256" in reply.json["Message"]
+    assert reply.status == 400 and "262144 lines in 524288 bytes, at most 12288" in reply.json["Message"]
     reply = curl(stranded, "/participant/messages", b"x\n" * 64)
     assert reply.status == 200 and len(reply.lines) == 64
 

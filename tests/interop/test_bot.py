@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from callers import PLAIN, READ, TYPING, bot, connect
+from callers import PLAIN, READ, TYPING, bot, connect, curl
 from patience import until
 from upstream import CUT, Answer, error
 
@@ -168,6 +168,16 @@ def test_any_other_operation_is_passed_on_as_it_is(relays, upstreams):
     transcript, view = upstream.wait_for(2)
     assert transcript.json == {"MaxResults": 5} and transcript.token == "canary-token"
     assert (view.method, view.target) == ("GET", "/participant/views/view%20token%2F1")
+
+
+def test_a_throttle_of_what_is_passed_on_says_when_to_come_again(relays, upstreams):
+    """A gateway's own 429 carries neither of the two headers, and SDKs look at different ones."""
+    hints = iter([{}, {"Retry-After": "7"}])
+    relay = relays(upstreams(lambda request: error(429, "", "Too Many Requests", **next(hints))).url)
+    for expected in (("1000", "1"), ("7000", "7")):
+        reply = curl(relay, "/participant/connection", {}, ["X-Amz-Bearer: canary-participant"])
+        assert reply.status == 429 and reply.json["Message"] == "Too Many Requests"
+        assert (reply.headers["x-amz-retry-after"], reply.headers["retry-after"]) == expected
 
 
 def test_the_outcome_of_a_slow_message_is_a_202_and_the_same_call_again_learns_it(relays, upstreams):

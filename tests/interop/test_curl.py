@@ -193,6 +193,17 @@ def test_a_batch_answers_line_by_line_and_a_bad_line_spoils_only_itself(relays, 
     assert [r.json["ClientToken"] for r in upstream.messages() if r.token == TOKEN] == ["t-0", "t-2"]
 
 
+def test_any_number_of_short_bad_lines_spoils_only_itself(stranded):
+    good = {"ContentType": PLAIN, "Content": "canary", "ConnectionToken": TOKEN}
+    for bad in ("{}", "x", "not JSON at all"):
+        body = "\n".join([*[bad] * 1000, json.dumps(good)]).encode()
+        reply = curl(stranded, "/participant/messages", body)
+        assert reply.status == 200 and len(reply.lines) == 1001, reply.body[:300]
+        assert {line["Error"]["Code"] for line in reply.lines[:-1]} == {"ValidationException"}
+        assert reply.lines[-1]["State"] == "QUEUED"
+    assert queued(stranded) == 3
+
+
 def test_a_batch_has_a_limit_of_its_own(relays):
     relay = relays("http://127.0.0.1:9", ingress__batch_bytes_max="300KiB")
     line = {"ContentType": "application/json", "Content": "x" * 12000, "ConnectionToken": TOKEN}

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 
 from callers import PLAIN, bot
 from patience import until
-from upstream import error
+from upstream import Answer, error
 
 TOKEN = "canary-token"
 
@@ -126,6 +126,32 @@ def test_gone_where_it_died_of_age(relays):
     assert of(caught)[:2] == (410, "GoneException")
 
 
+def test_an_attempt_that_only_the_destination_is_to_blame_for_is_a_deferred_line(relays, upstreams):
+    answers = [error(429, "ThrottlingException", "Rate exceeded"), error(503, "", ""), error(404, "", "no route")]
+    relay = relays(upstreams(lambda request: answers.pop(0) if answers else None).url, ingress__wait="40s")
+    assert message(bot(relay.url))["Id"]
+    found = [(line["reason"], line["http_status"], line["attempt"]) for line in relay.lines("deferred")]
+    assert found == [("throttled", 429, 1), ("unavailable", 503, 1), ("misconfigured", 404, 1)]
+    assert not any("retry_in_ms" in line for line in relay.lines("deferred"))
+
+
+def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_answer_no_status(relays, upstreams):
+    def script(request):
+        return error(400, "ValidationException", "no", **{"x-amzn-RequestId": "request-of-the-refusal"})
+
+    relay = relays(upstreams(script).url)
+    client = bot(relay.url)
+    with pytest.raises(client.exceptions.ValidationException):
+        message(client)
+    dead = until(lambda: relay.lines("dead"), "the refusal is logged")[0]
+    assert (dead["http_status"], dead["connect_request_id"]) == (400, "request-of-the-refusal")
+    relay = relays("http://127.0.0.1:9", sender__lifetime="1s", ingress__wait="20s", sender__probe_max="200ms")
+    with pytest.raises(ClientError):
+        message(bot(relay.url))
+    dead = until(lambda: relay.lines("dead"), "the end of the lifetime is logged")[0]
+    assert dead["reason"] == "expired" and "http_status" not in dead and "connect_request_id" not in dead
+
+
 def test_a_page_of_a_proxy_is_not_the_service_speaking(relays, upstreams):
     pages = [error(404, "", "no route"), error(403, "MissingAuthenticationTokenException", "Missing Authentication Token")]
     upstream = upstreams(lambda request: pages.pop(0) if pages else None)
@@ -151,3 +177,20 @@ def test_secrets_that_upstream_echoes_are_scrubbed(relays, upstreams):
         message(client)
     assert TOKEN not in of(caught)[2]
     until(lambda: relay.lines("dead"), "the death is logged")
+
+
+def test_the_letters_of_a_short_token_are_left_where_they_stand(relays, upstreams):
+    def script(request):
+        if request.json["Content"] == "canary: refuse":
+            return error(403, "AccessDeniedException", "Access denied: an explicit deny")
+        return Answer(200, {"Id": "id-a", "AbsoluteTime": "2026-11-22T10:00:00.000Z"}, {"x-amzn-RequestId": "request-a-1"})
+
+    relay = relays(upstreams(script).url)
+    client = bot(relay.url)
+    reply = message(client, ConnectionToken="a")
+    assert reply["Id"] == "id-a" and reply["ResponseMetadata"]["RequestId"] == "request-a-1"
+    assert message(client, ConnectionToken="0")["AbsoluteTime"] == "2026-11-22T10:00:00.000Z"
+    with pytest.raises(client.exceptions.AccessDeniedException) as caught:
+        message(client, "canary: refuse", ConnectionToken="d")
+    assert of(caught)[2] == "Access denied: an explicit deny"
+    assert relay.metrics()['messages_dead_total{reason="token_refused",told="true"}'] == 1

@@ -15,7 +15,7 @@ import pytest
 
 from callers import PLAIN, assert_error, bot, curl, look, queued, send
 from patience import PATIENCE, until
-from processes import command, free_port
+from processes import ROOT, command, free_port
 
 
 TOKEN = "canary-token"
@@ -93,6 +93,27 @@ def test_in_the_last_two_seconds_of_the_grace_nothing_more_is_taken(relays, upst
         answers.set()
     assert relay.wait() == 75
     assert "what is queued stays on disk" in relay.log()
+
+
+def test_a_grace_of_a_second_is_only_closing(relays):
+    relay = relays(DOWN, shutdown__grace="1s")
+    assert send(relay, TOKEN, "canary").status == 202
+    relay.terminate()
+    assert relay.wait() == 75
+    assert "left: what is queued stays on disk" in relay.log()
+
+
+def test_the_probes_answer_while_the_queue_opens(relays, upstream):
+    relay = relays(upstream.url, start=False)
+    folder = relay.folder / "private/queue"
+    folder.mkdir(parents=True, mode=0o700)
+    os.mkfifo(folder / "format")  # who opens it to read waits for a writer
+    relay.spawn()
+    until(lambda: relay.get("/readyz") == (503, "starting\n"), "the relay says that it starts")
+    assert relay.get("/livez")[0] == relay.get("/metrics")[0] == 200
+    assert not os.path.exists(relay.socket)
+    relay.terminate()
+    assert relay.wait() == 75
 
 
 def test_at_the_limit_the_longest_idle_connection_makes_room(relays):
@@ -299,6 +320,16 @@ def test_check_prints_the_effective_configuration(tmp_path):
     assert "1000" in found["allow_uids"] and "1001" in found["allow_uids"]
 
 
+def test_check_prints_the_defaults_as_they_are_documented():
+    def settings(text):
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    documented = settings((ROOT / "config/relay.toml").read_text())
+    printed = settings(command("check", settings={"sender.region": "eu-west-2"}).stdout)
+    assert [line for line in printed if line not in documented] == ['region = "eu-west-2"']
+    assert len(printed) == len(documented)
+
+
 def test_check_takes_its_own_output(tmp_path):
     first = command("check", settings={"sender.region": "eu-west-2"})
     (tmp_path / "relay.toml").write_text(first.stdout)
@@ -390,6 +421,12 @@ def test_send_hands_messages_over(relay, upstream, tmp_path):
     assert [request.json["Content"] for request in came] == ["canary: one", "canary: *two*", "canary: three"]
     assert came[0].json["ClientToken"] == "t-1" and came[1].json["ContentType"] == "text/markdown"
     assert {request.token for request in came} == {TOKEN}
+
+
+def test_send_finds_the_relay_by_its_folder_as_the_other_commands_do(relay):
+    done = command("send", "--dir", relay.folder, "--wait", "20s", "canary", env={"CONNECTION_TOKEN": TOKEN})
+    assert done.returncode == 0 and json.loads(done.stdout)["Id"], done.stderr
+    assert command("send", "--dir", relay.folder, "--socket", relay.socket, "canary").returncode == 2
 
 
 def test_send_hands_a_batch_over(relay, upstream, tmp_path):

@@ -143,7 +143,7 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
         door.late(named, target=route)
     line = {**BODIES[SAID], "ConnectionToken": TOKEN, "ClientToken": "b-1"}
     assert len(door.ask(200, "POST", BATCH, json.dumps(line) + "\n{\n").text.splitlines()) == 2
-    door.ask(400, "POST", BATCH, "{\n" * 100)
+    door.ask(400, "POST", BATCH, "{\n" * 5000)
     door.ask(200, "POST", CONNECTION, {"Type": ["CONNECTION_CREDENTIALS"]})
     door.ask(403, "POST", CONNECTION, {}, X_Amz_Bearer="canary-refuse")
     door.ask(418, "POST", CONNECTION, {}, X_Amz_Bearer="canary-teapot", documented="default")
