@@ -7,8 +7,8 @@
 //!
 //! Nothing here looks through the whole store in one act. A [`Cursor`] goes through what is queued, pack by pack, in the
 //! order of acceptance (what was queued again comes last), and then through the dead letters, by their numbers. One act
-//! looks at [`LOOKS`] messages at the most and says how far it came; between two of them others have their turn. What changes
-//! meanwhile may be met twice or not at all. An id names a message by its sequence number, of which packs have no index:
+//! looks at [`LOOKS`] messages at the most, writes about [`WRITTEN_MAX`] bytes, and says how far it came; between two of
+//! them others have their turn. What changes meanwhile may be met twice or not at all. An id names a message by its sequence number, of which packs have no index:
 //! [`Queue::seek`] finds it in the same way.
 //!
 //! An operator names a conversation as the log does, by its label, because the store knows keys only as hashes of their
@@ -35,6 +35,8 @@ use crate::time::Timestamp;
 
 /// Messages that one act looks at.
 const LOOKS: usize = 256;
+/// Bytes that it writes, or a little more: it is one commit, and whatever else is to be done waits for it.
+const WRITTEN_MAX: usize = 128 << 10;
 
 /// Which messages are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

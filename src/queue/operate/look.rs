@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use super::{Cursor, Death, LOOKS, Met, Seen, SeenPlace, Selection, Sought};
+use super::{Cursor, Death, LOOKS, Met, Seen, SeenPlace, Selection, Sought, WRITTEN_MAX};
 use crate::queue::accept::dead_key;
 use crate::queue::codec::{At, Dead, Entry, Fate, Key, Place, Record, number_at, reason_at};
 use crate::queue::lookup::{Queued, entry_key};
@@ -19,7 +19,8 @@ impl Writer {
         mut act: impl FnMut(&mut Writer, Met) -> Result<bool, StoreFailed>,
     ) -> Result<Option<Cursor>, StoreFailed> {
         let (mut at, mut looks, mut acts) = (after, 0, 0);
-        while looks < LOOKS {
+        let limit = self.store.pending_bytes() + WRITTEN_MAX;
+        while looks < LOOKS && self.store.pending_bytes() < limit {
             match at {
                 Cursor::Queued { pack, nth } => {
                     let behind = if nth == u8::MAX { pack } else { pack.saturating_sub(1) };
@@ -30,18 +31,18 @@ impl Writer {
                         at = Cursor::Dead(0);
                         continue;
                     };
-                    looks += live.records.len();
+                    looks += live.records.len().max(1);
                     for (place, record) in live.records {
                         if (place.pack, place.nth) <= (pack, nth) || !of.means_queued(&record) {
                             continue;
                         }
                         let Some(queued) = self.in_line(place, record)? else { continue };
-                        if acts == most || !act(self, Met::Queued(queued))? {
+                        let enough = acts == most || self.store.pending_bytes() >= limit;
+                        if enough || !act(self, Met::Queued(queued))? {
                             return Ok(Some(at));
                         }
                         acts += 1;
                         at = Cursor::Queued { pack: place.pack, nth: place.nth };
-                        self.commit_if_long()?;
                     }
                     at = Cursor::Queued { pack: live.pack, nth: u8::MAX };
                 }
@@ -59,7 +60,6 @@ impl Writer {
                         acts += 1;
                     }
                     at = Cursor::Dead(sequence);
-                    self.commit_if_long()?;
                 }
             }
         }
@@ -91,7 +91,7 @@ impl Writer {
             if let Some((_, record)) = live.records.iter().find(|(_, record)| record.sequence == sequence) {
                 return here(self, record);
             }
-            looks += live.records.len();
+            looks += live.records.len().max(1);
             after = live.pack;
         }
         Ok(Err(after))
