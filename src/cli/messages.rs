@@ -337,7 +337,8 @@ fn table(messages: &[Message], head: bool) -> String {
     }
     for message in messages {
         let Message { id, accepted_time, attempts, conversation, client_token, .. } = message;
-        row([id, &state(message), accepted_time, &attempts.to_string(), conversation, client_token]);
+        let client_token = plain(client_token, &[]);
+        row([id, &state(message), accepted_time, &attempts.to_string(), conversation, &client_token]);
     }
     text
 }
@@ -381,13 +382,121 @@ fn describe(message: &Message) -> String {
     let mut text = String::new();
     for (name, value) in rows {
         if let Some(value) = value {
-            let _ = writeln!(text, "{name:<14}{value}");
+            let _ = writeln!(text, "{name:<14}{}", plain(&value, &['\n', '\t']));
         }
     }
     text
 }
 
+/// A bot's text, or Connect's, without what would steer a terminal.
+fn plain(text: &str, but: &[char]) -> String {
+    text.chars().map(|c| if c.is_control() && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 fn say(text: &str) -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::control::Said;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn message() -> Message {
+        Message {
+            id: "9f86d081-42".into(),
+            client_token: "order-4711".into(),
+            state: "DEAD".into(),
+            conversation: "C/bot".into(),
+            content_type: Some("text/plain".into()),
+            accepted_time: "2026-11-22T14:03:07.412Z".into(),
+            expiry_time: "2026-11-22T14:18:07.412Z".into(),
+            attempts: 3,
+            dead_time: Some("2026-11-22T14:18:07.501Z".into()),
+            reason: Some("expired".into()),
+            error: Some(Said { code: "GoneException".into(), message: Some("connect-relay: too late".into()) }),
+            maybe_delivered: true,
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn table_has_a_line_a_message() {
+        let queued =
+            Message { state: "QUEUED".into(), reason: None, maybe_delivered: false, in_flight: true, ..message() };
+        let expected = "\
+ID                    STATE                 ACCEPTED                  ATTEMPTS  CONVERSATION              CLIENT TOKEN
+9f86d081-42           queued in_flight      2026-11-22T14:03:07.412Z         3  C/bot                     order-4711
+9f86d081-42           dead expired?         2026-11-22T14:03:07.412Z         3  C/bot                     order-4711
+";
+        assert_eq!(table(&[queued, message()], true), expected);
+        assert_eq!(table(&[], false), "");
+        let steering =
+            Message { client_token: "\x1b[2J\n".into(), content: Some("a\nb\x1b\u{9b}".into()), ..message() };
+        assert!(table(std::slice::from_ref(&steering), false).ends_with(" \u{fffd}[2J\u{fffd}\n"));
+        assert!(describe(&steering).ends_with("contents      a\nb\u{fffd}\u{fffd}\n"));
+    }
+
+    #[test]
+    fn one_message_is_described_as_far_as_it_goes() {
+        let expected = "\
+id            9f86d081-42
+state         dead expired?
+conversation  C/bot
+client token  order-4711
+type          text/plain
+accepted      2026-11-22T14:03:07.412Z
+lifetime ends 2026-11-22T14:18:07.412Z
+attempts      3
+died          2026-11-22T14:18:07.501Z
+error         GoneException: connect-relay: too late
+delivered     perhaps: an attempt may have arrived
+";
+        assert_eq!(describe(&message()), expected);
+    }
+
+    #[test]
+    fn what_stands_in_a_path_is_encoded() {
+        let which = Which { conversation: Some("C/a&b+ä".into()), reason: Some("expired".into()) };
+        assert_eq!(
+            path("/redrive", &which, &[("after", None), ("limit", Some("500"))]),
+            "/redrive?conversation=C%2Fa%26b%2B%C3%A4&reason=expired&limit=500"
+        );
+        assert_eq!(path_of("../status"), "/messages/..%2Fstatus");
+    }
+
+    #[test]
+    fn bulk_is_asked_for_in_so_many_words() {
+        let parse = |args: &[&str]| Only::try_parse_from([&["messages"], args].concat());
+        for right in [
+            &["redrive", "a", "b"][..],
+            &["redrive", "--all", "--reason", "expired", "--conversation", "C"],
+            &["delete", "--conversation", "C"],
+            &["list", "--state", "dead"],
+        ] {
+            assert!(parse(right).is_ok(), "{right:?}");
+        }
+        for wrong in [
+            &["redrive"][..],
+            &["redrive", "--reason", "expired"],
+            &["redrive", "a", "--reason", "expired"],
+            &["redrive", "--all", "a"],
+            &["redrive", "--all", "--content-file", "f"],
+            &["redrive", "--all", "--connection-token-file", "f"],
+            &["delete"],
+            &["delete", "a", "--conversation", "C"],
+            &["list", "--reason", "bored"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

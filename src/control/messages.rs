@@ -407,7 +407,8 @@ fn refusal(name: &str, unmoved: Unmoved) -> Refusal {
 impl Message {
     fn of(seen: Seen) -> Message {
         let Seen { id, client_token, conversation, content_type, trace_id, attempts, maybe_delivered, .. } = seen;
-        // Contents were asked for where they are there.
+        // It is there where contents were asked for.
+        let asked = seen.body.is_some();
         let content = seen.body.as_ref().and_then(Body::content).map(|content| content.expose().to_owned());
         let message = Message {
             id: id.to_string(),
@@ -430,7 +431,7 @@ impl Message {
                 ..message
             },
             SeenPlace::Dead { died, reason, error } => {
-                let shown = content.is_some() || error.text.starts_with("connect-relay: ");
+                let shown = asked || error.text.starts_with("connect-relay: ");
                 Message {
                     state: "DEAD".into(),
                     dead_time: Some(died.to_string()),
@@ -441,5 +442,72 @@ impl Message {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::Request;
+
+    use super::*;
+
+    fn query(text: &str, known: &[&str], part: Option<Part>) -> Result<Query, String> {
+        let parts = Request::get(format!("/messages?{text}")).body(()).unwrap().into_parts().0;
+        Query::parse(&parts, known, part).map_err(|Refusal(status, why)| {
+            assert_eq!(status, StatusCode::BAD_REQUEST);
+            why
+        })
+    }
+
+    #[test]
+    fn path_names_one_message() {
+        assert_eq!(of("/messages/9f86d081-42"), Some(Of::Itself("9f86d081-42")));
+        assert_eq!(of("/messages/9f86d081-42/redrive"), Some(Of::Redrive("9f86d081-42")));
+        for none in
+            ["/messages", "/messages/", "/messages//redrive", "/messages/a/b", "/messages/a/b/redrive", "/redrive"]
+        {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_read_as_narrowly_as_they_are_written() {
+        let all = ["state", "conversation", "reason", "after", "limit", "contents"];
+        let read =
+            query("state=DEAD&conversation=a%2Bb+%2F&&reason=expired&after=d7&limit=1000&contents=true", &all, None);
+        let of =
+            Selection { state: Some(Part::Dead), conversation: Some("a+b+/".into()), reason: Some(Reason::Expired) };
+        assert_eq!(read, Ok(Query { of, after: Some(Cursor::Dead(7)), limit: Some(1000), contents: true }));
+        assert_eq!(query("", &[], None), Ok(Query::default()));
+        for (wrong, why) in [
+            ("conversaton=C", "no such parameter here: \"conversaton\"; known: state, "),
+            ("limit=1&limit=1", "limit is given twice"),
+            ("conversation=%FF", "conversation: percent-encoded UTF-8 is needed"),
+            ("conversation", "conversation: it is empty"),
+            ("state=dead", "state: \"dead\", QUEUED or DEAD is needed"),
+            ("reason=bored", "reason: \"bored\", one of chat_over, "),
+            ("limit=1001", "limit: \"1001\", 1 to 1000 is needed"),
+            ("after=7", "after: the Next of the page before is needed"),
+            ("contents=1", "contents: \"1\", true or false is needed"),
+            ("state=QUEUED&reason=expired", "reason: what is queued has none"),
+            ("state=QUEUED&after=d7", "after: it is the Next of another list"),
+            ("reason=expired&after=q7.1", "after: it is the Next of another list"),
+        ] {
+            let said = query(wrong, &all, None).unwrap_err();
+            assert!(said.starts_with(why), "{wrong}: {said}");
+        }
+        // What a bulk act means is known without its being said, and the cursor has to fit that.
+        assert!(
+            query("after=d7", &all, Some(Part::Queued)).is_err()
+                && query("after=q7.1", &all, Some(Part::Dead)).is_err()
+        );
+        assert!(query("after=q7.1", &all, None).is_ok() && query("after=d7", &all, None).is_ok());
+    }
+
+    #[test]
+    fn wish_is_not_shown() {
+        let wish =
+            RedriveWish { connection_token: Some("canary".into()), content: Some("canary".into()), content_type: None };
+        assert!(!format!("{wish:?}").contains("canary"));
     }
 }
