@@ -181,6 +181,31 @@ impl Door {
         let read = client::read(&self.0, &body)?;
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }
+
+    /// Does something in bulk, a page at a time; `take` says of each how many it is by now, and where to go on.
+    async fn go_through<T: DeserializeOwned>(
+        &self,
+        (method, route): (Method, &str),
+        which: &Which,
+        bar: &ProgressBar,
+        mut take: impl FnMut(T) -> (u64, Option<String>),
+    ) -> anyhow::Result<()> {
+        let (mut done, mut after, limit) = (0, None::<String>, PAGE.to_string());
+        loop {
+            let path = path(route, which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
+            let asked = self.ask(method.clone(), &path).await;
+            let (_, page) = asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match done {
+                0 => error,
+                done => error.context(format!("after {done} messages")),
+            })?;
+            (done, after) = take(page);
+            bar.set_position(done);
+            if after.is_none() {
+                bar.finish_and_clear();
+                return Ok(());
+            }
+        }
+    }
 }
 
 async fn list(args: List) -> anyhow::Result<ExitCode> {
@@ -238,19 +263,12 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
     let which = Which { conversation: args.conversation, reason: args.reason };
     let filtered = which.reason.is_some() || which.conversation.is_some();
     let bar = bar("redriven", (!filtered).then_some(status.dead_letters));
-    let (mut all, mut after) = (Redriven::default(), None);
-    let limit = PAGE.to_string();
-    loop {
-        let path = path("/redrive", &which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
-        let (_, page): (_, Redriven) = door.ask(Method::POST, &path).await.inspect_err(|_| bar.abandon())?;
-        all = Redriven { redriven: all.redriven + page.redriven, full: page.full, next: page.next.clone() };
-        bar.set_position(all.redriven);
-        after = page.next;
-        if after.is_none() || all.full.is_some() {
-            break;
-        }
-    }
-    bar.finish_and_clear();
+    let mut all = Redriven::default();
+    door.go_through((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
+        all = Redriven { redriven: all.redriven + page.redriven, ..page };
+        (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
+    })
+    .await?;
     let Redriven { redriven, full, .. } = &all;
     say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
     match full {
@@ -271,20 +289,13 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     };
     let which = Which { conversation: Some(conversation), reason: None };
     let bar = bar("deleted", None);
-    let (mut all, mut after) = (Deleted::default(), None);
-    let limit = PAGE.to_string();
-    loop {
-        let path = path("/messages", &which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
-        let (_, page): (_, Deleted) = door.ask(Method::DELETE, &path).await.inspect_err(|_| bar.abandon())?;
+    let mut all = Deleted::default();
+    door.go_through((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
         all.deleted += page.deleted;
         all.in_flight += page.in_flight;
-        bar.set_position(all.deleted);
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    bar.finish_and_clear();
+        (all.deleted, page.next)
+    })
+    .await?;
     let in_flight =
         if all.in_flight > 0 { format!("; {} in flight, not deleted", all.in_flight) } else { String::new() };
     say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("deleted: {}{in_flight}\n", all.deleted) })
