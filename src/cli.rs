@@ -26,6 +26,7 @@ mod client;
 mod demo;
 mod doctor;
 mod log;
+mod messages;
 mod operate;
 mod run;
 mod send;
@@ -68,6 +69,7 @@ enum Command {
     Pause(operate::Pause),
     Resume(operate::Resume),
     Drain(operate::Drain),
+    Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
     Demo(demo::Args),
@@ -83,6 +85,7 @@ impl Command {
             Command::Pause(args) => operate::pause(args).await,
             Command::Resume(args) => operate::resume(args).await,
             Command::Drain(args) => operate::drain(args).await,
+            Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
                 let mut signals = Signals::new()?;

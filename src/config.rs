@@ -291,6 +291,12 @@ impl Config {
         &self.shape.control.socket
     }
 
+    /// Whether operators may change contents.
+    #[must_use]
+    pub fn control_edit(&self) -> bool {
+        self.shape.control.edit
+    }
+
     /// From the signal to the end.
     #[must_use]
     pub fn grace(&self) -> Duration {

@@ -7,12 +7,16 @@
 //! | `POST /pause` `{"reason"?}` | sends nothing more until it is resumed, also after a restart; bots notice nothing |
 //! | `POST /resume` | goes on, and forgets which tokens were refused |
 //! | `POST /drain` `{"timeout"?, "wait"?}` | what SIGTERM does: delivers what is queued, within so many seconds (`shutdown.grace`), and leaves |
+//! | `GET /messages`, `GET /messages/{id}` | shows what is queued and what is dead (`messages.rs` has the members) |
+//! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only where `control.edit` allows them |
+//! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of what is queued |
 //!
-//! Each answers with the status as it is then; a drain that is to be waited for answers when the relay leaves, with what
-//! it leaves behind. The wishes themselves are carried out by others: a pause by the queue, which gives nothing out, and
+//! The first four answer with the status as it is then; a drain that is to be waited for answers when the relay leaves,
+//! with what it leaves behind. The wishes themselves are carried out by others: a pause by the queue, which gives nothing out, and
 //! a [`Drain`] by the daemon.
 
 mod drain;
+mod messages;
 mod status;
 
 use std::error::Error;
@@ -25,11 +29,15 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 pub use self::drain::Drain;
+use self::messages::Of;
+pub use self::messages::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
 pub use self::status::{About, Paused, Status};
 use self::status::{Counts, Facts};
 use crate::health::{Health, State};
+use crate::message::Limits;
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
@@ -41,6 +49,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// For a wish to arrive, and its length.
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 const BODY_MAX: usize = 4096;
+/// Bytes that JSON may take for one of UTF-8.
+const JSON_BYTES_MAX: usize = 6;
 /// Characters of a reason.
 const REASON_MAX: usize = 200;
 /// The longest drain that can be asked for: as long as a message can live.
@@ -65,6 +75,10 @@ pub struct Control {
     pub started: Timestamp,
     /// For ages.
     pub clock: Clock,
+    /// `control.edit`: contents of dead letters may be changed.
+    pub edit: bool,
+    /// What bounds them.
+    pub limits: watch::Receiver<Limits>,
 }
 
 /// The body of `POST /pause`.
@@ -109,10 +123,16 @@ impl Control {
     {
         let (parts, body) = request.into_parts();
         let (method, path) = (&parts.method, parts.uri.path());
+        let one = messages::of(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
-            "/pause" | "/resume" | "/drain" => &[Method::POST],
-            _ => return refuse(StatusCode::NOT_FOUND, &format!("no such operation: {method} {path}")),
+            "/pause" | "/resume" | "/drain" | "/redrive" => &[Method::POST],
+            "/messages" => &[Method::GET, Method::HEAD, Method::DELETE],
+            _ => match one {
+                Some(Of::Itself(_)) => &[Method::GET, Method::HEAD, Method::DELETE],
+                Some(Of::Redrive(_)) => &[Method::POST],
+                None => return refuse(StatusCode::NOT_FOUND, &format!("no such operation: {method} {path}")),
+            },
         };
         if !allowed.contains(method) {
             let names = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
@@ -123,10 +143,21 @@ impl Control {
         }
         let reply = async {
             match path {
-                "/pause" => self.pause(wish(&whole(body).await?)?).await,
+                "/pause" => self.pause(wish(&whole(body, BODY_MAX).await?)?).await,
                 "/resume" => self.resume().await,
-                "/drain" => self.drain(wish(&whole(body).await?)?).await,
-                _ => self.status(StatusCode::OK).await,
+                "/drain" => self.drain(wish(&whole(body, BODY_MAX).await?)?).await,
+                "/redrive" => self.redrive_all(&parts).await,
+                "/messages" if parts.method == Method::DELETE => self.delete_all(&parts).await,
+                "/messages" => self.list(&parts).await,
+                _ => match one {
+                    Some(Of::Itself(id)) if parts.method == Method::DELETE => self.delete(&parts, id).await,
+                    Some(Of::Itself(id)) => self.show(&parts, id).await,
+                    Some(Of::Redrive(id)) => {
+                        let most = BODY_MAX + JSON_BYTES_MAX * self.limits.borrow().content_bytes;
+                        self.redrive(&parts, id, &whole(body, most).await?).await
+                    }
+                    None => self.status(StatusCode::OK).await,
+                },
             }
         };
         reply.await.unwrap_or_else(|Refusal(status, why)| refuse(status, &why))
@@ -199,13 +230,13 @@ impl Control {
 struct Refusal(StatusCode, String);
 
 /// The whole body, if it is short and comes soon.
-async fn whole<B>(body: B) -> Result<Bytes, Refusal>
+async fn whole<B>(body: B, most: usize) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
 {
-    match tokio::time::timeout(BODY_WITHIN, Limited::new(body, BODY_MAX).collect()).await {
+    match tokio::time::timeout(BODY_WITHIN, Limited::new(body, most).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        _ => Err(invalid(format!("the body: at most {BODY_MAX} bytes, within {} s", BODY_WITHIN.as_secs()))),
+        _ => Err(invalid(format!("the body: at most {most} bytes, within {} s", BODY_WITHIN.as_secs()))),
     }
 }
 
@@ -256,8 +287,8 @@ mod tests {
 
     #[tokio::test]
     async fn body_is_bounded() {
-        assert!(whole(Full::from(vec![b' '; BODY_MAX])).await.is_ok());
-        assert!(whole(Full::from(vec![b' '; BODY_MAX + 1])).await.is_err());
+        assert!(whole(Full::from(vec![b' '; BODY_MAX]), BODY_MAX).await.is_ok());
+        assert!(whole(Full::from(vec![b' '; BODY_MAX + 1]), BODY_MAX).await.is_err());
     }
 
     #[tokio::test]
@@ -283,13 +314,26 @@ mod tests {
                 about: About::default(),
                 started: clock.now(),
                 clock,
+                edit: true,
+                limits: watch::Sender::new(Limits::default()).subscribe(),
             };
             let ask = |method, path| {
                 let control = control.clone();
                 let request = Request::builder().method(method).uri(path).body(Full::<Bytes>::default()).unwrap();
                 tokio::spawn(async move { control.answer(request).await })
             };
-            let asked = [ask("GET", "/status"), ask("POST", "/pause"), ask("POST", "/resume"), ask("POST", "/drain")];
+            let asked = [
+                ask("GET", "/status"),
+                ask("POST", "/pause"),
+                ask("POST", "/resume"),
+                ask("POST", "/drain"),
+                ask("GET", "/messages"),
+                ask("DELETE", "/messages?conversation=k"),
+                ask("GET", "/messages/0000002a-1"),
+                ask("DELETE", "/messages/0000002a-1"),
+                ask("POST", "/messages/0000002a-1/redrive"),
+                ask("POST", "/redrive"),
+            ];
             for reply in asked {
                 let (parts, body) = reply.await.unwrap().into_parts();
                 let Refused { error } = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();

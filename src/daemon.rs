@@ -43,7 +43,7 @@ use crate::pacer::{self, Budget};
 use crate::queue::{self, Overview, Queue, StoreFailed};
 use crate::serve::{Connections, Limits, SocketFile};
 use crate::supervisor::{Supervisor, Word};
-use crate::{participant, sender};
+use crate::{message, participant, sender};
 
 /// Before the end of the grace, for what is in flight; nothing is taken any more in it.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -74,6 +74,8 @@ pub struct Options {
     pub participant: participant::Options,
     /// The operators' Unix socket.
     pub control_socket: PathBuf,
+    /// Whether they may change contents.
+    pub control_edit: bool,
     /// Metrics and probes.
     pub admin: SocketAddr,
     /// From being told to drain to the end.
@@ -166,12 +168,15 @@ pub struct Reload {
     /// The bots' door as the next request finds it. Its listeners own it: it holds the queue, whose thread ends with the
     /// last who does.
     ingress: Weak<watch::Sender<Ingress>>,
+    /// What bounds contents, at the operators' door too.
+    limits: watch::Sender<message::Limits>,
     ok: IntGauge,
 }
 
 impl Reload {
     /// The configuration was read again: the bots' door goes on with this.
     pub fn taken(&self, ingress: ingress::Options) {
+        self.limits.send_replace(ingress.limits);
         if let Some(door) = self.ingress.upgrade() {
             door.send_modify(|door| *door = door.with(ingress));
         }

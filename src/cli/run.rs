@@ -120,6 +120,7 @@ pub(super) fn options(config: &Config) -> Options {
         pacer: config.pacer(),
         participant: config.participant(),
         control_socket: config.control_socket().to_owned(),
+        control_edit: config.control_edit(),
         admin: shape.admin.listen,
         grace: config.grace(),
         region: shape.sender.region.clone(),

@@ -259,7 +259,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     problems
 }
 
-fn full(full: Full) -> String {
+pub(super) fn full(full: Full) -> String {
     match full {
         Full::Messages { queued, most } => format!("{queued} messages are queued, queue.messages_max is {most}"),
         Full::Bytes { bytes, most } => format!("the queue takes {bytes} bytes on disk, queue.bytes_max is {most}"),

@@ -82,7 +82,7 @@ impl Daemon {
         let mut daemon = Daemon {
             grace: options.grace,
             bound,
-            reload: Reload { ingress: Weak::new(), ok: reload_ok },
+            reload: Reload { ingress: Weak::new(), limits: watch::Sender::new(options.ingress.limits), ok: reload_ok },
             queue,
             writer,
             budget,
@@ -162,6 +162,8 @@ impl Daemon {
             },
             started: clock.now(),
             clock: clock.clone(),
+            edit: options.control_edit,
+            limits: self.reload.limits.subscribe(),
         };
         let service = move |request, _| {
             let operators = operators.clone();

@@ -42,6 +42,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
         pacer: config.pacer(),
         participant: config.participant(),
         control_socket: config.control_socket().to_owned(),
+        control_edit: config.control_edit(),
         admin: shape.admin.listen,
         grace: config.grace(),
         region: "eu-west-2".into(),

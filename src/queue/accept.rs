@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::codec::{
-    self, Dead, ErrorRow, Fate, Hash, Key, Line, OtherConversation, Outcome, Participant, Record, Slot, Token, Trial,
+    self, Dead, ErrorRow, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot, Token,
+    Trial,
 };
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
@@ -66,7 +67,7 @@ impl Writer {
             let revived = match &known {
                 Known::Done(outcome) if self.revives(outcome, &token, &submission.asked.token) => {
                     self.own(&mut token, conversation, &submission, now);
-                    self.revive(outcome, &submission, &mut line, now)?
+                    self.revive(outcome, &entry, &submission, &mut line, now)?
                 }
                 _ => None,
             };
@@ -106,10 +107,7 @@ impl Writer {
         }
 
         self.own(&mut token, conversation, &submission, now);
-        if let Some(old) = token.renews.take() {
-            // The first use of a token whose connection was seen: it takes its predecessor's place.
-            self.store.put(token_key(&submission.asked.token), &token);
-            self.renew(&old, &submission.asked.token, now)?;
+        if self.succeed(&mut token, &submission.asked.token, now)? {
             line = self.line(&conversation)?;
         }
         let (label, trace_id) = (submission.label.clone(), submission.trace_id.clone());
@@ -146,18 +144,30 @@ impl Writer {
         }
     }
 
-    /// The token belongs to this conversation from now on.
+    /// The submission's token belongs to this conversation from now on.
     fn own(&mut self, token: &mut Token, conversation: Hash, submission: &Prepared, now: Timestamp) {
-        let hash = submission.asked.token;
+        let Asked { token: hash, keyed, .. } = submission.asked;
+        self.give_token(token, hash, (conversation, keyed.is_some()), &submission.bearer, now);
+    }
+
+    /// A token belongs to a conversation, which has a key or not, from now on.
+    pub(super) fn give_token(
+        &mut self,
+        token: &mut Token,
+        hash: Hash,
+        (conversation, keyed): (Hash, bool),
+        bearer: &ConnectionToken,
+        now: Timestamp,
+    ) {
         let stale = now.0.abs_diff(token.used.0) >= USED_STEP_MS;
         let new = token.secret.bytes().is_empty();
         if token.conversation.is_some() && !new && !stale {
             return;
         }
         token.conversation = Some(conversation);
-        token.keyed = submission.asked.keyed.is_some();
+        token.keyed = keyed;
         if new {
-            token.secret = self.sealer.seal(Binding::Token(&hash), submission.bearer.expose());
+            token.secret = self.sealer.seal(Binding::Token(&hash), bearer.expose());
         }
         if stale {
             token.used = now;
@@ -258,26 +268,40 @@ impl Writer {
         Ok(Verdict::Accepted { state, repeat: true })
     }
 
-    /// Puts a dead letter back: same ClientToken, its old place, a fresh lifetime. None where it is kept no longer.
+    /// A repeat puts a dead letter back, with its token. None where it is kept no longer, or elsewhere.
     fn revive(
         &mut self,
         outcome: &Outcome,
+        entry: &Hash,
         submission: &Prepared,
         line: &mut Line,
         now: Timestamp,
     ) -> Result<Option<Verdict>, StoreFailed> {
-        let sequence = outcome.sequence;
-        let Some(dead) = self.store.get::<Dead>(&dead_key(sequence))? else { return Ok(None) };
+        let dead = self.store.get::<Dead>(&dead_key(outcome.sequence))?;
+        let Some(mut dead) = dead.filter(|dead| dead.record.entry == *entry) else { return Ok(None) };
         if let Some(full) = self.full() {
             return Ok(Some(Verdict::Rejected(Rejection::Full(full))));
         }
-        let Dead { mut record, mut trial, died } = dead;
-        self.store.remove(dead_key(sequence));
-        self.store.remove(Key::new(b'z').time(died).number(sequence));
+        self.exhume(&dead);
+        dead.record.token = submission.asked.token;
+        let queued = self.bring_back(dead, line, now)?;
+        let state = self.queued_state(line, queued)?;
+        Ok(Some(Verdict::Accepted { state, repeat: true }))
+    }
+
+    /// Takes a dead letter from among those that are kept, with what its repeats were answered.
+    pub(super) fn exhume(&mut self, dead: &Dead) {
+        let Dead { record, died, .. } = dead;
+        self.store.remove(dead_key(record.sequence));
+        self.store.remove(Key::new(b'z').time(*died).number(record.sequence));
         self.store.remove(entry_key(&record.conversation, &record.entry));
         self.meta.dead = self.meta.dead.saturating_sub(1);
         self.meta.weight = self.meta.weight.saturating_sub(record.dead_weight());
-        record.token = submission.asked.token;
+    }
+
+    /// Queues a message again that was dead: at its old place, with a fresh lifetime of the same length.
+    pub(super) fn bring_back(&mut self, dead: Dead, line: &mut Line, now: Timestamp) -> Result<Queued, StoreFailed> {
+        let Dead { mut record, mut trial, .. } = dead;
         record.deadline = now + Duration::from_millis(record.lifetime_ms);
         record.implied = false;
         trial.failed_at = None;
@@ -289,13 +313,25 @@ impl Writer {
         if line.head() == Some(&slot) {
             line.boot = self.meta.boot;
         }
+        if record.kind == Kind::Disconnect {
+            line.disconnect.get_or_insert(record.sequence);
+            line.used = now;
+            self.used.push((USED_LINE, conversation));
+        }
         if empty {
             self.meta.conversations += 1;
             self.take_turn(&conversation, line, now);
         }
         self.put_line(&conversation, line);
-        let state = self.queued_state(line, Queued { slot, record })?;
-        Ok(Some(Verdict::Accepted { state, repeat: true }))
+        Ok(Queued { slot, record })
+    }
+
+    /// The first use of a token whose connection was seen: it takes its predecessor's place. True where it has one.
+    pub(super) fn succeed(&mut self, token: &mut Token, hash: &Hash, now: Timestamp) -> Result<bool, StoreFailed> {
+        let Some(old) = token.renews.take() else { return Ok(false) };
+        self.store.put(token_key(hash), token);
+        self.renew(&old, hash, now)?;
+        Ok(true)
     }
 
     /// `new` takes the place of `old` in what is queued.

@@ -176,7 +176,7 @@ impl Writer {
     }
 
     fn take_pieces(&mut self, log: &Log, record: &Record) -> io::Result<()> {
-        for number in 0..record.pieces {
+        for number in record.piece_numbers() {
             self.take_row(log, &piece_key(record.sequence, number).0)?;
         }
         Ok(())

@@ -10,7 +10,7 @@
 //! | `j` | u64 | the oldest epoch of the journal whose records are not all here |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
-//! | `p` seq n | [`Secret`] | the n-th piece of contents too long for their record |
+//! | `p` seq n | [`Secret`] | a piece of contents too long for their record: [`Record::piece_numbers`] |
 //! | `v` conv | [`Line`] | a conversation: its messages in order, its place, its hold |
 //! | `s` conv seq | `Vec<Slot>` | messages that the line has no room for |
 //! | `i` conv entry | [`Entry`] | a ClientToken that the line does not show: queued in an `s` row, or an outcome |

@@ -14,7 +14,7 @@ pub fn piece_key(sequence: u64, number: u16) -> Key {
 }
 
 impl Writer {
-    /// Takes a body apart: into its record, and into pieces beside it where it is long.
+    /// Takes a body apart: into its record, which has no pieces yet, and into pieces beside it where it is long.
     pub(super) fn put_body(&mut self, record: &mut Record, body: &Body) {
         record.kind = Kind::of(body);
         let content = body.content().map_or("", Content::expose).as_bytes();
@@ -22,10 +22,10 @@ impl Writer {
             record.inline = self.sealer.seal(Binding::Inline(record.sequence), content);
             return;
         }
-        for (number, piece) in (0..).zip(content.chunks(PIECE)) {
+        for (number, piece) in (record.piece_numbers().start..).zip(content.chunks(PIECE)) {
             let sealed = self.sealer.seal(Binding::Piece(record.sequence, number), piece);
             self.store.put(piece_key(record.sequence, number), &sealed);
-            record.pieces = number + 1;
+            record.pieces += 1;
         }
     }
 
@@ -36,7 +36,7 @@ impl Writer {
 
     /// Removes what stands beside the record.
     pub(super) fn remove_pieces(&mut self, record: &Record) {
-        (0..record.pieces).for_each(|number| self.store.remove(piece_key(record.sequence, number)));
+        record.piece_numbers().for_each(|number| self.store.remove(piece_key(record.sequence, number)));
     }
 }
 
@@ -47,11 +47,11 @@ pub fn body<E>(
     mut read: impl FnMut(Key) -> Result<Option<Secret>, E>,
 ) -> Result<Option<Body>, E> {
     let mut content = Zeroizing::new(Vec::new());
-    if record.pieces == 0 {
+    if record.piece_numbers().is_empty() {
         let Some(bytes) = sealer.open(Binding::Inline(record.sequence), &record.inline) else { return Ok(None) };
         content = bytes;
     }
-    for number in 0..record.pieces {
+    for number in record.piece_numbers() {
         let sealed = read(piece_key(record.sequence, number))?;
         let piece = sealed.and_then(|sealed| sealer.open(Binding::Piece(record.sequence, number), &sealed));
         let Some(piece) = piece else { return Ok(None) };
@@ -69,6 +69,15 @@ impl Kind {
                 Kind::Event { content_type: content_type.to_string(), content: content.is_some() }
             }
             Body::Disconnect => Kind::Disconnect,
+        }
+    }
+
+    /// The ContentType on the wire; none for a disconnect, or where it is of a newer relay.
+    pub fn content_type(&self) -> Option<&str> {
+        match self {
+            Kind::Message(index) => ContentType::ALL.get(usize::from(*index)).map(|known| known.as_str()),
+            Kind::Event { content_type, .. } => Some(content_type),
+            Kind::Disconnect => None,
         }
     }
 

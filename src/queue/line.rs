@@ -1,13 +1,14 @@
 //! A conversation's line: its messages in order, and its one place among the conversations.
 //!
 //! The line's own row holds the first messages; those that it has no room for stand in chunks (`s` rows), each keyed by
-//! the first sequence number it was made with, and have an entry (`i` row) for their ClientToken. Every message in the
-//! row comes before every message in a chunk, and the chunks do not overlap. A message in flight is the first of all.
+//! its first sequence number, and have an entry (`i` row) for their ClientToken. Every message in the row comes before
+//! every message in a chunk, and the chunks do not overlap. All stand by their sequence numbers, but for the first of all,
+//! before which nothing is put while it is in flight or may have been delivered.
 //! A place is changed only through [`Writer::move_to`], which keeps its index row beside it.
 
 use std::ops::Bound;
 
-use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at};
+use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at, number_at};
 use super::lookup::entry_key;
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
@@ -110,14 +111,50 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a message that comes back at its old place, but never before one that may have been delivered.
+    /// Puts a message that comes back at its old place, but never before one that may have been delivered. Only what is
+    /// around that place is written, however long the line is.
     pub(super) fn insert(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
-        let mut all = self.slots(conversation, line)?;
-        let doubtful = self.leased.contains_key(conversation)
-            || line.head().is_some_and(|head| head.trial.unknown || line.boot <= self.meta.unclean_boot);
-        let at = all.partition_point(|other| other.sequence < slot.sequence).max(usize::from(doubtful));
-        all.insert(at, slot);
-        self.refill(conversation, line, all)
+        let prefix = Key::new(b's').hash(conversation).0;
+        let chunks = if line.in_chunks() > 0 { self.store.next_key(&prefix, Bound::Included(&prefix))? } else { None };
+        let chunks = chunks.map(|key| number_at(&key, prefix.len()));
+        if chunks.is_some_and(|first| first <= slot.sequence) {
+            return self.insert_in_chunk(conversation, line, slot);
+        }
+        let doubtful =
+            self.leased.contains_key(conversation) || line.head().is_some_and(|head| self.is_doubtful(line, head));
+        // Before such a one something was not put earlier: it stays the first, and all behind it are in order.
+        let next = line.first.get(1).map(|next| next.sequence).or(chunks);
+        let passed_over = line.head().zip(next).is_some_and(|(head, next)| head.sequence > next);
+        let from = usize::from(doubtful || passed_over).min(line.first.len());
+        let at = line.first[from..].partition_point(|other| other.sequence < slot.sequence);
+        line.first.insert(from + at, slot);
+        line.count += 1;
+        if line.first.len() > SLOTS_MAX {
+            let chunk = line.first.split_off(FIRST_MAX);
+            for slot in &chunk {
+                self.store.put(entry_key(conversation, &slot.entry), &Entry::Queued { at: slot.at });
+            }
+            self.store.put(chunk_key(conversation, chunk[0].sequence), &chunk);
+        }
+        Ok(())
+    }
+
+    /// Puts a message into the chunk that it belongs to, which is halved where it is full.
+    fn insert_in_chunk(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
+        let prefix = Key::new(b's').hash(conversation).0;
+        let key = chunk_key(conversation, slot.sequence);
+        let key = self.store.last_key(&prefix, Bound::Included(&key.0))?.map_or(key, Key);
+        let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
+        self.store.put(entry_key(conversation, &slot.entry), &Entry::Queued { at: slot.at });
+        let at = chunk.partition_point(|other| other.sequence < slot.sequence);
+        chunk.insert(at, slot);
+        line.count += 1;
+        if chunk.len() > SLOTS_MAX {
+            let rest = chunk.split_off(SLOTS_MAX / 2);
+            self.store.put(chunk_key(conversation, rest[0].sequence), &rest);
+        }
+        self.store.put(key, &chunk);
+        Ok(())
     }
 
     /// Makes a line of these, and of nothing else.
@@ -134,6 +171,12 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether a message of the line, not in flight, may have been delivered.
+    pub(super) fn is_doubtful(&self, line: &Line, slot: &Slot) -> bool {
+        let head = line.head().is_some_and(|head| head.sequence == slot.sequence);
+        slot.trial.unknown || (head && line.boot <= self.meta.unclean_boot)
+    }
+
     /// Takes a message out; true where it was the head.
     pub(super) fn take_out(
         &mut self,
@@ -148,10 +191,9 @@ impl Writer {
         } else if let Some((key, mut chunk, at)) = self.chunk_of(conversation, sequence)? {
             chunk.remove(at);
             line.count -= 1;
-            if chunk.is_empty() {
-                self.store.remove(key);
-            } else {
-                self.store.put(key, &chunk);
+            self.store.remove(key);
+            if let Some(first) = chunk.first() {
+                self.store.put(chunk_key(conversation, first.sequence), &chunk);
             }
         }
         if line.first.is_empty() && line.count > 0 {

@@ -96,8 +96,7 @@ impl Writer {
         }
         let mut line = self.line(&conversation)?;
         let Some(slot) = self.slot(&conversation, &line, sequence)? else { return Ok(true) };
-        let head = line.head().is_some_and(|head| head.sequence == sequence);
-        let maybe_delivered = slot.trial.unknown || (head && line.boot <= self.meta.unclean_boot);
+        let maybe_delivered = self.is_doubtful(&line, &slot);
         let burial = Burial { maybe_delivered, ..expired(record.token) };
         self.bury(Queued { slot, record }, &mut line, burial, now)?;
         self.put_line(&conversation, &line);
@@ -111,9 +110,8 @@ impl Writer {
             let Some((key, at)) = self.oldest_row(b"o", now, self.options.outcomes_kept_for, too_many)? else { break };
             for (conversation, entry) in self.store.get::<Vec<(Hash, Hash)>>(&key)?.unwrap_or_default() {
                 let key = entry_key(&conversation, &entry);
-                let entry = self.store.get::<Entry>(&key)?;
-                if matches!(entry, Some(Entry::Done(Outcome { at: then, fate: Fate::Delivered(_), .. })) if then <= at)
-                {
+                let Some(Entry::Done(outcome)) = self.store.get::<Entry>(&key)? else { continue };
+                if outcome.at <= at && !self.has_dead_letter(&outcome, &entry)? {
                     self.store.remove(key);
                     self.meta.outcomes = self.meta.outcomes.saturating_sub(1);
                 }
@@ -149,6 +147,17 @@ impl Writer {
         let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? else { return Ok(None) };
         let at = Timestamp(number_at(&key, 1));
         Ok((too_many || now.since(at) >= kept_for).then_some((Key(key), at)))
+    }
+
+    /// Whether an outcome goes with a dead letter. One that was redriven into another conversation is none here.
+    fn has_dead_letter(&mut self, outcome: &Outcome, entry: &Hash) -> Result<bool, StoreFailed> {
+        Ok(match outcome.fate {
+            Fate::Delivered(_) => false,
+            Fate::Dead { .. } => {
+                let dead = self.store.get::<Dead>(&dead_key(outcome.sequence))?;
+                dead.is_some_and(|dead| dead.record.entry == *entry)
+            }
+        })
     }
 
     fn forget_dead(&mut self, sequence: u64) -> Result<(), StoreFailed> {

@@ -157,7 +157,7 @@ impl<'a> Salvage<'a> {
 
     /// Whether all pieces of a record's contents verify.
     pub fn is_whole(&self, record: &Record) -> io::Result<bool> {
-        for number in 0..record.pieces {
+        for number in record.piece_numbers() {
             if self.log.get::<Secret>(&piece_key(record.sequence, number).0)?.is_none() {
                 return Ok(false);
             }

@@ -205,21 +205,33 @@ impl Writer {
         let dead = Dead { record: queued.record, trial: queued.slot.trial, died: now };
         self.store.put(dead_key(sequence), &dead);
         if logged {
-            let record = dead.record;
-            let id = self.id(sequence, record.conversation, record.entry);
-            self.afterwards(move || {
-                let Ok(Some(client_token)) = ClientToken::parse(&record.client_token) else { return };
-                let subject = Subject {
-                    message: &id,
-                    conversation: &record.label,
-                    client_token: &client_token,
-                    trace_id: record.trace_id.as_deref(),
-                };
-                let word = (status, request_id.as_deref());
-                life::dead(subject, attempts, now.since(record.accepted), word, reason, maybe_delivered);
-            });
+            self.say_dead(dead, (status, request_id), reason, maybe_delivered);
         }
         Ok(())
+    }
+
+    /// Says in the log, after the commit, that a message is dead; `word` is the status and the request id of upstream's, where
+    /// it died of one.
+    pub(super) fn say_dead(
+        &mut self,
+        dead: Dead,
+        word: (Option<u16>, Option<Box<str>>),
+        reason: Reason,
+        maybe_delivered: bool,
+    ) {
+        let Dead { record, trial, died } = dead;
+        let id = self.id(record.sequence, record.conversation, record.entry);
+        self.afterwards(move || {
+            let Ok(Some(client_token)) = ClientToken::parse(&record.client_token) else { return };
+            let subject = Subject {
+                message: &id,
+                conversation: &record.label,
+                client_token: &client_token,
+                trace_id: record.trace_id.as_deref(),
+            };
+            let word = (word.0, word.1.as_deref());
+            life::dead(subject, trial.attempts, died.since(record.accepted), word, reason, maybe_delivered);
+        });
     }
 
     /// Takes a message out of the queue; its conversation's next one gets its turn.

@@ -3,6 +3,7 @@
 mod damaged;
 mod journal;
 mod model;
+mod operate;
 mod pause;
 mod sealed;
 

@@ -12,6 +12,7 @@ use tracing::{debug, error};
 use super::codec::{Hash, Hasher, Key, Meta, Sending};
 use super::gauges::Gauges;
 use super::line::turn_prefix;
+use super::operate::Operation;
 use super::packs::Open;
 use super::pause::Trust;
 use super::schedule::Ahead;
@@ -55,6 +56,7 @@ pub enum Act {
     Pause { why: String, reply: oneshot::Sender<()> },
     Resume { reply: oneshot::Sender<()> },
     Lease { most: usize, takes: Duration, reply: oneshot::Sender<Work> },
+    Operate(Operation),
     Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
 }
 
@@ -367,6 +369,7 @@ impl Writer {
                 self.resume(now)?;
                 self.answer(reply, ());
             }
+            Act::Operate(operation) => self.operate(operation, now)?,
             Act::Lease { most, takes, reply } => {
                 let work = self.lease(most, takes, now)?;
                 self.answer(reply, work);

@@ -110,7 +110,8 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
         told_others.append(curl(relay, MESSAGE, body, headers))
     others()
     private = relay.folder / "private"
-    operators = [asked(_door(private / "control.sock"), "GET", path) for path in ("/status", "/nowhere")]
+    operators = [asked(_door(private / "control.sock"), "GET", path) for path in ("/status", "/nowhere", "/messages", "/messages?state=DEAD")]
+    assert b'"State":"DEAD"' in operators[-1].body
 
     for reply in (*told_others, *operators):
         assert "canary" not in reply.body.decode() and not any("canary" in value for value in reply.headers.values()), reply
@@ -121,8 +122,9 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
         assert b"canary" not in (process / kept).read_bytes() and KEY.encode() not in (process / kept).read_bytes()
     checked = command("check", settings=relay.settings)
     assert checked.returncode == 0 and not any(word in checked.stdout + checked.stderr for word in ("canary", KEY))
-    shown = command("status", "--json", settings={**relay.settings, "control.socket": private / "control.sock"})
-    assert not any(word in shown.stdout + shown.stderr for word in ("canary", KEY))
+    for name in (("status", "--json"), ("messages", "list"), ("messages", "redrive", "--all")):
+        shown = command(*name, settings={**relay.settings, "control.socket": private / "control.sock"})
+        assert shown.returncode == 0 and not any(word in shown.stdout + shown.stderr for word in ("canary", KEY))
     assert {"accepted", "deferred", "dead", "delivered"} <= {line.get("event") for line in relay.lines()}, "there was much to say"
     assert_nowhere(private / "queue")
     relay.kill()

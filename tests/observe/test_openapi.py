@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 
+from callers import send
 from patience import until
 from processes import ROOT, Relay, Simulator
 from upstream import error
@@ -206,7 +207,7 @@ def statuses(schema):
             for operation in operations for status in operation.definition.raw["responses"]}
 
 
-def test_every_status_in_the_control_file_happens(relays, relay, upstreams):
+def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simulators):
     seen = set()
     door = Door(relay, seen, CONTROL, control_socket(relay))
     door.ask(200, "GET", "/status")
@@ -221,13 +222,47 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams):
     Door(waiting, set()).ask(202, "POST", SAID, BODIES[SAID])
     assert Door(waiting, seen, CONTROL, control_socket(waiting)).ask(202, "POST", "/drain", {"timeout": 1}).json()["queued"] == 1
     assert waiting.wait() == 75
+
+    # One place in the queue, a service that refuses what is bad, and one that never answers.
+    refuses = relays(upstreams(lambda request: error(400, "ValidationException", "canary") if b"bad" in request.body else None).url,
+                     queue__messages_max=1)
+    door, one, redrive = Door(refuses, seen, CONTROL, control_socket(refuses)), "/messages/{Id}", "/messages/{Id}/redrive"
+    for number in range(2):
+        send(refuses, TOKEN, "canary: bad")
+        until(lambda: len(door.ask(200, "GET", "/messages").json()["Messages"]) == number + 1, "it is dead")
+    dead, other = (f"/messages/{message['Id']}" for message in door.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"])
+    door.ask(400, "GET", "/messages", target="/messages?limit=0")
+    door.ask(400, "DELETE", "/messages")
+    door.ask(400, "POST", "/redrive", target="/redrive?reason=bored")
+    door.ask(200, "GET", one, target=dead + "?contents=true")
+    door.ask(400, "GET", one, target=dead + "?contents=1")
+    door.ask(400, "DELETE", one, target=dead + "?contents=true")
+    for method in ("GET", "DELETE"):
+        door.ask(404, method, one, target="/messages/0000002a-1")
+    door.ask(404, "POST", redrive, target="/messages/0000002a-1/redrive")
+    door.ask(400, "POST", redrive, {"Contents": "canary"}, target=dead + "/redrive")
+    door.ask(403, "POST", redrive, {"Content": "canary"}, target=dead + "/redrive")
+    door.ask(200, "POST", "/pause")
+    door.ask(200, "POST", redrive, target=dead + "/redrive")
+    door.ask(409, "POST", redrive, target=dead + "/redrive")
+    door.ask(429, "POST", redrive, target=other + "/redrive")
+    door.ask(429, "POST", "/redrive")
+    door.ask(200, "DELETE", one, target=dead)
+    assert door.ask(200, "POST", "/redrive").json() == {"Redriven": 1}, "not what was deleted"
+    assert door.ask(200, "DELETE", "/messages", target="/messages?conversation=nobodys").json() == {"Deleted": 0, "InFlight": 0}
+    silent = relays(simulators("--latency", "1h").url)
+    door = Door(silent, seen, CONTROL, control_socket(silent))
+    send(silent, TOKEN, "canary")
+    until(lambda: silent.metrics()["in_flight"] == 1, "an attempt is under way")
+    [flying] = door.ask(200, "GET", "/messages").json()["Messages"]
+    door.ask(409, "DELETE", one, target=f"/messages/{flying['Id']}")
     elsewhere = {(method, route, status) for method, route, _ in seen for status in ("500", "503")}
     assert statuses(CONTROL) == seen | elsewhere
 
 
 def test_the_operators_door_does_nothing_else(relay):
     door = Door(relay, set(), CONTROL, control_socket(relay))
-    for method, path, status in [("GET", "/", 404), ("GET", "/messages", 404), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
+    for method, path, status in [("GET", "/", 404), ("GET", "/messages/", 404), ("GET", "/redrive", 405), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
         assert door.session.request(method, "http://relay" + path).status_code == status
 
 
@@ -301,5 +336,11 @@ def test_no_request_to_the_bots_door_gets_a_reply_that_is_not_said(fuzzed, reque
 def test_no_request_to_the_operators_door_gets_a_reply_that_is_not_said(fuzzed, request):
     # One that is drained is gone.
     thrown = throw(CONTROL, control_socket(fuzzed), request.config.getoption("--long"), leave_out={"/drain"})
-    assert set(thrown) == {("GET /status", 200), ("POST /pause", 200), ("POST /pause", 400), ("POST /resume", 200)}
+    assert set(thrown) == {
+        ("GET /status", 200), ("POST /pause", 200), ("POST /pause", 400), ("POST /resume", 200),
+        ("GET /messages", 200), ("GET /messages", 400), ("DELETE /messages", 200), ("DELETE /messages", 400),
+        ("GET /messages/{Id}", 400), ("GET /messages/{Id}", 404), ("DELETE /messages/{Id}", 404),
+        ("POST /messages/{Id}/redrive", 400), ("POST /messages/{Id}/redrive", 404),
+        ("POST /redrive", 200), ("POST /redrive", 400),
+    }
     session(str(control_socket(fuzzed))).post("http://relay/resume")

@@ -1,9 +1,14 @@
 //! A queued message, as it was accepted.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Hash, PIECE};
 use crate::time::Timestamp;
+
+/// More than the longest contents have; above these bits of a record's `pieces` stand its changes.
+const PIECES_MAX: u16 = 0xff;
 
 /// A queued message. It is never written again: what its attempts came to stands in its conversation's line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +30,7 @@ pub struct Record {
     /// Counted by the order of acceptance; else it has an `e` row.
     pub implied: bool,
     pub kind: Kind,
+    /// How many pieces there are, and above that how often an operator changed the contents: [`Record::piece_numbers`].
     /// Where there are pieces, `inline` is empty.
     pub pieces: u16,
     pub inline: Secret,
@@ -78,9 +84,20 @@ impl Secret {
 }
 
 impl Record {
+    /// The numbers of its pieces. Changed contents have others than those before: no such row is written twice in its life.
+    pub fn piece_numbers(&self) -> Range<u16> {
+        let first = self.pieces & !PIECES_MAX;
+        first..first + (self.pieces & PIECES_MAX)
+    }
+
+    /// Its pieces are those of other contents from now on; so far it has none.
+    pub fn change_pieces(&mut self) {
+        self.pieces = (self.pieces & !PIECES_MAX).wrapping_add(PIECES_MAX + 1);
+    }
+
     /// About how many bytes of rows it takes beside its pack, with its share of the others'.
     pub fn weight(&self) -> u64 {
-        (usize::from(self.pieces) * PIECE + 150) as u64
+        (self.piece_numbers().len() * PIECE + 150) as u64
     }
 
     /// The same of its dead letter.

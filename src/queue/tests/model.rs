@@ -29,8 +29,23 @@ enum Step {
     Skip(u64),
     Pause,
     Resume,
+    /// Redrives the message of that number, whatever became of it.
+    Redrive(usize, With),
+    RedriveAll(Option<Reason>),
+    /// Deletes the message of that number, if it is kept.
+    Delete(usize),
+    /// Deletes what is queued under a bearer's label.
+    DeleteAll(usize),
     Reopen,
     Kill,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum With {
+    Nothing,
+    /// Another token, if it was used before.
+    Bearer(usize),
+    OtherContents,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +87,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Answer::Deny),
         1 => Just(Answer::Bury),
     ];
+    let with = prop_oneof![
+        2 => Just(With::Nothing),
+        1 => (0..BEARERS.len()).prop_map(With::Bearer),
+        1 => Just(With::OtherContents),
+    ];
     prop_oneof![
         4 => prop::collection::vec(push(), 1..6).prop_map(Step::Push),
         1 => prop::collection::vec(push(), 60..100).prop_map(Step::Push),
@@ -82,6 +102,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Kill),
         1 => Just(Step::Pause),
         3 => Just(Step::Resume),
+        3 => (any::<usize>(), with).prop_map(|(nth, with)| Step::Redrive(nth, with)),
+        1 => prop::option::of(prop::sample::select(&Reason::ALL[..])).prop_map(Step::RedriveAll),
+        2 => any::<usize>().prop_map(Step::Delete),
+        1 => (0..BEARERS.len()).prop_map(Step::DeleteAll),
     ]
 }
 
@@ -90,7 +114,13 @@ fn step() -> impl Strategy<Value = Step> {
 struct Message {
     bearer: usize,
     client_token: u8,
+    /// What was accepted.
     text: String,
+    /// What is sent.
+    says: String,
+    label: Box<str>,
+    /// The token of the attempt of which nobody knows what it came to.
+    sent_with: Option<usize>,
     lifetime: u64,
     deadline: u64,
     attempts: u32,
@@ -104,6 +134,9 @@ struct Gone {
     at: u64,
     /// Why it is dead, and the token that it died with; none where it was delivered.
     dead: Option<(Reason, usize)>,
+    maybe_delivered: bool,
+    /// It was redriven into another conversation.
+    moved: bool,
     message: Message,
 }
 
@@ -168,28 +201,19 @@ impl Model {
             return if message.text == text { Answered::Repeat(*sequence) } else { Answered::OtherContents };
         }
         if let Some(gone) = conversation.gone.get(&push.client_token) {
-            let Gone { sequence, dead, mut message, .. } = gone.clone();
+            let Gone { sequence, dead, moved, mut message, .. } = gone.clone();
             if message.text != text {
                 return Answered::OtherContents;
             }
             if let Some((Reason::ChatOver | Reason::TokenRefused, died_with)) = dead
                 && died_with != push.bearer
                 && refused.is_none()
+                && !moved
             {
                 conversation.gone.remove(&push.client_token);
                 message.bearer = push.bearer;
                 message.deadline = self.now + message.lifetime;
-                let head = conversation.line.first();
-                let doubtful = head.is_some_and(|(_, head)| head.unknown || conversation.boot <= self.unclean_boot);
-                let first = usize::from(doubtful || conversation.in_flight);
-                let at = conversation.line.partition_point(|(other, _)| *other < sequence).max(first);
-                if conversation.line.is_empty() {
-                    conversation.due = 0;
-                }
-                conversation.line.insert(at, (sequence, message));
-                if at == 0 {
-                    conversation.boot = self.boot;
-                }
+                conversation.insert(sequence, message, self.boot, self.unclean_boot);
             }
             return Answered::Repeat(sequence);
         }
@@ -205,7 +229,10 @@ impl Model {
         let message = Message {
             bearer: push.bearer,
             client_token: push.client_token,
+            says: text.clone(),
             text,
+            label: label(push.bearer),
+            sent_with: None,
             lifetime,
             deadline: self.now + lifetime,
             attempts: 0,
@@ -215,26 +242,30 @@ impl Model {
         Answered::New
     }
 
-    /// Everything that can be sent now, by conversation.
-    fn lease(&mut self) -> BTreeMap<usize, (u64, Message)> {
+    /// Everything that can be sent now, by conversation, and with which token.
+    fn lease(&mut self) -> BTreeMap<usize, (u64, Message, usize)> {
         let mut leased = BTreeMap::new();
         if self.paused.is_some() {
             return leased;
         }
         let now = self.now;
+        let refused = |bearer: usize| self.refused.get(&bearer).is_some_and(|at| Some(*at) > self.forgiven);
         for (&name, conversation) in &mut self.conversations {
             if conversation.in_flight || conversation.due > now {
                 continue;
             }
             while let Some((sequence, head)) = conversation.line.first().cloned() {
+                let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
                 if head.deadline <= now {
-                    conversation.bury(sequence, Reason::Expired, head.bearer, now, self.boot);
+                    conversation.bury(sequence, Reason::Expired, (head.bearer, doubtful), now, self.boot);
                 } else if let Some((token, _)) = conversation.hold.filter(|(token, _)| *token == head.bearer) {
-                    conversation.bury(sequence, Reason::ChatOver, token, now, self.boot);
+                    conversation.bury(sequence, Reason::ChatOver, (token, doubtful), now, self.boot);
                 } else {
                     conversation.hold = None;
                     conversation.in_flight = true;
-                    leased.insert(name, (sequence, head));
+                    let first = head.sent_with.filter(|first| doubtful && !refused(*first));
+                    let token = first.unwrap_or(head.bearer);
+                    leased.insert(name, (sequence, head, token));
                     break;
                 }
             }
@@ -242,39 +273,129 @@ impl Model {
         leased
     }
 
-    fn settle(&mut self, name: usize, answer: Answer) {
+    fn settle(&mut self, name: usize, answer: Answer, token: usize) {
         let (now, boot) = (self.now, self.boot);
         let conversation = self.conversations.get_mut(&name).unwrap();
         conversation.in_flight = false;
         let (sequence, head) = conversation.line.first_mut().unwrap();
-        let (sequence, bearer) = (*sequence, head.bearer);
+        let sequence = *sequence;
         match answer {
             Answer::Deliver => {
                 self.proven = true;
                 let message = conversation.take(sequence, boot);
-                conversation.gone.insert(message.client_token, Gone { sequence, at: now, dead: None, message });
+                let gone = Gone {
+                    sequence,
+                    at: now,
+                    dead: None,
+                    maybe_delivered: false,
+                    moved: false,
+                    message: message.clone(),
+                };
+                conversation.gone.insert(message.client_token, gone);
             }
             Answer::Keep => {}
             Answer::Retry { unknown } => {
                 head.attempts += 1;
-                head.unknown |= unknown;
+                if unknown {
+                    (head.unknown, head.sent_with) = (true, Some(token));
+                }
                 conversation.due = now + 10;
+            }
+            Answer::Deny if token != head.bearer => {
+                self.refused.insert(token, now);
+                head.sent_with = None;
+                conversation.due = 0;
             }
             Answer::Deny => {
                 head.attempts += 1;
-                self.refused.insert(bearer, now);
-                conversation.hold = Some((bearer, now + TOKEN_WAIT));
+                self.refused.insert(token, now);
+                conversation.hold = Some((token, now + TOKEN_WAIT));
                 conversation.due = now + TOKEN_WAIT;
                 if !self.proven {
-                    self.denied.insert(bearer);
+                    self.denied.insert(token);
                     self.paused = self.paused.or((self.denied.len() >= 3).then_some(By::Relay));
                 }
             }
             Answer::Bury => {
                 head.attempts += 1;
-                conversation.bury(sequence, Reason::Invalid, bearer, now, boot);
+                conversation.bury(sequence, Reason::Invalid, (token, false), now, boot);
             }
         }
+    }
+
+    /// What is queued, dead or delivered: its conversation, ClientToken, number, and whether it is dead.
+    fn all(&self) -> Vec<(usize, u8, u64, bool)> {
+        let mut all = Vec::new();
+        for (name, conversation) in &self.conversations {
+            let queued = conversation.line.iter();
+            all.extend(queued.map(|(sequence, message)| (*name, message.client_token, *sequence, false)));
+            let gone = conversation.gone.iter().filter(|(_, gone)| !gone.moved);
+            all.extend(gone.map(|(key, gone)| (*name, *key, gone.sequence, gone.dead.is_some())));
+        }
+        all.sort_unstable_by_key(|(_, _, sequence, _)| *sequence);
+        all
+    }
+
+    /// A dead letter is redriven; false where another message has its name.
+    fn redrive(&mut self, name: usize, key: u8, with: With) -> bool {
+        let conversation = self.conversations.get_mut(&name).unwrap();
+        let gone = conversation.gone.remove(&key).unwrap();
+        let mut message = gone.message.clone();
+        (message.attempts, message.deadline) = (0, self.now + message.lifetime);
+        let first = message.sent_with.unwrap_or(message.bearer);
+        (message.unknown, message.sent_with) = (gone.maybe_delivered, gone.maybe_delivered.then_some(first));
+        let mut to = name;
+        match with {
+            With::Nothing => {}
+            With::OtherContents => {
+                (message.unknown, message.sent_with) = (false, None);
+                message.says = edited(&message.text);
+            }
+            With::Bearer(bearer) => {
+                message.bearer = bearer;
+                to = conversation_of(bearer);
+            }
+        }
+        if to != name {
+            let target = self.conversations.entry(to).or_default();
+            let queued = target.line.iter().any(|(_, other)| other.client_token == key);
+            let left = target.gone.get(&key).is_some_and(|other| other.sequence != gone.sequence);
+            if queued || left {
+                self.conversations.get_mut(&name).unwrap().gone.insert(key, gone);
+                return false;
+            }
+            target.gone.remove(&key);
+            (message.unknown, message.sent_with) = (false, None);
+            let neighbour = target.line.first().filter(|_| to == 3).map(|(_, head)| head.label.clone());
+            message.label = neighbour.unwrap_or_else(|| crate::message::label(None, &token(BEARERS[message.bearer])));
+            let left = Gone { moved: true, at: self.now, ..gone.clone() };
+            self.conversations.get_mut(&name).unwrap().gone.insert(key, left);
+        }
+        let bearer = message.bearer;
+        let conversation = self.conversations.get_mut(&to).unwrap();
+        conversation.insert(gone.sequence, message, self.boot, self.unclean_boot);
+        self.refused.remove(&bearer);
+        if conversation.hold.is_some_and(|(held, _)| held == bearer) {
+            (conversation.hold, conversation.due) = (None, 0);
+        }
+        true
+    }
+
+    /// Something kept is deleted; false where it is in flight.
+    fn delete(&mut self, name: usize, key: u8) -> bool {
+        let conversation = self.conversations.get_mut(&name).unwrap();
+        if let Some(gone) = conversation.gone.get_mut(&key) {
+            gone.dead = gone.dead.map(|_| (Reason::Deleted, gone.message.bearer));
+            return true;
+        }
+        let at = conversation.line.iter().position(|(_, message)| message.client_token == key).unwrap();
+        if at == 0 && conversation.in_flight {
+            return false;
+        }
+        let (sequence, bearer) = (conversation.line[at].0, conversation.line[at].1.bearer);
+        let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
+        conversation.bury(sequence, Reason::Deleted, (bearer, doubtful), self.now, self.boot);
+        true
     }
 
     fn resume(&mut self) {
@@ -296,11 +417,11 @@ impl Model {
                 .map(|(sequence, message)| (*sequence, message.bearer))
                 .collect();
             for (sequence, bearer) in expired {
-                conversation.bury(sequence, Reason::Expired, bearer, now, boot);
+                let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
+                conversation.bury(sequence, Reason::Expired, (bearer, doubtful), now, boot);
             }
-            conversation
-                .gone
-                .retain(|_, gone| now - gone.at < if gone.dead.is_none() { OUTCOMES_KEPT } else { DEAD_KEPT });
+            let kept_for = |gone: &Gone| if gone.dead.is_some() && !gone.moved { DEAD_KEPT } else { OUTCOMES_KEPT };
+            conversation.gone.retain(|_, gone| now - gone.at < kept_for(gone));
         }
     }
 
@@ -319,6 +440,29 @@ impl Model {
 }
 
 impl Conversation {
+    fn is_doubtful(&self, sequence: u64, unclean_boot: u32) -> bool {
+        let mut messages = self.line.iter().enumerate();
+        let found = messages.find(|(_, (other, _))| *other == sequence);
+        found.is_some_and(|(at, (_, message))| message.unknown || (at == 0 && self.boot <= unclean_boot))
+    }
+
+    /// Puts a message that comes back at its old place.
+    fn insert(&mut self, sequence: u64, message: Message, boot: u32, unclean_boot: u32) {
+        let head = self.line.first().map(|(head, _)| *head);
+        let doubtful = head.is_some_and(|head| self.is_doubtful(head, unclean_boot));
+        // Something was put behind a head of which nobody knew: it stays the first.
+        let passed_over = !self.line.is_sorted_by_key(|(other, _)| *other);
+        let first = usize::from(doubtful || self.in_flight || passed_over);
+        let at = first + self.line[first..].partition_point(|(other, _)| *other < sequence);
+        if self.line.is_empty() {
+            self.due = 0;
+        }
+        self.line.insert(at, (sequence, message));
+        if at == 0 {
+            self.boot = boot;
+        }
+    }
+
     fn take(&mut self, sequence: u64, boot: u32) -> Message {
         let at = self.line.iter().position(|(other, _)| *other == sequence).unwrap();
         let (_, message) = self.line.remove(at);
@@ -333,11 +477,21 @@ impl Conversation {
         message
     }
 
-    fn bury(&mut self, sequence: u64, reason: Reason, token: usize, now: u64, boot: u32) {
+    fn bury(&mut self, sequence: u64, reason: Reason, (token, maybe_delivered): (usize, bool), now: u64, boot: u32) {
         let message = self.take(sequence, boot);
         let dead = Some((reason, token));
-        self.gone.insert(message.client_token, Gone { sequence, at: now, dead, message });
+        let gone = Gone { sequence, at: now, dead, maybe_delivered, moved: false, message: message.clone() };
+        self.gone.insert(message.client_token, gone);
     }
+}
+
+fn label(bearer: usize) -> Box<str> {
+    if conversation_of(bearer) == 3 { "k".into() } else { crate::message::label(None, &token(BEARERS[bearer])) }
+}
+
+/// What an operator makes of a text: a long one of a short one, and the other way round.
+fn edited(text: &str) -> String {
+    if text.len() > 1000 { "edited".into() } else { text.repeat(1 + 6000 / text.len()) }
 }
 
 fn text_of(push: &Push) -> String {
@@ -352,11 +506,17 @@ fn submission(push: &Push) -> Submission {
     if conversation_of(push.bearer) == 3 { in_conversation("k", submission) } else { submission }
 }
 
+fn bearer_of(lease: &Lease) -> usize {
+    BEARERS.iter().position(|bearer| lease.connection_token == token(bearer)).unwrap()
+}
+
 /// The queue beside its model.
 struct Pair {
     rig: Rig,
     model: Model,
     leases: BTreeMap<usize, Lease>,
+    /// The store's part of each id.
+    store: u32,
 }
 
 impl Pair {
@@ -370,7 +530,7 @@ impl Pair {
             ..options(folder.path().join("queue"))
         };
         let rig = Rig::open(folder, options, Clock::still());
-        Pair { rig, model: Model { boot: 1, ..Model::default() }, leases: BTreeMap::new() }
+        Pair { rig, model: Model { boot: 1, ..Model::default() }, leases: BTreeMap::new(), store: 0 }
     }
 
     fn step(mut self, step: &Step) -> Result<Pair, TestCaseError> {
@@ -378,6 +538,9 @@ impl Pair {
             Step::Push(pushes) => {
                 let verdicts = self.rig.push_all(pushes.iter().map(submission).collect());
                 for (push, verdict) in pushes.iter().zip(verdicts) {
+                    if let Verdict::Accepted { state, .. } = &verdict {
+                        self.store = state.id.store;
+                    }
                     let answered = match verdict {
                         Verdict::Accepted { repeat: false, .. } => Answered::New,
                         Verdict::Accepted { repeat: true, state } => Answered::Repeat(state.id.sequence),
@@ -391,12 +554,12 @@ impl Pair {
             Step::Lease => {
                 let mut expected = self.model.lease();
                 for lease in self.rig.lease(100) {
-                    let label = BEARERS.iter().position(|bearer| lease.connection_token == token(bearer)).unwrap();
-                    let name = conversation_of(label);
-                    let Some((sequence, message)) = expected.remove(&name) else {
+                    let bearer = bearer_of(&lease);
+                    let name = conversation_of(bearer);
+                    let Some((sequence, message, token)) = expected.remove(&name) else {
                         return Err(TestCaseError::fail(format!("{} was not to be sent", text(&lease))));
                     };
-                    prop_assert_eq!((lease.id.sequence, text(&lease)), (sequence, message.text));
+                    prop_assert_eq!((lease.id.sequence, bearer, text(&lease)), (sequence, token, message.says));
                     prop_assert_eq!(lease.attempts, message.attempts);
                     self.leases.insert(name, lease);
                 }
@@ -405,6 +568,7 @@ impl Pair {
             Step::Settle(nth, answer) => {
                 let Some(name) = self.leases.keys().nth(*nth).copied() else { return Ok(self) };
                 let lease = self.leases.remove(&name).unwrap();
+                let bearer = bearer_of(&lease);
                 let due = self.rig.clock.now() + Duration::from_secs(10);
                 let disposition = match answer {
                     Answer::Deliver => delivered(),
@@ -414,7 +578,7 @@ impl Pair {
                     Answer::Bury => Disposition::Bury(Reason::Invalid, ServiceError::default()),
                 };
                 self.rig.settle(lease, disposition);
-                self.model.settle(name, *answer);
+                self.model.settle(name, *answer, bearer);
             }
             Step::Skip(seconds) => {
                 self.rig.skip(Duration::from_secs(*seconds));
@@ -428,6 +592,64 @@ impl Pair {
             Step::Resume => {
                 self.rig.resume();
                 self.model.resume();
+            }
+            Step::Redrive(nth, with) => {
+                let all = self.model.all();
+                let Some(&(name, key, sequence, dead)) = all.get(nth % all.len().max(1)) else { return Ok(self) };
+                let with = match with {
+                    With::Bearer(bearer) if !self.model.used.contains(bearer) => With::Nothing,
+                    with => *with,
+                };
+                let Some(id) = self.kept(sequence, name, key)? else { return Ok(self) };
+                let redrive = match with {
+                    With::Nothing => Redrive::default(),
+                    With::Bearer(bearer) => Redrive { token: Some(token(BEARERS[bearer])), body: None },
+                    With::OtherContents => {
+                        let gone = self.model.conversations[&name].gone.get(&key);
+                        let says = edited(gone.map_or("x", |gone| &gone.message.text));
+                        Redrive { token: None, body: Some(message("x", "x", &says).body) }
+                    }
+                };
+                let expected = match dead {
+                    false => Err(Unmoved::Queued),
+                    true if self.model.redrive(name, key, with) => Ok(()),
+                    true => Err(Unmoved::Taken),
+                };
+                prop_assert_eq!(self.rig.redrive(id, redrive), expected);
+            }
+            Step::RedriveAll(reason) => {
+                let mut done = 0;
+                for (name, key, _, dead) in self.model.all() {
+                    let Some((died_of, _)) = self.model.conversations[&name].gone.get(&key).and_then(|gone| gone.dead)
+                    else {
+                        continue;
+                    };
+                    if dead && reason.map_or(died_of != Reason::Deleted, |reason| died_of == reason) {
+                        done += u64::from(self.model.redrive(name, key, With::Nothing));
+                    }
+                }
+                let of = Selection { reason: *reason, ..Selection::default() };
+                prop_assert_eq!(self.rig.redrive_all(&of), done);
+            }
+            Step::Delete(nth) => {
+                let all = self.model.all();
+                let Some(&(name, key, sequence, _)) = all.get(nth % all.len().max(1)) else { return Ok(self) };
+                if let Some(id) = self.kept(sequence, name, key)? {
+                    let expected = if self.model.delete(name, key) { Ok(()) } else { Err(Unmoved::InFlight) };
+                    prop_assert_eq!(self.rig.delete(id), expected);
+                }
+            }
+            Step::DeleteAll(bearer) => {
+                let label = label(*bearer);
+                let mut expected = (0, 0);
+                for (name, key, _, _) in self.model.all() {
+                    let mut line = self.model.conversations[&name].line.iter();
+                    if line.any(|(_, message)| message.client_token == key && message.label == label) {
+                        let deleted = self.model.delete(name, key);
+                        expected = (expected.0 + u64::from(deleted), expected.1 + u64::from(!deleted));
+                    }
+                }
+                prop_assert_eq!(self.rig.delete_all(&label), expected);
             }
             Step::Reopen => {
                 self.leases.clear();
@@ -443,6 +665,18 @@ impl Pair {
         Ok(self)
     }
 
+    /// The id of what is queued or dead; none where it was delivered.
+    fn kept(&self, sequence: u64, name: usize, key: u8) -> Result<Option<MessageId>, TestCaseError> {
+        let delivered = self.model.conversations[&name].gone.get(&key).is_some_and(|gone| gone.dead.is_none());
+        match self.rig.seek(&format!("{:08x}-{sequence}", self.store)) {
+            Sought::Here(id) => Ok(Some(id)),
+            sought => {
+                prop_assert!(sought == Sought::Gone && delivered, "{sequence}: {sought:?}");
+                Ok(None)
+            }
+        }
+    }
+
     /// Everything that anybody can ask for is as the model has it.
     fn compare(&self) -> Result<(), TestCaseError> {
         let overview = self.rig.overview();
@@ -453,7 +687,17 @@ impl Pair {
         prop_assert_eq!(overview.conversations, count(&|c| usize::from(!c.line.is_empty())));
         prop_assert_eq!(overview.held, count(&|c| usize::from(c.hold.is_some())));
         prop_assert_eq!(overview.unknown, count(&|c| c.line.iter().filter(|(_, m)| m.unknown).count()));
-        prop_assert_eq!(overview.dead, count(&|c| c.gone.values().filter(|gone| gone.dead.is_some()).count()));
+        let dead = |gone: &&Gone| gone.dead.is_some() && !gone.moved;
+        prop_assert_eq!(overview.dead, count(&|c| c.gone.values().filter(dead).count()));
+        let mut kept: Vec<u64> = self.rig.list(&Selection::default()).iter().map(|seen| seen.id.sequence).collect();
+        kept.sort_unstable();
+        let mut expected: Vec<u64> = Vec::new();
+        for conversation in lines() {
+            expected.extend(conversation.line.iter().map(|(sequence, _)| *sequence));
+            expected.extend(conversation.gone.values().filter(dead).map(|gone| gone.sequence));
+        }
+        expected.sort_unstable();
+        prop_assert_eq!(kept, expected);
         for (bearer, name) in BEARERS.into_iter().enumerate() {
             let key = (conversation_of(bearer) == 3).then(|| ConversationKey::parse(b"k").unwrap());
             let known = self.model.conversations.get(&conversation_of(bearer));
@@ -475,8 +719,9 @@ impl Pair {
                             (*ahead, state.id.sequence, state.attempts) == (at as u64, *sequence, message.attempts)
                         }
                         (Status::Delivered(_), None, Some(gone)) => gone.dead.is_none(),
-                        (Status::Dead { reason, .. }, None, Some(gone)) => {
-                            gone.dead.is_some_and(|(expected, _)| expected == *reason)
+                        (Status::Dead { reason, maybe_delivered, .. }, None, Some(gone)) => {
+                            let expected = gone.dead.map(|(reason, _)| (reason, gone.maybe_delivered));
+                            expected == Some((*reason, *maybe_delivered))
                         }
                         _ => false,
                     },

@@ -1,0 +1,513 @@
+//! `connect-relay messages list|show|redrive|delete`: what is queued and what is dead, at the operators' door.
+//!
+//! A table for people, with `--json` the relay's own JSON, a reply a line. What is done in bulk is done a page at a time, so
+//! that there is progress to show, and so that an interrupt ends it between two pages: what was done stays done. A token
+//! comes from a file, contents from a file or stdin: what stands in argv is seen by everybody on the machine.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
+use http_body_util::Full;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Request};
+use indicatif::{ProgressBar, ProgressStyle};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+
+use super::client::{self, ControlSocket};
+use crate::control::{Deleted, Message, Messages, RedriveWish, Redriven, Status};
+use crate::delivery::Reason;
+
+/// For one page; the relay looks through its queue for two seconds at the most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Messages in one page of a bulk act, and of a list.
+const PAGE: usize = 500;
+/// What stands for itself in a query or a path.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Look at what is queued and what is dead; redrive dead letters, delete messages.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(List),
+    Show(Show),
+    Redrive(Redrive),
+    Delete(Delete),
+}
+
+/// List what is queued, in the order of acceptance, and then what is dead.
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    control: ControlSocket,
+    /// Only what is queued, or what is dead.
+    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = ["QUEUED", "DEAD"])]
+    state: Option<String>,
+    #[command(flatten)]
+    which: Which,
+    /// The most to list.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// Go on where an earlier list ended.
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<String>,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which messages.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Only those of this conversation, as the log names it: the key, or t: and the hash.
+    #[arg(long, value_name = "KEY")]
+    conversation: Option<String>,
+    /// Only those that died of this.
+    #[arg(long, value_name = "REASON", value_parser = reasons())]
+    reason: Option<String>,
+}
+
+/// Show one message.
+#[derive(Debug, clap::Args)]
+struct Show {
+    #[command(flatten)]
+    control: ControlSocket,
+    /// The relay's id of it, as the log has it.
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Show what it says, too.
+    #[arg(long)]
+    contents: bool,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Queue dead letters again: same ClientToken, old place, a fresh lifetime.
+#[derive(Debug, clap::Args)]
+struct Redrive {
+    #[command(flatten)]
+    control: ControlSocket,
+    /// Which.
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    ids: Vec<String>,
+    /// All dead letters that the filters let through; those that were deleted only with --reason deleted.
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    /// Of all only those of this conversation, as the log names it: the key, or t: and the hash.
+    #[arg(long, value_name = "KEY", conflicts_with = "ids")]
+    conversation: Option<String>,
+    /// Of all only those that died of this.
+    #[arg(long, value_name = "REASON", conflicts_with = "ids", value_parser = reasons())]
+    reason: Option<String>,
+    /// Send it with the ConnectionToken in this file, in that one's conversation.
+    #[arg(long, value_name = "FILE", conflicts_with = "all")]
+    connection_token_file: Option<PathBuf>,
+    /// Let it say what stands in this file, - for stdin, with a new ClientToken (control.edit).
+    #[arg(long, value_name = "FILE", conflicts_with = "all")]
+    content_file: Option<PathBuf>,
+    /// Let it be of this type (control.edit).
+    #[arg(long, value_name = "TYPE", conflicts_with = "all")]
+    content_type: Option<String>,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Make dead letters of messages: they are not sent.
+#[derive(Debug, clap::Args)]
+struct Delete {
+    #[command(flatten)]
+    control: ControlSocket,
+    /// Which.
+    #[arg(value_name = "ID", required_unless_present = "conversation")]
+    ids: Vec<String>,
+    /// All that is queued of this conversation, as the log names it, but for what is in flight.
+    #[arg(long, value_name = "KEY", conflicts_with = "ids")]
+    conversation: Option<String>,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what the arguments say.
+///
+/// # Errors
+/// When the relay is not running, or does not do it.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::List(args) => list(args).await,
+        Command::Show(args) => {
+            let contents = if args.contents { "?contents=true" } else { "" };
+            let path = format!("{}{contents}", path_of(&args.id));
+            let (json, message) = Door::of(&args.control).ask(Method::GET, &path).await?;
+            say(&if args.json { json } else { describe(&message) })
+        }
+        Command::Redrive(args) if args.all => redrive_all(args).await,
+        Command::Redrive(args) => redrive(args).await,
+        Command::Delete(args) => delete(args).await,
+    }
+}
+
+/// The operators' door.
+struct Door(PathBuf);
+
+impl Door {
+    fn of(control: &ControlSocket) -> Door {
+        Door(control.path())
+    }
+
+    /// The relay's own JSON in a line, and what it says.
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
+        self.tell(method, path, Bytes::new()).await
+    }
+
+    async fn tell<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
+        let reply = client::ask(&self.0, request.body(Full::new(body))?, PATIENCE).await?;
+        let body = client::well(reply)?;
+        let read = client::read(&self.0, &body)?;
+        Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
+    }
+
+    /// Does something in bulk, a page at a time; `take` says of each how many it is by now, and where to go on.
+    async fn go_through<T: DeserializeOwned>(
+        &self,
+        (method, route): (Method, &str),
+        which: &Which,
+        bar: &ProgressBar,
+        mut take: impl FnMut(T) -> (u64, Option<String>),
+    ) -> anyhow::Result<()> {
+        let (mut done, mut after, limit) = (0, None::<String>, PAGE.to_string());
+        loop {
+            let path = path(route, which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
+            let asked = self.ask(method.clone(), &path).await;
+            let (_, page) = asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match done {
+                0 => error,
+                done => error.context(format!("after {done} messages")),
+            })?;
+            (done, after) = take(page);
+            bar.set_position(done);
+            if after.is_none() {
+                bar.finish_and_clear();
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn list(args: List) -> anyhow::Result<ExitCode> {
+    let door = Door::of(&args.control);
+    let (mut left, mut after, mut head) = (args.limit, args.after, true);
+    loop {
+        let limit = left.min(PAGE as u64).to_string();
+        let state = args.state.as_deref().map(str::to_ascii_uppercase);
+        let path = path(
+            "/messages",
+            &args.which,
+            &[("state", state.as_deref()), ("after", after.as_deref()), ("limit", Some(&limit))],
+        );
+        let (json, page): (_, Messages) = door.ask(Method::GET, &path).await?;
+        left = left.saturating_sub(page.messages.len() as u64);
+        say(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
+        after = page.next;
+        match &after {
+            Some(_) if left > 0 => {}
+            Some(after) => {
+                writeln!(std::io::stderr(), "there are more: --after {after}")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
+    let wish = RedriveWish {
+        connection_token: args.connection_token_file.as_deref().map(text_of).transpose()?.map(|token| {
+            // Files end with a line's end; a token never does.
+            token.trim_end_matches(['\r', '\n']).to_owned()
+        }),
+        content: args.content_file.as_deref().map(text_of).transpose()?,
+        content_type: args.content_type,
+    };
+    let wish = Bytes::from(serde_json::to_vec(&wish)?);
+    let door = Door::of(&args.control);
+    for id in &args.ids {
+        let path = format!("{}/redrive", path_of(id));
+        let (json, message): (_, Message) = door.tell(Method::POST, &path, wish.clone()).await?;
+        say(&if args.json {
+            json
+        } else {
+            format!("{} is queued again, until {}\n", message.id, message.expiry_time)
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
+    let door = Door::of(&args.control);
+    let (_, status): (_, Status) = door.ask(Method::GET, "/status").await?;
+    let which = Which { conversation: args.conversation, reason: args.reason };
+    let filtered = which.reason.is_some() || which.conversation.is_some();
+    let bar = bar("redriven", (!filtered).then_some(status.dead_letters));
+    let mut all = Redriven::default();
+    door.go_through((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
+        all = Redriven { redriven: all.redriven + page.redriven, ..page };
+        (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
+    })
+    .await?;
+    let Redriven { redriven, full, .. } = &all;
+    say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
+    match full {
+        Some(full) => bail!("there is no room for the rest: {full}"),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
+    let door = Door::of(&args.control);
+    let Some(conversation) = args.conversation else {
+        for id in &args.ids {
+            let (json, message): (_, Message) = door.ask(Method::DELETE, &path_of(id)).await?;
+            let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
+            say(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let which = Which { conversation: Some(conversation), reason: None };
+    let bar = bar("deleted", None);
+    let mut all = Deleted::default();
+    door.go_through((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
+        all.deleted += page.deleted;
+        all.in_flight += page.in_flight;
+        (all.deleted, page.next)
+    })
+    .await?;
+    let in_flight =
+        if all.in_flight > 0 { format!("; {} in flight, not deleted", all.in_flight) } else { String::new() };
+    say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("deleted: {}{in_flight}\n", all.deleted) })
+}
+
+/// A bar where its end is known, else a count; nothing where nobody looks.
+fn bar(what: &str, most: Option<u64>) -> ProgressBar {
+    let (bar, template) = match most {
+        Some(most) => (ProgressBar::new(most), "{prefix} [{bar:40}] {pos} of {len}"),
+        None => (ProgressBar::new_spinner(), "{prefix} {pos} {spinner}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style).with_prefix(what.to_owned())
+}
+
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.map(Reason::as_str))
+}
+
+fn path_of(id: &str) -> String {
+    format!("/messages/{}", utf8_percent_encode(id, ENCODED))
+}
+
+fn path(route: &str, which: &Which, rest: &[(&str, Option<&str>)]) -> String {
+    let which = [("conversation", which.conversation.as_deref()), ("reason", which.reason.as_deref())];
+    let given = which.iter().chain(rest).filter_map(|(name, value)| value.map(|value| (name, value)));
+    let pairs: Vec<String> =
+        given.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED))).collect();
+    format!("{route}?{}", pairs.join("&"))
+}
+
+fn text_of(file: &Path) -> anyhow::Result<String> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("read stdin")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
+}
+
+fn table(messages: &[Message], head: bool) -> String {
+    let mut text = String::new();
+    let mut row = |cells: [&str; 6]| {
+        let [id, state, accepted, attempts, conversation, client_token] = cells;
+        let _ =
+            writeln!(text, "{id:<20}  {state:<20}  {accepted:<24}  {attempts:>8}  {conversation:<24}  {client_token}");
+    };
+    if head {
+        row(["ID", "STATE", "ACCEPTED", "ATTEMPTS", "CONVERSATION", "CLIENT TOKEN"]);
+    }
+    for message in messages {
+        let Message { id, accepted_time, attempts, conversation, client_token, .. } = message;
+        let client_token = plain(client_token, &[]);
+        row([id, &state(message), accepted_time, &attempts.to_string(), conversation, &client_token]);
+    }
+    text
+}
+
+/// The state, and what is special about it.
+fn state(message: &Message) -> String {
+    let mut state = message.state.to_ascii_lowercase();
+    if let Some(reason) = &message.reason {
+        let _ = write!(state, " {reason}");
+    }
+    if message.in_flight {
+        state.push_str(" in_flight");
+    }
+    if message.maybe_delivered {
+        state.push('?');
+    }
+    state
+}
+
+fn describe(message: &Message) -> String {
+    let error = message.error.as_ref().map(|error| {
+        let text = error.message.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
+        format!("{}{text}", error.code)
+    });
+    let rows = [
+        ("id", Some(message.id.clone())),
+        ("state", Some(state(message))),
+        ("conversation", Some(message.conversation.clone())),
+        ("client token", Some(message.client_token.clone())),
+        ("type", message.content_type.clone()),
+        ("accepted", Some(message.accepted_time.clone())),
+        ("lifetime ends", Some(message.expiry_time.clone())),
+        ("attempts", Some(message.attempts.to_string())),
+        ("not before", message.next_attempt_time.clone()),
+        ("died", message.dead_time.clone()),
+        ("error", error),
+        ("delivered", message.maybe_delivered.then(|| "perhaps: an attempt may have arrived".to_owned())),
+        ("trace id", message.trace_id.clone()),
+        ("contents", message.content.clone()),
+    ];
+    let mut text = String::new();
+    for (name, value) in rows {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{name:<14}{}", plain(&value, &['\n', '\t']));
+        }
+    }
+    text
+}
+
+/// A bot's text, or Connect's, without what would steer a terminal.
+fn plain(text: &str, but: &[char]) -> String {
+    text.chars().map(|c| if c.is_control() && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::control::Said;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn message() -> Message {
+        Message {
+            id: "9f86d081-42".into(),
+            client_token: "order-4711".into(),
+            state: "DEAD".into(),
+            conversation: "C/bot".into(),
+            content_type: Some("text/plain".into()),
+            accepted_time: "2026-11-22T14:03:07.412Z".into(),
+            expiry_time: "2026-11-22T14:18:07.412Z".into(),
+            attempts: 3,
+            dead_time: Some("2026-11-22T14:18:07.501Z".into()),
+            reason: Some("expired".into()),
+            error: Some(Said { code: "GoneException".into(), message: Some("connect-relay: too late".into()) }),
+            maybe_delivered: true,
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn table_has_a_line_a_message() {
+        let queued =
+            Message { state: "QUEUED".into(), reason: None, maybe_delivered: false, in_flight: true, ..message() };
+        let expected = "\
+ID                    STATE                 ACCEPTED                  ATTEMPTS  CONVERSATION              CLIENT TOKEN
+9f86d081-42           queued in_flight      2026-11-22T14:03:07.412Z         3  C/bot                     order-4711
+9f86d081-42           dead expired?         2026-11-22T14:03:07.412Z         3  C/bot                     order-4711
+";
+        assert_eq!(table(&[queued, message()], true), expected);
+        assert_eq!(table(&[], false), "");
+        let steering =
+            Message { client_token: "\x1b[2J\n".into(), content: Some("a\nb\x1b\u{9b}".into()), ..message() };
+        assert!(table(std::slice::from_ref(&steering), false).ends_with(" \u{fffd}[2J\u{fffd}\n"));
+        assert!(describe(&steering).ends_with("contents      a\nb\u{fffd}\u{fffd}\n"));
+    }
+
+    #[test]
+    fn one_message_is_described_as_far_as_it_goes() {
+        let expected = "\
+id            9f86d081-42
+state         dead expired?
+conversation  C/bot
+client token  order-4711
+type          text/plain
+accepted      2026-11-22T14:03:07.412Z
+lifetime ends 2026-11-22T14:18:07.412Z
+attempts      3
+died          2026-11-22T14:18:07.501Z
+error         GoneException: connect-relay: too late
+delivered     perhaps: an attempt may have arrived
+";
+        assert_eq!(describe(&message()), expected);
+    }
+
+    #[test]
+    fn what_stands_in_a_path_is_encoded() {
+        let which = Which { conversation: Some("C/a&b+ä".into()), reason: Some("expired".into()) };
+        assert_eq!(
+            path("/redrive", &which, &[("after", None), ("limit", Some("500"))]),
+            "/redrive?conversation=C%2Fa%26b%2B%C3%A4&reason=expired&limit=500"
+        );
+        assert_eq!(path_of("../status"), "/messages/..%2Fstatus");
+    }
+
+    #[test]
+    fn bulk_is_asked_for_in_so_many_words() {
+        let parse = |args: &[&str]| Only::try_parse_from([&["messages"], args].concat());
+        for right in [
+            &["redrive", "a", "b"][..],
+            &["redrive", "--all", "--reason", "expired", "--conversation", "C"],
+            &["delete", "--conversation", "C"],
+            &["list", "--state", "dead"],
+        ] {
+            assert!(parse(right).is_ok(), "{right:?}");
+        }
+        for wrong in [
+            &["redrive"][..],
+            &["redrive", "--reason", "expired"],
+            &["redrive", "a", "--reason", "expired"],
+            &["redrive", "--all", "a"],
+            &["redrive", "--all", "--content-file", "f"],
+            &["redrive", "--all", "--connection-token-file", "f"],
+            &["delete"],
+            &["delete", "a", "--conversation", "C"],
+            &["list", "--reason", "bored"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! What operators do: look, redrive, delete.
+
+use super::*;
+
+impl Rig {
+    pub(super) fn seek(&self, name: &str) -> Sought {
+        self.runtime.block_on(self.queue.seek(name)).unwrap()
+    }
+
+    /// All of it, a few at a time.
+    pub(super) fn list(&self, of: &Selection) -> Vec<Seen> {
+        let (mut all, mut next) = (Vec::new(), Some(of.start()));
+        while let Some(after) = next {
+            let page = self.runtime.block_on(self.queue.list(of.clone(), after, 50)).unwrap();
+            all.extend(page.messages);
+            next = page.next;
+        }
+        all
+    }
+
+    pub(super) fn redrive(&self, id: MessageId, with: Redrive) -> Result<(), Unmoved> {
+        self.runtime.block_on(self.queue.redrive(id, with)).unwrap().map(|_| ())
+    }
+
+    pub(super) fn delete(&self, id: MessageId) -> Result<(), Unmoved> {
+        self.runtime.block_on(self.queue.delete(id)).unwrap().map(|_| ())
+    }
+
+    /// How many were redriven.
+    pub(super) fn redrive_all(&self, of: &Selection) -> u64 {
+        let (mut done, mut next) = (0, Some(Selection { state: Some(Part::Dead), ..of.clone() }.start()));
+        while let Some(after) = next {
+            let sweep = self.runtime.block_on(self.queue.redrive_all(of.clone(), after, 50)).unwrap();
+            done += sweep.done;
+            next = sweep.next;
+        }
+        done
+    }
+
+    /// How many pieces of contents lie in the store, which ends with this.
+    fn pieces(self) -> usize {
+        let Rig { folder: _folder, options, queue, writer, runtime, .. } = self;
+        drop((queue, runtime));
+        writer.join().unwrap().unwrap();
+        crate::queue::carry::open_log(&options.path, |_, _| ()).unwrap().keys(b'p').count()
+    }
+
+    /// `messages_dead_total` by its reason.
+    fn dead_letters_counted(&self, reason: &str) -> f64 {
+        let families = self.metrics.registry().gather();
+        let family = families.iter().find(|family| family.name().ends_with("messages_dead_total")).unwrap();
+        let of =
+            family.get_metric().iter().filter(|metric| metric.get_label().iter().any(|label| label.value() == reason));
+        of.map(|metric| metric.get_counter().get_value()).sum()
+    }
+
+    /// How many were deleted, and how many in flight.
+    pub(super) fn delete_all(&self, label: &str) -> (u64, u64) {
+        let of = Selection { conversation: Some(label.into()), ..Selection::default() };
+        let (mut done, mut in_flight, mut next) = (0, 0, Some(of.start()));
+        while let Some(after) = next {
+            let sweep = self.runtime.block_on(self.queue.delete_all(of.clone(), after, 50)).unwrap();
+            (done, in_flight) = (done + sweep.done, in_flight + sweep.in_flight);
+            next = sweep.next;
+        }
+        (done, in_flight)
+    }
+}
+
+/// Buries what is due, and says which they are.
+fn bury_all(rig: &Rig) -> Vec<MessageId> {
+    let mut buried = Vec::new();
+    while let Some(lease) = rig.lease(1).pop() {
+        buried.push(lease.id);
+        rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+    }
+    buried
+}
+
+fn dead_of(rig: &Rig, bearer: &str, client_token: &str) -> Option<(Reason, bool)> {
+    match rig.find(asker(bearer), client_token) {
+        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+            Some((reason, maybe_delivered))
+        }
+        _ => None,
+    }
+}
+
+fn say(text: &str) -> Option<Body> {
+    Some(message("x", "x", text).body)
+}
+
+#[test]
+fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_lifetime() {
+    let rig = Rig::new();
+    let lifetime = Some(Duration::from_secs(100));
+    let first = rig.accepted(Submission { lifetime, ..message("a", "1", "one") });
+    bury_all(&rig);
+    rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
+    rig.skip(Duration::from_secs(200));
+    let before = rig.clock.now();
+    let seen = rig.runtime.block_on(rig.queue.redrive(first.id, Redrive::default())).unwrap().unwrap();
+    assert_eq!((seen.id, seen.attempts), (first.id, 0));
+    let fresh = before + Duration::from_secs(100)..=rig.clock.now() + Duration::from_secs(100);
+    assert!(fresh.contains(&seen.deadline));
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Queued));
+    assert_eq!(rig.overview().dead, 0);
+    let rig = rig.reopen();
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!((lease.client_token.as_str(), lease.id, &*text(&lease)), ("1", first.id, "one"));
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["two", "three"]);
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Gone));
+    assert_eq!(rig.seek(&first.id.to_string()), Sought::Gone);
+}
+
+#[test]
+fn redriven_message_goes_never_before_one_that_may_have_arrived_and_dies_when_its_new_lifetime_ends() {
+    let rig = Rig::new();
+    rig.accepted(Submission { lifetime: Some(Duration::from_secs(60)), ..message("a", "1", "one") });
+    let dead = bury_all(&rig)[0];
+    rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
+    let lease = rig.lease(1).pop().unwrap();
+    let now = rig.clock.now();
+    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false });
+    rig.redrive(dead, Redrive::default()).unwrap();
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!(text(&lease), "two");
+    rig.skip(Duration::from_secs(61));
+    assert_eq!(dead_of(&rig, "a", "1"), Some((Reason::Expired, false)));
+    rig.redrive(dead, Redrive::default()).unwrap();
+    rig.settle(lease, delivered());
+    assert_eq!(rig.drain(), ["one", "three"]);
+}
+
+#[test]
+fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_with() {
+    let rig = Rig::new();
+    let id = rig.accepted(message("old", "1", "one")).id;
+    let lease = rig.lease(1).pop().unwrap();
+    let due = rig.clock.now() + Duration::from_secs(5);
+    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false });
+    rig.skip(Duration::from_secs(901));
+    assert_eq!(dead_of(&rig, "old", "1"), Some((Reason::Expired, true)));
+    rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "2", "two") });
+    rig.redrive(id, Redrive { token: Some(token("new")), body: None }).unwrap();
+    assert_eq!(rig.overview().unknown, 1);
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("old"));
+    rig.settle(lease, denied("Access denied"));
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("new"));
+}
+
+#[test]
+fn redrive_with_a_token_goes_to_its_conversation_and_repeats_where_it_was_are_answered_as_before() {
+    let rig = Rig::new();
+    let id = rig.accepted(message("old", "1", "one")).id;
+    bury_all(&rig);
+    rig.accepted(in_conversation("k", message("new", "other", "other")));
+    rig.accepted(in_conversation("k", message("new", "1", "another one")));
+    let with = || Redrive { token: Some(token("new")), body: None };
+    assert_eq!(rig.redrive(id, with()), Err(Unmoved::Taken));
+    assert_eq!((rig.overview().dead, rig.overview().queued), (1, 2));
+    assert_eq!(rig.drain(), ["other", "another one"]);
+    rig.skip(Duration::from_secs(3601));
+    rig.accepted(in_conversation("k", message("new", "other", "other")));
+    let seen = rig.runtime.block_on(rig.queue.redrive(id, with())).unwrap().unwrap();
+    assert_eq!((&*seen.conversation, seen.id.sequence), ("k", id.sequence));
+    assert_eq!(dead_of(&rig, "old", "1"), Some((Reason::Invalid, false)));
+    assert!(matches!(rig.push(message("old", "1", "one")), Verdict::Accepted { repeat: true, .. }));
+    assert!(matches!(
+        rig.push(in_conversation("k", message("new", "1", "one"))),
+        Verdict::Accepted { repeat: true, state } if state.id.sequence == id.sequence
+    ));
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(text(&lease) == "one" && lease.connection_token == token("new") && &*lease.label == "k");
+    rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+    // And back again, with a token that nobody has used.
+    rig.redrive(seen.id, Redrive { token: Some(token("old")), body: None }).unwrap();
+    assert_eq!(rig.overview().dead, 0);
+    assert_eq!(rig.drain(), ["one", "other"]);
+    let Found::State(State { status: Status::Delivered(_), .. }) = rig.find(asker("old"), "1") else {
+        panic!("it was delivered")
+    };
+    rig.skip(Duration::from_secs(3601));
+    assert_eq!(rig.find(asker("old"), "1"), Found::Unknown, "what it left behind is pruned too");
+}
+
+#[test]
+fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
+    let rig = Rig::new();
+    let (short, long) = ("short", "long ".repeat(2000));
+    let id = rig.accepted(message("a", "1", short)).id;
+    // From short to long, to another long one, and to a short one: pieces come, change and go.
+    for says in [&long, &long.to_uppercase(), short, &long] {
+        bury_all(&rig);
+        let before = rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap();
+        let seen = rig.runtime.block_on(rig.queue.redrive(id, Redrive { token: None, body: say(says) }));
+        let seen = seen.unwrap().unwrap();
+        assert_ne!(seen.client_token, before.client_token);
+        assert!(
+            matches!(rig.push(message("a", "1", short)), Verdict::Accepted { repeat: true, state } if state.id == id)
+        );
+        if *says != *short {
+            assert!(matches!(rig.rejected(message("a", "1", says)), Rejection::OtherContents(_)));
+        }
+        let lease = rig.lease(1).pop().unwrap();
+        assert!(text(&lease) == *says && *lease.client_token.as_str() == *seen.client_token);
+        rig.settle(lease, Disposition::Keep);
+    }
+    let rig = rig.killed();
+    assert!(rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap().body == say(&long));
+    // Those that were on disk before, and those that come and go between two checkpoints.
+    bury_all(&rig);
+    let rig = rig.reopen();
+    rig.redrive(id, Redrive { token: None, body: say(&long.to_uppercase()) }).unwrap();
+    assert_eq!(rig.drain(), [long.to_uppercase()]);
+    assert!(matches!(rig.accepted(message("a", "1", short)).status, Status::Delivered(_)));
+    assert_eq!(rig.pieces(), 0);
+}
+
+#[test]
+fn redrive_forgets_that_the_token_was_refused() {
+    let rig = Rig::new();
+    let id = rig.accepted(message("a", "1", "one")).id;
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    rig.clock.skip(Duration::from_secs(121));
+    assert!(rig.lease(1).is_empty());
+    rig.redrive(id, Redrive::default()).unwrap();
+    rig.accepted(message("a", "2", "two"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    assert_eq!(rig.overview().held, 1);
+    assert!(matches!(rig.rejected(message("a", "3", "three")), Rejection::TokenRefused(_)));
+    rig.delete(id).unwrap();
+    assert_eq!(rig.overview().held, 1);
+    rig.redrive(id, Redrive::default()).unwrap();
+    assert_eq!(rig.overview().held, 0, "and what was held for it goes on");
+    rig.accepted(message("a", "3", "three"));
+    assert_eq!(rig.drain(), ["one", "two", "three"]);
+}
+
+#[test]
+fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
+    let rig = Rig::new();
+    rig.push_all((1..=3).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
+    let ids: Vec<MessageId> = rig.list(&Selection::default()).iter().map(|seen| seen.id).collect();
+    let lease = rig.lease(1).pop().unwrap();
+    assert_eq!(rig.delete(ids[0]), Err(Unmoved::InFlight));
+    let now = rig.clock.now();
+    rig.settle(lease, Disposition::Retry { due: now + Duration::from_secs(50), unknown: true, strike: false });
+    let (queue, second) = (rig.queue.clone(), ids[1]);
+    let told = rig.runtime.spawn(async move { queue.outcome(second, Duration::from_secs(30)).await });
+    rig.overview();
+    rig.delete(ids[0]).unwrap();
+    rig.delete(ids[1]).unwrap();
+    let told = rig.runtime.block_on(told).unwrap().unwrap().unwrap();
+    assert!(matches!(told.status, Status::Dead { reason: Reason::Deleted, maybe_delivered: false, .. }));
+    assert_eq!(dead_of(&rig, "a", "1"), Some((Reason::Deleted, true)));
+    assert_eq!(rig.dead_letters_counted("deleted"), 2.0);
+    assert_eq!((rig.overview().unknown, rig.overview().dead), (0, 2));
+    assert_eq!(rig.delete(ids[1]), Ok(()), "the same again changes nothing");
+    assert!(matches!(rig.push(message("a", "1", "1")), Verdict::Accepted { repeat: true, .. }));
+    assert_eq!(rig.drain(), ["3"]);
+    // One that was dead already is of that reason from now on.
+    rig.accepted(message("b", "1", "x"));
+    let dead = bury_all(&rig)[0];
+    rig.delete(dead).unwrap();
+    assert_eq!(dead_of(&rig, "b", "1"), Some((Reason::Deleted, false)));
+    assert_eq!(rig.dead_letters_counted("deleted"), 2.0, "it is not counted twice");
+    assert_eq!(rig.redrive_all(&Selection::default()), 0, "nobody asked for what was deleted");
+    assert_eq!(rig.redrive_all(&Selection { reason: Some(Reason::Deleted), ..Selection::default() }), 3);
+    assert_eq!(rig.drain().len(), 3);
+}
+
+#[test]
+fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
+    let rig = Rig::new();
+    let numbers: Vec<String> = (0..700).map(|n| format!("{n:04}")).collect();
+    let say = |some: &[String]| rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
+    say(&numbers[..300]);
+    assert_eq!(bury_all(&rig).len(), 300);
+    say(&numbers[300..400]);
+    assert_eq!(bury_all(&rig).len(), 100);
+    say(&numbers[400..]);
+    rig.accepted(message("b", "1", "b"));
+    let head = rig.lease(1).pop().unwrap();
+    let of =
+        Selection { conversation: Some(head.label.clone()), reason: Some(Reason::Invalid), ..Selection::default() };
+    assert_eq!(rig.redrive_all(&of), 400);
+    assert_eq!((rig.overview().queued, rig.overview().conversations), (701, 2));
+    for at in [0, 1, 33, 399, 400, 500, 699] {
+        let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), &numbers[at])
+        else {
+            panic!("it is queued")
+        };
+        let expected = if at == 400 { 0 } else { at + usize::from(at < 400) };
+        assert_eq!(ahead, expected as u64, "the head was in flight");
+    }
+    rig.settle(head, delivered());
+    let rig = rig.killed();
+    let mut sent = rig.drain();
+    sent.retain(|text| text != "b");
+    let mut expected = numbers.clone();
+    expected.remove(400);
+    assert_eq!(sent, expected);
+}
+
+#[test]
+fn bulk_redrive_ends_where_there_is_no_room() {
+    let rig = Rig::with(|options| options.messages_max = 3);
+    for number in 0..5 {
+        rig.accepted(message("a", &number.to_string(), "x"));
+        bury_all(&rig);
+    }
+    let of = Selection::default();
+    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), Cursor::Dead(0), 100)).unwrap();
+    let Sweep { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep else {
+        panic!("{sweep:?}")
+    };
+    assert_eq!(rig.drain().len(), 3);
+    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of, next, 100)).unwrap();
+    assert_eq!(sweep, Sweep { done: 2, ..Sweep::default() });
+}
+
+#[test]
+fn conversation_is_deleted_but_for_what_is_in_flight_and_another_is_not() {
+    let rig = Rig::new();
+    let elsewhere = |n: usize| Submission { caller: Caller::Uid(7), ..message("other", &n.to_string(), "x") };
+    for part in 0..3 {
+        rig.push_all((0..100).map(|n| in_conversation("k", message("a", &format!("{part}-{n}"), "x"))).collect());
+        rig.push_all((0..10).map(|n| in_conversation("l", elsewhere(10 * part + n))).collect());
+    }
+    let head = rig.lease(1).pop().unwrap();
+    assert_eq!(&*head.label, "k");
+    assert_eq!(rig.delete_all("k"), (299, 1));
+    assert_eq!(rig.delete_all("t:0123456789ab"), (0, 0));
+    rig.settle(head, delivered());
+    let Overview { queued, conversations, dead, .. } = rig.overview();
+    assert_eq!((queued, conversations, dead), (30, 1, 299));
+    assert_eq!(rig.drain().len(), 30);
+}
+
+#[test]
+fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "dead", "x"));
+    bury_all(&rig);
+    rig.push_all((0..300).map(|n| message(&format!("t{}", n % 7), &n.to_string(), "secret")).collect());
+    rig.accepted(in_conversation("k", message("b", "keyed", "x")));
+    let names =
+        |of: &Selection| -> Vec<String> { rig.list(of).iter().map(|seen| seen.client_token.to_string()).collect() };
+    let mut expected: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    expected.push("keyed".into());
+    let of = |state, reason, conversation: Option<&str>| Selection {
+        state,
+        reason,
+        conversation: conversation.map(Into::into),
+    };
+    assert_eq!(names(&of(Some(Part::Queued), None, None)), expected);
+    expected.push("dead".into());
+    assert_eq!(names(&Selection::default()), expected);
+    assert_eq!(names(&of(None, Some(Reason::Invalid), None)), ["dead"]);
+    assert_eq!(names(&of(None, Some(Reason::Expired), None)), Vec::<String>::new());
+    assert_eq!(names(&of(None, None, Some("k"))), ["keyed"]);
+    let label = crate::message::label(None, &token("t3"));
+    assert_eq!(names(&of(None, None, Some(&label))).len(), 43);
+    let listed = rig.list(&of(Some(Part::Queued), None, None));
+    assert!(listed.iter().all(|seen| seen.body.is_none() && seen.content_type.as_deref() == Some("text/plain")));
+    assert_eq!(rig.seek(&listed[299].id.to_string()), Sought::Here(listed[299].id));
+    for never in ["", "x", "0-1", "0000002a-1", "-", &format!("{}9999", listed[0].id), &format!("+{}", listed[0].id)] {
+        assert_eq!(rig.seek(never), Sought::Never, "{never}");
+    }
+}
+
+#[test]
+fn cursor_is_read_as_it_is_shown() {
+    for cursor in [Cursor::Dead(0), Cursor::Dead(u64::MAX), Cursor::Queued { pack: 12, nth: 255 }] {
+        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+    }
+    for wrong in ["", "d", "q", "q1", "q1.", "q1.256", "x1", "d-1"] {
+        assert_eq!(Cursor::parse(wrong), None, "{wrong}");
+    }
+}
