@@ -1,8 +1,8 @@
 //! How relays that cannot see one another share a quota: one command, in virtual time, the same for everybody.
 //!
 //! ```text
-//! cargo bench --bench pacing                      the table and the plot, in some seconds
-//! cargo bench --bench pacing -- --seeds 40        more seeds
+//! cargo bench --bench pacing                      the table and the plot, in half a minute
+//! cargo bench --bench pacing -- --seeds 200       more seeds
 //! cargo bench --bench pacing -- --plot FILE.svg   the plot somewhere else
 //! cargo bench --bench pacing -- --real            and 1, 5 and 20 relay processes against a simulated Connect, at the
 //!                                                 true rate: 12 minutes in all
@@ -46,7 +46,7 @@ mod world;
 #[command(name = "cargo bench --bench pacing --")]
 struct Arguments {
     /// Runs per row
-    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value = "48", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     seeds: u64,
     /// Where the plot goes
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/pacing.svg"))]

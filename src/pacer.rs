@@ -15,16 +15,18 @@
 //!   part of the burst less one; it goes out one after another, each after the answer before it, so a burst that meets
 //!   an empty bucket costs one throttle. So does the first burst of a relay's life.
 //! * The **share** (`share.rs`): what rate this relay may take. It creeps up so that a throttle is due about every
-//!   50 seconds at 0.5 per second (later for a slower relay, sooner for a faster one), and gives up some tenth at each.
-//!   Since everybody does, and a throttle hits who sends more, the shares grow equal.
+//!   50 seconds (two to three minutes for one that sends a message in ten seconds), and gives up some tenth at each. Since
+//!   everybody does, and a throttle hits who sends more, the shares grow equal: also where one was there before the others.
 //! * The **gate**: after a throttle or an outage nothing starts for an exponential delay moved by chance, never shorter
 //!   than upstream's own hint; then one probe goes ahead, and its answer opens the gate or closes it for longer, at most
 //!   `probe_max` unless upstream asks for more. An outage leaves the share alone: it says nothing of it.
 //!
 //! What an operator sees: `send_rate` rises and falls slowly by a tenth or so around this relay's share. A few throttles
-//! are the price of knowing: about one for each relay and 50 seconds, more for a minute after a start. With `headroom`
-//! 0.1 they are twenty times rarer and a step is a tenth, so agents and customers hardly ever meet one; a raised quota
-//! is then found in eight minutes by a relay alone, in half an hour by twenty, instead of in one or two minutes.
+//! are the price of knowing: about one for each relay and 50 seconds, more in the first two minutes after a start. A relay
+//! that was alone gives most of its rate away within a minute when others start; shares are equal within a fifth or so.
+//! With `headroom` 0.1 throttles are many times rarer, a step is a tenth and a throttled relay leaves two slots more to
+//! others, so agents and customers hardly ever meet one; a raised quota is then found in some four minutes, by one relay
+//! and by twenty, though twenty take some ten more to agree on all of it.
 //!
 //! [`Budget`] is the one pacer of a relay, shared by those who draw on it. The pacer knows no message, no
 //! conversation, no clock and no socket.
@@ -105,6 +107,8 @@ pub struct Kept {
 
 /// A rate older than this says nothing of today's quota.
 const KEPT_FOR: Duration = Duration::from_secs(3600);
+/// Slots that a throttled relay leaves to agents and customers, for each part of the quota that is headroom.
+const YIELD: f64 = 20.0;
 /// Share of a slot that chance moves an attempt, up and down.
 const JITTER: f64 = 0.3;
 /// What may start at once where the slots are closer than timers can tell apart.
@@ -283,7 +287,7 @@ impl Pacer {
     }
 
     fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: Hint) {
-        self.tokens = self.tokens.min(0.0);
+        self.tokens = self.tokens.min(-YIELD * self.options.headroom);
         if self.close(started, now, Closed::Throttled, hint) {
             self.share.throttled(&self.options);
             self.await_slot(self.gate.until().unwrap_or(now).max(now));

@@ -19,7 +19,7 @@ pub trait Load {
     /// When something falls due by itself.
     fn due(&self, now: Millis) -> Option<Millis>;
     /// An attempt of this message has come back.
-    fn ended(&mut self, _mark: u64, _now: Millis, _delivered: bool) {}
+    fn ended(&mut self, _attempt: Attempt, _now: Millis, _delivered: bool) {}
 }
 
 /// The relay.
@@ -60,7 +60,7 @@ impl<L: Load> Client for Relay<L> {
 
     fn answered(&mut self, now: Millis, attempt: Attempt, signal: Signal) {
         self.in_flight -= 1;
-        self.load.ended(attempt.mark, now, signal == Signal::Answered);
+        self.load.ended(attempt, now, signal == Signal::Answered);
         self.pacer.ended(timestamp(attempt.started), timestamp(now), signal);
     }
 
@@ -99,6 +99,8 @@ pub struct Chats {
     /// `sender.fresh`, or zero for plain turns.
     fresh_for: Duration,
     lifetime: Millis,
+    /// What an attempt takes of late until its answer.
+    takes: Millis,
 }
 
 /// One line of a chat.
@@ -136,7 +138,14 @@ impl Chats {
     /// Nothing has arrived yet.
     pub fn new(arrivals: Vec<Line>, fresh_for: Duration, lifetime: Millis) -> Chats {
         let (lines, fresh, late) = (HashMap::new(), VecDeque::new(), VecDeque::new());
-        Chats { arrivals, arrived: 0, lines, fresh, late, turns: Turns::default(), fresh_for, lifetime }
+        Chats { arrivals, arrived: 0, lines, fresh, late, turns: Turns::default(), fresh_for, lifetime, takes: 0 }
+    }
+
+    fn of(&mut self, kind: Kind) -> &mut VecDeque<u32> {
+        match kind {
+            Kind::Fresh => &mut self.fresh,
+            Kind::Late => &mut self.late,
+        }
     }
 
     fn arrive(&mut self, now: Millis) {
@@ -162,10 +171,7 @@ impl Chats {
             None => drop(self.lines.remove(&chat)),
             Some(oldest) => {
                 let accepted = timestamp(self.arrivals[*oldest as usize].at);
-                match Kind::of(accepted, timestamp(now), self.fresh_for) {
-                    Kind::Fresh => self.fresh.push_back(chat),
-                    Kind::Late => self.late.push_back(chat),
-                }
+                self.of(Kind::of(accepted, timestamp(now), self.fresh_for)).push_back(chat);
             }
         }
     }
@@ -174,30 +180,40 @@ impl Chats {
 impl Load for Chats {
     fn next(&mut self, now: Millis) -> Option<u64> {
         self.arrive(now);
-        loop {
-            let kind = self.turns.next(!self.fresh.is_empty(), !self.late.is_empty())?;
-            let line = if kind == Kind::Fresh { &mut self.fresh } else { &mut self.late };
-            let chat = line.pop_front()?;
-            let oldest = self.lines.get(&chat).and_then(|lines| lines.front().copied())?;
+        // Those whose lifetime will end before they arrive: one goes only where nobody else can be sent.
+        let mut passed_over = Vec::new();
+        let found = loop {
+            let Some(kind) = self.turns.next(!self.fresh.is_empty(), !self.late.is_empty()) else { break None };
+            let Some(chat) = self.of(kind).pop_front() else { break None };
+            let Some(oldest) = self.lines.get(&chat).and_then(|lines| lines.front().copied()) else { continue };
             let Line { at, .. } = self.arrivals[oldest as usize];
             // It has grown late, or died, while it stood there: no turn is taken.
             let grown = kind == Kind::Fresh && Kind::of(timestamp(at), timestamp(now), self.fresh_for) == Kind::Late;
             if grown || at + self.lifetime <= now {
                 self.stand(chat, now);
-                continue;
+            } else if at + self.lifetime <= now + self.takes {
+                passed_over.push((kind, chat, oldest));
+            } else {
+                self.turns.taken();
+                break Some(oldest);
             }
-            self.turns.taken();
-            return Some(oldest);
+        };
+        let chance = found.is_none() && !passed_over.is_empty();
+        let tried = chance.then(|| passed_over.remove(0).2);
+        for (kind, chat, _) in passed_over.into_iter().rev() {
+            self.of(kind).push_front(chat);
         }
+        found.or(tried)
     }
 
     fn due(&self, now: Millis) -> Option<Millis> {
         self.arrivals.get(self.arrived).map(|line| line.at.max(now + 1))
     }
 
-    fn ended(&mut self, mark: u64, now: Millis, delivered: bool) {
-        let chat = self.arrivals[mark as usize].chat;
+    fn ended(&mut self, attempt: Attempt, now: Millis, delivered: bool) {
+        let chat = self.arrivals[attempt.mark as usize].chat;
         if delivered {
+            self.takes = self.takes * 7 / 8 + (now - attempt.started) / 8;
             self.lines.get_mut(&chat).map(VecDeque::pop_front);
         }
         self.stand(chat, now);

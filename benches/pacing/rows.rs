@@ -133,6 +133,8 @@ pub const ROWS: &[Row] = &[
     Row { name: "all 20 restart at once, nothing kept", floor: None, play: restart_with_nothing },
     Row { name: "1 relay, headroom 0.1, beside people", floor: None, play: one_beside_people },
     Row { name: "20 relays, headroom 0.1, beside people", floor: None, play: twenty_beside_people },
+    Row { name: "1 relay, headroom 0.1, the quota doubles", floor: None, play: one_is_given_more },
+    Row { name: "20 relays, headroom 0.1, the quota doubles", floor: None, play: twenty_are_given_more },
     Row { name: "1 relay beside direct callers at 0.8 of the quota", floor: None, play: beside_callers::<8> },
     Row { name: "1 relay beside direct callers at 1.0 of the quota", floor: None, play: beside_callers::<10> },
     Row { name: "1 relay beside direct callers at 1.2 of the quota", floor: None, play: beside_callers::<12> },
@@ -193,9 +195,9 @@ fn five_apart(seed: u64) -> Vec<Figure> {
     let record = run(&upstream, &mut (0..5).map(relay).collect::<Vec<_>>(), 720 * SECOND, seed);
     let warm = Slice { record: &record, clients: 5, from: 120, to: 720 };
     vec![
-        share("goodput", warm.goodput(&upstream), Reported),
+        share("goodput", warm.goodput(&upstream), AtLeast(0.98)),
         percent("throttled", warm.throttled(), AtMost(0.02)),
-        share("fairness", warm.fairness(), Reported),
+        share("fairness", warm.fairness(), AtLeast(0.95)),
     ]
 }
 
@@ -293,6 +295,33 @@ fn one_beside_people(seed: u64) -> Vec<Figure> {
 
 fn twenty_beside_people(seed: u64) -> Vec<Figure> {
     beside_people(20, seed)
+}
+
+/// Beside the same people the quota doubles after half an hour: how soon 0.8 of it is used, and whether it stays so.
+fn given_more(relays: usize, found_within: f64, seed: u64) -> Vec<Figure> {
+    const RAISED: u64 = 1800;
+    const END: u64 = RAISED + 1200;
+    let quota = vec![(0, 10.0, 15.0), (RAISED * SECOND, 20.0, 30.0)];
+    let upstream = Upstream { quota, ..Upstream::plain() };
+    let mut clients = crowd(Who::Relays, relays, Millis::MAX, 0.1, seed);
+    clients.push(Box::new(People::new(0.5, 3, seed)));
+    let record = run(&upstream, &mut clients, END * SECOND, seed);
+    let raised = Slice { record: &record, clients: relays, from: RAISED, to: END };
+    let later = Slice { from: RAISED + 600, ..raised };
+    let (first, _) = people(&record, relays, 3);
+    vec![
+        seconds("0.8 of the double", raised.reaches(0.8, &upstream), AtMost(found_within)),
+        share("goodput, ten minutes later", later.goodput(&upstream), Reported),
+        percent("people's first tries", first, AtMost(0.01)),
+    ]
+}
+
+fn one_is_given_more(seed: u64) -> Vec<Figure> {
+    given_more(1, 300.0, seed)
+}
+
+fn twenty_are_given_more(seed: u64) -> Vec<Figure> {
+    given_more(20, 300.0, seed)
 }
 
 /// What share of people's first tries is throttled, and of their messages lost, after the first two minutes.

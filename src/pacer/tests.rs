@@ -52,7 +52,7 @@ fn burst_goes_one_after_another_and_keeps_a_token_of_slack() {
 
 #[test]
 fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
-    for (accepted, least, most) in [(0, 0.2, 0.6), (4, 2.5, 3.5), (14, 7.0, 10.0)] {
+    for (accepted, least, most) in [(0, 0.4, 0.9), (4, 2.0, 3.0), (14, 7.0, 10.0)] {
         let mut pacer = pacer();
         for sent in 0..accepted {
             pacer.started(after(sent));
@@ -159,6 +159,19 @@ fn quiet_relay_learns_nothing_from_its_quiet() {
 #[test]
 fn headroom_is_left_from_the_first_attempt_on() {
     assert!((Pacer::new(Options::default(), START, 7).rate() - 9.0).abs() < 1e-9);
+}
+
+#[test]
+fn throttled_relay_leaves_slots_to_people_where_there_is_headroom() {
+    let slots = |headroom: f64| {
+        let mut pacer = Pacer::new(Options { headroom, ..options() }, START, 7);
+        pacer.started(START);
+        pacer.ended(START, START, Signal::Throttled(Hint::default()));
+        let next = (1..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
+        next.since(START).as_secs_f64() * pacer.rate()
+    };
+    let more = slots(0.1) - slots(0.0);
+    assert!((1.9..2.1).contains(&more), "{more}");
 }
 
 #[test]
