@@ -40,6 +40,7 @@ mod journal;
 mod line;
 mod log;
 mod lookup;
+mod opening;
 mod overlay;
 mod packs;
 mod pause;

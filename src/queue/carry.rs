@@ -21,7 +21,7 @@ use super::log::Log;
 use super::packs::gone_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::salvage::Salvage;
-use super::{Damaged, Options, Queue, Writer, compaction, folder, journal, stamp, store};
+use super::{Damaged, Options, Queue, Writer, compaction, folder, journal, opening, stamp, store};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -55,7 +55,7 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::settle(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    for mark in [folder::MARK, folder::OPENING] {
+    for mark in [folder::MARK, opening::MARK] {
         match fs::rename(path.join(mark), aside.join(mark)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -109,7 +109,7 @@ pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &C
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     // A stamp vouches for what lies beside it, so that is made first.
     drop(store::open_sled(to)?);
-    stamp::copy_stamp(from, to)?;
+    stamp::copy_stamp(from, log, to)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);

@@ -8,6 +8,7 @@
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
 //! | `j` | u64 | the journal's epoch: which of its records are not here yet |
+//! | `f` | String | a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | the n-th piece of contents too long for their record |

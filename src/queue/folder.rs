@@ -23,34 +23,46 @@
 //! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FlockOperation};
+use rustix::io::Errno;
 
 use super::OpenError;
-use super::{carry, journal, log};
+use super::{carry, journal, log, opening};
 use crate::time::Timestamp;
 
+/// Held by the relay that runs on the folder.
+const LOCK: &str = "lock";
 /// What stands in sled's own file of parameters, from the first line on.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
-/// The mark of starts that have not come back from sled, a byte for each.
-pub const OPENING: &str = "opening";
-/// So many of them are not chance: kills seldom meet those milliseconds.
-const OPENINGS_MAX: u64 = 4;
 /// The mark of a log that could not be read.
 pub const MARK: &str = "failed-read";
 
 /// Takes the folder's lock; it is let go with the file.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock =
-        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
-            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
-        })?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
-    Ok(lock)
+    take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(LOCK)))
+}
+
+/// The same without writing anything: none where no relay ever ran on the folder itself.
+pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
+    match File::open(path.join(LOCK)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        lock => take(path, lock).map(Some),
+    }
+}
+
+fn take(path: &Path, lock: io::Result<File>) -> Result<File, OpenError> {
+    let failed =
+        |cause: io::Error| OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() };
+    let lock = lock.map_err(failed)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 /// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
@@ -59,10 +71,7 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
     if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
         return damaged(format!("when the relay last ran, it could not be read: {cause}"));
     }
-    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
-        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
-    }
-    if let Some(odd) = odd_conf(path) {
+    if let Some(odd) = opening::damage(path).or_else(|| odd_conf(path)) {
         return damaged(odd);
     }
     match log::sweep(path) {
@@ -70,13 +79,6 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
         Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
         Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
-}
-
-/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
-pub fn note_opening(path: &Path) {
-    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
-    // Where nothing can be written, sled will say so.
-    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
 }
 
 /// Whether a relay has written rows to the log of a folder that has no stamp (any more).

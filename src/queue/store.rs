@@ -33,16 +33,15 @@ use tracing::{error, warn};
 
 use super::carry::ASIDE;
 use super::codec::{self, Hasher, Key};
-use super::compaction;
 use super::folder::{
-    MARK, OPENING, close_to_others, drop_cached, lock, look_through, memory_filesystem, note_opening, private,
-    remove_half_snapshots, set_aside_unstamped, sync_directory, was_used,
+    MARK, close_to_others, drop_cached, lock, look_through, memory_filesystem, private, remove_half_snapshots,
+    set_aside_unstamped, sync_directory, was_used,
 };
 use super::journal::{self, EPOCH, Journal};
 use super::overlay::Overlay;
 use super::sealing::{Sealer, SealingKey};
-use super::stamp::{first_stamp, read_stamp, write_stamp};
-use super::{OpenError, StoreFailed};
+use super::stamp::{Stamp, first_stamp, read_stamp, write_stamp};
+use super::{OpenError, StoreFailed, compaction, opening, stamp};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
@@ -110,7 +109,20 @@ impl Store {
         if stamp.is_some() {
             look_through(path)?;
         }
-        note_opening(path);
+        opening::note(path);
+        let (patience, folder) = (opening::patience(path), path.to_owned());
+        opening::within(path, patience, move || Store::open_rows(&folder, lock, stamp, keys))
+    }
+
+    /// From here on sled has the log.
+    fn open_rows(
+        path: &Path,
+        lock: File,
+        stamp: Option<Stamp>,
+        keys: Vec<SealingKey>,
+    ) -> Result<(Store, Hasher, Sealer), OpenError> {
+        let failed =
+            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
         let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
             // sled's words for damage, and for a log that ends too early.
             ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
@@ -151,14 +163,30 @@ impl Store {
             compactable: true,
         };
         store.keep_ballast();
+        store.keep_stamp()?;
         // The last run may have been cut short in one: from now on the overlay alone tells what sled does not have.
         store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
         Ok((store, Hasher::new(&stamp.key), sealer))
     }
 
+    /// Has the log keep a copy of the stamp; it goes with the first commit.
+    fn keep_stamp(&mut self) -> Result<(), OpenError> {
+        let Some(text) = stamp::text(&self.path)? else { return Ok(()) };
+        let key = Key(stamp::COPY.to_vec());
+        let copy: Option<String> = self.get(&key).map_err(|cause| OpenError::Failed {
+            path: self.path.clone(),
+            step: "read the copy of its format stamp",
+            cause: cause.to_string(),
+        })?;
+        if copy.as_ref() != Some(&text) {
+            self.put(key, &*text);
+        }
+        Ok(())
+    }
+
     /// sled has opened the log, and the first rows were read and written.
     pub fn note_opened(&self) {
-        let _ = fs::remove_file(self.path.join(OPENING));
+        opening::came_back(&self.path);
     }
 
     fn db(&self) -> &sled::Db {

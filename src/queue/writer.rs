@@ -20,7 +20,7 @@ use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{
     Asker, Backlog, Carried, Damaged, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State,
-    StoreFailed, Verdict, Work,
+    StoreFailed, Verdict, Work, opening,
 };
 use crate::delivery::Disposition;
 use crate::memory;
@@ -222,10 +222,12 @@ impl Writer {
             ticked: Timestamp(0),
             held_since: None,
         };
-        let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
-        writer.begin().map_err(failed)?;
-        writer.store.note_opened();
-        Ok(writer)
+        opening::within(&path.clone(), opening::patience(&path), move || {
+            let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
+            writer.begin().map_err(failed)?;
+            writer.store.note_opened();
+            Ok(writer)
+        })
     }
 
     /// Takes up the numbers where the last run left them, and records that this one has begun.

@@ -85,8 +85,8 @@ fn flip(file: &Path, bytes: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn aside(rig: &Rig) -> PathBuf {
-    let files = std::fs::read_dir(&rig.options.path).unwrap().flatten();
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let files = std::fs::read_dir(path).unwrap().flatten();
     files.map(|file| file.path()).find(|path| path.display().to_string().contains("damaged-")).unwrap()
 }
 
@@ -96,6 +96,7 @@ fn store_without_its_stamp_is_carried_over() {
     rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
     let rig = rig.damaged(|path| std::fs::remove_file(path.join("format")).unwrap());
     assert_eq!(rig.overview().queued, 3);
+    assert!(matches!(rig.push(message("b", "1", "b1")), Verdict::Accepted { repeat: true, .. }));
     assert_eq!(rig.drain(), ["a1", "b1", "a2"]);
 }
 
@@ -132,7 +133,7 @@ fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
     let fresh = rig.accepted(message("new", "1", "new")).id;
     assert!(fresh.sequence > id.sequence, "numbers are never used twice");
 
-    let damaged = aside(&rig);
+    let damaged = aside(&rig.options.path);
     let report = doctor::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(!report.is_sound() && report.damage[0].contains("the log cannot be read from byte"), "{report}");
     std::fs::remove_dir_all(damaged).unwrap();
@@ -198,11 +199,11 @@ fn busy_store_is_carried_over_whole() {
 fn store_on_which_start_after_start_ends_is_set_aside() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
-    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "...").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), "...").unwrap());
     assert!(!rig.overview().set_aside, "three can be chance");
-    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "....").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), "....").unwrap());
     assert!(rig.overview().set_aside);
-    assert!(!rig.options.path.join(folder::OPENING).exists());
+    assert!(!rig.options.path.join(opening::MARK).exists());
     assert_eq!(rig.drain(), ["a1"]);
 }
 
