@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,7 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::finish(path)?;
     for mark in [folder::MARK, opening::MARK] {
         match fs::rename(path.join(mark), aside.join(mark)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
@@ -83,10 +83,14 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     for file in fs::read_dir(path)? {
         let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
         let text = name.to_string_lossy();
-        if matches!(&*text, "db" | "conf" | "format" | journal::NAME) || text.starts_with("snap.") {
-            fs::hard_link(&file, aside.join(&name))?;
-        } else if text == "blobs" {
+        if !(matches!(&*text, "db" | "conf" | "format" | "blobs" | journal::NAME) || text.starts_with("snap.")) {
+            continue;
+        }
+        // Where there is a folder in the place of a file, that cannot be linked.
+        if fs::symlink_metadata(&file)?.is_dir() || text == "blobs" {
             fs::rename(&file, aside.join(&name))?;
+        } else {
+            fs::hard_link(&file, aside.join(&name))?;
         }
     }
     folder::sync_directory(&aside)?;
@@ -97,7 +101,9 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 /// The log of a store, an empty one where it has none, and what its journal adds.
 pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
     let mut log = match Log::read(path, step) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Log::empty("the log is gone".into()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            Log::empty("the log is gone".into())
+        }
         log => log?,
     };
     log.lay_journal_over(path)?;

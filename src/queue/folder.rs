@@ -29,13 +29,33 @@ use std::path::Path;
 
 use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::OpenError;
-use super::{carry, journal, log, opening};
+use super::{carry, compaction, journal, log, opening};
 use crate::time::Timestamp;
 
+/// Space set aside.
+pub const BALLAST: &str = "ballast";
+/// What sled writes when it opens a log, and more.
+const ROOM: u64 = 1 << 20;
 /// Held by the relay that runs on the folder.
 const LOCK: &str = "lock";
+/// What a relay and sled make here, beside snapshots and stores that were set aside.
+const OWN: [&str; 12] = [
+    "db",
+    "conf",
+    "blobs",
+    "format",
+    "format.new",
+    "failed-sync",
+    journal::NAME,
+    compaction::FOLDER,
+    LOCK,
+    BALLAST,
+    opening::MARK,
+    MARK,
+];
 /// What stands in sled's own file of parameters, from the first line on.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
 /// The mark of a log that could not be read.
@@ -71,12 +91,14 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
     if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
         return damaged(format!("when the relay last ran, it could not be read: {cause}"));
     }
-    if let Some(odd) = opening::damage(path).or_else(|| odd_conf(path)) {
+    if let Some(odd) = opening::damage(path).or_else(|| odd_conf(path)).or_else(|| odd_blobs(path)) {
         return damaged(odd);
     }
     match log::sweep(path) {
         Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
-        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            damaged("its log is gone".into())
+        }
         Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
 }
@@ -99,6 +121,43 @@ pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
         fs::rename(path.join(&name), aside.join(&name))?;
     }
     sync_directory(path)
+}
+
+/// On a full volume sled cannot even open its log, and what is queued could not leave: that is what the ballast is for.
+pub fn make_room(path: &Path) {
+    if free(path).is_some_and(|free| free < ROOM) && fs::remove_file(path.join(BALLAST)).is_ok() {
+        warn!(queue = %path.display(), "the volume is full: the space set aside is given up, so that what is queued can leave");
+    }
+}
+
+/// Bytes free on its volume; none where the volume does not say.
+pub fn free(path: &Path) -> Option<u64> {
+    let volume = rustix::fs::statvfs(path).ok()?;
+    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+/// Makes the folder, and keeps others out of it.
+pub fn make(path: &Path) -> Result<(), OpenError> {
+    let failed = |step| {
+        move |cause: io::Error| OpenError::Failed {
+            path: path.to_owned(),
+            step,
+            cause: format!("{cause}{}", whose(path)),
+        }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))
+}
+
+/// What stands in the way, where that is to be seen.
+fn whose(path: &Path) -> String {
+    let own = rustix::process::geteuid().as_raw();
+    match fs::metadata(path) {
+        Ok(there) if !there.is_dir() => "; it is no folder".into(),
+        Ok(there) if there.uid() != own => format!("; it belongs to user {}, and the relay is user {own}", there.uid()),
+        Err(_) if fs::symlink_metadata(path).is_ok() => "; it is a link that leads nowhere".into(),
+        _ => String::new(),
+    }
 }
 
 pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
@@ -125,17 +184,31 @@ pub fn drop_cached(path: &Path) -> io::Result<()> {
 pub fn close_to_others(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
-        let mode = if file.file_type()?.is_dir() { 0o700 } else { 0o600 };
+        let kind = file.file_type()?;
+        // What else lies here is not the relay's to change: a volume's `lost+found`, links that lead elsewhere.
+        if kind.is_symlink() || !is_own(&file.file_name().to_string_lossy()) {
+            continue;
+        }
+        let mode = if kind.is_dir() { 0o700 } else { 0o600 };
         fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+fn is_own(name: &str) -> bool {
+    OWN.contains(&name) || name.starts_with("snap.") || name.starts_with(carry::ASIDE)
 }
 
 /// What in a store's folder is not as a relay leaves it, beside the log.
 pub fn odd_files(path: &Path) -> Vec<String> {
     let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
     let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
-    blobs.into_iter().chain(odd_conf(path)).collect()
+    blobs.into_iter().chain(odd_conf(path)).chain(odd_blobs(path)).collect()
+}
+
+/// sled's folder for what is too long for its log.
+fn odd_blobs(path: &Path) -> Option<String> {
+    fs::metadata(path.join("blobs")).is_ok_and(|blobs| !blobs.is_dir()).then(|| "blobs is no folder".into())
 }
 
 /// What is wrong with sled's file of parameters: it opens with others, or panics.

@@ -135,10 +135,10 @@ pub fn is_gone(folder: &Path, epoch: u64) -> io::Result<bool> {
     Ok(!(0..bytes.len()).any(|at| names(at) && whole(&bytes[at..]).is_some()))
 }
 
-/// An empty one where there is none.
+/// An empty one where there is none, or no file.
 fn contents(folder: &Path) -> io::Result<Vec<u8>> {
     match std::fs::read(folder.join(NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(Vec::new()),
         bytes => bytes,
     }
 }

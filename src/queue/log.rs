@@ -39,7 +39,7 @@ use serde::de::DeserializeOwned;
 use self::bytes::Bytes;
 use self::frame::{Frame, SEGMENT, kind};
 use self::sweep::scan;
-use super::{codec, journal};
+use super::{codec, journal, stamp};
 
 pub use self::sweep::sweep;
 
@@ -117,6 +117,10 @@ impl Log {
         if journal::is_gone(folder, epoch.unwrap_or(0))? {
             self.damage.push("the journal is gone".into());
         }
+        if self.is_foreign(folder, epoch)? {
+            self.damage.push("the journal is another store's".into());
+            return Ok(());
+        }
         let Log { rows, journal, damage, .. } = self;
         let damaged = journal::read(folder, epoch, |key, value| {
             rows.remove(&key);
@@ -130,6 +134,17 @@ impl Log {
             damage.push(format!("commits in the journal cannot be read: {damaged}"));
         }
         Ok(())
+    }
+
+    /// Whether the journal begins with the stamp of another store than this log's.
+    fn is_foreign(&self, folder: &Path, epoch: Option<u64>) -> io::Result<bool> {
+        let Some(own) = self.get::<String>(stamp::COPY)? else { return Ok(false) };
+        let mut foreign = false;
+        journal::read(folder, epoch, |key, value| {
+            let copy = value.filter(|_| key == stamp::COPY).and_then(|value| codec::decode::<String>(&key, &value));
+            foreign |= copy.is_some_and(|copy| !stamp::is_of_one_store(&own, &copy));
+        })?;
+        Ok(foreign)
     }
 
     fn turn(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {

@@ -14,13 +14,14 @@
 //! key file changes, in the same way, so that there is always one that is whole.
 //!
 //! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. With
-//! the stamp alone would go what is sealed, and every repeat would be a new message.
+//! the stamp alone would go what is sealed, and every repeat would be a new message. The copy also tells whether stamp, log
+//! and journal are of one store: somebody may have put files of two together.
 //!
 //! A stamp of a newer format is never taken for damage: whatever else the file says, that is said first. One that no key
 //! opens is not damaged either: it is told apart by its sum.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::path::Path;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -66,6 +67,9 @@ struct Written {
     kept: Secret,
 }
 
+/// As it stands there, and what it says.
+type Found = (Zeroizing<String>, Written);
+
 /// The stamp in a folder; none where there is no such file.
 pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let Some(text) = text(path)? else { return Ok(None) };
@@ -96,12 +100,16 @@ pub fn copy_stamp(from: &Path, log: &Log, to: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The stamp in the file, or where that is damaged or gone, the copy of it in the log; and what is wrong with the file.
-#[expect(clippy::type_complexity, reason = "a pair of what there is and what is wrong")]
-fn find(path: &Path, log: &Log) -> Result<(Option<(Zeroizing<String>, Written)>, Option<String>), OpenError> {
+/// The stamp in the file, or where that is damaged, gone, or another store's, the copy of it in the log; and what is wrong
+/// with the file.
+fn find(path: &Path, log: &Log) -> Result<(Option<Found>, Option<String>), OpenError> {
+    let copy = log.get::<String>(COPY).ok().flatten().map(Zeroizing::new);
     let file = match text(path) {
+        Ok(Some(text)) if copy.as_ref().is_some_and(|copy| !is_of_one_store(copy, &text)) => {
+            parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))
+        }
         Ok(Some(text)) => parse(path, &text).map(|written| (text, written)),
-        Ok(None) => Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() }),
+        Ok(None) => Err(damaged(path, "its format stamp is gone")),
         Err(error) => Err(error),
     };
     let damage = match file {
@@ -109,7 +117,6 @@ fn find(path: &Path, log: &Log) -> Result<(Option<(Zeroizing<String>, Written)>,
         Err(OpenError::Damaged { damage, .. }) => damage,
         Err(error) => return Err(error),
     };
-    let copy = log.get::<String>(COPY).ok().flatten().map(Zeroizing::new);
     let copy = copy.and_then(|text| parse(path, &text).ok().map(|written| (text, written)));
     let damage = if copy.is_some() { format!("{damage}; the log has a copy of it") } else { damage };
     Ok((copy, Some(damage)))
@@ -120,12 +127,17 @@ pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
     let mut text = Zeroizing::new(String::new());
     match File::open(path.join(NAME)).and_then(|mut file| file.read_to_string(&mut text)) {
         Ok(_) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(unreadable(path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::IsADirectory) => Err(unreadable(path)),
         Err(error) => {
             Err(OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause: error.to_string() })
         }
     }
+}
+
+/// Whether two stamps are of the same store, perhaps under another key.
+pub fn is_of_one_store(one: &str, other: &str) -> bool {
+    one.lines().nth(1) == other.lines().nth(1)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
@@ -149,7 +161,11 @@ fn open(nonce: u32, kept: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<
 }
 
 fn unreadable(path: &Path) -> OpenError {
-    OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() }
+    damaged(path, "its format stamp cannot be read")
+}
+
+fn damaged(path: &Path, damage: &str) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), damage: damage.into() }
 }
 
 /// The first start: sled's own files first, for until the stamp is durable under its name, nothing was acknowledged.
