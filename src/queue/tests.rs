@@ -2,6 +2,7 @@
 
 mod damaged;
 mod journal;
+mod kept;
 mod model;
 mod pause;
 mod sealed;
