@@ -7,7 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `j` | u64 | the journal's epoch: which of its records are not here yet |
+//! | `j` | [`Mark`](super::journal::Mark) | the journal's epoch: which of its records are not here yet; its length |
 //! | `f` | String | a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |

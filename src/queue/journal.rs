@@ -18,6 +18,16 @@
 //! are in sled. One that is not whole ends them: it was not acknowledged, and nothing was written after it. If something
 //! was, it is no cut but damage.
 //!
+//! What can be told of damage, and what not. A clean stop leaves everything in sled: nothing here is needed then. After a
+//! kill or a power cut it is what was committed since the last checkpoint, 1 MiB and one commit at most:
+//!
+//! | of the records since then | |
+//! | --- | --- |
+//! | one fails its sum, and one after it does not | told |
+//! | the file is gone, empty, or another store's | told, after the first checkpoint of a store |
+//! | the file was cut off | told, where it was longer at an earlier checkpoint: the log says how long it must be |
+//! | the last ones fail their sums, or were zeroed in their place | **not told**: a power cut leaves one that was not acknowledged yet just so. To tell, each commit would need a second place and a second sync |
+//!
 //! | cut | what the next start finds |
 //! | --- | --- |
 //! | while a record is written | the records before it |
@@ -29,6 +39,9 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
+use super::codec;
 use super::overlay::{Rows, Value};
 
 /// Its file, beside the log.
@@ -41,12 +54,31 @@ const BYTES: u64 = 1 << 20;
 const HEAD: usize = 24;
 const REMOVED: u32 = u32::MAX;
 
+/// What sled says of the journal, in the row [`EPOCH`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The epoch of the records that are not in sled.
+    pub epoch: u64,
+    /// The file is at least so long: it never gets shorter.
+    pub length: u64,
+}
+
+impl Mark {
+    /// From the row; a relay that did not look at lengths wrote the epoch alone.
+    pub fn decode(row: &[u8]) -> Option<Mark> {
+        let old = || codec::decode(EPOCH, row).map(|epoch| Mark { epoch, length: 0 });
+        codec::decode(EPOCH, row).or_else(old)
+    }
+}
+
 /// The file, and where the next record goes.
 pub struct Journal {
     file: File,
     epoch: u64,
     number: u64,
     end: u64,
+    /// Where records of earlier epochs went to, at the farthest.
+    length: u64,
     /// The record being made; kept for its room.
     record: Vec<u8>,
 }
@@ -62,14 +94,15 @@ impl std::fmt::Debug for Journal {
 impl Journal {
     /// Opens the file, or makes it; tells each row that was committed in this epoch, in the order of their commits. With
     /// it, how many commits are damaged: those that are not whole though one after them is.
-    pub fn open(folder: &Path, epoch: u64, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
+    pub fn open(folder: &Path, mark: Mark, tell: impl FnMut(Vec<u8>, Value)) -> io::Result<(Journal, u64)> {
+        let Mark { epoch, length } = mark;
         let mut options = OpenOptions::new();
         let mut file =
             options.read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join(NAME))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let Replayed { number, end, damaged } = replay(&bytes, epoch, tell);
-        Ok((Journal { file, epoch, number, end, record: Vec::new() }, damaged))
+        Ok((Journal { file, epoch, number, end, length, record: Vec::new() }, damaged))
     }
 
     /// Writes the rows of one commit.
@@ -113,26 +146,32 @@ impl Journal {
         self.number == 0
     }
 
-    /// The epoch that follows a checkpoint.
-    pub fn next_epoch(&self) -> u64 {
-        self.epoch + 1
+    /// What the checkpoint under way leaves in sled. It vouches for the file's length, so that is synced first.
+    pub fn next(&self) -> Mark {
+        Mark { epoch: self.epoch + 1, length: self.length.max(self.end) }
     }
 
     /// Sled has all of it, durably.
     pub fn begin_anew(&mut self) {
-        (self.epoch, self.number, self.end) = (self.next_epoch(), 0, 0);
+        let Mark { epoch, length } = self.next();
+        (self.epoch, self.length, self.number, self.end) = (epoch, length, 0, 0);
     }
 }
 
-/// Whether a folder has no journal, or one that is not its own: after a checkpoint there is something of this epoch, or what
-/// is left of the one before.
-pub fn is_gone(folder: &Path, epoch: u64) -> io::Result<bool> {
+/// What is wrong with a journal as a whole, beside a log that says this of it: that it is not there, or another's (there is
+/// always something of this epoch, or what is left of the one before), or that its end was cut off.
+pub fn damage(folder: &Path, mark: Mark) -> io::Result<Option<String>> {
+    let Mark { epoch, length } = mark;
     if epoch == 0 {
-        return Ok(false);
+        return Ok(None);
     }
     let bytes = contents(folder)?;
     let names = |at: usize| [epoch, epoch - 1].iter().any(|epoch| stands(&bytes, at + 8, *epoch));
-    Ok(!(0..bytes.len()).any(|at| names(at) && whole(&bytes[at..]).is_some()))
+    if !(0..bytes.len()).any(|at| names(at) && whole(&bytes[at..]).is_some()) {
+        return Ok(Some("its journal is gone".into()));
+    }
+    let cut = (bytes.len() as u64) < length;
+    Ok(cut.then(|| format!("its journal is cut off: of {length} bytes {} are there", bytes.len())))
 }
 
 /// An empty one where there is none, or no file.

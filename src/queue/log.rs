@@ -39,7 +39,8 @@ use serde::de::DeserializeOwned;
 use self::bytes::Bytes;
 use self::frame::{Frame, SEGMENT, kind};
 use self::sweep::scan;
-use super::{codec, journal, stamp};
+use super::journal::{self, Mark};
+use super::{codec, stamp};
 
 pub use self::sweep::sweep;
 
@@ -113,10 +114,9 @@ impl Log {
 
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
-        let epoch = self.get(journal::EPOCH)?;
-        if journal::is_gone(folder, epoch.unwrap_or(0))? {
-            self.damage.push("the journal is gone".into());
-        }
+        let mark = self.raw(journal::EPOCH)?.and_then(|row| Mark::decode(&row));
+        self.damage.extend(journal::damage(folder, mark.unwrap_or_default())?);
+        let epoch = mark.map(|mark| mark.epoch);
         if self.is_foreign(folder, epoch)? {
             self.damage.push("the journal is another store's".into());
             return Ok(());

@@ -37,7 +37,7 @@ use super::folder::{
     BALLAST, MARK, close_to_others, drop_cached, lock, look_through, make_room, memory_filesystem, private,
     remove_half_snapshots, set_aside_unstamped, sync_directory, was_used,
 };
-use super::journal::{self, EPOCH, Journal};
+use super::journal::{self, EPOCH, Journal, Mark};
 use super::overlay::Overlay;
 use super::sealing::{Sealer, SealingKey};
 use super::stamp::{Stamp, first_stamp, read_stamp, write_stamp};
@@ -352,7 +352,8 @@ impl Store {
                 None => batch.remove(key),
             }
         }
-        batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.next_epoch()));
+        self.journal.sync().map_err(|cause| self.broken("sync the journal of", &cause))?;
+        batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.next()));
         self.apply(batch)?;
         self.journal.begin_anew();
         self.write_stamp_row();
@@ -509,14 +510,14 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
         cause: cause.to_string(),
     };
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
-    let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
-        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
-        None => 0,
+    let mark = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
+        Some(row) => Mark::decode(&row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
+        None => Mark::default(),
     };
-    if journal::is_gone(path, epoch).map_err(failed)? {
-        return Err(damaged("its journal is gone".into()));
+    if let Some(damage) = journal::damage(path, mark).map_err(failed)? {
+        return Err(damaged(damage));
     }
-    match Journal::open(path, epoch, |key, value| overlay.commit_row(key, value)).map_err(failed)? {
+    match Journal::open(path, mark, |key, value| overlay.commit_row(key, value)).map_err(failed)? {
         (journal, 0) => sync_directory(path).map_err(failed).map(|()| journal),
         (_, lost) => Err(damaged(format!("commits in its journal cannot be read: {lost}"))),
     }

@@ -1,11 +1,12 @@
 //! What a commit left in the journal alone is there after a kill, and goes into sled in its time.
 
 use super::*;
+use crate::queue::journal;
 
 /// More than the journal holds.
 const MANY: usize = 3000;
 
-fn journal(rig: &Rig) -> Vec<u8> {
+fn journal_of(rig: &Rig) -> Vec<u8> {
     std::fs::read(rig.options.path.join("journal")).unwrap()
 }
 
@@ -31,7 +32,7 @@ fn commit_goes_to_the_journal_and_a_kill_leaves_it_there() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
     rig.accepted(message("a", "2", "second"));
-    assert!(stands(&journal(&rig), "second").is_some());
+    assert!(stands(&journal_of(&rig), "second").is_some());
     assert!(!in_sled(&rig, "second"), "sled has nothing of it yet");
     let rig = rig.killed().killed();
     assert_eq!(rig.drain(), ["first", "second"]);
@@ -100,7 +101,7 @@ fn half_a_record_at_the_end_is_a_commit_that_never_was() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
     rig.accepted(message("a", "2", "second"));
-    let mut bytes = journal(&rig);
+    let mut bytes = journal_of(&rig);
     let at = stands(&bytes, "second").unwrap();
     bytes[at..].fill(0);
     std::fs::write(rig.options.path.join("journal"), bytes).unwrap();
@@ -115,7 +116,7 @@ fn damage_in_the_middle_takes_one_commit_and_sets_the_store_aside() {
     for text in ["first", "second", "third"] {
         rig.accepted(message(text, "1", text));
     }
-    let mut bytes = journal(&rig);
+    let mut bytes = journal_of(&rig);
     let at = stands(&bytes, "second").unwrap();
     bytes[at] ^= 1;
     std::fs::write(rig.options.path.join("journal"), bytes).unwrap();
@@ -153,4 +154,29 @@ fn store_of_the_format_before_is_taken_over() {
     let rig = rig.reopen();
     assert!(std::fs::read_to_string(&stamp).unwrap().contains("format 2"), "an older relay must not miss the journal");
     assert_eq!(rig.drain(), ["kept"]);
+}
+
+#[test]
+fn journal_that_was_cut_off_is_damage_where_it_was_longer_before() {
+    let rig = Rig::new();
+    push_many(&rig);
+    rig.accepted(message("a", "1", "after the checkpoint"));
+    let before = journal_of(&rig);
+    let at = stands(&before, "after the checkpoint").unwrap();
+    assert!(before.len() > 1 << 20 && at < 1 << 19, "{at} of {}", before.len());
+    let rig = rig.killed_with(|path| std::fs::write(path.join("journal"), &before[..at]).unwrap());
+    assert!(rig.overview().set_aside, "the message is gone, and that is told");
+    assert_eq!(rig.overview().queued, MANY as u64);
+    // And one that has all its length is none.
+    let rig = rig.killed().reopen().killed();
+    assert_eq!(rig.drain().len(), MANY);
+}
+
+#[test]
+fn mark_of_a_relay_that_did_not_look_at_lengths_is_read() {
+    let row = codec::encode(journal::EPOCH, &7_u64);
+    assert_eq!(journal::Mark::decode(&row), Some(journal::Mark { epoch: 7, length: 0 }));
+    let mark = journal::Mark { epoch: 7, length: 1 << 20 };
+    assert_eq!(journal::Mark::decode(&codec::encode(journal::EPOCH, &mark)), Some(mark));
+    assert_eq!(journal::Mark::decode(&row[..4]), None);
 }
