@@ -113,8 +113,9 @@ pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
 /// Makes a new store in `to` of what verifies in a log, with the format stamp of the folder `from`.
 pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
-    // A stamp vouches for what lies beside it, so that is made first.
+    // A stamp vouches for what lies beside it, so that is made first: the log, and a journal with nothing in it.
     drop(store::open_sled(to)?);
+    fs::File::create(to.join(journal::NAME))?;
     stamp::copy_stamp(from, log, to)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;

@@ -24,7 +24,8 @@
 //! | of the records since then | |
 //! | --- | --- |
 //! | one fails its sum, and one after it does not | told |
-//! | the file is gone, empty, or another store's | told, after the first checkpoint of a store |
+//! | the file is gone | told |
+//! | the file is empty, or another store's | told, after the first checkpoint of a store |
 //! | the file was cut off | told, where it was longer at an earlier checkpoint: the log says how long it must be |
 //! | the last ones fail their sums, or were zeroed in their place | **not told**: a power cut leaves one that was not acknowledged yet just so. To tell, each commit would need a second place and a second sync |
 //!
@@ -46,6 +47,8 @@ use super::overlay::{Rows, Value};
 
 /// Its file, beside the log.
 pub const NAME: &str = "journal";
+/// The format since which every store has one: its name is durable before the stamp is.
+pub const SINCE: u32 = 2;
 /// The row in sled that names the epoch whose records are not there yet.
 pub const EPOCH: &[u8] = b"j";
 /// What it holds before a checkpoint is due: a longer one saves more of what comes and goes, and keeps the next commit waiting
@@ -159,11 +162,12 @@ impl Journal {
 }
 
 /// What is wrong with a journal as a whole, beside a log that says this of it: that it is not there, or another's (there is
-/// always something of this epoch, or what is left of the one before), or that its end was cut off.
-pub fn damage(folder: &Path, mark: Mark) -> io::Result<Option<String>> {
+/// always something of this epoch, or what is left of the one before), or that its end was cut off. Before the first
+/// checkpoint it may be empty, but a store that `had` one has it.
+pub fn damage(folder: &Path, mark: Mark, had: bool) -> io::Result<Option<String>> {
     let Mark { epoch, length } = mark;
     if epoch == 0 {
-        return Ok(None);
+        return Ok((had && !folder.join(NAME).is_file()).then(|| "its journal is gone".into()));
     }
     let bytes = contents(folder)?;
     let names = |at: usize| [epoch, epoch - 1].iter().any(|epoch| stands(&bytes, at + 8, *epoch));

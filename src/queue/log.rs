@@ -115,7 +115,7 @@ impl Log {
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
         let mark = self.raw(journal::EPOCH)?.and_then(|row| Mark::decode(&row));
-        self.damage.extend(journal::damage(folder, mark.unwrap_or_default())?);
+        self.damage.extend(journal::damage(folder, mark.unwrap_or_default(), stamp::tells_of_a_journal(folder))?);
         let epoch = mark.map(|mark| mark.epoch);
         if self.is_foreign(folder, epoch)? {
             self.damage.push("the journal is another store's".into());

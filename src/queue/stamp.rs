@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use super::OpenError;
 use super::codec::{self, Secret};
 use super::folder::{private, sync_ancestors, sync_directory};
+use super::journal;
 use super::log::Log;
 use super::sealing::{Binding, Sealer, SealingKey};
 
@@ -133,6 +134,12 @@ pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
             Err(OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause: error.to_string() })
         }
     }
+}
+
+/// Whether the stamp in a folder, where it can be read, is of a store that has a journal.
+pub fn tells_of_a_journal(path: &Path) -> bool {
+    let written = text(path).ok().flatten().and_then(|text| parse(path, &text).ok());
+    written.is_some_and(|written| written.format >= journal::SINCE)
 }
 
 /// Whether two stamps are of the same store, perhaps under another key.

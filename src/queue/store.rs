@@ -143,7 +143,8 @@ impl Store {
         };
         let sealer = Sealer::new(keys, stamp.nonce);
         let mut overlay = Overlay::default();
-        let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
+        let had = stamp.kept.is_some() && stamp.format >= journal::SINCE;
+        let journal = open_journal(path, had, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
         if stamp.format < codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
@@ -503,7 +504,7 @@ pub(super) fn never_drop(db: &sled::Db) {
 
 /// Reads back what was committed since the last checkpoint. Without one commit those after it do not add up: that is a
 /// store to be set aside.
-fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Journal, OpenError> {
+fn open_journal(path: &Path, had: bool, db: &sled::Db, overlay: &mut Overlay) -> Result<Journal, OpenError> {
     let failed = |cause: io::Error| OpenError::Failed {
         path: path.to_owned(),
         step: "open its journal",
@@ -514,7 +515,7 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
         Some(row) => Mark::decode(&row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => Mark::default(),
     };
-    if let Some(damage) = journal::damage(path, mark).map_err(failed)? {
+    if let Some(damage) = journal::damage(path, mark, had).map_err(failed)? {
         return Err(damaged(damage));
     }
     match Journal::open(path, mark, |key, value| overlay.commit_row(key, value)).map_err(failed)? {

@@ -141,6 +141,10 @@ fn journal_that_is_gone_is_damage() {
         assert!(rig.overview().set_aside);
         assert_eq!(rig.drain(), ["kept"]);
     }
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "in the journal alone"));
+    let rig = rig.killed_with(|path| std::fs::remove_file(path.join("journal")).unwrap());
+    assert!(rig.overview().set_aside, "also before the first checkpoint: what it had is lost, and that is told");
 }
 
 #[test]
