@@ -21,7 +21,9 @@ use super::log::Log;
 use super::packs::gone_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::salvage::Salvage;
-use super::{Damaged, Options, Queue, Writer, compaction, folder, journal, opening, stamp, store};
+use super::{
+    Damaged, OpenError, Options, Queue, SealingKey, Writer, compaction, folder, journal, opening, stamp, store,
+};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -39,6 +41,21 @@ pub struct Carried {
     pub outcomes: u64,
     /// Messages of which only the name was left, or not even that.
     pub lost: u64,
+}
+
+/// Refuses a store that none of the keys opens.
+pub fn refuse_sealed(
+    path: &Path,
+    keys: &[SealingKey],
+    failed: impl FnOnce(io::Error) -> OpenError,
+) -> Result<(), OpenError> {
+    let log = open_log(path, |_, _| ()).map_err(failed)?;
+    match stamp::known(path, &log, keys)? {
+        (Some(known), _) if known.sealer.is_none() => {
+            Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Links the damaged files into a folder beside them and puts a new store in their place; the folder must be locked.

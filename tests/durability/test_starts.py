@@ -1,6 +1,7 @@
 """Starts on folders that are not as they should be: each ends soon, in a relay that serves or in a line that says why not,
 with the exit code that goes with it."""
 
+import base64
 import json
 import os
 import shutil
@@ -115,6 +116,34 @@ def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_it
     shutil.rmtree(aside)
     until(lambda: relay.metrics()["store_damaged"] == 0, "it is noticed that the folder is gone")
     assert len([line for line in relay.lines() if line["level"] == "ERROR"]) == 1
+
+
+@pytest.mark.parametrize("given,why", [
+    ("", "queue.key_file is not set, so nothing opens it"),
+    ("\x02", "none of the 1 key(s) in queue.key_file opens it"),
+], ids=["none", "another"])
+@pytest.mark.parametrize("stamped", [True, False], ids=["", "without its stamp"])
+def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, stamped):
+    def keys(byte):
+        path = tmp_path / "keys"
+        path.write_text(base64.b64encode(byte.encode() * 32).decode() + "\n")
+        return path
+
+    relay.settings["queue.key_file"] = keys("\x01")
+    relay.start()
+    assert send(relay, "canary-token", "canary: sealed", "c").status == 202
+    relay.kill()
+    relay.log_path.unlink()
+    queue = relay.folder / "private/queue"
+    if not stamped:
+        (queue / "format").unlink()
+    before = files(queue)
+    relay.settings["queue.key_file"] = keys(given) if given else ""
+    code, said = failed(relay)
+    assert code == 78 and why in said, said
+    assert files(queue) == before and not list(queue.glob("damaged-*"))
+    ledger, _ = drained(relay.folder, **{"queue.key_file": keys("\x01")})
+    assert [line["Content"] for line in ledger] == ["canary: sealed"]
 
 
 @pytest.mark.parametrize("make,why", [
