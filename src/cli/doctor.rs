@@ -5,6 +5,7 @@
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -66,14 +67,19 @@ struct Store {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.act {
         Act::Check(store) => {
-            let report = store.open()?.check().context("verify the store")?;
+            let doctor = store.open()?;
+            let busy = busy("verifying");
+            let report = doctor.check().context("verify the store")?;
+            busy.finish_and_clear();
             std::io::stdout().write_all(report.to_string().as_bytes())?;
             Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Act::Export { store, dead } => export(&store.open()?, dead),
         Act::Repair { store, into } => {
             let doctor = store.open()?;
+            let busy = busy("writing the new store");
             let carried = doctor.repair(&into, &Clock::system()).map_err(|error| store.explained(error))?;
+            busy.finish_and_clear();
             let Carried { queued, dead, outcomes, lost } = carried;
             eprintln!(
                 "connect-relay: {}: {queued} messages queued, {dead} dead letters, {outcomes} outcomes; lost: {lost}",
@@ -129,6 +135,13 @@ impl Store {
             (error, _) => error.into(),
         }
     }
+}
+
+/// Shows a terminal that something goes on of which nobody knows how long it takes.
+fn busy(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 fn keys(path: &Path) -> anyhow::Result<Vec<SealingKey>> {

@@ -160,6 +160,7 @@ fn whose(path: &Path) -> String {
     }
 }
 
+/// sled refuses to open beside a snapshot that it had not finished.
 pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?.path();
@@ -171,6 +172,7 @@ pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets go of what the page cache has of the files: after a failed write the disk has other bytes.
 pub fn drop_cached(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
@@ -181,6 +183,7 @@ pub fn drop_cached(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// sled makes its files as wide as the umask lets it.
 pub fn close_to_others(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
@@ -229,10 +232,12 @@ pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
     }
 }
 
+/// Opens a file that is its owner's alone from the beginning.
 pub fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
 }
 
+/// Names made, changed and removed in a folder are on disk when this returns.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
