@@ -80,7 +80,7 @@ pub struct Journal {
     epoch: u64,
     number: u64,
     end: u64,
-    /// Where records of earlier epochs went to, at the farthest.
+    /// How long the file is at least, by what was synced: what a start has read back may not have been.
     length: u64,
     /// The record being made; kept for its room.
     record: Vec<u8>,
@@ -135,8 +135,10 @@ impl Journal {
     }
 
     /// What was written is on disk when this returns: the instant of commit.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.length = self.length.max(self.end);
+        Ok(())
     }
 
     /// Whether it is time for a checkpoint.
@@ -149,9 +151,9 @@ impl Journal {
         self.number == 0
     }
 
-    /// What the checkpoint under way leaves in sled. It vouches for the file's length, so that is synced first.
+    /// What the checkpoint under way leaves in sled.
     pub fn next(&self) -> Mark {
-        Mark { epoch: self.epoch + 1, length: self.length.max(self.end) }
+        Mark { epoch: self.epoch + 1, length: self.length }
     }
 
     /// Sled has all of it, durably.

@@ -353,7 +353,6 @@ impl Store {
                 None => batch.remove(key),
             }
         }
-        self.journal.sync().map_err(|cause| self.broken("sync the journal of", &cause))?;
         batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.next()));
         self.apply(batch)?;
         self.journal.begin_anew();
