@@ -364,6 +364,40 @@ pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str>
 mod tests {
     use super::*;
 
+    /// Fails to compile where the type has one of the traits: there are then two ways to read `named`.
+    macro_rules! lacks {
+        ($type:ty: $($trait:path),+) => {$({
+            trait Named<Which> {
+                fn named() {}
+            }
+            struct Has;
+            impl<T: ?Sized> Named<()> for T {}
+            impl<T: ?Sized + $trait> Named<Has> for T {}
+            <$type as Named<_>>::named();
+        })+};
+    }
+
+    #[test]
+    fn secrets_show_nothing() {
+        let token = ConnectionToken::parse(b"canary-token").unwrap();
+        let content = Content::new("canary text".into());
+        assert_eq!(format!("{token:?} {token:#?}"), "ConnectionToken(…) ConnectionToken(…)");
+        assert_eq!(format!("{content:?} {content:#?}"), "Content(…) Content(…)");
+        let submission = Submission {
+            body: Body::Message { content_type: ContentType::Plain, content },
+            client_token: ClientToken::mint(),
+            connection_token: token.clone(),
+            conversation: None,
+            replaces: Some(token),
+            lifetime: None,
+            caller: Caller::Tcp,
+            trace_id: None,
+        };
+        assert!(!format!("{submission:#?}").contains("canary"));
+        lacks!(ConnectionToken: fmt::Display, serde::Serialize, AsRef<[u8]>, Into<Vec<u8>>);
+        lacks!(Content: fmt::Display, serde::Serialize, AsRef<str>, Into<String>);
+    }
+
     #[test]
     fn lengths_count_characters_and_then_bytes() {
         let limits = Limits::default();
@@ -390,13 +424,6 @@ mod tests {
             assert_eq!(content_type as usize, index);
         }
         assert_eq!(ContentType::parse("text/html"), None);
-    }
-
-    #[test]
-    fn secrets_show_nothing() {
-        let token = ConnectionToken::parse(b"canary").unwrap();
-        let content = Content::new("canary".into());
-        assert!(!format!("{token:?}{content:?}").contains("canary"));
     }
 
     #[test]

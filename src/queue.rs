@@ -40,6 +40,7 @@ mod journal;
 mod line;
 mod log;
 mod lookup;
+mod opening;
 mod operate;
 mod overlay;
 mod packs;

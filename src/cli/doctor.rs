@@ -5,6 +5,7 @@
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -13,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::daemon::Failure;
 use crate::queue::doctor::{Doctor, named};
-use crate::queue::{Carried, SealingKey};
+use crate::queue::{Carried, OpenError, SealingKey};
 use crate::time::Clock;
 
 /// Look into the queue of a relay that is not running, or into a damaged one that a relay has set aside.
@@ -28,7 +29,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Act {
     /// Verify every record and the format stamp. Exits with 0 where the store is sound, with 1 where it is damaged, with
-    /// 78 where a newer relay wrote it.
+    /// 78 where a newer relay wrote it, or no key in the key file opens it.
     Check(Store),
     /// Write what is queued as NDJSON on stdout, for `connect-relay send --batch`. It holds contents and tokens: keep it
     /// from others. Of a sealed store without --key-file it is a listing without either.
@@ -66,14 +67,19 @@ struct Store {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.act {
         Act::Check(store) => {
-            let report = store.open()?.check().context("verify the store")?;
+            let doctor = store.open()?;
+            let busy = busy("verifying");
+            let report = doctor.check().context("verify the store")?;
+            busy.finish_and_clear();
             std::io::stdout().write_all(report.to_string().as_bytes())?;
             Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Act::Export { store, dead } => export(&store.open()?, dead),
         Act::Repair { store, into } => {
             let doctor = store.open()?;
-            let carried = doctor.repair(&into, &Clock::system()).map_err(Failure::from)?;
+            let busy = busy("writing the new store");
+            let carried = doctor.repair(&into, &Clock::system()).map_err(|error| store.explained(error))?;
+            busy.finish_and_clear();
             let Carried { queued, dead, outcomes, lost } = carried;
             eprintln!(
                 "connect-relay: {}: {queued} messages queued, {dead} dead letters, {outcomes} outcomes; lost: {lost}",
@@ -114,8 +120,28 @@ impl Store {
             bar.set_position(read);
         });
         bar.finish_and_clear();
-        Ok(opened.map_err(Failure::from)?)
+        Ok(opened.map_err(|error| self.explained(error))?)
     }
+
+    /// In the words of this command: it reads no queue.key_file.
+    fn explained(&self, error: OpenError) -> Failure {
+        match (error, &self.key_file) {
+            (OpenError::Sealed { path, .. }, None) => {
+                Failure::Config(format!("{}: it is sealed, --key-file names what opens it", path.display()))
+            }
+            (OpenError::Sealed { path, .. }, Some(keys)) => {
+                Failure::Config(format!("{}: it is sealed, and no key in {} opens it", path.display(), keys.display()))
+            }
+            (error, _) => error.into(),
+        }
+    }
+}
+
+/// Shows a terminal that something goes on of which nobody knows how long it takes.
+fn busy(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 fn keys(path: &Path) -> anyhow::Result<Vec<SealingKey>> {

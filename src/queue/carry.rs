@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,9 @@ use super::log::Log;
 use super::packs::gone_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::salvage::Salvage;
-use super::{Damaged, Options, Queue, Writer, compaction, folder, journal, stamp, store};
+use super::{
+    Damaged, OpenError, Options, Queue, SealingKey, Writer, compaction, folder, journal, opening, stamp, store,
+};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -41,6 +43,21 @@ pub struct Carried {
     pub lost: u64,
 }
 
+/// Refuses a store that none of the keys opens.
+pub fn refuse_sealed(
+    path: &Path,
+    keys: &[SealingKey],
+    failed: impl FnOnce(io::Error) -> OpenError,
+) -> Result<(), OpenError> {
+    let log = open_log(path, |_, _| ()).map_err(failed)?;
+    match stamp::known(path, &log, keys)? {
+        (Some(known), _) if known.sealer.is_none() => {
+            Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Links the damaged files into a folder beside them and puts a new store in their place; the folder must be locked.
 pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carried)> {
     let path = &options.path;
@@ -55,9 +72,9 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     compaction::settle(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    for mark in [folder::MARK, folder::OPENING] {
+    for mark in [folder::MARK, opening::MARK] {
         match fs::rename(path.join(mark), aside.join(mark)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
@@ -83,10 +100,15 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     for file in fs::read_dir(path)? {
         let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
         let text = name.to_string_lossy();
-        if matches!(&*text, "db" | "conf" | "format") || journal::NAMES.contains(&&*text) || text.starts_with("snap.") {
-            fs::hard_link(&file, aside.join(&name))?;
-        } else if text == "blobs" {
+        let own = matches!(&*text, "db" | "conf" | "format" | "blobs") || journal::NAMES.contains(&&*text);
+        if !(own || text.starts_with("snap.")) {
+            continue;
+        }
+        // Where there is a folder in the place of a file, that cannot be linked.
+        if fs::symlink_metadata(&file)?.is_dir() || text == "blobs" {
             fs::rename(&file, aside.join(&name))?;
+        } else {
+            fs::hard_link(&file, aside.join(&name))?;
         }
     }
     folder::sync_directory(&aside)?;
@@ -97,7 +119,9 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 /// The log of a store, an empty one where it has none, and what its journal adds.
 pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
     let mut log = match Log::read(path, step) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Log::empty("the log is gone".into()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            Log::empty("the log is gone".into())
+        }
         log => log?,
     };
     log.lay_journal_over(path)?;
@@ -107,11 +131,10 @@ pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
 /// Makes a new store in `to` of what verifies in a log, with the format stamp of the folder `from`.
 pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
-    // A stamp vouches for what lies beside it, so that is made first.
+    // A stamp vouches for what lies beside it, so that is made first: the log, and a journal with nothing in it.
     drop(store::open_sled(to)?);
-    if stamp::copy_stamp(from, to)? {
-        journal::create(to)?;
-    }
+    journal::create(to)?;
+    stamp::copy_stamp(from, log, to)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);

@@ -7,7 +7,8 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `j` | u64 | the oldest epoch of the journal whose records are not all here |
+//! | `j` | [`Mark`](super::journal::Mark) | the oldest epoch of the journal whose records are not all here; its files' lengths |
+//! | `f` | String | a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | a piece of contents too long for their record: [`Record::piece_numbers`] |

@@ -106,6 +106,7 @@ fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
 /// Removes what is left of a copy.
 pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(folder),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -61,6 +61,16 @@ pub fn body<E>(
     Ok(record.kind.body(Content::new(content)))
 }
 
+/// Whether all pieces of a record's contents are there.
+pub fn is_whole<E>(record: &Record, mut read: impl FnMut(Key) -> Result<Option<Secret>, E>) -> Result<bool, E> {
+    for number in record.piece_numbers() {
+        if read(piece_key(record.sequence, number))?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 impl Kind {
     fn of(body: &Body) -> Kind {
         match body {

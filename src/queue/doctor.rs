@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::accept::token_key;
 use super::carry::{self, Carried};
@@ -18,6 +19,7 @@ use super::contents;
 use super::log::Log;
 use super::salvage::Salvage;
 use super::sealing::{Binding, Sealer, SealingKey};
+use super::stamp::Known;
 use super::{Damaged, OpenError, Options, folder, stamp};
 use crate::message::Body;
 use crate::time::Clock;
@@ -104,7 +106,7 @@ impl Doctor {
     /// Reads a store; `step` hears how far it has come, as (segments read, segments there are).
     ///
     /// # Errors
-    /// When there is none, a relay runs on it, it is of a newer format, or it cannot be read.
+    /// When there is none, a relay runs on it, it is of another format, none of the keys opens it, or it cannot be read.
     pub fn open(path: &Path, keys: Vec<SealingKey>, step: impl FnMut(u64, u64)) -> Result<Doctor, OpenError> {
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
@@ -112,22 +114,16 @@ impl Doctor {
         if !["db", "format"].iter().any(|name| path.join(name).exists()) {
             return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
         }
-        let lock = path.join("lock").exists().then(|| folder::lock(path)).transpose()?;
-        let mut damage = Vec::new();
-        let (nonce, sealer) = match stamp::stamp_of(path, &keys) {
-            Ok(Some((nonce, sealer))) => (nonce, sealer),
-            Ok(None) => {
-                damage.push("the format stamp is gone".to_owned());
-                (0, Some(Sealer::new(keys.clone(), 0)))
-            }
-            Err(OpenError::Damaged { damage: what, .. }) => {
-                damage.push(what);
-                (0, Some(Sealer::new(keys.clone(), 0)))
-            }
-            Err(error) => return Err(error),
-        };
+        let lock = folder::lock_if_there(path)?;
         let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
-        damage.extend(folder::odd_files(path));
+        let (known, damage) = stamp::known(path, &log, &keys)?;
+        let lost = || Known { nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
+        let Known { nonce, sealer } = known.unwrap_or_else(lost);
+        // Without a key there is a listing; with a wrong one somebody is mistaken.
+        if sealer.is_none() && !keys.is_empty() {
+            return Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() });
+        }
+        let damage = damage.into_iter().chain(folder::odd_files(path));
         log.damage.splice(0..0, damage);
         Ok(Doctor { path: path.to_owned(), _lock: lock, keys, nonce, sealer, log })
     }
@@ -159,7 +155,7 @@ impl Doctor {
         };
         for (_, at) in &queued.found {
             if let Some(record) = salvage.record(*at)?
-                && !(salvage.is_whole(&record)? && self.token(&record)?.is_some())
+                && !(self.is_readable(&record)? && self.secret(&record)?.is_some())
             {
                 report.incomplete.push(self.id(record.sequence));
             }
@@ -167,7 +163,7 @@ impl Doctor {
         for dead in salvage.dead() {
             let record = dead?.1.record;
             report.dead += 1;
-            if !salvage.is_whole(&record)? {
+            if !self.is_readable(&record)? {
                 report.incomplete.push(self.id(record.sequence));
             }
         }
@@ -225,13 +221,12 @@ impl Doctor {
                 return Ok(());
             }
         };
-        let newest = self.token(record)?;
-        let secret = newest.as_ref().and_then(|(hash, token)| sealer.open(Binding::Token(hash), &token.secret));
-        let Some(connection_token) = secret.as_ref().and_then(|secret| std::str::from_utf8(secret).ok()) else {
+        let secret = self.secret(record)?;
+        let text = secret.as_ref().and_then(|(secret, keyed)| Some((std::str::from_utf8(secret).ok()?, *keyed)));
+        let Some((connection_token, keyed)) = text else {
             to.unreadable.push(self.id(record.sequence));
             return Ok(());
         };
-        let keyed = newest.as_ref().is_some_and(|(_, token)| token.keyed);
         let lifetime = (!implied).then_some(Duration::from_millis(*lifetime_ms).as_secs().max(1));
         let conversation = keyed.then_some(label.as_str());
         to.written += 1;
@@ -270,6 +265,25 @@ impl Doctor {
             destination: String::new(),
         };
         carry::copy_over(&self.log, &self.path, into, &options, clock).map_err(|cause| failed("make a store", cause))
+    }
+
+    /// Whether the contents verify, and are what was sealed, as far as there is a key to tell.
+    fn is_readable(&self, record: &Record) -> io::Result<bool> {
+        match &self.sealer {
+            Some(sealer) => Ok(contents::body(record, sealer, |key| self.log.get(&key.0))?.is_some()),
+            None => contents::is_whole(record, |key| self.log.get(&key.0)),
+        }
+    }
+
+    /// The ConnectionToken that a message would go with, as it is kept where there is no key, and whether it came under a
+    /// key of its conversation's.
+    fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
+        let Some((hash, token)) = self.token(record)? else { return Ok(None) };
+        let secret = match &self.sealer {
+            Some(sealer) => sealer.open(Binding::Token(&hash), &token.secret),
+            None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
+        };
+        Ok(secret.map(|secret| (secret, token.keyed)))
     }
 
     /// The token that a message would go with.
@@ -314,7 +328,12 @@ impl fmt::Display for Report {
             }
         }
         self.damage.iter().try_for_each(|damage| writeln!(f, "damaged: {damage}"))?;
-        writeln!(f, "{}", if self.is_sound() { "sound" } else { "DAMAGED" })
+        let verdict = match (self.is_sound(), self.sealed) {
+            (true, false) => "sound",
+            (true, true) => "sound, as far as can be told without its key",
+            (false, _) => "DAMAGED",
+        };
+        writeln!(f, "{verdict}")
     }
 }
 

@@ -23,34 +23,67 @@
 //! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FlockOperation};
+use rustix::io::Errno;
+use tracing::warn;
 
 use super::OpenError;
-use super::{carry, journal, log};
+use super::{carry, compaction, journal, log, opening};
 use crate::time::Timestamp;
 
+/// Space set aside.
+pub const BALLAST: &str = "ballast";
+/// What sled writes when it opens a log, and more.
+const ROOM: u64 = 1 << 20;
+/// Held by the relay that runs on the folder.
+const LOCK: &str = "lock";
+/// What a relay and sled make here, beside snapshots and stores that were set aside.
+const OWN: [&str; 13] = [
+    "db",
+    "conf",
+    "blobs",
+    "format",
+    "format.new",
+    "failed-sync",
+    journal::NAMES[0],
+    journal::NAMES[1],
+    compaction::FOLDER,
+    LOCK,
+    BALLAST,
+    opening::MARK,
+    MARK,
+];
 /// What stands in sled's own file of parameters, from the first line on.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
-/// The mark of starts that have not come back from sled, a byte for each.
-pub const OPENING: &str = "opening";
-/// So many of them are not chance: kills seldom meet those milliseconds.
-const OPENINGS_MAX: u64 = 4;
 /// The mark of a log that could not be read.
 pub const MARK: &str = "failed-read";
 
 /// Takes the folder's lock; it is let go with the file.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock =
-        private(OpenOptions::new().create(true).truncate(false).write(true), &path.join("lock")).map_err(|cause| {
-            OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() }
-        })?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| OpenError::Locked { path: path.to_owned() })?;
-    Ok(lock)
+    take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(LOCK)))
+}
+
+/// The same without writing anything: none where no relay ever ran on the folder itself.
+pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
+    match File::open(path.join(LOCK)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        lock => take(path, lock).map(Some),
+    }
+}
+
+fn take(path: &Path, lock: io::Result<File>) -> Result<File, OpenError> {
+    let failed =
+        |cause: io::Error| OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() };
+    let lock = lock.map_err(failed)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 /// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
@@ -59,24 +92,16 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
     if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
         return damaged(format!("when the relay last ran, it could not be read: {cause}"));
     }
-    if fs::metadata(path.join(OPENING)).is_ok_and(|mark| mark.len() >= OPENINGS_MAX) {
-        return damaged(format!("{OPENINGS_MAX} starts in a row ended while it was being opened"));
-    }
-    if let Some(odd) = odd_conf(path) {
+    if let Some(odd) = opening::damage(path).or_else(|| odd_conf(path)).or_else(|| odd_blobs(path)) {
         return damaged(odd);
     }
     match log::sweep(path) {
         Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
-        Err(error) if error.kind() == ErrorKind::NotFound => damaged("its log is gone".into()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            damaged("its log is gone".into())
+        }
         Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }
-}
-
-/// Marks that sled is about to open the log: a panic of sled's ends the process, and a start that hangs is killed.
-pub fn note_opening(path: &Path) {
-    let mark = private(OpenOptions::new().create(true).append(true), &path.join(OPENING));
-    // Where nothing can be written, sled will say so.
-    let _ = mark.and_then(|mut mark| mark.write_all(b"."));
 }
 
 /// Whether a relay has written rows to the log of a folder that has no stamp (any more).
@@ -100,6 +125,44 @@ pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
     sync_directory(path)
 }
 
+/// On a full volume sled cannot even open its log, and what is queued could not leave: that is what the ballast is for.
+pub fn make_room(path: &Path) {
+    if free(path).is_some_and(|free| free < ROOM) && fs::remove_file(path.join(BALLAST)).is_ok() {
+        warn!(queue = %path.display(), "the volume is full: the space set aside is given up, so that what is queued can leave");
+    }
+}
+
+/// Bytes free on its volume; none where the volume does not say.
+pub fn free(path: &Path) -> Option<u64> {
+    let volume = rustix::fs::statvfs(path).ok()?;
+    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+/// Makes the folder, and keeps others out of it.
+pub fn make(path: &Path) -> Result<(), OpenError> {
+    let failed = |step| {
+        move |cause: io::Error| OpenError::Failed {
+            path: path.to_owned(),
+            step,
+            cause: format!("{cause}{}", whose(path)),
+        }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))
+}
+
+/// What stands in the way, where that is to be seen.
+fn whose(path: &Path) -> String {
+    let own = rustix::process::geteuid().as_raw();
+    match fs::metadata(path) {
+        Ok(there) if !there.is_dir() => "; it is no folder".into(),
+        Ok(there) if there.uid() != own => format!("; it belongs to user {}, and the relay is user {own}", there.uid()),
+        Err(_) if fs::symlink_metadata(path).is_ok() => "; it is a link that leads nowhere".into(),
+        _ => String::new(),
+    }
+}
+
+/// sled refuses to open beside a snapshot that it had not finished.
 pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?.path();
@@ -111,6 +174,7 @@ pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets go of what the page cache has of the files: after a failed write the disk has other bytes.
 pub fn drop_cached(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
@@ -121,20 +185,35 @@ pub fn drop_cached(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// sled makes its files as wide as the umask lets it.
 pub fn close_to_others(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
-        let mode = if file.file_type()?.is_dir() { 0o700 } else { 0o600 };
+        let kind = file.file_type()?;
+        // What else lies here is not the relay's to change: a volume's `lost+found`, links that lead elsewhere.
+        if kind.is_symlink() || !is_own(&file.file_name().to_string_lossy()) {
+            continue;
+        }
+        let mode = if kind.is_dir() { 0o700 } else { 0o600 };
         fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+fn is_own(name: &str) -> bool {
+    OWN.contains(&name) || name.starts_with("snap.") || name.starts_with(carry::ASIDE)
 }
 
 /// What in a store's folder is not as a relay leaves it, beside the log.
 pub fn odd_files(path: &Path) -> Vec<String> {
     let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
     let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
-    blobs.into_iter().chain(odd_conf(path)).collect()
+    blobs.into_iter().chain(odd_conf(path)).chain(odd_blobs(path)).collect()
+}
+
+/// sled's folder for what is too long for its log.
+fn odd_blobs(path: &Path) -> Option<String> {
+    fs::metadata(path.join("blobs")).is_ok_and(|blobs| !blobs.is_dir()).then(|| "blobs is no folder".into())
 }
 
 /// What is wrong with sled's file of parameters: it opens with others, or panics.
@@ -155,10 +234,12 @@ pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
     }
 }
 
+/// Opens a file that is its owner's alone from the beginning.
 pub fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
 }
 
+/// Names made, changed and removed in a folder are on disk when this returns.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }

@@ -24,9 +24,20 @@
 //! all numbers big-endian. Record 0 has no rows: it says how many records the epoch before has, and goes out in one write
 //! with record 1. It lies within one sector, so a file always begins with one that is whole.
 //!
-//! At a start sled's `j` row names the oldest epoch that it may not have; that one and the next are read back. A record
-//! that is not whole ends an epoch: it was not acknowledged, and nothing was written after it. If something was, in its
-//! epoch or the next, it is no cut but damage. Only a tail that is lost from the newest epoch looks like a cut.
+//! At a start sled's `j` row, the [`Mark`], names the oldest epoch that it may not have; that one and the next are read back.
+//! A record that is not whole ends an epoch: it was not acknowledged, and nothing was written after it. If something was, in
+//! its epoch or the next, it is no cut but damage.
+//!
+//! | of the records that sled may not have | |
+//! | --- | --- |
+//! | one fails its sum, and one after it does not | told |
+//! | the end of the older epoch is lost | told: the next one knows how many records it has |
+//! | a file is gone, empty, or not of this time | told |
+//! | the files are another store's | told: each epoch begins with a copy of the format stamp |
+//! | the newest file was cut off | told, where it was longer before: the mark says how long it must be |
+//! | the newest epoch's last records fail their sums, or were zeroed in their place | **not told**: a power cut leaves one that was not acknowledged yet just so. To tell, each commit would need a second place and a second sync |
+//!
+//! A clean stop leaves everything in sled: none of this is needed then.
 //!
 //! | cut | what the next start finds |
 //! | --- | --- |
@@ -39,6 +50,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::overlay::{Rows, Value};
 
 /// Its files, beside the log: that of the even epochs and that of the odd ones.
@@ -46,16 +59,33 @@ pub const NAMES: [&str; 2] = ["journal.0", "journal.1"];
 /// The row in sled that names the oldest epoch whose records are not all there.
 pub const EPOCH: &[u8] = b"j";
 /// The first epoch of a store: those before it stand in the files as they were made.
-pub const FIRST: u64 = 2;
+const FIRST: u64 = 2;
 /// What an epoch holds before it is given to sled: a longer one saves more of what comes and goes, and takes more memory.
 /// (The tests' own is small, so that what they do meets checkpoints.)
 const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
 const HEAD: usize = 24;
 const REMOVED: u32 = u32::MAX;
 
+/// What sled says of the journal, in the row [`EPOCH`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The oldest epoch whose records it may not have.
+    epoch: u64,
+    /// The files are at least so long: they never get shorter.
+    lengths: [u64; 2],
+}
+
+impl Default for Mark {
+    fn default() -> Mark {
+        Mark { epoch: FIRST, lengths: [0, 0] }
+    }
+}
+
 /// The files, and where the next record goes.
 pub struct Journal {
     files: [File; 2],
+    /// By what was synced: what a start has read back may not have been.
+    lengths: [u64; 2],
     epoch: u64,
     /// The next record's.
     number: u64,
@@ -87,11 +117,11 @@ pub fn create(folder: &Path) -> io::Result<()> {
 
 impl Journal {
     /// Goes on where what was [`read`] ends.
-    pub fn resume(folder: &Path, found: &Found) -> io::Result<Journal> {
+    pub fn resume(folder: &Path, mark: Mark, found: &Found) -> io::Result<Journal> {
         let open = |name: &str| OpenOptions::new().write(true).open(folder.join(name));
         let files = [open(NAMES[0])?, open(NAMES[1])?];
         let Replayed { epoch, number, end, .. } = *if found.next.is_begun() { &found.next } else { &found.oldest };
-        Ok(Journal { files, epoch, number, end, before: 0, record: Vec::new() })
+        Ok(Journal { files, lengths: mark.lengths, epoch, number, end, before: 0, record: Vec::new() })
     }
 
     /// Writes the rows of one commit.
@@ -121,13 +151,16 @@ impl Journal {
     }
 
     /// What was written is on disk when this returns: the instant of commit.
-    pub fn sync(&self) -> io::Result<()> {
-        self.files[file_of(self.epoch)].sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        let file = file_of(self.epoch);
+        self.files[file].sync_data()?;
+        self.lengths[file] = self.lengths[file].max(self.end);
+        Ok(())
     }
 
-    /// The epoch that is being written.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
+    /// What sled is told when it has all epochs but the one that is being written.
+    pub fn mark(&self) -> Mark {
+        Mark { epoch: self.epoch, lengths: self.lengths }
     }
 
     /// Whether its epoch should be given to sled.
@@ -156,18 +189,19 @@ pub struct Found {
     pub damage: Vec<String>,
 }
 
-/// Tells the rows, in the order of their commits, beside a log that names this epoch, or none that can be read. No harm is
-/// done by rows that the log has already. `step` comes between the two epochs, where there are two.
+/// Tells the rows, in the order of their commits, beside a log that says this of them, or nothing that can be read. No harm
+/// is done by rows that the log has already. `step` comes between the two epochs, where there are two.
 pub fn read<T>(
     folder: &Path,
-    epoch: Option<u64>,
+    mark: Option<Mark>,
     to: &mut T,
     tell: impl Fn(&mut T, Vec<u8>, Value),
     step: impl Fn(&mut T),
 ) -> io::Result<Found> {
     let files = [contents(folder, NAMES[0])?, contents(folder, NAMES[1])?];
     let named = files.iter().filter_map(|bytes| (0..bytes.len()).find_map(|at| whole(&bytes[at..])));
-    let epoch = epoch.or_else(|| named.map(|(epoch, ..)| epoch).min()).unwrap_or(FIRST);
+    let found = || Mark { epoch: named.map(|(epoch, ..)| epoch).min().unwrap_or(FIRST), lengths: [0, 0] };
+    let Mark { epoch, lengths } = mark.unwrap_or_else(found);
     let oldest = replay(&files[file_of(epoch)], epoch, |key, value| tell(to, key, value));
     let next = &files[file_of(epoch + 1)];
     if next_record(next, 0, epoch + 1, 0).is_some() {
@@ -182,6 +216,11 @@ pub fn read<T>(
     let lost = oldest.damaged + next.damaged + tail;
     if lost > 0 {
         damage.push(format!("commits in its journal cannot be read: {lost}"));
+    }
+    for (bytes, length) in files.iter().zip(lengths) {
+        if (bytes.len() as u64) < length {
+            damage.push(format!("its journal is cut off: of {length} bytes {} are there", bytes.len()));
+        }
     }
     Ok(Found { oldest, next, damage })
 }
@@ -279,10 +318,10 @@ fn file_of(epoch: u64) -> usize {
     (epoch % 2) as usize
 }
 
-/// Nothing where there is no file.
+/// Nothing where there is none, or no file.
 fn contents(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
     match fs::read(folder.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(Vec::new()),
         bytes => bytes,
     }
 }
@@ -297,7 +336,7 @@ mod tests {
     fn two_epochs() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         create(folder.path()).unwrap();
-        let mut journal = Journal::resume(folder.path(), &told(folder.path(), FIRST).1).unwrap();
+        let mut journal = Journal::resume(folder.path(), Mark::default(), &told(folder.path(), FIRST).1).unwrap();
         for number in [1, 2, 3] {
             journal.append(&row(number)).unwrap();
         }
@@ -314,7 +353,8 @@ mod tests {
     fn told(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Found) {
         let mut epochs = vec![Vec::new()];
         let tell = |epochs: &mut Vec<Vec<u8>>, key: Vec<u8>, _| epochs.last_mut().unwrap().extend(key);
-        let found = read(folder, Some(epoch), &mut epochs, tell, |epochs| epochs.push(Vec::new())).unwrap();
+        let mark = Mark { epoch, ..Mark::default() };
+        let found = read(folder, Some(mark), &mut epochs, tell, |epochs| epochs.push(Vec::new())).unwrap();
         (epochs, found)
     }
 
@@ -332,7 +372,7 @@ mod tests {
         assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![4]], 0));
         let (epochs, found) = told(folder.path(), NEXT);
         assert_eq!((epochs, found.damage.len()), (vec![vec![4]], 0), "sled has the first");
-        let mut journal = Journal::resume(folder.path(), &found).unwrap();
+        let mut journal = Journal::resume(folder.path(), Mark::default(), &found).unwrap();
         journal.append(&row(5)).unwrap();
         assert_eq!(told(folder.path(), NEXT).0, [[4, 5]]);
     }
@@ -363,7 +403,7 @@ mod tests {
         let folder = two_epochs();
         let older = fs::read(folder.path().join(NAMES[file_of(FIRST)])).unwrap();
         let (_, found) = told(folder.path(), NEXT);
-        let mut journal = Journal::resume(folder.path(), &found).unwrap();
+        let mut journal = Journal::resume(folder.path(), Mark::default(), &found).unwrap();
         journal.begin_next();
         journal.append(&row(5)).unwrap();
         journal.begin_next();

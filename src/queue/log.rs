@@ -39,7 +39,9 @@ use serde::de::DeserializeOwned;
 use self::bytes::Bytes;
 use self::frame::{Frame, SEGMENT, kind};
 use self::sweep::scan;
-use super::{codec, journal};
+use super::journal::{self, Mark};
+use super::overlay::Value;
+use super::{codec, stamp};
 
 pub use self::sweep::sweep;
 
@@ -113,8 +115,12 @@ impl Log {
 
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
-        let epoch = self.get(journal::EPOCH)?;
-        let lay_over = |log: &mut Log, key: Vec<u8>, value: super::overlay::Value| {
+        let mark = self.raw(journal::EPOCH)?.and_then(|row| codec::decode(journal::EPOCH, &row));
+        if self.is_foreign(folder, mark)? {
+            self.damage.push("the journal is another store's".into());
+            return Ok(());
+        }
+        let lay_over = |log: &mut Log, key: Vec<u8>, value: Value| {
             log.rows.remove(&key);
             log.journal.remove(&key);
             if let Some(value) = value {
@@ -122,9 +128,21 @@ impl Log {
                 log.journal.insert(key, value);
             }
         };
-        let found = journal::read(folder, epoch, self, lay_over, |_| ())?;
+        let found = journal::read(folder, mark, self, lay_over, |_| ())?;
         self.damage.extend(found.damage);
         Ok(())
+    }
+
+    /// Whether the journal begins with the stamp of another store than this log's.
+    fn is_foreign(&self, folder: &Path, mark: Option<Mark>) -> io::Result<bool> {
+        let Some(own) = self.get::<String>(stamp::COPY)? else { return Ok(false) };
+        let mut foreign = false;
+        let look = |foreign: &mut bool, key: Vec<u8>, value: Value| {
+            let copy = value.filter(|_| key == stamp::COPY).and_then(|value| codec::decode::<String>(&key, &value));
+            *foreign |= copy.is_some_and(|copy| !stamp::is_of_one_store(&own, &copy));
+        };
+        journal::read(folder, mark, &mut foreign, look, |_| ())?;
+        Ok(foreign)
     }
 
     fn turn(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {

@@ -12,7 +12,6 @@ use super::codec::{
     At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Sending, Slot, Token, decode, hash_at,
     number_at, pack,
 };
-use super::contents::piece_key;
 use super::log::Log;
 use super::packs::gone_key;
 use crate::time::Timestamp;
@@ -155,16 +154,6 @@ impl<'a> Salvage<'a> {
         log.keys(b'x').filter_map(move |key| log.get(key).map(|dead| dead.map(|dead| (key, dead))).transpose())
     }
 
-    /// Whether all pieces of a record's contents verify.
-    pub fn is_whole(&self, record: &Record) -> io::Result<bool> {
-        for number in record.piece_numbers() {
-            if self.log.get::<Secret>(&piece_key(record.sequence, number).0)?.is_none() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Outcomes of messages that were delivered.
     pub fn delivered(&self) -> io::Result<u64> {
         let mut count = 0;
@@ -183,6 +172,7 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
         b'!' => decode::<Meta>(key, value).is_some(),
         b'm' | b'k' => true,
         b'j' | b'l' | b'u' => decode::<u64>(key, value).is_some(),
+        b'f' => decode::<String>(key, value).is_some(),
         b'p' => decode::<Secret>(key, value).is_some(),
         b'v' => decode::<Line>(key, value).is_some(),
         b's' => decode::<Vec<Slot>>(key, value).is_some(),

@@ -13,11 +13,15 @@
 //! acknowledged**, and a folder that has none is begun anew. It is written again when the first key of the
 //! key file changes, in the same way, so that there is always one that is whole.
 //!
+//! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. With
+//! the stamp alone would go what is sealed, and every repeat would be a new message. The copy also tells whether stamp, log
+//! and journal are of one store: somebody may have put files of two together.
+//!
 //! A stamp of another format is never taken for damage: whatever else the file says, that is said first. One that no key
 //! opens is not damaged either: it is told apart by its sum.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::path::Path;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -26,12 +30,17 @@ use zeroize::Zeroizing;
 use super::OpenError;
 use super::codec::{self, Secret};
 use super::folder::{private, sync_ancestors, sync_directory};
+use super::log::Log;
 use super::sealing::{Binding, Sealer, SealingKey};
 
+/// The file's name.
+const NAME: &str = "format";
+/// The row in the log that has a copy of it.
+pub const COPY: &[u8] = b"f";
 /// Bytes of the key of the hashes.
 const KEY_BYTES: usize = 32;
 
-/// What the file says, its key opened.
+/// What a stamp says, its key opened.
 pub struct Stamp {
     /// What makes ids of this store differ from another's.
     pub nonce: u32,
@@ -41,49 +50,118 @@ pub struct Stamp {
     pub kept: Option<Secret>,
 }
 
-/// `connect-relay queue, format 3`, the nonce, the key and the sum of these, a line each.
+/// What a stamp says to those who may not have its keys.
+pub struct Known {
+    pub nonce: u32,
+    /// Opens the store's secrets; none where it is sealed and none of the keys does.
+    pub sealer: Option<Sealer>,
+}
+
+/// A stamp as it was written.
+struct Written {
+    nonce: u32,
+    kept: Secret,
+}
+
+/// As it stands there, and what it says.
+type Found = (Zeroizing<String>, Written);
+
+/// The stamp in a folder; none where there is no such file.
 pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
-    let damaged = || OpenError::Damaged { path: path.to_owned(), damage: "its format stamp cannot be read".into() };
-    let mut text = Zeroizing::new(String::new());
-    match File::open(path.join("format")).and_then(|mut file| file.read_to_string(&mut text)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged()),
-        result => result.map_err(|error| OpenError::Failed {
-            path: path.to_owned(),
-            step: "read its format stamp",
-            cause: error.to_string(),
-        })?,
+    let Some(text) = text(path)? else { return Ok(None) };
+    let Written { nonce, kept } = parse(path, &text)?;
+    match open(nonce, &kept, keys) {
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
+        Some(_) => Err(unreadable(path)),
+        None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
+    }
+}
+
+/// What is known of a store whose log was read, and what is wrong with its stamp.
+pub fn known(path: &Path, log: &Log, keys: &[SealingKey]) -> Result<(Option<Known>, Option<String>), OpenError> {
+    let (written, damage) = find(path, log)?;
+    let known = written.map(|(_, Written { nonce, kept })| {
+        let opens = open(nonce, &kept, keys).is_some();
+        Known { nonce, sealer: opens.then(|| Sealer::new(keys.to_vec(), nonce)) }
+    });
+    Ok((known, damage))
+}
+
+/// Takes the stamp of a store along into another folder. Where it is lost, one is made anew there.
+pub fn copy_stamp(from: &Path, log: &Log, to: &Path) -> io::Result<()> {
+    let (written, _) = find(from, log).map_err(io::Error::other)?;
+    let Some((text, _)) = written else { return Ok(()) };
+    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &to.join(NAME))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// The stamp in the file, or where that is damaged, gone, or another store's, the copy of it in the log; and what is wrong
+/// with the file.
+fn find(path: &Path, log: &Log) -> Result<(Option<Found>, Option<String>), OpenError> {
+    let copy = log.get::<String>(COPY).ok().flatten().map(Zeroizing::new);
+    let file = match text(path) {
+        Ok(Some(text)) if copy.as_ref().is_some_and(|copy| !is_of_one_store(copy, &text)) => {
+            parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))
+        }
+        Ok(Some(text)) => parse(path, &text).map(|written| (text, written)),
+        Ok(None) => Err(damaged(path, "its format stamp is gone")),
+        Err(error) => Err(error),
     };
+    let damage = match file {
+        Ok(found) => return Ok((Some(found), None)),
+        Err(OpenError::Damaged { damage, .. }) => damage,
+        Err(error) => return Err(error),
+    };
+    let copy = copy.and_then(|text| parse(path, &text).ok().map(|written| (text, written)));
+    let damage = if copy.is_some() { format!("{damage}; the log has a copy of it") } else { damage };
+    Ok((copy, Some(damage)))
+}
+
+/// What stands in the file, for the copy in the log.
+pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
+    let mut text = Zeroizing::new(String::new());
+    match File::open(path.join(NAME)).and_then(|mut file| file.read_to_string(&mut text)) {
+        Ok(_) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::IsADirectory) => Err(unreadable(path)),
+        Err(error) => {
+            Err(OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause: error.to_string() })
+        }
+    }
+}
+
+/// Whether two stamps are of the same store, perhaps under another key.
+pub fn is_of_one_store(one: &str, other: &str) -> bool {
+    one.lines().nth(1) == other.lines().nth(1)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
     let mut lines = text.lines();
     let found: Option<u32> =
         lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
     if let Some(found) = found.filter(|found| *found != codec::FORMAT) {
         return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: codec::FORMAT });
     }
-    let nonce = lines.next().and_then(nonce);
+    let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(damaged()) };
+    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(unreadable(path)) };
     if text.rsplit_once("sum ").is_none_or(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
-        return Err(damaged());
+        return Err(unreadable(path));
     }
-    let key = Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, &kept);
-    match key {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
-        Some(_) => Err(damaged()),
-        None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
-    }
+    Ok(Written { nonce, kept })
 }
 
-/// The nonce of a store and what opens its secrets; no sealer where none of the keys does.
-pub fn stamp_of(path: &Path, keys: &[SealingKey]) -> Result<Option<(u32, Option<Sealer>)>, OpenError> {
-    match read_stamp(path, keys) {
-        Ok(stamp) => Ok(stamp.map(|stamp| (stamp.nonce, Some(Sealer::new(keys.to_vec(), stamp.nonce))))),
-        Err(OpenError::Sealed { .. }) => {
-            let text = fs::read_to_string(path.join("format")).unwrap_or_default();
-            Ok(text.lines().nth(1).and_then(nonce).map(|nonce| (nonce, None)))
-        }
-        Err(error) => Err(error),
-    }
+fn open(nonce: u32, kept: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<u8>>> {
+    Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, kept)
+}
+
+fn unreadable(path: &Path) -> OpenError {
+    damaged(path, "its format stamp cannot be read")
+}
+
+fn damaged(path: &Path, damage: &str) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), damage: damage.into() }
 }
 
 /// The first start: sled's own files first, for until the stamp is durable under its name, nothing was acknowledged.
@@ -105,27 +183,13 @@ pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()
     let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let text = format!("{text}sum {}\n", stamp_sum(&text));
-    let unnamed = path.join("format.new");
+    let unnamed = path.join(format!("{NAME}.new"));
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     sync_ancestors(path)?;
-    fs::rename(&unnamed, path.join("format"))?;
+    fs::rename(&unnamed, path.join(NAME))?;
     sync_directory(path)
-}
-
-/// Takes a stamp along into another folder; false where it is damaged or gone, and is to be made anew there.
-pub fn copy_stamp(from: &Path, to: &Path) -> io::Result<bool> {
-    let readable = !matches!(read_stamp(from, &[]), Ok(None) | Err(OpenError::Damaged { .. }));
-    if readable {
-        fs::copy(from.join("format"), to.join("format"))?;
-        File::open(to.join("format"))?.sync_all()?;
-    }
-    Ok(readable)
-}
-
-fn nonce(line: &str) -> Option<u32> {
-    u32::from_str_radix(line.strip_prefix("store ")?, 16).ok()
 }
 
 fn stamp_sum(text: &str) -> String {

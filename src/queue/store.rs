@@ -21,7 +21,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,16 +33,15 @@ use tracing::{error, warn};
 
 use super::carry::ASIDE;
 use super::codec::{self, Hasher, Key};
-use super::compaction;
 use super::folder::{
-    MARK, OPENING, close_to_others, drop_cached, lock, look_through, memory_filesystem, note_opening, private,
+    BALLAST, MARK, close_to_others, drop_cached, lock, look_through, make_room, memory_filesystem, private,
     remove_half_snapshots, set_aside_unstamped, sync_directory, was_used,
 };
-use super::journal::{self, EPOCH, Journal};
+use super::journal::{self, EPOCH, Journal, Mark};
 use super::overlay::Overlay;
 use super::sealing::{Sealer, SealingKey};
-use super::stamp::{first_stamp, read_stamp, write_stamp};
-use super::{OpenError, StoreFailed};
+use super::stamp::{Stamp, first_stamp, read_stamp, write_stamp};
+use super::{OpenError, StoreFailed, compaction, folder, opening, stamp};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
@@ -69,6 +68,8 @@ pub struct Store {
     journal: Journal,
     /// The row being made; kept for its room.
     row: Vec<u8>,
+    /// The row that has a copy of the format stamp.
+    stamp: Vec<u8>,
     corrupt: u64,
     compactable: bool,
 }
@@ -90,12 +91,12 @@ impl Store {
     ) -> Result<(Store, Hasher, Sealer), OpenError> {
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))?;
+        folder::make(path)?;
         if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
             return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
         }
         let lock = lock(path)?;
+        make_room(path);
         let stamp = read_stamp(path, &keys)?;
         if stamp.is_none() {
             if was_used(path).map_err(failed("read its log"))? {
@@ -112,7 +113,20 @@ impl Store {
         if stamp.is_some() {
             look_through(path)?;
         }
-        note_opening(path);
+        opening::note(path);
+        let (patience, folder) = (opening::patience(path), path.to_owned());
+        opening::within(path, patience, move || Store::open_rows(&folder, lock, stamp, keys))
+    }
+
+    /// From here on sled has the log.
+    fn open_rows(
+        path: &Path,
+        lock: File,
+        stamp: Option<Stamp>,
+        keys: Vec<SealingKey>,
+    ) -> Result<(Store, Hasher, Sealer), OpenError> {
+        let failed =
+            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
         let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
             // sled's words for damage, and for a log that ends too early.
             ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
@@ -151,18 +165,43 @@ impl Store {
             overlay,
             journal,
             row: Vec::new(),
+            stamp: Vec::new(),
             corrupt: 0,
             compactable: true,
         };
         store.keep_ballast();
+        store.keep_stamp().inspect_err(|_| store.db.iter().for_each(never_drop))?;
         // The last run may have been cut short in one: from now on the overlay alone tells what sled does not have.
         store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
         Ok((store, Hasher::new(&stamp.key), sealer))
     }
 
+    /// Has the log keep a copy of the stamp; it goes with the first commit. One of another store says that files of two
+    /// stores lie here: their rows do not belong together.
+    fn keep_stamp(&mut self) -> Result<(), OpenError> {
+        let Some(text) = stamp::text(&self.path)? else { return Ok(()) };
+        let copy: Option<String> = self.get(&Key(stamp::COPY.to_vec())).map_err(|cause| OpenError::Failed {
+            path: self.path.clone(),
+            step: "read the copy of its format stamp",
+            cause: cause.to_string(),
+        })?;
+        if copy.is_some_and(|copy| !stamp::is_of_one_store(&copy, &text)) {
+            let damage = "its format stamp, its log and its journal are not of one store".into();
+            return Err(OpenError::Damaged { path: self.path.clone(), damage });
+        }
+        self.stamp = codec::encode(stamp::COPY, &*text);
+        self.write_stamp_row();
+        Ok(())
+    }
+
+    /// Each epoch of the journal begins with it, and so tells whose it is.
+    fn write_stamp_row(&mut self) {
+        self.overlay.write(stamp::COPY.to_vec(), Some(self.stamp.clone()));
+    }
+
     /// sled has opened the log, and the first rows were read and written.
     pub fn note_opened(&self) {
-        let _ = fs::remove_file(self.path.join(OPENING));
+        opening::came_back(&self.path);
     }
 
     fn db(&self) -> &sled::Db {
@@ -324,6 +363,7 @@ impl Store {
     fn freeze(&mut self) {
         self.overlay.freeze();
         self.journal.begin_next();
+        self.write_stamp_row();
     }
 
     /// Gives sled the next batch. A crash in between loses nothing: the journal has all of it until the last batch, which
@@ -346,7 +386,7 @@ impl Store {
         let next = rows.next().map(|(key, _)| key.to_vec());
         drop(rows);
         if next.is_none() {
-            batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.epoch()));
+            batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.mark()));
         }
         self.apply(batch)?;
         self.overlay.give(next);
@@ -399,13 +439,12 @@ impl Store {
 
     /// Bytes free on its volume; none where the volume does not say.
     pub fn bytes_free(&self) -> Option<u64> {
-        let volume = rustix::fs::statvfs(&self.path).ok()?;
-        Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+        folder::free(&self.path)
     }
 
     /// Sets the ballast aside, if the volume has the space.
     pub fn keep_ballast(&self) {
-        let path = self.path.join("ballast");
+        let path = self.path.join(BALLAST);
         if path.exists() || self.bytes_free().is_none_or(|free| free < 4 * BALLAST_BYTES) {
             return;
         }
@@ -419,7 +458,7 @@ impl Store {
 
     /// Gives the ballast up.
     pub fn release_ballast(&self) -> bool {
-        fs::remove_file(self.path.join("ballast")).is_ok()
+        fs::remove_file(self.path.join(BALLAST)).is_ok()
     }
 
     /// Keeps a copy of a damaged row where nothing reads it, and counts it.
@@ -504,14 +543,14 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
         cause: cause.to_string(),
     };
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
-    let epoch = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
+    let mark = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
         Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
-        None => journal::FIRST,
+        None => Mark::default(),
     };
-    let found = journal::read(path, Some(epoch), overlay, Overlay::commit_row, Overlay::freeze).map_err(failed)?;
+    let found = journal::read(path, Some(mark), overlay, Overlay::commit_row, Overlay::freeze).map_err(failed)?;
     match found.damage.first() {
         Some(damage) => Err(damaged(damage.clone())),
-        None => Journal::resume(path, &found).map_err(failed),
+        None => Journal::resume(path, mark, &found).map_err(failed),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod damaged;
 mod journal;
+mod kept;
 mod model;
 mod operate;
 mod pause;

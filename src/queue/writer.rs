@@ -1,6 +1,7 @@
 //! The one thread that owns the store: takes what waits, carries it out, commits once, answers.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -21,7 +22,7 @@ use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{
     Asker, Backlog, Carried, Damaged, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State,
-    StoreFailed, Verdict, Work,
+    StoreFailed, Verdict, Work, carry, folder, opening,
 };
 use crate::delivery::Disposition;
 use crate::memory;
@@ -149,12 +150,15 @@ impl std::fmt::Debug for Writer {
 /// Sets a damaged store aside, and says so.
 fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
     let path = &options.path;
-    let _lock = super::folder::lock(path)?;
-    let (aside, carried) = super::carry::set_aside(options, clock).map_err(|cause| OpenError::Failed {
+    let _lock = folder::lock(path)?;
+    let failed = |cause: io::Error| OpenError::Failed {
         path: path.clone(),
         step: "set the damaged store aside",
         cause: format!("{cause}; it was found damaged: {damage}"),
-    })?;
+    };
+    // Without its key the new store would be worth nothing; nothing is begun that only the key can end.
+    carry::refuse_sealed(path, &options.keys, failed)?;
+    let (aside, carried) = carry::set_aside(options, clock).map_err(failed)?;
     let Carried { queued, dead, outcomes, lost } = carried;
     error!(
         queue = %path.display(),
@@ -224,10 +228,12 @@ impl Writer {
             ticked: Timestamp(0),
             held_since: None,
         };
-        let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
-        writer.begin().map_err(failed)?;
-        writer.store.note_opened();
-        Ok(writer)
+        opening::within(&path.clone(), opening::patience(&path), move || {
+            let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
+            writer.begin().map_err(failed)?;
+            writer.store.note_opened();
+            Ok(writer)
+        })
     }
 
     /// Takes up the numbers where the last run left them, and records that this one has begun.

@@ -128,14 +128,17 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
     assert {"accepted", "deferred", "dead", "delivered"} <= {line.get("event") for line in relay.lines()}, "there was much to say"
     assert_nowhere(private / "queue")
     relay.kill()
+    written = sum(path.stat().st_size for path in (private / "queue").glob("journal.*"))
+    assert written > 4096, "what was said is there, and in nothing but the journal"
     assert_nowhere(private / "queue")
 
 
 def test_the_search_finds_what_is_there(relays):
-    """Without keys texts and tokens are on disk as they are: the search above would find them."""
+    """Without keys texts and tokens are on disk as they are, in the journal first: the search above would find them."""
     relay = relays(DOWN)
     send(relay, TOKEN, TEXT, "c-0")
-    with pytest.raises(AssertionError, match="canary"):
+    relay.kill()
+    with pytest.raises(AssertionError, match=r"stands in \S+/queue/journal\.\d: canary"):
         assert_nowhere(relay.folder / "private/queue")
 
 

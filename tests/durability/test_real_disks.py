@@ -113,22 +113,48 @@ def shut_down(seed, volume, folder, dice):
     return bots.acknowledged
 
 
-def test_a_full_disk_stops_intake_not_delivery_and_intake_resumes_by_itself(ext4, request):
-    volume = ext4(200 * MIB)
+def with_a_backlog(volume, request, **settings):
+    """A relay with its folder on that volume and 50 messages queued; its upstream, which is down, and its ballast."""
     upstream = Upstream()
     upstream.stop()
-    relay = Relay(upstream.url, queue__free_disk_min="32MiB", queue__bytes_max="64MiB", sender__probe_max="100ms", sender__quota_rate=1000)
+    relay = Relay(upstream.url, queue__bytes_max="64MiB", sender__probe_max="100ms", sender__quota_rate=1000, **settings)
     os.rmdir(relay.folder)
     relay.folder = volume.path / "relay"
     relay.socket, relay.log_path = str(relay.folder / "relay.sock"), volume.image.parent / "log"
     request.addfinalizer(upstream.stop)
     request.addfinalizer(relay.remove)
     relay.start()
-    ballast = relay.folder / "private/queue/ballast"
     for number in range(50):
         assert send(relay, "canary-token", f"canary: {number}").status == 202
+    ballast = relay.folder / "private/queue/ballast"
     assert ballast.exists()
+    return relay, upstream, ballast
 
+
+def test_a_start_on_a_full_disk_gives_the_ballast_up_and_what_is_queued_leaves(ext4, request):
+    volume = ext4(200 * MIB)
+    relay, upstream, ballast = with_a_backlog(volume, request)
+    relay.kill()
+    with open(volume.path / "filler", "wb", buffering=0) as filler:
+        with pytest.raises(OSError, match="No space left"):
+            for _ in range(volume.free() // 4096 + 1):
+                filler.write(bytes(4096))
+    assert volume.free() < 4096
+    upstream.start()
+    relay.start()
+    relay.until_empty()
+    assert len(upstream.messages()) == 50 and not ballast.exists()
+    assert "the space set aside is given up" in relay.log()
+    assert send(relay, "canary-token", "canary: more").status == 429
+    os.unlink(volume.path / "filler")
+    until(lambda: send(relay, "canary-token", "canary: at last").status == 202, "intake resumes by itself")
+    relay.until_empty()
+    assert relay.stop() == 0
+
+
+def test_a_full_disk_stops_intake_not_delivery_and_intake_resumes_by_itself(ext4, request):
+    volume = ext4(200 * MIB)
+    relay, upstream, ballast = with_a_backlog(volume, request, queue__free_disk_min="32MiB")
     filler = os.open(volume.path / "filler", os.O_CREAT | os.O_WRONLY)
     os.posix_fallocate(filler, 0, volume.free() - 16 * MIB)
     refused = until(lambda: (reply := send(relay, "canary-token", "canary: more")).status != 202 and reply, "intake stops")

@@ -240,12 +240,14 @@ def test_a_queue_in_memory_is_refused_with_78_unless_it_is_wanted(relays):
 def test_a_store_of_a_newer_format_is_78_and_left_as_it_is(relay):
     assert relay.stop() == 0
     [stamp] = relay.folder.rglob("queue/format")
-    text = re.sub(r"format \d+", "format 99", stamp.read_text())
+    written = stamp.read_text()
+    text = re.sub(r"format \d+", "format 99", written)
     stamp.write_text(text)
     before = sorted(path.name for path in stamp.parent.iterdir())
     relay.spawn()
     assert relay.wait() == 78
-    assert "its format is 99" in relay.log() and stamp.read_text() == text
+    known = re.search(r"its format is 99, this relay reads (\d+)", relay.log())
+    assert known and f"format {known[1]}\n" in written and stamp.read_text() == text
     assert sorted(path.name for path in stamp.parent.iterdir()) == before
 
 

@@ -91,3 +91,12 @@ def test_each_line_of_a_snippet_stands_in_its_example():
                 assert code_alone in example, f"{named[1]} has no line {line!r}"
                 shown += 1
     assert shown > 20
+
+
+def test_each_line_of_what_happens_when_names_tests_that_there_are():
+    tests = {path.name for path in (ROOT / "tests").rglob("*") if path.suffix in (".py", ".rs") and ".venv" not in str(path)}
+    rows = [line for line in section("## What happens when").splitlines() if line.startswith("| **")]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(\w+\.(?:py|rs))`", row.split(" | ")[-1])
+        assert named and set(named) <= tests, row

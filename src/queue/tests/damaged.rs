@@ -85,8 +85,8 @@ fn flip(file: &Path, bytes: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn aside(rig: &Rig) -> PathBuf {
-    let files = std::fs::read_dir(&rig.options.path).unwrap().flatten();
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let files = std::fs::read_dir(path).unwrap().flatten();
     files.map(|file| file.path()).find(|path| path.display().to_string().contains("damaged-")).unwrap()
 }
 
@@ -96,6 +96,7 @@ fn store_without_its_stamp_is_carried_over() {
     rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
     let rig = rig.damaged(|path| std::fs::remove_file(path.join("format")).unwrap());
     assert_eq!(rig.overview().queued, 3);
+    assert!(matches!(rig.push(message("b", "1", "b1")), Verdict::Accepted { repeat: true, .. }));
     assert_eq!(rig.drain(), ["a1", "b1", "a2"]);
 }
 
@@ -132,7 +133,7 @@ fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
     let fresh = rig.accepted(message("new", "1", "new")).id;
     assert!(fresh.sequence > id.sequence, "numbers are never used twice");
 
-    let damaged = aside(&rig);
+    let damaged = aside(&rig.options.path);
     let report = doctor::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(!report.is_sound() && report.damage[0].contains("the log cannot be read from byte"), "{report}");
     std::fs::remove_dir_all(damaged).unwrap();
@@ -198,11 +199,11 @@ fn busy_store_is_carried_over_whole() {
 fn store_on_which_start_after_start_ends_is_set_aside() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
-    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "...").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), "...").unwrap());
     assert!(!rig.overview().set_aside, "three can be chance");
-    let rig = rig.damaged(|path| std::fs::write(path.join(folder::OPENING), "....").unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), "....").unwrap());
     assert!(rig.overview().set_aside);
-    assert!(!rig.options.path.join(folder::OPENING).exists());
+    assert!(!rig.options.path.join(opening::MARK).exists());
     assert_eq!(rig.drain(), ["a1"]);
 }
 
@@ -232,4 +233,72 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
     assert!(options.path.join(folder::MARK).exists());
     let rig = Rig::open(folder, options, clock);
     assert!(rig.overview().set_aside && !rig.options.path.join(folder::MARK).exists());
+}
+
+#[test]
+fn files_of_two_stores_are_told_apart() {
+    let one_of = |text: &'static str| {
+        let rig = Rig::new();
+        rig.accepted(message(text, "1", text));
+        // In sled now; what comes next is in the journal.
+        let rig = rig.reopen();
+        rig.accepted(message(text, "2", &format!("{text} again")));
+        rig
+    };
+    let other = one_of("other");
+    for (file, left) in [("journal.1", vec!["own"]), ("format", vec!["own", "own again"]), ("db", vec!["other"])] {
+        let rig = one_of("own");
+        let foreign = other.options.path.join(file);
+        let rig = rig.killed_with(|path| {
+            std::fs::copy(foreign, path.join(file)).unwrap();
+        });
+        assert!(rig.overview().set_aside, "{file}");
+        assert_eq!(rig.drain(), left, "{file}");
+        let damaged = doctor::Doctor::open(&aside(&rig.options.path), Vec::new(), |_, _| ()).unwrap();
+        let report = damaged.check().unwrap();
+        assert!(report.damage.iter().any(|damage| damage.contains("another store's")), "{report}");
+    }
+}
+
+#[test]
+fn what_is_no_file_or_no_folder_is_damage() {
+    for name in ["db", "conf", "format", "journal.0", "journal.1"] {
+        let rig = Rig::new();
+        rig.accepted(message("a", "1", "in sled"));
+        let rig = rig.reopen();
+        let rig = rig.killed_with(|path| {
+            std::fs::remove_file(path.join(name)).unwrap();
+            std::fs::create_dir(path.join(name)).unwrap();
+        });
+        assert!(rig.overview().set_aside, "{name}");
+        assert_eq!(rig.drain(), ["in sled"], "{name}");
+    }
+    for name in ["blobs", "compacted"] {
+        let rig = Rig::new();
+        rig.accepted(message("a", "1", "in sled"));
+        let rig = rig.killed_with(|path| std::fs::write(path.join(name), "?").unwrap());
+        assert_eq!(rig.overview().set_aside, name == "blobs");
+        assert_eq!(rig.drain(), ["in sled"], "{name}");
+    }
+}
+
+#[test]
+fn what_else_lies_in_the_folder_is_left_as_it_is() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "kept"));
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    let wide = std::fs::Permissions::from_mode(0o644);
+    elsewhere.as_file().set_permissions(wide.clone()).unwrap();
+    let rig = rig.damaged(|path| {
+        symlink("/nowhere/at/all", path.join("dangling")).unwrap();
+        symlink(elsewhere.path(), path.join("link")).unwrap();
+        std::fs::create_dir(path.join("lost+found")).unwrap();
+        std::fs::set_permissions(path.join("lost+found"), wide.clone()).unwrap();
+        std::fs::set_permissions(path.join("db"), wide.clone()).unwrap();
+    });
+    assert_eq!(rig.drain(), ["kept"]);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(elsewhere.path()), mode(&rig.options.path.join("lost+found"))), (0o644, 0o644));
+    assert_eq!(mode(&rig.options.path.join("db")), 0o600, "but what is the relay's is closed");
 }

@@ -8,7 +8,7 @@ const MANY: usize = 3000;
 /// That of the first epoch, which is even; a checkpoint begins the next one in the other file.
 const JOURNALS: [&str; 2] = ["journal.0", "journal.1"];
 
-fn journal(rig: &Rig) -> Vec<u8> {
+fn journal_of(rig: &Rig) -> Vec<u8> {
     std::fs::read(rig.options.path.join(JOURNALS[0])).unwrap()
 }
 
@@ -34,7 +34,7 @@ fn commit_goes_to_the_journal_and_a_kill_leaves_it_there() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
     rig.accepted(message("a", "2", "second"));
-    assert!(stands(&journal(&rig), "second").is_some());
+    assert!(stands(&journal_of(&rig), "second").is_some());
     assert!(!in_sled(&rig, "second"), "sled has nothing of it yet");
     let rig = rig.killed().killed();
     assert_eq!(rig.drain(), ["first", "second"]);
@@ -103,7 +103,7 @@ fn half_a_record_at_the_end_is_a_commit_that_never_was() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
     rig.accepted(message("a", "2", "second"));
-    let mut bytes = journal(&rig);
+    let mut bytes = journal_of(&rig);
     let at = stands(&bytes, "second").unwrap();
     bytes[at..].fill(0);
     std::fs::write(rig.options.path.join(JOURNALS[0]), bytes).unwrap();
@@ -118,7 +118,7 @@ fn damage_in_the_middle_takes_one_commit_and_sets_the_store_aside() {
     for text in ["first", "second", "third"] {
         rig.accepted(message(text, "1", text));
     }
-    let mut bytes = journal(&rig);
+    let mut bytes = journal_of(&rig);
     let at = stands(&bytes, "second").unwrap();
     bytes[at] ^= 1;
     std::fs::write(rig.options.path.join(JOURNALS[0]), bytes).unwrap();
@@ -145,4 +145,26 @@ fn journal_that_is_gone_is_damage() {
         assert!(rig.overview().set_aside);
         assert_eq!(rig.drain(), ["kept"]);
     }
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "in the journal alone"));
+    let rig = rig.killed_with(|path| std::fs::remove_file(path.join(JOURNALS[0])).unwrap());
+    assert!(rig.overview().set_aside, "also before the first checkpoint: what it had is lost, and that is told");
+}
+
+#[test]
+fn journal_that_was_cut_off_is_damage_where_it_was_longer_before() {
+    let rig = Rig::new();
+    push_many(&rig);
+    rig.accepted(message("a", "1", "after the checkpoint"));
+    let read = |name| std::fs::read(rig.options.path.join(name)).unwrap();
+    let (name, before, at) = JOURNALS
+        .into_iter()
+        .find_map(|name| stands(&read(name), "after the checkpoint").map(|at| (name, read(name), at)))
+        .unwrap();
+    let rig = rig.killed_with(|path| std::fs::write(path.join(name), &before[..at]).unwrap());
+    assert!(rig.overview().set_aside, "the message is gone, and that is told");
+    assert_eq!(rig.overview().queued, MANY as u64);
+    // And one that has all its length is none.
+    let rig = rig.killed().reopen().killed();
+    assert_eq!(rig.drain().len(), MANY);
 }

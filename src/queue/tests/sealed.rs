@@ -122,3 +122,34 @@ fn message_whose_key_is_gone_is_buried_and_the_line_goes_on() {
     assert_eq!(reason, Reason::Poison);
     assert!(error.text.contains("sealed by a key that is gone"), "{error:?}");
 }
+
+#[test]
+fn lost_stamp_takes_nothing_with_it_that_is_sealed() {
+    type Spoil = fn(&std::path::Path) -> std::io::Result<()>;
+    let gone: Spoil = |path| std::fs::remove_file(path.join("format"));
+    let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 3");
+    for spoil in [gone, torn] {
+        let rig = sealed(&[FIRST]);
+        let id = rig.accepted(message("a", "1", "kept")).id.to_string();
+        let kept = |rig: &Rig| {
+            assert!(rig.overview().set_aside);
+            let Verdict::Accepted { state, repeat: true } = rig.push(message("a", "1", "kept")) else {
+                panic!("the key of the hashes is there too")
+            };
+            assert_eq!(state.id.to_string(), id);
+        };
+        let rig = rig.killed_with(|path| spoil(path).unwrap());
+        kept(&rig);
+        let (folder, options, clock) = rig.reopen().close();
+        std::fs::remove_dir_all(super::damaged::aside(&options.path)).unwrap();
+        spoil(&options.path).unwrap();
+        for wrong in [&[SECOND][..], &[]] {
+            let wrong = Options { keys: keys(wrong), ..options.clone() };
+            let error = Queue::open(wrong, clock.clone(), &Metrics::default()).unwrap_err().to_string();
+            assert!(error.contains("it is sealed, and"), "{error}");
+        }
+        let rig = Rig::open(folder, options, clock);
+        kept(&rig);
+        assert_eq!(rig.drain(), ["kept"]);
+    }
+}

@@ -1,0 +1,200 @@
+"""Starts on folders that are not as they should be: each ends soon, in a relay that serves or in a line that says why not,
+with the exit code that goes with it."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from callers import send
+from patience import until
+from processes import BINARY, Relay, Simulator, command, environment
+from relays import Run, drained
+
+DOWN = "http://127.0.0.1:9"
+GRACE = {"shutdown.grace": "2100ms"}
+# What a start gives sled, in src/queue/opening.rs, and what a busy machine adds.
+PATIENCE, MORE = 60, 60
+
+
+@pytest.fixture
+def relay():
+    relay = Relay(DOWN, shutdown__grace="2100ms")
+    yield relay
+    relay.remove()
+
+
+@pytest.fixture
+def left(relay):
+    """A relay that was killed with three messages on disk; gives its queue's folder."""
+    relay.start()
+    for number in range(3):
+        assert send(relay, "canary-token", f"canary: {number}", f"c-{number}").status == 202
+    relay.kill()
+    relay.log_path.unlink()
+    return relay.folder / "private/queue"
+
+
+def before(folder, function):
+    """Starts a program with this function in the place of the C library's."""
+    head = "#define _GNU_SOURCE\n#include <sys/syscall.h>\n#include <time.h>\n#include <unistd.h>\n"
+    (folder / "other.c").write_text(head + function)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "other.so", folder / "other.c"], check=True)
+    return ["env", f"LD_PRELOAD={folder / 'other.so'}"]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "ballast"}
+
+
+def failed(relay):
+    """The one line that says why it did not start."""
+    relay.spawn()
+    code = relay.wait()
+    [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
+    return code, line["error"]
+
+
+def test_a_start_that_sled_does_not_come_back_from_ends_and_the_fourth_is_the_last(relay, left, tmp_path):
+    """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
+    (left / "opening").write_text("...")
+    run = Run(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
+    try:
+        run.process.wait(timeout=PATIENCE + MORE)
+        code = run.wait()
+    finally:
+        run.end()
+    assert code == 1 and "started" not in run.log, run.log
+    [line] = [json.loads(line) for line in run.log.splitlines() if '"ERROR"' in line]
+    assert f"open sled: nothing was heard of it for {PATIENCE} s" in line["error"], line
+    assert (left / "opening").read_text() == "....", "the start was counted"
+    ledger, wrong = drained(relay.folder)
+    assert [line["Content"] for line in ledger] == [f"canary: {number}" for number in range(3)]
+    assert len(wrong) == 1 and "4 starts in a row ended while it was being opened" in wrong[0], wrong
+    assert not (left / "opening").exists()
+
+
+def spoilt(left):
+    """A record of the journal is another, though one after it is whole."""
+    [path] = [path for path in left.glob("journal.*") if b"canary: 1" in path.read_bytes()]
+    journal = bytearray(path.read_bytes())
+    journal[journal.index(b"canary: 1")] ^= 1
+    path.write_bytes(journal)
+
+
+def test_a_damaged_store_is_left_alone_and_the_exit_code_is_1_where_that_is_wanted(relay, left):
+    spoilt(left)
+    before = files(left)
+    relay.settings["queue.damaged"] = "refuse"
+    for _ in range(2):
+        code, why = failed(relay)
+        assert code == 1 and "it is damaged: commits in its journal cannot be read: 1" in why, why
+        assert f"connect-relay doctor check {left}" in why
+        relay.log_path.unlink()
+    now = files(left)
+    kept = ("journal.0", "journal.1", "format")
+    assert all(now[name] == before[name] for name in kept) and not list(left.glob("damaged-*"))
+    done = command("doctor", "check", left)
+    assert done.returncode == 1 and "queued: 2" in done.stdout and "DAMAGED" in done.stdout, done.stdout
+
+
+def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
+    spoilt(left)
+    relay.start()
+    [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
+    [aside] = left.glob("damaged-*")
+    assert line["message"].endswith(f"connect-relay doctor check {aside}") and line["queued"] == 2, line
+    assert relay.metrics()["store_damaged"] == 1
+    shown = command("status", settings={"control.socket": relay.folder / "private/control.sock"})
+    assert "doctor check" in shown.stdout, shown.stdout
+    done = command("doctor", "check", aside)
+    assert done.returncode == 1 and "commits in the journal cannot be read: 1" in done.stdout, done.stdout
+    assert relay.stop() == 75
+    relay.start()
+    assert relay.metrics()["store_damaged"] == 1, "and after a restart"
+    shutil.rmtree(aside)
+    until(lambda: relay.metrics()["store_damaged"] == 0, "it is noticed that the folder is gone")
+    assert len([line for line in relay.lines() if line["level"] == "ERROR"]) == 1
+
+
+@pytest.mark.parametrize("given,why", [
+    ("", "queue.key_file is not set, so nothing opens it"),
+    ("\x02", "none of the 1 key(s) in queue.key_file opens it"),
+], ids=["none", "another"])
+@pytest.mark.parametrize("stamped", [True, False], ids=["", "without its stamp"])
+def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, stamped):
+    def keys(byte):
+        path = tmp_path / "keys"
+        path.write_text(base64.b64encode(byte.encode() * 32).decode() + "\n")
+        return path
+
+    relay.settings["queue.key_file"] = keys("\x01")
+    relay.start()
+    assert send(relay, "canary-token", "canary: sealed", "c").status == 202
+    relay.kill()
+    relay.log_path.unlink()
+    queue = relay.folder / "private/queue"
+    if not stamped:
+        (queue / "format").unlink()
+    before = files(queue)
+    relay.settings["queue.key_file"] = keys(given) if given else ""
+    code, said = failed(relay)
+    assert code == 78 and why in said, said
+    assert files(queue) == before and not list(queue.glob("damaged-*"))
+    ledger, _ = drained(relay.folder, **{"queue.key_file": keys("\x01")})
+    assert [line["Content"] for line in ledger] == ["canary: sealed"]
+
+
+@pytest.mark.parametrize("make,why", [
+    (lambda path: path.write_text("x"), "make the folder: File exists (os error 17); it is no folder"),
+    (lambda path: path.symlink_to("/nowhere/at/all"), "it is a link that leads nowhere"),
+], ids=["a file", "a link that leads nowhere"])
+def test_a_path_that_is_no_folder_is_named(relay, make, why):
+    (relay.folder / "private").mkdir(mode=0o700)
+    make(relay.folder / "private/queue")
+    code, said = failed(relay)
+    assert code == 1 and said.endswith(why), said
+
+
+def test_a_folder_of_somebody_elses_is_named(relay, left):
+    """Started as another user, who may come that far."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT RUN: needs root")
+    for folder in (relay.folder, left.parent):
+        os.chown(folder, 65534, 65534)
+    done = command_as(65534, relay.folder)
+    assert done.returncode == 1 and "it belongs to user 0, and the relay is user 65534" in done.stderr, done.stderr
+
+
+def command_as(user, folder):
+    # Root's own folders may be closed to that user: it is given the program as it is open.
+    with open(BINARY, "rb") as program:
+        return subprocess.run(
+            [f"/proc/self/fd/{program.fileno()}", "run", "--dir", folder], user=user, group=user, extra_groups=[], cwd="/",
+            pass_fds=[program.fileno()], env=environment({"sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true"}),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+
+def test_a_clock_that_went_back_a_year_expires_nothing_and_a_repeat_is_one(relay, left, tmp_path):
+    back = before(tmp_path, """int clock_gettime(clockid_t which, struct timespec *time) {
+        int failed = syscall(SYS_clock_gettime, which, time);
+        if (which == CLOCK_REALTIME) time->tv_sec -= 365 * 86400;
+        return failed;
+    }""")
+    simulator = Simulator("--rate", 1000, "--burst", 1000)
+    run = Run(relay.folder, simulator.url, back, **GRACE)
+    try:
+        assert run.started(), run.log
+        until(lambda: simulator.accepted() == 3, "what was accepted in a year is delivered")
+        again = send(run, "canary-token", "canary: 1", "c-1")
+        assert again.status == 200 and again.headers["relay-state"] == "DELIVERED"
+        assert run.drain() == 0
+    finally:
+        run.end()
+        simulator.remove()
+    year = json.loads(run.log.splitlines()[0])["timestamp"][:4]
+    assert int(year) < left.stat().st_mtime / (365.25 * 86400) + 1970 - 0.5, "the clock did go back"
