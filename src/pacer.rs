@@ -133,6 +133,9 @@ pub struct Pacer {
     slot: Option<Timestamp>,
     /// When the last attempt started; none before the first.
     last_start: Option<Timestamp>,
+    /// Half a slot after the last attempt was to start: before that the next one waits for its answer. A sender that wakes
+    /// up late starts late what it was told to, and must not lose a slot each time.
+    apart: Timestamp,
     /// The latest start whose attempt has come back.
     answered: Timestamp,
     /// Attempts that started before this knew nothing of the last throttle or outage: they tell nothing new.
@@ -154,6 +157,7 @@ impl Pacer {
             filled_at: now,
             slot: None,
             last_start: None,
+            apart: Timestamp::default(),
             answered: Timestamp::default(),
             closed_at: Timestamp::default(),
             dice: fastrand::Rng::with_seed(seed),
@@ -196,9 +200,8 @@ impl Pacer {
             return soon(self.needed - self.tokens);
         }
         // Two closer than half a slot are a burst: one after another.
-        let slots = self.last_start.map_or(1.0, |last| rate * now.since(last).as_secs_f64());
-        if slots < 0.5 && rate * TOGETHER.as_secs_f64() < 1.0 && self.last_start > Some(self.answered) {
-            return soon(0.5 - slots);
+        if now < self.apart && rate * TOGETHER.as_secs_f64() < 1.0 && self.last_start > Some(self.answered) {
+            return Allowance::Wait(self.apart);
         }
         if self.gate.is_closed() {
             return Allowance::Start(1);
@@ -219,6 +222,9 @@ impl Pacer {
         }
         self.tokens -= 1.0;
         self.needed = 1.0 + JITTER * (2.0 * self.dice.f64() - 1.0);
+        let was_to = self.slot.unwrap_or(self.apart).max(self.apart);
+        let late = now.since(was_to) <= LAG_MAX;
+        self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.share.rate());
         self.last_start = Some(now);
         self.gate.probe();
         self.await_slot(now);

@@ -51,6 +51,30 @@ fn burst_goes_one_after_another_and_keeps_a_token_of_slack() {
 }
 
 #[test]
+fn sender_that_wakes_up_late_loses_no_slots() {
+    let mut pacer = Pacer::new(Options { rate_max: 10.0, ..options() }, START, 7);
+    let (mut now, mut started, mut under_way) = (START, 0, std::collections::VecDeque::new());
+    while now < after(60_000) {
+        match pacer.allowance(now) {
+            Allowance::Start(most) => {
+                for _ in 0..most {
+                    pacer.started(now);
+                    under_way.push_back(now);
+                    started += 1;
+                }
+            }
+            // A tenth of a second late, which is a slot; and answers take as long.
+            Allowance::Wait(until) => now = until + Duration::from_millis(100),
+            Allowance::Probing => panic!("nothing was throttled"),
+        }
+        while let Some(first) = under_way.pop_front_if(|first| now.since(*first) >= Duration::from_millis(100)) {
+            pacer.ended(first, now, Signal::Answered);
+        }
+    }
+    assert!((595..=620).contains(&started), "{started} in a minute at ten a second and a burst");
+}
+
+#[test]
 fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
     for (accepted, least, most) in [(0, 0.4, 0.9), (4, 2.0, 3.0), (14, 7.0, 10.0)] {
         let mut pacer = pacer();

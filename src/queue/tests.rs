@@ -8,6 +8,7 @@ mod operate;
 mod pause;
 mod sealed;
 
+use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
 use super::*;
@@ -77,7 +78,7 @@ impl Rig {
         Rig::open(folder, options, clock)
     }
 
-    /// Starts again on what a kill would have left: the writer is idle, so the files are as its last commit left them.
+    /// Starts again on what a kill would have left at a moment at which the writer wrote nothing.
     fn killed(self) -> Rig {
         self.killed_with(|_| ())
     }
@@ -88,13 +89,20 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let options = Options { path: folder.path().join("queue"), ..self.options.clone() };
         std::fs::create_dir(&options.path).unwrap();
-        for file in std::fs::read_dir(&self.options.path).unwrap().flatten() {
-            if file.file_type().unwrap().is_file() && file.file_name() != "ballast" {
-                std::fs::copy(file.path(), options.path.join(file.file_name())).unwrap();
-            }
+        // It goes on with a checkpoint by itself: what is read twice alike stood there at one moment in between.
+        let mut files = self.files();
+        while std::mem::replace(&mut files, self.files()) != files {}
+        for (name, bytes) in files {
+            std::fs::write(options.path.join(name), bytes).unwrap();
         }
         event(&options.path);
         Rig::open(folder, options, self.clock.clone())
+    }
+
+    fn files(&self) -> BTreeMap<std::ffi::OsString, Vec<u8>> {
+        let files = std::fs::read_dir(&self.options.path).unwrap().flatten();
+        let files = files.filter(|file| file.file_type().unwrap().is_file() && file.file_name() != "ballast");
+        files.filter_map(|file| Some((file.file_name(), std::fs::read(file.path()).ok()?))).collect()
     }
 
     fn push(&self, submission: Submission) -> Verdict {
