@@ -12,7 +12,7 @@
 //! | nothing is heard of sled for long | the start is given up with an error, the process leaves with 1, and the mark stays |
 //! | a start finds the mark of [`STARTS_MAX`] | the store is damaged: it is set aside, or refused, without sled |
 //!
-//! So whoever starts the relay again after each end gets it up, at the fifth start at the latest. What hangs is left
+//! So whoever starts the relay again after each end gets it up, at the ninth start at the latest. What hangs is left
 //! behind on its thread, and keeps the folder's lock until the process is gone.
 
 use std::fs::{self, OpenOptions};
@@ -27,8 +27,9 @@ use super::folder::private;
 
 /// The mark of starts that have not come back from sled, a byte for each.
 pub const MARK: &str = "opening";
-/// So many of them are not chance: kills seldom meet those milliseconds.
-const STARTS_MAX: u64 = 4;
+/// So many of them are not chance: kills seldom meet those milliseconds. (With four, a relay that was killed again and again
+/// on a machine with six times the work it could do met them once in a few hundred kills.)
+const STARTS_MAX: u64 = 8;
 /// What sled may take where its log is short: as long as a commit may, before the relay counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// And for each so many bytes of the log a second more: a tenth of what a slow disk reads.

@@ -60,7 +60,7 @@ def failed(relay):
 
 def test_a_start_that_sled_does_not_come_back_from_ends_and_the_fourth_is_the_last(relay, left, tmp_path):
     """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
-    (left / "opening").write_text("...")
+    (left / "opening").write_text("." * 7)
     run = Run(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
     try:
         run.process.wait(timeout=PATIENCE + MORE)
@@ -70,10 +70,10 @@ def test_a_start_that_sled_does_not_come_back_from_ends_and_the_fourth_is_the_la
     assert code == 1 and "started" not in run.log, run.log
     [line] = [json.loads(line) for line in run.log.splitlines() if '"ERROR"' in line]
     assert f"open sled: nothing was heard of it for {PATIENCE} s" in line["error"], line
-    assert (left / "opening").read_text() == "....", "the start was counted"
+    assert (left / "opening").read_text() == "." * 8, "the start was counted"
     ledger, wrong = drained(relay.folder)
     assert [line["Content"] for line in ledger] == [f"canary: {number}" for number in range(3)]
-    assert len(wrong) == 1 and "4 starts in a row ended while it was being opened" in wrong[0], wrong
+    assert len(wrong) == 1 and "8 starts in a row ended while it was being opened" in wrong[0], wrong
     assert not (left / "opening").exists()
 
 
