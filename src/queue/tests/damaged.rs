@@ -200,7 +200,7 @@ fn store_on_which_start_after_start_ends_is_set_aside() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
     let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), ".".repeat(7)).unwrap());
-    assert!(!rig.overview().set_aside, "three can be chance");
+    assert!(!rig.overview().set_aside, "seven can be chance");
     let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), ".".repeat(8)).unwrap());
     assert!(rig.overview().set_aside);
     assert!(!rig.options.path.join(opening::MARK).exists());
