@@ -111,7 +111,7 @@ def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_it
     shown = command("status", settings={"control.socket": relay.folder / "private/control.sock"})
     assert "doctor check" in shown.stdout, shown.stdout
     done = command("doctor", "check", aside)
-    assert done.returncode == 1 and "commits in the journal cannot be read: 1" in done.stdout, done.stdout
+    assert done.returncode == 1 and "commits in its journal cannot be read: 1" in done.stdout, done.stdout
     assert relay.stop() == 75
     relay.start()
     assert relay.metrics()["store_damaged"] == 1, "and after a restart"
