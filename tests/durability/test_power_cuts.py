@@ -17,7 +17,7 @@ import mutants
 from cuts import Campaign, Load, choose
 from processes import ROOT
 
-CHATS, LENGTH = 20, 90
+CHATS, LENGTH = 20, 150
 # With the small store the log is compacted in the middle of the load.
 STORES = {"the default": {}, "a small store": {"queue.bytes_max": "16MiB"}}
 
