@@ -338,9 +338,7 @@ impl Store {
             self.give()?;
         }
         if self.journal.is_full() {
-            while self.is_giving() {
-                self.give()?;
-            }
+            self.give_all()?;
             self.freeze();
         }
         Ok(())
@@ -348,12 +346,14 @@ impl Store {
 
     /// Gives sled everything that was committed.
     pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
-        while self.is_giving() {
-            self.give()?;
-        }
+        self.give_all()?;
         if !self.journal.is_empty() {
             self.freeze();
         }
+        self.give_all()
+    }
+
+    fn give_all(&mut self) -> Result<(), StoreFailed> {
         while self.is_giving() {
             self.give()?;
         }
