@@ -25,6 +25,7 @@ mod check;
 mod client;
 mod demo;
 mod doctor;
+mod lines;
 mod log;
 mod messages;
 mod operate;

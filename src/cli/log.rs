@@ -1,22 +1,20 @@
 //! Log lines on stderr, as JSON or text, from the relay's own events and no library's.
 //!
-//! Writing never blocks the relay: lines wait in a bounded buffer for a thread that writes them. Where stderr does not
-//! take them (a full pipe, a stuck log agent) they are dropped, counted, and the count is the last line.
+//! Writing never blocks the relay: lines wait for a thread that writes them. Those that were dropped because stderr did
+//! not take them are counted, and the count is the last line.
 
 use std::io::{BufWriter, IsTerminal as _, stderr};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, warn};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use super::lines::{LineWriter, Lines};
 use crate::config::{Format, Level};
 
-/// Lines that wait for stderr: a few seconds of a busy relay, a megabyte or two.
-const LINES_MAX: usize = 4096;
 /// Lines that came together are written together: under load a write for each costs as much as making it.
 const WRITE_BYTES: usize = 64 << 10;
 
@@ -24,25 +22,19 @@ const WRITE_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
-    dropped: ErrorCounter,
-    _writer: WorkerGuard,
+    writer: LineWriter,
 }
 
 impl Log {
     /// Starts it: once in a process.
     ///
     /// # Errors
-    /// When it was started before.
+    /// When it was started before, or there can be no thread.
     pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
-        let (lines, writer) = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(LINES_MAX)
-            .thread_name("log")
-            .finish(BufWriter::with_capacity(WRITE_BYTES, stderr()));
-        let dropped = lines.error_counter();
+        let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
         let (filter, handle) = reload::Layer::new(own(level));
-        tracing_subscriber::registry().with(filter).with(shape(format, lines)).try_init()?;
-        Ok(Log { filter: handle, dropped, _writer: writer })
+        tracing_subscriber::registry().with(filter).with(shape(format, writer.lines())).try_init()?;
+        Ok(Log { filter: handle, writer })
     }
 
     /// Changes the least important level that is written.
@@ -54,7 +46,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let lines = self.dropped.dropped_lines();
+        let lines = self.writer.dropped();
         if lines > 0 {
             warn!(lines, "log lines were dropped: stderr did not take them");
         }
@@ -72,7 +64,7 @@ fn own(level: Level) -> Targets {
     Targets::new().with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
-fn shape<S>(format: Format, lines: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>
+fn shape<S>(format: Format, lines: Lines) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
@@ -106,8 +98,9 @@ mod tests {
     #[test]
     fn a_line_is_one_flat_object_and_libraries_say_nothing() {
         let page = Page::default();
-        let (lines, writer) = NonBlocking::new(page.clone());
-        let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(shape(Format::Json, lines));
+        let writer = LineWriter::start(page.clone()).unwrap();
+        let lines = shape(Format::Json, writer.lines());
+        let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(lines);
         with_default(subscriber, || {
             let _span = tracing::info_span!("noise").entered();
             info!(event = "accepted", message = %"9f86d081-42", attempt = 3, trace_id = None::<&str>);

@@ -1,0 +1,157 @@
+//! A thread that writes lines, so that whoever has one never waits.
+//!
+//! Lines wait in a bounded buffer. Where it is full, because stderr does not take them (a full pipe, a stuck log agent),
+//! a line is dropped and counted. The thread sleeps while there is none: the buffer of a library that was here before looked
+//! a few more times first, which at a line per message took a twelfth of the relay's processor time.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait: a few seconds of a busy relay, a megabyte or two.
+const LINES_MAX: usize = 4096;
+/// How long the end waits for what is left.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where lines go: what is written in one call is one. Clones share the buffer.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    buffer: SyncSender<Vec<u8>>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The thread; dropped, it writes what is left.
+#[derive(Debug)]
+pub struct LineWriter {
+    lines: Lines,
+    ending: Arc<AtomicBool>,
+    ended: Receiver<()>,
+}
+
+impl LineWriter {
+    /// Starts it. Lines that came together are flushed together.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start(mut to: impl Write + Send + 'static) -> io::Result<LineWriter> {
+        let (buffer, waiting) = sync_channel::<Vec<u8>>(LINES_MAX);
+        let (end, ended) = sync_channel::<()>(0);
+        let ending = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&ending);
+        let work = move || {
+            let _end = end;
+            while let Ok(line) = waiting.recv() {
+                // Looked at first: what was there before it was asked is then among what is taken.
+                let last = asked.load(Ordering::Acquire);
+                // Where stderr is closed or broken there is nobody to be told.
+                let _ = to.write_all(&line);
+                while let Ok(line) = waiting.try_recv() {
+                    let _ = to.write_all(&line);
+                }
+                let _ = to.flush();
+                if last {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().name("log".into()).spawn(work)?;
+        let lines = Lines { buffer, dropped: Arc::default() };
+        Ok(LineWriter { lines, ending, ended })
+    }
+
+    /// Where the lines go in.
+    pub fn lines(&self) -> Lines {
+        self.lines.clone()
+    }
+
+    /// Lines that found the buffer full.
+    pub fn dropped(&self) -> u64 {
+        self.lines.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for LineWriter {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Release);
+        // To wake it. Where the buffer is full it is awake, and sees the end by itself.
+        let _ = self.lines.buffer.try_send(Vec::new());
+        let _ = self.ended.recv_timeout(PATIENCE);
+    }
+}
+
+impl Write for &Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.buffer.try_send(line.to_vec()).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Lines;
+
+    fn make_writer(&'a self) -> &'a Lines {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    /// Takes nothing before it is let.
+    struct Stuck {
+        let_through: Receiver<()>,
+        page: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.let_through.recv();
+            self.page.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn stuck_log_holds_nobody_up_and_what_it_drops_is_counted() {
+        let (free, let_through) = channel();
+        let page = Arc::default();
+        let writer = LineWriter::start(Stuck { let_through, page: Arc::clone(&page) }).unwrap();
+        for number in 0..LINES_MAX + 100 {
+            (&writer.lines()).write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        // One may be with the thread, and the buffer has the rest.
+        assert!((99..=100).contains(&writer.dropped()), "{}", writer.dropped());
+        drop(free);
+        let dropped = writer.dropped() as usize;
+        drop(writer);
+        let text = String::from_utf8(page.lock().unwrap().clone()).unwrap();
+        let expected: Vec<_> = (0..LINES_MAX + 100 - dropped).map(|number| number.to_string()).collect();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "what was kept is there at the end, in order");
+    }
+
+    #[test]
+    fn log_that_stays_stuck_does_not_hold_up_the_end() {
+        let (_never, let_through) = channel();
+        let writer = LineWriter::start(Stuck { let_through, page: Arc::default() }).unwrap();
+        (&writer.lines()).write_all(b"a line\n").unwrap();
+        drop(writer);
+    }
+}
