@@ -1,8 +1,8 @@
 //! A thread that writes lines, so that whoever has one never waits.
 //!
 //! Lines wait in a bounded buffer. Where it is full, because stderr does not take them (a full pipe, a stuck log agent),
-//! a line is dropped and counted. The thread sleeps while there is none: the buffer of a library that was here before looked
-//! a few more times first, which at a line per message took a twelfth of the relay's processor time.
+//! a line is dropped and counted. Whoever writes a line to a thread that sleeps must wake it, which costs as much as the
+//! line; so after what there was the thread rests a little, in which nobody need, before it sleeps until the next one.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
+/// How long it rests: nobody sees lines come later by so much, and a busy relay makes some hundred meanwhile.
+const REST: Duration = Duration::from_millis(5);
 /// How long the end waits for what is left.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -57,6 +59,7 @@ impl LineWriter {
                 if last {
                     break;
                 }
+                thread::sleep(REST);
             }
         };
         thread::Builder::new().name("log".into()).spawn(work)?;
