@@ -12,6 +12,6 @@ say() {
     connect-relay send --socket "$RELAY_SOCKET" --conversation "$CONTACT_ID/bot" "$@"
 }
 
-say --client-token greeting-1 'Hello, "world"!'
-date '+It is %H:%M.' | say --client-token time-1 -
+say --client-token greeting-1 'Hello!'
+printf 'We are open:\n- "weekdays", 9 to 5\n' | say --client-token hours-1 --content-type text/markdown -
 say --client-token farewell-1 --wait 20s 'Goodbye!'

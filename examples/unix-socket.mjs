@@ -37,7 +37,7 @@ export function say(socketPath, token, contact, content, clientToken, headers = 
 const socket = process.env.RELAY_SOCKET ?? "/run/connect-relay/relay.sock";
 const { CONNECTION_TOKEN: token, CONTACT_ID: contact } = process.env;
 for (const [content, clientToken, headers] of [
-  ["Grüß Gott!", "greeting-1", {}],
+  ["Hello!", "greeting-1", {}],
   ["How can I help?", "question-1", { Prefer: "wait=8" }], // the time-out above must be longer
 ]) {
   // One after the other: what is said before the last reply has come has no order.

@@ -67,8 +67,7 @@ def test_shell(scene):
     relay, arrived = scene
     lines = [json.loads(line) for line in run(EXAMPLES / "send.sh", relay=relay).splitlines()]
     assert [line.get("State") for line in lines[:2]] == ["QUEUED", "QUEUED"] and lines[2]["Id"]
-    (_, greeting), (_, clock), (_, farewell) = arrived()
-    assert greeting == 'Hello, "world"!' and clock.startswith("It is ") and farewell == "Goodbye!"
+    assert arrived() == [CHAT[0], ("hours-1", 'We are open:\n- "weekdays", 9 to 5'), CHAT[1]]
 
 
 def test_python_over_the_unix_socket(scene):
@@ -106,7 +105,16 @@ def test_node_over_the_unix_socket(scene):
     assert shutil.which("node"), "node is needed: tests/run installs it"
     first, second = run("node", EXAMPLES / "unix-socket.mjs", relay=relay).splitlines()
     assert first.startswith("202 ") and second.startswith("200 ")
-    assert arrived() == [("greeting-1", "Grüß Gott!"), TWO[1]]
+    assert arrived() == TWO
+
+
+def test_examples_that_follow_one_another_in_a_chat_repeat_its_lines(scene):
+    relay, arrived = scene
+    for _ in range(2):
+        run(EXAMPLES / "send.sh", relay=relay)
+        run(sys.executable, "-I", EXAMPLES / "unix_socket.py", relay=relay)
+        run("node", EXAMPLES / "unix-socket.mjs", relay=relay)
+    assert [token for token, _ in arrived()] == ["greeting-1", "hours-1", "farewell-1", "question-1"]
 
 
 def test_aws_sdk_v3_over_tcp(scene):
