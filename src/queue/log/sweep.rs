@@ -96,7 +96,8 @@ impl Sweep {
                 if frame.begins > at || header.is_none() && at == SEGMENT_HEADER {
                     self.gaps.push(Gap { number, base, at });
                 }
-                whole = frame.kind == kind::CAP || frame.at + frame.length + FRAME_HEADER_MAX > SEGMENT;
+                // A start that finds no more room than for a header goes on in the next segment, and leaves no cap.
+                whole = frame.kind == kind::CAP || frame.at + frame.length + FRAME_HEADER_MAX >= SEGMENT;
             }
             if frame.kind == kind::MANIFEST {
                 self.last_manifest = self.last_manifest.max(frame.lsn());
@@ -163,6 +164,55 @@ mod tests {
             db.flush().unwrap();
         }
         folder
+    }
+
+    /// Opens the log, writes a row, and closes it; gives where its last frame ends.
+    fn write_row(folder: &Path, number: u32, length: usize) -> usize {
+        let db = sled::Config::new().path(folder).flush_every_ms(None).open().unwrap();
+        let mut batch = sled::Batch::default();
+        batch.insert(&number.to_be_bytes(), vec![b'x'; length]);
+        db.apply_batch(batch).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        let (mut newest, mut end) = (0, 0);
+        let tell = |base: u64, frame: &Frame| {
+            if frame.lsn() >= newest {
+                (newest, end) = (frame.lsn(), base as usize + frame.at + frame.length);
+            }
+        };
+        scan(&File::open(folder.join("db")).unwrap(), tell).unwrap();
+        end
+    }
+
+    #[test]
+    fn segment_in_which_a_start_found_no_more_than_a_headers_room_is_whole() {
+        let last = SEGMENT - FRAME_HEADER_MAX;
+        let first = tempfile::tempdir().unwrap();
+        let mut rows = 0;
+        while write_row(first.path(), rows, 4000) < last - 10_000 {
+            rows += 1;
+        }
+        // How long a row must be is found on copies: what sled writes beside it is its own affair.
+        let mut length = 1000;
+        let folder = (0..20).find_map(|_| {
+            let copy = tempfile::tempdir().unwrap();
+            for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshot_names(first.path())) {
+                fs::copy(first.path().join(&name), copy.path().join(&name)).unwrap();
+            }
+            let end = write_row(copy.path(), rows + 1, length);
+            length = length + last - end;
+            (end == last).then_some(copy)
+        });
+        let folder = folder.expect("a row that ends there");
+        for more in 2..5 {
+            write_row(folder.path(), rows + more, 4000);
+        }
+        assert_eq!(sweep(folder.path()).unwrap(), Vec::<String>::new());
+    }
+
+    fn snapshot_names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("snap.")).collect()
     }
 
     /// Where the frames of each page stand that the last batch does not have.
