@@ -18,7 +18,9 @@
 //!
 //! **Damage** is what no crash can leave. A crash leaves the last commit torn (one batch for each sync, which begins with
 //! a manifest), and freed segments half overwritten or half zeroed. So a gap is damage where it lies before the last
-//! manifest, in a segment of which something is still in use. Damage within the last commit cannot be told from a crash.
+//! manifest, in a segment of which something is still in use. Where all that was in use is in the gap itself, the number of
+//! its page may be missing altogether, and that is damage; where an older frame of the page still lies about, that one is
+//! taken for it. Damage within the last commit cannot be told from a crash.
 //!
 //! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
 
