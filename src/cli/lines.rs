@@ -1,8 +1,8 @@
 //! A thread that writes lines, so that whoever has one never waits.
 //!
 //! Lines wait in a bounded buffer. Where it is full, because stderr does not take them (a full pipe, a stuck log agent),
-//! a line is dropped and counted. Whoever writes a line to a thread that sleeps must wake it, which costs as much as the
-//! line; so after what there was the thread rests a little, in which nobody need, before it sleeps until the next one.
+//! a line is dropped and counted. Whoever has a line for a thread that sleeps must wake it, which costs as much as the line
+//! itself; so where there are many, the thread rests a little after what there was, in which nobody need.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,9 +13,14 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::time::Clock;
+
 /// Lines that wait: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
-/// How long it rests: nobody sees lines come later by so much, and a busy relay makes some hundred meanwhile.
+/// So many lines in a [`WINDOW`] are many; fewer are written as they come.
+const MANY: usize = 200;
+const WINDOW: Duration = Duration::from_millis(100);
+/// How long it rests; a busy relay makes a hundred lines meanwhile.
 const REST: Duration = Duration::from_millis(5);
 /// How long the end waits for what is left.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,19 +52,28 @@ impl LineWriter {
         let asked = Arc::clone(&ending);
         let work = move || {
             let _end = end;
+            let clock = Clock::system();
+            let (mut since, mut lines) = (clock.now(), 0);
             while let Ok(line) = waiting.recv() {
                 // Looked at first: what was there before it was asked is then among what is taken.
                 let last = asked.load(Ordering::Acquire);
                 // Where stderr is closed or broken there is nobody to be told.
                 let _ = to.write_all(&line);
+                lines += 1;
                 while let Ok(line) = waiting.try_recv() {
                     let _ = to.write_all(&line);
+                    lines += 1;
                 }
                 let _ = to.flush();
                 if last {
                     break;
                 }
-                thread::sleep(REST);
+                if clock.now().since(since) >= WINDOW {
+                    (since, lines) = (clock.now(), 0);
+                }
+                if lines >= MANY {
+                    thread::sleep(REST);
+                }
             }
         };
         thread::Builder::new().name("log".into()).spawn(work)?;

@@ -135,9 +135,7 @@ pub struct Writer {
     pub(super) space: Space,
     shared: Arc<Shared>,
     inbox: Receiver<Act>,
-    /// What follows from the acts since the last commit: first to those who wait, then to the log.
     answers: Vec<Box<dyn FnOnce() + Send>>,
-    lines: Vec<Box<dyn FnOnce() + Send>>,
     ticked: Timestamp,
     /// The first commit since memory was last given back.
     held_since: Option<Timestamp>,
@@ -227,7 +225,6 @@ impl Writer {
             shared,
             inbox,
             answers: Vec::new(),
-            lines: Vec::new(),
             ticked: Timestamp(0),
             held_since: None,
         };
@@ -404,9 +401,9 @@ impl Writer {
         }));
     }
 
-    /// Says something after the commit.
-    pub(super) fn afterwards(&mut self, say: impl FnOnce() + Send + 'static) {
-        self.lines.push(Box::new(say));
+    /// Does something after the commit.
+    pub(super) fn afterwards(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.answers.push(Box::new(act));
     }
 
     /// What time itself makes to do.
@@ -467,8 +464,8 @@ impl Writer {
             self.held_since = self.held_since.or(Some(began));
         }
         self.gauges.corrupt.inc_by(self.store.take_corrupt());
-        for tell in self.answers.drain(..).chain(self.lines.drain(..)) {
-            tell();
+        for answer in self.answers.drain(..) {
+            answer();
         }
         if std::mem::take(&mut self.poke) {
             self.shared.poked.notify_one();
