@@ -128,7 +128,13 @@ pub fn create(folder: &Path) -> io::Result<()> {
 
 /// Writes zeros, not a hole: a hole's first write needs blocks.
 fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
-    file.write_all_at(&vec![0; to.saturating_sub(from) as usize], from)?;
+    let zeros = [0; 16 << 10];
+    let mut at = from;
+    while at < to {
+        let some = (to - at).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..some as usize], at)?;
+        at += some;
+    }
     file.sync_all()
 }
 
