@@ -5,6 +5,7 @@
 //! itself; so where there are many, the thread rests a little after what there was, in which nobody need.
 
 use std::io::{self, Write};
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -58,9 +59,7 @@ impl LineWriter {
                 // Looked at first: what was there before it was asked is then among what is taken.
                 let last = asked.load(Ordering::Acquire);
                 // Where stderr is closed or broken there is nobody to be told.
-                let _ = to.write_all(&line);
-                lines += 1;
-                while let Ok(line) = waiting.try_recv() {
+                for line in iter::once(line).chain(waiting.try_iter()) {
                     let _ = to.write_all(&line);
                     lines += 1;
                 }
@@ -68,8 +67,9 @@ impl LineWriter {
                 if last {
                     break;
                 }
-                if clock.now().since(since) >= WINDOW {
-                    (since, lines) = (clock.now(), 0);
+                let now = clock.now();
+                if now.since(since) >= WINDOW {
+                    (since, lines) = (now, 0);
                 }
                 if lines >= MANY {
                     thread::sleep(REST);

@@ -70,7 +70,7 @@ const FIRST: u64 = 2;
 /// What an epoch holds before it is given to sled: a longer one saves more of what comes and goes, and takes more memory.
 /// (The tests' own is small, so that what they do meets checkpoints.)
 const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
-/// How long a file is made: an epoch ends somewhat after [`BYTES`]. One that does not is given as much again each time.
+/// How long a file is made: an epoch ends somewhat after [`BYTES`]. Where one needs more, its file gets [`STEP`] to spare.
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
 const HEAD: usize = 24;
@@ -360,11 +360,16 @@ mod tests {
 
     const NEXT: u64 = FIRST + 1;
 
-    /// A journal of two epochs, of three commits and of one; what each of them wrote is its number.
-    fn two_epochs() -> tempfile::TempDir {
+    fn new() -> (tempfile::TempDir, Journal) {
         let folder = tempfile::tempdir().unwrap();
         create(folder.path()).unwrap();
-        let mut journal = Journal::resume(folder.path(), Mark::default(), &told(folder.path(), FIRST).1).unwrap();
+        let journal = Journal::resume(folder.path(), Mark::default(), &told(folder.path(), FIRST).1).unwrap();
+        (folder, journal)
+    }
+
+    /// A journal of two epochs, of three commits and of one; what each of them wrote is its number.
+    fn two_epochs() -> tempfile::TempDir {
+        let (folder, mut journal) = new();
         for number in [1, 2, 3] {
             journal.append(&row(number)).unwrap();
         }
@@ -421,9 +426,7 @@ mod tests {
 
     #[test]
     fn a_commit_goes_where_the_file_has_blocks_already() {
-        let folder = tempfile::tempdir().unwrap();
-        create(folder.path()).unwrap();
-        let mut journal = Journal::resume(folder.path(), Mark::default(), &told(folder.path(), FIRST).1).unwrap();
+        let (folder, mut journal) = new();
         let file = || fs::metadata(folder.path().join(NAMES[file_of(FIRST)])).unwrap();
         let (mut lengths, mut blocks) = (vec![file().len()], vec![file().blocks() * 512]);
         let mut commits = 0;
