@@ -18,7 +18,7 @@ use crate::time::Clock;
 
 /// Lines that wait: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
-/// So many lines in a [`WINDOW`] are many; fewer are written as they come.
+/// So many lines in a [`WINDOW`], or in the one before, are many; fewer are written as they come.
 const MANY: usize = 200;
 const WINDOW: Duration = Duration::from_millis(100);
 /// How long it rests; a busy relay makes a hundred lines meanwhile.
@@ -54,7 +54,7 @@ impl LineWriter {
         let work = move || {
             let _end = end;
             let clock = Clock::system();
-            let (mut since, mut lines) = (clock.now(), 0);
+            let (mut since, mut lines, mut before) = (clock.now(), 0, 0);
             while let Ok(line) = waiting.recv() {
                 // Looked at first: what was there before it was asked is then among what is taken.
                 let last = asked.load(Ordering::Acquire);
@@ -69,9 +69,9 @@ impl LineWriter {
                 }
                 let now = clock.now();
                 if now.since(since) >= WINDOW {
-                    (since, lines) = (now, 0);
+                    (since, before, lines) = (now, lines, 0);
                 }
-                if lines >= MANY {
+                if lines.max(before) >= MANY {
                     thread::sleep(REST);
                 }
             }
