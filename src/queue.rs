@@ -29,6 +29,7 @@
 //! The queue does not know HTTP, statuses, or when an attempt may start.
 
 mod accept;
+mod answers;
 mod carry;
 mod codec;
 mod compaction;
@@ -71,6 +72,7 @@ use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::{Clock, Timestamp};
+pub use answers::Answers;
 pub use carry::Carried;
 pub use operate::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
 pub use sealing::SealingKey;

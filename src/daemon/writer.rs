@@ -13,12 +13,14 @@ use crate::queue::{StoreFailed, Writer};
 #[derive(Debug)]
 pub struct WriterThread {
     thread: JoinHandle<()>,
+    answers: tokio::task::JoinHandle<()>,
     ended: oneshot::Receiver<Result<(), StoreFailed>>,
 }
 
 impl WriterThread {
     /// Starts it.
-    pub fn start(writer: Writer) -> Result<WriterThread, Failure> {
+    pub fn start(mut writer: Writer) -> Result<WriterThread, Failure> {
+        let answers = tokio::spawn(writer.answers().give());
         let (tell, ended) = oneshot::channel();
         let work = move || {
             let result = writer.run();
@@ -27,7 +29,7 @@ impl WriterThread {
         };
         let thread = thread::Builder::new().name("queue".into()).spawn(work);
         let thread = thread.map_err(|error| Failure::Failed(format!("start the queue's thread: {error}")))?;
-        Ok(WriterThread { thread, ended })
+        Ok(WriterThread { thread, answers, ended })
     }
 
     /// Waits for its end, which comes when the last handle on the queue is gone: not for ever, for a disk may hang.
@@ -36,6 +38,7 @@ impl WriterThread {
             Ok(Ok(result)) => {
                 // It told its result as its last act.
                 let _ = self.thread.join();
+                let _ = self.answers.await;
                 result.map_err(|failed| failed.to_string())
             }
             Ok(Err(_)) => Err("the queue's thread panicked".into()),

@@ -333,15 +333,17 @@ impl Store {
     }
 
     /// Goes on with a checkpoint by one batch, and begins one when the journal is full: not before the last one is over.
-    pub fn go_on(&mut self) -> Result<(), StoreFailed> {
-        if self.is_giving() {
+    /// True where sled was given something.
+    pub fn go_on(&mut self) -> Result<bool, StoreFailed> {
+        let gives = self.is_giving();
+        if gives {
             self.give()?;
         }
         if self.journal.is_full() {
             self.give_all()?;
             self.freeze();
         }
-        Ok(())
+        Ok(gives)
     }
 
     /// Gives sled everything that was committed.

@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
+use super::answers::{Answer, Answers};
 use super::codec::{Hash, Hasher, Key, Meta, Sending};
 use super::gauges::Gauges;
 use super::line::turn_prefix;
@@ -135,7 +137,9 @@ pub struct Writer {
     pub(super) space: Space,
     shared: Arc<Shared>,
     inbox: Receiver<Act>,
-    answers: Vec<Box<dyn FnOnce() + Send>>,
+    answers: Vec<Answer>,
+    /// Who carries them out; without one the writer does.
+    answering: Option<UnboundedSender<Vec<Answer>>>,
     ticked: Timestamp,
     /// The first commit since memory was last given back.
     held_since: Option<Timestamp>,
@@ -173,7 +177,7 @@ fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenE
     Ok(())
 }
 
-/// How much room there is, looked up after every commit.
+/// How much room there is, looked up whenever sled was given something.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Space {
     pub bytes: u64,
@@ -225,6 +229,7 @@ impl Writer {
             shared,
             inbox,
             answers: Vec::new(),
+            answering: None,
             ticked: Timestamp(0),
             held_since: None,
         };
@@ -276,6 +281,14 @@ impl Writer {
 
     pub(super) fn learned(&self) -> Option<Kept> {
         self.meta.learned
+    }
+
+    /// From now on what follows from a commit is left to whoever has this.
+    #[must_use]
+    pub fn answers(&mut self) -> Answers {
+        let (answering, answers) = unbounded_channel();
+        self.answering = Some(answering);
+        Answers(answers)
     }
 
     /// Carries out acts until the last handle is gone. A clean end is recorded, so that the next start knows that no
@@ -464,23 +477,39 @@ impl Writer {
             self.held_since = self.held_since.or(Some(began));
         }
         self.gauges.corrupt.inc_by(self.store.take_corrupt());
-        for answer in self.answers.drain(..) {
-            answer();
-        }
-        if std::mem::take(&mut self.poke) {
-            self.shared.poked.notify_one();
-        }
-        if std::mem::take(&mut self.left) {
-            self.shared.drained.notify_waiters();
-        }
+        self.let_know();
         if changed {
             // After the answers: what they say is durable, and this takes its time.
             self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
-            self.store.go_on()?;
+            let grown = self.store.go_on()?;
             self.shared.commit_began.store(0, Ordering::Relaxed);
-            self.measure_space();
+            if grown {
+                self.measure_space();
+            }
         }
         Ok(())
+    }
+
+    /// What is durable may be told.
+    fn let_know(&mut self) {
+        if std::mem::take(&mut self.poke) {
+            let shared = Arc::clone(&self.shared);
+            self.afterwards(move || shared.poked.notify_one());
+        }
+        if std::mem::take(&mut self.left) {
+            let shared = Arc::clone(&self.shared);
+            self.afterwards(move || shared.drained.notify_waiters());
+        }
+        if self.answers.is_empty() {
+            return;
+        }
+        let answers = std::mem::take(&mut self.answers);
+        let left = match &self.answering {
+            // Where the task is gone, so is the runtime, and all who waited.
+            Some(answering) => answering.send(answers).map_or_else(|unsent| unsent.0, |()| Vec::new()),
+            None => answers,
+        };
+        left.into_iter().for_each(|answer| answer());
     }
 
     /// Splits work that is too long for one batch: between two commits the store is whole.
