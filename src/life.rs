@@ -9,7 +9,6 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::delivery::{Outcome, Reason, Receipt};
-use crate::message::ClientToken;
 use crate::time::millis;
 
 /// Whose life it is.
@@ -20,7 +19,7 @@ pub struct Subject<'a> {
     /// The conversation's label.
     pub conversation: &'a str,
     /// Its idempotency token.
-    pub client_token: &'a ClientToken,
+    pub client_token: &'a str,
     /// The trace it belongs to.
     pub trace_id: Option<&'a str>,
 }
@@ -28,7 +27,7 @@ pub struct Subject<'a> {
 /// It is on disk and acknowledged.
 pub fn accepted(subject: Subject<'_>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
-    info!(event = "accepted", %message, conversation, client_token = client_token.as_str(), trace_id);
+    info!(event = "accepted", %message, conversation, client_token, trace_id);
 }
 
 /// Connect has it; a disconnect also where Connect says (403) that the participant is gone already.
@@ -38,7 +37,7 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
         event = "delivered",
         %message,
         conversation,
-        client_token = client_token.as_str(),
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status,
@@ -57,7 +56,7 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
         event = "deferred",
         %message,
         conversation,
-        client_token = client_token.as_str(),
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
@@ -76,7 +75,7 @@ pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outc
         event = "held",
         %message,
         conversation,
-        client_token = client_token.as_str(),
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
@@ -102,7 +101,7 @@ pub fn dead(
         event = "dead",
         %message,
         conversation,
-        client_token = client_token.as_str(),
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status,

@@ -285,6 +285,12 @@ impl Drop for ConnectionToken {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientToken(Box<str>);
 
+impl From<ClientToken> for String {
+    fn from(token: ClientToken) -> String {
+        token.0.into()
+    }
+}
+
 impl ClientToken {
     /// A fresh one, for a bot that gave none.
     #[must_use]

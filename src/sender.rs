@@ -398,7 +398,7 @@ impl Settling {
         let subject = Subject {
             message: &self.id,
             conversation: &self.label,
-            client_token: &self.client_token,
+            client_token: self.client_token.as_str(),
             trace_id: self.trace_id.as_deref(),
         };
         let waited = now.since(self.accepted);

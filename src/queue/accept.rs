@@ -13,7 +13,7 @@ use super::sealing::Binding;
 use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
-use crate::life::{self, Subject};
+use crate::life;
 use crate::message::{Body, ConnectionToken};
 use crate::time::{Timestamp, millis};
 
@@ -110,15 +110,10 @@ impl Writer {
         if self.succeed(&mut token, &submission.asked.token, now)? {
             line = self.line(&conversation)?;
         }
-        let (label, trace_id) = (submission.label.clone(), submission.trace_id.clone());
-        let client_token = submission.client_token.clone();
-        let state = self.enqueue(submission, conversation, entry, line, now)?;
+        let (state, record) = self.enqueue(submission, conversation, entry, line, now)?;
         let id = state.id;
         // Here and not at the door: a bot that hangs up before the commit takes nothing back.
-        self.afterwards(move || {
-            let trace_id = trace_id.as_deref();
-            life::accepted(Subject { message: &id, conversation: &label, client_token: &client_token, trace_id });
-        });
+        self.afterwards(move || life::accepted(record.subject(&id)));
         Ok(Verdict::Accepted { state, repeat: false })
     }
 
@@ -183,7 +178,7 @@ impl Writer {
         entry: Hash,
         mut line: Line,
         now: Timestamp,
-    ) -> Result<State, StoreFailed> {
+    ) -> Result<(State, Record), StoreFailed> {
         let sequence = self.meta.next_sequence;
         self.meta.next_sequence += 1;
         let lifetime = submission.lifetime.unwrap_or(self.options.lifetime);
@@ -196,7 +191,7 @@ impl Writer {
             entry,
             contents: submission.contents,
             label: submission.label.into(),
-            client_token: submission.client_token.as_str().to_owned(),
+            client_token: submission.client_token.into(),
             token: submission.asked.token,
             caller: codec::caller_number(submission.asked.caller),
             trace_id: submission.trace_id.map(Into::into),
@@ -226,7 +221,8 @@ impl Writer {
         self.gauges.accepted.inc();
         let before = self.before(&line, ahead, now);
         let status = Status::Queued { next_attempt: None, ahead, before };
-        Ok(State { id: self.id(sequence, conversation, entry), accepted: now, attempts: 0, status })
+        let id = self.id(sequence, conversation, entry);
+        Ok((State { id, accepted: now, attempts: 0, status }, record))
     }
 
     /// Files the record of a message that is queued from now on, and counts it.

@@ -145,7 +145,7 @@ impl Writer {
     /// Takes over what verifies; this store is new.
     fn carry_over(&mut self, from: &Salvage) -> io::Result<Carried> {
         let log = from.log;
-        if let Some(old) = log.get::<Meta>(&Key::new(b'!').0)? {
+        if let Some(old) = log.get::<Meta>(&Key::new(b'!'))? {
             let Meta { next_sequence, next_pack, next_turn, next_row, boot, implied_lifetime_ms, learned, .. } = old;
             self.meta = Meta {
                 next_sequence,
@@ -192,15 +192,15 @@ impl Writer {
 
     /// A row as it stands; then the commit, where enough is written.
     fn take_row(&mut self, log: &Log, key: &[u8]) -> io::Result<()> {
-        if let Some(raw) = log.raw(key)? {
-            self.store.put_raw(Key(key.to_vec()), raw);
+        if let (Some(raw), Some(key)) = (log.raw(key)?, Key::of(key)) {
+            self.store.put_raw(key, raw);
         }
         self.commit_if_long().map_err(io::Error::other)
     }
 
     fn take_pieces(&mut self, log: &Log, record: &Record) -> io::Result<()> {
         for number in record.piece_numbers() {
-            self.take_row(log, &piece_key(record.sequence, number).0)?;
+            self.take_row(log, &piece_key(record.sequence, number))?;
         }
         Ok(())
     }
@@ -216,7 +216,7 @@ impl Writer {
                     carried.outcomes += 1;
                 }
                 // It goes with its dead letter.
-                Fate::Dead { .. } if log.get::<Dead>(&super::accept::dead_key(outcome.sequence).0)?.is_none() => {
+                Fate::Dead { .. } if log.get::<Dead>(&super::accept::dead_key(outcome.sequence))?.is_none() => {
                     continue;
                 }
                 Fate::Dead { .. } => {}

@@ -38,6 +38,7 @@
 //! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
 //! folder does not tell who spoke.
 
+mod key;
 pub mod pack;
 mod record;
 mod rows;
@@ -50,7 +51,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::message::{Body, Caller, ConnectionToken, Content};
-use crate::time::Timestamp;
+pub use key::{Key, hash_at, number_at};
 pub use pack::At;
 pub use record::{Kind, Record, Secret};
 pub use rows::{
@@ -119,41 +120,6 @@ impl Hasher {
     }
 }
 
-/// A key under construction.
-pub struct Key(pub Vec<u8>);
-
-impl Key {
-    pub fn new(prefix: u8) -> Key {
-        let mut bytes = Vec::with_capacity(26);
-        bytes.push(prefix);
-        Key(bytes)
-    }
-
-    pub fn number(mut self, number: u64) -> Key {
-        self.0.extend_from_slice(&number.to_be_bytes());
-        self
-    }
-
-    pub fn time(self, time: Timestamp) -> Key {
-        self.number(time.0)
-    }
-
-    pub fn hash(mut self, hash: &Hash) -> Key {
-        self.0.extend_from_slice(hash);
-        self
-    }
-}
-
-/// The number that stands at `at` in a key; 0 where the key is too short.
-pub fn number_at(key: &[u8], at: usize) -> u64 {
-    key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
-}
-
-/// The hash that stands at `at` in a key.
-pub fn hash_at(key: &[u8], at: usize) -> Hash {
-    key.get(at..at + 16).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
-}
-
 pub fn caller_number(caller: Caller) -> u64 {
     match caller {
         Caller::Uid(uid) => u64::from(uid),
@@ -164,23 +130,22 @@ pub fn caller_number(caller: Caller) -> u64 {
 /// A payload with the sum of it and its key.
 pub fn encode<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode_into(&mut bytes, key, row);
+    encode_onto(&mut bytes, key, row);
     bytes
 }
 
-/// The same, in room that is used again.
-pub fn encode_into<T: Serialize>(bytes: &mut Vec<u8>, key: &[u8], row: &T) {
-    bytes.clear();
+/// The same, behind what there is.
+pub fn encode_onto<T: Serialize>(bytes: &mut Vec<u8>, key: &[u8], row: &T) {
+    let begins = bytes.len();
     bytes.extend_from_slice(&[0; 4]);
-    let row = postcard::to_extend(row, std::mem::take(bytes)).expect("a row of plain data serialises into memory");
-    *bytes = with_sum(key, row);
+    *bytes = postcard::to_extend(row, std::mem::take(bytes)).expect("a row of plain data serialises into memory");
+    put_sum(key, &mut bytes[begins..]);
 }
 
-fn with_sum(key: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {
-    let sum = sum(key, &bytes[4..]);
-    bytes[..4].copy_from_slice(&sum);
-    debug_assert!(bytes.len() <= ROW_MAX, "a row of {} bytes under {:?}", bytes.len(), key[0] as char);
-    bytes
+fn put_sum(key: &[u8], row: &mut [u8]) {
+    let sum = sum(key, &row[4..]);
+    row[..4].copy_from_slice(&sum);
+    debug_assert!(row.len() <= ROW_MAX, "a row of {} bytes under {:?}", row.len(), key[0] as char);
 }
 
 /// The row, if the sum holds and it is well-formed.

@@ -8,9 +8,7 @@ use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
 
 pub fn piece_key(sequence: u64, number: u16) -> Key {
-    let mut key = Key::new(b'p').number(sequence);
-    key.0.extend_from_slice(&number.to_be_bytes());
-    key
+    Key::new(b'p').number(sequence).with(&number.to_be_bytes())
 }
 
 impl Writer {

@@ -209,7 +209,7 @@ impl Doctor {
             to.written += 1;
             return line(out, &Listed { id, state, client_token, conversation: label, accepted_time });
         };
-        let body = contents::body(record, sealer, |key| self.log.get(&key.0))?;
+        let body = contents::body(record, sealer, |key| self.log.get(&key))?;
         let (content_type, content) = match &body {
             Some(Body::Message { content_type, content }) => (content_type.as_str(), content.expose()),
             Some(_) => {
@@ -270,8 +270,8 @@ impl Doctor {
     /// Whether the contents verify, and are what was sealed, as far as there is a key to tell.
     fn is_readable(&self, record: &Record) -> io::Result<bool> {
         match &self.sealer {
-            Some(sealer) => Ok(contents::body(record, sealer, |key| self.log.get(&key.0))?.is_some()),
-            None => contents::is_whole(record, |key| self.log.get(&key.0)),
+            Some(sealer) => Ok(contents::body(record, sealer, |key| self.log.get(&key))?.is_some()),
+            None => contents::is_whole(record, |key| self.log.get(&key)),
         }
     }
 
@@ -293,7 +293,7 @@ impl Doctor {
         // Renewals are a chain; the bound is against a damaged one that bites its tail.
         for _ in 0..1000 {
             let Some(hash) = next else { break };
-            let Some(token) = self.log.get::<Token>(&token_key(&hash).0)? else { break };
+            let Some(token) = self.log.get::<Token>(&token_key(&hash))? else { break };
             next = token.renewed_by;
             newest = Some((hash, token));
         }

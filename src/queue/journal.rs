@@ -221,7 +221,7 @@ pub fn read<T>(
     folder: &Path,
     mark: Option<Mark>,
     to: &mut T,
-    tell: impl Fn(&mut T, Vec<u8>, Value),
+    tell: impl Fn(&mut T, &[u8], Value),
     step: impl Fn(&mut T),
 ) -> io::Result<Found> {
     let files = [contents(folder, NAMES[0])?, contents(folder, NAMES[1])?];
@@ -271,7 +271,7 @@ impl Replayed {
     }
 }
 
-fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(Vec<u8>, Value)) -> Replayed {
+fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(&[u8], Value)) -> Replayed {
     let is_awaited = whole(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
     let mut replayed = Replayed { epoch, is_awaited, ..Replayed::default() };
     let mut at = 0;
@@ -311,13 +311,13 @@ fn whole(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
 }
 
 /// The sum holds, so these are rows as they were written; what is not is left out.
-fn read_rows(mut bytes: &[u8], tell: &mut impl FnMut(Vec<u8>, Value)) {
+fn read_rows(mut bytes: &[u8], tell: &mut impl FnMut(&[u8], Value)) {
     while let Some((head, rest)) = bytes.split_at_checked(5) {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let Some((key, rest)) = rest.split_at_checked(usize::from(head[0])) else { return };
         let value_length = if length == REMOVED { 0 } else { length as usize };
         let Some((value, rest)) = rest.split_at_checked(value_length) else { return };
-        tell(key.to_vec(), (length != REMOVED).then(|| value.to_vec()));
+        tell(key, (length != REMOVED).then(|| value.to_vec()));
         bytes = rest;
     }
 }
@@ -357,6 +357,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+    use crate::queue::codec::Key;
 
     const NEXT: u64 = FIRST + 1;
 
@@ -379,13 +380,13 @@ mod tests {
     }
 
     fn row(number: u8) -> Rows {
-        Rows::from([(vec![number], Some(vec![number; 600]))])
+        Rows::from([(Key::new(number), Some(vec![number; 600]))])
     }
 
     /// The rows of each epoch.
     fn told(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Found) {
         let mut epochs = vec![Vec::new()];
-        let tell = |epochs: &mut Vec<Vec<u8>>, key: Vec<u8>, _| epochs.last_mut().unwrap().extend(key);
+        let tell = |epochs: &mut Vec<Vec<u8>>, key: &[u8], _| epochs.last_mut().unwrap().extend(key);
         let mark = Mark { epoch, ..Mark::default() };
         let found = read(folder, Some(mark), &mut epochs, tell, |epochs| epochs.push(Vec::new())).unwrap();
         (epochs, found)
@@ -413,7 +414,7 @@ mod tests {
     #[test]
     fn a_log_that_names_no_epoch_gets_all_there_is() {
         let folder = two_epochs();
-        let mut rows = Vec::new();
+        let mut rows: Vec<u8> = Vec::new();
         read(folder.path(), None, &mut rows, |rows, key, _| rows.extend(key), |_| ()).unwrap();
         assert_eq!(rows, [1, 2, 3, 4]);
     }

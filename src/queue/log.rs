@@ -122,12 +122,12 @@ impl Log {
             self.damage.push("the journal is another store's".into());
             return Ok(());
         }
-        let lay_over = |log: &mut Log, key: Vec<u8>, value: Value| {
-            log.rows.remove(&key);
-            log.journal.remove(&key);
+        let lay_over = |log: &mut Log, key: &[u8], value: Value| {
+            log.rows.remove(key);
+            log.journal.remove(key);
             if let Some(value) = value {
-                log.rows.insert(key.clone(), Place { at: 0, length: 0 });
-                log.journal.insert(key, value);
+                log.rows.insert(key.to_vec(), Place { at: 0, length: 0 });
+                log.journal.insert(key.to_vec(), value);
             }
         };
         let found = journal::read(folder, mark, self, lay_over, |_| ())?;
@@ -137,10 +137,11 @@ impl Log {
 
     /// Whether the journal begins with the stamp of another store than this log's.
     fn is_foreign(&self, folder: &Path, mark: Option<Mark>) -> io::Result<bool> {
-        let Some(own) = self.get::<String>(stamp::COPY)? else { return Ok(false) };
+        let Some(own) = self.get::<String>(&stamp::copy_key())? else { return Ok(false) };
         let mut foreign = false;
-        let look = |foreign: &mut bool, key: Vec<u8>, value: Value| {
-            let copy = value.filter(|_| key == stamp::COPY).and_then(|value| codec::decode::<String>(&key, &value));
+        let look = |foreign: &mut bool, key: &[u8], value: Value| {
+            let copy =
+                value.filter(|_| *key == *stamp::copy_key()).and_then(|value| codec::decode::<String>(key, &value));
             *foreign |= copy.is_some_and(|copy| !stamp::is_of_one_store(&own, &copy));
         };
         journal::read(folder, mark, &mut foreign, look, |_| ())?;

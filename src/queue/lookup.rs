@@ -1,7 +1,5 @@
 //! Looking without changing.
 
-use std::ops::Bound;
-
 use super::accept::token_key;
 use super::codec::{
     self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
@@ -197,12 +195,11 @@ impl Writer {
     fn oldest_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
         let mut oldest = Vec::new();
         for kind in [Kind::Fresh, Kind::Late] {
-            let prefix = &[turn_prefix(kind)];
-            if let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? {
-                oldest.push(self.store.get::<Timestamp>(&Key(key))?.unwrap_or(now));
+            if let Some(key) = self.store.first_key(Key::new(turn_prefix(kind)))? {
+                oldest.push(self.store.get::<Timestamp>(&key)?.unwrap_or(now));
             }
         }
-        let due = self.store.next_key(b"d", Bound::Included(b"d"))?;
+        let due = self.store.first_key(Key::new(b'd'))?;
         let due = due.map(|key| Timestamp(number_at(&key, 1))).filter(|due| *due <= now);
         Ok(oldest.into_iter().chain(due).min())
     }

@@ -13,11 +13,13 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use super::codec::Key;
+
 /// A row's bytes; none where it was removed.
 pub type Value = Option<Vec<u8>>;
 /// Rows by their keys.
-pub type Rows = BTreeMap<Vec<u8>, Value>;
-type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+pub type Rows = BTreeMap<Key, Value>;
+type Range = (Bound<Key>, Bound<Key>);
 
 /// What is not in sled yet.
 #[derive(Default)]
@@ -27,7 +29,7 @@ pub struct Overlay {
     committed: Rows,
     frozen: Rows,
     /// The first of the frozen rows that sled does not have; none where it has all.
-    given: Option<Vec<u8>>,
+    given: Option<Key>,
 }
 
 /// Without contents and tokens, which stand in rows.
@@ -47,7 +49,7 @@ impl Overlay {
     }
 
     /// Writes a row, or removes it.
-    pub fn write(&mut self, key: Vec<u8>, value: Value) {
+    pub fn write(&mut self, key: Key, value: Value) {
         self.pending_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         if value.is_none() && once(&key) && self.pending.get(&key).is_some_and(Option::is_some) {
             self.pending.remove(&key);
@@ -57,7 +59,7 @@ impl Overlay {
     }
 
     /// Adds to the end of a row that this commit began.
-    pub fn extend(&mut self, key: Vec<u8>, bytes: &[u8]) {
+    pub fn extend(&mut self, key: Key, bytes: &[u8]) {
         self.pending_bytes += bytes.len();
         self.pending.entry(key).or_default().get_or_insert_default().extend_from_slice(bytes);
     }
@@ -81,7 +83,7 @@ impl Overlay {
     }
 
     /// A row was committed.
-    pub fn commit_row(&mut self, key: Vec<u8>, value: Value) {
+    pub fn commit_row(&mut self, key: Key, value: Value) {
         if value.is_none() && once(&key) && self.committed.get(&key).is_some_and(Option::is_some) {
             self.committed.remove(&key);
         } else {
@@ -93,7 +95,8 @@ impl Overlay {
     pub fn freeze(&mut self) {
         debug_assert!(self.given.is_none(), "sled does not have all of the epoch before");
         self.frozen = std::mem::take(&mut self.committed);
-        self.given = Some(Vec::new());
+        // Of an epoch of which nothing is left sled has to be told all the same.
+        self.given = Some(Key::FIRST);
     }
 
     /// Whether there is something that sled is to be given.
@@ -102,13 +105,13 @@ impl Overlay {
     }
 
     /// What sled is to be given, in order.
-    pub fn to_give(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let rest = self.given.iter().flat_map(|next| self.frozen.range(next.clone()..));
-        rest.map(|(key, value)| (key.as_slice(), value.as_deref()))
+    pub fn to_give(&self) -> impl Iterator<Item = (&Key, Option<&[u8]>)> {
+        let rest = self.given.iter().flat_map(|next| self.frozen.range(*next..));
+        rest.map(|(key, value)| (key, value.as_deref()))
     }
 
     /// Sled has what comes before this key; without one, all.
-    pub fn give(&mut self, next: Option<Vec<u8>>) {
+    pub fn give(&mut self, next: Option<Key>) {
         self.given = next;
         if self.given.is_none() {
             self.frozen.clear();
@@ -116,15 +119,13 @@ impl Overlay {
     }
 
     /// The first key in the range that has a row here.
-    pub fn first(&self, range: &Range) -> Option<&Vec<u8>> {
-        self.layers().filter_map(|rows| rows.range(range.clone()).map(|(key, _)| key).find(|key| self.has(key))).min()
+    pub fn first(&self, range: &Range) -> Option<&Key> {
+        self.layers().filter_map(|rows| rows.range(*range).map(|(key, _)| key).find(|key| self.has(key))).min()
     }
 
     /// The last key in the range that has a row here.
-    pub fn last(&self, range: &Range) -> Option<&Vec<u8>> {
-        self.layers()
-            .filter_map(|rows| rows.range(range.clone()).rev().map(|(key, _)| key).find(|key| self.has(key)))
-            .max()
+    pub fn last(&self, range: &Range) -> Option<&Key> {
+        self.layers().filter_map(|rows| rows.range(*range).rev().map(|(key, _)| key).find(|key| self.has(key))).max()
     }
 
     /// What hides what.
@@ -146,8 +147,8 @@ fn once(key: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> Vec<u8> {
-        text.as_bytes().to_vec()
+    fn key(text: &str) -> Key {
+        Key::of(text.as_bytes()).unwrap()
     }
 
     #[test]
@@ -161,6 +162,18 @@ mod tests {
     }
 
     #[test]
+    fn epoch_of_which_nothing_is_left_is_given_all_the_same() {
+        let mut overlay = Overlay::default();
+        overlay.write(key("m1"), Some(vec![1]));
+        overlay.commit();
+        overlay.write(key("m1"), None);
+        overlay.commit();
+        overlay.freeze();
+        assert!(overlay.is_giving());
+        assert_eq!(overlay.to_give().next(), None);
+    }
+
+    #[test]
     fn what_goes_after_it_was_frozen_is_removed_from_sled_too() {
         let mut overlay = Overlay::default();
         overlay.write(key("m1"), Some(vec![1]));
@@ -169,10 +182,10 @@ mod tests {
         overlay.write(key("m1"), None);
         overlay.commit();
         assert_eq!(overlay.get(b"m1"), Some(None));
-        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&b"m1"[..], Some(&[1][..]))]);
+        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&key("m1"), Some(&[1][..]))]);
         overlay.give(None);
         overlay.freeze();
-        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&b"m1"[..], None)]);
+        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&key("m1"), None)]);
     }
 
     #[test]

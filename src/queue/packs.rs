@@ -30,15 +30,19 @@ impl Writer {
     pub(super) fn file(&mut self, record: &Record) -> At {
         let open = self.open_pack.take().filter(|open| open.next.nth < pack::RECORDS_MAX);
         let mut open = open.unwrap_or_else(|| self.new_pack());
-        let mut encoded = pack::encode(open.next, record);
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.clear();
+        pack::encode_onto(&mut encoded, open.next, record);
         if open.next.nth > 0 && open.bytes + encoded.len() > pack::BYTES_MAX {
             open = self.new_pack();
-            encoded = pack::encode(open.next, record);
+            encoded.clear();
+            pack::encode_onto(&mut encoded, open.next, record);
         }
         let at = open.next;
         self.store.extend(at.key(), &encoded);
         self.meta.weight += encoded.len() as u64;
         self.open_pack = Some(Open { next: At { nth: at.nth + 1, ..at }, bytes: open.bytes + encoded.len() });
+        self.encoded = encoded;
         at
     }
 
@@ -84,11 +88,11 @@ impl Writer {
 
     /// The first pack after `after`.
     pub(super) fn next_pack(&mut self, after: u64) -> Result<Option<Live>, StoreFailed> {
-        let from = Key::new(b'm').number(after).0;
-        let Some(key) = self.store.next_key(b"m", Bound::Excluded(&from))? else { return Ok(None) };
+        let from = Key::new(b'm').number(after);
+        let Some(key) = self.store.next_key(b"m", Bound::Excluded(from))? else { return Ok(None) };
         let pack = number_at(&key, 1);
         let gone = self.gone(pack)?;
-        let count = self.store.read(&Key(key), super::codec::pack::count)?.unwrap_or(0);
+        let count = self.store.read(&key, super::codec::pack::count)?.unwrap_or(0);
         let mut records = Vec::new();
         for at in (0..count).map(|nth| At { pack, nth }).filter(|at| gone & at.bit() == 0) {
             records.extend(self.record(at)?.map(|record| (at, record)));

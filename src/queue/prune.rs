@@ -47,13 +47,13 @@ impl Writer {
 
     /// Buries what has outlived its lifetime.
     pub(super) fn expire(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
-        let mut from = Bound::Included(vec![b'e']);
+        let mut from = Bound::Included(Key::new(b'e'));
         for _ in 0..DEATHS_A_TICK {
-            let Some(key) = self.store.next_key(b"e", from.as_ref().map(Vec::as_slice))? else { break };
+            let Some(key) = self.store.next_key(b"e", from)? else { break };
             if Timestamp(number_at(&key, 1)) > now {
                 break;
             }
-            let at: Option<At> = self.store.get(&Key(key.clone()))?;
+            let at: Option<At> = self.store.get(&key)?;
             let record = match at {
                 Some(at) => self.record(at)?,
                 None => None,
@@ -65,7 +65,7 @@ impl Writer {
                 from = Bound::Excluded(key);
                 continue;
             }
-            self.store.remove(Key(key));
+            self.store.remove(key);
             self.commit_if_long()?;
         }
         // Where a message has the usual lifetime the order of acceptance is the order of death.
@@ -107,7 +107,7 @@ impl Writer {
     pub(super) fn prune(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
         for _ in 0..ROWS_A_TICK {
             let too_many = self.meta.outcomes > self.options.outcomes_max;
-            let Some((key, at)) = self.oldest_row(b"o", now, self.options.outcomes_kept_for, too_many)? else { break };
+            let Some((key, at)) = self.oldest_row(b'o', now, self.options.outcomes_kept_for, too_many)? else { break };
             for (conversation, entry) in self.store.get::<Vec<(Hash, Hash)>>(&key)?.unwrap_or_default() {
                 let key = entry_key(&conversation, &entry);
                 let Some(Entry::Done(outcome)) = self.store.get::<Entry>(&key)? else { continue };
@@ -121,13 +121,13 @@ impl Writer {
         }
         for _ in 0..ROWS_A_TICK {
             let too_many = self.meta.dead > self.options.dead_max;
-            let Some((key, _)) = self.oldest_row(b"z", now, self.options.dead_kept_for, too_many)? else { break };
-            self.forget_dead(number_at(&key.0, 9))?;
+            let Some((key, _)) = self.oldest_row(b'z', now, self.options.dead_kept_for, too_many)? else { break };
+            self.forget_dead(number_at(&key, 9))?;
             self.store.remove(key);
             self.commit_if_long()?;
         }
         for _ in 0..ROWS_A_TICK {
-            let Some((key, at)) = self.oldest_row(b"y", now, USED_KEPT_FOR, false)? else { break };
+            let Some((key, at)) = self.oldest_row(b'y', now, USED_KEPT_FOR, false)? else { break };
             for (what, hash) in self.store.get::<Vec<(u8, Hash)>>(&key)?.unwrap_or_default() {
                 self.forget_used(what, &hash, at, now)?;
             }
@@ -139,14 +139,14 @@ impl Writer {
 
     fn oldest_row(
         &mut self,
-        prefix: &[u8],
+        prefix: u8,
         now: Timestamp,
         kept_for: Duration,
         too_many: bool,
     ) -> Result<Option<(Key, Timestamp)>, StoreFailed> {
-        let Some(key) = self.store.next_key(prefix, Bound::Included(prefix))? else { return Ok(None) };
+        let Some(key) = self.store.first_key(Key::new(prefix))? else { return Ok(None) };
         let at = Timestamp(number_at(&key, 1));
-        Ok((too_many || now.since(at) >= kept_for).then_some((Key(key), at)))
+        Ok((too_many || now.since(at) >= kept_for).then_some((key, at)))
     }
 
     /// Whether an outcome goes with a dead letter. One that was redriven into another conversation is none here.

@@ -107,10 +107,10 @@ impl<'a> Salvage<'a> {
         let mut unreadable = Vec::new();
         let mut seen = HashSet::new();
         for bytes in self.log.keys(b'm') {
-            let key = Key(bytes.to_vec());
+            let Some(key) = Key::of(bytes) else { continue };
             let raw = self.log.raw(bytes)?.unwrap_or_default();
             let number = number_at(bytes, 1);
-            let gone: u64 = self.log.get(&gone_key(number).0)?.unwrap_or(0);
+            let gone: u64 = self.log.get(&gone_key(number))?.unwrap_or(0);
             let mut queued = Vec::new();
             for at in (0..pack::count(&raw)).map(|nth| At { pack: number, nth }).filter(|at| gone & at.bit() == 0) {
                 match pack::decode(at, &raw) {
@@ -145,7 +145,7 @@ impl<'a> Salvage<'a> {
 
     /// The record that stands there.
     pub fn record(&self, at: At) -> io::Result<Option<Record>> {
-        Ok(self.log.raw(&at.key().0)?.and_then(|raw| pack::decode(at, &raw)))
+        Ok(self.log.raw(&at.key())?.and_then(|raw| pack::decode(at, &raw)))
     }
 
     /// Dead letters that verify.

@@ -99,9 +99,9 @@ impl Writer {
         let limit = self.store.pending_bytes() + BURIED_BYTES_MAX;
         let mut passed_over: Vec<(Hash, Place)> = Vec::new();
         let in_time = |passed_over: &[_]| if passed_over.len() < PAGE { now + takes } else { now };
-        let mut after: Bound<Vec<u8>> = Bound::Included(vec![b'd']);
+        let mut after: Bound<Key> = Bound::Included(Key::new(b'd'));
         while work.leases.len() < most && self.store.pending_bytes() < limit {
-            let Some(key) = self.store.next_key(b"d", after.as_ref().map(Vec::as_slice))? else { break };
+            let Some(key) = self.store.next_key(b"d", after)? else { break };
             let due = Timestamp(number_at(&key, 1));
             let conversation = conversation_in(&key);
             after = Bound::Excluded(key);
@@ -152,9 +152,9 @@ impl Writer {
         let page = self.ahead.of(kind);
         if page.turns.is_empty() {
             let prefix = &[turn_prefix(kind)];
-            let mut after = Bound::Excluded(turn_key(kind, page.cursor, &[u8::MAX; 16]).0);
+            let mut after = Bound::Excluded(turn_key(kind, page.cursor, &[u8::MAX; 16]));
             while page.turns.len() < PAGE {
-                let Some(key) = self.store.next_key(prefix, after.as_ref().map(Vec::as_slice))? else { break };
+                let Some(key) = self.store.next_key(prefix, after)? else { break };
                 page.cursor = number_at(&key, 1);
                 page.turns.push_back((page.cursor, conversation_in(&key)));
                 after = Bound::Excluded(key);

@@ -5,8 +5,7 @@ use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Out
 use super::lookup::{Queued, entry_key};
 use super::{Lease, Settled, State, Status, StoreFailed, Writer};
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
-use crate::life::{self, Subject};
-use crate::message::ClientToken;
+use crate::life;
 use crate::time::Timestamp;
 
 /// Why and how a message is buried.
@@ -222,15 +221,8 @@ impl Writer {
         let Dead { record, trial, died } = dead;
         let id = self.id(record.sequence, record.conversation, record.entry);
         self.afterwards(move || {
-            let Ok(Some(client_token)) = ClientToken::parse(&record.client_token) else { return };
-            let subject = Subject {
-                message: &id,
-                conversation: &record.label,
-                client_token: &client_token,
-                trace_id: record.trace_id.as_deref(),
-            };
             let word = (word.0, word.1.as_deref());
-            life::dead(subject, trial.attempts, died.since(record.accepted), word, reason, maybe_delivered);
+            life::dead(record.subject(&id), trial.attempts, died.since(record.accepted), word, reason, maybe_delivered);
         });
     }
 

@@ -28,6 +28,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::OpenError;
+use super::codec::Key;
 use super::codec::{self, Secret};
 use super::folder::{private, sync_ancestors, sync_directory};
 use super::log::Log;
@@ -36,7 +37,9 @@ use super::sealing::{Binding, Sealer, SealingKey};
 /// The file's name.
 const NAME: &str = "format";
 /// The row in the log that has a copy of it.
-pub const COPY: &[u8] = b"f";
+pub fn copy_key() -> Key {
+    Key::new(b'f')
+}
 /// Bytes of the key of the hashes.
 const KEY_BYTES: usize = 32;
 
@@ -99,7 +102,7 @@ pub fn copy_stamp(from: &Path, log: &Log, to: &Path) -> io::Result<()> {
 /// The stamp in the file, or where that is damaged, gone, or another store's, the copy of it in the log; and what is wrong
 /// with the file.
 fn find(path: &Path, log: &Log) -> Result<(Option<Found>, Option<String>), OpenError> {
-    let copy = log.get::<String>(COPY).ok().flatten().map(Zeroizing::new);
+    let copy = log.get::<String>(&copy_key()).ok().flatten().map(Zeroizing::new);
     let file = match text(path) {
         Ok(Some(text)) if copy.as_ref().is_some_and(|copy| !is_of_one_store(copy, &text)) => {
             parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))

@@ -180,7 +180,7 @@ impl Store {
     /// stores lie here: their rows do not belong together.
     fn keep_stamp(&mut self) -> Result<(), OpenError> {
         let Some(text) = stamp::text(&self.path)? else { return Ok(()) };
-        let copy: Option<String> = self.get(&Key(stamp::COPY.to_vec())).map_err(|cause| OpenError::Failed {
+        let copy: Option<String> = self.get(&stamp::copy_key()).map_err(|cause| OpenError::Failed {
             path: self.path.clone(),
             step: "read the copy of its format stamp",
             cause: cause.to_string(),
@@ -189,14 +189,14 @@ impl Store {
             let damage = "its format stamp, its log and its journal are not of one store".into();
             return Err(OpenError::Damaged { path: self.path.clone(), damage });
         }
-        self.stamp = codec::encode(stamp::COPY, &*text);
+        self.stamp = codec::encode(&stamp::copy_key(), &*text);
         self.write_stamp_row();
         Ok(())
     }
 
     /// Each epoch of the journal begins with it, and so tells whose it is.
     fn write_stamp_row(&mut self) {
-        self.overlay.write(stamp::COPY.to_vec(), Some(self.stamp.clone()));
+        self.overlay.write(stamp::copy_key(), Some(self.stamp.clone()));
     }
 
     /// sled has opened the log, and the first rows were read and written.
@@ -238,73 +238,81 @@ impl Store {
     /// The row under a key, as the acts so far have left it. A row that fails its sum is set aside, counted, and not
     /// there.
     pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
-        let found = self.read(key, |value| codec::decode(&key.0, value))?;
+        let found = self.read(key, |value| codec::decode(key, value))?;
         if let Some(None) = found {
             self.set_copy_aside(key)?;
-            self.overlay.write(key.0.clone(), None);
+            self.overlay.write(*key, None);
         }
         Ok(found.flatten())
     }
 
     /// What is to be told of the raw bytes under a key; they are not checked.
     pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
-        Ok(match self.overlay.get(&key.0) {
+        Ok(match self.overlay.get(key) {
             Some(value) => value.map(tell),
-            None => self.db().get(&key.0).map_err(|cause| self.unreadable(&cause))?.as_deref().map(tell),
+            None => self.db().get(key).map_err(|cause| self.unreadable(&cause))?.as_deref().map(tell),
         })
     }
 
     /// Adds to the end of a row that this commit began.
     pub fn extend(&mut self, key: Key, bytes: &[u8]) {
-        self.overlay.extend(key.0, bytes);
+        self.overlay.extend(key, bytes);
     }
 
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
-        codec::encode_into(&mut self.row, &key.0, row);
-        self.overlay.write(key.0, Some(self.row.clone()));
+        self.row.clear();
+        codec::encode_onto(&mut self.row, &key, row);
+        self.overlay.write(key, Some(self.row.clone()));
     }
 
     /// Writes a row that has its sum already.
     pub fn put_raw(&mut self, key: Key, value: Vec<u8>) {
-        self.overlay.write(key.0, Some(value));
+        self.overlay.write(key, Some(value));
     }
 
     /// Removes a row.
     pub fn remove(&mut self, key: Key) {
-        self.overlay.write(key.0, None);
+        self.overlay.write(key, None);
+    }
+
+    /// The first key that begins so.
+    pub fn first_key(&self, prefix: Key) -> Result<Option<Key>, StoreFailed> {
+        self.next_key(&prefix, Bound::Included(prefix))
     }
 
     /// The first key at or after `from` that begins with `prefix`.
-    pub fn next_key(&self, prefix: &[u8], from: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
-        let range = (from.map(<[u8]>::to_vec), Bound::Excluded(prefix_end(prefix)));
+    pub fn next_key(&self, prefix: &[u8], from: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (from, Key::after(prefix).map_or(Bound::Unbounded, Bound::Excluded));
         let own = self.overlay.first(&range);
-        for row in self.db().range(range.clone()) {
+        for row in self.db().range(range) {
             let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
-            if own.is_some_and(|own| own.as_slice() <= &*key) {
+            if own.is_some_and(|own| **own <= *key) {
                 break;
             }
-            if self.overlay.get(&key).is_none() {
-                return Ok(Some(key.to_vec()));
+            let key = Key::of(&key).filter(|key| self.overlay.get(key).is_none());
+            if key.is_some() {
+                return Ok(key);
             }
         }
-        Ok(own.cloned())
+        Ok(own.copied())
     }
 
     /// The last key before or at `to` that begins with `prefix`.
-    pub fn last_key(&self, prefix: &[u8], to: Bound<&[u8]>) -> Result<Option<Vec<u8>>, StoreFailed> {
-        let range = (Bound::Included(prefix.to_vec()), to.map(<[u8]>::to_vec));
+    pub fn last_key(&self, prefix: &[u8], to: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (Key::of(prefix).map_or(Bound::Unbounded, Bound::Included), to);
         let own = self.overlay.last(&range);
-        for row in self.db().range(range.clone()).rev() {
+        for row in self.db().range(range).rev() {
             let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
-            if own.is_some_and(|own| own.as_slice() >= &*key) {
+            if own.is_some_and(|own| **own >= *key) {
                 break;
             }
-            if self.overlay.get(&key).is_none() {
-                return Ok(Some(key.to_vec()));
+            let key = Key::of(&key).filter(|key| self.overlay.get(key).is_none());
+            if key.is_some() {
+                return Ok(key);
             }
         }
-        Ok(own.cloned())
+        Ok(own.copied())
     }
 
     /// Bytes that wait for the next commit.
@@ -381,11 +389,11 @@ impl Store {
             let gone = if key.starts_with(b"p") { codec::PIECE } else { 0 };
             bytes += key.len() + value.map_or(gone, <[u8]>::len);
             match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+                Some(value) => batch.insert(&**key, value),
+                None => batch.remove(&**key),
             }
         }
-        let next = rows.next().map(|(key, _)| key.to_vec());
+        let next = rows.next().map(|(key, _)| *key);
         drop(rows);
         if next.is_none() {
             batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.mark()));
@@ -467,9 +475,9 @@ impl Store {
     pub fn set_copy_aside(&mut self, key: &Key) -> Result<(), StoreFailed> {
         self.corrupt += 1;
         let raw = self.read(key, <[u8]>::to_vec)?;
-        let row = char::from(key.0[0]);
+        let row = char::from(key[0]);
         error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        self.overlay.write([b"k", key.0.as_slice()].concat(), raw);
+        self.overlay.write(Key::new(b'k').with(key), raw);
         Ok(())
     }
 
@@ -549,20 +557,15 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
         Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => Mark::default(),
     };
-    let found = journal::read(path, Some(mark), overlay, Overlay::commit_row, Overlay::freeze).map_err(failed)?;
+    // Every row there was written under a key.
+    let tell = |overlay: &mut Overlay, key: &[u8], value| {
+        if let Some(key) = Key::of(key) {
+            overlay.commit_row(key, value);
+        }
+    };
+    let found = journal::read(path, Some(mark), overlay, tell, Overlay::freeze).map_err(failed)?;
     match found.damage.first() {
         Some(damage) => Err(damaged(damage.clone())),
         None => Journal::resume(path, mark, &found).map_err(failed),
     }
-}
-
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            break;
-        }
-    }
-    end
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -124,6 +125,8 @@ pub struct Writer {
     pub(super) expiry_cursor: u64,
     /// Where the next record is filed; none where nothing was since the last commit.
     pub(super) open_pack: Option<Open>,
+    /// The record being filed; kept for its room.
+    pub(super) encoded: Vec<u8>,
     /// Outcomes since the last commit (conversation and entry), and rows that were last used now: to be pruned one day.
     pub(super) outcomes: Vec<(Hash, Hash)>,
     pub(super) used: Vec<(u8, Hash)>,
@@ -219,6 +222,7 @@ impl Writer {
             fresh: FreshTurns::default(),
             expiry_cursor: 0,
             open_pack: None,
+            encoded: Vec::new(),
             outcomes: Vec::new(),
             used: Vec::new(),
             sending: Sending::default(),
@@ -248,7 +252,7 @@ impl Writer {
         }
         // The counts may be lost with a damaged row; the numbers must never be used twice.
         let last = |store: &Store, prefix: u8| -> Result<u64, StoreFailed> {
-            let key = store.last_key(&[prefix], std::ops::Bound::Excluded(&[prefix + 1]))?;
+            let key = store.last_key(&[prefix], Bound::Excluded(Key::new(prefix + 1)))?;
             Ok(key.map_or(0, |key| super::codec::number_at(&key, 1)))
         };
         let pack = last(&self.store, b'm')?;

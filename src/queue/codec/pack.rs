@@ -30,10 +30,8 @@ impl At {
     }
 
     /// What the record's sum is over, beside the record.
-    fn own_key(self) -> Vec<u8> {
-        let mut key = self.key().0;
-        key.push(self.nth);
-        key
+    fn own_key(self) -> Key {
+        self.key().with(&[self.nth])
     }
 
     /// The bit that tells whether it has left.
@@ -42,11 +40,13 @@ impl At {
     }
 }
 
-/// A record as it stands in a pack.
-pub fn encode(at: At, record: &Record) -> Vec<u8> {
-    let encoded = super::encode(&at.own_key(), record);
-    let length = u16::try_from(encoded.len()).expect("a record is shorter than a row");
-    [&length.to_le_bytes()[..], &encoded].concat()
+/// Puts a record, as it stands in a pack, behind what there is.
+pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
+    let begins = bytes.len();
+    bytes.extend_from_slice(&[0; 2]);
+    super::encode_onto(bytes, &at.own_key(), record);
+    let length = u16::try_from(bytes.len() - begins - 2).expect("a record is shorter than a row");
+    bytes[begins..begins + 2].copy_from_slice(&length.to_le_bytes());
 }
 
 /// The record that stands there, if its sum holds and it is well-formed.

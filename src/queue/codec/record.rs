@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Hash, PIECE};
+use crate::life::Subject;
 use crate::time::Timestamp;
 
 /// More than the longest contents have; above these bits of a record's `pieces` stand its changes.
@@ -84,6 +85,12 @@ impl Secret {
 }
 
 impl Record {
+    /// Whose life the log tells of.
+    pub fn subject<'a>(&'a self, id: &'a dyn std::fmt::Display) -> Subject<'a> {
+        let Record { label, client_token, trace_id, .. } = self;
+        Subject { message: id, conversation: label, client_token, trace_id: trace_id.as_deref() }
+    }
+
     /// The numbers of its pieces. Changed contents have others than those before: no such row is written twice in its life.
     pub fn piece_numbers(&self) -> Range<u16> {
         let first = self.pieces & !PIECES_MAX;

@@ -5,19 +5,32 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::delivery::{Receipt, ServiceError};
+use crate::time::Timestamp;
 
 /// What sealing adds.
 const SEAL: usize = 33;
 
+fn with_sum(key: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut row = [&[0; 4], payload].concat();
+    put_sum(key, &mut row);
+    row
+}
+
+fn in_pack(at: At, record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pack::encode_onto(&mut bytes, at, record);
+    bytes
+}
+
 fn pack_of(count: u8) -> Vec<u8> {
     let record = |nth| Record { sequence: 100 + u64::from(nth), ..Record::default() };
-    (0..count).flat_map(|nth| pack::encode(At { pack: 3, nth }, &record(nth))).collect()
+    (0..count).flat_map(|nth| in_pack(At { pack: 3, nth }, &record(nth))).collect()
 }
 
 proptest! {
     #[test]
     fn flipped_bit_fails_the_sum(at in any::<usize>(), bit in 0u8..8) {
-        let key = Key::new(b'p').number(1).0;
+        let key = Key::new(b'p').number(1);
         let mut value = encode(&key, &Secret::new(vec![7; 60]));
         let at = at % value.len();
         value[at] ^= 1 << bit;
@@ -174,7 +187,7 @@ fn payloads() -> Vec<Vec<u8>> {
 /// Bytes whose sum holds decode to a row that stays what it is when it is written again, or to none. No panic.
 fn decodes_to_itself<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Result<(), TestCaseError> {
     let key = b"fuzz";
-    let Some(row) = decode::<T>(key, &with_sum(key, [&[0; 4], payload].concat())) else { return Ok(()) };
+    let Some(row) = decode::<T>(key, &with_sum(key, payload)) else { return Ok(()) };
     let written = encode(key, &row);
     let again = decode::<T>(key, &written).map(|row| encode(key, &row));
     prop_assert_eq!(again, Some(written), "{}", std::any::type_name::<T>());
@@ -200,7 +213,7 @@ proptest! {
         decodes_to_itself::<Vec<(Hash, Hash)>>(&bytes)?;
         decodes_to_itself::<Secret>(&bytes)?;
         // A sum that was made for other bytes, or for another key, does not hold.
-        let mut row = with_sum(b"k", [&[0; 4], &whole[..]].concat());
+        let mut row = with_sum(b"k", whole);
         prop_assert!(decode::<u8>(b"K", &row).is_none());
         row.splice(4.., bytes.iter().copied());
         prop_assert!(bytes == *whole || decode::<Secret>(b"k", &row).is_none());
@@ -215,7 +228,7 @@ proptest! {
 
 #[test]
 fn row_cannot_pass_for_anothers() {
-    let (here, there) = (Key::new(b'm').number(1).0, Key::new(b'm').number(2).0);
+    let (here, there) = (Key::new(b'm').number(1), Key::new(b'm').number(2));
     assert_eq!(decode::<u8>(&there, &encode(&here, &7u8)), None);
     assert_eq!(decode::<u8>(&here, &encode(&here, &7u8)), Some(7));
     assert_eq!(decode::<u8>(&here, b"abc"), None);
@@ -247,7 +260,7 @@ fn longest_row_of_every_kind_stays_short() {
         inline: Secret::new(vec![u8::MAX; INLINE_MAX + SEAL]),
         ..Record::default()
     };
-    assert!(pack::encode(At { pack: u64::MAX, nth: 63 }, &record).len() <= ROW_MAX);
+    assert!(in_pack(At { pack: u64::MAX, nth: 63 }, &record).len() <= ROW_MAX);
     let trial = Trial {
         attempts: u32::MAX,
         strikes: u8::MAX,
@@ -255,7 +268,7 @@ fn longest_row_of_every_kind_stays_short() {
         unknown: true,
         sent_with: Some([9; 16]),
     };
-    let key = Key::new(b'x').number(u64::MAX).0;
+    let key = Key::new(b'x').number(u64::MAX);
     assert!(encode(&key, &Dead { record, trial: trial.clone(), died: Timestamp(u64::MAX) }).len() <= ROW_MAX);
     let slot = Slot {
         sequence: u64::MAX,
@@ -280,4 +293,20 @@ fn longest_row_of_every_kind_stays_short() {
     };
     assert!(encode(&key, &line).len() <= ROW_MAX);
     assert!(encode(&key, &Secret::new(vec![0; PIECE + SEAL])).len() <= ROW_MAX);
+}
+
+#[test]
+fn keys_are_in_the_order_of_their_bytes() {
+    let keys = [&b""[..], b"a", b"a\0", b"a\0\0", b"a\0\x01", b"a\x01", b"ab", b"b", b"\xff"];
+    for (nth, bytes) in keys.iter().enumerate() {
+        for (other, others) in keys.iter().enumerate() {
+            assert_eq!(Key::of(bytes).cmp(&Key::of(others)), nth.cmp(&other), "{bytes:?} {others:?}");
+        }
+    }
+    assert_eq!(Key::after(b"a"), Key::of(b"b"));
+    assert_eq!(Key::after(b"a\xff\xff"), Key::of(b"b"));
+    assert_eq!(Key::after(b"\xff"), None);
+    assert_eq!(Key::of(&[7; 100]), None, "longer than any row's");
+    // Such a row can be set aside under another letter.
+    assert_eq!(Key::new(b'k').with(&Key::new(b'i').hash(&[1; 16]).hash(&[2; 16])).len(), 34);
 }

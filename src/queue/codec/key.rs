@@ -1,0 +1,88 @@
+//! Keys of rows. None is long, so each stands where it is used, and none needs memory of its own.
+
+use std::borrow::Borrow;
+use std::ops::Deref;
+
+use super::Hash;
+use crate::time::Timestamp;
+
+/// A key, or one under construction. Keys are in the order of their bytes: what lies behind the last one is 0, and of two
+/// that differ in nothing else the shorter comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    bytes: [u8; Key::LONGEST],
+    length: u8,
+}
+
+impl Key {
+    /// A row set aside has a letter before its own key, and the longest of those have a letter and two hashes.
+    const LONGEST: usize = 2 + 2 * size_of::<Hash>();
+    /// It comes before every other.
+    pub const FIRST: Key = Key { bytes: [0; Key::LONGEST], length: 0 };
+
+    pub fn new(prefix: u8) -> Key {
+        Key::FIRST.with(&[prefix])
+    }
+
+    /// The key of these bytes; none where they are too many to be one of a row here.
+    pub fn of(bytes: &[u8]) -> Option<Key> {
+        (bytes.len() <= Key::LONGEST).then(|| Key::FIRST.with(bytes))
+    }
+
+    /// What comes after all keys that begin with these bytes.
+    pub fn after(prefix: &[u8]) -> Option<Key> {
+        let end = prefix.iter().rposition(|byte| *byte < u8::MAX)?;
+        let mut key = Key::of(&prefix[..=end])?;
+        key.bytes[end] += 1;
+        Some(key)
+    }
+
+    pub fn with(mut self, bytes: &[u8]) -> Key {
+        let from = usize::from(self.length);
+        self.bytes[from..from + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len() as u8;
+        self
+    }
+
+    pub fn number(self, number: u64) -> Key {
+        self.with(&number.to_be_bytes())
+    }
+
+    pub fn time(self, time: Timestamp) -> Key {
+        self.number(time.0)
+    }
+
+    pub fn hash(self, hash: &Hash) -> Key {
+        self.with(hash)
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+/// The number that stands at `at` in a key; 0 where the key is too short.
+pub fn number_at(key: &[u8], at: usize) -> u64 {
+    key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
+}
+
+/// The hash that stands at `at` in a key.
+pub fn hash_at(key: &[u8], at: usize) -> Hash {
+    key.get(at..at + 16).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
+}
