@@ -29,21 +29,25 @@
 //! The queue does not know HTTP, statuses, or when an attempt may start.
 
 mod accept;
+mod act;
 mod answers;
 mod carry;
 mod codec;
 mod compaction;
 mod contents;
 pub mod doctor;
+mod error;
 mod folder;
 mod gauges;
 mod journal;
+mod lease;
 mod line;
 mod log;
 mod lookup;
 mod opening;
 mod operate;
 mod overlay;
+mod overview;
 mod packs;
 mod pause;
 mod prune;
@@ -53,6 +57,7 @@ mod sealing;
 mod settle;
 mod stamp;
 mod store;
+mod verdict;
 mod waiters;
 mod writer;
 
@@ -67,17 +72,21 @@ use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 
-use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
-use crate::message::{Body, Caller, ClientToken, ConnectionToken, ConversationKey, Submission};
+use crate::delivery::Disposition;
+use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::Kept;
 use crate::time::{Clock, Timestamp};
+use act::{Act, Asked, Prepared};
 pub use answers::Answers;
 pub use carry::Carried;
+pub use error::{OpenError, StoreFailed};
+pub use lease::{Lease, Settled, Work};
 pub use operate::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
+pub use overview::{Backlog, Overview, Pause, PauseReason};
 pub use sealing::SealingKey;
+pub use verdict::{Asker, Found, Full, MessageId, Rejection, State, Status, Verdict};
 pub use writer::Writer;
-use writer::{Act, Asked, Prepared};
 
 /// The queue's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,274 +134,6 @@ pub enum Damaged {
     SetAside,
     /// It is left as it is, and not opened.
     Refuse,
-}
-
-/// The message's own id: the store's nonce and its sequence number, `9f86d081-42`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MessageId {
-    store: u32,
-    sequence: u64,
-    conversation: codec::Hash,
-    entry: codec::Hash,
-}
-
-impl std::fmt::Display for MessageId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:08x}-{}", self.store, self.sequence)
-    }
-}
-
-/// What the queue knows of one submission.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// The relay's id of it.
-    pub id: MessageId,
-    /// When it was accepted.
-    pub accepted: Timestamp,
-    /// Attempts that counted.
-    pub attempts: u32,
-    /// Where it is.
-    pub status: Status,
-}
-
-/// Where a submission is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Status {
-    /// On disk, not delivered yet.
-    Queued {
-        /// When its next attempt is due, where it backs off or is held.
-        next_attempt: Option<Timestamp>,
-        /// Messages of its conversation before it.
-        ahead: u64,
-        /// About how many messages go before it, those of others among them; none while sending is paused.
-        before: Option<u64>,
-    },
-    /// Connect has it.
-    Delivered(Receipt),
-    /// It will not be delivered.
-    Dead {
-        /// Why.
-        reason: Reason,
-        /// It may have been delivered all the same.
-        maybe_delivered: bool,
-        /// What upstream, or the relay, said.
-        error: ServiceError,
-    },
-}
-
-/// What became of one submission at the door. The reply may be sent: everything in it is durable.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
-    /// On disk.
-    Accepted {
-        /// What is known of it.
-        state: State,
-        /// It had been accepted before: same conversation, ClientToken and contents.
-        repeat: bool,
-    },
-    /// Nothing was kept.
-    Rejected(Rejection),
-}
-
-/// Why a submission was not kept.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rejection {
-    /// This ClientToken was accepted with other contents at this time.
-    OtherContents(Timestamp),
-    /// The token belongs to another conversation (another key, or with and without one).
-    OtherConversation,
-    /// `Relay-Replaces-Token` names a token that was never accepted in this conversation.
-    NotReplaceable,
-    /// The conversation's disconnect was accepted before.
-    Disconnected,
-    /// Upstream refused this token a short time ago.
-    TokenRefused(ServiceError),
-    /// The queue is full.
-    Full(Full),
-    /// At the given rate it cannot be delivered within its lifetime.
-    TooLate {
-        /// About how many messages go before it.
-        before: u64,
-    },
-}
-
-/// Which limit the queue has reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
-    /// `queue.messages_max`
-    Messages {
-        /// Queued now.
-        queued: u64,
-        /// The limit.
-        most: u64,
-    },
-    /// `queue.bytes_max`
-    Bytes {
-        /// On disk now.
-        bytes: u64,
-        /// The limit.
-        most: u64,
-    },
-    /// `queue.free_disk_min`
-    Disk {
-        /// Free now.
-        free: u64,
-        /// The limit.
-        least: u64,
-    },
-}
-
-/// Who asks about a conversation: it is shown only to those who present a token accepted in it.
-#[derive(Clone, Debug)]
-pub struct Asker {
-    /// The token presented.
-    pub token: ConnectionToken,
-    /// The key, where one was used.
-    pub conversation: Option<ConversationKey>,
-    /// Who asks.
-    pub caller: Caller,
-}
-
-/// What became of a look-up.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Found {
-    /// This.
-    State(State),
-    /// Nothing of that token and ClientToken is known.
-    Unknown,
-    /// The token belongs to another conversation.
-    OtherConversation,
-}
-
-/// What waits, all in all or of one caller.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Backlog {
-    /// Messages queued.
-    pub queued: u64,
-    /// Acceptance of the oldest of them.
-    pub oldest: Option<Timestamp>,
-}
-
-/// Nothing is sent for now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pause {
-    /// Since then.
-    pub since: Timestamp,
-    /// Why.
-    pub reason: PauseReason,
-}
-
-/// Why nothing is sent for now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PauseReason {
-    /// An operator said so, in these words.
-    Operator(String),
-    /// The destination refused three tokens, and never delivered anything.
-    AllRefused,
-}
-
-impl PauseReason {
-    /// The reason as it is shown.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            PauseReason::Operator(why) => why,
-            PauseReason::AllRefused => "all_refused",
-        }
-    }
-}
-
-/// What the queue shows an operator.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overview {
-    /// Messages queued.
-    pub queued: u64,
-    /// Acceptance of the oldest of them.
-    pub oldest: Option<Timestamp>,
-    /// Since when the longest waiting conversation could have been sent; none when nothing is due.
-    pub oldest_due: Option<Timestamp>,
-    /// Conversations with something queued.
-    pub conversations: u64,
-    /// Of them, held after a refused token.
-    pub held: u64,
-    /// Of them, with a head that may have been delivered.
-    pub unknown: u64,
-    /// Dead letters kept.
-    pub dead: u64,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Bytes free on the volume.
-    pub disk_free: u64,
-    /// Which limit refuses new messages now.
-    pub full: Option<Full>,
-    /// A damaged store lies set aside.
-    pub set_aside: bool,
-    /// Rows that failed their sums and were set aside since the start.
-    pub corrupt: u64,
-    /// Whether sending is paused.
-    pub paused: Option<Pause>,
-}
-
-/// The store failed: nothing more is acknowledged, and the process leaves.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the store failed: {0}")]
-pub struct StoreFailed(pub Arc<str>);
-
-/// A message taken out for one attempt; its conversation starts nothing else until it is settled.
-#[derive(Debug)]
-pub struct Lease {
-    /// The relay's id of it.
-    pub id: MessageId,
-    /// What to send.
-    pub body: Body,
-    /// Its idempotency token.
-    pub client_token: ClientToken,
-    /// The credential to send it with: its own, or the one that renewed it.
-    pub connection_token: ConnectionToken,
-    /// The conversation's name in logs.
-    pub label: Box<str>,
-    /// The trace id it came with.
-    pub trace_id: Option<Box<str>>,
-    /// When it was accepted.
-    pub accepted: Timestamp,
-    /// Attempts that counted, before this one.
-    pub attempts: u32,
-    /// Answers with an unlisted code, before this one.
-    pub strikes: u8,
-    /// When it last failed.
-    pub failed_at: Option<Timestamp>,
-    conversation: codec::Hash,
-    /// The hash of the token it is sent with.
-    token: codec::Hash,
-}
-
-/// What settling came to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Settled {
-    /// It is done.
-    Delivered,
-    /// It keeps its place.
-    Kept,
-    /// It is tried again then.
-    Deferred(Timestamp),
-    /// Its conversation waits so long for a renewed token.
-    Held(Timestamp),
-    /// It is a dead letter.
-    Dead {
-        /// Why.
-        reason: Reason,
-        /// A waiting caller gets the error itself.
-        told: bool,
-    },
-}
-
-/// What there is to send.
-#[derive(Debug, Default)]
-pub struct Work {
-    /// Taken out for an attempt each.
-    pub leases: Vec<Lease>,
-    /// Where fewer came than were asked for: when the next one falls due by itself.
-    pub next_due: Option<Timestamp>,
 }
 
 /// A handle on the queue; clones share it.
@@ -604,61 +345,4 @@ impl Queue {
     fn why_failed(&self) -> StoreFailed {
         self.shared.failure.get().cloned().unwrap_or_else(|| StoreFailed("the queue is closed".into()))
     }
-}
-
-/// Why the queue could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("open queue {path}: locked by another process")]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Written by a newer relay, or one from before the first release: exit 78.
-    #[error("open queue {path}: its format is {found}, this relay reads {known}")]
-    OtherFormat {
-        /// The folder.
-        path: PathBuf,
-        /// What is there.
-        found: u32,
-        /// What this build reads.
-        known: u32,
-    },
-    /// In memory, and not allowed to be: exit 78.
-    #[error(
-        "open queue {path}: it lies on {filesystem}, in memory, and would not survive; use a disk, or set queue.volatile = true"
-    )]
-    Volatile {
-        /// The folder.
-        path: PathBuf,
-        /// The file system's name.
-        filesystem: &'static str,
-    },
-    /// Sealed, and no key opens it: exit 78.
-    #[error("open queue {path}: it is sealed, and {} opens it", if *keys == 0 { "queue.key_file is not set, so nothing".to_owned() } else { format!("none of the {keys} key(s) in queue.key_file") })]
-    Sealed {
-        /// The folder.
-        path: PathBuf,
-        /// Keys that were tried.
-        keys: usize,
-    },
-    /// Damaged, and it is to be left as it is.
-    #[error("open queue {path}: it is damaged: {damage}; connect-relay doctor check {path} tells more")]
-    Damaged {
-        /// The folder.
-        path: PathBuf,
-        /// What was found first.
-        damage: String,
-    },
-    /// Something failed on the way.
-    #[error("open queue {path}: {step}: {cause}")]
-    Failed {
-        /// The folder.
-        path: PathBuf,
-        /// What was being done.
-        step: &'static str,
-        /// Why it failed.
-        cause: String,
-    },
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::act::{Asked, Prepared};
 use super::codec::{
     self, Dead, ErrorRow, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot, Token,
     Trial,
@@ -10,7 +11,6 @@ use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::sealing::Binding;
-use super::writer::{Asked, Prepared};
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
 use crate::life;

@@ -1,11 +1,11 @@
 //! Looking without changing.
 
 use super::accept::token_key;
+use super::act::Asked;
 use super::codec::{
     self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
 };
 use super::line::turn_prefix;
-use super::writer::Asked;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;

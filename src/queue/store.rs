@@ -18,42 +18,31 @@
 //! of the three nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from
 //! the page cache before it reads them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
-use std::ops::Bound;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+mod open;
+mod space;
 
-use rustix::fs::FallocateFlags;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 
-use super::carry::ASIDE;
-use super::codec::{self, Hasher, Key};
-use super::folder::{
-    BALLAST, MARK, close_to_others, drop_cached, lock, look_through, make_room, memory_filesystem, private,
-    remove_half_snapshots, set_aside_unstamped, sync_directory, was_used,
-};
-use super::journal::{self, EPOCH, Journal, Mark};
+use super::codec::{self, Key};
+use super::folder::{MARK, private, sync_directory};
+use super::journal::{EPOCH, Journal};
 use super::overlay::Overlay;
-use super::sealing::{Sealer, SealingKey};
-use super::stamp::{Stamp, first_stamp, read_stamp, write_stamp};
-use super::{OpenError, StoreFailed, compaction, folder, opening, stamp};
-use crate::time::Timestamp;
+use super::{StoreFailed, compaction, stamp};
 
-/// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
-/// back from the file, and a third fewer messages a second were accepted; 16 MiB took no more than 8 or 6.
-const CACHE_BYTES: u64 = 6 << 20;
-/// How often sled's lock is tried for, 10 ms apart.
-const LOCK_TRIES: u32 = 300;
+pub use open::{never_drop, open_sled};
+pub use space::BALLAST_BYTES;
+
 /// What a checkpoint gives sled at a time: what a batch leaves to be freed stays in memory for a while (with 1 MiB ten
 /// thousand messages took 47 MiB, with this 23).
 const BATCH_BYTES: usize = 256 << 10;
-/// Space set aside for recording outcomes on a full disk.
-pub const BALLAST_BYTES: u64 = 8 << 20;
 
 /// One folder of rows.
 pub struct Store {
@@ -82,126 +71,9 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the folder, or makes it; with what hashes and seals by the keys of this store.
-    pub fn open(
-        path: &Path,
-        volatile: bool,
-        keys: Vec<SealingKey>,
-        now: Timestamp,
-    ) -> Result<(Store, Hasher, Sealer), OpenError> {
-        let failed =
-            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
-        folder::make(path)?;
-        if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
-            return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
-        }
-        let lock = lock(path)?;
-        make_room(path);
-        let stamp = read_stamp(path, &keys)?;
-        if stamp.is_none() {
-            if was_used(path).map_err(failed("read its log"))? {
-                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() });
-            }
-            set_aside_unstamped(path, now).map_err(failed("set aside what a first start left unfinished"))?;
-        }
-        compaction::finish(path).map_err(failed("finish a compaction"))?;
-        if path.join("failed-sync").exists() {
-            warn!(queue = %path.display(), "a write failed when the relay last ran; reading the disk itself, not the cache");
-            drop_cached(path).map_err(failed("drop cached pages"))?;
-        }
-        remove_half_snapshots(path).map_err(failed("remove a half-written snapshot"))?;
-        if stamp.is_some() {
-            look_through(path)?;
-        }
-        opening::note(path);
-        let (patience, folder) = (opening::patience(path), path.to_owned());
-        opening::within(path, patience, move || Store::open_rows(&folder, lock, stamp, keys))
-    }
-
-    /// From here on sled has the log.
-    fn open_rows(
-        path: &Path,
-        lock: File,
-        stamp: Option<Stamp>,
-        keys: Vec<SealingKey>,
-    ) -> Result<(Store, Hasher, Sealer), OpenError> {
-        let failed =
-            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
-        let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
-            // sled's words for damage, and for a log that ends too early.
-            ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
-            }
-            _ => failed("open sled")(cause),
-        })?;
-        if fs::read_dir(path.join("blobs")).is_ok_and(|mut blobs| blobs.next().is_some()) {
-            warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
-        }
-        let stamp = match stamp {
-            Some(stamp) => stamp,
-            None => first_stamp(path, &db, &data)
-                .and_then(|stamp| journal::create(path).map(|()| stamp))
-                .inspect_err(|_| never_drop(&db))
-                .map_err(failed("write its format stamp"))?,
-        };
-        let sealer = Sealer::new(keys, stamp.nonce);
-        let mut overlay = Overlay::default();
-        let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
-        if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
-            write_stamp(path, &stamp, &sealer)
-                .inspect_err(|_| never_drop(&db))
-                .map_err(failed("write its format stamp"))?;
-        }
-        match fs::remove_file(path.join("failed-sync")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the mark")(error)),
-            _ => {}
-        }
-        let mut store = Store {
-            path: path.to_owned(),
-            db: Some(db),
-            data,
-            _lock: lock,
-            nonce: stamp.nonce,
-            overlay,
-            journal,
-            row: Vec::new(),
-            stamp: Vec::new(),
-            corrupt: 0,
-            compactable: true,
-        };
-        store.keep_ballast();
-        store.keep_stamp().inspect_err(|_| store.db.iter().for_each(never_drop))?;
-        // The last run may have been cut short in one: from now on the overlay alone tells what sled does not have.
-        store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
-        Ok((store, Hasher::new(&stamp.key), sealer))
-    }
-
-    /// Has the log keep a copy of the stamp; it goes with the first commit. One of another store says that files of two
-    /// stores lie here: their rows do not belong together.
-    fn keep_stamp(&mut self) -> Result<(), OpenError> {
-        let Some(text) = stamp::text(&self.path)? else { return Ok(()) };
-        let copy: Option<String> = self.get(&stamp::copy_key()).map_err(|cause| OpenError::Failed {
-            path: self.path.clone(),
-            step: "read the copy of its format stamp",
-            cause: cause.to_string(),
-        })?;
-        if copy.is_some_and(|copy| !stamp::is_of_one_store(&copy, &text)) {
-            let damage = "its format stamp, its log and its journal are not of one store".into();
-            return Err(OpenError::Damaged { path: self.path.clone(), damage });
-        }
-        self.stamp = codec::encode(&stamp::copy_key(), &*text);
-        self.write_stamp_row();
-        Ok(())
-    }
-
     /// Each epoch of the journal begins with it, and so tells whose it is.
     fn write_stamp_row(&mut self) {
         self.overlay.write(stamp::copy_key(), Some(self.stamp.clone()));
-    }
-
-    /// sled has opened the log, and the first rows were read and written.
-    pub fn note_opened(&self) {
-        opening::came_back(&self.path);
     }
 
     fn db(&self) -> &sled::Db {
@@ -429,48 +301,6 @@ impl Store {
         std::mem::take(&mut self.corrupt)
     }
 
-    /// Bytes that the folder takes on disk beside the log itself.
-    pub fn other_bytes(&self) -> u64 {
-        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let files = files.filter(|file| file.file_name() != "db").filter_map(|file| file.metadata().ok());
-        files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
-    }
-
-    /// Whether a damaged store lies set aside.
-    pub fn has_set_aside(&self) -> bool {
-        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with(ASIDE))
-    }
-
-    /// Bytes that the log takes on disk.
-    pub fn log_bytes(&self) -> u64 {
-        self.data.metadata().map_or(0, |file| file.blocks() * 512)
-    }
-
-    /// Bytes free on its volume; none where the volume does not say.
-    pub fn bytes_free(&self) -> Option<u64> {
-        folder::free(&self.path)
-    }
-
-    /// Sets the ballast aside, if the volume has the space.
-    pub fn keep_ballast(&self) {
-        let path = self.path.join(BALLAST);
-        if path.exists() || self.bytes_free().is_none_or(|free| free < 4 * BALLAST_BYTES) {
-            return;
-        }
-        let made = private(OpenOptions::new().create(true).truncate(false).write(true), &path)
-            .and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?));
-        if made.is_err() {
-            // A file system without fallocate: there is nothing to set aside, and nothing is lost by it.
-            let _ = fs::remove_file(&path);
-        }
-    }
-
-    /// Gives the ballast up.
-    pub fn release_ballast(&self) -> bool {
-        fs::remove_file(self.path.join(BALLAST)).is_ok()
-    }
-
     /// Keeps a copy of a damaged row where nothing reads it, and counts it.
     pub fn set_copy_aside(&mut self, key: &Key) -> Result<(), StoreFailed> {
         self.corrupt += 1;
@@ -511,61 +341,5 @@ impl Store {
             error!(%cause, "the failed write could not be marked");
         }
         self.failed(step, cause)
-    }
-}
-
-/// Opens sled as the rules have it.
-pub(super) fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
-    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-    // sled lets go of its lock in a thread of its own, a moment after it was dropped. Nobody else can hold it: the
-    // relay's own lock is taken.
-    let mut tries = 0;
-    let db = loop {
-        match config.open() {
-            Err(sled::Error::Io(error)) if tries < LOCK_TRIES && error.to_string().contains("acquire lock") => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            result => break result?,
-        }
-    };
-    let data = File::open(path.join("db")).and_then(|data| {
-        close_to_others(path)?;
-        // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it.
-        sync_directory(path)?;
-        Ok(data)
-    });
-    let data = data.inspect_err(|_| never_drop(&db))?;
-    Ok((db, data))
-}
-
-/// sled syncs when it is dropped, and panics where that fails. After a failure it is left as it is: the process leaves.
-pub(super) fn never_drop(db: &sled::Db) {
-    std::mem::forget(db.clone());
-}
-
-/// Reads back what was committed and sled may not have. Without one commit those after it do not add up: that is a store
-/// to be set aside.
-fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Journal, OpenError> {
-    let failed = |cause: io::Error| OpenError::Failed {
-        path: path.to_owned(),
-        step: "open its journal",
-        cause: cause.to_string(),
-    };
-    let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
-    let mark = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
-        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
-        None => Mark::default(),
-    };
-    // Every row there was written under a key.
-    let tell = |overlay: &mut Overlay, key: &[u8], value| {
-        if let Some(key) = Key::of(key) {
-            overlay.commit_row(key, value);
-        }
-    };
-    let found = journal::read(path, Some(mark), overlay, tell, Overlay::freeze).map_err(failed)?;
-    match found.damage.first() {
-        Some(damage) => Err(damaged(damage.clone())),
-        None => Journal::resume(path, mark, &found).map_err(failed),
     }
 }

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::delivery::{Disposition, Receipt, ServiceError};
-use crate::message::{Content, ContentType};
+use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
+use crate::message::{Body, Content, ContentType, ConversationKey};
 
 struct Rig {
     folder: tempfile::TempDir,

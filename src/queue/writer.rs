@@ -1,8 +1,8 @@
 //! The one thread that owns the store: takes what waits, carries it out, commits once, answers.
 
+mod begin;
+
 use std::collections::HashMap;
-use std::io;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -12,28 +12,21 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
+use super::act::Act;
 use super::answers::{Answer, Answers};
 use super::codec::{Hash, Hasher, Key, Meta, Sending};
 use super::gauges::Gauges;
-use super::line::turn_prefix;
-use super::operate::Operation;
 use super::packs::Open;
 use super::pause::Trust;
 use super::schedule::Ahead;
 use super::sealing::Sealer;
 use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
-use super::{
-    Asker, Backlog, Carried, Damaged, Found, Lease, MessageId, OpenError, Options, Overview, Settled, Shared, State,
-    StoreFailed, Verdict, Work, carry, folder, opening,
-};
-use crate::delivery::Disposition;
+use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
-use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
-use crate::metrics::Metrics;
 use crate::pacer::Kept;
-use crate::time::{Clock, Timestamp};
-use crate::turns::{FreshTurns, Kind, Turns};
+use crate::time::Timestamp;
+use crate::turns::{FreshTurns, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
 /// stays in memory for a while (with 1 MiB ten thousand messages took 47 MiB, with this 23), and in acts, because the
@@ -46,66 +39,6 @@ const COMPACT_BYTES: u64 = 32 << 20;
 const TICK: Duration = Duration::from_secs(1);
 /// How often memory that was freed is given back, if anything was committed since.
 const GIVE_BACK: Duration = Duration::from_secs(60);
-
-/// Something to carry out.
-pub enum Act {
-    Accept { prepared: Vec<Prepared>, rate: f64, reply: oneshot::Sender<Vec<Verdict>> },
-    Await { id: MessageId, reply: oneshot::Sender<Option<State>> },
-    Look { id: MessageId, reply: oneshot::Sender<Option<State>> },
-    Find { asked: Asked, client_token: ClientToken, reply: oneshot::Sender<Found> },
-    IsIdle { asked: Asked, reply: oneshot::Sender<bool> },
-    Remember { participant: Hash, hash: Hash, token: ConnectionToken, reply: oneshot::Sender<()> },
-    Backlog { of: Option<Caller>, reply: oneshot::Sender<Backlog> },
-    Overview { reply: oneshot::Sender<Overview> },
-    Pause { why: String, reply: oneshot::Sender<()> },
-    Resume { reply: oneshot::Sender<()> },
-    Lease { most: usize, takes: Duration, reply: oneshot::Sender<Work> },
-    Operate(Operation),
-    Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
-}
-
-/// A submission with all that can be computed before the writer's turn comes.
-pub struct Prepared {
-    pub body: Body,
-    pub client_token: ClientToken,
-    pub asked: Asked,
-    pub bearer: ConnectionToken,
-    pub replaces: Option<Hash>,
-    pub lifetime: Option<Duration>,
-    pub trace_id: Option<Box<str>>,
-    pub contents: Hash,
-    pub label: Box<str>,
-}
-
-impl Prepared {
-    pub fn new(submission: Submission, hasher: &Hasher) -> Prepared {
-        let Submission { body, client_token, connection_token, conversation, replaces, lifetime, caller, trace_id } =
-            submission;
-        let label = crate::message::label(conversation.as_ref(), &connection_token);
-        let contents = hasher.contents(&body);
-        let replaces = replaces.map(|token| hasher.token(&token));
-        let asker = Asker { token: connection_token, conversation, caller };
-        let asked = Asked::new(&asker, hasher);
-        Prepared { body, client_token, asked, bearer: asker.token, replaces, lifetime, trace_id, contents, label }
-    }
-}
-
-/// Who speaks of which conversation, as hashes.
-#[derive(Clone, Copy)]
-pub struct Asked {
-    pub token: Hash,
-    /// The conversation that the key names.
-    pub keyed: Option<Hash>,
-    pub caller: Caller,
-}
-
-impl Asked {
-    pub fn new(asker: &Asker, hasher: &Hasher) -> Asked {
-        let caller = super::codec::caller_number(asker.caller).to_be_bytes();
-        let keyed = asker.conversation.as_ref().map(|key| hasher.hash(b'k', &[&caller, key.as_str().as_bytes()]));
-        Asked { token: hasher.token(&asker.token), keyed, caller: asker.caller }
-    }
-}
 
 /// The thread that owns the store.
 pub struct Writer {
@@ -154,32 +87,6 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// Sets a damaged store aside, and says so.
-fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
-    let path = &options.path;
-    let _lock = folder::lock(path)?;
-    let failed = |cause: io::Error| OpenError::Failed {
-        path: path.clone(),
-        step: "set the damaged store aside",
-        cause: format!("{cause}; it was found damaged: {damage}"),
-    };
-    // Without its key the new store would be worth nothing; nothing is begun that only the key can end.
-    carry::refuse_sealed(path, &options.keys, failed)?;
-    let (aside, carried) = carry::set_aside(options, clock).map_err(failed)?;
-    let Carried { queued, dead, outcomes, lost } = carried;
-    error!(
-        queue = %path.display(),
-        damage,
-        queued,
-        dead,
-        outcomes,
-        lost,
-        "the queue was damaged and is set aside; what verifies was carried over: connect-relay doctor check {}",
-        aside.display()
-    );
-    Ok(())
-}
-
 /// How much room there is, looked up whenever sled was given something.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Space {
@@ -191,90 +98,6 @@ pub(super) struct Space {
 }
 
 impl Writer {
-    pub(super) fn open(
-        options: Options,
-        inbox: Receiver<Act>,
-        shared: Arc<Shared>,
-        metrics: &Metrics,
-    ) -> Result<Writer, OpenError> {
-        let path = options.path.clone();
-        let now = shared.clock.now();
-        let open = || Store::open(&path, options.volatile, options.keys.clone(), now);
-        let (store, hasher, sealer) = match open() {
-            Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
-                set_aside(&options, &shared.clock, &damage)?;
-                open()?
-            }
-            opened => opened?,
-        };
-        let gauges = Gauges::new(metrics, &options);
-        let mut writer = Writer {
-            options,
-            store,
-            hasher,
-            sealer,
-            meta: Meta::default(),
-            gauges,
-            waiters: Waiters::default(),
-            leased: HashMap::new(),
-            turns: Turns::default(),
-            ahead: Ahead::default(),
-            fresh: FreshTurns::default(),
-            expiry_cursor: 0,
-            open_pack: None,
-            encoded: Vec::new(),
-            outcomes: Vec::new(),
-            used: Vec::new(),
-            sending: Sending::default(),
-            trust: Trust::default(),
-            poke: true,
-            left: false,
-            space: Space::default(),
-            shared,
-            inbox,
-            answers: Vec::new(),
-            answering: None,
-            ticked: Timestamp(0),
-            held_since: None,
-        };
-        opening::within(&path.clone(), opening::patience(&path), move || {
-            let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
-            writer.begin().map_err(failed)?;
-            writer.store.note_opened();
-            Ok(writer)
-        })
-    }
-
-    /// Takes up the numbers where the last run left them, and records that this one has begun.
-    fn begin(&mut self) -> Result<(), StoreFailed> {
-        if let Some(meta) = self.store.get(&Key::new(b'!'))? {
-            self.meta = meta;
-        }
-        // The counts may be lost with a damaged row; the numbers must never be used twice.
-        let last = |store: &Store, prefix: u8| -> Result<u64, StoreFailed> {
-            let key = store.last_key(&[prefix], Bound::Excluded(Key::new(prefix + 1)))?;
-            Ok(key.map_or(0, |key| super::codec::number_at(&key, 1)))
-        };
-        let pack = last(&self.store, b'm')?;
-        let records = self.next_pack(pack.saturating_sub(1))?.map(|live| live.records).unwrap_or_default();
-        let sequence = records.iter().map(|(_, record)| record.sequence).max().unwrap_or(0);
-        let sequence = sequence.max(last(&self.store, b'x')?);
-        let meta = &mut self.meta;
-        meta.next_sequence = meta.next_sequence.max(sequence + 1);
-        meta.next_pack = meta.next_pack.max(pack + 1);
-        for kind in [Kind::Fresh, Kind::Late] {
-            meta.next_turn = meta.next_turn.max(last(&self.store, turn_prefix(kind))? + 1);
-        }
-        if !self.meta.clean && self.meta.boot > 0 {
-            self.meta.unclean_boot = self.meta.boot;
-        }
-        self.meta.boot += 1;
-        self.meta.clean = false;
-        self.note_meta();
-        self.begin_sending(self.now())?;
-        self.commit()
-    }
-
     pub(super) fn note_meta(&mut self) {
         self.store.put(Key::new(b'!'), &self.meta);
     }
