@@ -13,6 +13,7 @@ use crate::queue::{StoreFailed, Writer};
 #[derive(Debug)]
 pub struct WriterThread {
     thread: JoinHandle<()>,
+    /// Carries out what follows from its commits; it ends after the thread.
     answers: tokio::task::JoinHandle<()>,
     ended: oneshot::Receiver<Result<(), StoreFailed>>,
 }
