@@ -317,8 +317,8 @@ async fn two_relays_run_in_one_process_and_share_no_folder() {
 
 #[tokio::test]
 async fn a_taken_port_is_said_before_the_store_is_touched() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let listener = TcpListener::bind(taken).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = listener.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let options = Options { admin: taken, ..options(dir.path(), "http://127.0.0.1:9", "25s") };
     let Failure::Failed(why) = Daemon::open(options, Clock::system()).await.unwrap_err() else { panic!() };
