@@ -23,8 +23,13 @@ pub fn line_key(conversation: &Hash) -> Key {
     Key::new(b'v').hash(conversation)
 }
 
+/// How the keys of a conversation's chunks begin.
+fn chunks_of(conversation: &Hash) -> Key {
+    Key::new(b's').hash(conversation)
+}
+
 fn chunk_key(conversation: &Hash, first: u64) -> Key {
-    Key::new(b's').hash(conversation).number(first)
+    chunks_of(conversation).number(first)
 }
 
 impl Line {
@@ -96,9 +101,8 @@ impl Writer {
         let entry = Entry::Queued { at: slot.at };
         self.store.put(entry_key(conversation, &slot.entry), &entry);
         if in_chunks > 0 {
-            let prefix = Key::new(b's').hash(conversation);
-            let last = self.store.last_key(&prefix, Bound::Included(chunk_key(conversation, u64::MAX)))?;
-            if let Some(key) = last {
+            let to = Bound::Included(chunk_key(conversation, u64::MAX));
+            if let Some(key) = self.store.last_key(chunks_of(conversation), to)? {
                 let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
                 if chunk.len() < SLOTS_MAX {
                     chunk.push(slot);
@@ -114,7 +118,7 @@ impl Writer {
     /// Puts a message that comes back at its old place, but never before one that may have been delivered. Only what is
     /// around that place is written, however long the line is.
     pub(super) fn insert(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
-        let prefix = Key::new(b's').hash(conversation);
+        let prefix = chunks_of(conversation);
         let chunks = if line.in_chunks() > 0 { self.store.first_key(prefix)? } else { None };
         let chunks = chunks.map(|key| number_at(&key, prefix.len()));
         if chunks.is_some_and(|first| first <= slot.sequence) {
@@ -141,9 +145,8 @@ impl Writer {
 
     /// Puts a message into the chunk that it belongs to, which is halved where it is full.
     fn insert_in_chunk(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
-        let prefix = Key::new(b's').hash(conversation);
         let key = chunk_key(conversation, slot.sequence);
-        let key = self.store.last_key(&prefix, Bound::Included(key))?.unwrap_or(key);
+        let key = self.store.last_key(chunks_of(conversation), Bound::Included(key))?.unwrap_or(key);
         let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
         self.store.put(entry_key(conversation, &slot.entry), &Entry::Queued { at: slot.at });
         let at = chunk.partition_point(|other| other.sequence < slot.sequence);
@@ -159,8 +162,7 @@ impl Writer {
 
     /// Makes a line of these, and of nothing else.
     pub(super) fn refill(&mut self, conversation: &Hash, line: &mut Line, slots: Vec<Slot>) -> Result<(), StoreFailed> {
-        let prefix = Key::new(b's').hash(conversation);
-        while let Some(key) = self.store.first_key(prefix)? {
+        while let Some(key) = self.store.first_key(chunks_of(conversation))? {
             self.store.remove(key);
         }
         line.count = 0;
@@ -197,8 +199,7 @@ impl Writer {
             }
         }
         if line.first.is_empty() && line.count > 0 {
-            let prefix = Key::new(b's').hash(conversation);
-            if let Some(key) = self.store.first_key(prefix)? {
+            if let Some(key) = self.store.first_key(chunks_of(conversation))? {
                 line.first = self.store.get(&key)?.unwrap_or_default();
                 self.store.remove(key);
             }
@@ -228,9 +229,8 @@ impl Writer {
 
     /// The chunk that a message stands in, and where.
     fn chunk_of(&mut self, conversation: &Hash, sequence: u64) -> Result<Option<(Key, Vec<Slot>, usize)>, StoreFailed> {
-        let prefix = Key::new(b's').hash(conversation);
-        let key = self.store.last_key(&prefix, Bound::Included(chunk_key(conversation, sequence)))?;
-        let Some(key) = key else { return Ok(None) };
+        let to = Bound::Included(chunk_key(conversation, sequence));
+        let Some(key) = self.store.last_key(chunks_of(conversation), to)? else { return Ok(None) };
         let chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
         let at = chunk.iter().position(|other| other.sequence == sequence);
         Ok(at.map(|at| (key, chunk, at)))
@@ -239,10 +239,9 @@ impl Writer {
     /// Every message of the line, in order.
     pub(super) fn slots(&mut self, conversation: &Hash, line: &Line) -> Result<Vec<Slot>, StoreFailed> {
         let mut all = line.first.clone();
-        let prefix = Key::new(b's').hash(conversation);
-        let mut from = Bound::Included(prefix);
+        let mut from = Bound::Included(chunks_of(conversation));
         while (all.len() as u64) < line.count {
-            let Some(key) = self.store.next_key(&prefix, from)? else { break };
+            let Some(key) = self.store.next_key(chunks_of(conversation), from)? else { break };
             all.extend(self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default());
             from = Bound::Excluded(key);
         }

@@ -89,7 +89,7 @@ impl Writer {
     /// The first pack after `after`.
     pub(super) fn next_pack(&mut self, after: u64) -> Result<Option<Live>, StoreFailed> {
         let from = Key::new(b'm').number(after);
-        let Some(key) = self.store.next_key(b"m", Bound::Excluded(from))? else { return Ok(None) };
+        let Some(key) = self.store.next_key(Key::new(b'm'), Bound::Excluded(from))? else { return Ok(None) };
         let pack = number_at(&key, 1);
         let gone = self.gone(pack)?;
         let count = self.store.read(&key, super::codec::pack::count)?.unwrap_or(0);

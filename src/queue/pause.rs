@@ -72,7 +72,7 @@ impl Writer {
     /// Sending goes on, and refused tokens are forgotten.
     pub(super) fn resume(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
         let mut from = Bound::Included(Key::new(b'd'));
-        while let Some(key) = self.store.next_key(b"d", from)? {
+        while let Some(key) = self.store.next_key(Key::new(b'd'), from)? {
             let conversation = conversation_in(&key);
             from = Bound::Excluded(key);
             let mut line = self.line(&conversation)?;

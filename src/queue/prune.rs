@@ -49,7 +49,7 @@ impl Writer {
     pub(super) fn expire(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
         let mut from = Bound::Included(Key::new(b'e'));
         for _ in 0..DEATHS_A_TICK {
-            let Some(key) = self.store.next_key(b"e", from)? else { break };
+            let Some(key) = self.store.next_key(Key::new(b'e'), from)? else { break };
             if Timestamp(number_at(&key, 1)) > now {
                 break;
             }

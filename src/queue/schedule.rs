@@ -101,7 +101,7 @@ impl Writer {
         let in_time = |passed_over: &[_]| if passed_over.len() < PAGE { now + takes } else { now };
         let mut after: Bound<Key> = Bound::Included(Key::new(b'd'));
         while work.leases.len() < most && self.store.pending_bytes() < limit {
-            let Some(key) = self.store.next_key(b"d", after)? else { break };
+            let Some(key) = self.store.next_key(Key::new(b'd'), after)? else { break };
             let due = Timestamp(number_at(&key, 1));
             let conversation = conversation_in(&key);
             after = Bound::Excluded(key);
@@ -151,7 +151,7 @@ impl Writer {
     fn anyone(&mut self, kind: Kind) -> Result<bool, StoreFailed> {
         let page = self.ahead.of(kind);
         if page.turns.is_empty() {
-            let prefix = &[turn_prefix(kind)];
+            let prefix = Key::new(turn_prefix(kind));
             let mut after = Bound::Excluded(turn_key(kind, page.cursor, &[u8::MAX; 16]));
             while page.turns.len() < PAGE {
                 let Some(key) = self.store.next_key(prefix, after)? else { break };

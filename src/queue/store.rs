@@ -150,12 +150,12 @@ impl Store {
 
     /// The first key that begins so.
     pub fn first_key(&self, prefix: Key) -> Result<Option<Key>, StoreFailed> {
-        self.next_key(&prefix, Bound::Included(prefix))
+        self.next_key(prefix, Bound::Included(prefix))
     }
 
     /// The first key at or after `from` that begins with `prefix`.
-    pub fn next_key(&self, prefix: &[u8], from: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
-        let range = (from, Key::after(prefix).map_or(Bound::Unbounded, Bound::Excluded));
+    pub fn next_key(&self, prefix: Key, from: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (from, prefix.end().map_or(Bound::Unbounded, Bound::Excluded));
         let own = self.overlay.first(&range);
         for row in self.db().range(range) {
             let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
@@ -171,8 +171,8 @@ impl Store {
     }
 
     /// The last key before or at `to` that begins with `prefix`.
-    pub fn last_key(&self, prefix: &[u8], to: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
-        let range = (Key::of(prefix).map_or(Bound::Unbounded, Bound::Included), to);
+    pub fn last_key(&self, prefix: Key, to: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (Bound::Included(prefix), to);
         let own = self.overlay.last(&range);
         for row in self.db().range(range).rev() {
             let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;

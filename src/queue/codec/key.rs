@@ -29,10 +29,10 @@ impl Key {
         (bytes.len() <= Key::LONGEST).then(|| Key::FIRST.with(bytes))
     }
 
-    /// What comes after all keys that begin with these bytes.
-    pub fn after(prefix: &[u8]) -> Option<Key> {
-        let end = prefix.iter().rposition(|byte| *byte < u8::MAX)?;
-        let mut key = Key::of(&prefix[..=end])?;
+    /// What comes after all keys that begin with this one.
+    pub fn end(&self) -> Option<Key> {
+        let end = self.iter().rposition(|byte| *byte < u8::MAX)?;
+        let mut key = Key::of(&self[..=end])?;
         key.bytes[end] += 1;
         Some(key)
     }

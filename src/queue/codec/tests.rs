@@ -303,9 +303,9 @@ fn keys_are_in_the_order_of_their_bytes() {
             assert_eq!(Key::of(bytes).cmp(&Key::of(others)), nth.cmp(&other), "{bytes:?} {others:?}");
         }
     }
-    assert_eq!(Key::after(b"a"), Key::of(b"b"));
-    assert_eq!(Key::after(b"a\xff\xff"), Key::of(b"b"));
-    assert_eq!(Key::after(b"\xff"), None);
+    assert_eq!(Key::of(b"a").unwrap().end(), Key::of(b"b"));
+    assert_eq!(Key::of(b"a\xff\xff").unwrap().end(), Key::of(b"b"));
+    assert_eq!(Key::of(b"\xff").unwrap().end(), None);
     assert_eq!(Key::of(&[7; 100]), None, "longer than any row's");
     // Such a row can be set aside under another letter.
     assert_eq!(Key::new(b'k').with(&Key::new(b'i').hash(&[1; 16]).hash(&[2; 16])).len(), 34);

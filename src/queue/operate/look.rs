@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use super::{Cursor, Death, LOOKS, Met, Seen, SeenPlace, Selection, Sought, WRITTEN_MAX};
 use crate::queue::accept::dead_key;
-use crate::queue::codec::{At, Dead, Entry, Fate, Place, Record, number_at, reason_at};
+use crate::queue::codec::{At, Dead, Entry, Fate, Key, Place, Record, number_at, reason_at};
 use crate::queue::lookup::{Queued, entry_key};
 use crate::queue::{MessageId, StoreFailed, Writer};
 
@@ -47,8 +47,8 @@ impl Writer {
                     at = Cursor::Queued { pack: live.pack, nth: u8::MAX };
                 }
                 Cursor::Dead(sequence) => {
-                    let key = self.store.next_key(b"x", Bound::Excluded(dead_key(sequence)))?;
-                    let Some(key) = key else { return Ok(None) };
+                    let from = Bound::Excluded(dead_key(sequence));
+                    let Some(key) = self.store.next_key(Key::new(b'x'), from)? else { return Ok(None) };
                     looks += 1;
                     let sequence = number_at(&key, 1);
                     if let Some(dead) = self.store.get::<Dead>(&key)?

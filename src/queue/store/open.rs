@@ -25,6 +25,7 @@ use crate::time::Timestamp;
 const CACHE_BYTES: u64 = 6 << 20;
 /// How often sled's lock is tried for, 10 ms apart.
 const LOCK_TRIES: u32 = 300;
+
 impl Store {
     /// Opens the folder, or makes it; with what hashes and seals by the keys of this store.
     pub fn open(

@@ -84,7 +84,7 @@ impl Writer {
         }
         // The counts may be lost with a damaged row; the numbers must never be used twice.
         let last = |store: &Store, prefix: u8| -> Result<u64, StoreFailed> {
-            let key = store.last_key(&[prefix], Bound::Excluded(Key::new(prefix + 1)))?;
+            let key = store.last_key(Key::new(prefix), Bound::Excluded(Key::new(prefix + 1)))?;
             Ok(key.map_or(0, |key| number_at(&key, 1)))
         };
         let pack = last(&self.store, b'm')?;
