@@ -190,6 +190,7 @@ impl Config {
             fresh: sender.fresh,
             token_wait: sender.token_wait,
             refused_for: sender.refused_for,
+            probe_max: sender.probe_max,
             due_max: sender.backoff.max,
             destination: self.endpoint.to_string(),
         }
@@ -235,7 +236,8 @@ impl Config {
     /// The sender's settings.
     #[must_use]
     pub fn sender(&self) -> sender::Options {
-        sender::Options { policy: self.policy(), in_flight_max: self.shape.sender.in_flight_max }
+        let sender = &self.shape.sender;
+        sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
     }
 
     /// The settings of the bots' door.

@@ -6,9 +6,10 @@
 //! | outcome | the message | the destination ([`Outcome::signal`]) |
 //! | --- | --- | --- |
 //! | delivered | done | healthy |
-//! | throttled, 503, unreachable, not the service speaking | stays where it is, uncounted | waits |
-//! | 500, 502, 504, 408, 425 | later, counted; `poison` in the end | healthy |
-//! | unknown: it may have arrived | later, counted, the same again before anything else | healthy |
+//! | throttled | stays where it is, uncounted | waits, unless the throttle is the conversation's own |
+//! | unreachable, not the service speaking | later, uncounted | waits if it fails everyone (`suspects`) |
+//! | 500, 502, 503, 504, 408, 425 | later, counted; `poison` in the end | waits if it fails everyone |
+//! | unknown: it may have arrived | later, counted, the same again before anything else | waits if it fails everyone |
 //! | a code of the service that is not listed | later; `refused` at the fifth | healthy |
 //! | ValidationException, ConflictException, 413 | dead | healthy |
 //! | AccessDeniedException | denied: dead if its caller waits, else held | healthy |
@@ -110,6 +111,8 @@ pub enum Signal {
     Throttled(Hint),
     /// It is not there, or not itself.
     Down(Hint),
+    /// It says nothing of the destination: the failure or the throttle is one conversation's own.
+    Unclear,
 }
 
 impl Outcome {
@@ -238,8 +241,16 @@ pub struct Facts {
     pub attempts: u32,
     /// Answers with an unlisted code, before this one.
     pub strikes: u8,
-    /// Another message was delivered since this one last failed.
+    /// Failures of this message that count, before this one.
+    pub counted: u16,
+    /// Another conversation was delivered since this message last failed.
     pub others_delivered: bool,
+    /// Failures and throttles of the conversation in a row, with this one.
+    pub row: u32,
+    /// A throttle is the conversation's own, not the destination's.
+    pub own_throttle: bool,
+    /// The destination waits: it obeys the hint.
+    pub destination_waits: bool,
 }
 
 /// The settings that decide when to try again and when to give up.
@@ -249,7 +260,7 @@ pub struct Policy {
     pub backoff: Backoff,
     /// The longest wait upstream may ask for.
     pub hint_max: Duration,
-    /// Failures of one message, while others are delivered, before it is poison.
+    /// Failures of one message before it is poison; one counts if another conversation was delivered since the one before.
     pub attempts_max: u32,
 }
 
@@ -260,6 +271,11 @@ pub enum Disposition {
     Deliver(Receipt),
     /// Nothing is said of this message: it keeps its place and is not counted.
     Keep,
+    /// Later; not an attempt of this message.
+    Wait {
+        /// Not before this.
+        due: Timestamp,
+    },
     /// Later, and counted.
     Retry {
         /// Not before this.
@@ -268,6 +284,8 @@ pub enum Disposition {
         unknown: bool,
         /// Its code was not a listed one.
         strike: bool,
+        /// The failure counts towards `sender.attempts_max`.
+        counted: bool,
     },
     /// Its token was refused: dead if its caller waits, else its conversation is held.
     Deny(ServiceError),
@@ -278,34 +296,36 @@ pub enum Disposition {
 /// Decides what becomes of a message after an attempt. `jitter` is in 0..1.
 #[must_use]
 pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
-    let later = |hint: Hint, unknown: bool, strike: bool| {
-        let wait = policy.backoff.delay(facts.attempts + 1, jitter).max(hint.at_most(policy.hint_max));
-        Disposition::Retry { due: now + wait, unknown, strike }
+    let after = |failures: u32, hint: Hint| {
+        let asked = if facts.destination_waits { Duration::ZERO } else { hint.at_most(policy.hint_max) };
+        now + policy.backoff.delay(failures, jitter).max(asked)
     };
-    let poisonous = facts.attempts + 1 >= policy.attempts_max && facts.others_delivered;
+    let later = |hint: Hint, unknown: bool, strike: bool, counted: bool| {
+        let due = after(facts.row.max(facts.attempts + 1), hint);
+        Disposition::Retry { due, unknown, strike, counted }
+    };
+    let counts = facts.others_delivered;
+    let poisonous = counts && u32::from(facts.counted) + 1 >= policy.attempts_max;
     match outcome {
         Outcome::Delivered(receipt) => Disposition::Deliver(receipt.clone()),
-        Outcome::Throttled { .. } | Outcome::Down { .. } | Outcome::Misconfigured { .. } => Disposition::Keep,
-        Outcome::Unavailable { status, .. } if poisonous => Disposition::Bury(
-            Reason::Poison,
-            ServiceError {
-                status: *status,
-                code: "InternalServerException".into(),
-                text: format!("connect-relay: gave up after {} attempts: {}", facts.attempts + 1, outcome.why()).into(),
-                request_id: None,
-            },
-        ),
-        Outcome::Unknown { why } if poisonous => Disposition::Bury(
-            Reason::Poison,
-            ServiceError {
-                status: 500,
-                code: "InternalServerException".into(),
-                text: format!("connect-relay: gave up after {} attempts: {why}", facts.attempts + 1).into(),
-                request_id: None,
-            },
-        ),
-        Outcome::Unavailable { hint, .. } => later(*hint, false, false),
-        Outcome::Unknown { .. } => later(Hint::default(), true, false),
+        Outcome::Throttled { hint, .. } if facts.own_throttle => Disposition::Wait { due: after(facts.row, *hint) },
+        Outcome::Throttled { .. } => Disposition::Wait { due: now },
+        Outcome::Down { status: None, hint, .. } => Disposition::Wait { due: after(facts.row, *hint) },
+        Outcome::Misconfigured { .. } => Disposition::Wait { due: after(facts.row, Hint::default()) },
+        Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::Unknown { .. } if poisonous => {
+            Disposition::Bury(
+                Reason::Poison,
+                ServiceError {
+                    status: outcome.status().unwrap_or(500),
+                    code: "InternalServerException".into(),
+                    text: format!("connect-relay: gave up after {} attempts: {}", facts.attempts + 1, outcome.why())
+                        .into(),
+                    request_id: None,
+                },
+            )
+        }
+        Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => later(*hint, false, false, counts),
+        Outcome::Unknown { .. } => later(Hint::default(), true, false, counts),
         Outcome::Denied(error) if facts.disconnect => {
             Disposition::Deliver(Receipt { request_id: error.request_id.clone(), ..Receipt::default() })
         }
@@ -313,7 +333,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         Outcome::Unlisted(error) if facts.strikes + 1 >= STRIKES_MAX => {
             Disposition::Bury(Reason::Refused, error.clone())
         }
-        Outcome::Unlisted(_) => later(Hint::default(), false, true),
+        Outcome::Unlisted(_) => later(Hint::default(), false, true, false),
         Outcome::Refused(error) => {
             let invalid = &*error.code == "ValidationException" && error.status == 400;
             Disposition::Bury(if invalid { Reason::Invalid } else { Reason::Refused }, error.clone())
@@ -340,17 +360,28 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_the_destination_leaves_the_message_alone() {
-        let hint = Hint::default();
-        for outcome in [
-            Outcome::Throttled { status: 429, hint, why: String::new() },
-            Outcome::Down { status: Some(503), hint, why: String::new() },
-            Outcome::Misconfigured { status: 404, why: String::new() },
-        ] {
-            assert_eq!(
-                decide(outcome, Facts { attempts: 99, others_delivered: true, ..Facts::default() }),
-                Disposition::Keep
-            );
+    fn throttle_or_a_destination_that_does_not_speak_is_no_attempt_of_the_message() {
+        let hint = Hint(Some(Duration::from_secs(9)));
+        let throttled = || Outcome::Throttled { status: 429, hint, why: String::new() };
+        let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: String::new() };
+        let page = || Outcome::Misconfigured { status: 404, why: String::new() };
+        let facts = Facts { attempts: 99, counted: 99, others_delivered: true, row: 2, ..Facts::default() };
+        for (outcome, own_throttle, wait) in
+            [(throttled(), false, 0), (throttled(), true, 9000), (unreachable(), false, 400), (page(), false, 400)]
+        {
+            let wait = Disposition::Wait { due: Timestamp(NOW.0 + wait) };
+            assert_eq!(decide(outcome, Facts { own_throttle, ..facts }), wait);
+        }
+    }
+
+    #[test]
+    fn destination_that_waits_obeys_the_hint_in_the_place_of_the_message() {
+        let hint = Hint(Some(Duration::from_secs(9)));
+        for (destination_waits, wait) in [(false, 9000), (true, 200)] {
+            let outcome = Outcome::Down { status: Some(503), hint, why: String::new() };
+            let due = Timestamp(NOW.0 + wait);
+            let retry = Disposition::Retry { due, unknown: false, strike: false, counted: false };
+            assert_eq!(decide(outcome, Facts { destination_waits, ..Facts::default() }), retry);
         }
     }
 
@@ -363,17 +394,20 @@ mod tests {
             let facts = Facts { attempts, ..Facts::default() };
             let hint = Hint(hint.map(Duration::from_secs));
             let due = Timestamp(NOW.0 + wait);
-            assert_eq!(decide(failed(hint), facts), Disposition::Retry { due, unknown: false, strike: false });
+            assert_eq!(
+                decide(failed(hint), facts),
+                Disposition::Retry { due, unknown: false, strike: false, counted: false }
+            );
         }
     }
 
     #[test]
     fn poison_needs_both_its_own_failures_and_the_others_deliveries() {
         let unknown = || Outcome::Unknown { why: "reset".into() };
-        let facts = |attempts, others_delivered| Facts { attempts, others_delivered, ..Facts::default() };
+        let facts = |counted, others_delivered| Facts { counted, others_delivered, attempts: 50, ..Facts::default() };
         assert!(matches!(decide(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
-        assert!(matches!(decide(unknown(), facts(9, false)), Disposition::Retry { unknown: true, .. }));
-        assert!(matches!(decide(unknown(), facts(8, true)), Disposition::Retry { unknown: true, .. }));
+        assert!(matches!(decide(unknown(), facts(9, false)), Disposition::Retry { counted: false, .. }));
+        assert!(matches!(decide(unknown(), facts(8, true)), Disposition::Retry { unknown: true, counted: true, .. }));
     }
 
     #[test]

@@ -54,5 +54,6 @@ pub mod sender;
 pub mod serve;
 pub mod simulator;
 pub mod supervisor;
+pub mod suspects;
 pub mod time;
 pub mod turns;

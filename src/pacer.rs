@@ -92,8 +92,8 @@ pub enum Allowance {
     Start(usize),
     /// None before this.
     Wait(Timestamp),
-    /// None before the probe under way has come back.
-    Probing,
+    /// None before the probe under way has come back, or before this.
+    Probing(Timestamp),
 }
 
 /// A learned rate, as it is kept over a restart.
@@ -113,6 +113,10 @@ const YIELD: f64 = 20.0;
 const JITTER: f64 = 0.3;
 /// What may start at once where the slots are closer than timers can tell apart.
 const TOGETHER: Duration = Duration::from_millis(20);
+/// The time from the throttle of the first request of all to its repeat, at most.
+const FIRST_RETRY: Duration = Duration::from_millis(900);
+/// The longest time between two probes, as a share of `probe_max`.
+const APART_MAX: f64 = 0.95;
 /// By how much a sender may be late for its slot, beside a quarter of the slot itself, and still be held by it.
 const LAG_MAX: Duration = Duration::from_millis(250);
 /// A sender that has been quiet for longer than this was not held by its rate.
@@ -188,9 +192,15 @@ impl Pacer {
     pub fn allowance(&mut self, now: Timestamp) -> Allowance {
         match self.gate {
             Gate::Closed { until, .. } if now < until => return Allowance::Wait(until),
-            Gate::Closed { why: Closed::Down, .. } => return Allowance::Start(1),
-            Gate::Probing { .. } => return Allowance::Probing,
-            Gate::Closed { why: Closed::Throttled, .. } | Gate::Open => {}
+            // A probe without an answer does not hold back the next one for longer than this.
+            Gate::Probing { since, .. } if now < since + self.options.probe_max => {
+                return Allowance::Probing(since + self.options.probe_max);
+            }
+            Gate::Closed { why: Closed::Down, .. } | Gate::Probing { why: Closed::Down, .. } => {
+                return Allowance::Start(1);
+            }
+            Gate::Closed { why: Closed::Throttled, .. } | Gate::Probing { why: Closed::Throttled, .. } | Gate::Open => {
+            }
         }
         self.fill(now);
         let rate = self.share.rate();
@@ -203,7 +213,7 @@ impl Pacer {
         if now < self.apart && rate * TOGETHER.as_secs_f64() < 1.0 && self.last_start > Some(self.answered) {
             return Allowance::Wait(self.apart);
         }
-        if self.gate.is_closed() {
+        if !self.gate.is_open() {
             return Allowance::Start(1);
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 ≤ most ≤ quota_burst, a u32")]
@@ -213,6 +223,12 @@ impl Pacer {
 
     /// One attempt starts.
     pub fn started(&mut self, now: Timestamp) {
+        self.started_beside(now);
+        self.gate.probe(now);
+    }
+
+    /// One attempt starts that draws on the budget but is not the probe of a closed gate.
+    pub fn started_beside(&mut self, now: Timestamp) {
         self.fill(now);
         // Only time in which the rate held something back says anything of it: what starts when its slot comes was held.
         let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.share.rate());
@@ -226,7 +242,6 @@ impl Pacer {
         let late = now.since(was_to) <= LAG_MAX;
         self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.share.rate());
         self.last_start = Some(now);
-        self.gate.probe();
         self.await_slot(now);
     }
 
@@ -236,7 +251,6 @@ impl Pacer {
         self.answered = self.answered.max(started);
         match signal {
             Signal::Answered => {
-                // Those that were under way when the gate closed do not open it: the probe does.
                 self.gate.answered();
                 self.share.accepted();
             }
@@ -244,7 +258,13 @@ impl Pacer {
             Signal::Down(hint) => {
                 self.close(started, now, Closed::Down, hint);
             }
+            Signal::Unclear => self.gate.inconclusive(started, now),
         }
+    }
+
+    /// A throttle that lowered the rate from `before` to `after` turned out to be no fault of the rate: it is taken back.
+    pub fn acquit(&mut self, before: f64, after: f64) {
+        self.share.acquit(before, after, &self.options);
     }
 
     /// Something that took no slot for itself was throttled: a typing event.
@@ -293,6 +313,14 @@ impl Pacer {
     }
 
     fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: Hint) {
+        if self.share.is_first_request() {
+            // One request says nothing of the rate: it is tried once more within a second, by chance early or late in it,
+            // because others may have started at the same time.
+            self.close(started, now, Closed::Throttled, hint);
+            self.gate.wait(now + FIRST_RETRY.mul_f64(0.5 + 0.5 * self.dice.f64()));
+            self.await_slot(self.gate.until().unwrap_or(now).max(now));
+            return;
+        }
         self.tokens = self.tokens.min(-YIELD * self.options.headroom);
         if self.close(started, now, Closed::Throttled, hint) {
             self.share.throttled(&self.options);
@@ -315,8 +343,10 @@ impl Pacer {
         }
         self.closed_at = now;
         let backoff = Backoff { max: self.options.probe_max, ..self.options.backoff };
-        let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64()).min(self.options.probe_max);
-        self.gate.wait(now + delay);
+        let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64());
+        // From start to start probes are less than probe_max apart, however slowly they are answered: two of them, with what
+        // else a start needs, fit into twice that.
+        self.gate.wait((now + delay).min(started + self.options.probe_max.mul_f64(APART_MAX)));
         true
     }
 

@@ -81,9 +81,9 @@ use act::{Act, Asked, Prepared};
 pub use answers::Answers;
 pub use carry::Carried;
 pub use error::{OpenError, StoreFailed};
-pub use lease::{Lease, Settled, Work};
+pub use lease::{Lease, LeaseRequest, Settled, Work};
 pub use operate::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
-pub use overview::{Backlog, Overview, Pause, PauseReason};
+pub use overview::{Backlog, Overview, Pause};
 pub use sealing::SealingKey;
 pub use verdict::{Asker, Found, Full, MessageId, Rejection, State, Status, Verdict};
 pub use writer::Writer;
@@ -121,6 +121,8 @@ pub struct Options {
     pub token_wait: Duration,
     /// How long a refused token is refused at the door.
     pub refused_for: Duration,
+    /// The time between two messages while the destination refuses every token.
+    pub probe_max: Duration,
     /// The longest a due time read from disk may lie ahead (clocks step).
     pub due_max: Duration,
     /// The name of where messages go. One that has delivered before may refuse any number of tokens.
@@ -256,13 +258,12 @@ impl Queue {
         self.ask(|reply| Act::Overview { reply }).await
     }
 
-    /// Takes out up to `most` messages that are due, each of another conversation, in turn. What an attempt `takes` tells
-    /// those that will not arrive within their lifetime: they go last.
+    /// Takes out messages that are due, each of another conversation, in turn.
     ///
     /// # Errors
     /// When the store has failed.
-    pub async fn lease(&self, most: usize, takes: Duration) -> Result<Work, StoreFailed> {
-        self.ask(|reply| Act::Lease { most, takes, reply }).await
+    pub async fn lease(&self, request: LeaseRequest) -> Result<Work, StoreFailed> {
+        self.ask(|reply| Act::Lease { request, reply }).await
     }
 
     /// Records what an attempt came to, and the rate that has been learned, if one was.

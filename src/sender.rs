@@ -44,15 +44,17 @@ use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 
-use self::gate::{Failures, Said};
+use self::gate::Said;
 use self::measures::Measures;
-use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, settle};
+use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, Signal, settle};
 use crate::life::{self, Subject};
 use crate::message::{Body, ClientToken};
 use crate::metrics::Metrics;
 use crate::pacer::{Allowance, Budget, Closed};
 use crate::participant::Participant;
-use crate::queue::{Lease, MessageId, Queue, Settled, StoreFailed, Work};
+use crate::queue::{Lease, LeaseRequest, MessageId, Queue, Settled, StoreFailed, Work};
+use crate::retry::Hint;
+use crate::suspects::{self, Suspects};
 use crate::time::{Clock, Timestamp};
 
 /// The longest wait of one step, so that the pulse shows a loop that lives.
@@ -67,6 +69,8 @@ pub struct Options {
     pub policy: Policy,
     /// Attempts under way at once.
     pub in_flight_max: usize,
+    /// The longest time between two probes of a closed gate.
+    pub probe_max: Duration,
 }
 
 /// The one that sends. See the module's head.
@@ -82,7 +86,7 @@ pub struct Sender {
     poke: Pin<Box<dyn Future<Output = ()> + Send>>,
     sight: Sight,
     said: Said,
-    failures: Failures,
+    suspects: Suspects<[u8; 16]>,
     last_delivery: Option<Timestamp>,
     /// What an attempt takes of late until its answer.
     takes: Duration,
@@ -129,7 +133,10 @@ impl Sender {
             tasks: JoinSet::new(),
             sight: Sight::default(),
             said: Said::default(),
-            failures: Failures::default(),
+            suspects: Suspects::new(suspects::Options {
+                probe_max: options.probe_max,
+                in_flight_max: options.in_flight_max,
+            }),
             last_delivery: None,
             takes: Duration::ZERO,
         }
@@ -167,16 +174,17 @@ impl Sender {
         if let Some(done) = self.tasks.try_join_next() {
             return self.take_in(done);
         }
+        self.note_overdue(now);
         let (allowance, closed) = {
             let mut pacer = self.budget.pacer();
             (pacer.allowance(now), pacer.closed())
         };
         let room = self.options.in_flight_max.max(1).saturating_sub(self.tasks.len());
         let wait = match self.sight.next(allowance, room, now) {
-            Next::Ask(most) => return Ok(self.ask(most)),
-            Next::Wait(wait) => wait,
+            Next::Ask(most) => return Ok(self.ask(most, now)),
+            Next::Wait(wait) => self.suspects.next_overdue().map_or(wait, |overdue| wait.min(overdue.since(now))),
         };
-        let waits = matches!(allowance, Allowance::Wait(_) | Allowance::Probing);
+        let waits = matches!(allowance, Allowance::Wait(_) | Allowance::Probing(_));
         self.measures.quota(now, self.sight.more && waits && room > 0 && closed != Some(Closed::Down));
         tokio::select! {
             biased;
@@ -202,11 +210,35 @@ impl Sender {
         self.sight.look = true;
     }
 
-    fn ask(&mut self, most: usize) -> Step {
+    fn ask(&mut self, most: usize, now: Timestamp) -> Step {
         self.sight.asked();
-        let (queue, takes) = (self.queue.clone(), self.takes);
-        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(most, takes).await } });
+        let starts = self.suspects.starts(now);
+        let (backed_off_first, backed_off_most) = (starts.suspects_first, starts.suspects_most);
+        let request = LeaseRequest { most, backed_off_first, backed_off_most, takes: self.takes };
+        let queue = self.queue.clone();
+        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(request).await } });
         Step::Asked(most)
+    }
+
+    /// Takes attempts that have been without an answer for `probe_max` for failed ones.
+    fn note_overdue(&mut self, now: Timestamp) {
+        let Some(started) = self.suspects.overdue(now) else { return };
+        let mut pacer = self.budget.pacer();
+        if pacer.closed() != Some(Closed::Down) {
+            pacer.ended(started, now, Signal::Down(Hint::default()));
+            let why = format!("no answer within {}", humantime::format_duration(self.options.probe_max));
+            let (said, rate) = (self.said.after(pacer.held_up(), &Outcome::Unknown { why: why.clone() }), pacer.rate());
+            self.measures.destination(&pacer);
+            drop(pacer);
+            self.say(said, &Outcome::Unknown { why }, rate);
+        }
+    }
+
+    fn say(&mut self, said: Said, outcome: &Outcome, rate: f64) {
+        if said != self.said {
+            said.say(outcome, rate);
+            self.said = said;
+        }
     }
 
     fn take_in(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
@@ -227,16 +259,16 @@ impl Sender {
         let now = self.clock.now();
         self.sight.leased(asked, &work, now);
         let mut started = 0;
+        let in_turn = work.leases.iter().filter(|lease| !lease.backed_off).count();
         for lease in work.leases {
-            let starts = !self.sight.stopping && {
-                let mut pacer = self.budget.pacer();
-                let allowed = matches!(pacer.allowance(now), Allowance::Start(_));
-                if allowed {
-                    pacer.started(now);
-                }
-                allowed
-            };
-            if starts {
+            if !lease.backed_off && self.suspects.contains(&lease.conversation) {
+                // A new message of a suspect: it goes with the suspects, not with the others.
+                self.sight.more = true;
+                self.settle(lease, Disposition::Wait { due: now }, None);
+                continue;
+            }
+            let others_wait = work.turns_left || in_turn > usize::from(!lease.backed_off);
+            if self.starts(&lease, others_wait, now) {
                 started += 1;
                 self.attempt(lease, now);
             } else {
@@ -246,6 +278,21 @@ impl Sender {
             }
         }
         Step::Started(started)
+    }
+
+    /// True if the attempt may start: it is counted as started then.
+    fn starts(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
+        let mut pacer = self.budget.pacer();
+        if self.sight.stopping || !matches!(pacer.allowance(now), Allowance::Start(_)) {
+            return false;
+        }
+        let failed = lease.failed_at.map(|last| (lease.attempts, last));
+        if self.suspects.started(lease.conversation, failed, others_wait, now) {
+            pacer.started_beside(now);
+        } else {
+            pacer.started(now);
+        }
+        true
     }
 
     fn attempt(&mut self, lease: Lease, started: Timestamp) {
@@ -259,24 +306,32 @@ impl Sender {
 
     fn ended(&mut self, lease: Lease, outcome: Outcome, started: Timestamp) -> Step {
         let now = self.clock.now();
-        let signal = self.failures.signal(&lease.label, &outcome);
-        let (jitter, said, rate) = {
+        let (judgement, jitter, said, rate) = {
             let mut pacer = self.budget.pacer();
-            pacer.ended(started, now, signal);
+            let (down, before) = (pacer.closed() == Some(Closed::Down), pacer.rate());
+            let judgement = self.suspects.ended(&lease.conversation, &outcome, down, self.sight.turns_left, now);
+            pacer.ended(started, now, judgement.signal);
+            if pacer.rate() < before {
+                self.suspects.blamed(&lease.conversation, before, pacer.rate());
+            }
+            if let Some((before, after)) = judgement.acquitted {
+                pacer.acquit(before, after);
+            }
             self.measures.destination(&pacer);
-            (pacer.jitter(), self.said.after(pacer.held_up(), &outcome), pacer.rate())
+            (judgement, pacer.jitter(), self.said.after(pacer.held_up(), &outcome), pacer.rate())
         };
         self.measures.in_flight.dec();
         self.measures.ended(&outcome, now.since(started));
-        if said != self.said {
-            said.say(&outcome, rate);
-            self.said = said;
-        }
+        self.say(said, &outcome, rate);
         let facts = Facts {
             disconnect: matches!(lease.body, Body::Disconnect),
             attempts: lease.attempts,
             strikes: lease.strikes,
+            counted: lease.counted,
             others_delivered: lease.failed_at.is_some_and(|failed| self.last_delivery > Some(failed)),
+            row: judgement.row,
+            own_throttle: judgement.own,
+            destination_waits: matches!(judgement.signal, Signal::Down(_)),
         };
         if matches!(outcome, Outcome::Delivered(_)) {
             self.last_delivery = Some(now);
@@ -312,6 +367,8 @@ struct Sight {
     look: bool,
     /// The last lease left something behind that is due.
     more: bool,
+    /// The last lease left conversations behind whose turn it is.
+    turns_left: bool,
     /// The queue is being asked.
     asking: bool,
     /// When something falls due by itself.
@@ -331,7 +388,7 @@ enum Next {
 impl Default for Sight {
     /// Before the first look.
     fn default() -> Sight {
-        Sight { look: true, more: false, asking: false, next_due: None, stopping: false }
+        Sight { look: true, more: false, turns_left: false, asking: false, next_due: None, stopping: false }
     }
 }
 
@@ -343,7 +400,7 @@ impl Sight {
         let due = self.look || self.next_due.is_some_and(|due| due <= now);
         let until = match allowance {
             Allowance::Start(most) if due && most > 0 => return Next::Ask(most.min(room)),
-            Allowance::Wait(until) if due => Some(until),
+            Allowance::Wait(until) | Allowance::Probing(until) if due => Some(until),
             _ if due => None,
             _ => self.next_due,
         };
@@ -360,6 +417,7 @@ impl Sight {
     fn leased(&mut self, asked: usize, work: &Work, now: Timestamp) {
         self.asking = false;
         self.more = work.leases.len() >= asked;
+        self.turns_left = work.turns_left;
         self.look |= self.more;
         self.next_due = work.next_due.map(|due| due.max(now + DUE_MIN));
     }

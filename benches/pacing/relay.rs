@@ -47,12 +47,11 @@ impl<L: Load> Client for Relay<L> {
                     self.in_flight += 1;
                     turn.starts.push(mark);
                 }
-                Allowance::Wait(until) => {
+                Allowance::Wait(until) | Allowance::Probing(until) => {
                     let until = moment(until);
                     turn.wake = Some(turn.wake.map_or(until, |due| due.max(now + 1).min(until)));
                     break;
                 }
-                Allowance::Probing => break,
             }
         }
         turn

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `version`, `region`, `connect_instance` | which relay |
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; since it was started |
-//! | `paused` | null, or since when sending is paused, and the operator's reason or `all_refused` |
+//! | `paused` | null, or the time since which sending is paused, and the operator's reason |
+//! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
 //! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | what waits, and for how long |
 //! | `conversations`, `held`, `unknown` | of them: waiting for a renewed token; with a message that may have arrived |
 //! | `dead_letters` | kept, not delivered |
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::health::State;
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
-use crate::queue::{Full, Overview, Pause, PauseReason};
+use crate::queue::{Full, Overview, Pause};
 use crate::time::Timestamp;
 
 /// Something that could have been sent for longer is worth a word.
@@ -56,6 +57,9 @@ pub struct Status {
     pub state: String,
     pub uptime_seconds: f64,
     pub paused: Option<Paused>,
+    /// The time since which Connect refuses every token and has never taken a message.
+    #[serde(default)]
+    pub all_refused_since: Option<String>,
     pub queued: u64,
     pub queued_max: u64,
     pub oldest_seconds: f64,
@@ -142,6 +146,7 @@ impl Status {
             state: state.as_str().into(),
             uptime_seconds: facts.uptime.as_secs_f64(),
             paused: overview.paused.as_ref().map(Paused::of),
+            all_refused_since: overview.all_refused.map(|since| since.to_string()),
             queued: overview.queued,
             queued_max: about.messages_max,
             oldest_seconds: age(overview.oldest),
@@ -175,7 +180,7 @@ impl Status {
 
 impl Paused {
     fn of(pause: &Pause) -> Paused {
-        Paused { since: pause.since.to_string(), reason: pause.reason.as_str().into() }
+        Paused { since: pause.since.to_string(), reason: pause.why.clone() }
     }
 }
 
@@ -191,19 +196,21 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     if let Some(stalled) = stalled {
         problems.push(format!("It hangs: {stalled}. Restart it; what was acknowledged is on disk."));
     }
-    match &overview.paused {
-        Some(Pause { reason: PauseReason::AllRefused, .. }) => problems.push(format!(
-            "Sending is paused (all_refused): Connect refused the tokens of three chats, and has never taken a message. \
-             sender.region ({}), sender.endpoint or the bot's Connect instance may be wrong: mend it and start the relay \
-             again, or resume. Nothing is given up before its lifetime ends.",
-            about.region
-        )),
-        Some(Pause { since, reason: PauseReason::Operator(why) }) => problems.push(format!(
+    if let Some(Pause { since, why }) = &overview.paused {
+        problems.push(format!(
             "Sending is paused since {since}{}{why}. Messages wait on disk, and die when their lifetime ends; \
              `connect-relay resume` ends the pause.",
             if why.is_empty() { "" } else { ": " }
-        )),
-        None => {}
+        ));
+    }
+    if let Some(since) = overview.all_refused {
+        problems.push(format!(
+            "Connect refuses every token since {since} (all_refused) and has never taken a message. sender.region ({}), \
+             sender.endpoint or the bot's Connect instance may be wrong. One message each sender.probe_max is tried with a \
+             token that was not refused yet; the first that Connect takes resumes sending. Correct the setting and restart \
+             the relay, or run `connect-relay resume`. No message is given up before its lifetime ends.",
+            about.region
+        ));
     }
     if let Some(full) = overview.full {
         problems.push(format!("New messages are refused with 429: {}. {}.", self::full(full), what_to_do(full)));
@@ -227,7 +234,8 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         None => {}
     }
     let due = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
-    if closed.is_none() && overview.paused.is_none() && due >= DUE_MAX {
+    let held_back = overview.paused.is_some() || overview.all_refused.is_some();
+    if closed.is_none() && !held_back && due >= DUE_MAX {
         problems.push(format!(
             "A message has been due for {}: {} wait for {rate:.1}/s. Either more is handed over than the quota lets out \
              (sender.quota_rate, sender.rate_max), or the sender is stuck and the log says why.",
@@ -249,7 +257,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
             count(overview.corrupt, "record")
         ));
     }
-    if overview.held > 0 && overview.paused.is_none() {
+    if overview.held > 0 && !held_back {
         problems.push(format!(
             "Held for a renewed ConnectionToken, because Connect refused theirs: {}. Let the bot create a new connection \
              through the relay, or send Relay-Replaces-Token; after sender.token_wait their messages are dead letters.",
@@ -321,7 +329,7 @@ mod tests {
     }
 
     fn pause(why: &str) -> Pause {
-        Pause { since: Timestamp(1000), reason: PauseReason::Operator(why.into()) }
+        Pause { since: Timestamp(1000), why: why.into() }
     }
 
     #[test]
@@ -373,7 +381,7 @@ mod tests {
         says(|facts| facts.overview.paused = Some(pause("it moves")), "01.000Z: it moves. Messages wait on disk");
         says(
             |facts| {
-                facts.overview.paused = Some(Pause { reason: PauseReason::AllRefused, ..pause("") });
+                facts.overview.all_refused = Some(Timestamp(1000));
                 (facts.overview.held, facts.overview.oldest_due) = (3, Some(Timestamp(0)));
             },
             "sender.region (eu-west-2)",
@@ -390,14 +398,15 @@ mod tests {
     }
 
     #[test]
-    fn pause_is_told_with_its_reason() {
+    fn pause_is_shown_with_its_reason_and_refused_tokens_are_no_pause() {
         let mut facts = facts();
         facts.overview.paused = Some(pause("it moves"));
         let status = Status::of(&about(), &facts);
         let expected = Paused { since: "1970-01-01T00:00:01.000Z".into(), reason: "it moves".into() };
         assert_eq!(status.paused, Some(expected));
-        facts.overview.paused = Some(Pause { since: NOW, reason: PauseReason::AllRefused });
-        assert_eq!(Status::of(&about(), &facts).paused.unwrap().reason, "all_refused");
+        (facts.overview.paused, facts.overview.all_refused) = (None, Some(Timestamp(1000)));
+        let status = Status::of(&about(), &facts);
+        assert_eq!((status.paused, status.all_refused_since), (None, Some("1970-01-01T00:00:01.000Z".into())));
     }
 
     #[test]

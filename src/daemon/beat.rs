@@ -68,6 +68,7 @@ impl Beat {
         };
         let upstream = match closed {
             _ if overview.paused.is_some() => "; sending is paused",
+            _ if overview.all_refused.is_some() => "; Connect refuses every token",
             None => "",
             Some(Closed::Throttled) => ", throttled",
             Some(Closed::Down) => "; Connect cannot be reached",

@@ -251,8 +251,8 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue) {
         queued = overview.queued,
         "started",
     );
-    if let Some(Pause { since, reason }) = overview.paused {
-        warn!(%since, reason = reason.as_str(), "sending is still paused by an operator, until it is resumed");
+    if let Some(Pause { since, why }) = overview.paused {
+        warn!(%since, reason = why, "sending is still paused by an operator, until it is resumed");
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::pacer::{self, Pacer};
-use crate::queue::{self, Settled};
+use crate::queue::{self, LeaseRequest, Settled};
 use crate::{delivery, participant};
 
 const BOT: Peer = Peer::Unix { uid: 1000, gid: 1000, pid: None };
@@ -105,6 +105,7 @@ impl Rig {
                 fresh: Duration::from_secs(30),
                 token_wait: Duration::from_secs(120),
                 refused_for: Duration::from_secs(60),
+                probe_max: Duration::from_secs(5),
                 due_max: Duration::from_secs(60),
                 destination: "somewhere".into(),
             },
@@ -182,7 +183,7 @@ impl Rig {
         loop {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
-            if let Some(lease) = self.queue.lease(1, Duration::ZERO).await.unwrap().leases.pop() {
+            if let Some(lease) = self.queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop() {
                 return self.queue.settle(lease, disposition, None).await.unwrap();
             }
             tokio::time::timeout(GENEROUS, poked).await.unwrap();

@@ -1,4 +1,4 @@
-//! Whether anything starts at all: open, closed until a moment, or waiting for the one probe under way.
+//! The gate: open, closed until a moment, or waiting for the one probe under way.
 
 use crate::time::Timestamp;
 
@@ -16,24 +16,14 @@ pub(super) enum Gate {
     #[default]
     Open,
     /// Closed for the so-many-th time in a row.
-    Closed {
-        why: Closed,
-        until: Timestamp,
-        times: u32,
-    },
-    Probing {
-        why: Closed,
-        times: u32,
-    },
+    Closed { why: Closed, until: Timestamp, times: u32 },
+    /// The probe that started at `since` is under way.
+    Probing { why: Closed, since: Timestamp, times: u32 },
 }
 
 impl Gate {
     pub(super) fn is_open(self) -> bool {
         self == Gate::Open
-    }
-
-    pub(super) fn is_closed(self) -> bool {
-        matches!(self, Gate::Closed { .. })
     }
 
     pub(super) fn why(self) -> Option<Closed> {
@@ -60,16 +50,25 @@ impl Gate {
     }
 
     /// An attempt starts: behind a gate whose time has come it is the probe.
-    pub(super) fn probe(&mut self) {
-        if let Gate::Closed { why, times, .. } = *self {
-            *self = Gate::Probing { why, times };
+    pub(super) fn probe(&mut self, now: Timestamp) {
+        if let Gate::Closed { why, times, .. } | Gate::Probing { why, times, .. } = *self {
+            *self = Gate::Probing { why, since: now, times };
         }
     }
 
-    /// An attempt was answered: the gate opens, unless it was closed while that one was under way.
+    /// An attempt was answered by the service: this ends an outage. A throttle ends only if the attempt started after it.
     pub(super) fn answered(&mut self) {
-        if !self.is_closed() {
+        if !matches!(self, Gate::Closed { why: Closed::Throttled, .. }) {
             *self = Gate::Open;
+        }
+    }
+
+    /// An attempt says nothing of the destination. If it was the probe, the next one may start now.
+    pub(super) fn inconclusive(&mut self, started: Timestamp, now: Timestamp) {
+        if let Gate::Probing { why, since, times } = *self
+            && since == started
+        {
+            *self = Gate::Closed { why, until: now, times };
         }
     }
 

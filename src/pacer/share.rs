@@ -100,10 +100,11 @@ const MORE: f64 = 1.3;
 /// How much longer intervals are for each part of the quota that is left as headroom.
 const HEADROOM: f64 = 150.0;
 
-/// Seconds that the first burst lasts at most, what a relay that got nothing of it is thought to have got, and what part
-/// of the guess is taken, since others start at the same time.
+/// Seconds that the first burst lasts at most, what is added to what a relay got of it, what one is thought to have got
+/// that got nothing, and the part of the guess that is taken, because others start at the same time.
 const FIRST_BURST: f64 = 5.0;
 const BURST_LEAST: f64 = 1.6;
+const BURST_NONE: f64 = 1.0;
 const BURST_PART: f64 = 0.7;
 
 #[derive(Debug)]
@@ -187,6 +188,22 @@ impl Share {
         self.untried.is_none().then_some(self.base)
     }
 
+    /// True until a second request starts or the first one is accepted.
+    pub(super) fn is_first_request(&self) -> bool {
+        self.untried == Some((0.0, 0.0))
+    }
+
+    /// Takes back what a throttle took, but never to more than there was before it.
+    pub(super) fn acquit(&mut self, before: f64, after: f64, options: &Options) {
+        if before > after && after > 0.0 {
+            self.base = self.base.max((self.base * before / after).min(before));
+            self.usual = self.usual.max(self.base / NEAR);
+            self.in_row = 0;
+            self.bound(options);
+            self.interval = self.due_in(options);
+        }
+    }
+
     /// An attempt starts, so long after the one before; `held` if it could have started earlier but for the rate.
     pub(super) fn sends(&mut self, since_last: Duration, held: bool, options: &Options) {
         let seconds = since_last.as_secs_f64();
@@ -231,7 +248,9 @@ impl Share {
             && running < FIRST_BURST
             && accepted < 0.9 * (burst - 1.0)
         {
-            let part = BURST_PART * (accepted + BURST_LEAST) / burst;
+            // Nothing accepted means two throttles: the first one alone is not believed.
+            let least = if accepted > 0.0 { BURST_LEAST } else { BURST_NONE };
+            let part = BURST_PART * (accepted + least) / burst;
             self.base = options.quota_rate * (1.0 - options.headroom) * part;
             (self.recent, self.usual) = (self.base, self.base);
         } else if self.in_row > IN_ROW {

@@ -65,7 +65,7 @@ fn sender_that_wakes_up_late_loses_no_slots() {
             }
             // A tenth of a second late, which is a slot; and answers take as long.
             Allowance::Wait(until) => now = until + Duration::from_millis(100),
-            Allowance::Probing => panic!("nothing was throttled"),
+            Allowance::Probing(_) => panic!("nothing was throttled"),
         }
         while let Some(first) = under_way.pop_front_if(|first| now.since(*first) >= Duration::from_millis(100)) {
             pacer.ended(first, now, Signal::Answered);
@@ -78,17 +78,85 @@ fn sender_that_wakes_up_late_loses_no_slots() {
 fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
     for (accepted, least, most) in [(0, 0.4, 0.9), (4, 2.0, 3.0), (14, 7.0, 10.0)] {
         let mut pacer = pacer();
+        if accepted == 0 {
+            // The first request of all is tried twice.
+            pacer.started(START);
+            pacer.ended(START, START, Signal::Throttled(Hint::default()));
+        }
         for sent in 0..accepted {
             pacer.started(after(sent));
             pacer.ended(after(sent), after(sent), Signal::Answered);
         }
         let now = after(accepted);
+        let now = (0..1000).map(|wait| now + Duration::from_millis(wait));
+        let now = now.into_iter().find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
         pacer.started(now);
         pacer.ended(now, now, Signal::Throttled(Hint::default()));
         let rate = pacer.rate();
         assert!((least..=most).contains(&rate), "{accepted} accepted: {rate}");
-        assert!(matches!(pacer.allowance(after(accepted + 50)), Allowance::Wait(_)));
+        assert!(matches!(pacer.allowance(now + Duration::from_millis(50)), Allowance::Wait(_)));
     }
+}
+
+#[test]
+fn first_request_that_is_throttled_is_tried_again_within_a_second_and_nothing_is_guessed() {
+    for seed in 0..100 {
+        let mut pacer = Pacer::new(Options::default(), START, seed);
+        let rate = pacer.rate();
+        pacer.started(START);
+        pacer.ended(START, after(30), Signal::Throttled(Hint::default()));
+        assert!((pacer.rate() - rate).abs() < 1e-9);
+        let again = (30..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
+        assert!(again.since(START) < Duration::from_secs(1), "{}", again.since(START).as_secs_f64());
+    }
+}
+
+#[test]
+fn throttle_that_was_not_the_rates_fault_is_taken_back() {
+    let mut pacer = pacer();
+    for sent in 0..2 {
+        pacer.started(after(sent * 1000));
+        pacer.ended(after(sent * 1000), after(sent * 1000), Signal::Answered);
+    }
+    let before = pacer.rate();
+    pacer.started(after(2000));
+    pacer.ended(after(2000), after(2000), Signal::Throttled(Hint::default()));
+    let lowered = pacer.rate();
+    pacer.acquit(before, lowered);
+    assert!(lowered < before && (pacer.rate() - before).abs() < 1e-9, "{before} {lowered} {}", pacer.rate());
+    pacer.acquit(before, lowered);
+    assert!((pacer.rate() - before).abs() < 1e-9, "never more than there was");
+}
+
+#[test]
+fn probe_without_an_answer_does_not_hold_back_the_next_one() {
+    for signal in [Signal::Throttled, Signal::Down] {
+        let mut pacer = pacer();
+        pacer.started(START);
+        pacer.ended(START, START, signal(Hint::default()));
+        let probe = (1..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
+        pacer.started(probe);
+        let overdue = probe + Options::default().probe_max;
+        assert_eq!(pacer.allowance(probe + Duration::from_millis(4999)), Allowance::Probing(overdue));
+        assert_eq!(pacer.allowance(overdue), Allowance::Start(1));
+        pacer.started(overdue);
+        pacer.ended(probe, overdue, Signal::Unclear);
+        assert!(matches!(pacer.allowance(overdue), Allowance::Probing(_)), "the next one is under way");
+        pacer.ended(overdue, overdue, Signal::Unclear);
+        assert!(matches!(pacer.allowance(overdue + Duration::from_secs(1)), Allowance::Start(1)));
+    }
+}
+
+#[test]
+fn attempt_beside_the_probe_leaves_the_gate_as_it_is() {
+    let mut pacer = pacer();
+    pacer.started(START);
+    pacer.ended(START, START, Signal::Down(Hint::default()));
+    let Allowance::Wait(until) = pacer.allowance(START) else { panic!("the gate is closed") };
+    pacer.started_beside(until);
+    assert_eq!(pacer.allowance(until), Allowance::Start(1), "the probe itself");
+    pacer.ended(until, until, Signal::Answered);
+    assert_eq!(pacer.closed(), None, "any answer of the service ends an outage");
 }
 
 #[test]
@@ -107,7 +175,7 @@ fn throttle_lets_one_probe_go_ahead_and_stragglers_count_once() {
     let probe = (40..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
     assert_eq!(pacer.allowance(probe), Allowance::Start(1));
     pacer.started(probe);
-    assert_eq!(pacer.allowance(probe), Allowance::Probing);
+    assert_eq!(pacer.allowance(probe), Allowance::Probing(probe + Options::default().probe_max));
     pacer.ended(probe, probe, Signal::Answered);
     assert_eq!(pacer.closed(), None);
 }
@@ -189,6 +257,8 @@ fn headroom_is_left_from_the_first_attempt_on() {
 fn throttled_relay_leaves_slots_to_people_where_there_is_headroom() {
     let slots = |headroom: f64| {
         let mut pacer = Pacer::new(Options { headroom, ..options() }, START, 7);
+        pacer.started(START);
+        pacer.ended(START, START, Signal::Answered);
         pacer.started(START);
         pacer.ended(START, START, Signal::Throttled(Hint::default()));
         let next = (1..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();

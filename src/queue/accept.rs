@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::act::{Asked, Prepared};
 use super::codec::{
-    self, Dead, ErrorRow, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot, Token,
-    Trial,
+    self, Dead, ErrorRow, Failures, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot,
+    Token, Trial,
 };
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
@@ -300,7 +300,7 @@ impl Writer {
         let Dead { mut record, mut trial, .. } = dead;
         record.deadline = now + Duration::from_millis(record.lifetime_ms);
         record.implied = false;
-        trial.failed_at = None;
+        trial.failures = Failures::default();
         let slot = self.queue_up(&record, trial)?;
 
         let conversation = record.conversation;

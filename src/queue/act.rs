@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::codec::{Hash, Hasher, caller_number};
 use super::operate::Operation;
-use super::{Asker, Backlog, Found, Lease, MessageId, Overview, Settled, State, Verdict, Work};
+use super::{Asker, Backlog, Found, Lease, LeaseRequest, MessageId, Overview, Settled, State, Verdict, Work};
 use crate::delivery::Disposition;
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
 use crate::pacer::Kept;
@@ -23,7 +23,7 @@ pub enum Act {
     Overview { reply: oneshot::Sender<Overview> },
     Pause { why: String, reply: oneshot::Sender<()> },
     Resume { reply: oneshot::Sender<()> },
-    Lease { most: usize, takes: Duration, reply: oneshot::Sender<Work> },
+    Lease { request: LeaseRequest, reply: oneshot::Sender<Work> },
     Operate(Operation),
     Settle { lease: Box<Lease>, disposition: Disposition, learned: Option<Kept>, reply: oneshot::Sender<Settled> },
 }

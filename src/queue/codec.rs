@@ -55,8 +55,8 @@ pub use key::{Key, hash_at, number_at};
 pub use pack::At;
 pub use record::{Kind, Record, Secret};
 pub use rows::{
-    Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow, Place, Sending,
-    Slot, Token, Trial, reason_at, reason_index,
+    Dead, Entry, ErrorRow, Failures, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow, Place,
+    Sending, Slot, Token, Trial, reason_at, reason_index,
 };
 
 /// The layout's number, in the format stamp.

@@ -261,6 +261,7 @@ impl Doctor {
             fresh: Duration::ZERO,
             token_wait: Duration::ZERO,
             refused_for: Duration::ZERO,
+            probe_max: Duration::ZERO,
             due_max: Duration::ZERO,
             destination: String::new(),
         };

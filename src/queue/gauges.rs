@@ -75,8 +75,7 @@ impl Gauges {
                 "Conversations that wait for one thing to be known.",
                 &["reason"],
             ),
-            paused: metrics
-                .gauge("paused", "1 while sending is paused, by an operator or because all tokens are refused."),
+            paused: metrics.gauge("paused", "1 while an operator has paused sending."),
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
         metrics.gauge("queue_bytes_max", "queue.bytes_max.").set(whole(options.bytes_max));

@@ -1,5 +1,7 @@
 //! What the sender is given, and what it is told of an attempt.
 
+use std::time::Duration;
+
 use super::MessageId;
 use super::codec::Hash;
 use crate::delivery::Reason;
@@ -27,9 +29,14 @@ pub struct Lease {
     pub attempts: u32,
     /// Answers with an unlisted code, before this one.
     pub strikes: u8,
-    /// When it last failed.
+    /// The failures that count towards `sender.attempts_max`, before this attempt.
+    pub counted: u16,
+    /// The time of the last failure.
     pub failed_at: Option<Timestamp>,
-    pub(super) conversation: Hash,
+    /// The conversation, as a keyed hash.
+    pub conversation: [u8; 16],
+    /// True if the conversation backed off or was held until now.
+    pub backed_off: bool,
     /// The hash of the token it is sent with.
     pub(super) token: Hash,
 }
@@ -54,11 +61,34 @@ pub enum Settled {
     },
 }
 
-/// What there is to send.
+/// The messages that the sender asks for: of conversations whose turn it is, and of those that backed off or were held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRequest {
+    /// Messages at most.
+    pub most: usize,
+    /// Of them, so many of conversations that backed off go first.
+    pub backed_off_first: usize,
+    /// Of them, at most so many of conversations that backed off.
+    pub backed_off_most: usize,
+    /// The time that an attempt takes: a message that will not arrive within its lifetime goes last.
+    pub takes: Duration,
+}
+
+impl LeaseRequest {
+    /// A request for so many messages of any conversations.
+    #[must_use]
+    pub fn any(most: usize) -> LeaseRequest {
+        LeaseRequest { most, backed_off_first: most, backed_off_most: most, takes: Duration::ZERO }
+    }
+}
+
+/// The messages that can be sent now.
 #[derive(Debug, Default)]
 pub struct Work {
     /// Taken out for an attempt each.
     pub leases: Vec<Lease>,
+    /// True if conversations whose turn it is are left.
+    pub turns_left: bool,
     /// Where fewer came than were asked for: when the next one falls due by itself.
     pub next_due: Option<Timestamp>,
 }

@@ -144,7 +144,7 @@ impl Writer {
         let token = self.store.get::<Token>(&token_key(&asked.token))?.unwrap_or_default();
         let conversation =
             token.conversation.or(asked.keyed).unwrap_or_else(|| self.default_conversation(&asked.token, &token));
-        Ok(self.line(&conversation)?.count == 0 && self.paused().is_none())
+        Ok(self.line(&conversation)?.count == 0 && self.sending.paused.is_none())
     }
 
     pub(super) fn backlog(&mut self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
@@ -188,6 +188,7 @@ impl Writer {
             set_aside: self.space.set_aside,
             corrupt: self.gauges.corrupt.get(),
             paused: self.paused(),
+            all_refused: self.all_refused(),
         })
     }
 

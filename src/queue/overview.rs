@@ -12,33 +12,13 @@ pub struct Backlog {
     pub oldest: Option<Timestamp>,
 }
 
-/// Nothing is sent for now.
+/// An operator's pause of sending.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// Since then.
+    /// The time at which it began.
     pub since: Timestamp,
-    /// Why.
-    pub reason: PauseReason,
-}
-
-/// Why nothing is sent for now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PauseReason {
-    /// An operator said so, in these words.
-    Operator(String),
-    /// The destination refused three tokens, and never delivered anything.
-    AllRefused,
-}
-
-impl PauseReason {
-    /// The reason as it is shown.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            PauseReason::Operator(why) => why,
-            PauseReason::AllRefused => "all_refused",
-        }
-    }
+    /// The operator's reason; empty if none was given.
+    pub why: String,
 }
 
 /// What the queue shows an operator.
@@ -68,6 +48,8 @@ pub struct Overview {
     pub set_aside: bool,
     /// Rows that failed their sums and were set aside since the start.
     pub corrupt: u64,
-    /// Whether sending is paused.
+    /// The operator's pause, if sending is paused.
     pub paused: Option<Pause>,
+    /// The time since which the destination refuses every token and has never delivered anything.
+    pub all_refused: Option<Timestamp>,
 }

@@ -1,15 +1,15 @@
-//! Sending pauses: because an operator says so, or because everything points to a wrong destination.
+//! Pauses of sending, and a destination that refuses every token.
 //!
-//! | who pauses | when | over a restart |
-//! | --- | --- | --- |
-//! | an operator | as they say | stays: what somebody ordered stands until somebody takes it back |
-//! | the relay, `all_refused` | three tokens were refused, and this destination has never delivered anything | ends: a start is mostly the remedy, and finds out anew |
+//! | state | begins | sending | ends |
+//! | --- | --- | --- | --- |
+//! | paused | an operator says so | stops; what is in flight is settled | an operator resumes; a restart does not end it |
+//! | `all_refused` | three tokens were refused, and this destination has never delivered anything | one message each `probe_max`, with a token that was not refused yet | the first delivery; an operator resumes; a restart |
 //!
-//! While sending pauses nothing is leased, and so nothing that is held dies of its token; messages are accepted, what is
-//! in flight is settled, and lifetimes go on. The end of a pause forgets every refused token: what is held gets its
-//! turns, and the door lets those tokens in again.
+//! In neither state does a held message become a dead letter because its token was refused; lifetimes go on. Each end but
+//! the first delivery forgets every refused token: what is held gets its turns, and the ingress accepts those tokens again.
+//! The first delivery shows that the destination is the right one, so what it refused stays refused.
 //!
-//! All of it is one row (`h`), written only when it changes.
+//! Both states are one row (`h`), written only when it changes: a pause row without an operator is `all_refused`.
 
 use std::ops::Bound;
 
@@ -17,7 +17,7 @@ use tracing::{error, info};
 
 use super::codec::{ErrorRow, Hash, Key, PauseRow, Token};
 use super::line::conversation_in;
-use super::{Pause, PauseReason, StoreFailed, Writer};
+use super::{Pause, StoreFailed, Writer};
 use crate::time::Timestamp;
 
 /// So many different tokens, all refused, are no coincidence.
@@ -32,6 +32,8 @@ pub struct Trust {
     proven: bool,
     /// Tokens that it refused, while it has not.
     refused: Vec<Hash>,
+    /// The last time that a message was looked for while every token was refused.
+    tried_at: Option<Timestamp>,
 }
 
 impl Writer {
@@ -40,18 +42,41 @@ impl Writer {
         self.sending = self.store.get(&Key::new(b'h'))?.unwrap_or_default();
         let destination = self.hasher.hash(b'D', &[self.options.destination.as_bytes()]);
         let proven = self.sending.delivered_to == Some(destination);
-        self.trust = Trust { destination, proven, refused: Vec::new() };
-        if self.paused().is_some_and(|pause| pause.reason == PauseReason::AllRefused) {
+        self.trust = Trust { destination, proven, ..Trust::default() };
+        if self.all_refused().is_some() {
             self.resume(now)?;
         }
         Ok(())
     }
 
+    /// The operator's pause.
     pub(super) fn paused(&self) -> Option<Pause> {
-        self.sending.paused.as_ref().map(|row| Pause {
-            since: row.since,
-            reason: row.operator.as_ref().map_or(PauseReason::AllRefused, |why| PauseReason::Operator(why.clone())),
-        })
+        let row = self.sending.paused.as_ref()?;
+        row.operator.clone().map(|why| Pause { since: row.since, why })
+    }
+
+    /// The time since which the destination, which has never delivered anything, refuses every token.
+    pub(super) fn all_refused(&self) -> Option<Timestamp> {
+        self.sending.paused.as_ref().filter(|row| row.operator.is_none()).map(|row| row.since)
+    }
+
+    /// The number of messages that may be leased now: all that are asked for, or one each `probe_max` while every token is
+    /// refused. `None` before the next one.
+    pub(super) fn most_while_refused(&mut self, most: usize, now: Timestamp) -> Option<usize> {
+        if self.all_refused().is_none() {
+            return Some(most);
+        }
+        if self.next_try().is_some_and(|next| now < next) {
+            return None;
+        }
+        self.trust.tried_at = Some(now);
+        Some(most.min(1))
+    }
+
+    /// The time of the next attempt while every token is refused.
+    pub(super) fn next_try(&self) -> Option<Timestamp> {
+        self.all_refused()?;
+        self.trust.tried_at.map(|tried| tried + self.options.probe_max)
     }
 
     /// An operator pauses sending. A second word changes the reason, not the time.
@@ -62,7 +87,8 @@ impl Writer {
     }
 
     fn set_pause(&mut self, operator: Option<String>, now: Timestamp) {
-        let since = self.sending.paused.as_ref().map_or(now, |row| row.since);
+        let before = self.sending.paused.as_ref().filter(|row| row.operator.is_some() == operator.is_some());
+        let since = before.map_or(now, |row| row.since);
         self.sending.paused = Some(PauseRow { since, operator });
         self.store.put(Key::new(b'h'), &self.sending);
         // Who waits for the queue to empty has to know that it will not.
@@ -82,8 +108,8 @@ impl Writer {
                 self.commit_if_long()?;
             }
         }
-        // Last: a crash before this leaves it paused, and nobody was told otherwise.
-        self.trust.refused.clear();
+        // Last: a crash before this leaves it paused, and no reply said otherwise.
+        (self.trust.refused, self.trust.tried_at) = (Vec::new(), None);
         self.sending.forgiven = now;
         if self.sending.paused.take().is_some() {
             self.afterwards(|| info!("sending goes on; refused tokens are tried again"));
@@ -98,32 +124,43 @@ impl Writer {
         token.refused.as_ref().filter(|(at, _)| *at > self.sending.forgiven)
     }
 
-    /// The destination has delivered a message: whatever it refuses from now on, it is the right one.
-    pub(super) fn destination_delivers(&mut self) {
-        if !self.trust.proven {
-            self.trust.proven = true;
-            self.sending.delivered_to = Some(self.trust.destination);
-            self.store.put(Key::new(b'h'), &self.sending);
+    /// Notes that the destination delivered a message: tokens that it refuses from now on are at fault themselves.
+    pub(super) fn destination_delivers(&mut self, now: Timestamp) {
+        if self.trust.proven {
+            return;
         }
+        self.trust.proven = true;
+        self.sending.delivered_to = Some(self.trust.destination);
+        if let Some(since) = self.all_refused() {
+            self.sending.paused = None;
+            self.poke = true;
+            let after_s = now.since(since).as_secs();
+            self.afterwards(move || info!(after_s, "Amazon Connect took a message: sending goes on"));
+        }
+        self.store.put(Key::new(b'h'), &self.sending);
     }
 
-    /// The destination has refused a token; true where sending is paused for that, and nothing is to die of it.
-    pub(super) fn destination_refuses(&mut self, token: &Hash, now: Timestamp) -> bool {
-        if !self.trust.proven && !self.trust.refused.contains(token) && self.trust.refused.len() < REFUSED_MAX {
-            self.trust.refused.push(*token);
+    /// Notes that the destination refused a token. The third one before any delivery begins `all_refused`.
+    pub(super) fn destination_refuses(&mut self, token: &Hash, now: Timestamp) {
+        if self.trust.proven || self.trust.refused.contains(token) || self.trust.refused.len() >= REFUSED_MAX {
+            return;
         }
-        let all = !self.trust.proven && self.trust.refused.len() >= REFUSED_MAX;
-        if all && self.sending.paused.is_none() {
+        self.trust.refused.push(*token);
+        if self.trust.refused.len() == REFUSED_MAX && self.sending.paused.is_none() {
             self.set_pause(None, now);
-            self.afterwards(|| {
+            self.trust.tried_at = Some(now);
+            let every_s = self.options.probe_max.as_secs_f64();
+            self.afterwards(move || {
                 error!(
-                    reason = PauseReason::AllRefused.as_str(),
+                    reason = "all_refused",
                     tokens = REFUSED_MAX,
-                    "Amazon Connect refuses every token, and has never taken a message: sender.region or the Connect \
-                     instance may be wrong. Sending is paused, nothing is given up; mend it and restart, or resume"
+                    every_s,
+                    "Amazon Connect refused every token so far and has never taken a message: sender.region, \
+                     sender.endpoint or the bot's Connect instance may be wrong. The relay sends one message each \
+                     sender.probe_max, with a token that was not refused yet, until Connect takes one. Correct the \
+                     setting and restart the relay, or run `connect-relay resume`"
                 );
             });
         }
-        all
     }
 }

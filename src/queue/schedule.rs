@@ -7,12 +7,9 @@
 //! A message whose lifetime will probably end before it arrives, by what an attempt takes, is passed over as long as there
 //! is another to be sent: no message misses its deadline for one that misses its own anyway.
 //!
-//! Those that back off or are held stand in the order of their times (`d` rows) and come first when they are due: they
-//! had their turn. One page of turns is read ahead; what is in flight is known in memory only.
-
-use std::collections::VecDeque;
-use std::ops::Bound;
-use std::time::Duration;
+//! Conversations that back off or are held have no turn: they are in the order of their times (`d` rows). The sender
+//! says how many of them may go before those whose turn it is, and how many may go at all, so that conversations that
+//! keep failing never hold up the others. One page of turns is read ahead; leases are known in memory only.
 
 use super::accept::token_key;
 use super::codec::{Hash, Key, Line, Meta, Place, Token, number_at};
@@ -20,11 +17,13 @@ use super::line::{conversation_in, turn_key, turn_prefix};
 use super::lookup::{Queued, entry_key};
 use super::sealing::Binding;
 use super::settle::Burial;
-use super::{Lease, StoreFailed, Work, Writer};
+use super::{Lease, LeaseRequest, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
 use crate::time::Timestamp;
 use crate::turns::{self, Kind, Others};
+use std::collections::VecDeque;
+use std::ops::Bound;
 
 /// Turns read ahead.
 const PAGE: usize = 256;
@@ -55,6 +54,31 @@ enum Met {
     Nothing,
 }
 
+/// One request of the sender's, being answered.
+struct Round {
+    request: LeaseRequest,
+    /// Bytes at which the round ends, so that the commit stays short.
+    limit: usize,
+    /// Leases of conversations that backed off.
+    backed_off: usize,
+    /// The `d` rows before this were looked at.
+    after: Bound<Key>,
+    /// Conversations whose message will probably not arrive within its lifetime.
+    passed_over: Vec<(Hash, Place)>,
+    work: Work,
+}
+
+impl Round {
+    fn has_room(&self) -> bool {
+        self.work.leases.len() < self.request.most
+    }
+
+    /// The time that a message's lifetime must outlast.
+    fn in_time(&self, now: Timestamp) -> Timestamp {
+        if self.passed_over.len() < PAGE { now + self.request.takes } else { now }
+    }
+}
+
 impl Ahead {
     fn of(&mut self, kind: Kind) -> &mut Page {
         match kind {
@@ -70,10 +94,10 @@ impl Ahead {
 }
 
 impl Writer {
-    /// About how many messages go before one that has so many of its own conversation before it; none while nobody
-    /// can tell, because sending is paused. Counted from what is known anyway: nothing is looked through.
+    /// The approximate number of messages that go before one that has so many of its own conversation before it; `None`
+    /// while sending is paused or the destination refuses every token. Nothing is scanned.
     pub(super) fn before(&self, line: &Line, ahead: u64, now: Timestamp) -> Option<u64> {
-        if self.paused().is_some() {
+        if self.paused().is_some() || self.all_refused().is_some() {
             return None;
         }
         let kind = match line.place {
@@ -91,60 +115,86 @@ impl Writer {
         Some(turns::before(kind, ahead, others).min(queued).max(ahead))
     }
 
-    pub(super) fn lease(&mut self, most: usize, takes: Duration, now: Timestamp) -> Result<Work, StoreFailed> {
-        let mut work = Work::default();
+    pub(super) fn lease(&mut self, request: LeaseRequest, now: Timestamp) -> Result<Work, StoreFailed> {
         if self.paused().is_some() {
-            return Ok(work);
+            return Ok(Work::default());
         }
-        let limit = self.store.pending_bytes() + BURIED_BYTES_MAX;
-        let mut passed_over: Vec<(Hash, Place)> = Vec::new();
-        let in_time = |passed_over: &[_]| if passed_over.len() < PAGE { now + takes } else { now };
-        let mut after: Bound<Key> = Bound::Included(Key::new(b'd'));
-        while work.leases.len() < most && self.store.pending_bytes() < limit {
-            let Some(key) = self.store.next_key(Key::new(b'd'), after)? else { break };
-            let due = Timestamp(number_at(&key, 1));
-            let conversation = conversation_in(&key);
-            after = Bound::Excluded(key);
-            // The clock may have stepped back since the time was written: no backing off outlasts its bound.
-            if due > now && due.since(now) <= self.options.due_max.max(self.options.token_wait) {
-                work.next_due = Some(due);
-                break;
-            }
-            match self.prepare(&conversation, Place::Due(due), limit, in_time(&passed_over), now)? {
-                Met::Ready(lease) => work.leases.push(*lease),
-                Met::TooLate => passed_over.push((conversation, Place::Due(due))),
-                Met::Nothing => {}
-            }
-        }
-        while work.leases.len() < most && self.store.pending_bytes() < limit {
+        let Some(most) = self.most_while_refused(request.most, now) else {
+            return Ok(Work { next_due: self.next_try(), ..Work::default() });
+        };
+        let mut round = Round {
+            request: LeaseRequest { most, ..request },
+            limit: self.store.pending_bytes() + BURIED_BYTES_MAX,
+            backed_off: 0,
+            after: Bound::Included(Key::new(b'd')),
+            passed_over: Vec::new(),
+            work: Work::default(),
+        };
+        self.lease_backed_off(&mut round, request.backed_off_first, now)?;
+        while round.work.leases.len() < most && self.store.pending_bytes() < round.limit {
             let (fresh, late) = (self.anyone(Kind::Fresh)?, self.anyone(Kind::Late)?);
             let Some(kind) = self.turns.next(fresh, late) else { break };
             let Some((turn, conversation)) = self.ahead.of(kind).turns.pop_front() else { break };
             let place = Place::Turn(kind, turn);
-            match self.prepare(&conversation, place, limit, in_time(&passed_over), now)? {
+            match self.prepare(&conversation, place, round.limit, round.in_time(now), now)? {
                 Met::Ready(lease) => {
                     self.turns.taken();
-                    work.leases.push(*lease);
+                    round.work.leases.push(*lease);
                 }
-                Met::TooLate => passed_over.push((conversation, place)),
+                Met::TooLate => round.passed_over.push((conversation, place)),
                 Met::Nothing => {}
             }
         }
-        // Those may try their luck for whom nobody else has to wait; the others are met again.
-        let all_met = self.store.pending_bytes() < limit;
-        let chances = if all_met { most.saturating_sub(work.leases.len()) } else { 0 };
-        for (conversation, place) in passed_over.iter().take(chances) {
-            if let Met::Ready(lease) = self.prepare(conversation, *place, limit, now, now)? {
-                work.leases.push(*lease);
+        self.lease_backed_off(&mut round, request.backed_off_most, now)?;
+        self.lease_passed_over(&mut round, now)?;
+        round.work.turns_left = self.anyone(Kind::Fresh)? || self.anyone(Kind::Late)?;
+        self.poke |= self.store.pending_bytes() >= round.limit;
+        Ok(round.work)
+    }
+
+    /// Takes out messages of conversations whose time has come, until the round has so many of these.
+    fn lease_backed_off(&mut self, round: &mut Round, most: usize, now: Timestamp) -> Result<(), StoreFailed> {
+        while round.has_room() && round.backed_off < most && self.store.pending_bytes() < round.limit {
+            let Some(key) = self.store.next_key(Key::new(b'd'), round.after)? else { break };
+            let due = Timestamp(number_at(&key, 1));
+            let conversation = conversation_in(&key);
+            // The clock may have stepped back since the time was written: no backing off outlasts its bound.
+            if due > now && due.since(now) <= self.options.due_max.max(self.options.token_wait) {
+                round.work.next_due = Some(due);
+                break;
+            }
+            round.after = Bound::Excluded(key);
+            match self.prepare(&conversation, Place::Due(due), round.limit, round.in_time(now), now)? {
+                Met::Ready(lease) => {
+                    round.backed_off += 1;
+                    round.work.leases.push(*lease);
+                }
+                Met::TooLate => round.passed_over.push((conversation, Place::Due(due))),
+                Met::Nothing => {}
             }
         }
-        for (conversation, place) in passed_over.iter().skip(chances).rev() {
+        Ok(())
+    }
+
+    /// Takes out what was passed over if nothing else has to wait for it. The rest is met again.
+    fn lease_passed_over(&mut self, round: &mut Round, now: Timestamp) -> Result<(), StoreFailed> {
+        let all_met = self.store.pending_bytes() < round.limit;
+        let mut left = Vec::new();
+        for (conversation, place) in std::mem::take(&mut round.passed_over) {
+            let waits = matches!(place, Place::Due(_)) && round.backed_off >= round.request.backed_off_most;
+            if !all_met || !round.has_room() || waits {
+                left.push((conversation, place));
+            } else if let Met::Ready(lease) = self.prepare(&conversation, place, round.limit, now, now)? {
+                round.backed_off += usize::from(lease.backed_off);
+                round.work.leases.push(*lease);
+            }
+        }
+        for (conversation, place) in left.into_iter().rev() {
             if let Place::Turn(kind, turn) = place {
-                self.ahead.give_back(*kind, *turn, *conversation);
+                self.ahead.give_back(kind, turn, conversation);
             }
         }
-        self.poke |= self.store.pending_bytes() >= limit;
-        Ok(work)
+        Ok(())
     }
 
     /// Whether anyone of a kind waits for a turn; a page of them is read ahead.
@@ -209,7 +259,7 @@ impl Writer {
             if queued.record.deadline <= now {
                 burial = Some(Burial { maybe_delivered: doubtful, ..expired(queued.record.token) });
             } else if let Some(hold) = line.hold.clone() {
-                if newest == hold.token && hold.until <= now {
+                if newest == hold.token && hold.until <= now && self.all_refused().is_none() {
                     let error = ServiceError::from(hold.error);
                     let reason = Reason::of_denial(&error);
                     burial = Some(Burial { reason, error, maybe_delivered: doubtful, token: newest, logged: true });
@@ -242,12 +292,18 @@ impl Writer {
             if queued.record.deadline <= in_time {
                 return Ok(Met::TooLate);
             }
-            return self.take(queued, doubtful, (newest, row));
+            return self.take(queued, place, doubtful, (newest, row));
         }
         Ok(Met::Nothing)
     }
 
-    fn take(&mut self, queued: Queued, doubtful: bool, newest: (Hash, Token)) -> Result<Met, StoreFailed> {
+    fn take(
+        &mut self,
+        queued: Queued,
+        place: Place,
+        doubtful: bool,
+        newest: (Hash, Token),
+    ) -> Result<Met, StoreFailed> {
         let (hash, token) = self.credential(&queued, doubtful, newest)?;
         let Queued { slot, record } = &queued;
         let (conversation, sequence) = (record.conversation, slot.sequence);
@@ -281,8 +337,10 @@ impl Writer {
             accepted: record.accepted,
             attempts: slot.trial.attempts,
             strikes: slot.trial.strikes,
-            failed_at: slot.trial.failed_at,
+            counted: slot.trial.failures.counted(),
+            failed_at: slot.trial.failures.last(),
             conversation,
+            backed_off: matches!(place, Place::Due(_)),
             token: hash,
         })))
     }

@@ -49,11 +49,15 @@ impl Writer {
                 self.keep(&conversation, &line);
                 return Ok(Settled::Kept);
             }
-            Disposition::Retry { due, unknown, strike } => {
+            Disposition::Wait { due } => {
+                self.move_to(&conversation, &mut line, Place::Due(due), now);
+                if due > now { Settled::Deferred(due) } else { Settled::Kept }
+            }
+            Disposition::Retry { due, unknown, strike, counted } => {
                 let trial = &mut line.first[0].trial;
                 trial.attempts += 1;
                 trial.strikes = trial.strikes.saturating_add(u8::from(strike));
-                trial.failed_at = Some(now);
+                trial.failures = trial.failures.and(now, counted);
                 if unknown {
                     self.meta.unknown += u64::from(!trial.unknown);
                     trial.unknown = true;
@@ -90,7 +94,7 @@ impl Writer {
         self.leave(&queued, line, false, now)?;
         if receipt.id.is_some() {
             // A disconnect has none, and counts as done where Connect refuses it.
-            self.destination_delivers();
+            self.destination_delivers(now);
         }
         self.gauges.delivered.inc();
         self.gauges.delivery_seconds.observe(now.since(queued.record.accepted).as_secs_f64());
@@ -139,9 +143,8 @@ impl Writer {
         }
         let reason = Reason::of_denial(&error);
         let mut told = false;
-        let waited =
-            if self.destination_refuses(&lease.token, now) { Vec::new() } else { self.waiters.of(&conversation) };
-        for waited in waited {
+        self.destination_refuses(&lease.token, now);
+        for waited in self.waiters.of(&conversation) {
             let Some(slot) = self.slot(&conversation, line, waited)? else { continue };
             let Some(mut queued) = self.queued(slot)? else { continue };
             if self.newest(&queued.record.token)?.0 != lease.token {
@@ -171,7 +174,7 @@ impl Writer {
         }
         let trial = &mut line.first[0].trial;
         trial.attempts += 1;
-        trial.failed_at = Some(now);
+        trial.failures = trial.failures.and(now, false);
         Ok(Settled::Held(until))
     }
 

@@ -42,6 +42,7 @@ fn options(path: PathBuf) -> Options {
         fresh: Duration::from_secs(30),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
+        probe_max: Duration::from_secs(5),
         due_max: Duration::from_secs(60),
         destination: "somewhere".into(),
     }
@@ -133,7 +134,7 @@ impl Rig {
 
     /// Where an attempt takes so long.
     fn lease_where(&self, most: usize, takes: Duration) -> Vec<Lease> {
-        self.runtime.block_on(self.queue.lease(most, takes)).unwrap().leases
+        self.runtime.block_on(self.queue.lease(LeaseRequest { takes, ..LeaseRequest::any(most) })).unwrap().leases
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
@@ -290,7 +291,7 @@ fn retry_that_comes_too_late_waits_for_those_that_do_not() {
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(10)), ..message("a", "1", "retry") });
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
-    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false });
+    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false });
     rig.accepted(message("b", "1", "calm"));
     rig.clock.skip(Duration::from_secs(9));
     assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "calm");
@@ -409,9 +410,12 @@ fn failing_message_waits_and_holds_back_its_conversation_only() {
     rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
-    assert_eq!(rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false }), Settled::Deferred(due));
+    assert_eq!(
+        rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false }),
+        Settled::Deferred(due)
+    );
     assert_eq!(rig.drain(), ["b1"]);
-    let work = rig.runtime.block_on(rig.queue.lease(1, Duration::ZERO)).unwrap();
+    let work = rig.runtime.block_on(rig.queue.lease(LeaseRequest::any(1))).unwrap();
     assert_eq!(work.next_due, Some(due));
     assert_eq!(rig.overview().unknown, 1);
     let rig = rig.reopen();
@@ -570,7 +574,7 @@ fn message_that_may_have_arrived_keeps_its_token_until_that_is_refused() {
     rig.push_all(vec![message("old", "1", "one"), message("old", "2", "two")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
-    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false });
+    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false, counted: false });
     rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "3", "three") });
     let lease = rig.lease(9).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("old"), "the same again, before anything else");
@@ -634,7 +638,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
     let (waits, settled) = rig.runtime.block_on(async {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
-            let lease = queue.lease(1, Duration::ZERO).await.unwrap().leases.pop().unwrap();
+            let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
             queue.settle(lease, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling)

@@ -216,8 +216,8 @@ impl Writer {
                 self.answer(reply, ());
             }
             Act::Operate(operation) => self.operate(operation, now)?,
-            Act::Lease { most, takes, reply } => {
-                let work = self.lease(most, takes, now)?;
+            Act::Lease { request, reply } => {
+                let work = self.lease(request, now)?;
                 self.answer(reply, work);
             }
             Act::Settle { lease, disposition, learned, reply } => {

@@ -1,43 +1,10 @@
-//! The destination, as one: when it is down though it was reached, and what is said of it: one line when its gate closes
-//! or opens, or the reason changes; none per message, and none for a single throttle.
+//! Log lines on the destination: one when its gate closes or opens, or the reason changes; none for each message, and
+//! none for a single throttle or failure.
 
 use tracing::{info, warn};
 
-use crate::delivery::{Outcome, Signal};
+use crate::delivery::Outcome;
 use crate::pacer::Closed;
-use crate::retry::Hint;
-
-/// So many failures in a row, of more than one conversation, are the destination's and not a message's.
-const FAILURES: u32 = 3;
-
-/// Failures in a row: 5xx, and answers that did not come.
-#[derive(Debug, Default)]
-pub(super) struct Failures {
-    row: u32,
-    first: Box<str>,
-    several: bool,
-}
-
-impl Failures {
-    /// What an outcome says of the destination, after those before it: where it fails everybody its gate closes, and one
-    /// probe at a time goes on instead of message after message.
-    pub(super) fn signal(&mut self, conversation: &str, outcome: &Outcome) -> Signal {
-        let hint = match outcome {
-            Outcome::Unavailable { hint, .. } => *hint,
-            Outcome::Unknown { .. } => Hint::default(),
-            _ => {
-                *self = Failures::default();
-                return outcome.signal();
-            }
-        };
-        if self.row == 0 {
-            self.first = conversation.into();
-        }
-        self.several |= *conversation != *self.first;
-        self.row = self.row.saturating_add(1);
-        if self.several && self.row >= FAILURES { Signal::Down(hint) } else { outcome.signal() }
-    }
-}
 
 /// What was last said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,32 +69,7 @@ impl Said {
 mod tests {
     use super::*;
     use crate::delivery::Receipt;
-
-    #[test]
-    fn failures_of_several_conversations_in_a_row_are_the_destinations() {
-        let failed = || Outcome::Unavailable { status: 500, hint: Hint::default(), why: "500".into() };
-        let unknown = || Outcome::Unknown { why: "timed out".into() };
-        let throttled = || Outcome::Throttled { status: 429, hint: Hint::default(), why: "429".into() };
-        let delivered = || Outcome::Delivered(Receipt::default());
-        let (a, b, down) = ("a", "b", Signal::Down(Hint::default()));
-        let mut failures = Failures::default();
-        for (conversation, outcome, signal) in [
-            (a, failed(), Signal::Answered),
-            (a, unknown(), Signal::Answered),
-            (a, failed(), Signal::Answered),
-            (a, unknown(), Signal::Answered),
-            (b, failed(), down),
-            (a, unknown(), down),
-            (b, delivered(), Signal::Answered),
-            (a, failed(), Signal::Answered),
-            (b, unknown(), Signal::Answered),
-            (b, failed(), down),
-            (b, throttled(), Signal::Throttled(Hint::default())),
-            (b, failed(), Signal::Answered),
-        ] {
-            assert_eq!(failures.signal(conversation, &outcome), signal, "{conversation:?} {outcome:?}");
-        }
-    }
+    use crate::retry::Hint;
 
     #[test]
     fn each_change_is_said_once() {

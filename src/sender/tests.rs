@@ -35,7 +35,7 @@ fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
         (look, Allowance::Wait(at(70)), 32, wait(70)),
         (look, Allowance::Wait(at(90_000)), 32, Next::Wait(HEARTBEAT)),
         (look, Allowance::Wait(NOW), 32, wait(1)),
-        (look, Allowance::Probing, 32, Next::Wait(HEARTBEAT)),
+        (look, Allowance::Probing(at(70)), 32, wait(70)),
         (blind, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
         (blind, Allowance::Wait(at(70)), 32, Next::Wait(HEARTBEAT)),
         (due_in(0), Allowance::Start(5), 32, Next::Ask(5)),
@@ -53,11 +53,11 @@ fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
 fn lease_that_comes_short_ends_the_asking() {
     let mut sight = Sight::default();
     sight.asked();
-    sight.leased(5, &Work { leases: Vec::new(), next_due: Some(at(300)) }, NOW);
+    sight.leased(5, &Work { next_due: Some(at(300)), ..Work::default() }, NOW);
     assert_eq!(sight, Sight { look: false, next_due: Some(at(300)), ..Sight::default() });
     // A due time that has come already is no reason to ask in a circle.
     sight.asked();
-    sight.leased(5, &Work { leases: Vec::new(), next_due: Some(NOW) }, NOW);
+    sight.leased(5, &Work { next_due: Some(NOW), ..Work::default() }, NOW);
     assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Wait(DUE_MIN));
 }
 
@@ -119,7 +119,7 @@ impl House {
         let budget = Budget::new(Pacer::new(pacer, clock.now(), 7));
         let policy = Policy { backoff: Backoff::default(), hint_max: Duration::from_secs(60), attempts_max: 10 };
         let pulse = Arc::new(AtomicU64::new(0));
-        let options = Options { policy, in_flight_max: 4 };
+        let options = Options { policy, in_flight_max: 4, probe_max: Duration::from_secs(5) };
         let sender =
             Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&pulse));
         House { queue, sender, clock, requests: upstream(listener), pulse, writer, _folder: folder }
@@ -190,6 +190,20 @@ impl House {
         }
     }
 
+    /// Lets the sender start what it can now; the number of requests that have arrived upstream and wait for an answer.
+    async fn requests_now(&mut self) -> usize {
+        self.turns(1000).await;
+        while self.sender.sight.asking || self.sender.measures.in_flight.get() != self.requests.len() as i64 {
+            tokio::select! {
+                biased;
+                () = tokio::task::yield_now() => {}
+                step = self.sender.step() => { step.unwrap(); }
+            }
+            self.turns(100).await;
+        }
+        self.requests.len()
+    }
+
     /// Steps until there is nothing to do but wait.
     async fn quiet(&mut self) {
         while self.sender.sight.look || !self.sender.tasks.is_empty() {
@@ -215,6 +229,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
         fresh: Duration::from_secs(30),
         token_wait: Duration::from_secs(120),
         refused_for: Duration::from_secs(60),
+        probe_max: Duration::from_secs(5),
         due_max: Duration::from_secs(5),
         destination: "somewhere".into(),
     }
@@ -325,44 +340,137 @@ async fn refused_message_is_buried_not_retried() {
 }
 
 #[tokio::test]
-async fn wrong_destination_closes_the_gate_and_nothing_dies() {
+async fn wrong_destination_closes_the_gate_and_no_message_is_dead_lettered() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
-    house.request().await.answer("404 Not Found", "content-type: text/html\r\n", "<html>}").await;
-    assert_eq!(house.settled().await, (id, Settled::Kept));
-    assert_eq!(house.sender.said, Said::NotTheService(404));
-    house.clock.skip(Duration::from_secs(5));
+    for said in [Said::Open, Said::Open, Said::NotTheService(404)] {
+        house.request().await.answer("404 Not Found", "content-type: text/html\r\n", "<html>}").await;
+        assert!(matches!(house.settled().await, (of, Settled::Deferred(_)) if of == id));
+        assert_eq!(house.sender.said, said);
+        house.clock.skip(Duration::from_secs(8));
+    }
+    assert_eq!(house.state(id).await.attempts, 0, "not an attempt of the message");
     house.request().await.deliver("i").await;
     assert_eq!(house.settled().await, (id, Settled::Delivered));
     assert_eq!(house.sender.said, Said::Open);
 }
 
 #[tokio::test]
-async fn destination_that_is_down_gets_one_probe_at_a_time_and_no_attempt_is_counted() {
+async fn destination_that_is_down_gets_one_probe_at_a_time() {
     let mut house = House::new(15).await;
     let mut waiting = Vec::new();
-    for conversation in ["a", "b", "c"] {
+    for conversation in ["a", "b", "c", "d", "e", "f"] {
         waiting.push(house.accept(conversation, conversation).await);
     }
-    house.request().await.answer("503 Service Unavailable", "", "{}").await;
-    assert_eq!(house.settled().await.1, Settled::Kept);
-    for _ in 0..3 {
-        house.clock.skip(Duration::from_secs(5));
-        let probe = house.request().await;
-        house.turns(1000).await;
-        assert!(house.requests.try_recv().is_err(), "one at a time");
-        probe.answer("503 Service Unavailable", "", "{}").await;
-        assert_eq!(house.settled().await.1, Settled::Kept);
+    let mut answered = 0;
+    while house.sender.said != Said::Down || house.requests_now().await > 0 {
+        house.request().await.answer("503 Service Unavailable", "", "{}").await;
+        assert!(matches!(house.settled().await.1, Settled::Deferred(_)));
+        answered += 1;
     }
-    for id in &waiting {
-        assert_eq!(house.state(*id).await.attempts, 0);
+    assert!((3..=6).contains(&answered), "three conversations, not one alone: {answered}");
+    for _ in 0..2 {
+        house.clock.skip(Duration::from_secs(5));
+        // A conversation that has not failed yet is the probe; one that failed may try its luck beside it.
+        let probes = house.requests_now().await;
+        assert!((1..=2).contains(&probes), "{probes}");
+        for _ in 0..probes {
+            house.request().await.answer("503 Service Unavailable", "", "{}").await;
+            assert!(matches!(house.settled().await.1, Settled::Deferred(_)));
+        }
     }
     // It is back: the next probe delivers, and the others follow.
-    house.clock.skip(Duration::from_secs(5));
     for _ in &waiting {
+        house.clock.skip(Duration::from_secs(8));
         house.request().await.deliver("i").await;
         assert_eq!(house.settled().await.1, Settled::Delivered);
     }
+    assert_eq!(house.sender.said, Said::Open);
+}
+
+#[tokio::test]
+async fn healthy_conversations_go_before_those_that_keep_failing() {
+    let mut house = House::new(15).await;
+    for sick in ["s-1", "s-2", "s-3"] {
+        house.accept(sick, sick).await;
+        house.request().await.answer("500 Internal Server Error", "", "{}").await;
+        house.settled().await;
+        // Others are delivered meanwhile.
+        house.clock.skip(Duration::from_millis(200));
+    }
+    let mut healthy = Vec::new();
+    for conversation in 0..20 {
+        healthy.push(house.accept(&format!("h-{conversation}"), "1").await);
+    }
+    house.clock.skip(Duration::from_secs(6));
+    let mut order: Vec<bool> = Vec::new();
+    while order.iter().filter(|sick| !**sick).count() < healthy.len() {
+        let request = house.request().await;
+        let sick = request.text.contains("token-s-");
+        order.push(sick);
+        if sick {
+            request.answer("500 Internal Server Error", "", "{}").await;
+        } else {
+            request.deliver("i").await;
+        }
+        house.settled().await;
+        house.clock.skip(Duration::from_millis(200));
+    }
+    // The first may have been leased before the healthy ones were there.
+    assert!(!order[1..].windows(2).any(|pair| pair == [true, true]), "{order:?}");
+    assert!(order.iter().filter(|sick| **sick).count() <= 4, "a tenth, and one each probe_max: {order:?}");
+}
+
+#[tokio::test]
+async fn failure_counts_towards_poison_only_if_another_conversation_was_delivered_meanwhile() {
+    let mut house = House::new(15).await;
+    house.sender.options.policy.attempts_max = 3;
+    let sick = house.accept("s", "s-1").await;
+    let mut failures = 0;
+    for round in 0..7 {
+        let delivers = round >= 4;
+        if delivers {
+            house.accept(&format!("h-{round}"), "1").await;
+        }
+        for _ in 0..=usize::from(delivers) {
+            let request = house.request().await;
+            if request.text.contains("token-s") {
+                failures += 1;
+                request.answer("500 Internal Server Error", "", "{}").await;
+            } else {
+                request.deliver("i").await;
+            }
+            house.settled().await;
+        }
+        house.clock.skip(Duration::from_secs(8));
+    }
+    assert_eq!(failures, 7, "four while nothing was delivered, and three that count");
+    let state = house.state(sick).await;
+    assert!(matches!(state.status, Status::Dead { reason: Reason::Poison, .. }), "{state:?}");
+}
+
+#[tokio::test]
+async fn probe_without_an_answer_does_not_hold_back_the_next_one() {
+    let mut house = House::new(15).await;
+    for conversation in ["a", "b", "c", "d"] {
+        house.accept(conversation, "1").await;
+    }
+    let mut unanswered = Vec::new();
+    for _ in 0..4 {
+        unanswered.push(house.request().await);
+    }
+    drop(unanswered.split_off(3));
+    house.settled().await;
+    house.accept("e", "1").await;
+    house.clock.skip(Duration::from_secs(5));
+    house.turns(1000).await;
+    assert_eq!(house.sender.said, Said::Down, "three without an answer");
+    house.clock.skip(Duration::from_secs(5));
+    let healthy = house.request().await;
+    assert!(healthy.text.contains("token-e"), "{}", healthy.text);
+    healthy.deliver("i").await;
+    assert_eq!(house.settled().await.1, Settled::Delivered);
+    assert_eq!(house.sender.said, Said::Open);
 }
 
 #[tokio::test]

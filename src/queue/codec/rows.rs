@@ -185,11 +185,38 @@ pub struct Slot {
 pub struct Trial {
     pub attempts: u32,
     pub strikes: u8,
-    pub failed_at: Option<Timestamp>,
+    pub failures: Failures,
     /// It may have been delivered.
     pub unknown: bool,
     /// The token of the attempt of which nobody knows what it came to.
     pub sent_with: Option<Hash>,
+}
+
+/// The failures of a message, in one number: the low 48 bits are the time of the last one in milliseconds (until the
+/// year 10889), the high 16 bits are the number of those that count towards `sender.attempts_max`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures(Option<u64>);
+
+impl Failures {
+    const TIME_BITS: u32 = 48;
+
+    /// The failures after one more at this time.
+    #[must_use]
+    pub fn and(self, at: Timestamp, counts: bool) -> Failures {
+        let counted = u64::from(self.counted()) + u64::from(counts);
+        let time = at.0.min((1 << Self::TIME_BITS) - 1);
+        Failures(Some(time | counted.min(u64::from(u16::MAX)) << Self::TIME_BITS))
+    }
+
+    /// The time of the last one.
+    pub fn last(self) -> Option<Timestamp> {
+        self.0.map(|number| Timestamp(number & ((1 << Self::TIME_BITS) - 1)))
+    }
+
+    /// The number of those that count.
+    pub fn counted(self) -> u16 {
+        u16::try_from(self.0.unwrap_or(0) >> Self::TIME_BITS).unwrap_or(u16::MAX)
+    }
 }
 
 /// Where a conversation waits.

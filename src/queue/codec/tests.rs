@@ -137,8 +137,13 @@ fn payloads() -> Vec<Vec<u8>> {
         inline: Secret::new(vec![1; 40]),
         ..Record::default()
     };
-    let trial =
-        Trial { attempts: 300, strikes: 2, failed_at: Some(Timestamp(1)), unknown: true, sent_with: Some([3; 16]) };
+    let trial = Trial {
+        attempts: 300,
+        strikes: 2,
+        failures: Failures::default().and(Timestamp(1), true),
+        unknown: true,
+        sent_with: Some([3; 16]),
+    };
     let slot = Slot { sequence: 7, accepted: Timestamp(1 << 40), at: At { pack: 3, nth: 1 }, entry: [9; 16], trial };
     let outcome = |fate| {
         let (contents, accepted, at) = ([4; 16], Timestamp(5), Timestamp(6));
@@ -264,7 +269,7 @@ fn longest_row_of_every_kind_stays_short() {
     let trial = Trial {
         attempts: u32::MAX,
         strikes: u8::MAX,
-        failed_at: Some(Timestamp(u64::MAX)),
+        failures: Failures::default().and(Timestamp(u64::MAX), true),
         unknown: true,
         sent_with: Some([9; 16]),
     };

@@ -40,7 +40,7 @@ impl Rig {
                     lease,
                     match dice.u32(..10) {
                         0 => Disposition::Bury(Reason::Invalid, ServiceError::default()),
-                        1 => Disposition::Retry { due, unknown: true, strike: false },
+                        1 => Disposition::Retry { due, unknown: true, strike: false, counted: false },
                         2 => Disposition::Keep,
                         _ => delivered(),
                     },
@@ -219,7 +219,7 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
     flip(&log, (0..std::fs::metadata(&log).unwrap().len()).step_by(512));
     let damaged = rig.runtime.block_on(async {
         loop {
-            match rig.queue.lease(1, Duration::ZERO).await {
+            match rig.queue.lease(LeaseRequest::any(1)).await {
                 Ok(work) if work.leases.is_empty() => break false,
                 Ok(_) => {}
                 Err(StoreFailed(_)) => break true,

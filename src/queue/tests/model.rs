@@ -573,7 +573,9 @@ impl Pair {
                 let disposition = match answer {
                     Answer::Deliver => delivered(),
                     Answer::Keep => Disposition::Keep,
-                    Answer::Retry { unknown } => Disposition::Retry { due, unknown: *unknown, strike: false },
+                    Answer::Retry { unknown } => {
+                        Disposition::Retry { due, unknown: *unknown, strike: false, counted: false }
+                    }
                     Answer::Deny => denied("Access denied"),
                     Answer::Bury => Disposition::Bury(Reason::Invalid, ServiceError::default()),
                 };

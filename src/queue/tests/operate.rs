@@ -122,7 +122,7 @@ fn redriven_message_goes_never_before_one_that_may_have_arrived_and_dies_when_it
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
-    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false });
+    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false, counted: false });
     rig.redrive(dead, Redrive::default()).unwrap();
     let lease = rig.lease(1).pop().unwrap();
     assert_eq!(text(&lease), "two");
@@ -139,7 +139,7 @@ fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_wit
     let id = rig.accepted(message("old", "1", "one")).id;
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
-    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false });
+    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false });
     rig.skip(Duration::from_secs(901));
     assert_eq!(dead_of(&rig, "old", "1"), Some((Reason::Expired, true)));
     rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "2", "two") });
@@ -250,7 +250,10 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     let lease = rig.lease(1).pop().unwrap();
     assert_eq!(rig.delete(ids[0]), Err(Unmoved::InFlight));
     let now = rig.clock.now();
-    rig.settle(lease, Disposition::Retry { due: now + Duration::from_secs(50), unknown: true, strike: false });
+    rig.settle(
+        lease,
+        Disposition::Retry { due: now + Duration::from_secs(50), unknown: true, strike: false, counted: false },
+    );
     let (queue, second) = (rig.queue.clone(), ids[1]);
     let told = rig.runtime.spawn(async move { queue.outcome(second, Duration::from_secs(30)).await });
     rig.overview();

@@ -1,0 +1,383 @@
+//! The judgements as tables; then whole relays in virtual time, among conversations that fail for ever.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::*;
+use crate::delivery::{Policy, Receipt};
+use crate::pacer::{self, Allowance, Closed, Pacer};
+use crate::retry::Backoff;
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const PROBE_MAX: Duration = Duration::from_secs(5);
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp(NOW.0 + millis)
+}
+
+fn suspects() -> Suspects<u32> {
+    Suspects::new(Options { probe_max: PROBE_MAX, in_flight_max: 32 })
+}
+
+fn delivered() -> Outcome {
+    Outcome::Delivered(Receipt::default())
+}
+
+fn failed() -> Outcome {
+    Outcome::Unavailable { status: 500, hint: Hint::default(), why: "500".into() }
+}
+
+fn throttled() -> Outcome {
+    Outcome::Throttled { status: 429, hint: Hint::default(), why: "429".into() }
+}
+
+const DOWN: Signal = Signal::Down(Hint(None));
+const THROTTLED: Signal = Signal::Throttled(Hint(None));
+
+/// One attempt that starts and ends at once.
+fn attempt(suspects: &mut Suspects<u32>, conversation: u32, outcome: &Outcome, down: bool, now: u64) -> Judgement {
+    suspects.started(conversation, None, true, at(now));
+    suspects.ended(&conversation, outcome, down, true, at(now))
+}
+
+#[test]
+fn three_new_failures_in_a_row_are_the_destinations_and_any_answer_ends_the_row() {
+    let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: "refused".into() };
+    let page = || Outcome::Misconfigured { status: 404, why: "404".into() };
+    let lost = || Outcome::Unknown { why: "timed out".into() };
+    let mut suspects = suspects();
+    for (now, (conversation, outcome, signal)) in (0u64..).zip([
+        (1, failed(), Signal::Answered),
+        (2, unreachable(), Signal::Unclear),
+        (1, failed(), Signal::Answered),
+        (2, lost(), Signal::Unclear),
+        (3, page(), DOWN),
+        (4, delivered(), Signal::Answered),
+        (5, lost(), Signal::Unclear),
+        (6, page(), Signal::Unclear),
+        (7, throttled(), THROTTLED),
+        (8, unreachable(), Signal::Unclear),
+        (9, failed(), Signal::Answered),
+        (10, unreachable(), DOWN),
+    ]) {
+        assert_eq!(attempt(&mut suspects, conversation, &outcome, false, now).signal, signal, "{now}: {outcome:?}");
+    }
+}
+
+#[test]
+fn lone_conversation_shows_an_outage_by_its_third_failure() {
+    let mut suspects = suspects();
+    for (now, signal) in [(0, Signal::Answered), (1, Signal::Answered), (2, DOWN)] {
+        suspects.started(1, None, false, at(now));
+        assert_eq!(suspects.ended(&1, &failed(), false, false, at(now)).signal, signal);
+    }
+}
+
+#[test]
+fn chronic_conversation_says_nothing_of_the_destination() {
+    let mut suspects = suspects();
+    attempt(&mut suspects, 1, &failed(), false, 0);
+    attempt(&mut suspects, 2, &delivered(), false, 1);
+    for now in 2..20 {
+        suspects.started(1, None, false, at(now));
+        assert_eq!(suspects.ended(&1, &failed(), false, false, at(now)).signal, Signal::Answered);
+    }
+    assert_eq!(attempt(&mut suspects, 1, &delivered(), false, 30).row, 0);
+    assert!(!suspects.contains(&1));
+}
+
+#[test]
+fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rate() {
+    let mut suspects = suspects();
+    assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 0).signal, THROTTLED);
+    suspects.blamed(&1, 9.0, 7.0);
+    let again = attempt(&mut suspects, 1, &throttled(), false, 1);
+    assert_eq!((again.signal, again.acquitted), (THROTTLED, None), "nothing was delivered: it may be the quota");
+    suspects.blamed(&1, 7.0, 5.0);
+    attempt(&mut suspects, 2, &delivered(), false, 2);
+    let own = attempt(&mut suspects, 1, &throttled(), false, 3);
+    assert_eq!(own, Judgement { signal: Signal::Unclear, row: 3, own: true, acquitted: Some((9.0, 5.0)) });
+    let next = attempt(&mut suspects, 1, &throttled(), true, 4);
+    assert_eq!((next.signal, next.acquitted), (Signal::Answered, None), "an answer of the service ends an outage");
+}
+
+#[test]
+fn suspects_get_a_tenth_of_the_starts_and_one_each_probe_max() {
+    let mut suspects = suspects();
+    for _ in 0..2 {
+        attempt(&mut suspects, 0, &failed(), false, 0);
+    }
+    for start in 1..=9 {
+        assert_eq!(suspects.starts(at(start)).suspects_first, 0, "{start}");
+        attempt(&mut suspects, u32::try_from(start).unwrap(), &delivered(), false, start);
+    }
+    assert_eq!(suspects.starts(at(10)).suspects_first, 1);
+    attempt(&mut suspects, 0, &failed(), false, 10);
+    assert_eq!(suspects.starts(at(9_000)).suspects_first, 0, "never two in a row");
+    attempt(&mut suspects, 20, &delivered(), false, 11);
+    assert_eq!(suspects.starts(at(5_009)).suspects_first, 0);
+    assert_eq!(suspects.starts(at(5_010)).suspects_first, 1);
+}
+
+#[test]
+fn suspects_and_overdue_attempts_take_a_quarter_of_what_is_in_flight() {
+    let mut suspects = suspects();
+    for conversation in 0..20 {
+        suspects.started(conversation, (conversation < 5).then_some((1, NOW)), true, NOW);
+    }
+    assert_eq!(suspects.starts(at(5000)).suspects_most, 3);
+    assert_eq!(suspects.next_overdue(), Some(at(5000)));
+    assert_eq!(suspects.overdue(at(4999)), None);
+    assert_eq!(suspects.overdue(at(5000)), Some(NOW), "fifteen without an answer in a row");
+    assert_eq!(suspects.starts(at(5000)), Starts { suspects_first: 0, suspects_most: 0 });
+    assert_eq!(suspects.next_overdue(), None);
+    // What comes of them later is no news of the destination, unless it is an answer.
+    assert_eq!(suspects.ended(&7, &failed(), true, true, at(9000)).signal, Signal::Unclear);
+    assert_eq!(suspects.ended(&8, &delivered(), true, true, at(9000)).signal, Signal::Answered);
+    assert!(suspects.contains(&9) && !suspects.contains(&8));
+}
+
+#[test]
+fn probe_fails_for_the_destination_and_an_attempt_beside_it_for_itself() {
+    let mut suspects = suspects();
+    for conversation in 1..=3 {
+        attempt(&mut suspects, conversation, &failed(), false, 0);
+    }
+    assert!(!suspects.started(4, None, true, at(1)), "no suspect: it is the probe");
+    assert!(suspects.started(1, None, true, at(1)), "beside the probe");
+    assert_eq!(suspects.ended(&4, &failed(), true, true, at(2)).signal, DOWN);
+    assert_eq!(suspects.ended(&1, &failed(), true, true, at(2)).signal, Signal::Unclear);
+    assert!(!suspects.started(1, None, false, at(3)), "no other can be the probe");
+    assert_eq!(suspects.ended(&1, &failed(), true, false, at(4)).signal, DOWN);
+}
+
+#[test]
+fn oldest_suspect_is_forgotten_first() {
+    let mut suspects = suspects();
+    for conversation in 0..=u32::try_from(SUSPECTS_MAX).unwrap() {
+        attempt(&mut suspects, conversation, &failed(), false, u64::from(conversation));
+    }
+    assert_eq!(suspects.known.len(), SUSPECTS_MAX);
+    assert!(!suspects.contains(&0) && suspects.contains(&1));
+}
+
+// ---- whole relays in virtual time ----
+
+/// The way in which a conversation fails for ever.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sick {
+    Fails(u16),
+    Throttled,
+    NeverAnswers,
+}
+
+/// One run: the sick conversations, with the time of their first message, and the healthy messages per second, each of a
+/// conversation of its own.
+#[derive(Clone, Debug)]
+struct Scene {
+    sick: Vec<(u64, Sick)>,
+    rate: f64,
+    until: u64,
+    seed: u64,
+}
+
+/// The figures of a run.
+#[derive(Debug, Default)]
+struct Played {
+    /// The longest time from falling due to the first attempt of a healthy message, less the time that the healthy messages
+    /// before it take and one `probe_max` for each sick conversation that was tried for the first time meanwhile: a
+    /// conversation is not known to be sick before.
+    worst: u64,
+    /// Healthy messages.
+    delivered: usize,
+    accepted: usize,
+    /// Failures of one sick message that counted towards `attempts_max`, at most.
+    counted: u32,
+    in_flight_most: usize,
+    /// Starts of suspects, and all starts, while a healthy message was due.
+    shares: (usize, usize),
+}
+
+const ATTEMPT_TIMEOUT: u64 = 10_000;
+const LATENCY: u64 = 30;
+/// Healthy conversations have numbers from here on.
+const HEALTHY: u32 = 1000;
+
+struct Message {
+    due: u64,
+    /// Healthy messages before it.
+    before: usize,
+    /// The lowest rate while it waits.
+    slowest: f64,
+    /// First attempts of sick conversations while it waits.
+    discoveries: u64,
+}
+
+impl Message {
+    /// The time that it has waited, less what is explained.
+    fn waited(&self, now: u64) -> u64 {
+        let explained = self.before as f64 / self.slowest * 1000.0 + (self.discoveries * 5000) as f64;
+        (now - self.due).saturating_sub(explained as u64)
+    }
+}
+
+fn play(scene: &Scene) -> Played {
+    let mut dice = fastrand::Rng::with_seed(scene.seed);
+    let options = pacer::Options { rate_min: 1.0, ..pacer::Options::default() };
+    let (mut pacer, mut suspects) = (Pacer::new(options, NOW, scene.seed), suspects());
+    let policy = Policy { backoff: Backoff::default(), hint_max: Duration::from_secs(60), attempts_max: 10 };
+    let (mut tokens, mut filled) = (15.0f64, 0);
+    let (mut turns, mut due): (VecDeque<u32>, BTreeMap<(u64, u32), ()>) = Default::default();
+    let mut flights: BTreeMap<(u64, u32), (u64, Outcome)> = BTreeMap::new();
+    let mut healthy: HashMap<u32, Message> = HashMap::new();
+    let mut sick: Vec<(u64, u32)> = scene.sick.iter().zip(0..).map(|((from, _), number)| (*from, number)).collect();
+    sick.sort_unstable_by(|a, b| b.cmp(a));
+    let mut failures: HashMap<u32, (u64, u32)> = HashMap::new();
+    let (mut next_arrival, mut next_number, mut last_delivery) = (0u64, HEALTHY, None);
+    let mut played = Played::default();
+    let mut now = 0;
+    while now < scene.until {
+        while let Some((_, number)) = sick.pop_if(|(from, _)| *from <= now) {
+            turns.push_back(number);
+        }
+        while next_arrival <= now {
+            let before = healthy.len();
+            healthy.insert(next_number, Message { due: now, before, slowest: f64::MAX, discoveries: 0 });
+            turns.push_back(next_number);
+            next_number += 1;
+            played.accepted += 1;
+            next_arrival += 1 + (-(1.0 - dice.f64()).ln() / scene.rate * 1000.0) as u64;
+        }
+        while let Some((&(back, number), _)) = flights.first_key_value()
+            && back <= now
+        {
+            let (started, outcome) = flights.pop_first().expect("it is there").1;
+            let down = pacer.closed() == Some(Closed::Down);
+            let before = pacer.rate();
+            let judgement = suspects.ended(&number, &outcome, down, !turns.is_empty(), at(now));
+            pacer.ended(at(started), at(now), judgement.signal);
+            if pacer.rate() < before {
+                suspects.blamed(&number, before, pacer.rate());
+            }
+            if let Some((before, after)) = judgement.acquitted {
+                pacer.acquit(before, after);
+            }
+            if matches!(outcome, Outcome::Delivered(_)) {
+                played.delivered += 1;
+                last_delivery = Some(now);
+                continue;
+            }
+            let wait = if matches!(judgement.signal, Signal::Throttled(_)) {
+                0
+            } else {
+                let failed = failures.entry(number).or_insert((now, 0));
+                failed.1 += u32::from(last_delivery > Some(failed.0) && !matches!(outcome, Outcome::Throttled { .. }));
+                failed.0 = now;
+                played.counted = played.counted.max(failed.1);
+                crate::time::millis(policy.backoff.delay(judgement.row, pacer.jitter()))
+            };
+            due.insert((now + wait, number), ());
+        }
+        if let Some(started) = suspects.overdue(at(now))
+            && pacer.closed() != Some(Closed::Down)
+        {
+            pacer.ended(started, at(now), Signal::Down(Hint::default()));
+        }
+        for message in healthy.values_mut() {
+            message.slowest = message.slowest.min(pacer.rate());
+        }
+        while flights.len() < 32
+            && let Allowance::Start(_) = pacer.allowance(at(now))
+        {
+            let starts = suspects.starts(at(now));
+            let backed_off = due.first_key_value().map(|(key, ())| *key).filter(|(from, _)| *from <= now);
+            let healthy_due = turns.iter().any(|number| *number >= HEALTHY);
+            let number = match (backed_off, turns.front().copied()) {
+                (Some(key), _) if starts.suspects_first > 0 => drop_due(&mut due, key),
+                (_, Some(number)) => {
+                    turns.pop_front();
+                    number
+                }
+                (Some(key), None) if starts.suspects_most > 0 => drop_due(&mut due, key),
+                _ => break,
+            };
+            let suspect = suspects.contains(&number);
+            if healthy_due {
+                played.shares.0 += usize::from(suspect);
+                played.shares.1 += 1;
+            }
+            if suspects.started(number, None, !turns.is_empty(), at(now)) {
+                pacer.started_beside(at(now));
+            } else {
+                pacer.started(at(now));
+            }
+            if let Some(message) = healthy.remove(&number) {
+                played.worst = played.worst.max(message.waited(now));
+            } else if !suspect {
+                healthy.values_mut().for_each(|message| message.discoveries += 1);
+            }
+            tokens = (tokens + (now - filled) as f64 * 0.01).min(15.0);
+            filled = now;
+            let (after, outcome) = match scene.sick.get(number as usize).map(|(_, sick)| *sick) {
+                Some(Sick::Fails(503)) => {
+                    (LATENCY, Outcome::Down { status: Some(503), hint: Hint(None), why: String::new() })
+                }
+                Some(Sick::Fails(_)) => (LATENCY, failed()),
+                Some(Sick::NeverAnswers) => (ATTEMPT_TIMEOUT, Outcome::Unknown { why: String::new() }),
+                Some(Sick::Throttled) => (LATENCY, throttled()),
+                None if tokens >= 1.0 => {
+                    tokens -= 1.0;
+                    (LATENCY, delivered())
+                }
+                None => (LATENCY, throttled()),
+            };
+            flights.insert((now + after, number), (now, outcome));
+            played.in_flight_most = played.in_flight_most.max(flights.len());
+        }
+        now += 10;
+    }
+    for message in healthy.values() {
+        played.worst = played.worst.max(message.waited(scene.until));
+    }
+    played
+}
+
+/// Takes a conversation out of those that back off.
+fn drop_due(due: &mut BTreeMap<(u64, u32), ()>, key: (u64, u32)) -> u32 {
+    due.remove(&key);
+    key.1
+}
+
+/// A scene of up to so many sick conversations of any kinds.
+fn scene(seed: u64, most: usize) -> Scene {
+    let mut dice = fastrand::Rng::with_seed(seed ^ 0x51c4);
+    let sick = (0..dice.usize(1..=most)).map(|_| {
+        let kind = match dice.u8(0..4) {
+            0 => Sick::Fails(500),
+            1 => Sick::Fails(503),
+            2 => Sick::Throttled,
+            _ => Sick::NeverAnswers,
+        };
+        (dice.u64(0..30_000), kind)
+    });
+    let sick = sick.collect();
+    // Up to 0.8 of what is learned at the start; as often once in ten seconds as seven times a second.
+    let rate = 0.1 * (0.8f64 * 9.0 / 0.1).powf(dice.f64());
+    Scene { sick, rate, until: 120_000, seed }
+}
+
+#[test]
+fn healthy_message_never_waits_for_sick_conversations() {
+    for seed in 0..1000 {
+        let scene = scene(seed, 8);
+        let with = play(&scene);
+        let without = play(&Scene { sick: Vec::new(), ..scene.clone() });
+        assert!(with.worst <= 2 * crate::time::millis(PROBE_MAX), "{scene:?} {with:?}");
+        assert!(with.delivered * 10 >= without.delivered * 9, "{scene:?} {with:?} {without:?}");
+        assert!(with.in_flight_most <= 32, "{scene:?} {with:?}");
+        // One start in ten, and one each probe_max.
+        let (of_suspects, starts) = with.shares;
+        assert!(of_suspects <= starts / 10 + 120 / 5 + 1, "{scene:?} {with:?}");
+        let fails = scene.sick.iter().any(|(_, sick)| matches!(sick, Sick::Fails(_)));
+        assert!(with.counted >= 10 || !fails || scene.rate < 1.0, "it becomes poison: {scene:?} {with:?}");
+    }
+}
