@@ -12,9 +12,8 @@ use super::layers::Layers;
 use super::leaf::{Leaf, Size};
 use super::shape::{Backoff, Ingress, Queue, Sender, Shape};
 use crate::message::LIFETIME_MAX;
+use crate::serve::SOCKET_PATH_BYTES_MAX;
 
-/// The longest path that fits a Unix socket's address.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
