@@ -31,6 +31,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         notes += &format!("{key} is set by {source}\n");
     }
     notes += &format!("messages go to {}\n", config.endpoint());
+    if let Some(note) = config.note_on_limits() {
+        notes += &format!("{note}\n");
+    }
     // Whoever reads neither has what they asked for in the exit code.
     let _ = std::io::stderr().write_all(notes.as_bytes());
     let _ = std::io::stdout().write_all(config.effective().as_bytes());

@@ -234,7 +234,10 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
     let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
     process.expect("nothing else is called process");
-    let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
+    let reload_ok = metrics.gauge(
+        "config_reload_ok",
+        "0: the configuration last read was refused. Keys that wait for a restart are in the log.",
+    );
     reload_ok.set(1);
     reload_ok
 }
