@@ -26,7 +26,7 @@ use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
 use crate::queue::{self, OpenError, Pause, Queue, Writer};
 use crate::sender::Sender;
-use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::supervisor::Word;
 use crate::time::Clock;
 
@@ -76,7 +76,7 @@ impl Daemon {
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         let writer = WriterThread::start(writer)?;
         let control = bind_unix(&options.control_socket, 0o600)?;
-        let tcp = options.tcp.map(bind_tcp).transpose()?;
+        let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
         let place = place.get_or_init(|| unix.place()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
