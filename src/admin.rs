@@ -6,8 +6,8 @@
 //! | `/livez` | 200, unless a restart would help; then 503 and what stands still |
 //! | `/readyz` | 200 while bots should come; else 503 and why not |
 //!
-//! GET and HEAD only. The probes touch neither the disk nor the queue's thread, so that they answer while those are
-//! stuck, and before the queue is open. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck
+//! GET and HEAD only. The probes touch neither the queue's disk nor its thread, so that they answer while those are
+//! stuck, and before the queue is open; `/readyz` looks at the path of the bots' socket, which is one system call. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck
 //! relay is worth more than none, and then shows the figures of the last second in which it was not.
 
 use std::sync::{Arc, OnceLock};
@@ -16,12 +16,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use prometheus::TextEncoder;
+use prometheus::{IntGauge, TextEncoder};
 
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::serve::Reply;
+use crate::serve::{Place, Reply};
 use crate::time::Clock;
 
 /// How long a scrape waits for the queue's own figures.
@@ -36,6 +36,10 @@ pub struct Admin {
     pub health: Health,
     /// Whose figures are refreshed, once it is open.
     pub queue: Arc<OnceLock<Queue>>,
+    /// The place of the bots' socket, once it is bound.
+    pub place: Arc<OnceLock<Place>>,
+    /// 1 if the bots' socket was at its path at the last look.
+    pub present: IntGauge,
     /// For the age of the sender's last step.
     pub clock: Clock,
 }
@@ -59,13 +63,15 @@ impl Admin {
                     // It sets its gauges as it counts; where it cannot, they show what it last knew.
                     let _ = tokio::time::timeout(REFRESH_MAX, queue.overview()).await;
                 }
+                // Sets its gauge, which is all that is wanted here.
+                let _ = self.socket();
                 render(&self.metrics)
             }
             Page::Live => {
                 let commit = self.queue.get().map_or(Duration::ZERO, Queue::stalled);
                 probe(self.health.live(self.clock.now(), commit), "alive")
             }
-            Page::Ready => probe(self.health.ready(), "ready"),
+            Page::Ready => probe(self.health.ready().and_then(|()| self.socket()), "ready"),
             Page::Nowhere => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
             Page::Unreadable => {
                 let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
@@ -73,6 +79,15 @@ impl Admin {
                 reply
             }
         }
+    }
+}
+
+impl Admin {
+    /// Looks if bots find their socket. Before it is bound they do not.
+    fn socket(&self) -> Result<(), String> {
+        let seen = self.place.get().map_or(Err("it is not bound yet".into()), Place::look);
+        self.present.set(i64::from(seen.is_ok()));
+        seen.map_err(|why| format!("the bots' socket is not at its path: {why}"))
     }
 }
 

@@ -20,6 +20,7 @@
 
 mod layers;
 mod leaf;
+mod paths;
 mod rules;
 mod shape;
 
@@ -35,7 +36,7 @@ use crate::message::Limits;
 use crate::retry::Backoff;
 use crate::{ingress, pacer, participant, queue, sender, serve};
 
-pub use leaf::{Damaged, Format, Level, Reply};
+pub use leaf::{ContentLimits, Damaged, Format, Level, Reply};
 pub(crate) use shape::Shape;
 
 /// Read where no file is named, if it is there.
@@ -97,7 +98,7 @@ impl Config {
     /// With everything that is wrong; warnings come after the faults, for they often explain them.
     pub fn load(sources: &Sources) -> Result<Config, Faults> {
         let mut layers = layers::Layers::of(sources);
-        rules::check(&mut layers);
+        rules::check(&mut layers, &sources.environment);
         let extra_roots = certificates(&layers.shape.sender.ca_file);
         let extra_roots = layers.take(CA_FILE, extra_roots);
         let sealing_keys = sealing_keys(&layers.shape.queue.key_file);
@@ -283,8 +284,20 @@ impl Config {
         let chars = &ingress.content_chars_max;
         Limits {
             content_bytes: ingress.content_bytes_max.in_memory(),
-            content_chars: [chars.plain, chars.markdown, chars.json, chars.interactive],
+            content_chars: match ingress.content_limits {
+                ContentLimits::ByType => [chars.plain, chars.markdown, chars.json, chars.interactive],
+                ContentLimits::BySize => [0; 4],
+            },
         }
+    }
+
+    /// The sentence on limits that an operator should know; none if the relay has those that AWS documents today.
+    #[must_use]
+    pub fn note_on_limits(&self) -> Option<&'static str> {
+        (self.shape.ingress.content_limits == ContentLimits::ByType).then_some(
+            "AWS documents 16,384 bytes for every type of message since October 2026; this relay has the older, shorter \
+             limits by type until ingress.content_limits is \"by_size\"",
+        )
     }
 
     /// The operators' socket.

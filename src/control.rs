@@ -41,7 +41,7 @@ use crate::message::Limits;
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::Reply;
+use crate::serve::{Place, Reply};
 use crate::time::{Clock, Timestamp};
 
 /// How long the queue may take to answer.
@@ -79,6 +79,8 @@ pub struct Control {
     pub edit: bool,
     /// What bounds them.
     pub limits: watch::Receiver<Limits>,
+    /// The place of the bots' socket.
+    pub place: Option<Place>,
 }
 
 /// The body of `POST /pause`.
@@ -177,8 +179,8 @@ impl Control {
     }
 
     async fn drain(&self, DrainWish { timeout, wait }: DrainWish) -> Result<Reply, Refusal> {
-        if timeout.is_some_and(|seconds| !(1..=TIMEOUT_MAX).contains(&seconds)) {
-            return Err(invalid(format!("timeout: 1 to {TIMEOUT_MAX} seconds")));
+        if timeout.is_some_and(|seconds| seconds > TIMEOUT_MAX) {
+            return Err(invalid(format!("timeout: 0 to {TIMEOUT_MAX} seconds")));
         }
         self.drain.wish(timeout.map(Duration::from_secs));
         if wait {
@@ -202,6 +204,7 @@ impl Control {
                 state => state,
             },
             stalled: self.health.live(now, self.queue.stalled()).err(),
+            no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
             rate,
             closed,
             counts: Counts::read(&self.metrics),
@@ -316,6 +319,7 @@ mod tests {
                 clock,
                 edit: true,
                 limits: watch::Sender::new(Limits::default()).subscribe(),
+                place: None,
             };
             let ask = |method, path| {
                 let control = control.clone();

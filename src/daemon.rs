@@ -2,16 +2,20 @@
 //! joins every one.
 //!
 //! ```text
-//! open ─▶ ready ──a wish, or a part that ends uninvited──▶ draining ─▶ closing ─▶ gone
-//!           └────────────────the store has failed───────────────────────────────▲
+//! open ─▶ ready ──a wish, or a part that ends uninvited──▶ draining ─▶ ending ─▶ closing ─▶ gone
+//!           └────────────────the store has failed──────────────────────────────────────────▲
 //! ```
 //!
 //! | | readiness | the bots' door | sending | ends when |
 //! | --- | --- | --- | --- | --- |
 //! | ready | 200 | open | goes on | it is told to drain |
-//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued, or sending is paused, and no connection open; or 2 s before the grace is over |
+//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued, or sending is paused; or the closing phase begins |
+//! | ending | 503 | shut once idle: no new connection, what has begun is finished | goes on | the last request is answered and nothing is queued; or the closing phase begins |
 //! | closing | 503 | 503, what has begun is finished | finishes what is in flight | all is finished, or the grace is over |
 //! | gone | – | – | – | the queue's thread has ended |
+//!
+//! The closing phase is the last tenth of the grace, at most 2 s. What is in flight at the end of the grace is cut and
+//! recorded as an answer that was lost, so that the stop is clean and only its own conversation is in doubt.
 //!
 //! The operators' door and the probes are open until *gone*. An operator's wish to drain is the same as a signal's, with
 //! a grace of its own where they name one; of two, the grace that is over first counts. [`Wish::Leave`] goes there from
@@ -40,14 +44,17 @@ use crate::control::Drain;
 use crate::health::{Health, State};
 use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
+use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
-use crate::serve::{Connections, Limits, SocketFile};
+use crate::serve::{Connections, Limits};
 use crate::supervisor::{Supervisor, Word};
 use crate::{message, participant, sender};
 
-/// Before the end of the grace, for what is in flight; nothing is taken any more in it.
-const CLOSING: Duration = Duration::from_secs(2);
-/// For the replies that say that the store has failed, or what is left behind.
+/// The longest closing phase: for what is in flight; nothing is taken any more in it.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
+/// How long connections without a request stay open after the queue is empty: a bot that stops too may have a last word.
+const LINGER: Duration = Duration::from_millis(500);
+/// For the replies that say that the store has failed, or what is left behind; and to record the attempts that were cut.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
 /// For the queue's thread to end: a commit, at most.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
@@ -148,18 +155,17 @@ pub struct Daemon {
     budget: Budget,
     health: Health,
     supervisor: Supervisor,
+    participant: Participant,
     door: Door,
     connections: Connections,
     drain: Drain,
     stage: watch::Sender<Stage>,
-    /// The sender: until [`Stage::NothingNew`].
+    /// The sender: until [`Stage::nothing_new`].
     sending: Tasks,
-    /// The bots' listeners: until [`Stage::DoorsShut`].
+    /// The bots' listeners: until [`Stage::doors_shut`].
     doors: Tasks,
-    /// The operators' door and the probes: until [`Stage::Dark`].
+    /// The operators' door and the probes: until [`Stage::dark`].
     windows: Tasks,
-    /// Removed when all else has ended.
-    _sockets: [SocketFile; 2],
 }
 
 /// What can be changed while a daemon runs; clones change the same.
@@ -190,13 +196,14 @@ impl Reload {
 }
 
 /// Which tasks are told to end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    #[default]
-    Open,
-    NothingNew,
-    DoorsShut,
-    Dark,
+#[derive(Clone, Copy, Debug, Default)]
+struct Stage {
+    /// The sender starts nothing more.
+    nothing_new: bool,
+    /// The bots' listeners close.
+    doors_shut: bool,
+    /// The operators' door and the probes close.
+    dark: bool,
 }
 
 /// Long-lived tasks; each tells its name when it ends.
@@ -247,22 +254,23 @@ impl Daemon {
             error!(part, "a part of the relay ended that nobody had told to: the relay drains and leaves");
             drain.wish(None);
         }
-        let (last_words, end) = (self.over(stop.clone(), CLOSING), self.over(stop, Duration::ZERO));
+        let (last_words, end) = (self.over(stop.clone(), closing), self.over(stop, |_| Duration::ZERO));
         let finish = async {
             self.health.set(State::Draining);
             self.supervisor.tell(&[Word::Stopping]);
             self.door.drain();
+            self.connections.end_with_their_replies();
             self.tell_what_is_queued().await;
             if !self.sending.is_empty() {
                 tokio::select! {
-                    () = self.idle() => {}
+                    () = self.finish_requests() => {}
                     () = last_words => {}
                 }
             }
             self.door.close();
-            self.stage.send_replace(Stage::NothingNew);
+            self.stage.send_modify(|stage| stage.nothing_new = true);
             all(&mut self.sending).await;
-            self.stage.send_replace(Stage::DoorsShut);
+            self.stage.send_modify(|stage| stage.doors_shut = true);
             all(&mut self.doors).await;
         };
         tokio::select! {
@@ -272,17 +280,36 @@ impl Daemon {
         uninvited
     }
 
+    /// Resolves when nothing is left to send and no request is under way: then no bot can come any more.
+    async fn finish_requests(&mut self) {
+        loop {
+            self.sent().await;
+            tokio::select! {
+                () = self.connections.none() => {}
+                () = sleep(LINGER) => {}
+            }
+            if self.is_sent().await {
+                break;
+            }
+        }
+        self.door.end_waits();
+        self.stage.send_modify(|stage| stage.doors_shut = true);
+        all(&mut self.doors).await;
+        // The last requests may have been messages.
+        self.sent().await;
+    }
+
     /// Resolves so long before the grace is over, counted from when it was told to drain: whoever's grace ends first.
-    fn over(&self, stop: Stop, before: Duration) -> impl Future<Output = ()> + use<> {
+    fn over(&self, stop: Stop, before: fn(Duration) -> Duration) -> impl Future<Output = ()> + use<> {
         let (drain, grace) = (self.drain.clone(), self.grace);
         async move {
             let told = async {
                 wished(stop, Wish::Drain).await;
-                sleep(grace.saturating_sub(before)).await;
+                sleep(grace.saturating_sub(before(grace))).await;
             };
             let asked = async {
                 let asked = drain.wished().await.unwrap_or(grace);
-                sleep(asked.saturating_sub(before)).await;
+                sleep(asked.saturating_sub(before(asked))).await;
             };
             tokio::select! {
                 () = told => {}
@@ -301,20 +328,21 @@ impl Daemon {
         ended.unwrap_or("a part that panicked")
     }
 
-    /// Resolves when there is nothing to send and no bot is connected. While sending is paused there is nothing to send.
-    async fn idle(&self) {
+    /// Resolves when there is nothing to send.
+    async fn sent(&self) {
         loop {
             let mut drained = pin!(self.queue.drained());
             drained.as_mut().enable();
-            self.connections.none().await;
-            let sent = self.queue.overview().await.is_ok_and(|now| now.queued == 0 || now.paused.is_some());
-            if sent && self.connections.open() == 0 {
+            if self.is_sent().await {
                 return;
             }
-            if !sent {
-                drained.await;
-            }
+            drained.await;
         }
+    }
+
+    /// True if nothing is queued, or while sending is paused.
+    async fn is_sent(&self) -> bool {
+        self.queue.overview().await.is_ok_and(|now| now.queued == 0 || now.paused.is_some())
     }
 
     async fn queued(&self) -> Option<u64> {
@@ -334,6 +362,7 @@ impl Daemon {
 
     /// Ends what has not, waits for the queue's thread, and says what is left behind.
     async fn end(mut self, uninvited: Option<&'static str>) -> Result<Ending, Failure> {
+        self.cut().await;
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
         self.drain.end(left);
         self.stop_everything().await;
@@ -352,6 +381,16 @@ impl Daemon {
         }
     }
 
+    /// Cuts what is still in flight, and waits until that is recorded and the last requests are answered.
+    async fn cut(&mut self) {
+        self.door.close();
+        self.stage.send_modify(|stage| (stage.nothing_new, stage.doors_shut) = (true, true));
+        self.participant.cut();
+        let Daemon { sending, doors, .. } = self;
+        // A store that takes longer is left behind: the next start takes every conversation's head for in doubt.
+        let _ = timeout(LAST_REPLIES, async { tokio::join!(all(sending), all(doors)) }).await;
+    }
+
     /// Nothing is acknowledged or sent any more; who waits for a reply is told so.
     async fn fail(mut self, failed: StoreFailed) -> Failure {
         error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
@@ -359,7 +398,7 @@ impl Daemon {
         self.supervisor.tell(&[Word::Stopping, Word::Status(&format!("failed: {failed}"))]);
         self.drain.end(None);
         self.door.close();
-        self.stage.send_replace(Stage::DoorsShut);
+        self.stage.send_modify(|stage| stage.doors_shut = true);
         // Those that are still in a request after that hang anyway.
         let _ = timeout(LAST_REPLIES, all(&mut self.doors)).await;
         self.stop_everything().await;
@@ -370,13 +409,18 @@ impl Daemon {
     }
 
     async fn stop_everything(&mut self) {
-        self.stage.send_replace(Stage::Dark);
+        self.stage.send_modify(|stage| stage.dark = true);
         // An operator who waits for the end is told of it.
         let _ = timeout(LAST_REPLIES, all(&mut self.windows)).await;
         for tasks in [&mut self.sending, &mut self.doors, &mut self.windows] {
             tasks.shutdown().await;
         }
     }
+}
+
+/// How long the closing phase of a grace lasts.
+fn closing(grace: Duration) -> Duration {
+    (grace / 10).min(CLOSING_MAX)
 }
 
 /// Resolves when all of them have ended.

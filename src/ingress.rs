@@ -41,7 +41,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{EXPECT, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -226,6 +226,9 @@ impl Inner {
             return Err(Refusal::unavailable("connect-relay: the relay is stopping, nothing was kept")
                 .counted(Rejected::Draining));
         }
+        if let Some(encoding) = route.reads_body().then(|| encoding(&parts.headers)).flatten() {
+            return Err(Refusal::encoded(encoding));
+        }
         Ok(())
     }
 
@@ -321,6 +324,12 @@ impl Route {
         }
     }
 
+    /// True if the relay itself reads what is in the body. A body that is only passed on may have any encoding: it goes
+    /// with its header, and the service says what it takes.
+    fn reads_body(self) -> bool {
+        self.takes_messages()
+    }
+
     /// Whether a refusal on this route is a rejected message.
     fn takes_messages(self) -> bool {
         matches!(self, Route::Message | Route::Disconnect | Route::Event | Route::Batch)
@@ -361,6 +370,15 @@ impl Measures {
             self.rejected[reason as usize].inc();
         }
     }
+}
+
+/// The first encoding of the body other than identity.
+fn encoding(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let is_identity = |value: &HeaderValue| {
+        let value = value.as_bytes().split(|byte| *byte == b',');
+        value.map(<[u8]>::trim_ascii).all(|name| name.is_empty() || name.eq_ignore_ascii_case(b"identity"))
+    };
+    headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_identity(value))
 }
 
 /// A part of a path that leads elsewhere.

@@ -12,6 +12,7 @@
 //! | name, TCP, proxy or TLS, or `connect_timeout` over all four | `Down`: nothing was written |
 //! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
 //! | reset, end, garbage or `attempt_timeout` once a connection stood | `Unknown`: it may have been delivered |
+//! | the relay left meanwhile ([`Participant::cut`]) | as `attempt_timeout` |
 //! | an answer came | what `answer` makes of it |
 //!
 //! * One attempt is one request: no redirect is followed, and nothing that was written is written again.
@@ -47,6 +48,7 @@ use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use self::answer::Answer;
 use self::connect::Connector;
@@ -131,7 +133,13 @@ impl Participant {
             .build(connector);
         let prefix = endpoint.path_and_query.as_ref().map_or("", PathAndQuery::path).trim_end_matches('/').into();
         let attempt_timeout = options.attempt_timeout;
-        Ok(Participant(Arc::new(Inner { client, scheme, authority, prefix, attempt_timeout, clock })))
+        let cut = watch::Sender::default();
+        Ok(Participant(Arc::new(Inner { client, scheme, authority, prefix, attempt_timeout, clock, cut })))
+    }
+
+    /// Ends every exchange, as if its time were over: the relay leaves.
+    pub fn cut(&self) {
+        self.0.cut.send_replace(true);
     }
 
     /// One attempt.
@@ -198,6 +206,8 @@ struct Inner {
     prefix: String,
     attempt_timeout: Duration,
     clock: Clock,
+    /// True once the relay leaves.
+    cut: watch::Sender<bool>,
 }
 
 /// Why no answer came.
@@ -267,16 +277,15 @@ impl Inner {
         room: impl AsyncFnOnce(usize),
     ) -> Result<Reply, Failure> {
         let connection = capture_connection(&mut request);
-        let mut limit = pin!(tokio::time::sleep(self.attempt_timeout));
+        let mut limit = pin!(self.limit());
         let response = tokio::select! {
             response = self.client.request(request) => response.map_err(|error| self.failure(&error))?,
-            () = &mut limit => {
+            limit = &mut limit => {
                 let stood = connection.connection_metadata().is_some();
-                let within = humantime::format_duration(self.attempt_timeout);
                 return Err(if stood {
-                    Failure::Broken(format!("{}: no answer within {within}", self.authority))
+                    Failure::Broken(format!("{}: no answer {limit}", self.authority))
                 } else {
-                    Failure::Unsent(format!("connect to {}: no connection within {within}", self.authority))
+                    Failure::Unsent(format!("connect to {}: no connection {limit}", self.authority))
                 });
             }
         };
@@ -287,9 +296,21 @@ impl Inner {
         };
         let body = tokio::select! {
             body = whole => body.ok().map(|whole| whole.to_bytes()),
-            () = &mut limit => None,
+            _ = &mut limit => None,
         };
         Ok(Reply { status: head.status, headers: head.headers, body })
+    }
+
+    /// Resolves when an exchange has to end, with the limit in words.
+    async fn limit(&self) -> String {
+        let mut cut = self.cut.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(self.attempt_timeout) => {
+                format!("within {}", humantime::format_duration(self.attempt_timeout))
+            }
+            // The sender lives in `self`, so the channel cannot end.
+            _ = cut.wait_for(|cut| *cut) => "before the relay left".into(),
+        }
     }
 
     fn uri(&self, path_and_query: &str) -> Result<Uri, hyper::http::Error> {

@@ -15,7 +15,9 @@
 //!
 //! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to make room for one with
 //! less, whatever its connections are doing. Who finds no room waits; while somebody waits every reply ends its
-//! connection. Everything is bounded: places, those who wait, a head's bytes, and time.
+//! connection. Everything is bounded: places, those who wait, a head's bytes, and time. A reply on a connection that stays
+//! open says for how long (`Keep-Alive: timeout=N`): a second less than `idle_timeout`, so that a client does not send into
+//! a connection that is about to close.
 //!
 //! Every connection is a task in a `JoinSet` in here, so that when [`serve`] returns none is left behind. Nothing on
 //! the way of a request takes a lock, arms a timer or allocates: a connection notes in one atomic word what it does
@@ -25,14 +27,14 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::warn;
@@ -44,16 +46,19 @@ mod pulse;
 mod room;
 mod socket;
 
-pub use socket::{BindError, SocketFile, bind_tcp, bind_unix};
+pub use socket::{BindError, Place, SOCKET_PATH_BYTES_MAX, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
 
 use floor::{Floor, Newcomer};
 use pulse::Stream;
 
+/// Between two looks at the path of a Unix socket: a name that is gone is made anew within 5 s.
+const WATCH_EVERY: Duration = Duration::from_millis(4500);
+
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
-    /// A Unix socket: its peers have credentials.
-    Unix(UnixListener),
+    /// A Unix socket: its peers have credentials. Its name is watched.
+    Unix(UnixSocket),
     /// A TCP port.
     Tcp(TcpListener),
 }
@@ -98,6 +103,7 @@ pub struct Connections(Arc<Count>);
 struct Count {
     open: AtomicUsize,
     none: Notify,
+    last_replies: AtomicBool,
 }
 
 impl Connections {
@@ -120,6 +126,15 @@ impl Connections {
         }
     }
 
+    /// From now on each reply ends its connection.
+    pub fn end_with_their_replies(&self) {
+        self.0.last_replies.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.0.last_replies.load(Ordering::Relaxed)
+    }
+
     fn enter(&self) -> Open {
         self.0.open.fetch_add(1, Ordering::Relaxed);
         Open(Arc::clone(&self.0))
@@ -140,7 +155,7 @@ impl Drop for Open {
 /// Serves until `stop` resolves; then accepts nothing more, closes idle connections, lets those in a request finish it
 /// (with `Connection: close`), and returns when the last one is gone. Dropped, it cuts all of them.
 pub async fn serve<S, F>(
-    listener: Listener,
+    mut listener: Listener,
     limits: Limits,
     clock: Clock,
     connections: Connections,
@@ -150,10 +165,11 @@ pub async fn serve<S, F>(
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    let mut floor = Floor::new(limits, clock.clone(), service);
+    let mut floor = Floor::new(limits, clock.clone(), connections.clone(), service);
     let mut stop = pin!(stop);
     let mut pause = Pause::default();
     let mut sweep_at = clock.now();
+    let mut watch_at = clock.now() + WATCH_EVERY;
     loop {
         let now = clock.now();
         tokio::select! {
@@ -161,6 +177,12 @@ pub async fn serve<S, F>(
             () = &mut stop => break,
             () = floor.ended() => {}
             () = sleep(sweep_at.since(now)), if !floor.is_empty() => sweep_at = floor.sweep(),
+            () = sleep(watch_at.since(now)), if matches!(listener, Listener::Unix(_)) => {
+                if let Listener::Unix(socket) = &mut listener {
+                    socket.watch();
+                }
+                watch_at = clock.now() + WATCH_EVERY;
+            }
             accepted = pause.accept(&listener, now), if floor.may_accept() => match accepted {
                 Ok((stream, peer)) => {
                     pause = Pause::default();
@@ -208,8 +230,8 @@ impl Pause {
             sleep(wait).await;
         }
         match listener {
-            Listener::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
+            Listener::Unix(socket) => {
+                let (stream, _) = socket.listener.accept().await?;
                 let peer = stream.peer_cred()?;
                 Ok((Stream::Unix(stream), Peer::Unix { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() }))
             }

@@ -15,6 +15,9 @@ pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// As `run --dir` would have it: sockets and queue under this folder
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
 }
 
 /// Checks.
@@ -22,12 +25,15 @@ pub struct Args {
 /// # Errors
 /// With the faults.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&Sources::of_process(args.config, None))?;
+    let config = Config::load(&Sources::of_process(args.config, args.dir))?;
     let mut notes: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     for (key, source) in config.set() {
         notes += &format!("{key} is set by {source}\n");
     }
     notes += &format!("messages go to {}\n", config.endpoint());
+    if let Some(note) = config.note_on_limits() {
+        notes += &format!("{note}\n");
+    }
     // Whoever reads neither has what they asked for in the exit code.
     let _ = std::io::stderr().write_all(notes.as_bytes());
     let _ = std::io::stdout().write_all(config.effective().as_bytes());

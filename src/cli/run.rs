@@ -26,7 +26,7 @@ use crate::time::Clock;
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a reload applies, beside `ingress.content_chars_max`: what a request finds at the bots' door, and the log.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 11] = [
     "ingress.reply",
     "ingress.tcp_reply",
     "ingress.wait",
@@ -35,6 +35,7 @@ const LIVE: [&str; 10] = [
     "ingress.batch_bytes_max",
     "ingress.allow_uids",
     "ingress.allow_gids",
+    "ingress.content_limits",
     "ingress.content_bytes_max",
     "log.level",
 ];
@@ -169,7 +170,11 @@ fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
             restart.retain(|key| !is_live(key));
             match restart.as_slice() {
                 [] => info!("configuration reloaded"),
-                keys => warn!(keys = keys.join(", "), "configuration reloaded: these keys need a restart"),
+                keys => warn!(
+                    keys = keys.join(", "),
+                    "configuration reloaded in part: these keys changed, or the files that they name, and keep what they \
+                     had until a restart"
+                ),
             }
         }
         Err(faults) => {

@@ -271,7 +271,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::serve::{Connections, Limits, Listener, Reply, SocketFile, bind_unix, serve};
+    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
     use crate::time::Clock;
 
     #[derive(Parser)]
@@ -285,8 +285,8 @@ mod tests {
     }
 
     /// Takes pieces of at most so many bytes; answers a line for a line, and refuses the word `bad`.
-    fn relay(path: &Path, most: usize, pieces: Arc<Mutex<Vec<usize>>>) -> (SocketFile, tokio::task::JoinHandle<()>) {
-        let (listener, file) = bind_unix(path, 0o600).unwrap();
+    fn relay(path: &Path, most: usize, pieces: Arc<Mutex<Vec<usize>>>) -> tokio::task::JoinHandle<()> {
+        let listener = bind_unix(path, 0o600).unwrap();
         let limits =
             Limits { connections_max: 4, idle_timeout: PATIENCE, request_timeout: PATIENCE, head_bytes_max: 8192 };
         let service = move |request: Request<hyper::body::Incoming>, _| {
@@ -310,7 +310,7 @@ mod tests {
             service,
             std::future::pending(),
         );
-        (file, tokio::spawn(serving))
+        tokio::spawn(serving)
     }
 
     trait MapStatus {
@@ -329,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let pieces = Arc::default();
-        let (_file, _relay) = relay(&path, 6, Arc::clone(&pieces));
+        let _relay = relay(&path, 6, Arc::clone(&pieces));
         let mut out = Vec::new();
         let code = batch(&path, &b"aaa\nbad\ncccc\nddddd\ne"[..], 12, &mut out).await.unwrap();
         assert_eq!(code, ExitCode::FAILURE);
@@ -343,7 +343,7 @@ mod tests {
     async fn line_that_fits_nowhere_stops_the_batch() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let (_file, _relay) = relay(&path, 6, Arc::default());
+        let _relay = relay(&path, 6, Arc::default());
         let error = batch(&path, &b"aaa\nlonger than six\nb\n"[..], 8, &mut Vec::new()).await.unwrap_err();
         assert_eq!(format!("{error:#}"), "stopped after 1 lines: refused with 413");
     }

@@ -269,7 +269,7 @@ relay         1.2.3 eu-west-2
     async fn exit_code_tells_whether_something_is_queued() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let (listener, _file) = bind_unix(&path, 0o600).unwrap();
+        let listener = bind_unix(&path, 0o600).unwrap();
         let limits =
             Limits { connections_max: 4, idle_timeout: PATIENCE, request_timeout: PATIENCE, head_bytes_max: 8192 };
         let looks = Arc::new(AtomicUsize::new(0));

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use ::config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 
-use super::Sources;
 use super::shape::Shape;
+use super::{Sources, paths};
 
 const PREFIX: &str = "CONNECT_RELAY__";
 const NEAR_PREFIX: &str = "CONNECT_RELAY_";
@@ -27,6 +27,8 @@ pub struct Layers {
     pub faults: Vec<String>,
     /// What is probably not meant.
     pub warnings: Vec<String>,
+    /// The file could not be read: what it sets is not known, so nothing is said of what it may have set.
+    pub file_unknown: bool,
 }
 
 /// One key set by one source.
@@ -44,7 +46,10 @@ impl Layers {
         if let Some(path) = &sources.file {
             match file(path) {
                 Ok(found) => settings.extend(found),
-                Err(fault) => layers.faults.push(fault),
+                Err(fault) => {
+                    layers.faults.push(fault);
+                    layers.file_unknown = true;
+                }
             }
         }
         for (name, value) in &sources.environment {
@@ -56,7 +61,10 @@ impl Layers {
             }
         }
         if let Some(dir) = &sources.dir {
-            settings.extend(directory(dir));
+            match directory(dir, &sources.environment) {
+                Ok(found) => settings.extend(found),
+                Err(fault) => layers.faults.push(fault),
+            }
         }
         layers.lay(settings);
         layers.take_region(&sources.environment);
@@ -66,10 +74,18 @@ impl Layers {
     /// What was read from the file that a key names; nothing, and a fault, where it could not be.
     pub fn take<T: Default>(&mut self, key: &str, read: Result<T, String>) -> T {
         read.unwrap_or_else(|fault| {
-            let source = self.origins.get(key).map_or("default", String::as_str);
-            self.faults.push(format!("{source}: {key} = {fault}"));
+            if !self.is_faulty(key) {
+                let source = self.origins.get(key).map_or("default", String::as_str);
+                self.faults.push(format!("{source}: {key} = {fault}"));
+            }
             T::default()
         })
+    }
+
+    /// True if the value of this key, or of a table that it is in, is wrong by itself.
+    pub fn is_faulty(&self, key: &str) -> bool {
+        let ends = key.match_indices('.').map(|(end, _)| end).chain([key.len()]);
+        ends.map(|end| format!(": {} = ", &key[..end])).any(|of| self.faults.iter().any(|fault| fault.contains(&of)))
     }
 
     fn lay(&mut self, settings: Vec<Setting>) {
@@ -149,34 +165,65 @@ fn variable(name: &OsStr, value: &OsStr) -> Variable {
         };
     }
     match name.strip_prefix(NEAR_PREFIX) {
-        // What Kubernetes sets for a Service called connect-relay.
-        Some(rest) if rest.starts_with("SERVICE_") || rest.starts_with("PORT") => Variable::Foreign,
+        Some(rest) if is_of_a_service(rest, value) => Variable::Foreign,
         Some(rest) => Variable::Warning(format!("{name} is not read: {}", meant(rest))),
         None => Variable::Foreign,
     }
 }
 
+/// True for what Kubernetes sets in each container for a Service called connect-relay, or connect-relay-ANYTHING, in the
+/// shapes that Docker's links had.
+fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
+    // A port alone is no address of a Service: somebody meant a setting.
+    let number = value.to_str().is_some_and(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+    let rest = format!("_{rest}");
+    let address = |tail: &str| {
+        let mut parts = tail.split('_');
+        let port = parts.next().is_some_and(|port| port.parse::<u16>().is_ok());
+        let protocol = parts.next().is_some_and(|name| matches!(name, "TCP" | "UDP" | "SCTP"));
+        let detail = parts.next().is_none_or(|detail| matches!(detail, "PROTO" | "PORT" | "ADDR"));
+        port && protocol && detail && parts.next().is_none()
+    };
+    let shaped = rest.ends_with("_SERVICE_HOST")
+        || rest.ends_with("_SERVICE_PORT")
+        || rest.contains("_SERVICE_PORT_")
+        || (rest.ends_with("_PORT") && !number)
+        || rest.match_indices("_PORT_").any(|(at, found)| address(&rest[at + found.len()..]));
+    shaped && close(&rest[1..]).is_none()
+}
+
+/// The key whose variable this would be with two underscores, in capitals.
+fn close(rest: &str) -> Option<String> {
+    let keys = super::keys(&Shape::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
+    keys.into_iter().find(|key| key.replace('.', "_") == rest.replace("__", "_"))
+}
+
 /// The name that someone who wrote one underscore had in mind.
 fn meant(rest: &str) -> String {
-    let close = super::keys(&Shape::default())
-        .into_iter()
-        .map(|(key, _)| key.to_ascii_uppercase())
-        .find(|key| key.replace('.', "_") == rest.replace("__", "_"));
-    match close {
+    match close(rest) {
         Some(key) => format!("it takes two underscores, {PREFIX}{}", key.replace('.', "__")),
         None => format!("the relay's own begin with {PREFIX} and part section and key by two underscores"),
     }
 }
 
-/// `--dir`: the bots' socket in DIR itself, which they may be given whole; what is not theirs in a folder of its own.
-fn directory(dir: &Path) -> Vec<Setting> {
-    [("ingress.socket", "relay.sock"), ("control.socket", "private/control.sock"), ("queue.path", "private/queue")]
-        .map(|(key, place)| Setting {
-            source: "--dir".into(),
-            key: key.into(),
-            value: Value::from(dir.join(place).to_string_lossy().as_ref()),
-        })
-        .into()
+/// `--dir`: the bots' socket in DIR itself, which they may be given whole; what is not theirs in a folder of its own. A
+/// relative one is in the folder that the command is called in, as of any command.
+fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Setting>, String> {
+    let shown = dir.display();
+    if !paths::is_plain(dir) {
+        let meant = paths::meant(dir, Path::new("/var/lib/connect-relay"), environment);
+        return Err(format!("--dir = {shown}: no shell has put in what it stands for; probably {}", meant.display()));
+    }
+    let dir = std::path::absolute(dir).map_err(|error| format!("--dir = {shown}: {error}"))?;
+    let dir = dir.to_str().ok_or_else(|| format!("--dir = {shown}: must be UTF-8"))?;
+    let settings =
+        [("ingress.socket", "relay.sock"), ("control.socket", "private/control.sock"), ("queue.path", "private/queue")]
+            .map(|(key, place)| Setting {
+                source: "--dir".into(),
+                key: key.into(),
+                value: Value::from(format!("{}/{place}", dir.trim_end_matches('/'))),
+            });
+    Ok(settings.into())
 }
 
 /// A value as it was written, without what may be a secret.

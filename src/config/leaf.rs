@@ -76,13 +76,16 @@ impl Leaf for Size {
 pub struct Mode(pub u32);
 
 impl Leaf for Mode {
-    const ALLOWED: &'static str = "octal permissions in quotes, \"0000\" to \"0777\"";
-    /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432.
+    const ALLOWED: &'static str = "octal permissions in quotes, such as \"0660\": rw at least for the owner, and nothing \
+        for others that the group lacks (YAML turns 0660 without quotes into 432)";
+    /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432. A decimal number that comes as text nearly
+    /// always lacks the owner's bits, or has an 8 or a 9.
     fn read(value: &ValueKind) -> Option<Mode> {
         let ValueKind::String(text) = value else { return None };
         let octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
         let mode = u32::from_str_radix(text, 8).ok()?;
-        (octal && mode <= 0o777).then_some(Mode(mode))
+        let (owner, group, others) = (mode >> 6, mode >> 3 & 7, mode & 7);
+        (octal && mode <= 0o777 && owner & 6 == 6 && others & !group == 0).then_some(Mode(mode))
     }
     fn write(&self) -> Value {
         json!(format!("{:04o}", self.0))
@@ -296,6 +299,16 @@ words! {
 }
 
 words! {
+    /// Which limits a message's Content has.
+    ContentLimits {
+        /// Characters by type, and bytes.
+        ByType = "by_type",
+        /// Bytes alone.
+        BySize = "by_size",
+    }
+}
+
+words! {
     /// What to do about a store that cannot be opened.
     Damaged {
         /// Rename it and carry over what verifies.
@@ -373,7 +386,14 @@ mod tests {
     fn a_mode_is_octal_text_never_a_number() {
         assert_eq!(text::<Mode>("0660"), Some(Mode(0o660)));
         assert_eq!(text::<Mode>("660"), Some(Mode(0o660)));
-        for wrong in ["0888", "1777", "60", "+660", ""] {
+        for right in ["0600", "0666", "0770", "0777", "0640", "622"] {
+            assert!(text::<Mode>(right).is_some(), "{right}");
+        }
+        // What YAML makes of 0600 to 0777 without quotes, among others.
+        for wrong in [
+            "0888", "1777", "60", "+660", "", "384", "416", "432", "436", "438", "448", "504", "511", "0000", "0060",
+            "0460", "0260", "0606", "0642", "0624", "0661", "0o660", "0x1b0", "0660 ", "660.0",
+        ] {
             assert_eq!(text::<Mode>(wrong), None, "{wrong}");
         }
         assert_eq!(Mode::read(&ValueKind::I64(0o660)), None);

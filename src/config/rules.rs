@@ -1,6 +1,7 @@
 //! What values must be beyond their kind, alone and together. Each rule says what is allowed; [`Rules`] says where the
 //! value came from.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,21 +10,21 @@ use std::time::Duration;
 use hyper::Uri;
 
 use super::layers::Layers;
-use super::leaf::{Leaf, Size};
-use super::shape::{Backoff, Ingress, Queue, Sender, Shape};
+use super::leaf::{ContentLimits, Leaf, Size};
+use super::paths;
+use super::shape::{Backoff, Control, Ingress, Queue, Sender, Shape};
 use crate::message::LIFETIME_MAX;
+use crate::serve::SOCKET_PATH_BYTES_MAX;
 
-/// The longest path that fits a Unix socket's address.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Checks every rule and adds what is broken to the faults.
-pub fn check(layers: &mut Layers) {
+pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     let shape = layers.shape.clone();
-    let mut rules = Rules(layers);
+    let mut rules = Rules(layers, environment);
     rules.ingress(&shape.ingress);
     rules.queue(&shape.queue);
     rules.sender(&shape.sender);
@@ -32,12 +33,12 @@ pub fn check(layers: &mut Layers) {
     rules.range("shutdown.grace", shape.shutdown.grace, Duration::ZERO, HOUR);
 }
 
-struct Rules<'a>(&'a mut Layers);
+struct Rules<'a>(&'a mut Layers, &'a [(OsString, OsString)]);
 
 impl Rules<'_> {
     fn ingress(&mut self, ingress: &Ingress) {
         let Ingress { tcp, body_bytes_max, batch_bytes_max, bodies_bytes_max, content_bytes_max, .. } = ingress;
-        self.socket("ingress.socket", &ingress.socket);
+        self.socket("ingress.socket", &ingress.socket, &Ingress::default().socket);
         if let Some(tcp) = tcp {
             let loopback = tcp.ip().to_canonical().is_loopback();
             self.rule(
@@ -67,6 +68,11 @@ impl Rules<'_> {
                 bare(body_bytes_max)
             ));
         }
+        let mut set = self.0.origins.keys().filter(|key| key.starts_with("ingress.content_chars_max."));
+        if let (ContentLimits::BySize, Some(key)) = (ingress.content_limits, set.next()) {
+            let warning = format!("{key} is not used: ingress.content_limits is \"by_size\"");
+            self.0.warnings.push(warning);
+        }
         self.within("ingress.body_bytes_max", *body_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
         self.within("ingress.batch_bytes_max", *batch_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
         let chars = &ingress.content_chars_max;
@@ -77,7 +83,10 @@ impl Rules<'_> {
     }
 
     fn queue(&mut self, queue: &Queue) {
+        let defaults = Queue::default();
         self.given("queue.path", &queue.path);
+        self.absolute("queue.path", &queue.path, &defaults.path);
+        self.absolute("queue.key_file", &queue.key_file, Path::new("/etc/connect-relay/queue.keys"));
         self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
         self.range("queue.bytes_max", queue.bytes_max, Size(16 << 20), Size(1 << 40));
         self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 50));
@@ -102,6 +111,7 @@ impl Rules<'_> {
             let plain = proxy.scheme_str() == Some("http") && proxy.port().is_some() && proxy.path() == "/";
             self.rule(&["sender.proxy"], proxy, plain, "http://host:port");
         }
+        self.absolute("sender.ca_file", &sender.ca_file, Path::new("/etc/connect-relay/ca.pem"));
         let label = sender.connect_instance.chars().count();
         self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
         self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
@@ -140,7 +150,7 @@ impl Rules<'_> {
         let queue = resolved(&shape.queue.path);
         let apart = bots.parent() != operators.parent();
         let allowed = "in another folder than ingress.socket, which bots can reach";
-        self.socket("control.socket", &shape.control.socket);
+        self.socket("control.socket", &shape.control.socket, &Control::default().socket);
         self.rule(&["control.socket", "ingress.socket"], shape.control.socket.display(), apart, allowed);
         for (key, written, socket) in
             [("ingress.socket", &shape.ingress.socket, &bots), ("control.socket", &shape.control.socket, &operators)]
@@ -154,8 +164,9 @@ impl Rules<'_> {
         }
     }
 
-    fn socket(&mut self, key: &str, path: &Path) {
+    fn socket(&mut self, key: &str, path: &Path, default: &Path) {
         self.given(key, path);
+        self.absolute(key, path, default);
         let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
         let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, for a Unix socket has no room for more");
         self.rule(&[key], path.display(), fits, &allowed);
@@ -163,6 +174,13 @@ impl Rules<'_> {
 
     fn given(&mut self, key: &str, path: &Path) {
         self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
+    }
+
+    /// A path that is given has to be whole: no shell reads it, and a service's working folder is nobody's choice.
+    fn absolute(&mut self, key: &str, path: &Path, default: &Path) {
+        let whole = path.as_os_str().is_empty() || path.is_absolute();
+        let meant = paths::meant(path, default, self.1);
+        self.rule(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
     }
 
     fn range<T: Leaf + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
@@ -177,10 +195,11 @@ impl Rules<'_> {
 
     /// The source named is that of the first of the keys that is set anywhere.
     fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
+        // A key whose value is wrong by itself is not compared as well, nor one that a file may have set which is not read.
+        let known = keys.iter().any(|key| self.0.is_faulty(key));
+        let unknown = self.0.file_unknown && (keys.len() > 1 || !self.0.origins.contains_key(keys[0]));
         let Layers { origins, faults, .. } = &mut *self.0;
-        // A key whose value is wrong by itself is not compared as well.
-        let known = keys.iter().any(|key| faults.iter().any(|fault| fault.contains(&format!(": {key} = "))));
-        if !kept && !known {
+        if !kept && !known && !unknown {
             let source = keys.iter().find_map(|key| origins.get(*key)).map_or("default", String::as_str);
             faults.push(format!("{source}: {} = {value}: must be {allowed}", keys[0]));
         }

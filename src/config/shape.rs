@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::leaf::{self, Damaged, Format, Leaf, Level, Mode, Reply, Size};
+use super::leaf::{self, ContentLimits, Damaged, Format, Leaf, Level, Mode, Reply, Size};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -66,6 +66,7 @@ table! {
         bodies_bytes_max: Size = "8MiB",
         allow_uids: Vec<u32> = "",
         allow_gids: Vec<u32> = "",
+        content_limits: ContentLimits = "by_type",
         content_bytes_max: Size = "16384",
         + content_chars_max: ContentChars,
     }

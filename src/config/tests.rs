@@ -158,6 +158,36 @@ fn each_rule_refuses_what_it_should_and_says_so() {
         ),
         ("ingress.content_bytes_max = '300KiB'", "{path}: ingress.content_bytes_max = 300KiB: must be 1 to 256KiB"),
         ("queue.key_file = '/nowhere'", "{path}: queue.key_file = /nowhere: No such file"),
+        (
+            "queue.path = 'relay/queue'",
+            "{path}: queue.path = relay/queue: must be an absolute path, probably {cwd}/relay/queue",
+        ),
+        ("queue.path = '~/queue'", "{path}: queue.path = ~/queue: must be an absolute path, probably /home/bot/queue"),
+        (
+            "queue.key_file = '$HOME/keys'",
+            "{path}: queue.key_file = $HOME/keys: must be an absolute path, probably /home/bot/keys",
+        ),
+        (
+            "sender.ca_file = 'ca.pem'",
+            "{path}: sender.ca_file = ca.pem: must be an absolute path, probably {cwd}/ca.pem",
+        ),
+        (
+            "ingress.socket = '${HOME}/relay.sock'",
+            "{path}: ingress.socket = ${HOME}/relay.sock: must be an absolute path, probably /home/bot/relay.sock",
+        ),
+        (
+            "control.socket = '$NO/c.sock'",
+            "{path}: control.socket = $NO/c.sock: must be an absolute path, probably /var/lib/connect-relay/control.sock",
+        ),
+        (
+            "ingress.socket_mode = '432'",
+            "{path}: ingress.socket_mode = \"432\": must be octal permissions in quotes, such as",
+        ),
+        (
+            "ingress.content_limits = 'bytes'",
+            "{path}: ingress.content_limits = \"bytes\": must be \"by_type\" or \"by_size\"",
+        ),
+        ("sender = 5", "{path}: sender = 5: must be a table"),
         ("queue.messages_max = 1.5", "{path}: queue.messages_max = 1.5: must be a whole number"),
         ("queue.damaged = 'ignore'", "{path}: queue.damaged = \"ignore\": must be \"set_aside\" or \"refuse\""),
         ("sender.endpoint = 'http://example.com'", "{path}: sender.endpoint = http://example.com/: must be https"),
@@ -176,8 +206,9 @@ fn each_rule_refuses_what_it_should_and_says_so() {
         ("[Sender]\nlifetime = '1h'", "{path}: Sender.lifetime = \"1h\": unknown key `Sender`"),
         ("[ingress\n", "{path}: TOML parse error at line 1, column 9"),
     ] {
-        let found = with(text).err().unwrap_or_default();
-        assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:#?}");
+        let found = load(text, &[("AWS_REGION", "eu-west-2"), ("HOME", "/home/bot")]).err().unwrap_or_default();
+        let expected = expected.replace("{cwd}", std::env::current_dir().unwrap().to_str().unwrap());
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{text}: {found:#?}");
     }
 }
 
@@ -200,6 +231,92 @@ fn one_underscore_is_a_warning_that_names_the_right_variable() {
     )
     .unwrap();
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+}
+
+#[test]
+fn file_that_is_not_read_yields_its_own_error_and_nothing_that_follows_from_it() {
+    let found = faults("[sender]\nregion = 'eu-west-2'\nrate_min = = 3", &[("CONNECT_RELAY__SENDER__RATE_MIN", "50")]);
+    assert!(found.len() == 1 && found[0].starts_with("{path}: TOML parse error at line 3"), "{found:#?}");
+    // What is wrong with the environment by itself is still said.
+    let found = faults("[sender", &[("CONNECT_RELAY__SHUTDOWN__GRACE", "2h"), ("CONNECT_RELAY__QUEUE__PATH", "q")]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    let found = faults("sender = 5", &[]);
+    assert_eq!(found, ["{path}: sender = 5: must be a table"]);
+}
+
+#[test]
+fn variables_of_a_kubernetes_service_are_no_warnings_and_settings_with_one_underscore_are() {
+    let service = [
+        ("CONNECT_RELAY_FOO_SERVICE_HOST", "10.0.0.1"),
+        ("CONNECT_RELAY_FOO_SERVICE_PORT", "8480"),
+        ("CONNECT_RELAY_FOO_SERVICE_PORT_HTTP_API", "8480"),
+        ("CONNECT_RELAY_FOO_PORT", "tcp://10.0.0.1:8480"),
+        ("CONNECT_RELAY_FOO_PORT_8480_TCP", "tcp://10.0.0.1:8480"),
+        ("CONNECT_RELAY_FOO_PORT_8480_TCP_PROTO", "tcp"),
+        ("CONNECT_RELAY_FOO_PORT_8480_TCP_PORT", "8480"),
+        ("CONNECT_RELAY_FOO_PORT_8480_TCP_ADDR", "10.0.0.1"),
+        ("CONNECT_RELAY_A_B_2_PORT_53_UDP_ADDR", "fd00::1"),
+        ("CONNECT_RELAY_SERVICE_HOST", "10.0.0.1"),
+        ("CONNECT_RELAY_SERVICE_PORT_METRICS", "9581"),
+        ("CONNECT_RELAY_PORT", "udp://10.0.0.1:53"),
+        ("CONNECT_RELAY_PORT_53_SCTP_PROTO", "sctp"),
+    ];
+    let region = ("AWS_REGION", "eu-west-2");
+    let warnings = |more: &[(&str, &str)]| load("", &[&[region], more].concat()).unwrap().warnings;
+    assert_eq!(warnings(&service), Vec::<String>::new());
+    for mistaken in [
+        ("CONNECT_RELAY_SENDER_REGION", "eu-west-2"),
+        ("CONNECT_RELAY_INGRESS_SOCKET_MODE", "0660"),
+        ("CONNECT_RELAY_ADMIN_PORT", "9581"),
+        ("CONNECT_RELAY_ADMIN_LISTEN", "[::]:9581"),
+        ("CONNECT_RELAY_FOO_PORT_X_TCP", "1"),
+        ("CONNECT_RELAY_IMPORT_8480", "1"),
+        ("CONNECT_RELAY_FOO_PORT_8480_TCP_HOST", "x"),
+    ] {
+        let found = warnings(&[mistaken]);
+        assert!(found.len() == 1 && found[0].starts_with(mistaken.0), "{found:?}");
+    }
+}
+
+#[test]
+fn dir_is_relative_to_the_working_folder_and_names_no_variable() {
+    let of = |dir: &str| {
+        let environment = vec![region("eu-west-2"), ("HOME".into(), "/home/bot".into())];
+        Config::load(&Sources { environment, dir: Some(dir.into()), file: None })
+    };
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(of("relay").unwrap().shape.ingress.socket, here.join("relay/relay.sock"));
+    assert_eq!(of("/").unwrap().shape.queue.path, Path::new("/private/queue"));
+    let Faults(found) = of("~/relay").unwrap_err();
+    let expected = "--dir = ~/relay: no shell has put in what it stands for; probably /home/bot/relay";
+    assert_eq!(found, [expected]);
+}
+
+#[test]
+fn limits_by_size_are_bytes_alone_and_by_type_stays_the_default() {
+    assert_eq!(with("").unwrap().limits(), Limits { content_bytes: 16384, content_chars: [1024, 1024, 12000, 12288] });
+    let by_size = with("ingress.content_limits = 'by_size'").unwrap();
+    assert_eq!(by_size.limits(), Limits { content_bytes: 16384, content_chars: [0; 4] });
+    assert_eq!(by_size.note_on_limits(), None);
+    assert!(with("").unwrap().note_on_limits().unwrap().contains("16,384 bytes for every type"));
+    let both = with("ingress.content_limits = 'by_size'\ningress.content_chars_max.plain = 5000").unwrap();
+    assert_eq!(both.warnings, ["ingress.content_chars_max.plain is not used: ingress.content_limits is \"by_size\""]);
+}
+
+#[test]
+fn a_key_file_is_read_and_its_change_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    let text = format!("queue.key_file = '{}'", path.display());
+    let [one, two] = ["A", "B"].map(|letter| format!("{}=\n", letter.repeat(43).replace('B', "E")));
+    std::fs::write(&path, &one).unwrap();
+    let before = with(&text).unwrap();
+    for changed in [format!("{two}{one}"), format!("{one}{two}"), two] {
+        std::fs::write(&path, &changed).unwrap();
+        assert_eq!(before.changes(&with(&text).unwrap()), ["queue.key_file"], "{changed}");
+    }
+    std::fs::write(&path, format!("# a comment\n{one}")).unwrap();
+    assert!(before.changes(&with(&text).unwrap()).is_empty());
 }
 
 #[test]

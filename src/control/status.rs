@@ -17,6 +17,7 @@
 //! Nothing in it is contents, a token, or a conversation's name. Dead letters by themselves are no problem: they were
 //! logged and counted when they died, and stay for a week.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prometheus::proto::LabelPair;
@@ -98,6 +99,8 @@ pub(super) struct Facts {
     pub overview: Overview,
     pub state: State,
     pub stalled: Option<String>,
+    /// The path of the bots' socket, and what is there instead of it.
+    pub no_socket: Option<(PathBuf, String)>,
     pub rate: f64,
     pub closed: Option<Closed>,
     pub counts: Counts,
@@ -195,6 +198,13 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     }
     if let Some(stalled) = stalled {
         problems.push(format!("It hangs: {stalled}. Restart it; what was acknowledged is on disk."));
+    }
+    if let Some((path, why)) = &facts.no_socket {
+        problems.push(format!(
+            "Bots cannot connect: the socket is not at its path, {}: {why}. If the name is free, the relay makes the socket \
+             anew within 5 s; else move what is there away.",
+            path.display()
+        ));
     }
     if let Some(Pause { since, why }) = &overview.paused {
         problems.push(format!(
@@ -320,6 +330,7 @@ mod tests {
             overview: Overview::default(),
             state: State::Ready,
             stalled: None,
+            no_socket: None,
             rate: 9.000_499,
             closed: None,
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
@@ -361,6 +372,10 @@ mod tests {
         };
         says(|facts| facts.state = State::Failed("no space".into()), "no space");
         says(|facts| facts.stalled = Some("a commit".into()), "Restart it");
+        says(
+            |facts| facts.no_socket = Some(("/run/relay.sock".into(), "nothing is there".into())),
+            "not at its path, /run/relay.sock: nothing is there.",
+        );
         says(|facts| facts.overview.queued = 81, "81 of 100 messages (queue.messages_max)");
         says(
             |facts| {

@@ -26,7 +26,7 @@ use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
 use crate::queue::{self, OpenError, Pause, Queue, Writer};
 use crate::sender::Sender;
-use crate::serve::{BindError, Connections, Limits, Listener, bind_tcp, bind_unix, serve};
+use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::supervisor::Word;
 use crate::time::Clock;
 
@@ -56,26 +56,29 @@ impl Daemon {
         let metrics = Metrics::default();
         let reload_ok = describe(&metrics, &options);
         let participant = Participant::new(options.participant.clone(), clock.clone()).map_err(Failure::Failed)?;
-        let admin = bind_tcp(options.admin)?;
+        let admin = bind_tcp_or_ipv4(options.admin)?;
         let admin_address = address(&admin)?;
         let pulse = Arc::new(AtomicU64::new(0));
         let probes = Admin {
             metrics: metrics.clone(),
             health: Health::new(Arc::clone(&pulse)),
             queue: Arc::new(OnceLock::new()),
+            place: Arc::new(OnceLock::new()),
+            present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
-        let (health, opened) = (probes.health.clone(), Arc::clone(&probes.queue));
+        let (health, opened, place) = (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.place));
         let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
-        windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, Stage::Dark))));
+        windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, |stage| stage.dark))));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
         // Nobody else sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         let writer = WriterThread::start(writer)?;
-        let (control, control_file) = bind_unix(&options.control_socket, 0o600)?;
-        let tcp = options.tcp.map(bind_tcp).transpose()?;
-        let (unix, ingress_file) = bind_unix(&options.ingress_socket, options.socket_mode)?;
+        let control = bind_unix(&options.control_socket, 0o600)?;
+        let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
+        let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
+        let place = place.get_or_init(|| unix.place()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
         announce(&options, bound, &queue).await;
 
@@ -88,6 +91,7 @@ impl Daemon {
             budget,
             health,
             supervisor: options.supervisor.clone(),
+            participant: participant.clone(),
             door: Door::open(),
             connections: Connections::default(),
             drain: Drain::default(),
@@ -95,12 +99,11 @@ impl Daemon {
             sending: Tasks::new(),
             doors: Tasks::new(),
             windows,
-            _sockets: [control_file, ingress_file],
         };
         let common = Common { participant, metrics, clock };
         daemon.spawn_sender(&options, &common, pulse);
         daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_windows(&options, common, Listener::Unix(control));
+        daemon.spawn_windows(&options, common, place, Listener::Unix(control));
         daemon.health.set(State::Ready);
         daemon.supervisor.tell(&[Word::Ready]);
         Ok(daemon)
@@ -110,7 +113,7 @@ impl Daemon {
         let Common { participant, metrics, clock } = common;
         let (queue, budget) = (self.queue.clone(), self.budget.clone());
         let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
-        let stop = until(&self.stage, Stage::NothingNew);
+        let stop = until(&self.stage, |stage| stage.nothing_new);
         self.sending.spawn(async move {
             // A store that has failed tells everybody by itself.
             let _ = sender.run(stop).await;
@@ -138,13 +141,13 @@ impl Daemon {
                 let ingress = ingress.borrow().clone();
                 async move { ingress.handle(request, peer).await }
             };
-            let (connections, stop) = (self.connections.clone(), until(&self.stage, Stage::DoorsShut));
+            let (connections, stop) = (self.connections.clone(), until(&self.stage, |stage| stage.doors_shut));
             let served = serve(listener, options.connections, clock.clone(), connections, service, stop);
             self.doors.spawn(named(name, served));
         }
     }
 
-    fn spawn_windows(&mut self, options: &Options, common: Common, control: Listener) {
+    fn spawn_windows(&mut self, options: &Options, common: Common, place: Place, control: Listener) {
         let Common { metrics, clock, .. } = common;
         let operators = Control {
             queue: self.queue.clone(),
@@ -164,12 +167,13 @@ impl Daemon {
             clock: clock.clone(),
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
+            place: Some(place),
         };
         let service = move |request, _| {
             let operators = operators.clone();
             async move { operators.answer(request).await }
         };
-        let (connections, stop) = (Connections::default(), until(&self.stage, Stage::Dark));
+        let (connections, stop) = (Connections::default(), until(&self.stage, |stage| stage.dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
         self.windows.spawn(named("the operators' door", served));
 
@@ -181,18 +185,18 @@ impl Daemon {
                 budget: self.budget.clone(),
                 clock: clock.clone(),
             };
-            let stop = until(&self.stage, Stage::Dark);
+            let stop = until(&self.stage, |stage| stage.dark);
             self.windows.spawn(named("the supervisor's beat", beat.run(stop)));
         }
     }
 }
 
 /// Resolves when the daemon has come so far.
-fn until(stage: &watch::Sender<Stage>, wanted: Stage) -> impl Future<Output = ()> + Send + use<> {
+fn until(stage: &watch::Sender<Stage>, wanted: fn(&Stage) -> bool) -> impl Future<Output = ()> + Send + use<> {
     let mut stage = stage.subscribe();
     async move {
         // A daemon that is gone has no use for its tasks either.
-        let _ = stage.wait_for(|stage| *stage >= wanted).await;
+        let _ = stage.wait_for(wanted).await;
     }
 }
 
@@ -230,7 +234,10 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
     let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
     process.expect("nothing else is called process");
-    let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
+    let reload_ok = metrics.gauge(
+        "config_reload_ok",
+        "0: the configuration last read was refused. Keys that wait for a restart are in the log.",
+    );
     reload_ok.set(1);
     reload_ok
 }

@@ -164,15 +164,120 @@ async fn doors_stay_open_while_it_drains_and_what_is_left_is_counted() {
 }
 
 #[tokio::test]
-async fn drain_waits_for_a_connected_bot() {
+async fn drain_waits_for_a_request_that_has_begun_and_sends_its_message() {
     let (endpoint, simulator) = service().await;
-    let relay = Relay::start(&endpoint, "25s").await;
-    let bot = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+    let relay = Relay::start(&endpoint, "1h").await;
+    let mut bot = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+    let farewell = message("farewell").replace("Connection: close\r\n", "");
+    let (first, rest) = farewell.split_at(10);
+    bot.write_all(first.as_bytes()).await.unwrap();
+    relay.until_ready_says(200).await;
     relay.wish.send_replace(Wish::Drain);
     relay.until_ready_says(503).await;
-    assert!(request(bot, &message("farewell")).await.starts_with("HTTP/1.1 202 "));
+    let reply = request(bot, rest).await;
+    assert!(reply.starts_with("HTTP/1.1 202 ") && reply.contains("\r\nconnection: close\r\n"), "{reply}");
     assert_eq!(relay.ending().await, Ok(Ending::Drained));
     assert_eq!(simulator.counts().accepted, 1);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_up_a_drain_of_an_empty_queue() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    let address = relay.bound.tcp.unwrap();
+    let mut silent = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+    let mut used = TcpStream::connect(address).await.unwrap();
+    used.write_all(b"GET /participant/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await.unwrap();
+    let mut reply = [0; 1024];
+    let length = timeout(PATIENCE, used.read(&mut reply)).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&reply[..length]).contains("\r\nkeep-alive: timeout=74\r\n"));
+    relay.wish.send_replace(Wish::Drain);
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(timeout(PATIENCE, silent.read(&mut reply)).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, used.read(&mut reply)).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn short_drain_still_sends_for_most_of_its_grace() {
+    let (endpoint, simulator) = service().await;
+    let relay = Relay::start(&endpoint, "1h").await;
+    relay.operate("POST", "/pause", "").await;
+    for number in 0..5 {
+        assert!(relay.send(&format!("{number}")).await.starts_with("HTTP/1.1 202 "));
+    }
+    relay.operate("POST", "/resume", "").await;
+    let drained = relay.operate("POST", "/drain", r#"{"timeout": 2, "wait": true}"#).await;
+    assert!(drained.ends_with(r#"{"queued":0}"#), "{drained}");
+    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(simulator.counts().accepted, 5);
+}
+
+#[tokio::test]
+async fn waits_are_answered_when_nothing_is_left_to_send() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    relay.operate("POST", "/pause", "").await;
+    let stream = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+    let waiting = message("waits").replace("Host: x", "Host: x\r\nPrefer: wait=50");
+    let waiting = tokio::spawn(async move { request(stream, &waiting).await });
+    while !relay.get("/metrics").await.contains("\nconnect_relay_queue_messages 1\n") {
+        tokio::task::yield_now().await;
+    }
+    relay.wish.send_replace(Wish::Drain);
+    assert!(waiting.await.unwrap().starts_with("HTTP/1.1 202 "));
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+}
+
+#[tokio::test]
+async fn attempt_that_is_cut_puts_its_own_conversation_in_doubt_and_no_other() {
+    for (grace, second) in [("1s", false), ("0s", false), ("1h", true)] {
+        // Takes requests and never answers.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(dir.path(), &format!("http://{}", silent.local_addr().unwrap()), grace);
+        options.sender.in_flight_max = 1;
+        let daemon = Daemon::open(options.clone(), Clock::system()).await.unwrap();
+        let relay = Relay::run(dir, daemon);
+        for token in ["one", "two", "three"] {
+            let stream = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
+            let sent = request(stream, &message(token).replace("Bearer: token", &format!("Bearer: {token}"))).await;
+            assert!(sent.starts_with("HTTP/1.1 202 "), "{sent}");
+        }
+        let (mut attempt, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
+        timeout(PATIENCE, attempt.read_u8()).await.unwrap().unwrap();
+        relay.wish.send_replace(if second { Wish::Leave } else { Wish::Drain });
+        let dir = relay.dir;
+        let ended = timeout(PATIENCE, relay.ended).await.unwrap().unwrap();
+        assert_eq!(ended, Ok(Ending::Left { queued: Some(3) }), "{grace}");
+
+        let daemon = Daemon::open(options, Clock::system()).await.unwrap();
+        assert_eq!(daemon.queue.overview().await.unwrap().unknown, 1, "{grace}");
+        drop((daemon, dir));
+    }
+}
+
+#[test]
+fn closing_phase_is_a_tenth_of_the_grace_and_at_most_two_seconds() {
+    for (grace, phase) in [(0, 0), (500, 50), (2000, 200), (20_000, 2000), (3_600_000, 2000)] {
+        assert_eq!(closing(Duration::from_millis(grace)), Duration::from_millis(phase));
+    }
+}
+
+#[tokio::test]
+async fn bots_socket_that_is_gone_is_said_by_probe_metric_and_status() {
+    let relay = Relay::start(&nowhere().await, "1h").await;
+    let path = relay.dir.path().join("relay.sock");
+    assert!(relay.get("/metrics").await.contains("\nconnect_relay_socket_present 1\n"));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "mine").unwrap();
+    let ready = relay.get("/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("the bots' socket is not at its path"), "{ready}");
+    assert!(relay.get("/metrics").await.contains("\nconnect_relay_socket_present 0\n"));
+    assert!(relay.get("/livez").await.starts_with("HTTP/1.1 200 "));
+    assert!(relay.operate("GET", "/status", "").await.contains("Bots cannot connect"));
+    std::fs::remove_file(&path).unwrap();
+    relay.until_ready_says(200).await;
+    assert!(relay.send("again").await.starts_with("HTTP/1.1 202 "));
+    relay.wish.send_replace(Wish::Leave);
+    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
 }
 
 #[tokio::test]
@@ -256,7 +361,7 @@ async fn operators_door_tells_what_it_does_not_do() {
         ("HEAD", "/status", "", 200),
         ("POST", "/pause", r#"{"because": "x"}"#, 400),
         ("POST", "/pause", r#"{"reason": "two\nlines"}"#, 400),
-        ("POST", "/drain", r#"{"timeout": 0}"#, 400),
+        ("POST", "/drain", r#"{"timeout": -1}"#, 400),
         ("POST", "/drain", r#"{"timeout": 604801}"#, 400),
     ] {
         let reply = relay.operate(method, path, body).await;

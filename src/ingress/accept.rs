@@ -90,7 +90,7 @@ impl Inner {
         }
         let later = tokio::select! {
             later = self.queue.outcome(state.id, wait) => later.ok().flatten(),
-            () = self.door.closing() => None,
+            () = self.door.waits_end() => None,
         };
         let state = later.unwrap_or(state);
         match state.status {

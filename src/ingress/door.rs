@@ -1,8 +1,8 @@
-//! Whether the relay takes messages: one-way, open → draining → closing.
+//! Whether the relay takes messages: one-way, open → draining → ending or closing.
 //!
 //! While it drains the relay goes on taking messages, because the bots beside it are stopping too and have farewells to
-//! say; only in the last two seconds of the grace it turns them away, and whoever still waits for an outcome is told
-//! what is known.
+//! say. Waits for an outcome end, with what is known, when the queue is empty (*ending*) and when the grace is nearly over
+//! (*closing*). Only while it closes the relay turns messages away.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ enum Stand {
     #[default]
     Open,
     Draining,
+    Ending,
     Closing,
 }
 
@@ -32,7 +33,12 @@ impl Door {
         self.go(Stand::Draining);
     }
 
-    /// The last two seconds: nothing is taken any more, waits end.
+    /// The queue is empty: waits end, messages are still taken.
+    pub fn end_waits(&self) {
+        self.go(Stand::Ending);
+    }
+
+    /// The end of the grace: nothing is taken any more, waits end.
     pub fn close(&self) {
         self.go(Stand::Closing);
     }
@@ -49,10 +55,10 @@ impl Door {
         *self.0.borrow() == Stand::Closing
     }
 
-    /// Resolves when nothing is taken any more.
-    pub async fn closing(&self) {
+    /// Resolves when waits are to end.
+    pub async fn waits_end(&self) {
         // The sender lives in `self`, so the channel cannot end.
-        let _ = self.0.subscribe().wait_for(|stand| *stand == Stand::Closing).await;
+        let _ = self.0.subscribe().wait_for(|stand| *stand >= Stand::Ending).await;
     }
 
     fn go(&self, to: Stand) {
@@ -74,9 +80,11 @@ mod tests {
         assert!(!door.is_draining());
         door.drain();
         assert!(door.is_draining() && !door.is_closing());
-        let waiting = door.closing();
-        door.clone().close();
+        let waiting = door.waits_end();
+        door.clone().end_waits();
         waiting.await;
+        assert!(!door.is_closing());
+        door.clone().close();
         door.drain();
         assert!(door.is_draining() && door.is_closing());
     }

@@ -2,7 +2,7 @@
 //!
 //! | error | from |
 //! | --- | --- |
-//! | 400, 404, 408, 413 | the request itself |
+//! | 400, 404, 408, 413, 415 | the request itself |
 //! | 403 `RelayForbiddenException`, 409, 429, 503 | the door, or the queue's rejection |
 //! | 403 `AccessDeniedException` and whatever else upstream said | the message's death, or its token's |
 //! | 410 | a message that died without a word from upstream |
@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 
 use crate::delivery::{Reason, ServiceError};
 use crate::message::Invalid;
@@ -98,6 +99,15 @@ impl Refusal {
             .counted(Rejected::Invalid)
     }
 
+    /// 415; the encoding is cut, and holds nothing that a terminal would obey.
+    pub(super) fn encoded(encoding: &HeaderValue) -> Refusal {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes());
+        let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+        let text =
+            format!("connect-relay: Content-Encoding is {shown}, only identity is taken: send the body as it is");
+        Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(Rejected::Invalid)
+    }
+
     pub(super) fn unavailable(text: impl Into<Cow<'static, str>>) -> Refusal {
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", text)
     }
@@ -118,7 +128,7 @@ impl Refusal {
     pub(super) fn other_conversation() -> Refusal {
         Refusal::conflict(
             "connect-relay: this ConnectionToken belongs to another conversation: it came under another \
-             Relay-Conversation, or with one and without",
+             Relay-Conversation, or with one and without, or from another user or door",
         )
     }
 
@@ -269,6 +279,17 @@ mod tests {
             "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): about 7 messages go before it, and the \
              learned rate is 2.0 a second"
         );
+    }
+
+    #[test]
+    fn encoding_is_named_and_harmless() {
+        let of = |value: &[u8]| Refusal::encoded(&HeaderValue::from_bytes(value).unwrap());
+        let refusal = of(b"gzip");
+        assert_eq!((refusal.status.as_u16(), &*refusal.code), (415, "ValidationException"));
+        assert_eq!(refusal.counted, Some(Rejected::Invalid));
+        assert!(refusal.text.starts_with("connect-relay: Content-Encoding is gzip, only identity"), "{}", refusal.text);
+        assert!(of(b"a\xff\tb").text.contains("is a??b,"), "{}", of(b"a\xff\tb").text);
+        assert!(of(&[b'x'; 500]).text.len() < 150);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Inner {
         tokio::select! {
             backlog = empty => return backlog,
             () = tokio::time::sleep(wait) => {}
-            () = self.door.closing() => {}
+            () = self.door.waits_end() => {}
         }
         self.queue.backlog(Some(caller)).await
     }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Version};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -19,13 +19,18 @@ use tracing::error;
 
 use super::pulse::{Phase, Pulse, Stream, Watched};
 use super::room::{self, Place, Room};
-use super::{Limits, Open, Peer, Reply};
+use super::{Connections, Limits, Open, Peer, Reply};
 use crate::time::{Clock, Timestamp};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// The connections of one listener.
 pub struct Floor<S> {
     limits: Limits,
     clock: Clock,
+    connections: Connections,
+    /// What a reply on a connection that stays open says.
+    keep_alive: Option<HeaderValue>,
     http: http1::Builder,
     service: S,
     tasks: JoinSet<()>,
@@ -58,7 +63,7 @@ where
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    pub fn new(limits: Limits, clock: Clock, service: S) -> Floor<S> {
+    pub fn new(limits: Limits, clock: Clock, connections: Connections, service: S) -> Floor<S> {
         let mut http = http1::Builder::new();
         // Time is kept here: hyper's head timer would also cut connections that are idle, and is armed for every
         // request.
@@ -68,6 +73,8 @@ where
         Floor {
             limits,
             clock,
+            connections,
+            keep_alive: keep_alive(limits.idle_timeout),
             http,
             service,
             tasks: JoinSet::new(),
@@ -144,13 +151,18 @@ where
         let (finish, finished) = oneshot::channel();
         let service = {
             let (service, pulse, last_reply) = (self.service.clone(), Arc::clone(&pulse), Arc::clone(&self.last_reply));
-            service_fn(move |request| {
+            let (connections, keep_alive) = (self.connections.clone(), self.keep_alive.clone());
+            service_fn(move |request: Request<Incoming>| {
                 pulse.busy();
+                let stays = stays_open(request.version(), request.headers());
                 let (reply, pulse, last_reply) = (service(request, peer), Arc::clone(&pulse), Arc::clone(&last_reply));
+                let (connections, keep_alive) = (connections.clone(), keep_alive.clone());
                 async move {
                     let mut reply = reply.await;
-                    if last_reply.load(Ordering::Relaxed) {
+                    if last_reply.load(Ordering::Relaxed) || connections.is_ending() {
                         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    } else if let Some(keep_alive) = keep_alive.filter(|_| stays && !closes(reply.headers())) {
+                        reply.headers_mut().insert(KEEP_ALIVE, keep_alive);
                     }
                     pulse.replying();
                     Ok::<_, Infallible>(reply)
@@ -237,6 +249,30 @@ where
     fn leaving(&self) -> usize {
         self.seats.iter().filter(|seat| seat.finish.is_none()).count()
     }
+}
+
+/// The lifetime that a reply promises its connection: a second less than it has, so that a request which is sent at its
+/// very end still finds it open; none below 2 s.
+fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
+    let seconds = idle_timeout.as_secs().saturating_sub(1);
+    HeaderValue::try_from(format!("timeout={seconds}")).ok().filter(|_| seconds >= 2)
+}
+
+/// True if hyper keeps the connection of such a request open.
+fn stays_open(version: Version, headers: &HeaderMap) -> bool {
+    match version {
+        Version::HTTP_11 => !closes(headers),
+        _ => has_connection_option(headers, "keep-alive"),
+    }
+}
+
+fn closes(headers: &HeaderMap) -> bool {
+    has_connection_option(headers, "close")
+}
+
+fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(option))
 }
 
 impl Seat {

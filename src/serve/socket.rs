@@ -1,20 +1,46 @@
-//! Making the sockets that are listened on.
+//! Opening the addresses that are listened on, and watching over the name of a Unix socket.
 //!
-//! A Unix socket is made in a 0700 folder beside its place, given its mode there, and renamed into place: at no moment
-//! can anybody connect whom the mode keeps out, and a stale file of a relay that was killed is replaced in one step.
-//! A live one, or anything that is not a socket, is left alone and refused.
+//! | step | why |
+//! | --- | --- |
+//! | lock `NAME.lock` beside the socket | of two relays, only the one that holds the lock may remove a stale socket |
+//! | remove a socket that refuses connections | a relay that was killed leaves its socket behind |
+//! | bind in place | the kernel, `ss -xl` and systemd-tmpfiles know the socket by the path that bots use |
+//! | set its mode, then listen | connections are refused until the socket listens, and by then its mode is in force |
+//!
+//! A live socket, and anything that is not a socket, is left alone, and the bind is refused.
+//!
+//! A socket can lose its name while its relay runs: to a cleaner of `/run`, to a volume that is mounted over its folder, to
+//! an operator. [`UnixSocket::watch`] looks once, and binds the name anew if nothing has it; if something else has it, that
+//! is left alone. Connections that exist go on. [`Place`] answers at any time if the socket is at its path.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 use tokio::net::{TcpListener, UnixListener};
+use tracing::{info, warn};
 
-/// Why an address cannot be listened on.
+/// The longest path of a Unix socket. Linux itself has room for one byte more, but without the zero at its end, which
+/// most clients need.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Connections that may wait in the kernel to be accepted. The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Sockets do not block and are not inherited.
+const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+
+/// The device and the inode of a file.
+type Identity = (u64, u64);
+
+/// The reason why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("listen on {address}: {cause}")]
 pub struct BindError {
@@ -24,73 +50,272 @@ pub struct BindError {
     pub cause: String,
 }
 
-/// A Unix socket's file: removed when this is dropped, if it still is the same one.
+/// A Unix socket that listens, with its name and its lock. Dropped, it removes both.
 #[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
+pub struct UnixSocket {
+    pub(super) listener: UnixListener,
+    mode: u32,
+    place: Place,
+    lock: Lock,
+    /// The reason of the absence that was last logged; none while the socket is at its path.
+    absence: Option<String>,
 }
 
-impl Drop for SocketFile {
+impl UnixSocket {
+    /// The place of the socket, for those who ask if it is there.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// Looks at the socket's path, and binds the socket anew if its name is gone. Logs each change once.
+    pub(super) fn watch(&mut self) {
+        let socket = self.place.path().to_owned();
+        let socket = socket.display();
+        let (absence, renewed) = match self.place.find() {
+            Ok(()) => (None, false),
+            Err(Absence::Gone) => match self.renew() {
+                Ok(()) => (None, true),
+                Err(cause) => (Some(format!("it is gone, and cannot be made anew: {cause}")), false),
+            },
+            Err(absence) => (Some(absence.to_string()), false),
+        };
+        match (&self.absence, &absence) {
+            (None, None) if renewed => warn!(%socket, "the socket was gone from its path, and was made anew there"),
+            (None, None) => {}
+            (Some(_), None) => info!(%socket, "the socket is at its path again"),
+            (before, Some(why)) if before.as_ref() == Some(why) => {}
+            (_, Some(error)) => warn!(%socket, error, "the socket is not at its path: new connections cannot reach it"),
+        }
+        self.absence = absence;
+    }
+
+    fn renew(&mut self) -> Result<(), String> {
+        let path = self.place.path().to_owned();
+        prepare(&path)?;
+        if !self.lock.is_in_place() {
+            self.lock = Lock::take(&path)?;
+        }
+        let (listener, identity) = bind_in_place(&path, self.mode)?;
+        self.listener = listener;
+        self.place.set(identity);
+        Ok(())
+    }
+}
+
+impl Drop for UnixSocket {
     fn drop(&mut self) {
-        let ours = |found: fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
-        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
-            // A file that stays behind is replaced by the next start.
+        if self.place.find().is_ok() {
+            // A socket that stays behind is removed by the next start.
+            let _ = fs::remove_file(self.place.path());
+        }
+    }
+}
+
+/// The place where a socket has to be; clones share it.
+#[derive(Clone, Debug)]
+pub struct Place(Arc<(PathBuf, Mutex<Identity>)>);
+
+impl Place {
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.0
+    }
+
+    /// Looks at the path: one system call.
+    ///
+    /// # Errors
+    /// Says what is there instead of the socket.
+    pub fn look(&self) -> Result<(), String> {
+        self.find().map_err(|absence| absence.to_string())
+    }
+
+    fn find(&self) -> Result<(), Absence> {
+        let socket = *self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+        match fs::symlink_metadata(self.path()) {
+            Ok(found) if identity(&found) == socket => Ok(()),
+            Ok(found) if found.file_type().is_socket() => Err(Absence::Replaced("another socket")),
+            Ok(_) => Err(Absence::Replaced("something that is not a socket")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Absence::Gone),
+            Err(error) => Err(Absence::Unknown(error)),
+        }
+    }
+
+    fn set(&self, socket: Identity) {
+        *self.0.1.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+    }
+}
+
+/// The reason why a socket is not at its path.
+#[derive(Debug, thiserror::Error)]
+enum Absence {
+    #[error("nothing is there")]
+    Gone,
+    #[error("{0} is there, and is left alone")]
+    Replaced(&'static str),
+    #[error("look at what is there: {0}")]
+    Unknown(io::Error),
+}
+
+/// The lock file beside a socket. Its holder alone may remove what is left of another relay's socket.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Lock, String> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let failed = |step: &str, error: io::Error| format!("{step} {}: {error}", path.display());
+        loop {
+            let mut open = OpenOptions::new();
+            open.read(true).write(true).create(true).truncate(false).mode(0o600);
+            open.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+            let file = open.open(&path).map_err(|error| failed("open", error))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(format!("another relay holds {}", path.display()));
+                }
+                Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
+            }
+            let lock = Lock { path: path.clone(), file };
+            // The relay that held it may have removed it between the two steps above.
+            if lock.is_in_place() {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        let (ours, there) = (self.file.metadata(), fs::symlink_metadata(&self.path));
+        matches!((ours, there), (Ok(ours), Ok(there)) if identity(&ours) == identity(&there))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.is_in_place() {
+            // One that stays behind is taken by the next start.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens on a Unix socket with this mode; makes its folder where it is missing. The file lives as long as the second
-/// of the pair. Needs a runtime.
+/// Listens on a Unix socket with this mode; makes its folder if it is missing. Needs a runtime.
 ///
 /// # Errors
-/// When another process listens there, when something else has the name, or when a step fails.
-pub fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
-    let fail = |cause: String| BindError { address: path.display().to_string(), cause };
-    let failed = |step: &'static str| move |error: io::Error| fail(format!("{step}: {error}"));
-    let name = path.file_name().ok_or_else(|| fail("it names no file".into()))?;
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
+/// If another process listens there, if something else has the name, or if a step fails.
+pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
+    let open = || {
+        prepare(path)?;
+        // Before the lock: a process that is no relay is reported as what it is.
+        is_stale(path)?;
+        let lock = Lock::take(path)?;
+        if is_stale(path)? {
+            fs::remove_file(path).map_err(failed("remove the stale socket"))?;
+        }
+        let (listener, identity) = bind_in_place(path, mode)?;
+        let place = Place(Arc::new((path.into(), Mutex::new(identity))));
+        Ok(UnixSocket { listener, mode, place, lock, absence: None })
     };
-    // Whatever the umask: who can write here could put a socket of their own in this one's place.
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed("make its folder"))?;
-    let target = folder.join(name);
-    check_free(&target).map_err(fail)?;
-    // Short names: the whole path has to fit in 107 bytes.
-    let private =
-        tempfile::Builder::new().prefix(".").permissions(fs::Permissions::from_mode(0o700)).tempdir_in(folder);
-    let private = private.map_err(failed("make a folder beside it"))?;
-    let made = private.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&made).map_err(failed("bind"))?;
-    fs::set_permissions(&made, fs::Permissions::from_mode(mode)).map_err(failed("set its mode"))?;
-    let metadata = fs::symlink_metadata(&made).map_err(failed("look at it"))?;
-    fs::rename(&made, &target).map_err(failed("rename it into place"))?;
-    let file = SocketFile { path: target, device: metadata.dev(), inode: metadata.ino() };
-    listener.set_nonblocking(true).map_err(failed("set it non-blocking"))?;
-    let listener = UnixListener::from_std(listener).map_err(failed("register"))?;
-    Ok((listener, file))
+    open().map_err(|cause| BindError { address: path.display().to_string(), cause })
 }
 
 /// Listens on a TCP port. Needs a runtime.
 ///
 /// # Errors
-/// When the address is taken or not this machine's.
+/// If the address is taken or not this machine's.
 pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
-    let listen = || {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    };
-    listen().map_err(|error: io::Error| BindError { address: address.to_string(), cause: error.to_string() })
+    listen_on(address).map_err(|error| bind_error(address, &error))
 }
 
-/// Whether the name is free or has a socket that nobody listens on.
-fn check_free(path: &Path) -> Result<(), String> {
+/// Listens on a TCP port; on a host without IPv6, on the IPv4 address that means the same. Needs a runtime.
+///
+/// # Errors
+/// If the address is taken or not this machine's.
+pub fn bind_tcp_or_ipv4(address: SocketAddr) -> Result<TcpListener, BindError> {
+    match listen_on(address) {
+        Ok(listener) => Ok(listener),
+        Err(error) => {
+            let instead = without_ipv6(address, &error).ok_or_else(|| bind_error(address, &error))?;
+            let listener = bind_tcp(instead)?;
+            warn!(%address, %instead, %error, "this host has no IPv6: the relay listens on the IPv4 address instead");
+            Ok(listener)
+        }
+    }
+}
+
+/// The IPv4 address to listen on after this error; none if the error is not about IPv6 or no address means the same.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let missing = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL, Errno::PROTONOSUPPORT];
+    let missing = missing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    let ip = match address.ip() {
+        IpAddr::V6(ip) if missing && ip.is_unspecified() => Ipv4Addr::UNSPECIFIED,
+        IpAddr::V6(ip) if missing && ip.is_loopback() => Ipv4Addr::LOCALHOST,
+        _ => return None,
+    };
+    Some(SocketAddr::from((ip, address.port())))
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = socket_with(family, SocketType::STREAM, FLAGS, None)?;
+    // A restart does not wait for the connections of the relay before it.
+    set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn bind_error(address: SocketAddr, error: &io::Error) -> BindError {
+    BindError { address: address.to_string(), cause: error.to_string() }
+}
+
+/// Binds, sets the mode, then listens.
+fn bind_in_place(path: &Path, mode: u32) -> Result<(UnixListener, Identity), String> {
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None).map_err(|error| error.to_string())?;
+    let address = SocketAddrUnix::new(path).map_err(|error| format!("use its path: {error}"))?;
+    bind(&socket, &address).map_err(|error| format!("bind: {error}"))?;
+    let open = || -> Result<Identity, String> {
+        let found = fs::symlink_metadata(path).map_err(failed("look at it"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set its mode"))?;
+        listen(&socket, BACKLOG).map_err(|error| format!("listen: {error}"))?;
+        Ok(identity(&found))
+    };
+    let identity = open().inspect_err(|_| {
+        // Bound here a moment ago, and useless.
+        let _ = fs::remove_file(path);
+    })?;
+    let listener = UnixListener::from_std(socket.into()).map_err(failed("register"))?;
+    Ok((listener, identity))
+}
+
+/// Checks the path of a socket, and makes its folder, for its owner alone to write in, whatever the umask: a user who can write there could
+/// put a socket of their own in this one's place.
+fn prepare(path: &Path) -> Result<(), String> {
+    path.file_name().ok_or("it names no file")?;
+    let bytes = path.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        return Err(format!("the path has {bytes} bytes, a Unix socket has room for {SOCKET_PATH_BYTES_MAX}"));
+    }
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => {
+            DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed("make its folder"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// True if the name has a socket that refuses connections, false if it is free.
+fn is_stale(path: &Path) -> Result<bool, String> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(format!("look at what is there: {error}")),
         Ok(found) if !found.file_type().is_socket() => return Err("something is there that is not a socket".into()),
         Ok(_) => {}
@@ -98,13 +323,41 @@ fn check_free(path: &Path) -> Result<(), String> {
     let knock = || {
         let address = SocketAddrUnix::new(path)?;
         // Non-blocking: a live listener with a full backlog must not hold up the start.
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        connect(&socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?, &address)
+        connect(&socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?, &address)
     };
     match knock() {
-        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
+        Err(Errno::CONNREFUSED) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
         Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Err("another process is listening there".into()),
-        // Another kind of socket, or one that this user may not touch.
-        Err(error) => Err(format!("a socket is there, and whether somebody listens cannot be told: {error}")),
+        // Another kind of socket, or one that this user may not use.
+        Err(error) => Err(format!("a socket is there, and the relay cannot find out if it is in use: {error}")),
+    }
+}
+
+fn identity(found: &fs::Metadata) -> Identity {
+    (found.dev(), found.ino())
+}
+
+fn failed(step: &'static str) -> impl Fn(io::Error) -> String {
+    move |error| format!("{step}: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_stands_in_only_for_an_address_that_means_the_same_and_only_without_ipv6() {
+        let no_ipv6 = io::Error::from(Errno::AFNOSUPPORT);
+        let of = |address: &str, error: &io::Error| {
+            without_ipv6(address.parse().unwrap(), error).map(|instead| instead.to_string())
+        };
+        assert_eq!(of("[::]:9581", &no_ipv6).as_deref(), Some("0.0.0.0:9581"));
+        assert_eq!(of("[::1]:9581", &no_ipv6).as_deref(), Some("127.0.0.1:9581"));
+        assert_eq!(of("[::1]:0", &Errno::ADDRNOTAVAIL.into()).as_deref(), Some("127.0.0.1:0"));
+        assert_eq!(of("[2001:db8::1]:9581", &no_ipv6), None);
+        assert_eq!(of("10.0.0.1:9581", &Errno::ADDRNOTAVAIL.into()), None);
+        assert_eq!(of("[::]:9581", &Errno::ADDRINUSE.into()), None);
+        assert_eq!(of("[::]:80", &Errno::ACCESS.into()), None);
     }
 }

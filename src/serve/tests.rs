@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -26,7 +26,6 @@ struct Server {
     release: Arc<Notify>,
     stop: Option<oneshot::Sender<()>>,
     done: JoinHandle<()>,
-    _file: SocketFile,
 }
 
 impl Server {
@@ -35,7 +34,7 @@ impl Server {
             Limits { connections_max: 16, idle_timeout: LONG, request_timeout: LONG, head_bytes_max: 8192 };
         change(&mut limits);
         let folder = tempfile::tempdir().unwrap();
-        let (listener, file) = bind_unix(&folder.path().join("s"), 0o600).unwrap();
+        let listener = bind_unix(&folder.path().join("s"), 0o600).unwrap();
         let (stop, stopped) = oneshot::channel();
         let (connections, release) = (Connections::default(), Arc::new(Notify::new()));
         let released = Arc::clone(&release);
@@ -58,7 +57,7 @@ impl Server {
         let done = tokio::spawn(async move {
             serve(Listener::Unix(listener), limits, ticking, counted, service, stopped).await;
         });
-        Server { folder, connections, clock, release, stop: Some(stop), done, _file: file }
+        Server { folder, connections, clock, release, stop: Some(stop), done }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -189,7 +188,8 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
             }
         }
     };
-    let (connections, mut floor) = (Connections::default(), Floor::new(limits, Clock::system(), service));
+    let (connections, mut floor) =
+        (Connections::default(), Floor::new(limits, Clock::system(), Connections::default(), service));
     let enter = |floor: &mut Floor<_>, uid| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let peer = Peer::Unix { uid, gid: uid, pid: None };
@@ -256,7 +256,7 @@ async fn drain_closes_the_idle_and_finishes_the_request_in_flight() {
     server.stop();
     assert_closed(&mut idle).await;
     let refused = UnixStream::connect(server.folder.path().join("s")).await;
-    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::NotFound);
     assert!(!server.done.is_finished());
     server.release.notify_one();
     send(&mut half, "TP/1.1\r\n\r\n").await;
@@ -351,21 +351,157 @@ async fn tcp_peers_are_served_too() {
 async fn stale_socket_is_replaced_and_a_live_one_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/made/relay.sock");
-    let (listener, file) = bind_unix(&path, 0o660).unwrap();
+    let socket = bind_unix(&path, 0o660).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     assert_eq!(
         bind_unix(&path, 0o660).unwrap_err().to_string(),
         format!("listen on {}: another process is listening there", path.display())
     );
-    // Killed: the file stays, nobody listens.
-    drop(listener);
-    let (_listener, newer) = bind_unix(&path, 0o600).unwrap();
+    drop(socket);
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left");
+    // Killed: the socket and the lock file stay, and nothing listens.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    fs::write(folder.path().join("run/made/relay.sock.lock"), "").unwrap();
+    let _socket = bind_unix(&path, 0o600).unwrap();
     UnixStream::connect(&path).await.unwrap();
-    drop(file);
-    assert!(path.exists(), "the older one's file is gone already, the newer one's stays");
-    drop(newer);
-    assert!(!path.exists());
-    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left beside it");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn stale_socket_is_left_alone_while_another_relay_holds_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.sock");
+    let lock = folder.path().join("relay.sock.lock");
+    let held = fs::File::create(&lock).unwrap();
+    held.lock().unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let stale = fs::symlink_metadata(&path).unwrap().ino();
+    assert_eq!(
+        bind_unix(&path, 0o600).unwrap_err().to_string(),
+        format!("listen on {}: another relay holds {}", path.display(), lock.display())
+    );
+    assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), stale);
+    drop(held);
+    bind_unix(&path, 0o600).unwrap();
+}
+
+#[tokio::test]
+async fn every_path_that_fits_a_socket_address_is_bound_and_no_longer_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for length in [99, 100, 103, 106, 107, 108] {
+        for name in ["s", "relay.sock"] {
+            // Folders of any length, so that the whole path has this one.
+            let fill = length - folder.path().as_os_str().len() - name.len() - 2;
+            let path = folder.path().join("d".repeat(fill)).join(name);
+            assert_eq!(path.as_os_str().len(), length);
+            let bound = bind_unix(&path, 0o600);
+            assert_eq!(bound.is_ok(), length <= 107, "{length} {name}: {bound:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_vanishes_is_made_anew_with_its_folder_and_its_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/relay.sock");
+    let mut socket = bind_unix(&path, 0o660).unwrap();
+    let place = socket.place();
+    let mut old = UnixStream::connect(&path).await.unwrap();
+    let (mut served, _) = socket.listener.accept().await.unwrap();
+    for way in ["the socket", "the folder"] {
+        match way {
+            "the socket" => fs::remove_file(&path).unwrap(),
+            _ => fs::remove_dir_all(folder.path().join("run")).unwrap(),
+        }
+        assert_eq!(place.look().unwrap_err(), "nothing is there", "{way}");
+        socket.watch();
+        assert_eq!(place.look(), Ok(()), "{way}");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).await.unwrap();
+        in_time(socket.listener.accept()).await.unwrap();
+        assert!(bind_unix(&path, 0o600).is_err(), "{way}");
+    }
+    served.write_all(b"x").await.unwrap();
+    assert_eq!(in_time(old.read_u8()).await.unwrap(), b'x', "connections go on");
+    drop(socket);
+    assert_eq!(fs::read_dir(folder.path().join("run")).unwrap().count(), 0, "nothing is left");
+}
+
+#[tokio::test]
+async fn what_stands_at_the_path_of_a_socket_is_left_alone_also_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.sock");
+    let mut socket = bind_unix(&path, 0o660).unwrap();
+    let place = socket.place();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "mine").unwrap();
+    socket.watch();
+    assert_eq!(place.look().unwrap_err(), "something that is not a socket is there, and is left alone");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    fs::remove_file(&path).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    drop(other);
+    socket.watch();
+    assert_eq!(place.look().unwrap_err(), "another socket is there, and is left alone");
+    drop(socket);
+    assert!(path.exists(), "and is not removed at the end");
+}
+
+#[tokio::test]
+async fn a_socket_that_is_served_is_made_anew_within_five_seconds() {
+    let server = Server::start(|_| {});
+    let path = server.folder.path().join("s");
+    let mut before = server.connect().await;
+    get(&mut before, "/a").await;
+    fs::remove_file(&path).unwrap();
+    let again = async {
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    assert_eq!(get(&mut in_time(again).await, "/b").await.1, "/b 0");
+    assert_eq!(get(&mut before, "/c").await.1, "/c 0", "connections go on");
+}
+
+#[tokio::test]
+async fn a_backlog_takes_a_burst_of_connections() {
+    let listener = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let most: usize = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    // None is accepted: all of them wait in the kernel.
+    let mut waiting = Vec::new();
+    for _ in 0..most.min(500) {
+        waiting.push(in_time(tokio::net::TcpStream::connect(address)).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn replies_on_a_connection_that_stays_open_say_for_how_long() {
+    let cases = [(75_000, Some("timeout=74")), (4000, Some("timeout=3")), (3000, Some("timeout=2")), (2999, None)];
+    for (idle_ms, expected) in cases {
+        let server = Server::start(|limits| limits.idle_timeout = Duration::from_millis(idle_ms));
+        let mut stream = server.connect().await;
+        let (head, _) = get(&mut stream, "/a").await;
+        let said = head.lines().find_map(|line| line.strip_prefix("keep-alive: "));
+        assert_eq!(said, expected, "{idle_ms}: {head}");
+    }
+    let server = Server::start(|_| {});
+    for head in ["GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
+        let mut stream = server.connect().await;
+        send(&mut stream, head).await;
+        assert!(!reply(&mut stream).await.0.contains("keep-alive: "), "{head}");
+    }
+    let mut stream = server.connect().await;
+    send(&mut stream, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    assert!(reply(&mut stream).await.0.contains("keep-alive: timeout=59"));
+    server.connections.end_with_their_replies();
+    let mut stream = server.connect().await;
+    let (head, _) = get(&mut stream, "/b").await;
+    assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");
+    assert_closed(&mut stream).await;
 }
 
 #[tokio::test]

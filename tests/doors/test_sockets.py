@@ -1,13 +1,26 @@
 """Where the doors are, and that nobody slips in while they are being made."""
 
+import contextlib
+import ctypes
+import errno
+import json
 import os
+import platform
 import re
+import selectors
 import shutil
+import signal
+import socket
+import struct
 import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE
+from patience import PATIENCE, until
 from processes import BINARY, command, environment, free_port
 
 DOWN = "http://127.0.0.1:9"
@@ -45,14 +58,14 @@ def test_a_port_beside_a_list_of_users_is_refused(tmp_path, lists):
 
 
 def test_no_socket_is_ever_wider_than_its_mode(tmp_path):
-    """Under the widest umask there is: each socket is bound in a folder that only its owner can enter, has its mode before
-    it comes to its place, and nothing is bound or widened there."""
+    """Under the widest umask there is: each socket is bound in its place, gets its mode, and only then listens. Before it
+    listens, the kernel refuses every connection."""
     if not shutil.which("strace"):
         pytest.skip("NOT RUN: strace is needed")
     trace, folder = tmp_path / "trace", tmp_path / "relay"
     settings = {"sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true"}
     with subprocess.Popen(
-        ["strace", "-f", "-qq", "-s", "200", "-o", trace, "-e", "trace=mkdir,mkdirat,bind,chmod,fchmodat,rename,renameat,renameat2,umask",
+        ["strace", "-f", "-qq", "-s", "200", "-o", trace, "-e", "trace=mkdir,mkdirat,bind,listen,chmod,fchmodat,?fchmodat2,rename,renameat,renameat2,umask",
          BINARY, "run", "--dir", folder],
         env=environment(settings), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, umask=0, text=True, start_new_session=True,
     ) as process:
@@ -66,20 +79,204 @@ def test_no_socket_is_ever_wider_than_its_mode(tmp_path):
             process.kill()
     steps = trace.read_text()
     for socket, mode in ((folder / "relay.sock", "0660"), (folder / "private/control.sock", "0600")):
-        [made] = re.findall(rf'rename\w*\((?:AT_FDCWD, )?"([^"]+)", (?:AT_FDCWD, )?"{socket}"', steps)
-        private = os.path.dirname(made)
-        ways = [
-            rf'mkdir\w*\((?:AT_FDCWD, )?"{private}", 0700\) = 0',
-            rf'bind\(\d+, \{{sa_family=AF_UNIX, sun_path="{made}"\}}, \d+\) = 0',
-            rf'chmod\w*\((?:AT_FDCWD, )?"{made}", {mode}\)',
-            rf'rename\w*\((?:AT_FDCWD, )?"{made}", (?:AT_FDCWD, )?"{socket}"',
-        ]
-        at = [[match.start() for match in re.finditer(way, steps)] for way in ways]
-        assert all(len(found) == 1 for found in at) and at == sorted(at), f"{at}\n{steps}"
-        assert f'sun_path="{socket}"' not in steps.replace("connect", ""), "nothing is bound in its place"
-        assert not re.search(rf'chmod\w*\((?:AT_FDCWD, )?"(?:{socket}|{private})"', steps)
+        [number] = re.findall(rf'bind\((\d+), \{{sa_family=AF_UNIX, sun_path="{socket}"\}}, \d+\) = 0', steps)
+        bound = re.search(rf'bind\({number}, \{{sa_family=AF_UNIX, sun_path="{socket}"', steps).start()
+        ways = [rf'chmod\w*\((?:AT_FDCWD, )?"{socket}", {mode}[,)]', rf'listen\({number}, 4096\)\s+= 0']
+        after = [re.search(way, steps[bound:]) for way in ways]
+        assert all(after) and after[0].start() < after[1].start(), f"{after}\n{steps}"
+    assert not re.search(r"rename\w*\(.*\.sock", steps), "the kernel knows the sockets by the paths that bots use"
+    assert re.search(r"listen\(\d+, 4096\)\s+= 0", steps[: steps.index("sun_path")]), "the admin port too"
     made = dict(re.findall(r'mkdir\w*\((?:AT_FDCWD, )?"([^"]+)", (\d+)\) = 0', steps))
     assert made[str(folder)] == "0755" and made[str(folder / "private")] == "0700"
+
+
+def test_the_kernel_knows_each_socket_by_its_path(relays):
+    relay = relays(DOWN)
+    known = Path("/proc/net/unix").read_text()
+    assert known.count(f" {relay.socket}\n") == 1 and f" {relay.folder}/private/control.sock\n" in known
+
+
+@pytest.mark.parametrize("lost", ["socket", "lock", "folder"])
+def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays, tmp_path, lost):
+    socket_path = tmp_path / "run/bots/relay.sock"
+    relay = relays(DOWN, start=False, ingress__socket=socket_path)
+    # --dir would win over it.
+    relay.settings |= {"queue.path": relay.folder / "queue", "control.socket": relay.folder / "private/control.sock"}
+    relay.arguments = []
+    relay.socket = str(socket_path)
+    with contextlib.ExitStack() as stack:
+        relay.start()
+        before = stack.enter_context(connected(socket_path))
+        assert asked(before)
+        if lost == "folder":
+            shutil.rmtree(socket_path.parent)
+        else:
+            socket_path.unlink()
+        if lost == "lock":
+            socket_path.with_name("relay.sock.lock").unlink()
+        assert relay.get("/readyz")[0] == 503 and relay.metrics()["socket_present"] == 0
+        until(socket_path.exists, "the socket is made anew", 6)
+        assert asked(before) and asked(stack.enter_context(connected(socket_path)))
+        assert socket_path.stat().st_mode & 0o777 == 0o660
+        assert relay.get("/readyz")[0] == 200 and relay.metrics()["socket_present"] == 1
+    warned = [line for line in relay.lines() if line["level"] == "WARN" and "socket" in line["message"]]
+    assert len(warned) == 1 and warned[0]["socket"] == str(socket_path), warned
+    assert relay.stop() == 0
+    assert not list(socket_path.parent.iterdir()), "nothing is left"
+
+
+@pytest.mark.parametrize("kind", ["file", "socket", "folder"])
+def test_what_stands_at_the_path_of_the_socket_is_left_alone(relays, kind):
+    relay = relays(DOWN)
+    path = Path(relay.socket)
+    path.unlink()
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+    inode = path.lstat().st_ino
+    warned = lambda: [line for line in relay.lines() if line["level"] == "WARN" and "left alone" in line.get("error", "")]
+    until(warned, "it is said")
+    assert path.lstat().st_ino == inode and len(warned()) == 1
+    assert relay.get("/readyz")[0] == 503 and relay.metrics()["socket_present"] == 0
+    status = command("status", "--socket", relay.folder / "private/control.sock")
+    assert "Bots cannot connect" in status.stdout and str(path) in status.stdout, status
+    assert relay.stop() == 0 and path.lstat().st_ino == inode
+
+
+def test_the_operators_socket_is_made_anew_too(relays):
+    relay = relays(DOWN)
+    control = relay.folder / "private/control.sock"
+    control.unlink()
+    assert relay.get("/readyz")[0] == 200, "bots are served"
+    until(control.exists, "the socket is made anew", 6)
+    assert command("status", "--socket", control).returncode == 0
+    assert control.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_relay_leaves_is_replaced_by_one_of_two_that_start(relays):
+    relay = relays(DOWN)
+    relay.kill()
+    assert Path(relay.socket).exists() and Path(relay.socket + ".lock").exists()
+    relay.start()
+    assert asked(connected(relay.socket))
+    second = command("run", "--config", "/dev/null", settings={
+        "sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true", "ingress.socket": relay.socket,
+        "queue.path": relay.folder / "other/queue", "control.socket": relay.folder / "other/control.sock",
+    })
+    assert second.returncode == 1 and "another process is listening there" in second.stderr, second
+    assert asked(connected(relay.socket))
+
+
+@pytest.mark.parametrize("length", [99, 100, 104, 107, 108])
+@pytest.mark.parametrize("key", ["ingress.socket", "control.socket", "--dir"])
+def test_check_and_run_agree_on_every_length_of_a_path(relays, key, length):
+    root = Path(tempfile.mkdtemp(prefix="r-"))
+    try:
+        name = "private/control.sock" if key == "--dir" else "s"
+        fill = length - len(str(root)) - len(name) - 2
+        folder = root / ("d" * fill)
+        assert len(str(folder / name)) == length
+        settings = {"sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true"}
+        arguments = ["--dir", folder]
+        if key != "--dir":
+            settings |= {
+                "ingress.socket": root / "b/s", "control.socket": root / "c/s", "queue.path": root / "q", key: folder / name,
+            }
+            arguments = []
+        checked = command("check", *arguments, settings=settings)
+        assert checked.returncode == (0 if length <= 107 else 78), checked
+        with subprocess.Popen([BINARY, "run", *map(str, arguments)], env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
+            try:
+                line = process.stderr.readline()
+                assert ('"started"' in line) == (length <= 107), line
+                if length <= 107:
+                    connected(folder / name).close()
+                    process.terminate()
+                assert process.wait(PATIENCE) == checked.returncode
+            finally:
+                process.kill()
+    finally:
+        shutil.rmtree(root)
+
+
+def test_a_burst_of_connections_to_the_port_is_taken_whole(relays):
+    """None has to send its SYN again, which it would after a second: all wait in the kernel at once."""
+    relay = relays(DOWN)
+    port = int(relay.url.rsplit(":", 1)[1])
+    listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True) if shutil.which("ss") else None
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    if listening and listening.stdout:
+        assert int(listening.stdout.split()[2]) == min(4096, most), listening.stdout
+    relay.process.send_signal(signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as stack:
+            waiting = selectors.DefaultSelector()
+            for _ in range(min(500, most)):
+                stream = stack.enter_context(socket.socket())
+                stream.setblocking(False)
+                stream.connect_ex(("127.0.0.1", port))
+                waiting.register(stream, selectors.EVENT_WRITE)
+            connected_ones = set()
+            while len(connected_ones) < min(500, most):
+                ready = waiting.select(PATIENCE)
+                assert ready, f"{len(connected_ones)} connected"
+                for key, _ in ready:
+                    assert key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                    # How often the SYN was sent: tcpi_total_retrans.
+                    info = key.fileobj.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+                    assert int.from_bytes(info[100:104], sys.byteorder) == 0, "a SYN was lost"
+                    connected_ones.add(key.fileobj)
+                    waiting.unregister(key.fileobj)
+    finally:
+        relay.process.send_signal(signal.SIGCONT)
+
+
+def without_ipv6():
+    """From here on this process cannot make an IPv6 socket: seccomp answers EAFNOSUPPORT, as a host without IPv6 does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+    load, jump_if_equal, give = 0x20, 0x15, 0x06
+    steps = [(load, 0, 0, 0), (jump_if_equal, 0, 3, number), (load, 0, 0, 16), (jump_if_equal, 0, 1, socket.AF_INET6),
+             (give, 0, 0, 0x00050000 | errno.EAFNOSUPPORT), (give, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+    kept = ctypes.create_string_buffer(code, len(code))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(kept)))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="NOT RUN: the filter is written for two machines")
+def test_without_ipv6_the_admin_port_falls_back_to_ipv4(tmp_path):
+    port = free_port()
+    settings = {"sender.endpoint": DOWN, "admin.listen": f"[::]:{port}", "queue.volatile": "true"}
+    with subprocess.Popen(
+        [BINARY, "run", "--dir", tmp_path / "relay"], env=environment(settings), stderr=subprocess.PIPE, text=True, preexec_fn=without_ipv6,
+    ) as process:
+        try:
+            warning, started = (json.loads(process.stderr.readline()) for _ in range(2))
+            assert warning["level"] == "WARN" and "no IPv6" in warning["message"] and warning["instead"] == f"0.0.0.0:{port}", warning
+            assert started["admin"] == f"0.0.0.0:{port}", started
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE) as page:
+                assert page.status == 200
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def connected(path):
+    stream = socket.socket(socket.AF_UNIX)
+    stream.settimeout(PATIENCE)
+    stream.connect(str(path))
+    return stream
+
+
+def asked(stream):
+    stream.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n")
+    return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_under_the_widest_umask_folders_and_files_are_still_the_owners(relays):

@@ -64,6 +64,7 @@ class Relay:
         self.url = f"http://127.0.0.1:{free_port()}" if tcp else ""
         self.secrets = {CANARY}
         self.process = None
+        self.arguments = ["--dir", str(self.folder)]
         self.settings = {
             "sender.endpoint": endpoint,
             "admin.listen": self.admin.removeprefix("http://"),
@@ -81,7 +82,7 @@ class Relay:
         """Starts it without waiting for anything."""
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [BINARY, "run", "--dir", str(self.folder)],
+                [BINARY, "run", *self.arguments],
                 env=environment(self.settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,5 +1,6 @@
 """Bad input of every kind: each gets its error, in AWS's shape, and nothing else changes."""
 
+import gzip
 import json
 import socket
 from types import SimpleNamespace
@@ -363,3 +364,27 @@ def test_two_requests_in_one_packet_are_two_answers(relay):
     with dial(relay, "unix") as stream:
         stream.sendall(request + last)
         assert received(stream).count(b"HTTP/1.1 200 OK") == 2
+
+
+ENCODED = {
+    "message": GOOD,
+    "event": {"ContentType": READ},
+    "disconnect": {},
+    "messages": {**GOOD, "ConnectionToken": TOKEN},
+}
+
+
+@pytest.mark.parametrize("path", ENCODED)
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "aws-chunked", "identity, zstd"])
+def test_an_encoded_body_is_refused_by_its_name(relay, path, encoding):
+    before = relay.metrics()['messages_rejected_total{reason="invalid"}']
+    body = gzip.compress(json.dumps(ENCODED[path]).encode())
+    headers = [BEARER, f"Content-Encoding: {encoding}"]
+    words = ["Content-Encoding", encoding.split(", ")[-1], "identity"]
+    assert_error(curl(relay, f"/participant/{path}", body, headers), 415, "ValidationException", *words)
+    assert relay.metrics()['messages_rejected_total{reason="invalid"}'] == before + 1
+
+
+def test_an_identity_encoding_is_none(relay):
+    for encoding in ("identity", "Identity"):
+        assert send(relay, TOKEN, "canary", "kept", headers=[f"Content-Encoding: {encoding}"]).status == 202

@@ -1,11 +1,13 @@
 """Every error of SendMessage arrives in boto3 as a class of its own."""
 
+import json
+import subprocess
 import threading
 
 import pytest
 from botocore.exceptions import ClientError
 
-from callers import PLAIN, bot
+from callers import MESSAGE, PLAIN, assert_error, bot, parse, send
 from patience import until
 from upstream import Answer, error
 
@@ -194,3 +196,24 @@ def test_the_letters_of_a_short_token_are_left_where_they_stand(relays, upstream
         message(client, "canary: refuse", ConnectionToken="d")
     assert of(caught)[2] == "Access denied: an explicit deny"
     assert relay.metrics()['messages_dead_total{reason="token_refused",told="true"}'] == 1
+
+
+def test_limits_by_size_take_what_aws_documents_and_no_more(relays):
+    """16,384 bytes for every type, and the text names what came, the limit and its key."""
+    relay = relays("http://127.0.0.1:9", ingress__content_limits="by_size")
+    for content_type in (PLAIN, "text/markdown", "application/json"):
+        assert send(relay, TOKEN, "é" * 8192, content_type=content_type).status == 202
+        reply = send(relay, TOKEN, "é" * 8192 + "x", content_type=content_type)
+        assert_error(reply, 400, "ValidationException", "Content", "16385", "16384", "ingress.content_bytes_max")
+
+
+def test_a_key_on_the_other_door_is_another_conversation_and_the_text_says_so(relays):
+    relay = relays("http://127.0.0.1:9")
+    key = "Relay-Conversation: chat/bot"
+    assert send(relay, TOKEN, "canary", headers=[key]).status == 202
+    done = subprocess.run(
+        ["curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--header", f"X-Amz-Bearer: {TOKEN}", "--header", key,
+         "--header", "Content-Type: application/json", "--data", json.dumps({"ContentType": PLAIN, "Content": "canary"}), relay.url + MESSAGE],
+        capture_output=True, timeout=120, check=True,
+    )
+    assert_error(parse(done.stdout), 409, "ConflictException", "another conversation", "or from another user or door")

@@ -51,6 +51,7 @@ METRICS = {
     "records_corrupt_total": ("counter", {NONE}),
     "duplicates_possible_total": ("counter", {NONE}),
     "store_damaged": ("gauge", {NONE}),
+    "socket_present": ("gauge", {NONE}),
     "config_reload_ok": ("gauge", {NONE}),
     "last_delivery_timestamp_seconds": ("gauge", {NONE}),
     "accept_seconds": ("histogram", {NONE}),

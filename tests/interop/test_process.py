@@ -69,7 +69,7 @@ def test_the_doors_stay_open_while_draining(relays, upstreams):
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: before", "canary: farewell"]
 
 
-def test_in_the_last_two_seconds_of_the_grace_nothing_more_is_taken(relays, upstreams):
+def test_in_the_last_tenth_of_the_grace_nothing_more_is_taken(relays, upstreams):
     answers = threading.Event()
     upstream = upstreams(lambda request: answers.wait(PATIENCE) and None)
     relay = relays(upstream.url, shutdown__grace="4s")
@@ -95,12 +95,49 @@ def test_in_the_last_two_seconds_of_the_grace_nothing_more_is_taken(relays, upst
     assert "what is queued stays on disk" in relay.log()
 
 
-def test_a_grace_of_a_second_is_only_closing(relays):
-    relay = relays(DOWN, shutdown__grace="1s")
+@pytest.mark.parametrize("grace", ["0s", "1s"])
+def test_a_short_grace_is_kept_and_says_what_is_left(relays, grace):
+    relay = relays(DOWN, shutdown__grace=grace)
     assert send(relay, TOKEN, "canary").status == 202
     relay.terminate()
     assert relay.wait() == 75
     assert "left: what is queued stays on disk" in relay.log()
+
+
+def test_idle_connections_do_not_hold_up_a_drain_of_an_empty_queue(relays, upstream):
+    relay = relays(upstream.url, shutdown__grace="1h")
+    with socket.socket(socket.AF_UNIX) as silent, socket.create_connection(relay.url.removeprefix("http://").split(":")) as used:
+        silent.connect(relay.socket)
+        used.settimeout(PATIENCE)
+        used.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        head = used.recv(65536)
+        assert b"\r\nkeep-alive: timeout=74\r\n" in head.lower(), head
+        assert relay.stop() == 0
+        assert used.recv(1) == b""
+
+
+def test_each_reply_while_it_drains_ends_its_connection(relays):
+    relay = relays(DOWN, shutdown__grace="1h")
+    send(relay, TOKEN, "canary")
+    relay.terminate()
+    until(lambda: relay.get("/readyz")[0] == 503, "it says that it is draining")
+    for reply in (curl(relay, "/participant/queue"), send(relay, TOKEN, "canary: farewell")):
+        assert reply.headers["connection"] == "close" and "keep-alive" not in reply.headers, reply.headers
+    relay.terminate()
+    assert relay.wait() == 75
+
+
+def test_a_drain_of_two_seconds_still_sends(relays, upstreams):
+    upstream = upstreams()
+    relay = relays(upstream.url, shutdown__grace="1h")
+    control = relay.folder / "private/control.sock"
+    assert command("pause", "--socket", control).returncode == 0
+    for number in range(5):
+        assert send(relay, TOKEN, f"canary: {number}").status == 202
+    assert command("resume", "--socket", control).returncode == 0
+    drained = command("drain", "--socket", control, "--timeout", "2s")
+    assert drained.returncode == 0, drained
+    assert relay.wait() == 0 and len(upstream.messages()) == 5
 
 
 def test_the_probes_answer_while_the_queue_opens(relays, upstream):
@@ -366,7 +403,7 @@ def test_secrets_in_settings_are_not_printed():
     (["run", "--nope"], ["--nope"]),
     (["run", "extra"], ["extra"]),
     (["run", "--config"], ["--config"]),
-    (["check", "--dir", "x"], ["--dir"]),
+    (["check", "--directory", "x"], ["--directory"]),
     (["send"], ["TEXT"]),
     (["send", "--wait", "soon", "x"], ["--wait"]),
     (["send", "--batch", "file", "x"], ["--batch"]),

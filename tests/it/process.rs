@@ -222,6 +222,10 @@ fn a_reload_applies_what_it_can_and_says_what_needs_a_restart() {
     let refused = try_to_send(&folder);
     assert!(text(&refused.stderr).contains("RelayForbiddenException"), "{refused:?}");
 
+    write("[ingress]\ncontent_limits = 'by_size'\n[ingress.content_chars_max]\nplain = 3\n[sender]\nlifetime = '1h'");
+    assert_eq!(reloaded(&relay, "configuration reloaded")["keys"], "sender.lifetime");
+    send(&folder);
+
     write("[ingress.content_chars_max]\nplain = 3\n[sender]\nlifetime = '1h'");
     assert_eq!(reloaded(&relay, "configuration reloaded")["keys"], "sender.lifetime");
     let refused = try_to_send(&folder);

@@ -142,6 +142,8 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
         named = OTHER if route == TRANSCRIPT else route
         door.ask(413, "POST", named, b" " * 25_000, target=route)
         door.late(named, target=route)
+        if route in (SAID, EVENT, LEFT, BATCH):
+            door.ask(415, "POST", route, b"", Content_Encoding="gzip")
     line = {**BODIES[SAID], "ConnectionToken": TOKEN, "ClientToken": "b-1"}
     assert len(door.ask(200, "POST", BATCH, json.dumps(line) + "\n{\n").text.splitlines()) == 2
     door.ask(400, "POST", BATCH, "{\n" * 5000)
@@ -215,7 +217,7 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simu
     assert door.ask(200, "GET", "/status").json()["paused"]["reason"] == "a test"
     door.ask(400, "POST", "/pause", {"reason": "two\nlines"})
     assert door.ask(200, "POST", "/resume").json()["paused"] is None
-    door.ask(400, "POST", "/drain", {"timeout": 0})
+    door.ask(400, "POST", "/drain", {"timeout": -1})
     assert door.ask(200, "POST", "/drain", {"wait": True}).json() == {"queued": 0}
     assert relay.wait() == 0
     waiting = relays("http://127.0.0.1:9")
