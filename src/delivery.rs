@@ -8,7 +8,7 @@
 //! | delivered | done | healthy |
 //! | throttled, 503, unreachable, not the service speaking | stays where it is, uncounted | waits |
 //! | 500, 502, 504, 408, 425 | later, counted; `poison` in the end | healthy |
-//! | unknown: it may have arrived | later, counted, the same again before anything else | healthy |
+//! | answer lost: it may have arrived | later, counted, the same again before anything else | healthy |
 //! | a code of the service that is not listed | later; `refused` at the fifth | healthy |
 //! | ValidationException, ConflictException, 413 | dead | healthy |
 //! | AccessDeniedException | denied: dead if its caller waits, else held | healthy |
@@ -56,7 +56,7 @@ pub enum Outcome {
         why: String,
     },
     /// The request was written, no whole answer came: it may have been delivered.
-    Unknown {
+    AnswerLost {
         /// What happened, for the log.
         why: String,
     },
@@ -120,7 +120,7 @@ impl Outcome {
             Outcome::Delivered(_) => "delivered",
             Outcome::Throttled { .. } => "throttled",
             Outcome::Down { .. } | Outcome::Unavailable { .. } => "unavailable",
-            Outcome::Unknown { .. } => "unknown",
+            Outcome::AnswerLost { .. } => "answer_lost",
             Outcome::Refused(_) | Outcome::Unlisted(_) => "refused",
             Outcome::Denied(_) => "denied",
             Outcome::Misconfigured { .. } => "misconfigured",
@@ -147,7 +147,7 @@ impl Outcome {
             Outcome::Throttled { status, .. }
             | Outcome::Unavailable { status, .. }
             | Outcome::Misconfigured { status, .. } => Some(*status),
-            Outcome::Unknown { .. } => None,
+            Outcome::AnswerLost { .. } => None,
             Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => Some(error.status),
         }
     }
@@ -170,7 +170,7 @@ impl Outcome {
             Outcome::Throttled { why, .. }
             | Outcome::Down { why, .. }
             | Outcome::Unavailable { why, .. }
-            | Outcome::Unknown { why }
+            | Outcome::AnswerLost { why }
             | Outcome::Misconfigured { why, .. } => why,
             Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => &error.code,
         }
@@ -265,7 +265,7 @@ pub enum Disposition {
         /// Not before this.
         due: Timestamp,
         /// It may have arrived: the same again before anything else of its conversation.
-        unknown: bool,
+        answer_lost: bool,
         /// Its code was not a listed one.
         strike: bool,
     },
@@ -278,9 +278,9 @@ pub enum Disposition {
 /// Decides what becomes of a message after an attempt. `jitter` is in 0..1.
 #[must_use]
 pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
-    let later = |hint: Hint, unknown: bool, strike: bool| {
+    let later = |hint: Hint, answer_lost: bool, strike: bool| {
         let wait = policy.backoff.delay(facts.attempts + 1, jitter).max(hint.at_most(policy.hint_max));
-        Disposition::Retry { due: now + wait, unknown, strike }
+        Disposition::Retry { due: now + wait, answer_lost, strike }
     };
     let poisonous = facts.attempts + 1 >= policy.attempts_max && facts.others_delivered;
     match outcome {
@@ -295,7 +295,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
                 request_id: None,
             },
         ),
-        Outcome::Unknown { why } if poisonous => Disposition::Bury(
+        Outcome::AnswerLost { why } if poisonous => Disposition::Bury(
             Reason::Poison,
             ServiceError {
                 status: 500,
@@ -305,7 +305,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
             },
         ),
         Outcome::Unavailable { hint, .. } => later(*hint, false, false),
-        Outcome::Unknown { .. } => later(Hint::default(), true, false),
+        Outcome::AnswerLost { .. } => later(Hint::default(), true, false),
         Outcome::Denied(error) if facts.disconnect => {
             Disposition::Deliver(Receipt { request_id: error.request_id.clone(), ..Receipt::default() })
         }
@@ -363,17 +363,17 @@ mod tests {
             let facts = Facts { attempts, ..Facts::default() };
             let hint = Hint(hint.map(Duration::from_secs));
             let due = Timestamp(NOW.0 + wait);
-            assert_eq!(decide(failed(hint), facts), Disposition::Retry { due, unknown: false, strike: false });
+            assert_eq!(decide(failed(hint), facts), Disposition::Retry { due, answer_lost: false, strike: false });
         }
     }
 
     #[test]
     fn poison_needs_both_its_own_failures_and_the_others_deliveries() {
-        let unknown = || Outcome::Unknown { why: "reset".into() };
+        let lost = || Outcome::AnswerLost { why: "reset".into() };
         let facts = |attempts, others_delivered| Facts { attempts, others_delivered, ..Facts::default() };
-        assert!(matches!(decide(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
-        assert!(matches!(decide(unknown(), facts(9, false)), Disposition::Retry { unknown: true, .. }));
-        assert!(matches!(decide(unknown(), facts(8, true)), Disposition::Retry { unknown: true, .. }));
+        assert!(matches!(decide(lost(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
+        assert!(matches!(decide(lost(), facts(9, false)), Disposition::Retry { answer_lost: true, .. }));
+        assert!(matches!(decide(lost(), facts(8, true)), Disposition::Retry { answer_lost: true, .. }));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | name, TCP, proxy or TLS, or `connect_timeout` over all four | `Down`: nothing was written |
 //! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
-//! | reset, end, garbage or `attempt_timeout` once a connection stood | `Unknown`: it may have been delivered |
+//! | reset, end, garbage or `attempt_timeout` once a connection stood | `AnswerLost`: it may have been delivered |
 //! | an answer came | what `answer` makes of it |
 //!
 //! * One attempt is one request: no redirect is followed, and nothing that was written is written again.
@@ -149,7 +149,7 @@ impl Participant {
                 answer::judge(body, token, &answer, self.0.clock.now())
             }
             Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: Hint::default(), why },
-            Err(Failure::Broken(why)) => Outcome::Unknown { why },
+            Err(Failure::Broken(why)) => Outcome::AnswerLost { why },
         }
     }
 

@@ -415,7 +415,7 @@ impl Settling {
                 life::held(subject, self.attempt, waited, outcome, until.since(now));
             }
             (Settled::Dead { reason, .. }, outcome) => {
-                let maybe_delivered = matches!(outcome, Some(Outcome::Unknown { .. }));
+                let maybe_delivered = matches!(outcome, Some(Outcome::AnswerLost { .. }));
                 let word = (outcome.and_then(Outcome::status), outcome.and_then(Outcome::request_id));
                 life::dead(subject, self.attempt, waited, word, *reason, maybe_delivered);
             }

@@ -139,7 +139,10 @@ fn render(status: &Status, past: &Past) -> String {
         ("oldest", seconds(status.oldest_seconds)),
         ("due for", seconds(status.oldest_due_seconds)),
         ("in flight", status.in_flight.to_string()),
-        ("conversations", format!("{} ({} held, {} uncertain)", status.conversations, status.held, status.unknown)),
+        (
+            "conversations",
+            format!("{} ({} held, {} answer lost)", status.conversations, status.held, status.answer_lost),
+        ),
         ("dead letters", status.dead_letters.to_string()),
         ("rate", format!("{:.1}/s, quota {:.1}/s, gate {}", status.send_rate, status.quota_rate, status.gate)),
         throttled,
@@ -233,7 +236,7 @@ queued        0 of 10000
 oldest        0s
 due for       0s
 in flight     0
-conversations 0 (0 held, 0 uncertain)
+conversations 0 (0 held, 0 answer lost)
 dead letters  0
 rate          10.0/s, quota 10.0/s, gate open
 throttled     0.4% of 3000 attempts in 10m

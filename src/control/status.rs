@@ -6,7 +6,7 @@
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; since it was started |
 //! | `paused` | null, or since when sending is paused, and the operator's reason or `all_refused` |
 //! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | what waits, and for how long |
-//! | `conversations`, `held`, `unknown` | of them: waiting for a renewed token; with a message that may have arrived |
+//! | `conversations`, `held`, `answer_lost` | of them: waiting for a renewed token; with a message that may have arrived |
 //! | `dead_letters` | kept, not delivered |
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | room; `full` is null, or names what refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
@@ -62,7 +62,7 @@ pub struct Status {
     pub oldest_due_seconds: f64,
     pub conversations: u64,
     pub held: u64,
-    pub unknown: u64,
+    pub answer_lost: u64,
     pub dead_letters: u64,
     pub queue_bytes: u64,
     pub queue_bytes_max: u64,
@@ -148,7 +148,7 @@ impl Status {
             oldest_due_seconds: age(overview.oldest_due),
             conversations: overview.conversations,
             held: overview.held,
-            unknown: overview.unknown,
+            answer_lost: overview.answer_lost,
             dead_letters: overview.dead,
             queue_bytes: overview.bytes,
             queue_bytes_max: about.bytes_max,
@@ -333,7 +333,7 @@ mod tests {
         let shown = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "state": "ready", "uptime_seconds": 90.0, "paused": null, "queued": 3, "queued_max": 100, "oldest_seconds": 1.5,
-            "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "unknown": 0, "dead_letters": 0,
+            "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "answer_lost": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",
             "problems": [],
@@ -384,8 +384,13 @@ mod tests {
     fn what_passes_by_itself_is_no_problem() {
         let mut facts = facts();
         facts.state = State::Draining;
-        facts.overview =
-            Overview { queued: 80, dead: 7, unknown: 1, oldest_due: Some(Timestamp(NOW.0 - 59_000)), ..facts.overview };
+        facts.overview = Overview {
+            queued: 80,
+            dead: 7,
+            answer_lost: 1,
+            oldest_due: Some(Timestamp(NOW.0 - 59_000)),
+            ..facts.overview
+        };
         assert_eq!(problems(&about(), &facts), Vec::<String>::new());
     }
 

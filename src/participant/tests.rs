@@ -87,7 +87,7 @@ async fn serve(listener: &TcpListener, answer: &str) -> (String, TcpStream) {
 }
 
 fn assert_unknown(outcome: &Outcome) {
-    assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::AnswerLost { .. }), "{outcome:?}");
 }
 
 fn assert_nothing_written(outcome: &Outcome, why: &str) {

@@ -49,12 +49,12 @@ impl Writer {
                 self.keep(&conversation, &line);
                 return Ok(Settled::Kept);
             }
-            Disposition::Retry { due, unknown, strike } => {
+            Disposition::Retry { due, answer_lost, strike } => {
                 let trial = &mut line.first[0].trial;
                 trial.attempts += 1;
                 trial.strikes = trial.strikes.saturating_add(u8::from(strike));
                 trial.failed_at = Some(now);
-                if unknown {
+                if answer_lost {
                     self.meta.unknown += u64::from(!trial.unknown);
                     trial.unknown = true;
                     trial.sent_with = Some(lease.token);

@@ -24,7 +24,7 @@ impl Failures {
     pub(super) fn signal(&mut self, conversation: &str, outcome: &Outcome) -> Signal {
         let hint = match outcome {
             Outcome::Unavailable { hint, .. } => *hint,
-            Outcome::Unknown { .. } => Hint::default(),
+            Outcome::AnswerLost { .. } => Hint::default(),
             _ => {
                 *self = Failures::default();
                 return outcome.signal();
@@ -60,7 +60,7 @@ impl Said {
             (None, _) => Said::Open,
             (Some(Closed::Throttled), _) => Said::Throttled,
             (Some(Closed::Down), Outcome::Misconfigured { status, .. }) => Said::NotTheService(*status),
-            (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::Unknown { .. }) => {
+            (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }) => {
                 Said::Down
             }
             // Answered by one that was under way when the gate closed: the probe will tell.
@@ -106,21 +106,21 @@ mod tests {
     #[test]
     fn failures_of_several_conversations_in_a_row_are_the_destinations() {
         let failed = || Outcome::Unavailable { status: 500, hint: Hint::default(), why: "500".into() };
-        let unknown = || Outcome::Unknown { why: "timed out".into() };
+        let lost = || Outcome::AnswerLost { why: "timed out".into() };
         let throttled = || Outcome::Throttled { status: 429, hint: Hint::default(), why: "429".into() };
         let delivered = || Outcome::Delivered(Receipt::default());
         let (a, b, down) = ("a", "b", Signal::Down(Hint::default()));
         let mut failures = Failures::default();
         for (conversation, outcome, signal) in [
             (a, failed(), Signal::Answered),
-            (a, unknown(), Signal::Answered),
+            (a, lost(), Signal::Answered),
             (a, failed(), Signal::Answered),
-            (a, unknown(), Signal::Answered),
+            (a, lost(), Signal::Answered),
             (b, failed(), down),
-            (a, unknown(), down),
+            (a, lost(), down),
             (b, delivered(), Signal::Answered),
             (a, failed(), Signal::Answered),
-            (b, unknown(), Signal::Answered),
+            (b, lost(), Signal::Answered),
             (b, failed(), down),
             (b, throttled(), Signal::Throttled(Hint::default())),
             (b, failed(), Signal::Answered),
