@@ -103,7 +103,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(lines);
         with_default(subscriber, || {
             let _span = tracing::info_span!("noise").entered();
-            info!(event = "accepted", message = %"9f86d081-42", attempt = 3, trace_id = None::<&str>);
+            info!(event = "accepted", message_id = %"9f86d081-42", attempt = 3, trace_id = None::<&str>, "accepted");
             tracing::debug!("below the level");
             tracing::error!(target: "hyper", "a library");
         });
@@ -111,8 +111,9 @@ mod tests {
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text.trim_end()).unwrap();
         assert!(line.remove("timestamp").is_some_and(|time| time.as_str().unwrap().ends_with('Z')));
-        let expected =
-            serde_json::json!({"level": "INFO", "event": "accepted", "message": "9f86d081-42", "attempt": 3});
+        let expected = serde_json::json!({
+            "level": "INFO", "event": "accepted", "message_id": "9f86d081-42", "attempt": 3, "message": "accepted",
+        });
         assert_eq!(serde_json::Value::from(line), expected);
     }
 }

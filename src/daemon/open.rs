@@ -129,6 +129,8 @@ impl Daemon {
             clock.clone(),
             metrics,
         );
+        let reports = ingress.report_rejections(until(&self.stage, Stage::Dark));
+        self.windows.spawn(named("the report of refused messages", reports));
         let ingress = Arc::new(watch::Sender::new(ingress));
         self.reload.ingress = Arc::downgrade(&ingress);
         for (name, listener) in [("the bots' socket", Some(unix)), ("the bots' port", tcp)] {
@@ -165,9 +167,9 @@ impl Daemon {
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
         };
-        let service = move |request, _| {
+        let service = move |request, peer| {
             let operators = operators.clone();
-            async move { operators.answer(request).await }
+            async move { operators.answer(request, peer).await }
         };
         let (connections, stop) = (Connections::default(), until(&self.stage, Stage::Dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);

@@ -44,12 +44,14 @@ impl Inner {
     /// SendEvent.
     pub(super) async fn event(&self, parts: Parts, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
-        let event = members.event(&self.options.limits)?;
+        let event = members.event(&self.options.limits);
+        let event = event.map_err(|wrong| Refusal::from(wrong).about(members.subject()))?;
         let client_token = members.client_token()?;
         drop(members);
         if event.content_type() == Some(TYPING) {
             let asker = Identity::of(&parts.headers)?.asker(caller(peer));
-            return match self.typing(parts, &body, asker, caller(peer)).await? {
+            let typed = self.typing(parts, &body, asker, caller(peer)).await;
+            return match typed.map_err(|refusal| refusal.about_token(&client_token))? {
                 Some(answer) => Ok(answer),
                 None => {
                     self.measures.events_dropped.inc();

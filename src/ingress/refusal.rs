@@ -17,7 +17,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 
 use crate::delivery::{Reason, ServiceError};
-use crate::message::Invalid;
+use crate::message::{ClientToken, Invalid};
 use crate::queue::{Full, Rejection, StoreFailed};
 
 /// The longest that a full queue asks a bot to stay away.
@@ -81,11 +81,41 @@ pub(super) struct Refusal {
     pub(super) request_id: Option<Box<str>>,
     /// Which rejection it is, if it is one.
     pub(super) counted: Option<Rejected>,
+    /// The message that it refuses, for the log.
+    pub(super) subject: Option<Box<Subject>>,
+}
+
+/// The names of a refused message, as far as they are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// The conversation's label.
+    pub(super) conversation: Option<Box<str>>,
+    pub(super) client_token: Option<Box<str>>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { status, code: code.into(), text: text.into(), retry: None, request_id: None, counted: None }
+        Refusal {
+            status,
+            code: code.into(),
+            text: text.into(),
+            retry: None,
+            request_id: None,
+            counted: None,
+            subject: None,
+        }
+    }
+
+    /// Adds names to those that are known.
+    pub(super) fn about(mut self, names: Subject) -> Refusal {
+        let subject = self.subject.get_or_insert_default();
+        subject.conversation = subject.conversation.take().or(names.conversation);
+        subject.client_token = subject.client_token.take().or(names.client_token);
+        self
+    }
+
+    pub(super) fn about_token(self, client_token: &ClientToken) -> Refusal {
+        self.about(Subject { client_token: Some(client_token.as_str().into()), ..Subject::default() })
     }
 
     pub(super) fn counted(self, reason: Rejected) -> Refusal {
@@ -140,7 +170,7 @@ impl Refusal {
         } else {
             error.text.to_string().into()
         };
-        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None }
+        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None, subject: None }
     }
 
     /// What a dead message answers to those who wait for it and to repeats.
