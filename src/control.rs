@@ -212,6 +212,7 @@ impl Control {
             stalled: self.health.live(now, self.queue.stalled()).err(),
             rate,
             closed,
+            seen: self.health.destination().seen(),
             counts: Counts::read(&self.metrics),
             uptime: now.since(self.started),
             now,

@@ -23,6 +23,9 @@ use crate::time::Timestamp;
 /// How often a code that is not listed may come before the message is dead.
 pub const STRIKES_MAX: u8 = 5;
 
+/// The words in an outcome's `why` for a 2xx that is not the service's: a page of a proxy, or another service.
+pub const NO_OBJECT: &str = "without a JSON object";
+
 /// What one attempt came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -47,6 +47,7 @@ use tokio::task::{JoinError, JoinSet};
 use self::gate::{Failures, Said};
 use self::measures::Measures;
 use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, settle};
+use crate::health::Destination;
 use crate::life::{self, Subject};
 use crate::message::{Body, ClientToken};
 use crate::metrics::Metrics;
@@ -83,6 +84,7 @@ pub struct Sender {
     sight: Sight,
     said: Said,
     failures: Failures,
+    destination: Destination,
     last_delivery: Option<Timestamp>,
     /// What an attempt takes of late until its answer.
     takes: Duration,
@@ -130,9 +132,16 @@ impl Sender {
             sight: Sight::default(),
             said: Said::default(),
             failures: Failures::default(),
+            destination: Destination::default(),
             last_delivery: None,
             takes: Duration::ZERO,
         }
+    }
+
+    /// The same sender, which notes here how the destination answers.
+    #[must_use]
+    pub fn reporting(self, destination: Destination) -> Sender {
+        Sender { destination, ..self }
     }
 
     /// Sends until `stop`; then starts nothing more, and returns when what is in flight is settled.
@@ -268,6 +277,8 @@ impl Sender {
         };
         self.measures.in_flight.dec();
         self.measures.ended(&outcome, now.since(started));
+        let down = self.budget.pacer().closed() == Some(Closed::Down);
+        self.destination.answered(now, down, gate::words(&outcome));
         if said != self.said {
             said.say(&outcome, rate);
             self.said = said;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use prometheus::proto::LabelPair;
 use serde::{Deserialize, Serialize};
 
-use crate::health::State;
+use crate::health::{Seen, State, Trouble};
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
 use crate::queue::{Full, Overview, Pause, PauseReason};
@@ -30,6 +30,9 @@ use crate::time::Timestamp;
 /// Something that could have been sent for longer is worth a word.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
+/// Sending that is only slow ends an attempt more often: at the least rate, and if answers take long.
+const QUIET_MAX: Duration = Duration::from_secs(60);
+
 /// Which relay this is, and what bounds it.
 #[derive(Clone, Debug, Default)]
 pub struct About {
@@ -37,6 +40,8 @@ pub struct About {
     pub version: &'static str,
     /// `sender.region`
     pub region: String,
+    /// Where messages go: `sender.endpoint`, or the region's.
+    pub upstream: String,
     /// `sender.connect_instance`
     pub connect_instance: String,
     /// `sender.quota_rate`
@@ -45,6 +50,17 @@ pub struct About {
     pub messages_max: u64,
     /// `queue.bytes_max`
     pub bytes_max: u64,
+}
+
+impl About {
+    /// The setting that decides where messages go, and its value.
+    fn destination(&self) -> String {
+        if !self.region.is_empty() && self.upstream.contains(&self.region) {
+            format!("sender.region ({})", self.region)
+        } else {
+            format!("sender.endpoint ({}, in place of sender.region)", self.upstream)
+        }
+    }
 }
 
 /// The reply to `GET /status`. A member that another version does not have is read as nothing.
@@ -96,6 +112,7 @@ pub(super) struct Facts {
     pub stalled: Option<String>,
     pub rate: f64,
     pub closed: Option<Closed>,
+    pub seen: Seen,
     pub counts: Counts,
     pub uptime: Duration,
     pub now: Timestamp,
@@ -181,7 +198,12 @@ impl Paused {
 
 /// What is wrong and what to do about it, the worst first.
 fn problems(about: &About, facts: &Facts) -> Vec<String> {
-    let Facts { overview, state, stalled, rate, closed, now, .. } = facts;
+    let Facts { overview, state, stalled, rate, closed, seen, now, .. } = facts;
+    let due_for = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
+    let due = match overview.oldest_due {
+        Some(since) if due_for >= DUE_MAX => format!(" A message has been due for {}, since {since}.", span(due_for)),
+        _ => String::new(),
+    };
     let mut problems = Vec::new();
     if let State::Failed(why) = state {
         problems.push(format!(
@@ -194,9 +216,9 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     match &overview.paused {
         Some(Pause { reason: PauseReason::AllRefused, .. }) => problems.push(format!(
             "Sending is paused (all_refused): Connect refused the tokens of three chats, and has never taken a message. \
-             sender.region ({}), sender.endpoint or the bot's Connect instance may be wrong: mend it and start the relay \
+             {} or the bot's Connect instance may be wrong: mend it and start the relay \
              again, or resume. Nothing is given up before its lifetime ends.",
-            about.region
+            about.destination()
         )),
         Some(Pause { since, reason: PauseReason::Operator(why) }) => problems.push(format!(
             "Sending is paused since {since}{}{why}. Messages wait on disk, and die when their lifetime ends; \
@@ -214,26 +236,25 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         ));
     }
     match closed {
-        Some(Closed::Down) => problems.push(
-            "The Participant Service cannot be reached, or what answers is not it: messages wait and are tried again. \
-             Look at the log's last `deferred` line, at sender.region, sender.endpoint and sender.proxy, and at the network."
-                .into(),
-        ),
+        Some(Closed::Down) => problems.push(match &seen.trouble {
+            Some(Trouble { since, what, advice }) => format!(
+                "Sending is stuck since {since}: the Participant Service {what}.{due} Messages wait on disk, and one at a \
+                 time is tried. {advice}"
+            ),
+            None => format!(
+                "Sending is stuck: the Participant Service is down.{due} Messages wait on disk, and one at a time is tried. \
+                 The log's last warning says why; check sender.region, sender.endpoint and sender.proxy."
+            ),
+        }),
         Some(Closed::Throttled) => problems.push(format!(
-            "Connect throttles: sending at {rate:.1}/s of a quota of {:.1}/s. Everything that talks to the instance \
+            "Connect throttles: sending at {rate:.1}/s of a quota of {:.1}/s.{due} Everything that talks to the instance \
              draws on that quota; if this lasts, ask AWS to raise it.",
             about.quota_rate
         )),
         None => {}
     }
-    let due = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
-    if closed.is_none() && overview.paused.is_none() && due >= DUE_MAX {
-        problems.push(format!(
-            "A message has been due for {}: {} wait for {rate:.1}/s. Either more is handed over than the quota lets out \
-             (sender.quota_rate, sender.rate_max), or the sender is stuck and the log says why.",
-            humantime::format_duration(Duration::from_secs(due.as_secs())),
-            overview.queued,
-        ));
+    if closed.is_none() && overview.paused.is_none() && due_for >= DUE_MAX {
+        problems.push(slow_or_stuck(facts, &due));
     }
     if overview.set_aside {
         problems.push(
@@ -257,6 +278,37 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         ));
     }
     problems
+}
+
+/// A message is due for long, and nothing is known to hold it: attempts that end show that sending is only slow.
+fn slow_or_stuck(facts: &Facts, due: &str) -> String {
+    let Facts { overview, rate, seen, counts, now, uptime, .. } = facts;
+    let quiet = seen.attempted.map_or(*uptime, |attempted| now.since(attempted));
+    if quiet < QUIET_MAX {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let left = Duration::try_from_secs_f64(overview.queued as f64 / rate).unwrap_or(Duration::MAX);
+        return format!(
+            "Sending is slow, not stuck: the last attempt ended {} ago.{due} {} wait for {rate:.1}/s, which takes about {}. \
+             More is handed over than the learned rate lets out: look at sender.quota_rate and sender.rate_max, and at who \
+             else draws on the quota.",
+            span(quiet),
+            overview.queued,
+            span(left),
+        );
+    }
+    let (what, next) = match counts.in_flight {
+        0 => ("nothing is in flight", "keep the relay's log and restart it; what was acknowledged is on disk"),
+        _ => (
+            "no answer has come to those in flight",
+            "look at the path to the Participant Service (sender.endpoint, sender.proxy), and at sender.attempt_timeout",
+        ),
+    };
+    format!("Sending is stuck: no attempt has ended for {}, and {what}.{due} What to do: {next}.", span(quiet))
+}
+
+/// To the second.
+fn span(span: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
 }
 
 pub(super) fn full(full: Full) -> String {
@@ -300,6 +352,7 @@ mod tests {
         About {
             version: "1.2.3",
             region: "eu-west-2".into(),
+            upstream: "https://participant.connect.eu-west-2.amazonaws.com/".into(),
             connect_instance: "shop".into(),
             quota_rate: 10.0,
             messages_max: 100,
@@ -314,6 +367,7 @@ mod tests {
             stalled: None,
             rate: 9.000_499,
             closed: None,
+            seen: Seen::default(),
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
             uptime: Duration::from_secs(90),
             now: NOW,
@@ -365,7 +419,7 @@ mod tests {
         says(|facts| facts.overview.full = Some(Full::Disk { free: 1, least: 2 }), "queue.free_disk_min");
         says(|facts| facts.closed = Some(Closed::Down), "sender.endpoint");
         says(|facts| facts.closed = Some(Closed::Throttled), "9.0/s of a quota of 10.0/s");
-        says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s");
+        says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s, since 1970-");
         says(|facts| facts.overview.held = 1, "theirs: 1 conversation.");
         says(|facts| facts.overview.set_aside = true, "doctor check");
         says(|facts| facts.overview.corrupt = 2, "set aside: 2 records.");
@@ -378,6 +432,51 @@ mod tests {
             },
             "sender.region (eu-west-2)",
         );
+    }
+
+    #[test]
+    fn message_that_is_due_for_long_is_slow_or_stuck_and_status_says_which() {
+        let says = |edit: &dyn Fn(&mut Facts), texts: &[&str]| {
+            let mut facts = facts();
+            facts.overview.queued = 60;
+            facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000));
+            facts.seen.attempted = Some(Timestamp(NOW.0 - 3000));
+            edit(&mut facts);
+            let problems = problems(&about(), &facts);
+            let [problem] = &problems[..] else { panic!("one problem: {problems:?}") };
+            for text in texts.iter().chain(&["due for 1m 1s, since 1970-01-01T02:45:39.000Z."]) {
+                assert!(problem.contains(text), "{problem} lacks {text}");
+            }
+        };
+        says(&|_| {}, &["slow, not stuck: the last attempt ended 3s ago", "60 wait for 9.0/s", "about 6s"]);
+        says(
+            &|facts| {
+                facts.seen.attempted = None;
+                facts.counts.in_flight = 0;
+            },
+            &["stuck: no attempt has ended for 1m 30s, and nothing is in flight", "restart it"],
+        );
+        says(&|facts| facts.seen.attempted = Some(Timestamp(0)), &["stuck: ", "no answer has come to those in flight"]);
+        says(&|facts| facts.closed = Some(Closed::Throttled), &["throttles: sending at 9.0/s of a quota of 10.0/s."]);
+        says(&|facts| facts.closed = Some(Closed::Down), &["Sending is stuck: ", "down", "sender.endpoint"]);
+        says(
+            &|facts| {
+                facts.closed = Some(Closed::Down);
+                let (what, advice) = ("answered 503".to_owned(), "Look there.");
+                facts.seen.trouble = Some(Trouble { since: Timestamp(1000), what, advice });
+            },
+            &["stuck since 1970-01-01T00:00:01.000Z: the Participant Service answered 503.", "tried. Look there."],
+        );
+    }
+
+    #[test]
+    fn setting_that_is_named_is_the_one_that_is_set() {
+        let mut about = about();
+        assert_eq!(about.destination(), "sender.region (eu-west-2)");
+        about.upstream = "http://127.0.0.1:9580/".into();
+        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
+        about.region = String::new();
+        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
     }
 
     #[test]

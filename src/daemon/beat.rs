@@ -70,7 +70,7 @@ impl Beat {
             _ if overview.paused.is_some() => "; sending is paused",
             None => "",
             Some(Closed::Throttled) => ", throttled",
-            Some(Closed::Down) => "; Connect cannot be reached",
+            Some(Closed::Down) => "; Connect takes no messages",
         };
         format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
     }

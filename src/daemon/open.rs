@@ -110,6 +110,7 @@ impl Daemon {
         let Common { participant, metrics, clock } = common;
         let (queue, budget) = (self.queue.clone(), self.budget.clone());
         let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
+        let sender = sender.reporting(self.health.destination());
         let stop = until(&self.stage, Stage::NothingNew);
         self.sending.spawn(async move {
             // A store that has failed tells everybody by itself.
@@ -157,6 +158,7 @@ impl Daemon {
             about: About {
                 version: VERSION,
                 region: options.region.clone(),
+                upstream: options.participant.endpoint.to_string(),
                 connect_instance: options.connect_instance.clone(),
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,

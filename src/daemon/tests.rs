@@ -362,7 +362,7 @@ async fn the_beat_falls_silent_only_where_a_restart_would_help() {
     beat.health.set(State::Ready);
     beat.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(Hint::default()));
     beat.once().await;
-    assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect cannot be reached\nWATCHDOG=1");
+    assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
     pulse.store(clock.now().0 - 61_000, Ordering::Relaxed);
     beat.once().await;
     assert_eq!(heard(), "STATUS=hangs: the sender's loop has made no step for 61 s");

@@ -112,9 +112,7 @@ impl Inner {
         let mut share = Share::default();
         let room = async |bytes| share = self.replies.reply_share(bytes, caller).await;
         let forwarded = self.participant.forward(parts.method, target, &parts.headers, body, room).await;
-        let forwarded = forwarded.map_err(|Unreachable(why)| {
-            Refusal::unavailable(format!("connect-relay: the Participant Service cannot be reached: {why}"))
-        })?;
+        let forwarded = forwarded.map_err(|Unreachable(why)| Refusal::unavailable(format!("connect-relay: {why}")))?;
         Ok(Forwarded { body: share.of(forwarded.body), ..forwarded })
     }
 }

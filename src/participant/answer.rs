@@ -26,7 +26,7 @@ use hyper::header::HeaderMap;
 use serde_json::{Map, Value};
 
 use super::scrub::{scrub, scrub_id};
-use crate::delivery::{Outcome, Receipt, ServiceError};
+use crate::delivery::{NO_OBJECT, Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
 use crate::time::Timestamp;
@@ -114,7 +114,9 @@ fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome
     let object = match answer.object() {
         Some(object) => object,
         None if may_be_empty && body.trim_ascii().is_empty() => Map::new(),
-        None => return Outcome::AnswerLost { why: format!("{status} without a JSON object") },
+        None => {
+            return Outcome::AnswerLost { why: format!("{status} {NO_OBJECT}: a page of a proxy, or another service") };
+        }
     };
     let member = |object: &Map<String, Value>, name: &str| {
         object.get(name).and_then(Value::as_str).map(|text| kept_id(text, token))

@@ -102,3 +102,22 @@ def test_acts_of_operators_are_logged_with_their_uid_and_each_message_has_a_line
         assert sorted(line["message_id"] for line in lines) == sorted(line["message_id"] for line in dead)
         assert all(line["conversation"] == "4711/bot" and line["client_token"].startswith("spoilt-") for line in lines)
     assert {line["reason"] for line in relay.lines("redriven")} == {"invalid"}
+
+
+def warnings(relay):
+    return [line for line in relay.lines() if line["level"] == "WARN"]
+
+
+def test_one_503_is_no_warning_and_several_are_answered_and_not_unreachable(relays, upstreams):
+    said = iter([error(503, "ServiceUnavailableException")])
+    relay = relays(upstreams(lambda _: next(said, None)).url, sender__probe_max="100ms")
+    assert send(relay, TOKEN, "canary", "once").status == 202
+    relay.until_empty()
+    assert [line["http_status"] for line in relay.lines("deferred")] == [503] and warnings(relay) == []
+    relay = relays(upstreams(lambda _: error(503, "ServiceUnavailableException")).url, sender__probe_max="100ms")
+    for number in range(3):
+        assert send(relay, f"canary-{number}", "canary", f"m-{number}").status == 202
+    [line] = until(lambda: warnings(relay), "it is warned of")
+    assert "answered 503" in line["message"] and "cannot be reached" not in line["message"]
+    [problem] = json.loads(operate(relay, "status", "--json"))["problems"]
+    assert problem.startswith("Sending is stuck since 2") and "answered 503" in problem, problem
