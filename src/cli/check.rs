@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::out;
 use crate::config::{Config, Sources};
 
 /// Check a configuration without starting anything, and print what it comes to.
@@ -28,8 +29,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         notes += &format!("{key} is set by {source}\n");
     }
     notes += &format!("messages go to {}\n", config.endpoint());
-    // Whoever reads neither has what they asked for in the exit code.
+    // The notes are an extra: the exit code and the configuration do not depend on them.
     let _ = std::io::stderr().write_all(notes.as_bytes());
-    let _ = std::io::stdout().write_all(config.effective().as_bytes());
+    out::print(&config.effective())?;
     Ok(ExitCode::SUCCESS)
 }

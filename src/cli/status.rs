@@ -10,11 +10,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 
 use super::client::{self, ControlSocket};
+use super::out;
 use crate::control::Status;
 
 /// The relay answers from memory; longer than its own patience with its store.
@@ -52,12 +54,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.watch {
         let (json, status) = look(&socket).await?;
         let text = if args.json { json } else { render(&status, &past) };
-        std::io::stdout().write_all(text.as_bytes())?;
+        out::print(&text)?;
         let queued = args.exit_code && status.queued > 0;
         return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
     }
-    let mut out = std::io::stdout();
-    let clear = if out.is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
+    let mut out = out::stdout();
+    let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         // A relay that restarts is worth watching too.
         let text = match look(&socket).await {
@@ -73,8 +75,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Err(error) => format!("{error:#}\n"),
         };
-        if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() {
-            // Nobody reads any more: `status --watch | head`.
+        write!(out, "{clear}{text}").and_then(|()| out.flush()).context("write to standard output")?;
+        if out.has_no_reader() {
+            // `status --watch | head`
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(EVERY).await;

@@ -18,6 +18,7 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use prometheus::proto::LabelPair;
 use serde::{Deserialize, Serialize};
 
@@ -314,9 +315,11 @@ fn span(span: Duration) -> String {
 pub(super) fn full(full: Full) -> String {
     match full {
         Full::Messages { queued, most } => format!("{queued} messages are queued, queue.messages_max is {most}"),
-        Full::Bytes { bytes, most } => format!("the queue takes {bytes} bytes on disk, queue.bytes_max is {most}"),
+        Full::Bytes { bytes, most } => {
+            format!("the queue takes {} on disk, queue.bytes_max is {}", ByteSize(bytes), ByteSize(most))
+        }
         Full::Disk { free, least } => {
-            format!("{free} bytes are free on the queue's volume, queue.free_disk_min is {least}")
+            format!("{} are free on the queue's volume, queue.free_disk_min is {}", ByteSize(free), ByteSize(least))
         }
     }
 }

@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use prometheus::process_collector::ProcessCollector;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -232,8 +231,12 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     let help = "Always 1: the build, the region and the instance are its labels.";
     let labels = [VERSION, options.region.as_str(), options.connect_instance.as_str()];
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
-    let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
-    process.expect("nothing else is called process");
+    metrics.process();
+    metrics.counter_of(
+        "log_lines_dropped_total",
+        "Log lines that were dropped because stderr did not take them.",
+        Arc::clone(&options.log_lines_dropped),
+    );
     let reload_ok = metrics.gauge("config_reload_ok", "1 while the configuration last read is the one in use.");
     reload_ok.set(1);
     reload_ok

@@ -49,6 +49,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
         connect_instance: "test".into(),
         seed: 1,
         supervisor: Supervisor::default(),
+        log_lines_dropped: Arc::default(),
     }
 }
 

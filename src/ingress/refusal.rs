@@ -14,6 +14,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use hyper::StatusCode;
 
 use crate::delivery::{Reason, ServiceError};
@@ -221,16 +222,24 @@ impl Refusal {
                 (format!("{queued} of {most} messages (queue.messages_max)"), Rejected::QueueFull)
             }
             Full::Bytes { bytes, most } => {
-                (format!("{bytes} of {most} bytes on disk (queue.bytes_max)"), Rejected::QueueFull)
+                (format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)), Rejected::QueueFull)
             }
             Full::Disk { free, least } => (
-                format!("{free} bytes are free on its disk, {least} must stay free (queue.free_disk_min)"),
+                format!(
+                    "{} are free on its disk, {} must stay free (queue.free_disk_min)",
+                    ByteSize(free),
+                    ByteSize(least)
+                ),
                 Rejected::DiskFull,
             ),
         };
-        let text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
+        let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
         // One place is free after the time that one message takes.
-        let retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        if reason == Rejected::DiskFull {
+            text.push_str(", but messages are accepted again only when space was freed on that disk");
+            retry = RETRY_MAX;
+        }
         Refusal { retry: Some(retry), ..Refusal::later("ThrottlingException", text).counted(reason) }
     }
 }
@@ -260,19 +269,33 @@ mod tests {
     #[test]
     fn full_queue_names_the_limit_its_key_and_how_fast_it_empties() {
         let of = |full, rate| Refusal::of_rejection(&Rejection::Full(full), rate, None);
-        for (full, reason, text) in [
-            (Full::Messages { queued: 10, most: 10 }, Rejected::QueueFull, "10 of 10 messages (queue.messages_max)"),
-            (Full::Bytes { bytes: 9, most: 8 }, Rejected::QueueFull, "9 of 8 bytes on disk (queue.bytes_max)"),
+        for (full, reason, text, retry, more) in [
             (
-                Full::Disk { free: 1, least: 2 },
+                Full::Messages { queued: 10, most: 10 },
+                Rejected::QueueFull,
+                "10 of 10 messages (queue.messages_max)",
+                2500,
+                "",
+            ),
+            (
+                Full::Bytes { bytes: (128 << 20) + (1 << 19), most: 128 << 20 },
+                Rejected::QueueFull,
+                "128.5 MiB of 128.0 MiB on disk (queue.bytes_max)",
+                2500,
+                "",
+            ),
+            (
+                Full::Disk { free: 1 << 20, least: 64 << 20 },
                 Rejected::DiskFull,
-                "1 bytes are free on its disk, 2 must stay free (queue.free_disk_min)",
+                "1.0 MiB are free on its disk, 64.0 MiB must stay free (queue.free_disk_min)",
+                60_000,
+                ", but messages are accepted again only when space was freed on that disk",
             ),
         ] {
             let refusal = of(full, 0.4);
             assert_eq!((refusal.status.as_u16(), &*refusal.code), (429, "ThrottlingException"));
-            assert_eq!((refusal.counted, refusal.retry), (Some(reason), Some(Duration::from_millis(2500))));
-            let text = format!("connect-relay: the queue is full: {text}; it empties at 0.4 messages a second");
+            assert_eq!((refusal.counted, refusal.retry), (Some(reason), Some(Duration::from_millis(retry))));
+            let text = format!("connect-relay: the queue is full: {text}; it empties at 0.4 messages a second{more}");
             assert_eq!(refusal.text, text);
         }
         assert_eq!(of(Full::Disk { free: 1, least: 2 }, 0.0).retry, Some(RETRY_MAX));

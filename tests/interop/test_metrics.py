@@ -40,6 +40,7 @@ METRICS = {
     "oldest_due_seconds": ("gauge", {NONE}),
     "dead_letters": ("gauge", {NONE}),
     "conversations": ("gauge", {NONE}),
+    "log_lines_dropped_total": ("counter", {NONE}),
     "conversations_held": ("gauge", labels("reason", "answer_lost", "token_refused")),
     "in_flight": ("gauge", {NONE}),
     "send_rate": ("gauge", {NONE}),

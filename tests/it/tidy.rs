@@ -292,7 +292,9 @@ impl Source {
     fn metrics(&self) -> Vec<String> {
         let code: String = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
         let mut found = Vec::new();
-        for method in ["counter", "counters", "seconds", "gauge", "gauges", "level", "levels", "histogram"] {
+        for method in
+            ["counter", "counter_of", "counters", "seconds", "gauge", "gauges", "level", "levels", "histogram"]
+        {
             for part in code.split(&format!(".{method}(")).skip(1) {
                 if let Some((name, _)) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) {
                     found.push(name.to_owned());
