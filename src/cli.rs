@@ -29,6 +29,7 @@ mod lines;
 mod log;
 mod messages;
 mod operate;
+mod out;
 mod run;
 mod send;
 mod signals;
@@ -107,9 +108,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help goes to stdout with 0, a mistake to stderr with 2; neither fails because nobody reads it.
-            let _ = usage.print();
-            return u8::try_from(usage.exit_code()).unwrap_or(2).into();
+            // Help goes to stdout with 0, a mistake to stderr with 2.
+            let shown = usage.print().and_then(|()| std::io::stdout().flush());
+            let is_lost = shown.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
+            return match u8::try_from(usage.exit_code()).unwrap_or(2) {
+                0 if is_lost => ExitCode::FAILURE,
+                code => code.into(),
+            };
         }
     };
     execute(cli.command).unwrap_or_else(|error| {

@@ -12,7 +12,7 @@
 //! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of what is queued |
 //!
 //! The first four answer with the status as it is then; a drain that is to be waited for answers when the relay leaves,
-//! with what it leaves behind. The wishes themselves are carried out by others: a pause by the queue, which gives nothing out, and
+//! with what it leaves behind. Each act that was carried out is logged once, with its operator's uid. The wishes themselves are carried out by others: a pause by the queue, which gives nothing out, and
 //! a [`Drain`] by the daemon.
 
 mod drain;
@@ -30,6 +30,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::info;
 
 pub use self::drain::Drain;
 use self::messages::Of;
@@ -41,7 +42,7 @@ use crate::message::Limits;
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::{Place, Reply};
+use crate::serve::{Peer, Place, Reply};
 use crate::time::{Clock, Timestamp};
 
 /// How long the queue may take to answer.
@@ -118,13 +119,17 @@ pub struct Refused {
 }
 
 impl Control {
-    /// Answers one request.
-    pub async fn answer<B>(&self, request: Request<B>) -> Reply
+    /// Answers one request of this operator.
+    pub async fn answer<B>(&self, request: Request<B>, peer: Peer) -> Reply
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
     {
         let (parts, body) = request.into_parts();
         let (method, path) = (&parts.method, parts.uri.path());
+        let uid = match peer {
+            Peer::Unix { uid, .. } => Some(uid),
+            Peer::Tcp => None,
+        };
         let one = messages::of(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
@@ -145,18 +150,18 @@ impl Control {
         }
         let reply = async {
             match path {
-                "/pause" => self.pause(wish(&whole(body, BODY_MAX).await?)?).await,
-                "/resume" => self.resume().await,
-                "/drain" => self.drain(wish(&whole(body, BODY_MAX).await?)?).await,
-                "/redrive" => self.redrive_all(&parts).await,
-                "/messages" if parts.method == Method::DELETE => self.delete_all(&parts).await,
+                "/pause" => self.pause(wish(&whole(body, BODY_MAX).await?)?, uid).await,
+                "/resume" => self.resume(uid).await,
+                "/drain" => self.drain(wish(&whole(body, BODY_MAX).await?)?, uid).await,
+                "/redrive" => self.redrive_all(&parts, uid).await,
+                "/messages" if parts.method == Method::DELETE => self.delete_all(&parts, uid).await,
                 "/messages" => self.list(&parts).await,
                 _ => match one {
-                    Some(Of::Itself(id)) if parts.method == Method::DELETE => self.delete(&parts, id).await,
+                    Some(Of::Itself(id)) if parts.method == Method::DELETE => self.delete(&parts, id, uid).await,
                     Some(Of::Itself(id)) => self.show(&parts, id).await,
                     Some(Of::Redrive(id)) => {
                         let most = BODY_MAX + JSON_BYTES_MAX * self.limits.borrow().content_bytes;
-                        self.redrive(&parts, id, &whole(body, most).await?).await
+                        self.redrive(&parts, id, &whole(body, most).await?, uid).await
                     }
                     None => self.status(StatusCode::OK).await,
                 },
@@ -165,23 +170,26 @@ impl Control {
         reply.await.unwrap_or_else(|Refusal(status, why)| refuse(status, &why))
     }
 
-    async fn pause(&self, PauseWish { reason }: PauseWish) -> Result<Reply, Refusal> {
+    async fn pause(&self, PauseWish { reason }: PauseWish, uid: Option<u32>) -> Result<Reply, Refusal> {
         if reason.chars().count() > REASON_MAX || reason.chars().any(char::is_control) {
             return Err(invalid(format!("reason: one line of at most {REASON_MAX} characters")));
         }
-        self.of_queue(self.queue.pause(reason)).await?;
+        self.of_queue(self.queue.pause(reason.clone())).await?;
+        info!(act = "pause", uid, reason, "sending is paused by an operator, until it is resumed");
         self.status(StatusCode::OK).await
     }
 
-    async fn resume(&self) -> Result<Reply, Refusal> {
+    async fn resume(&self, uid: Option<u32>) -> Result<Reply, Refusal> {
         self.of_queue(self.queue.resume()).await?;
+        info!(act = "resume", uid, "sending is resumed by an operator; refused tokens are tried again");
         self.status(StatusCode::OK).await
     }
 
-    async fn drain(&self, DrainWish { timeout, wait }: DrainWish) -> Result<Reply, Refusal> {
+    async fn drain(&self, DrainWish { timeout, wait }: DrainWish, uid: Option<u32>) -> Result<Reply, Refusal> {
         if timeout.is_some_and(|seconds| seconds > TIMEOUT_MAX) {
             return Err(invalid(format!("timeout: 0 to {TIMEOUT_MAX} seconds")));
         }
+        info!(act = "drain", uid, timeout_seconds = timeout, "an operator drains the relay: it leaves after that");
         self.drain.wish(timeout.map(Duration::from_secs));
         if wait {
             return Ok(json(StatusCode::OK, &Left { queued: self.drain.ended().await }));
@@ -207,6 +215,7 @@ impl Control {
             no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
             rate,
             closed,
+            seen: self.health.destination().seen(),
             counts: Counts::read(&self.metrics),
             uptime: now.since(self.started),
             now,
@@ -324,7 +333,8 @@ mod tests {
             let ask = |method, path| {
                 let control = control.clone();
                 let request = Request::builder().method(method).uri(path).body(Full::<Bytes>::default()).unwrap();
-                tokio::spawn(async move { control.answer(request).await })
+                let operator = Peer::Unix { uid: 0, gid: 0, pid: None };
+                tokio::spawn(async move { control.answer(request, operator).await })
             };
             let asked = [
                 ask("GET", "/status"),

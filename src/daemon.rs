@@ -30,7 +30,8 @@ mod writer;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Weak;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -95,6 +96,8 @@ pub struct Options {
     pub seed: u64,
     /// Who is told that it is ready, alive and stopping.
     pub supervisor: Supervisor,
+    /// The number of log lines that were dropped.
+    pub log_lines_dropped: Arc<AtomicU64>,
 }
 
 /// What a daemon is wished to do; it never goes back to an earlier one.

@@ -9,7 +9,7 @@
 //! | throttled | stays where it is, uncounted | waits, unless the throttle is the conversation's own |
 //! | unreachable, not the service speaking | later, uncounted | waits if it fails everyone (`suspects`) |
 //! | 500, 502, 503, 504, 408, 425 | later, counted; `poison` in the end | waits if it fails everyone |
-//! | unknown: it may have arrived | later, counted, the same again before anything else | waits if it fails everyone |
+//! | answer lost: it may have arrived | later, counted, the same again before anything else | waits if it fails everyone |
 //! | a code of the service that is not listed | later; `refused` at the fifth | healthy |
 //! | ValidationException, ConflictException, 413 | dead | healthy |
 //! | AccessDeniedException | denied: dead if its caller waits, else held | healthy |
@@ -23,6 +23,9 @@ use crate::time::Timestamp;
 
 /// How often a code that is not listed may come before the message is dead.
 pub const STRIKES_MAX: u8 = 5;
+
+/// The words in an outcome's `why` for a 2xx that is not the service's: a page of a proxy, or another service.
+pub const NO_OBJECT: &str = "without a JSON object";
 
 /// What one attempt came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +60,7 @@ pub enum Outcome {
         why: String,
     },
     /// The request was written, no whole answer came: it may have been delivered.
-    Unknown {
+    AnswerLost {
         /// What happened, for the log.
         why: String,
     },
@@ -123,7 +126,7 @@ impl Outcome {
             Outcome::Delivered(_) => "delivered",
             Outcome::Throttled { .. } => "throttled",
             Outcome::Down { .. } | Outcome::Unavailable { .. } => "unavailable",
-            Outcome::Unknown { .. } => "unknown",
+            Outcome::AnswerLost { .. } => "answer_lost",
             Outcome::Refused(_) | Outcome::Unlisted(_) => "refused",
             Outcome::Denied(_) => "denied",
             Outcome::Misconfigured { .. } => "misconfigured",
@@ -150,7 +153,7 @@ impl Outcome {
             Outcome::Throttled { status, .. }
             | Outcome::Unavailable { status, .. }
             | Outcome::Misconfigured { status, .. } => Some(*status),
-            Outcome::Unknown { .. } => None,
+            Outcome::AnswerLost { .. } => None,
             Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => Some(error.status),
         }
     }
@@ -173,7 +176,7 @@ impl Outcome {
             Outcome::Throttled { why, .. }
             | Outcome::Down { why, .. }
             | Outcome::Unavailable { why, .. }
-            | Outcome::Unknown { why }
+            | Outcome::AnswerLost { why }
             | Outcome::Misconfigured { why, .. } => why,
             Outcome::Refused(error) | Outcome::Unlisted(error) | Outcome::Denied(error) => &error.code,
         }
@@ -281,7 +284,7 @@ pub enum Disposition {
         /// Not before this.
         due: Timestamp,
         /// It may have arrived: the same again before anything else of its conversation.
-        unknown: bool,
+        answer_lost: bool,
         /// Its code was not a listed one.
         strike: bool,
         /// The failure counts towards `sender.attempts_max`.
@@ -300,9 +303,9 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         let asked = if facts.destination_waits { Duration::ZERO } else { hint.at_most(policy.hint_max) };
         now + policy.backoff.delay(failures, jitter).max(asked)
     };
-    let later = |hint: Hint, unknown: bool, strike: bool, counted: bool| {
+    let later = |hint: Hint, answer_lost: bool, strike: bool, counted: bool| {
         let due = after(facts.row.max(facts.attempts + 1), hint);
-        Disposition::Retry { due, unknown, strike, counted }
+        Disposition::Retry { due, answer_lost, strike, counted }
     };
     let counts = facts.others_delivered;
     let poisonous = counts && u32::from(facts.counted) + 1 >= policy.attempts_max;
@@ -312,7 +315,9 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         Outcome::Throttled { .. } => Disposition::Wait { due: now },
         Outcome::Down { status: None, hint, .. } => Disposition::Wait { due: after(facts.row, *hint) },
         Outcome::Misconfigured { .. } => Disposition::Wait { due: after(facts.row, Hint::default()) },
-        Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::Unknown { .. } if poisonous => {
+        Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }
+            if poisonous =>
+        {
             Disposition::Bury(
                 Reason::Poison,
                 ServiceError {
@@ -325,7 +330,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
             )
         }
         Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => later(*hint, false, false, counts),
-        Outcome::Unknown { .. } => later(Hint::default(), true, false, counts),
+        Outcome::AnswerLost { .. } => later(Hint::default(), true, false, counts),
         Outcome::Denied(error) if facts.disconnect => {
             Disposition::Deliver(Receipt { request_id: error.request_id.clone(), ..Receipt::default() })
         }
@@ -380,7 +385,7 @@ mod tests {
         for (destination_waits, wait) in [(false, 9000), (true, 200)] {
             let outcome = Outcome::Down { status: Some(503), hint, why: String::new() };
             let due = Timestamp(NOW.0 + wait);
-            let retry = Disposition::Retry { due, unknown: false, strike: false, counted: false };
+            let retry = Disposition::Retry { due, answer_lost: false, strike: false, counted: false };
             assert_eq!(decide(outcome, Facts { destination_waits, ..Facts::default() }), retry);
         }
     }
@@ -396,18 +401,21 @@ mod tests {
             let due = Timestamp(NOW.0 + wait);
             assert_eq!(
                 decide(failed(hint), facts),
-                Disposition::Retry { due, unknown: false, strike: false, counted: false }
+                Disposition::Retry { due, answer_lost: false, strike: false, counted: false }
             );
         }
     }
 
     #[test]
     fn poison_needs_both_its_own_failures_and_the_others_deliveries() {
-        let unknown = || Outcome::Unknown { why: "reset".into() };
+        let unknown = || Outcome::AnswerLost { why: "reset".into() };
         let facts = |counted, others_delivered| Facts { counted, others_delivered, attempts: 50, ..Facts::default() };
         assert!(matches!(decide(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
         assert!(matches!(decide(unknown(), facts(9, false)), Disposition::Retry { counted: false, .. }));
-        assert!(matches!(decide(unknown(), facts(8, true)), Disposition::Retry { unknown: true, counted: true, .. }));
+        assert!(matches!(
+            decide(unknown(), facts(8, true)),
+            Disposition::Retry { answer_lost: true, counted: true, .. }
+        ));
     }
 
     #[test]

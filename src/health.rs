@@ -43,18 +43,69 @@ impl State {
     }
 }
 
+/// The destination as the last attempts found it, for those who report on it; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Destination(Arc<RwLock<Seen>>);
+
+/// What was seen of the destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// When the last attempt ended; none before the first.
+    pub attempted: Option<Timestamp>,
+    /// Present while the destination is down.
+    pub trouble: Option<Trouble>,
+}
+
+/// A destination that is down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// When its gate closed.
+    pub since: Timestamp,
+    /// The last failure, in words that follow "The Participant Service".
+    pub what: String,
+    /// The operator's next step.
+    pub advice: &'static str,
+}
+
+impl Destination {
+    /// Notes the end of an attempt; `failure` is in words, if it was one of the destination.
+    pub fn answered(&self, now: Timestamp, down: bool, failure: Option<(String, &'static str)>) {
+        let mut seen = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        seen.attempted = Some(now);
+        if !down {
+            seen.trouble = None;
+        } else if let Some((what, advice)) = failure {
+            let since = seen.trouble.as_ref().map_or(now, |trouble| trouble.since);
+            seen.trouble = Some(Trouble { since, what, advice });
+        }
+    }
+
+    /// What was seen of it.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// The relay's health; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     state: Arc<RwLock<State>>,
     sender_pulse: Arc<AtomicU64>,
+    destination: Destination,
 }
 
 impl Health {
     /// A starting relay's, whose sender stores the milliseconds of its last step here (0 before the first).
     #[must_use]
     pub fn new(sender_pulse: Arc<AtomicU64>) -> Health {
-        Health { state: Arc::default(), sender_pulse }
+        Health { sender_pulse, ..Health::default() }
+    }
+
+    /// The destination, as the sender sees it.
+    #[must_use]
+    pub fn destination(&self) -> Destination {
+        self.destination.clone()
     }
 
     /// Where the relay is.
@@ -122,6 +173,23 @@ mod tests {
             health.live(NOW, Duration::from_secs(60)).unwrap_err(),
             "a commit to the queue has made no step for 60 s"
         );
+    }
+
+    #[test]
+    fn trouble_begins_when_the_gate_closes_and_names_the_last_failure() {
+        let destination = Destination::default();
+        assert_eq!(destination.seen(), Seen::default());
+        let failure = |what: &str| Some((what.to_owned(), "Look."));
+        destination.answered(NOW, false, failure("answered 503"));
+        assert_eq!(destination.seen(), Seen { attempted: Some(NOW), trouble: None });
+        destination.answered(NOW, true, failure("answered 503"));
+        let later = NOW + Duration::from_secs(9);
+        destination.answered(later, true, failure("cannot be reached"));
+        destination.answered(later, true, None);
+        let trouble = Trouble { since: NOW, what: "cannot be reached".into(), advice: "Look." };
+        assert_eq!(destination.clone().seen(), Seen { attempted: Some(later), trouble: Some(trouble) });
+        destination.answered(later, false, None);
+        assert_eq!(destination.seen().trouble, None);
     }
 
     #[test]

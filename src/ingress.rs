@@ -28,6 +28,7 @@ mod openapi;
 mod parse;
 mod peer;
 mod refusal;
+mod rejections;
 mod reply;
 mod request;
 mod state;
@@ -50,6 +51,7 @@ use prometheus::{Histogram, IntCounter};
 use self::body::{Bodies, Bound};
 pub use self::door::Door;
 use self::refusal::{Refusal, Rejected};
+use self::rejections::Reporter;
 use self::reply::Answer;
 use self::request::{PREFERENCE_APPLIED, Preference, Wait};
 use crate::message::{Caller, Limits};
@@ -133,6 +135,7 @@ struct Inner {
     /// What the service replies to what is passed on, and what is said of lines shorter than that.
     replies: Arc<Bodies>,
     measures: Arc<Measures>,
+    reporter: Arc<Reporter>,
 }
 
 /// What is measured here.
@@ -175,7 +178,16 @@ impl Ingress {
         let bodies = Arc::new(Bodies::new(options.bodies_bytes_max));
         let replies = Arc::new(Bodies::new(options.bodies_bytes_max));
         let measures = Arc::new(Measures::new(metrics));
-        Ingress(Arc::new(Inner { options, queue, participant, budget, door, clock, bodies, replies, measures }))
+        let reporter = Arc::new(Reporter::new(clock.clone()));
+        let inner = Inner { options, queue, participant, budget, door, clock, bodies, replies, measures, reporter };
+        Ingress(Arc::new(inner))
+    }
+
+    /// Logs what becomes due about refused messages after the last of them, until `stop` resolves. It holds nothing
+    /// of the door but that.
+    pub fn report_rejections<S: Future<Output = ()>>(&self, stop: S) -> impl Future<Output = ()> + use<S> {
+        let reporter = Arc::clone(&self.0.reporter);
+        async move { reporter.run(stop).await }
     }
 
     /// The same door with other settings, for the requests that it is given from now on; those under way keep theirs.
@@ -197,12 +209,12 @@ impl Ingress {
             Ok(()) => inner.answer(route, parts, body, bound, peer).await,
             Err(refusal) => {
                 body::discard(body, bound).await;
-                Err(refusal)
+                Err(refusal.about(request::subject(&parts.headers)))
             }
         };
         answer.unwrap_or_else(|refusal| {
             if route.takes_messages() {
-                inner.measures.rejected(&refusal);
+                inner.rejected(&refusal);
             }
             reply::of_refusal(&refusal, inner.options.retry_after)
         })
@@ -245,21 +257,31 @@ impl Inner {
             Route::State => self.state(&parts, caller).await,
             Route::Queue => self.backlog(&parts, caller).await,
             Route::Message => {
-                let body = self.bodies.read(body, bound, caller).await?;
-                self.message(&parts.headers, body, peer).await
+                let answer = match self.bodies.read(body, bound, caller).await {
+                    Ok(body) => self.message(&parts.headers, body, peer).await,
+                    Err(refusal) => Err(refusal),
+                };
+                answer.map_err(|refusal| refusal.about(request::subject(&parts.headers)))
             }
             Route::Batch => {
                 let body = self.bodies.read(body, bound, caller).await?;
                 self.batch(&parts.headers, body, caller).await
             }
             Route::Disconnect => {
-                let body = self.bodies.read(body, bound, caller).await?;
-                self.disconnect(&parts.headers, body, peer).await
+                let answer = match self.bodies.read(body, bound, caller).await {
+                    Ok(body) => self.disconnect(&parts.headers, body, peer).await,
+                    Err(refusal) => Err(refusal),
+                };
+                answer.map_err(|refusal| refusal.about(request::subject(&parts.headers)))
             }
             // The rest is rare and carries much along: it does not make every request's future larger.
             Route::Event => {
-                let body = self.bodies.read(body, bound, caller).await?;
-                Box::pin(self.event(parts, body, peer)).await
+                let subject = request::subject(&parts.headers);
+                let answer = match self.bodies.read(body, bound, caller).await {
+                    Ok(body) => Box::pin(self.event(parts, body, peer)).await,
+                    Err(refusal) => Err(refusal),
+                };
+                answer.map_err(|refusal| refusal.about(subject))
             }
             Route::Connection => {
                 let body = self.bodies.read(body, bound, caller).await?;
@@ -270,6 +292,14 @@ impl Inner {
                 Box::pin(self.forward(parts, body.bytes.clone(), caller)).await
             }
             Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
+        }
+    }
+
+    /// Counts a refused message, and logs it.
+    fn rejected(&self, refusal: &Refusal) {
+        if let Some(reason) = refusal.counted {
+            self.measures.rejected[reason as usize].inc();
+            self.reporter.refused(reason, refusal);
         }
     }
 
@@ -362,12 +392,6 @@ impl Measures {
                 "From a message's last byte to its being on disk and acknowledged.",
                 LOCAL_SECONDS,
             ),
-        }
-    }
-
-    fn rejected(&self, refusal: &Refusal) {
-        if let Some(reason) = refusal.counted {
-            self.rejected[reason as usize].inc();
         }
     }
 }

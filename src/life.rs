@@ -1,7 +1,9 @@
-//! A message's life in the log: a closed vocabulary of five events, at level info.
+//! A message's life in the log: a closed vocabulary of seven events, at level info.
 //!
-//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. Every line carries the same names, so that the way from
-//! a contact id to "sent at 14:03:07, here is Connect's id" is one query. What may stand in a line is exactly what the
+//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. What operators do: `deleted`, before the `dead` of
+//! that reason, and `redriven`, by which a dead message is queued again. The
+//! event's name is the text of its line (`message`), and stands in `event` too. Every line carries the same names, so that
+//! the way from a contact id to "sent at 14:03:07, here is Connect's id" is one query. A line contains exactly what the
 //! arguments here allow: ids, labels, counts and the relay's own words; never contents, tokens or headers.
 
 use std::time::Duration;
@@ -27,7 +29,7 @@ pub struct Subject<'a> {
 /// It is on disk and acknowledged.
 pub fn accepted(subject: Subject<'_>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
-    info!(event = "accepted", %message, conversation, client_token, trace_id);
+    info!(event = "accepted", message_id = %message, conversation, client_token, trace_id, "accepted");
 }
 
 /// Connect has it; a disconnect also where Connect says (403) that the participant is gone already.
@@ -35,7 +37,7 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "delivered",
-        %message,
+        message_id = %message,
         conversation,
         client_token,
         attempt,
@@ -45,6 +47,7 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
         connect_request_id = receipt.request_id.as_deref(),
         processing_status = receipt.processing_status.as_deref(),
         trace_id,
+        "delivered"
     );
 }
 
@@ -54,7 +57,7 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "deferred",
-        %message,
+        message_id = %message,
         conversation,
         client_token,
         attempt,
@@ -65,6 +68,7 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
         why = outcome.why(),
         retry_in_ms = retry_in.map(millis),
         trace_id,
+        "deferred"
     );
 }
 
@@ -73,7 +77,7 @@ pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outc
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "held",
-        %message,
+        message_id = %message,
         conversation,
         client_token,
         attempt,
@@ -83,6 +87,7 @@ pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outc
         reason = outcome.name(),
         held_for_ms = millis(held_for),
         trace_id,
+        "held"
     );
 }
 
@@ -95,11 +100,14 @@ pub fn dead(
     reason: Reason,
     maybe_delivered: bool,
 ) {
+    if reason == Reason::Deleted {
+        deleted(subject, attempt, waited, maybe_delivered);
+    }
     let (http_status, connect_request_id) = word;
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
         event = "dead",
-        %message,
+        message_id = %message,
         conversation,
         client_token,
         attempt,
@@ -109,5 +117,40 @@ pub fn dead(
         reason = reason.as_str(),
         maybe_delivered,
         trace_id,
+        "dead"
+    );
+}
+
+/// An operator made a dead letter of it: the act, before the `dead` line of every dead letter.
+fn deleted(subject: Subject<'_>, attempt: u32, waited: Duration, maybe_delivered: bool) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "deleted",
+        message_id = %message,
+        conversation,
+        client_token,
+        attempt,
+        waited_ms = millis(waited),
+        reason = Reason::Deleted.as_str(),
+        maybe_delivered,
+        trace_id,
+        "deleted"
+    );
+}
+
+/// An operator queued it again. `reason` is why it was dead; `edited`: it has other contents, and so a new ClientToken.
+pub fn redriven(subject: Subject<'_>, attempt: u32, waited: Duration, reason: Option<Reason>, edited: bool) {
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "redriven",
+        message_id = %message,
+        conversation,
+        client_token,
+        attempt,
+        waited_ms = millis(waited),
+        reason = reason.map(Reason::as_str),
+        edited,
+        trace_id,
+        "redriven"
     );
 }

@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | name, TCP, proxy or TLS, or `connect_timeout` over all four | `Down`: nothing was written |
 //! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
-//! | reset, end, garbage or `attempt_timeout` once a connection stood | `Unknown`: it may have been delivered |
+//! | reset, end, garbage or `attempt_timeout` once a connection stood | `AnswerLost`: it may have been delivered |
 //! | the relay left meanwhile ([`Participant::cut`]) | as `attempt_timeout` |
 //! | an answer came | what `answer` makes of it |
 //!
@@ -31,6 +31,7 @@ mod forward;
 mod scrub;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::error::Error;
 use std::fmt;
@@ -52,6 +53,7 @@ use tokio::sync::watch;
 
 use self::answer::Answer;
 use self::connect::Connector;
+use self::words::causes;
 use crate::delivery::{Outcome, ServiceError};
 use crate::message::{Body, ClientToken, ConnectionToken, Content};
 use crate::retry::Hint;
@@ -157,7 +159,7 @@ impl Participant {
                 answer::judge(body, token, &answer, self.0.clock.now())
             }
             Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: Hint::default(), why },
-            Err(Failure::Broken(why)) => Outcome::Unknown { why },
+            Err(Failure::Broken(why)) => Outcome::AnswerLost { why },
         }
     }
 
@@ -185,10 +187,11 @@ impl Participant {
             Ok(Reply { status, headers, body: Some(body) }) => {
                 Ok(Forwarded { status, headers: forward::reply(&headers), body })
             }
-            Ok(Reply { status, .. }) => {
-                Err(Unreachable(format!("{}: {status}, and the rest of the reply is missing", self.0.authority)))
-            }
-            Err(Failure::Unsent(why) | Failure::Broken(why)) => Err(Unreachable(why)),
+            Ok(Reply { status, .. }) => Err(Unreachable(format!(
+                "the Participant Service answered {status}, and the rest of the reply is missing"
+            ))),
+            Err(Failure::Unsent(why)) => Err(Unreachable(format!("the Participant Service cannot be reached: {why}"))),
+            Err(Failure::Broken(why)) => Err(Unreachable(format!("the Participant Service did not answer: {why}"))),
         }
     }
 }
@@ -332,18 +335,4 @@ impl Inner {
             Failure::Broken(format!("{}: {}", self.authority, causes(error)))
         }
     }
-}
-
-/// What lies beneath an error, outermost first; some errors repeat their cause in their own text.
-fn causes(error: &dyn Error) -> String {
-    let mut text = String::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = if text.is_empty() { cause_text } else { format!("{text}: {cause_text}") };
-        }
-        next = cause.source();
-    }
-    if text.is_empty() { error.to_string() } else { text }
 }

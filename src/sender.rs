@@ -47,6 +47,7 @@ use tokio::task::{JoinError, JoinSet};
 use self::gate::Said;
 use self::measures::Measures;
 use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, Signal, settle};
+use crate::health::Destination;
 use crate::life::{self, Subject};
 use crate::message::{Body, ClientToken};
 use crate::metrics::Metrics;
@@ -87,6 +88,7 @@ pub struct Sender {
     sight: Sight,
     said: Said,
     suspects: Suspects<[u8; 16]>,
+    destination: Destination,
     last_delivery: Option<Timestamp>,
     /// What an attempt takes of late until its answer.
     takes: Duration,
@@ -137,9 +139,16 @@ impl Sender {
                 probe_max: options.probe_max,
                 in_flight_max: options.in_flight_max,
             }),
+            destination: Destination::default(),
             last_delivery: None,
             takes: Duration::ZERO,
         }
+    }
+
+    /// The same sender, which notes here how the destination answers.
+    #[must_use]
+    pub fn reporting(self, destination: Destination) -> Sender {
+        Sender { destination, ..self }
     }
 
     /// Sends until `stop`; then starts nothing more, and returns when what is in flight is settled.
@@ -227,10 +236,11 @@ impl Sender {
         if pacer.closed() != Some(Closed::Down) {
             pacer.ended(started, now, Signal::Down(Hint::default()));
             let why = format!("no answer within {}", humantime::format_duration(self.options.probe_max));
-            let (said, rate) = (self.said.after(pacer.held_up(), &Outcome::Unknown { why: why.clone() }), pacer.rate());
+            let (said, rate) =
+                (self.said.after(pacer.held_up(), &Outcome::AnswerLost { why: why.clone() }), pacer.rate());
             self.measures.destination(&pacer);
             drop(pacer);
-            self.say(said, &Outcome::Unknown { why }, rate);
+            self.say(said, &Outcome::AnswerLost { why }, rate);
         }
     }
 
@@ -322,6 +332,8 @@ impl Sender {
         };
         self.measures.in_flight.dec();
         self.measures.ended(&outcome, now.since(started));
+        let down = self.budget.pacer().closed() == Some(Closed::Down);
+        self.destination.answered(now, down, gate::words(&outcome));
         self.say(said, &outcome, rate);
         let facts = Facts {
             disconnect: matches!(lease.body, Body::Disconnect),
@@ -473,7 +485,7 @@ impl Settling {
                 life::held(subject, self.attempt, waited, outcome, until.since(now));
             }
             (Settled::Dead { reason, .. }, outcome) => {
-                let maybe_delivered = matches!(outcome, Some(Outcome::Unknown { .. }));
+                let maybe_delivered = matches!(outcome, Some(Outcome::AnswerLost { .. }));
                 let word = (outcome.and_then(Outcome::status), outcome.and_then(Outcome::request_id));
                 life::dead(subject, self.attempt, waited, word, *reason, maybe_delivered);
             }

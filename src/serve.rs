@@ -39,7 +39,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::time::{Clock, Timestamp};
+use crate::time::{Clock, Timestamp, millis};
 
 mod floor;
 mod pulse;
@@ -191,7 +191,7 @@ pub async fn serve<S, F>(
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     pause = pause.longer(clock.now());
-                    warn!(%error, retry_in_ms = pause.length.as_millis(), "accept a connection");
+                    warn!(%error, retry_in_ms = millis(pause.length), "accept a connection");
                     // Out of file descriptors, most likely: an idle connection holds one.
                     floor.shrink();
                 }

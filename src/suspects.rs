@@ -125,7 +125,7 @@ impl Class {
             Outcome::Refused(_) | Outcome::Unlisted(_) | Outcome::Denied(_) => Class::Answered,
             Outcome::Throttled { .. } => Class::Throttled,
             Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => Class::Failed(*hint),
-            Outcome::Unknown { .. } | Outcome::Misconfigured { .. } => Class::Failed(Hint::default()),
+            Outcome::AnswerLost { .. } | Outcome::Misconfigured { .. } => Class::Failed(Hint::default()),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::out;
 use crate::config::{Config, Sources};
 
 /// Check a configuration without starting anything, and print what it comes to.
@@ -34,8 +35,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(note) = config.note_on_limits() {
         notes += &format!("{note}\n");
     }
-    // Whoever reads neither has what they asked for in the exit code.
+    // The notes are an extra: the exit code and the configuration do not depend on them.
     let _ = std::io::stderr().write_all(notes.as_bytes());
-    let _ = std::io::stdout().write_all(config.effective().as_bytes());
+    out::print(&config.effective())?;
     Ok(ExitCode::SUCCESS)
 }

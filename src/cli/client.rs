@@ -100,7 +100,9 @@ fn refused(body: &[u8]) -> String {
 pub async fn ask(socket: &Path, request: Request<Full<Bytes>>, within: Duration) -> anyhow::Result<Response<Bytes>> {
     match tokio::time::timeout(within, exchange(socket, request)).await {
         Ok(reply) => reply,
-        Err(_) => bail!("the relay at {} did not answer within {within:?}", socket.display()),
+        Err(_) => {
+            bail!("the relay at {} did not answer within {}", socket.display(), humantime::format_duration(within))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use zeroize::Zeroizing;
 
+use super::out;
 use crate::daemon::Failure;
 use crate::queue::doctor::{Doctor, named};
 use crate::queue::{Carried, OpenError, SealingKey};
@@ -71,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let busy = busy("verifying");
             let report = doctor.check().context("verify the store")?;
             busy.finish_and_clear();
-            std::io::stdout().write_all(report.to_string().as_bytes())?;
+            out::print(&report.to_string())?;
             Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Act::Export { store, dead } => export(&store.open()?, dead),
@@ -96,7 +97,7 @@ fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
     } else {
         eprintln!("connect-relay: these lines hold contents and ConnectionTokens: keep them from others");
     }
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(out::stdout());
     let exported = doctor.export(dead, &mut out)?;
     out.flush()?;
     eprintln!("connect-relay: {} messages", exported.written);

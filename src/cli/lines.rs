@@ -12,9 +12,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use tracing::warn;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
 /// Lines that wait: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
@@ -23,6 +24,8 @@ const MANY: usize = 200;
 const WINDOW: Duration = Duration::from_millis(100);
 /// How long it rests; a busy relay makes a hundred lines meanwhile.
 const REST: Duration = Duration::from_millis(5);
+/// Between two lines that say how many were dropped.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long the end waits for what is left.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -51,10 +54,13 @@ impl LineWriter {
         let (end, ended) = sync_channel::<()>(0);
         let ending = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&ending);
+        let dropped = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&dropped);
         let work = move || {
             let _end = end;
             let clock = Clock::system();
             let (mut since, mut lines, mut before) = (clock.now(), 0, 0);
+            let (mut told, mut told_at) = (0, Timestamp(0));
             while let Ok(line) = waiting.recv() {
                 // Looked at first: what was there before it was asked is then among what is taken.
                 let last = asked.load(Ordering::Acquire);
@@ -64,10 +70,20 @@ impl LineWriter {
                     lines += 1;
                 }
                 let _ = to.flush();
+                let now = clock.now();
+                // There is room again: what was dropped is said now, and not again for a while.
+                if last || now.since(told_at) >= TOLD_EVERY {
+                    let dropped = counted.load(Ordering::Relaxed);
+                    if dropped > told {
+                        warn!(lines = dropped - told, "log lines were dropped: stderr did not take them");
+                        (told, told_at) = (dropped, now);
+                    }
+                }
                 if last {
+                    waiting.try_iter().for_each(|line| drop(to.write_all(&line)));
+                    let _ = to.flush();
                     break;
                 }
-                let now = clock.now();
                 if now.since(since) >= WINDOW {
                     (since, before, lines) = (now, lines, 0);
                 }
@@ -77,7 +93,7 @@ impl LineWriter {
             }
         };
         thread::Builder::new().name("log".into()).spawn(work)?;
-        let lines = Lines { buffer, dropped: Arc::default() };
+        let lines = Lines { buffer, dropped };
         Ok(LineWriter { lines, ending, ended })
     }
 
@@ -87,8 +103,8 @@ impl LineWriter {
     }
 
     /// Lines that found the buffer full.
-    pub fn dropped(&self) -> u64 {
-        self.lines.dropped.load(Ordering::Relaxed)
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lines.dropped)
     }
 }
 
@@ -155,9 +171,10 @@ mod tests {
             (&writer.lines()).write_all(format!("{number}\n").as_bytes()).unwrap();
         }
         // One may be with the thread, and the buffer has the rest.
-        assert!((99..=100).contains(&writer.dropped()), "{}", writer.dropped());
+        let dropped = writer.dropped().load(Ordering::Relaxed);
+        assert!((99..=100).contains(&dropped), "{dropped}");
         drop(free);
-        let dropped = writer.dropped() as usize;
+        let dropped = dropped as usize;
         drop(writer);
         let text = String::from_utf8(page.lock().unwrap().clone()).unwrap();
         let expected: Vec<_> = (0..LINES_MAX + 100 - dropped).map(|number| number.to_string()).collect();

@@ -1,12 +1,14 @@
 //! Log lines on stderr, as JSON or text, from the relay's own events and no library's.
 //!
 //! Writing never blocks the relay: lines wait for a thread that writes them. Those that were dropped because stderr did
-//! not take them are counted, and the count is the last line.
+//! not take them are counted in a metric, and a line says so once stderr takes lines again.
 
 use std::io::{BufWriter, IsTerminal as _, stderr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing::{Subscriber, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -37,19 +39,15 @@ impl Log {
         Ok(Log { filter: handle, writer })
     }
 
+    /// The number of lines that were dropped, as it grows.
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        self.writer.dropped()
+    }
+
     /// Changes the least important level that is written.
     pub fn set_level(&self, level: Level) {
         // It fails only where the subscriber is gone, and the log with it.
         let _ = self.filter.reload(own(level));
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        let lines = self.writer.dropped();
-        if lines > 0 {
-            warn!(lines, "log lines were dropped: stderr did not take them");
-        }
     }
 }
 
@@ -103,7 +101,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(lines);
         with_default(subscriber, || {
             let _span = tracing::info_span!("noise").entered();
-            info!(event = "accepted", message = %"9f86d081-42", attempt = 3, trace_id = None::<&str>);
+            info!(event = "accepted", message_id = %"9f86d081-42", attempt = 3, trace_id = None::<&str>, "accepted");
             tracing::debug!("below the level");
             tracing::error!(target: "hyper", "a library");
         });
@@ -111,8 +109,9 @@ mod tests {
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text.trim_end()).unwrap();
         assert!(line.remove("timestamp").is_some_and(|time| time.as_str().unwrap().ends_with('Z')));
-        let expected =
-            serde_json::json!({"level": "INFO", "event": "accepted", "message": "9f86d081-42", "attempt": 3});
+        let expected = serde_json::json!({
+            "level": "INFO", "event": "accepted", "message_id": "9f86d081-42", "attempt": 3, "message": "accepted",
+        });
         assert_eq!(serde_json::Value::from(line), expected);
     }
 }

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 
 use self::print::{describe, table};
 use super::client::{self, ControlSocket};
+use super::out;
 use crate::control::{Deleted, Message, Messages, RedriveWish, Redriven, Status};
 use crate::delivery::Reason;
 
@@ -339,7 +340,7 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
 }
 
 fn say(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes())?;
+    out::print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 

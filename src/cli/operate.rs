@@ -1,6 +1,5 @@
 //! `connect-relay pause`, `resume` and `drain`: one request each at the operators' door, and what it came to in a line.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use anyhow::{Context as _, bail};
 
 use super::LEFT;
 use super::client::{ControlSocket, command};
+use super::out;
 use crate::control::{DrainWish, Left, PauseWish, Status};
 
 /// The relay answers a pause once it is on disk.
@@ -82,6 +82,6 @@ pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
 }
 
 fn say(line: &str) -> anyhow::Result<ExitCode> {
-    writeln!(std::io::stdout(), "{line}")?;
+    out::print(&format!("{line}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

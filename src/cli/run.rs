@@ -7,6 +7,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -82,8 +83,9 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
     if let Some(dir) = &args.dir {
         make(dir).with_context(|| format!("make {}", dir.display()))?;
     }
+    let options = Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), ..options(config) };
     let daemon = tokio::select! {
-        opened = Daemon::open(Options { supervisor: supervisor(), ..options(config) }, Clock::system()) => opened?,
+        opened = Daemon::open(options, Clock::system()) => opened?,
         () = signals.stop() => {
             warn!("left before the queue was open: what is in it stays on disk");
             return Ok(LEFT.into());
@@ -128,6 +130,7 @@ pub(super) fn options(config: &Config) -> Options {
         connect_instance: shape.sender.connect_instance.clone(),
         seed: fastrand::u64(..),
         supervisor: Supervisor::default(),
+        log_lines_dropped: Arc::default(),
     }
 }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::client;
+use super::out;
 use crate::message::{ConnectionToken, ConversationKey, Invalid};
 
 /// The most that goes out at once: the default of `ingress.batch_bytes_max`.
@@ -87,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let of_dir = || args.dir.as_ref().map(|dir| dir.join("relay.sock"));
     let of_environment = || std::env::var_os("CONNECT_RELAY__INGRESS__SOCKET").map(PathBuf::from);
     let socket = args.socket.clone().or_else(of_dir).or_else(of_environment).unwrap_or_else(|| client::INGRESS.into());
-    let mut out = std::io::stdout();
+    let mut out = out::stdout();
     if let Some(file) = &args.batch {
         let lines: Box<dyn BufRead> = if file == Path::new("-") {
             Box::new(BufReader::new(std::io::stdin()))
@@ -233,11 +234,11 @@ fn is_refused(line: &[u8]) -> bool {
 }
 
 fn print(out: &mut impl Write, body: &[u8]) -> anyhow::Result<()> {
-    out.write_all(body.trim_ascii_end())?;
+    out.write_all(body.trim_ascii_end()).context("write to standard output")?;
     if !body.is_empty() {
         out.write_all(b"\n")?;
     }
-    Ok(out.flush()?)
+    out.flush().context("write to standard output")
 }
 
 /// What a refusal says, in words; none for a 2xx.

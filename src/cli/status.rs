@@ -10,11 +10,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 
 use super::client::{self, ControlSocket};
+use super::out;
 use crate::control::Status;
 
 /// The relay answers from memory; longer than its own patience with its store.
@@ -52,12 +54,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.watch {
         let (json, status) = look(&socket).await?;
         let text = if args.json { json } else { render(&status, &past) };
-        std::io::stdout().write_all(text.as_bytes())?;
+        out::print(&text)?;
         let queued = args.exit_code && status.queued > 0;
         return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
     }
-    let mut out = std::io::stdout();
-    let clear = if out.is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
+    let mut out = out::stdout();
+    let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         // A relay that restarts is worth watching too.
         let text = match look(&socket).await {
@@ -73,8 +75,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Err(error) => format!("{error:#}\n"),
         };
-        if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() {
-            // Nobody reads any more: `status --watch | head`.
+        write!(out, "{clear}{text}").and_then(|()| out.flush()).context("write to standard output")?;
+        if out.has_no_reader() {
+            // `status --watch | head`
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(EVERY).await;
@@ -139,7 +142,10 @@ fn render(status: &Status, past: &Past) -> String {
         ("oldest", seconds(status.oldest_seconds)),
         ("due for", seconds(status.oldest_due_seconds)),
         ("in flight", status.in_flight.to_string()),
-        ("conversations", format!("{} ({} held, {} uncertain)", status.conversations, status.held, status.unknown)),
+        (
+            "conversations",
+            format!("{} ({} held, {} answer lost)", status.conversations, status.held, status.answer_lost),
+        ),
         ("dead letters", status.dead_letters.to_string()),
         ("rate", format!("{:.1}/s, quota {:.1}/s, gate {}", status.send_rate, status.quota_rate, status.gate)),
         throttled,
@@ -233,7 +239,7 @@ queued        0 of 10000
 oldest        0s
 due for       0s
 in flight     0
-conversations 0 (0 held, 0 uncertain)
+conversations 0 (0 held, 0 answer lost)
 dead letters  0
 rate          10.0/s, quota 10.0/s, gate open
 throttled     0.4% of 3000 attempts in 10m

@@ -61,7 +61,13 @@ impl Control {
     }
 
     /// `POST /messages/{id}/redrive`
-    pub(super) async fn redrive(&self, parts: &Parts, name: &str, body: &[u8]) -> Result<Reply, Refusal> {
+    pub(super) async fn redrive(
+        &self,
+        parts: &Parts,
+        name: &str,
+        body: &[u8],
+        uid: Option<u32>,
+    ) -> Result<Reply, Refusal> {
         Query::parse(parts, &[], None)?;
         let RedriveWish { connection_token, content, content_type } = wish(body)?;
         let content = content.map(Content::new);
@@ -78,8 +84,16 @@ impl Control {
         let edited = body.is_some();
         let redriven = self.of_queue(self.queue.redrive(id, Redrive { token, body })).await?;
         let message = Message::of(redriven.map_err(|unmoved| refusal(name, unmoved))?);
-        let Message { id, conversation, client_token, .. } = &message;
-        info!(redriven = 1, id, conversation, client_token, edited, "a dead letter is queued again, by an operator");
+        let Message { id, conversation, .. } = &message;
+        info!(
+            act = "redrive",
+            uid,
+            message_id = id,
+            conversation,
+            edited,
+            redriven = 1,
+            "a dead letter is queued again, by an operator"
+        );
         Ok(json(StatusCode::OK, &message))
     }
 
@@ -113,15 +127,23 @@ impl Control {
     }
 
     /// `POST /redrive`
-    pub(super) async fn redrive_all(&self, parts: &Parts) -> Result<Reply, Refusal> {
+    pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, Refusal> {
         let query = Query::parse(parts, &["reason", "conversation", "after", "limit"], Some(Part::Dead))?;
         let redrive = |of, after, most| self.queue.redrive_all(of, after, most);
         let Sweep { done, full: no_room, next, .. } = self.sweep(&query, redrive).await?;
-        if done > 0 {
+        // A request with `after` continues an act that is logged already.
+        if query.after.is_none() {
             let Selection { conversation, reason, .. } = &query.of;
-            let reason = reason.map(Reason::as_str);
-            let conversation = conversation.as_deref();
-            info!(redriven = done, reason, conversation, "dead letters are queued again, by an operator");
+            let (conversation, reason) = (conversation.as_deref(), reason.map(Reason::as_str));
+            info!(
+                act = "redrive_all",
+                uid,
+                reason,
+                conversation,
+                redriven = done,
+                more = next.is_some(),
+                "dead letters are queued again, by an operator"
+            );
         }
         match no_room {
             Some(no_room) if done == 0 => Err(Refusal(StatusCode::TOO_MANY_REQUESTS, full(no_room))),
@@ -133,21 +155,28 @@ impl Control {
     }
 
     /// `DELETE /messages/{id}`
-    pub(super) async fn delete(&self, parts: &Parts, name: &str) -> Result<Reply, Refusal> {
+    pub(super) async fn delete(&self, parts: &Parts, name: &str, uid: Option<u32>) -> Result<Reply, Refusal> {
         Query::parse(parts, &[], None)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
         let deleted = self.of_queue(self.queue.delete(id)).await?;
-        Ok(json(StatusCode::OK, &Message::of(deleted.map_err(|unmoved| refusal(name, unmoved))?)))
+        let message = Message::of(deleted.map_err(|unmoved| refusal(name, unmoved))?);
+        let Message { id, conversation, .. } = &message;
+        info!(act = "delete", uid, message_id = id, conversation, deleted = 1, "a message is deleted by an operator");
+        Ok(json(StatusCode::OK, &message))
     }
 
     /// `DELETE /messages`
-    pub(super) async fn delete_all(&self, parts: &Parts) -> Result<Reply, Refusal> {
+    pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, Refusal> {
         let query = Query::parse(parts, &["conversation", "after", "limit"], Some(Part::Queued))?;
         if query.of.conversation.is_none() {
             return Err(invalid("conversation is needed: all of them are not deleted at once".into()));
         }
         let delete = |of, after, most| self.queue.delete_all(of, after, most);
         let Sweep { done, in_flight, next, .. } = self.sweep(&query, delete).await?;
+        if query.after.is_none() {
+            let (conversation, more) = (query.of.conversation.as_deref(), next.is_some());
+            info!(act = "delete_all", uid, conversation, deleted = done, more, "messages are deleted by an operator");
+        }
         Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, next: next.map(|next| next.to_string()) }))
     }
 

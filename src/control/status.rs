@@ -7,7 +7,7 @@
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
 //! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | what waits, and for how long |
-//! | `conversations`, `held`, `unknown` | of them: waiting for a renewed token; with a message that may have arrived |
+//! | `conversations`, `held`, `answer_lost` | of them: waiting for a renewed token; with a message that may have arrived |
 //! | `dead_letters` | kept, not delivered |
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | room; `full` is null, or names what refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
@@ -20,10 +20,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use prometheus::proto::LabelPair;
 use serde::{Deserialize, Serialize};
 
-use crate::health::State;
+use crate::health::{Seen, State, Trouble};
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
 use crate::queue::{Full, Overview, Pause};
@@ -32,6 +33,9 @@ use crate::time::Timestamp;
 /// Something that could have been sent for longer is worth a word.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
+/// Sending that is only slow ends an attempt more often: at the least rate, and if answers take long.
+const QUIET_MAX: Duration = Duration::from_secs(60);
+
 /// Which relay this is, and what bounds it.
 #[derive(Clone, Debug, Default)]
 pub struct About {
@@ -39,6 +43,8 @@ pub struct About {
     pub version: &'static str,
     /// `sender.region`
     pub region: String,
+    /// Where messages go: `sender.endpoint`, or the region's.
+    pub upstream: String,
     /// `sender.connect_instance`
     pub connect_instance: String,
     /// `sender.quota_rate`
@@ -47,6 +53,17 @@ pub struct About {
     pub messages_max: u64,
     /// `queue.bytes_max`
     pub bytes_max: u64,
+}
+
+impl About {
+    /// The setting that decides where messages go, and its value.
+    fn destination(&self) -> String {
+        if !self.region.is_empty() && self.upstream.contains(&self.region) {
+            format!("sender.region ({})", self.region)
+        } else {
+            format!("sender.endpoint ({}, in place of sender.region)", self.upstream)
+        }
+    }
 }
 
 /// The reply to `GET /status`. A member that another version does not have is read as nothing.
@@ -67,7 +84,7 @@ pub struct Status {
     pub oldest_due_seconds: f64,
     pub conversations: u64,
     pub held: u64,
-    pub unknown: u64,
+    pub answer_lost: u64,
     pub dead_letters: u64,
     pub queue_bytes: u64,
     pub queue_bytes_max: u64,
@@ -103,6 +120,7 @@ pub(super) struct Facts {
     pub no_socket: Option<(PathBuf, String)>,
     pub rate: f64,
     pub closed: Option<Closed>,
+    pub seen: Seen,
     pub counts: Counts,
     pub uptime: Duration,
     pub now: Timestamp,
@@ -156,7 +174,7 @@ impl Status {
             oldest_due_seconds: age(overview.oldest_due),
             conversations: overview.conversations,
             held: overview.held,
-            unknown: overview.unknown,
+            answer_lost: overview.answer_lost,
             dead_letters: overview.dead,
             queue_bytes: overview.bytes,
             queue_bytes_max: about.bytes_max,
@@ -189,7 +207,12 @@ impl Paused {
 
 /// What is wrong and what to do about it, the worst first.
 fn problems(about: &About, facts: &Facts) -> Vec<String> {
-    let Facts { overview, state, stalled, rate, closed, now, .. } = facts;
+    let Facts { overview, state, stalled, rate, closed, seen, now, .. } = facts;
+    let due_for = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
+    let due = match overview.oldest_due {
+        Some(since) if due_for >= DUE_MAX => format!(" A message has been due for {}, since {since}.", span(due_for)),
+        _ => String::new(),
+    };
     let mut problems = Vec::new();
     if let State::Failed(why) = state {
         problems.push(format!(
@@ -215,11 +238,11 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     }
     if let Some(since) = overview.all_refused {
         problems.push(format!(
-            "Connect refuses every token since {since} (all_refused) and has never taken a message. sender.region ({}), \
-             sender.endpoint or the bot's Connect instance may be wrong. One message each sender.probe_max is tried with a \
+            "Connect refuses every token since {since} (all_refused) and has never taken a message. {} \
+             or the bot's Connect instance may be wrong. One message each sender.probe_max is tried with a \
              token that was not refused yet; the first that Connect takes resumes sending. Correct the setting and restart \
              the relay, or run `connect-relay resume`. No message is given up before its lifetime ends.",
-            about.region
+            about.destination()
         ));
     }
     if let Some(full) = overview.full {
@@ -231,27 +254,26 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         ));
     }
     match closed {
-        Some(Closed::Down) => problems.push(
-            "The Participant Service cannot be reached, or what answers is not it: messages wait and are tried again. \
-             Look at the log's last `deferred` line, at sender.region, sender.endpoint and sender.proxy, and at the network."
-                .into(),
-        ),
+        Some(Closed::Down) => problems.push(match &seen.trouble {
+            Some(Trouble { since, what, advice }) => format!(
+                "Sending is stuck since {since}: the Participant Service {what}.{due} Messages wait on disk, and one at a \
+                 time is tried. {advice}"
+            ),
+            None => format!(
+                "Sending is stuck: the Participant Service is down.{due} Messages wait on disk, and one at a time is tried. \
+                 The log's last warning says why; check sender.region, sender.endpoint and sender.proxy."
+            ),
+        }),
         Some(Closed::Throttled) => problems.push(format!(
-            "Connect throttles: sending at {rate:.1}/s of a quota of {:.1}/s. Everything that talks to the instance \
+            "Connect throttles: sending at {rate:.1}/s of a quota of {:.1}/s.{due} Everything that talks to the instance \
              draws on that quota; if this lasts, ask AWS to raise it.",
             about.quota_rate
         )),
         None => {}
     }
-    let due = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
     let held_back = overview.paused.is_some() || overview.all_refused.is_some();
-    if closed.is_none() && !held_back && due >= DUE_MAX {
-        problems.push(format!(
-            "A message has been due for {}: {} wait for {rate:.1}/s. Either more is handed over than the quota lets out \
-             (sender.quota_rate, sender.rate_max), or the sender is stuck and the log says why.",
-            humantime::format_duration(Duration::from_secs(due.as_secs())),
-            overview.queued,
-        ));
+    if closed.is_none() && !held_back && due_for >= DUE_MAX {
+        problems.push(slow_or_stuck(facts, &due));
     }
     if overview.set_aside {
         problems.push(
@@ -277,12 +299,45 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     problems
 }
 
+/// A message is due for long, and nothing is known to hold it: attempts that end show that sending is only slow.
+fn slow_or_stuck(facts: &Facts, due: &str) -> String {
+    let Facts { overview, rate, seen, counts, now, uptime, .. } = facts;
+    let quiet = seen.attempted.map_or(*uptime, |attempted| now.since(attempted));
+    if quiet < QUIET_MAX {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let left = Duration::try_from_secs_f64(overview.queued as f64 / rate).unwrap_or(Duration::MAX);
+        return format!(
+            "Sending is slow, not stuck: the last attempt ended {} ago.{due} {} wait for {rate:.1}/s, which takes about {}. \
+             More is handed over than the learned rate lets out: look at sender.quota_rate and sender.rate_max, and at who \
+             else draws on the quota.",
+            span(quiet),
+            overview.queued,
+            span(left),
+        );
+    }
+    let (what, next) = match counts.in_flight {
+        0 => ("nothing is in flight", "keep the relay's log and restart it; what was acknowledged is on disk"),
+        _ => (
+            "no answer has come to those in flight",
+            "look at the path to the Participant Service (sender.endpoint, sender.proxy), and at sender.attempt_timeout",
+        ),
+    };
+    format!("Sending is stuck: no attempt has ended for {}, and {what}.{due} What to do: {next}.", span(quiet))
+}
+
+/// To the second.
+fn span(span: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
+}
+
 pub(super) fn full(full: Full) -> String {
     match full {
         Full::Messages { queued, most } => format!("{queued} messages are queued, queue.messages_max is {most}"),
-        Full::Bytes { bytes, most } => format!("the queue takes {bytes} bytes on disk, queue.bytes_max is {most}"),
+        Full::Bytes { bytes, most } => {
+            format!("the queue takes {} on disk, queue.bytes_max is {}", ByteSize(bytes), ByteSize(most))
+        }
         Full::Disk { free, least } => {
-            format!("{free} bytes are free on the queue's volume, queue.free_disk_min is {least}")
+            format!("{} are free on the queue's volume, queue.free_disk_min is {}", ByteSize(free), ByteSize(least))
         }
     }
 }
@@ -318,6 +373,7 @@ mod tests {
         About {
             version: "1.2.3",
             region: "eu-west-2".into(),
+            upstream: "https://participant.connect.eu-west-2.amazonaws.com/".into(),
             connect_instance: "shop".into(),
             quota_rate: 10.0,
             messages_max: 100,
@@ -333,6 +389,7 @@ mod tests {
             no_socket: None,
             rate: 9.000_499,
             closed: None,
+            seen: Seen::default(),
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
             uptime: Duration::from_secs(90),
             now: NOW,
@@ -352,7 +409,7 @@ mod tests {
         let shown = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "state": "ready", "uptime_seconds": 90.0, "paused": null, "queued": 3, "queued_max": 100, "oldest_seconds": 1.5,
-            "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "unknown": 0, "dead_letters": 0,
+            "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "answer_lost": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",
             "problems": [],
@@ -388,7 +445,7 @@ mod tests {
         says(|facts| facts.overview.full = Some(Full::Disk { free: 1, least: 2 }), "queue.free_disk_min");
         says(|facts| facts.closed = Some(Closed::Down), "sender.endpoint");
         says(|facts| facts.closed = Some(Closed::Throttled), "9.0/s of a quota of 10.0/s");
-        says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s");
+        says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s, since 1970-");
         says(|facts| facts.overview.held = 1, "theirs: 1 conversation.");
         says(|facts| facts.overview.set_aside = true, "doctor check");
         says(|facts| facts.overview.corrupt = 2, "set aside: 2 records.");
@@ -404,11 +461,61 @@ mod tests {
     }
 
     #[test]
+    fn message_that_is_due_for_long_is_slow_or_stuck_and_status_says_which() {
+        let says = |edit: &dyn Fn(&mut Facts), texts: &[&str]| {
+            let mut facts = facts();
+            facts.overview.queued = 60;
+            facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000));
+            facts.seen.attempted = Some(Timestamp(NOW.0 - 3000));
+            edit(&mut facts);
+            let problems = problems(&about(), &facts);
+            let [problem] = &problems[..] else { panic!("one problem: {problems:?}") };
+            for text in texts.iter().chain(&["due for 1m 1s, since 1970-01-01T02:45:39.000Z."]) {
+                assert!(problem.contains(text), "{problem} lacks {text}");
+            }
+        };
+        says(&|_| {}, &["slow, not stuck: the last attempt ended 3s ago", "60 wait for 9.0/s", "about 6s"]);
+        says(
+            &|facts| {
+                facts.seen.attempted = None;
+                facts.counts.in_flight = 0;
+            },
+            &["stuck: no attempt has ended for 1m 30s, and nothing is in flight", "restart it"],
+        );
+        says(&|facts| facts.seen.attempted = Some(Timestamp(0)), &["stuck: ", "no answer has come to those in flight"]);
+        says(&|facts| facts.closed = Some(Closed::Throttled), &["throttles: sending at 9.0/s of a quota of 10.0/s."]);
+        says(&|facts| facts.closed = Some(Closed::Down), &["Sending is stuck: ", "down", "sender.endpoint"]);
+        says(
+            &|facts| {
+                facts.closed = Some(Closed::Down);
+                let (what, advice) = ("answered 503".to_owned(), "Look there.");
+                facts.seen.trouble = Some(Trouble { since: Timestamp(1000), what, advice });
+            },
+            &["stuck since 1970-01-01T00:00:01.000Z: the Participant Service answered 503.", "tried. Look there."],
+        );
+    }
+
+    #[test]
+    fn setting_that_is_named_is_the_one_that_is_set() {
+        let mut about = about();
+        assert_eq!(about.destination(), "sender.region (eu-west-2)");
+        about.upstream = "http://127.0.0.1:9580/".into();
+        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
+        about.region = String::new();
+        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
+    }
+
+    #[test]
     fn what_passes_by_itself_is_no_problem() {
         let mut facts = facts();
         facts.state = State::Draining;
-        facts.overview =
-            Overview { queued: 80, dead: 7, unknown: 1, oldest_due: Some(Timestamp(NOW.0 - 59_000)), ..facts.overview };
+        facts.overview = Overview {
+            queued: 80,
+            dead: 7,
+            answer_lost: 1,
+            oldest_due: Some(Timestamp(NOW.0 - 59_000)),
+            ..facts.overview
+        };
         assert_eq!(problems(&about(), &facts), Vec::<String>::new());
     }
 

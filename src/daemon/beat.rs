@@ -71,7 +71,7 @@ impl Beat {
             _ if overview.all_refused.is_some() => "; Connect refuses every token",
             None => "",
             Some(Closed::Throttled) => ", throttled",
-            Some(Closed::Down) => "; Connect cannot be reached",
+            Some(Closed::Down) => "; Connect takes no messages",
         };
         format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
     }

@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use prometheus::process_collector::ProcessCollector;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -113,6 +112,7 @@ impl Daemon {
         let Common { participant, metrics, clock } = common;
         let (queue, budget) = (self.queue.clone(), self.budget.clone());
         let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
+        let sender = sender.reporting(self.health.destination());
         let stop = until(&self.stage, |stage| stage.nothing_new);
         self.sending.spawn(async move {
             // A store that has failed tells everybody by itself.
@@ -132,6 +132,8 @@ impl Daemon {
             clock.clone(),
             metrics,
         );
+        let reports = ingress.report_rejections(until(&self.stage, |stage| stage.dark));
+        self.windows.spawn(named("the report of refused messages", reports));
         let ingress = Arc::new(watch::Sender::new(ingress));
         self.reload.ingress = Arc::downgrade(&ingress);
         for (name, listener) in [("the bots' socket", Some(unix)), ("the bots' port", tcp)] {
@@ -158,6 +160,7 @@ impl Daemon {
             about: About {
                 version: VERSION,
                 region: options.region.clone(),
+                upstream: options.participant.endpoint.to_string(),
                 connect_instance: options.connect_instance.clone(),
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,
@@ -169,9 +172,9 @@ impl Daemon {
             limits: self.reload.limits.subscribe(),
             place: Some(place),
         };
-        let service = move |request, _| {
+        let service = move |request, peer| {
             let operators = operators.clone();
-            async move { operators.answer(request).await }
+            async move { operators.answer(request, peer).await }
         };
         let (connections, stop) = (Connections::default(), until(&self.stage, |stage| stage.dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
@@ -232,8 +235,12 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     let help = "Always 1: the build, the region and the instance are its labels.";
     let labels = [VERSION, options.region.as_str(), options.connect_instance.as_str()];
     metrics.gauges("info", help, &["version", "region", "connect_instance"]).with_label_values(&labels).set(1);
-    let process = metrics.registry().register(Box::new(ProcessCollector::for_self()));
-    process.expect("nothing else is called process");
+    metrics.process();
+    metrics.counter_of(
+        "log_lines_dropped_total",
+        "Log lines that were dropped because stderr did not take them.",
+        Arc::clone(&options.log_lines_dropped),
+    );
     let reload_ok = metrics.gauge(
         "config_reload_ok",
         "0: the configuration last read was refused. Keys that wait for a restart are in the log.",

@@ -49,6 +49,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
         connect_instance: "test".into(),
         seed: 1,
         supervisor: Supervisor::default(),
+        log_lines_dropped: Arc::default(),
     }
 }
 
@@ -249,7 +250,7 @@ async fn attempt_that_is_cut_puts_its_own_conversation_in_doubt_and_no_other() {
         assert_eq!(ended, Ok(Ending::Left { queued: Some(3) }), "{grace}");
 
         let daemon = Daemon::open(options, Clock::system()).await.unwrap();
-        assert_eq!(daemon.queue.overview().await.unwrap().unknown, 1, "{grace}");
+        assert_eq!(daemon.queue.overview().await.unwrap().answer_lost, 1, "{grace}");
         drop((daemon, dir));
     }
 }
@@ -467,7 +468,7 @@ async fn the_beat_falls_silent_only_where_a_restart_would_help() {
     beat.health.set(State::Ready);
     beat.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(Hint::default()));
     beat.once().await;
-    assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect cannot be reached\nWATCHDOG=1");
+    assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
     pulse.store(clock.now().0 - 61_000, Ordering::Relaxed);
     beat.once().await;
     assert_eq!(heard(), "STATUS=hangs: the sender's loop has made no step for 61 s");

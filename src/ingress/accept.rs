@@ -38,7 +38,9 @@ impl Stub {
     pub(super) fn kept(&self, verdict: Verdict, rate: f64) -> Result<State, Refusal> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
-            Verdict::Rejected(rejection) => Err(Refusal::of_rejection(&rejection, rate, self.lifetime)),
+            Verdict::Rejected(rejection) => {
+                Err(Refusal::of_rejection(&rejection, rate, self.lifetime).about_token(&self.client_token))
+            }
         }
     }
 }
@@ -47,7 +49,8 @@ impl Inner {
     /// SendMessage.
     pub(super) async fn message(&self, headers: &HeaderMap, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
-        let message = members.message(&self.options.limits)?;
+        let message = members.message(&self.options.limits);
+        let message = message.map_err(|wrong| Refusal::from(wrong).about(members.subject()))?;
         let submission = submission(headers, message, members.client_token()?, peer)?;
         drop(members);
         self.submit(submission, headers, body, peer).await
@@ -75,7 +78,9 @@ impl Inner {
         let verdict = self.queue.accept(vec![submission], rate).await;
         timer.observe_duration();
         drop(body);
-        let verdict = verdict?.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
+        let verdict = verdict
+            .and_then(|mut verdicts| verdicts.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into())))
+            .map_err(|failed| Refusal::from(failed).about_token(&stub.client_token))?;
         let state = stub.kept(verdict, rate)?;
         let wait = self.wait(Preference::of(headers), self.reply(peer));
         let state = self.outcome(state, wait.span).await;
@@ -109,14 +114,16 @@ pub(super) fn submission(
     client_token: ClientToken,
     peer: Peer,
 ) -> Result<Submission, Refusal> {
-    let Identity { token, conversation } = Identity::of(headers)?;
+    let read = || Ok((Identity::of(headers)?, request::replaces(headers)?, request::lifetime(headers)?));
+    let read = read().map_err(|refusal: Refusal| refusal.about_token(&client_token));
+    let (Identity { token, conversation }, replaces, lifetime) = read?;
     Ok(Submission {
         body,
         client_token,
         connection_token: token,
         conversation,
-        replaces: request::replaces(headers)?,
-        lifetime: request::lifetime(headers)?,
+        replaces,
+        lifetime,
         caller: caller(peer),
         trace_id: request::trace_id(headers),
     })

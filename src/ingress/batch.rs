@@ -75,10 +75,9 @@ impl Inner {
             verdicts = self.queue.accept(submissions, rate).await?;
             timer.observe_duration();
         }
-        drop(bytes);
         let mut verdicts = verdicts.into_iter();
         let mut replies = Vec::with_capacity(lines.len() * 80);
-        for line in lines {
+        for (line, json) in lines.into_iter().zip(jsons()) {
             let kept = match line {
                 Ok(stub) => {
                     let verdict =
@@ -90,11 +89,13 @@ impl Inner {
             match kept {
                 Ok((stub, state)) => reply::line(&mut replies, &stub.client_token, &state),
                 Err(refusal) => {
-                    self.measures.rejected(&refusal);
                     reply::error_line(&mut replies, &refusal);
+                    let subject = Members::parse(json).map(|mut members| members.subject()).unwrap_or_default();
+                    self.rejected(&refusal.about(subject));
                 }
             }
         }
+        drop(bytes);
         Ok(reply::of_lines(share.of(room.of(replies))))
     }
 }

@@ -44,12 +44,14 @@ impl Inner {
     /// SendEvent.
     pub(super) async fn event(&self, parts: Parts, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
         let mut members = Members::parse(&body.bytes)?;
-        let event = members.event(&self.options.limits)?;
+        let event = members.event(&self.options.limits);
+        let event = event.map_err(|wrong| Refusal::from(wrong).about(members.subject()))?;
         let client_token = members.client_token()?;
         drop(members);
         if event.content_type() == Some(TYPING) {
             let asker = Identity::of(&parts.headers)?.asker(caller(peer));
-            return match self.typing(parts, &body, asker, caller(peer)).await? {
+            let typed = self.typing(parts, &body, asker, caller(peer)).await;
+            return match typed.map_err(|refusal| refusal.about_token(&client_token))? {
                 Some(answer) => Ok(answer),
                 None => {
                     self.measures.events_dropped.inc();
@@ -110,9 +112,7 @@ impl Inner {
         let mut share = Share::default();
         let room = async |bytes| share = self.replies.reply_share(bytes, caller).await;
         let forwarded = self.participant.forward(parts.method, target, &parts.headers, body, room).await;
-        let forwarded = forwarded.map_err(|Unreachable(why)| {
-            Refusal::unavailable(format!("connect-relay: the Participant Service cannot be reached: {why}"))
-        })?;
+        let forwarded = forwarded.map_err(|Unreachable(why)| Refusal::unavailable(format!("connect-relay: {why}")))?;
         Ok(Forwarded { body: share.of(forwarded.body), ..forwarded })
     }
 }

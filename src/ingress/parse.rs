@@ -9,9 +9,10 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::refusal::Subject;
 use super::request::lifetime_of;
 use crate::message::{
-    Body, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX, Limits,
+    self, Body, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX, Limits,
 };
 
 /// The ContentType of a typing event.
@@ -108,6 +109,21 @@ impl<'a> Members<'a> {
             client_token: self.client_token()?,
             body: self.message(limits)?,
         })
+    }
+
+    /// The names of a message, as far as they are valid. They are taken out.
+    pub(super) fn subject(&mut self) -> Subject {
+        let text = |name: &str, member: &mut Member<'a>| member.text(name).ok().flatten();
+        let token = text("ConnectionToken", &mut self.connection_token);
+        let token = token.and_then(|token| ConnectionToken::parse(token.as_bytes()).ok());
+        let key = text("Conversation", &mut self.conversation).map(|key| ConversationKey::parse(key.as_bytes()));
+        let conversation = match (token, key.transpose()) {
+            (Some(token), Ok(key)) => Some(message::label(key.as_ref(), &token)),
+            _ => None,
+        };
+        let client_token = text("ClientToken", &mut self.client_token);
+        let client_token = client_token.and_then(|token| ClientToken::parse(&token).ok().flatten());
+        Subject { conversation, client_token: client_token.map(|token| token.as_str().into()) }
     }
 
     fn lifetime(&self) -> Result<Option<std::time::Duration>, Invalid> {

@@ -14,11 +14,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 
 use crate::delivery::{Reason, ServiceError};
-use crate::message::Invalid;
+use crate::message::{ClientToken, Invalid};
 use crate::queue::{Full, Rejection, StoreFailed};
 
 /// The longest that a full queue asks a bot to stay away.
@@ -82,11 +83,41 @@ pub(super) struct Refusal {
     pub(super) request_id: Option<Box<str>>,
     /// Which rejection it is, if it is one.
     pub(super) counted: Option<Rejected>,
+    /// The message that it refuses, for the log.
+    pub(super) subject: Option<Box<Subject>>,
+}
+
+/// The names of a refused message, as far as they are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// The conversation's label.
+    pub(super) conversation: Option<Box<str>>,
+    pub(super) client_token: Option<Box<str>>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { status, code: code.into(), text: text.into(), retry: None, request_id: None, counted: None }
+        Refusal {
+            status,
+            code: code.into(),
+            text: text.into(),
+            retry: None,
+            request_id: None,
+            counted: None,
+            subject: None,
+        }
+    }
+
+    /// Adds names to those that are known.
+    pub(super) fn about(mut self, names: Subject) -> Refusal {
+        let subject = self.subject.get_or_insert_default();
+        subject.conversation = subject.conversation.take().or(names.conversation);
+        subject.client_token = subject.client_token.take().or(names.client_token);
+        self
+    }
+
+    pub(super) fn about_token(self, client_token: &ClientToken) -> Refusal {
+        self.about(Subject { client_token: Some(client_token.as_str().into()), ..Subject::default() })
     }
 
     pub(super) fn counted(self, reason: Rejected) -> Refusal {
@@ -150,7 +181,7 @@ impl Refusal {
         } else {
             error.text.to_string().into()
         };
-        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None }
+        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None, subject: None }
     }
 
     /// What a dead message answers to those who wait for it and to repeats.
@@ -201,16 +232,24 @@ impl Refusal {
                 (format!("{queued} of {most} messages (queue.messages_max)"), Rejected::QueueFull)
             }
             Full::Bytes { bytes, most } => {
-                (format!("{bytes} of {most} bytes on disk (queue.bytes_max)"), Rejected::QueueFull)
+                (format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)), Rejected::QueueFull)
             }
             Full::Disk { free, least } => (
-                format!("{free} bytes are free on its disk, {least} must stay free (queue.free_disk_min)"),
+                format!(
+                    "{} are free on its disk, {} must stay free (queue.free_disk_min)",
+                    ByteSize(free),
+                    ByteSize(least)
+                ),
                 Rejected::DiskFull,
             ),
         };
-        let text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
+        let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
         // One place is free after the time that one message takes.
-        let retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        if reason == Rejected::DiskFull {
+            text.push_str(", but messages are accepted again only when space was freed on that disk");
+            retry = RETRY_MAX;
+        }
         Refusal { retry: Some(retry), ..Refusal::later("ThrottlingException", text).counted(reason) }
     }
 }
@@ -240,19 +279,33 @@ mod tests {
     #[test]
     fn full_queue_names_the_limit_its_key_and_how_fast_it_empties() {
         let of = |full, rate| Refusal::of_rejection(&Rejection::Full(full), rate, None);
-        for (full, reason, text) in [
-            (Full::Messages { queued: 10, most: 10 }, Rejected::QueueFull, "10 of 10 messages (queue.messages_max)"),
-            (Full::Bytes { bytes: 9, most: 8 }, Rejected::QueueFull, "9 of 8 bytes on disk (queue.bytes_max)"),
+        for (full, reason, text, retry, more) in [
             (
-                Full::Disk { free: 1, least: 2 },
+                Full::Messages { queued: 10, most: 10 },
+                Rejected::QueueFull,
+                "10 of 10 messages (queue.messages_max)",
+                2500,
+                "",
+            ),
+            (
+                Full::Bytes { bytes: (128 << 20) + (1 << 19), most: 128 << 20 },
+                Rejected::QueueFull,
+                "128.5 MiB of 128.0 MiB on disk (queue.bytes_max)",
+                2500,
+                "",
+            ),
+            (
+                Full::Disk { free: 1 << 20, least: 64 << 20 },
                 Rejected::DiskFull,
-                "1 bytes are free on its disk, 2 must stay free (queue.free_disk_min)",
+                "1.0 MiB are free on its disk, 64.0 MiB must stay free (queue.free_disk_min)",
+                60_000,
+                ", but messages are accepted again only when space was freed on that disk",
             ),
         ] {
             let refusal = of(full, 0.4);
             assert_eq!((refusal.status.as_u16(), &*refusal.code), (429, "ThrottlingException"));
-            assert_eq!((refusal.counted, refusal.retry), (Some(reason), Some(Duration::from_millis(2500))));
-            let text = format!("connect-relay: the queue is full: {text}; it empties at 0.4 messages a second");
+            assert_eq!((refusal.counted, refusal.retry), (Some(reason), Some(Duration::from_millis(retry))));
+            let text = format!("connect-relay: the queue is full: {text}; it empties at 0.4 messages a second{more}");
             assert_eq!(refusal.text, text);
         }
         assert_eq!(of(Full::Disk { free: 1, least: 2 }, 0.0).retry, Some(RETRY_MAX));

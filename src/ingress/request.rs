@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hyper::header::{GetAll, HeaderMap, HeaderName, HeaderValue};
 
-use super::refusal::Refusal;
-use crate::message::{Caller, ConnectionToken, ConversationKey, Invalid, LIFETIME_MAX};
+use super::refusal::{Refusal, Subject};
+use crate::message::{self, Caller, ConnectionToken, ConversationKey, Invalid, LIFETIME_MAX};
 use crate::queue::Asker;
 
 pub(super) const BEARER: HeaderName = HeaderName::from_static("x-amz-bearer");
@@ -45,6 +45,12 @@ impl Identity {
     pub(super) fn asker(self, caller: Caller) -> Asker {
         Asker { token: self.token, conversation: self.conversation, caller }
     }
+}
+
+/// The names of a request's message that are in its headers.
+pub(super) fn subject(headers: &HeaderMap) -> Subject {
+    let conversation = Identity::of(headers).ok().map(|of| message::label(of.conversation.as_ref(), &of.token));
+    Subject { conversation, client_token: None }
 }
 
 /// The token that this request's renews.

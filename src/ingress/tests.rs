@@ -405,7 +405,7 @@ async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log
         (&line["conversation"], &line["trace_id"]),
         (&json!(label("t-1")), &json!("0af7651916cd43dd8448eb211c80319c"))
     );
-    assert_eq!(line["message"], rig.say("t-1", "c-1", "hello").await.header("relay-message"));
+    assert_eq!(line["message_id"], rig.say("t-1", "c-1", "hello").await.header("relay-message"));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! | answer | outcome |
 //! | --- | --- |
 //! | 2xx with a JSON object (for an event or a disconnect also with an empty body) | delivered |
-//! | 2xx otherwise, or cut short | unknown |
+//! | 2xx otherwise, or cut short | answer lost |
 //! | 3xx | misconfigured: never followed |
 //! | 429; an error with a throttle's code | throttled |
 //! | 503 | down |
@@ -26,7 +26,7 @@ use hyper::header::HeaderMap;
 use serde_json::{Map, Value};
 
 use super::scrub::{scrub, scrub_id};
-use crate::delivery::{Outcome, Receipt, ServiceError};
+use crate::delivery::{NO_OBJECT, Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
 use crate::time::Timestamp;
@@ -108,13 +108,15 @@ impl Answer<'_> {
 fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome {
     let status = answer.status.as_u16();
     let Some(body) = answer.body else {
-        return Outcome::Unknown { why: format!("{status}, and the rest of the answer is missing") };
+        return Outcome::AnswerLost { why: format!("{status}, and the rest of the answer is missing") };
     };
     let may_be_empty = !matches!(sent, Body::Message { .. });
     let object = match answer.object() {
         Some(object) => object,
         None if may_be_empty && body.trim_ascii().is_empty() => Map::new(),
-        None => return Outcome::Unknown { why: format!("{status} without a JSON object") },
+        None => {
+            return Outcome::AnswerLost { why: format!("{status} {NO_OBJECT}: a page of a proxy, or another service") };
+        }
     };
     let member = |object: &Map<String, Value>, name: &str| {
         object.get(name).and_then(Value::as_str).map(|text| kept_id(text, token))
@@ -250,7 +252,7 @@ mod tests {
             Outcome::Throttled { .. } => "throttled",
             Outcome::Down { .. } => "down",
             Outcome::Unavailable { .. } => "unavailable",
-            Outcome::Unknown { .. } => "unknown",
+            Outcome::AnswerLost { .. } => "answer_lost",
             Outcome::Refused(_) => "refused",
             Outcome::Unlisted(_) => "unlisted",
             Outcome::Denied(_) => "denied",
@@ -314,21 +316,21 @@ mod tests {
         for (sent, status, body, expected) in [
             (message(), 200, Some(OBJECT), "delivered"),
             (message(), 201, Some("{}"), "delivered"),
-            (message(), 200, Some(""), "unknown"),
-            (message(), 204, Some(""), "unknown"),
-            (message(), 200, Some("[]"), "unknown"),
-            (message(), 200, Some("{\"Id\":"), "unknown"),
-            (message(), 200, Some(HTML), "unknown"),
-            (message(), 200, None, "unknown"),
+            (message(), 200, Some(""), "answer_lost"),
+            (message(), 204, Some(""), "answer_lost"),
+            (message(), 200, Some("[]"), "answer_lost"),
+            (message(), 200, Some("{\"Id\":"), "answer_lost"),
+            (message(), 200, Some(HTML), "answer_lost"),
+            (message(), 200, None, "answer_lost"),
             (event(), 200, Some(OBJECT), "delivered"),
             (event(), 200, Some("{}"), "delivered"),
             (event(), 200, Some(""), "delivered"),
-            (event(), 200, Some(HTML), "unknown"),
-            (event(), 200, None, "unknown"),
+            (event(), 200, Some(HTML), "answer_lost"),
+            (event(), 200, None, "answer_lost"),
             (Body::Disconnect, 200, Some(" \r\n"), "delivered"),
             (Body::Disconnect, 204, Some(""), "delivered"),
             (Body::Disconnect, 200, Some("{}"), "delivered"),
-            (Body::Disconnect, 200, Some(HTML), "unknown"),
+            (Body::Disconnect, 200, Some(HTML), "answer_lost"),
         ] {
             let outcome = ask(&sent, status, &[], body);
             assert_eq!(kind(&outcome), expected, "{sent:?} {status} {body:?}: {outcome:?}");

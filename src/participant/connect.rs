@@ -9,16 +9,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::Uri;
+use hyper::{StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tower_service::Service;
+
+use super::words::causes_of;
+
+/// The longest head of a proxy's answer.
+const PROXY_HEAD_BYTES_MAX: usize = 8 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -33,7 +38,7 @@ pub(super) struct Connector {
 #[derive(Clone)]
 enum Route {
     Direct(HttpsConnector<HttpConnector>),
-    Proxied(HttpsConnector<Tunnel<HttpConnector>>),
+    Proxied(HttpsConnector<Tunnel>),
 }
 
 impl Connector {
@@ -48,7 +53,7 @@ impl Connector {
         tcp.set_keepalive(Some(Duration::from_secs(15)));
         let tls = Arc::new(tls);
         let route = match proxy {
-            Some(proxy) => Route::Proxied((Tunnel::new(proxy, tcp), tls).into()),
+            Some(proxy) => Route::Proxied((Tunnel { proxy, tcp }, tls).into()),
             None => Route::Direct((tcp, tls).into()),
         };
         Connector { route, limit }
@@ -79,6 +84,64 @@ impl Service<Uri> for Connector {
                 Err(io::Error::new(io::ErrorKind::TimedOut, text).into())
             })
         })
+    }
+}
+
+/// A proxy's CONNECT. hyper-util's own keeps the proxy's status to itself.
+#[derive(Clone)]
+struct Tunnel {
+    proxy: Uri,
+    tcp: HttpConnector,
+}
+
+impl Service<Uri> for Tunnel {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, task: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(task).map_err(Into::into)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.tcp.call(self.proxy.clone());
+        // Without a user name and a password: `Participant::new` refuses them.
+        let name = format!("the proxy {} (sender.proxy)", self.proxy.authority().map_or("", |of| of.as_str()));
+        Box::pin(async move {
+            let mut stream = connecting.await.map_err(|error| format!("connect to {name}: {}", causes_of(&error)))?;
+            connect_through(stream.inner_mut(), &to).await.map_err(|why| format!("{name} {why}"))?;
+            Ok(stream)
+        })
+    }
+}
+
+/// Asks the proxy for a tunnel; the error says what the proxy did.
+async fn connect_through(stream: &mut TcpStream, to: &Uri) -> Result<(), String> {
+    let (host, port) = (to.host().unwrap_or_default(), to.port_u16().unwrap_or(443));
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => "closed the connection without an answer to CONNECT".to_owned(),
+        _ => format!("did not answer CONNECT: {error}"),
+    };
+    let asked = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
+    stream.write_all(asked.as_bytes()).await.map_err(failed)?;
+    let mut head = Vec::new();
+    // Byte by byte: what follows the head belongs to the tunnel.
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() == PROXY_HEAD_BYTES_MAX {
+            return Err(format!("answered CONNECT with a head of more than {} KiB", PROXY_HEAD_BYTES_MAX >> 10));
+        }
+        head.push(stream.read_u8().await.map_err(failed)?);
+    }
+    let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| StatusCode::from_bytes(rest.get(2..5)?).ok());
+    match status {
+        Some(status) if status.is_success() => Ok(()),
+        Some(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => Err(
+            "answered CONNECT with 407 Proxy Authentication Required: the relay sends no credentials, so the proxy has to \
+             allow this host without them"
+                .into(),
+        ),
+        Some(status) => Err(format!("answered CONNECT with {status}: it has to allow {host}:{port}")),
+        None => Err("did not answer CONNECT in HTTP/1".into()),
     }
 }
 

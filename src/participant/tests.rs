@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use hyper::header::HeaderName;
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -87,7 +87,7 @@ async fn serve(listener: &TcpListener, answer: &str) -> (String, TcpStream) {
 }
 
 fn assert_unknown(outcome: &Outcome) {
-    assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::AnswerLost { .. }), "{outcome:?}");
 }
 
 fn assert_nothing_written(outcome: &Outcome, why: &str) {
@@ -274,15 +274,19 @@ fn authority() -> (TlsAcceptor, String) {
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let issued = CertificateParams::new(["127.0.0.1".to_string()]).unwrap().signed_by(&key, &issuer).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    (acceptor(issued.der().clone(), key.serialize_der()), issuer.pem())
+}
+
+fn acceptor(certificate: CertificateDer<'static>, key: Vec<u8>) -> TlsAcceptor {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![issued.der().clone()], key)
+        .with_single_cert(vec![certificate], key)
         .unwrap();
-    (TlsAcceptor::from(Arc::new(config)), issuer.pem())
+    TlsAcceptor::from(Arc::new(config))
 }
 
 async fn serve_tls(tls: &TlsAcceptor, stream: TcpStream) -> String {
@@ -313,7 +317,41 @@ async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
     let script = async { tls.accept(listener.accept().await.unwrap().0).await.is_err() };
     let (failed, outcome) = both(script, attempt(&participant, &message())).await;
     assert!(failed);
-    assert_nothing_written(&outcome, "invalid peer certificate");
+    assert_nothing_written(&outcome, "the signature of the server's certificate is wrong: ");
+}
+
+/// A certificate of each kind that operators get wrong, and the sentence for it.
+#[tokio::test]
+async fn certificate_that_is_not_accepted_is_a_sentence() {
+    let issued = |edit: &dyn Fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        edit(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (acceptor(certificate.der().clone(), key.serialize_der()), certificate.pem())
+    };
+    for (edit, text) in [
+        (
+            &(|params: &mut CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+                as &dyn Fn(&mut CertificateParams),
+            "the certificate of an authority (CA:TRUE) as its own",
+        ),
+        (&|params| params.not_after = rcgen::date_time_ymd(2001, 9, 9), "expired at 2001-09-09T00:00:00.000Z: "),
+        (&|params| params.not_before = rcgen::date_time_ymd(2999, 1, 1), "not valid before 2999-01-01T00:00:00.000Z: "),
+        (
+            &|params| params.subject_alt_names = vec![SanType::DnsName("localhost".try_into().unwrap())],
+            "is for localhost, not for 127.0.0.1: ",
+        ),
+    ] {
+        let (listener, mut options) = upstream("https").await;
+        let (tls, pem) = issued(edit);
+        options.extra_roots = pem.into_bytes();
+        let participant = client(options);
+        let script = async { tls.accept(listener.accept().await.unwrap().0).await.is_err() };
+        let (failed, outcome) = both(script, attempt(&participant, &message())).await;
+        assert!(failed);
+        assert_nothing_written(&outcome, text);
+    }
 }
 
 #[tokio::test]
@@ -342,11 +380,17 @@ async fn proxy_that_refuses_or_says_nothing_wrote_nothing() {
     options.endpoint = "https://127.0.0.1:1".parse().unwrap();
     let participant = client(options.clone());
     for (answer, why) in [
-        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "proxy authorization required"),
-        ("HTTP/1.1 403 Forbidden\r\n\r\n", "tunnel error"),
+        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "(sender.proxy) answered CONNECT with 407 Proxy Auth"),
+        (
+            "HTTP/1.1 403 Forbidden\r\n\r\n",
+            "(sender.proxy) answered CONNECT with 403 Forbidden: it has to allow 127.0.0.1:1",
+        ),
+        ("HTTP/1.0 503 canary\r\nx: canary\r\n\r\n", "(sender.proxy) answered CONNECT with 503 Service Unavailable"),
+        ("SSH-2.0-canary\r\n\r\n", "(sender.proxy) did not answer CONNECT in HTTP/1"),
     ] {
         let (_held, outcome) = both(serve(&listener, answer), attempt(&participant, &message())).await;
         assert_nothing_written(&outcome, why);
+        assert!(outcome.why().contains(&format!("the proxy {} ", listener.local_addr().unwrap())), "{outcome:?}");
     }
     options.connect_timeout = Duration::from_millis(50);
     let outcome = bounded(attempt(&client(options), &message())).await;
@@ -424,7 +468,11 @@ async fn forwarding_without_a_whole_reply_says_so() {
     drop(listener);
     let forward = participant.forward(Method::GET, "/participant/views/canary", &headers, Bytes::new(), async |_| ());
     let text = bounded(forward).await.unwrap_err().to_string();
-    assert!(text.starts_with("connect to 127.0.0.1:") && !text.contains("canary"), "{text}");
+    assert!(
+        text.starts_with("the Participant Service cannot be reached: connect to 127.0.0.1:")
+            && !text.contains("canary"),
+        "{text}"
+    );
 }
 
 #[test]

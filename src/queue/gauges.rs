@@ -101,7 +101,7 @@ impl Gauges {
         self.conversations.set(whole(overview.conversations));
         self.damaged.set(i64::from(overview.set_aside));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
-        self.held.with_label_values(&["unknown"]).set(whole(overview.unknown));
+        self.held.with_label_values(&["answer_lost"]).set(whole(overview.answer_lost));
         self.paused.set(i64::from(overview.paused.is_some()));
     }
 }

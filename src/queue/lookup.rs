@@ -180,7 +180,7 @@ impl Writer {
             oldest_due: self.oldest_due(now)?,
             conversations: meta.conversations,
             held: meta.held,
-            unknown: meta.unknown,
+            answer_lost: meta.unknown,
             dead: meta.dead,
             bytes: self.space.bytes,
             disk_free: self.space.free.unwrap_or(u64::MAX),

@@ -35,7 +35,7 @@ pub struct Overview {
     /// Of them, held after a refused token.
     pub held: u64,
     /// Of them, with a head that may have been delivered.
-    pub unknown: u64,
+    pub answer_lost: u64,
     /// Dead letters kept.
     pub dead: u64,
     /// Bytes on disk.

@@ -81,8 +81,6 @@ impl Writer {
 
     /// An operator pauses sending. A second word changes the reason, not the time.
     pub(super) fn pause(&mut self, why: String, now: Timestamp) {
-        let reason = why.clone();
-        self.afterwards(move || info!(reason, "sending is paused by an operator, until it is resumed"));
         self.set_pause(Some(why), now);
     }
 
@@ -111,9 +109,7 @@ impl Writer {
         // Last: a crash before this leaves it paused, and no reply said otherwise.
         (self.trust.refused, self.trust.tried_at) = (Vec::new(), None);
         self.sending.forgiven = now;
-        if self.sending.paused.take().is_some() {
-            self.afterwards(|| info!("sending goes on; refused tokens are tried again"));
-        }
+        self.sending.paused = None;
         self.store.put(Key::new(b'h'), &self.sending);
         self.poke = true;
         Ok(())

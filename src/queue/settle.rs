@@ -53,12 +53,12 @@ impl Writer {
                 self.move_to(&conversation, &mut line, Place::Due(due), now);
                 if due > now { Settled::Deferred(due) } else { Settled::Kept }
             }
-            Disposition::Retry { due, unknown, strike, counted } => {
+            Disposition::Retry { due, answer_lost, strike, counted } => {
                 let trial = &mut line.first[0].trial;
                 trial.attempts += 1;
                 trial.strikes = trial.strikes.saturating_add(u8::from(strike));
                 trial.failures = trial.failures.and(now, counted);
-                if unknown {
+                if answer_lost {
                     self.meta.unknown += u64::from(!trial.unknown);
                     trial.unknown = true;
                     trial.sent_with = Some(lease.token);

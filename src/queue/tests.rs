@@ -291,7 +291,7 @@ fn retry_that_comes_too_late_waits_for_those_that_do_not() {
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(10)), ..message("a", "1", "retry") });
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
-    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false });
+    rig.settle(lease, Disposition::Retry { due, answer_lost: true, strike: false, counted: false });
     rig.accepted(message("b", "1", "calm"));
     rig.clock.skip(Duration::from_secs(9));
     assert_eq!(text(&rig.lease_where(1, Duration::from_secs(2))[0]), "calm");
@@ -411,13 +411,13 @@ fn failing_message_waits_and_holds_back_its_conversation_only() {
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
     assert_eq!(
-        rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false }),
+        rig.settle(lease, Disposition::Retry { due, answer_lost: true, strike: false, counted: false }),
         Settled::Deferred(due)
     );
     assert_eq!(rig.drain(), ["b1"]);
     let work = rig.runtime.block_on(rig.queue.lease(LeaseRequest::any(1))).unwrap();
     assert_eq!(work.next_due, Some(due));
-    assert_eq!(rig.overview().unknown, 1);
+    assert_eq!(rig.overview().answer_lost, 1);
     let rig = rig.reopen();
     assert!(rig.drain().is_empty(), "the due time is in the record");
     rig.clock.skip(Duration::from_secs(5));
@@ -574,7 +574,7 @@ fn message_that_may_have_arrived_keeps_its_token_until_that_is_refused() {
     rig.push_all(vec![message("old", "1", "one"), message("old", "2", "two")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
-    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false, counted: false });
+    rig.settle(lease, Disposition::Retry { due: now, answer_lost: true, strike: false, counted: false });
     rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "3", "three") });
     let lease = rig.lease(9).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("old"), "the same again, before anything else");

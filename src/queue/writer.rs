@@ -25,7 +25,7 @@ use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
 use crate::pacer::Kept;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, millis};
 use crate::turns::{FreshTurns, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
@@ -260,7 +260,7 @@ impl Writer {
         let spare = COMPACT_BYTES.min(self.options.bytes_max / 4);
         if self.store.compact(self.live_bytes(), spare)? {
             let took = self.now().since(now);
-            debug!(bytes = self.store.log_bytes(), took_ms = took.as_millis(), "the queue's log was compacted");
+            debug!(bytes = self.store.log_bytes(), took_ms = millis(took), "the queue's log was compacted");
             self.held_since = Some(Timestamp(0));
         }
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {

@@ -3,7 +3,7 @@
 
 use tracing::{info, warn};
 
-use crate::delivery::Outcome;
+use crate::delivery::{NO_OBJECT, Outcome};
 use crate::pacer::Closed;
 
 /// What was last said.
@@ -14,7 +14,7 @@ pub(super) enum Said {
     Open,
     /// The quota is used up.
     Throttled,
-    /// Nobody is there, or it says 503.
+    /// Attempts of several conversations fail.
     Down,
     /// Something else answers, with this status.
     NotTheService(u16),
@@ -27,7 +27,7 @@ impl Said {
             (None, _) => Said::Open,
             (Some(Closed::Throttled), _) => Said::Throttled,
             (Some(Closed::Down), Outcome::Misconfigured { status, .. }) => Said::NotTheService(*status),
-            (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::Unknown { .. }) => {
+            (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }) => {
                 Said::Down
             }
             // Answered by one that was under way when the gate closed: the probe will tell.
@@ -48,10 +48,8 @@ impl Said {
                 );
             }
             Said::Down => {
-                warn!(
-                    http_status,
-                    why, "the Participant Service cannot be reached: messages wait on disk and a probe goes ahead"
-                );
+                let Some((what, _)) = words(outcome) else { return };
+                warn!(http_status, why, "the Participant Service {what}; messages wait on disk and a probe goes ahead");
             }
             Said::NotTheService(_) => {
                 warn!(
@@ -62,6 +60,33 @@ impl Said {
                 );
             }
         }
+    }
+}
+
+/// A failed outcome in words that follow "the Participant Service", and the operator's next step; none if it says
+/// nothing of the destination.
+pub(super) fn words(outcome: &Outcome) -> Option<(String, &'static str)> {
+    const ELSEWHERE: &str = "Check sender.region, sender.endpoint and sender.proxy.";
+    const HEALTH: &str = "Look at AWS's health page for the region. A proxy or a private endpoint on the way can answer so \
+                          too: check sender.endpoint and sender.proxy.";
+    match outcome {
+        Outcome::Down { status: Some(_), why, .. } | Outcome::Unavailable { why, .. } => {
+            Some((format!("answered {why}"), HEALTH))
+        }
+        Outcome::Down { status: None, why, .. } => Some((
+            format!("cannot be reached: {why}"),
+            "Check the network and DNS, and sender.region, sender.endpoint and sender.proxy.",
+        )),
+        Outcome::AnswerLost { why } if why.contains(NO_OBJECT) => {
+            Some((format!("is not what answers: {why}"), ELSEWHERE))
+        }
+        Outcome::AnswerLost { why } => Some((format!("gives no whole answer: {why}"), HEALTH)),
+        Outcome::Misconfigured { why, .. } => Some((format!("is not what answers: {why}"), ELSEWHERE)),
+        Outcome::Delivered(_)
+        | Outcome::Throttled { .. }
+        | Outcome::Refused(_)
+        | Outcome::Unlisted(_)
+        | Outcome::Denied(_) => None,
     }
 }
 
@@ -103,7 +128,29 @@ mod tests {
             }
             said = next;
         }
-        let expected = [Said::Throttled, Said::Down, Said::NotTheService(404), Said::NotTheService(302), Said::Open];
+        let expected =
+            [Said::Throttled, Said::Failed, Said::Down, Said::NotTheService(404), Said::NotTheService(302), Said::Open];
         assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn service_that_answered_is_not_one_that_cannot_be_reached() {
+        let (hint, why) = (Hint::default(), |why: &str| why.to_owned());
+        for (outcome, expected) in [
+            (Outcome::Down { status: Some(503), hint, why: why("503") }, "answered 503"),
+            (Outcome::Unavailable { status: 500, hint, why: why("500 X") }, "answered 500 X"),
+            (Outcome::Down { status: None, hint, why: why("connect to x") }, "cannot be reached: connect to x"),
+            (
+                Outcome::AnswerLost { why: why("200 without a JSON object: a page") },
+                "is not what answers: 200 without a JSON object: a page",
+            ),
+            (Outcome::AnswerLost { why: why("x: reset") }, "gives no whole answer: x: reset"),
+            (Outcome::Misconfigured { status: 404, why: why("404") }, "is not what answers: 404"),
+        ] {
+            let (what, advice) = words(&outcome).unwrap();
+            assert_eq!(what, expected);
+            assert!(advice.contains("sender.endpoint"), "{advice}");
+        }
+        assert_eq!(words(&Outcome::Delivered(Receipt::default())), None);
     }
 }

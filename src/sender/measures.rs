@@ -10,7 +10,8 @@ use crate::pacer::{Closed, Pacer};
 use crate::time::Timestamp;
 
 /// Every value of the `outcome` label: a series that is there from the start can be alerted on.
-const OUTCOMES: [&str; 7] = ["delivered", "throttled", "unavailable", "unknown", "refused", "denied", "misconfigured"];
+const OUTCOMES: [&str; 7] =
+    ["delivered", "throttled", "unavailable", "answer_lost", "refused", "denied", "misconfigured"];
 
 #[derive(Debug)]
 pub(super) struct Measures {
@@ -96,7 +97,7 @@ mod tests {
             Outcome::Throttled { status: 429, hint, why: why() },
             Outcome::Down { status: None, hint, why: why() },
             Outcome::Unavailable { status: 500, hint, why: why() },
-            Outcome::Unknown { why: why() },
+            Outcome::AnswerLost { why: why() },
             Outcome::Refused(error()),
             Outcome::Unlisted(error()),
             Outcome::Denied(error()),

@@ -43,7 +43,7 @@ fn attempt(suspects: &mut Suspects<u32>, conversation: u32, outcome: &Outcome, d
 fn three_new_failures_in_a_row_are_the_destinations_and_any_answer_ends_the_row() {
     let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: "refused".into() };
     let page = || Outcome::Misconfigured { status: 404, why: "404".into() };
-    let lost = || Outcome::Unknown { why: "timed out".into() };
+    let lost = || Outcome::AnswerLost { why: "timed out".into() };
     let mut suspects = suspects();
     for (now, (conversation, outcome, signal)) in (0u64..).zip([
         (1, failed(), Signal::Answered),
@@ -322,7 +322,7 @@ fn play(scene: &Scene) -> Played {
                     (LATENCY, Outcome::Down { status: Some(503), hint: Hint(None), why: String::new() })
                 }
                 Some(Sick::Fails(_)) => (LATENCY, failed()),
-                Some(Sick::NeverAnswers) => (ATTEMPT_TIMEOUT, Outcome::Unknown { why: String::new() }),
+                Some(Sick::NeverAnswers) => (ATTEMPT_TIMEOUT, Outcome::AnswerLost { why: String::new() }),
                 Some(Sick::Throttled) => (LATENCY, throttled()),
                 None if tokens >= 1.0 => {
                     tokens -= 1.0;

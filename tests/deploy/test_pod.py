@@ -101,7 +101,7 @@ def test_what_a_pod_leaves_behind_is_delivered_by_the_next_one_on_its_volume(pla
     expected = {f"{chat['ContactId']}-notice" for chat in CHATS}
     until(lambda: set(delivered()) == expected, "the rest is delivered from the volume")
     until(lambda: status("second")["queued"] == 0, "nothing is queued")
-    # An answer that was under way when Connect went is unknown: then once more, with the same ClientToken. One a chat.
+    # An answer that was under way when Connect went is lost: then once more, with the same ClientToken. One a chat.
     assert len(delivered()) - len(expected) <= 12
     for chat in range(12):
         mine = [f"contact-{n}-notice" for n in range(MESSAGES) if n % 12 == chat]

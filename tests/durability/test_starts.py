@@ -58,7 +58,7 @@ def failed(relay):
     return code, line["error"]
 
 
-def test_a_start_that_sled_does_not_come_back_from_ends_and_the_eighth_is_the_last(relay, left, tmp_path):
+def test_a_start_that_sled_does_not_come_back_from_ends_and_the_store_is_set_aside_after_eight(relay, left, tmp_path):
     """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
     (left / "opening").write_text("." * 7)
     run = Run(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)

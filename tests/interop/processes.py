@@ -140,7 +140,7 @@ class Relay:
         return self.log_path.read_text(errors="replace")
 
     def lines(self, event=None):
-        """The log's lines as objects, of one event where it is named."""
+        """The log's lines as objects, of one event if it is named."""
         found = []
         for line in self.log().splitlines():
             try:
@@ -148,7 +148,7 @@ class Relay:
             except ValueError:
                 continue
             fields = {**entry, **entry.get("fields", {})}
-            if event is None or fields.get("event") == event:
+            if event is None or fields.get("message") == event:
                 found.append(fields)
         return found
 
@@ -162,6 +162,27 @@ class Relay:
         told = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
         assert not told, f"a token or contents stand in the log: {told[0]}"
         assert "panicked" not in log, log[-4000:]
+        check_members(log)
+
+
+# The type of each member of all log lines of this run of the tests, and a line that has it.
+_MEMBERS = {"message": (str, "the contract"), "message_id": (str, "the contract")}
+
+
+def check_members(log):
+    """Every line is an object with a text, and a member has one type in the lines of all tests."""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        assert entry.get("message"), f"a line without a text: {line}"
+        assert "id" not in entry, f"an id is message_id: {line}"
+        for name, value in entry.items():
+            kind = float if type(value) is int else type(value)
+            assert kind in (str, float, bool), f"{name} is no plain value: {line}"
+            known, where = _MEMBERS.setdefault(name, (kind, line))
+            assert kind is known, f"{name} is {kind.__name__} here and {known.__name__} there:\n{line}\n{where}"
 
 
 class Heard:

@@ -302,7 +302,7 @@ def test_a_trace_is_kept_and_logged(relay):
     assert [line["event"] for line in life] == ["accepted", "delivered"]
     assert all(line["trace_id"] == trace for line in life)
     assert life[1]["connect_id"] == reply.json["Id"] and life[1]["connect_request_id"].startswith("request-")
-    assert life[0]["conversation"].startswith("t:") and life[1]["message"] == reply.headers["relay-message"]
+    assert life[0]["conversation"].startswith("t:") and life[1]["message_id"] == reply.headers["relay-message"]
 
 
 @pytest.mark.parametrize("content_type,length", [("text/plain", 1024), ("text/markdown", 1024), ("application/json", 12000),

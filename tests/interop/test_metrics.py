@@ -19,7 +19,7 @@ REJECTED = labels(
 )
 REASONS = ("chat_over", "token_refused", "invalid", "refused", "poison", "expired", "deleted")
 DEAD = {frozenset({("reason", reason), ("told", told)}) for reason in REASONS for told in ("true", "false")}
-ATTEMPTS = labels("outcome", "delivered", "throttled", "unavailable", "unknown", "refused", "denied", "misconfigured")
+ATTEMPTS = labels("outcome", "delivered", "throttled", "unavailable", "answer_lost", "refused", "denied", "misconfigured")
 
 # Name: its type and every label set it may have; None where a label is free.
 METRICS = {
@@ -40,7 +40,8 @@ METRICS = {
     "oldest_due_seconds": ("gauge", {NONE}),
     "dead_letters": ("gauge", {NONE}),
     "conversations": ("gauge", {NONE}),
-    "conversations_held": ("gauge", labels("reason", "unknown", "token_refused")),
+    "log_lines_dropped_total": ("counter", {NONE}),
+    "conversations_held": ("gauge", labels("reason", "answer_lost", "token_refused")),
     "in_flight": ("gauge", {NONE}),
     "send_rate": ("gauge", {NONE}),
     "quota_rate": ("gauge", {NONE}),
@@ -167,7 +168,7 @@ def test_a_reply_that_never_came_counts_as_unknown(relays, upstreams):
     upstream = upstreams(lambda request: answers.pop(0) if answers else None)
     relay = relays(upstream.url, sender__backoff__initial="20ms", sender__attempt_timeout="2s", sender__connect_timeout="1s")
     assert send(relay, "canary-1", "canary", "mine", headers=["Prefer: wait=20"]).status == 200
-    assert relay.metrics()['attempts_total{outcome="unknown"}'] == 3
+    assert relay.metrics()['attempts_total{outcome="answer_lost"}'] == 3
     assert look(relay, "canary-1", "mine").json["State"] == "DELIVERED"
 
 

@@ -176,6 +176,55 @@ fn readmes_metrics_table_is_what_the_code_registers() {
 }
 
 #[test]
+fn readme_says_after_how_many_hung_starts_a_store_is_set_aside() {
+    let text: String = sources().into_iter().map(|source| source.text).collect();
+    let most =
+        text.split_once("const STARTS_MAX: u64 = ").and_then(|(_, rest)| rest.split_once(';')).map(|(most, _)| most);
+    let ordinals = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"];
+    let most: usize = most.and_then(|most| most.parse().ok()).expect("the code has the number");
+    let said = format!("the start after the {} such in a row sets the store aside", ordinals[most - 1]);
+    assert!(read(&root().join("README.md")).contains(&said), "README.md: {said}");
+}
+
+/// A member has one type in all log lines, and `message` is the text: an integer of 128 bits is written as a text, and so
+/// is what has a sigil.
+#[test]
+fn every_log_line_has_a_text_and_members_of_plain_types() {
+    let (mut lines, mut violations) = (0, Vec::new());
+    let mut sigils: BTreeMap<String, (bool, String)> = BTreeMap::new();
+    for source in sources() {
+        for (number, arguments) in source.log_lines() {
+            lines += 1;
+            let place = format!("{}:{number}", source.path.display());
+            let text = arguments.iter().find(|argument| argument.starts_with('"'));
+            if text.is_none() {
+                violations.push(format!("{place}: a log line without a text"));
+            }
+            for argument in arguments.iter().take_while(|argument| !argument.starts_with('"')) {
+                let (name, value) = argument.split_once('=').unwrap_or((argument, argument));
+                let (name, value) = (name.trim().trim_start_matches(['%', '?']), value.trim());
+                if ["message", "id"].contains(&name) {
+                    violations.push(format!("{place}: {name} is no member: the text is message, an id message_id"));
+                }
+                if value.starts_with('?')
+                    || ["as_millis()", "as_micros()", "as_nanos()"].iter().any(|of| value.contains(of))
+                {
+                    violations.push(format!("{place}: {name} is written as a debug form"));
+                }
+                let shown = value.starts_with('%');
+                let (other, where_) = sigils.entry(name.to_owned()).or_insert_with(|| (shown, place.clone()));
+                // A text may come either way; a number may not.
+                if *other != shown && (name.ends_with("_ms") || name.ends_with("_seconds") || name.ends_with("_max")) {
+                    violations.push(format!("{place}: {name} is a text here or at {where_}"));
+                }
+            }
+        }
+    }
+    assert!(lines > 30, "the log lines are found: {lines}");
+    none(violations);
+}
+
+#[test]
 fn words_are_found_where_they_stand() {
     assert!(has_word("use sled::Db;", "sled::") && !has_word("unsled::x", "sled::"));
     let source = Source {
@@ -188,6 +237,10 @@ fn words_are_found_where_they_stand() {
     let names: Vec<_> = source.names().into_iter().map(|(line, name)| format!("{line} {name}")).collect();
     assert_eq!(names, ["1 message", "1 time", "3 delivery"]);
     assert_eq!(source.metrics(), ["a_total"]);
+    assert_eq!(
+        arguments("a, %b, c = f(1, \"x, y\"), \"text, {}\", d);\nother(e)"),
+        ["a", "%b", "c = f(1, \"x, y\")", "\"text, {}\"", "d",]
+    );
 }
 
 /// One file of the crate.
@@ -229,11 +282,30 @@ impl Source {
         found
     }
 
+    /// The arguments of each of its log lines.
+    fn log_lines(&self) -> Vec<(usize, Vec<String>)> {
+        let code: Vec<_> = self.lines().collect();
+        let mut found = Vec::new();
+        for (index, (number, line)) in code.iter().enumerate() {
+            for level in ["error!(", "warn!(", "info!(", "debug!(", "trace!("] {
+                for (at, _) in line.match_indices(level).filter(|(at, _)| has_word(&line[*at..], level)) {
+                    let rest = &line[at + level.len()..];
+                    let following = code[index + 1..].iter().map(|(_, line)| *line);
+                    let whole: String = std::iter::once(rest).chain(following.take(40)).collect::<Vec<_>>().join("\n");
+                    found.push((*number, arguments(&whole)));
+                }
+            }
+        }
+        found
+    }
+
     /// The metrics that it registers: the first argument of each of the constructors in `metrics`.
     fn metrics(&self) -> Vec<String> {
         let code: String = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
         let mut found = Vec::new();
-        for method in ["counter", "counters", "seconds", "gauge", "gauges", "level", "levels", "histogram"] {
+        for method in
+            ["counter", "counter_of", "counters", "seconds", "gauge", "gauges", "level", "levels", "histogram"]
+        {
             for part in code.split(&format!(".{method}(")).skip(1) {
                 if let Some((name, _)) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) {
                     found.push(name.to_owned());
@@ -242,6 +314,30 @@ impl Source {
         }
         found
     }
+}
+
+/// The arguments of a call, from behind its opening parenthesis.
+fn arguments(code: &str) -> Vec<String> {
+    let (mut depth, mut text, mut all, mut argument, mut before) = (0, false, Vec::new(), String::new(), ' ');
+    for c in code.chars() {
+        match c {
+            '"' if before != '\\' => text = !text,
+            '(' | '[' | '{' if !text => depth += 1,
+            ')' | ']' | '}' if !text => depth -= 1,
+            _ => {}
+        }
+        if depth < 0 || (c == ',' && depth == 0 && !text) {
+            all.push(std::mem::take(&mut argument).trim().to_owned());
+        } else {
+            argument.push(c);
+        }
+        if depth < 0 {
+            break;
+        }
+        before = c;
+    }
+    all.retain(|argument| !argument.is_empty());
+    all
 }
 
 /// The first segment of a path.

@@ -1,11 +1,12 @@
 //! What is seen while the demo runs: bars in a terminal, a plain line about once a second elsewhere.
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::cli::out;
 use crate::simulator::Counts;
 use crate::time::Timestamp;
 
@@ -183,9 +184,9 @@ fn explain(recent: &VecDeque<Sample>) -> &'static str {
     }
 }
 
-/// Writes a line to standard output; nobody there to read it is no reason to stop.
+/// Writes a line to standard output, as far as that is possible.
 pub(super) fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = out::print(&format!("{text}\n"));
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::{Death, Met, Redrive, Unmoved};
 use crate::delivery::{Reason, ServiceError};
+use crate::life;
 use crate::message::{self, ClientToken, ConnectionToken};
 use crate::queue::accept::token_key;
 use crate::queue::codec::{
@@ -81,6 +82,8 @@ impl Writer {
         let conversation = record.conversation;
         let moved = conversation != dead.record.conversation;
 
+        let (attempts, reason, edited) =
+            (dead.trial.attempts, death.as_ref().map(|death| death.reason), with.body.is_some());
         self.exhume(&dead);
         if let Some(Death { outcome, .. }) = death.as_ref().filter(|_| moved) {
             // Its repeats are answered as before, and it is another message from here on.
@@ -115,6 +118,11 @@ impl Writer {
         let mut line = self.line(&conversation)?;
         let queued = self.bring_back(again, &mut line, now)?;
         self.forget_refusal(&token, &conversation, &mut line, now)?;
+        let record = queued.record.clone();
+        let id = self.id(record.sequence, record.conversation, record.entry);
+        self.afterwards(move || {
+            life::redriven(record.subject(&id), attempts, now.since(record.accepted), reason, edited);
+        });
         Ok(Ok(queued))
     }
 

@@ -40,7 +40,7 @@ impl Rig {
                     lease,
                     match dice.u32(..10) {
                         0 => Disposition::Bury(Reason::Invalid, ServiceError::default()),
-                        1 => Disposition::Retry { due, unknown: true, strike: false, counted: false },
+                        1 => Disposition::Retry { due, answer_lost: true, strike: false, counted: false },
                         2 => Disposition::Keep,
                         _ => delivered(),
                     },
@@ -187,7 +187,7 @@ fn busy_store_is_carried_over_whole() {
         let rig = rig.damaged(|path| std::fs::write(path.join("conf"), "?").unwrap());
         let after = rig.overview();
         assert!(after.set_aside);
-        let counts = |o: &Overview| (o.queued, o.conversations, o.held, o.unknown, o.dead);
+        let counts = |o: &Overview| (o.queued, o.conversations, o.held, o.answer_lost, o.dead);
         assert_eq!(counts(&after), counts(&before), "seed {seed}");
         let (_folder, options, _) = rig.close();
         let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();

@@ -574,7 +574,7 @@ impl Pair {
                     Answer::Deliver => delivered(),
                     Answer::Keep => Disposition::Keep,
                     Answer::Retry { unknown } => {
-                        Disposition::Retry { due, unknown: *unknown, strike: false, counted: false }
+                        Disposition::Retry { due, answer_lost: *unknown, strike: false, counted: false }
                     }
                     Answer::Deny => denied("Access denied"),
                     Answer::Bury => Disposition::Bury(Reason::Invalid, ServiceError::default()),
@@ -688,7 +688,7 @@ impl Pair {
         prop_assert_eq!(overview.paused.is_some(), self.model.paused.is_some());
         prop_assert_eq!(overview.conversations, count(&|c| usize::from(!c.line.is_empty())));
         prop_assert_eq!(overview.held, count(&|c| usize::from(c.hold.is_some())));
-        prop_assert_eq!(overview.unknown, count(&|c| c.line.iter().filter(|(_, m)| m.unknown).count()));
+        prop_assert_eq!(overview.answer_lost, count(&|c| c.line.iter().filter(|(_, m)| m.unknown).count()));
         let dead = |gone: &&Gone| gone.dead.is_some() && !gone.moved;
         prop_assert_eq!(overview.dead, count(&|c| c.gone.values().filter(dead).count()));
         let mut kept: Vec<u64> = self.rig.list(&Selection::default()).iter().map(|seen| seen.id.sequence).collect();

@@ -122,7 +122,7 @@ fn redriven_message_goes_never_before_one_that_may_have_arrived_and_dies_when_it
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
-    rig.settle(lease, Disposition::Retry { due: now, unknown: true, strike: false, counted: false });
+    rig.settle(lease, Disposition::Retry { due: now, answer_lost: true, strike: false, counted: false });
     rig.redrive(dead, Redrive::default()).unwrap();
     let lease = rig.lease(1).pop().unwrap();
     assert_eq!(text(&lease), "two");
@@ -139,12 +139,12 @@ fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_wit
     let id = rig.accepted(message("old", "1", "one")).id;
     let lease = rig.lease(1).pop().unwrap();
     let due = rig.clock.now() + Duration::from_secs(5);
-    rig.settle(lease, Disposition::Retry { due, unknown: true, strike: false, counted: false });
+    rig.settle(lease, Disposition::Retry { due, answer_lost: true, strike: false, counted: false });
     rig.skip(Duration::from_secs(901));
     assert_eq!(dead_of(&rig, "old", "1"), Some((Reason::Expired, true)));
     rig.accepted(Submission { replaces: Some(token("old")), ..message("new", "2", "two") });
     rig.redrive(id, Redrive { token: Some(token("new")), body: None }).unwrap();
-    assert_eq!(rig.overview().unknown, 1);
+    assert_eq!(rig.overview().answer_lost, 1);
     let lease = rig.lease(1).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("old"));
     rig.settle(lease, denied("Access denied"));
@@ -252,7 +252,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     let now = rig.clock.now();
     rig.settle(
         lease,
-        Disposition::Retry { due: now + Duration::from_secs(50), unknown: true, strike: false, counted: false },
+        Disposition::Retry { due: now + Duration::from_secs(50), answer_lost: true, strike: false, counted: false },
     );
     let (queue, second) = (rig.queue.clone(), ids[1]);
     let told = rig.runtime.spawn(async move { queue.outcome(second, Duration::from_secs(30)).await });
@@ -263,7 +263,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     assert!(matches!(told.status, Status::Dead { reason: Reason::Deleted, maybe_delivered: false, .. }));
     assert_eq!(dead_of(&rig, "a", "1"), Some((Reason::Deleted, true)));
     assert_eq!(rig.dead_letters_counted("deleted"), 2.0);
-    assert_eq!((rig.overview().unknown, rig.overview().dead), (0, 2));
+    assert_eq!((rig.overview().answer_lost, rig.overview().dead), (0, 2));
     assert_eq!(rig.delete(ids[1]), Ok(()), "the same again changes nothing");
     assert!(matches!(rig.push(message("a", "1", "1")), Verdict::Accepted { repeat: true, .. }));
     assert_eq!(rig.drain(), ["3"]);

@@ -1,0 +1,89 @@
+//! Standard output of the commands. A command whose output cannot be written (a full disk) has failed, and says so. A
+//! reader that has left (`connect-relay check | head -1`) has what it wanted: the rest is discarded without a word, and the
+//! exit code is that of what was done.
+
+use std::io::{self, Stdout, Write};
+
+use anyhow::Context as _;
+
+/// Standard output, or nothing once its reader has left.
+#[derive(Debug)]
+pub struct Out<W = Stdout> {
+    to: W,
+    left: bool,
+}
+
+/// Standard output.
+pub fn stdout() -> Out {
+    Out { to: io::stdout(), left: false }
+}
+
+/// Writes a text, all of it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
+}
+
+impl<W> Out<W> {
+    /// True if the reader has left.
+    pub fn has_no_reader(&self) -> bool {
+        self.left
+    }
+
+    fn unless_left(&mut self, result: io::Result<usize>, all: usize) -> io::Result<usize> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.left = true;
+                Ok(all)
+            }
+            result => result,
+        }
+    }
+}
+
+impl<W: Write> Write for Out<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.left {
+            return Ok(bytes.len());
+        }
+        let result = self.to.write(bytes);
+        self.unless_left(result, bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.left {
+            return Ok(());
+        }
+        let result = self.to.flush().map(|()| 0);
+        self.unless_left(result, 0).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(io::ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn reader_that_has_left_is_no_error_and_a_full_disk_is() {
+        let mut out = Out { to: Failing(io::ErrorKind::BrokenPipe), left: false };
+        assert!(out.flush().is_ok() && out.has_no_reader());
+        assert!(out.write_all(b"more").is_ok());
+        let mut out = Out { to: Failing(io::ErrorKind::StorageFull), left: false };
+        assert!(out.write_all(b"text").is_err() && out.flush().is_err() && !out.has_no_reader());
+    }
+}

@@ -1,0 +1,102 @@
+"""What commands write: to a full disk, to a reader that leaves; and the log when stderr is not read."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from callers import curl
+from patience import PATIENCE, until
+from processes import BINARY, environment
+
+TOKEN = "canary-token"
+LINE = {"ContentType": "text/plain", "Content": "canary", "ConnectionToken": TOKEN}
+# Commands that write to stdout, with a relay in FOLDER whose store's copy is in COPY.
+COMMANDS = {
+    "check": ["check"],
+    "status": ["status", "--dir", "FOLDER"],
+    "status --json": ["status", "--json", "--dir", "FOLDER"],
+    "status --watch": ["status", "--watch", "--dir", "FOLDER"],
+    "pause": ["pause", "--dir", "FOLDER"],
+    "resume": ["resume", "--dir", "FOLDER"],
+    "messages list": ["messages", "list", "--dir", "FOLDER"],
+    "messages redrive": ["messages", "redrive", "--all", "--dir", "FOLDER"],
+    "send": ["send", "--dir", "FOLDER", "canary"],
+    "doctor check": ["doctor", "check", "COPY"],
+    "doctor export": ["doctor", "export", "COPY"],
+    "--help": ["--help"],
+    "run --help": ["run", "--help"],
+    "--version": ["--version"],
+}
+
+
+@pytest.fixture
+def run(stranded, tmp_path):
+    assert curl(stranded, "/participant/messages", json.dumps(LINE).encode()).status == 200
+    copy = tmp_path / "copy"
+    stranded.kill()
+    subprocess.run(["cp", "-a", stranded.folder / "private" / "queue", copy], check=True)
+    stranded.start()
+
+    def run(name, stdout):
+        args = [{"FOLDER": stranded.folder, "COPY": copy}.get(arg, arg) for arg in COMMANDS[name]]
+        env = environment({"sender.region": "eu-west-2"}, CONNECTION_TOKEN=TOKEN)
+        done = subprocess.run([BINARY, *map(str, args)], env=env, stdin=subprocess.DEVNULL, stdout=stdout,
+                              stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_output_that_cannot_be_written_is_a_failure(run, name):
+    with open("/dev/full", "w") as full:
+        code, said = run(name, full)
+    assert code == 1, said
+    assert "help" in name or "version" in name or "No space left on device" in said, said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_reader_that_has_left_is_no_failure_and_nothing_is_said_of_it(run, name):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, said = run(name, writer)
+    os.close(writer)
+    assert code == 0 and "roken pipe" not in said and "panicked" not in said, said
+
+
+def test_dropped_log_lines_are_counted_and_said_while_the_relay_runs(relays):
+    relay = relays("http://127.0.0.1:9", start=False, queue__messages_max=20000, ingress__batch_bytes_max="4MiB")
+    os.mkfifo(relay.log_path)
+    pipe = os.open(relay.log_path, os.O_RDONLY | os.O_NONBLOCK)
+    read = bytearray()
+
+    def drain():
+        try:
+            while part := os.read(pipe, 1 << 16):
+                read.extend(part)
+        except BlockingIOError:
+            pass
+        return read
+
+    relay.start()
+    for batch in range(4):
+        lines = [json.dumps({**LINE, "ClientToken": f"{batch}-{number}"}) for number in range(3000)]
+        assert curl(relay, "/participant/messages", "\n".join(lines).encode()).status == 200
+    dropped = until(lambda: relay.metrics()["log_lines_dropped_total"], "lines are dropped")
+    until(lambda: b"log lines were dropped" in drain(), "it is said once there is room again")
+    said = next(json.loads(line) for line in read.splitlines() if b"log lines were dropped" in line)
+    assert said["level"] == "WARN" and 0 < said["lines"] and dropped > 0
+    assert relay.process.poll() is None, "and the relay goes on"
+    relay.kill()
+    os.close(pipe)
+    relay.log_path.unlink()
+
+
+def test_cpu_time_is_finer_than_whole_seconds(relay):
+    def used():
+        page = relay.get("/metrics")[1]
+        return next(float(line.split()[1]) for line in page.splitlines() if line.startswith("process_cpu_seconds_total "))
+
+    assert until(lambda: 0 < used() % 1 and used(), "it has used a part of a second")
