@@ -201,12 +201,13 @@ impl Control {
                 State::Ready if self.drain.is_wished() => State::Draining,
                 state => state,
             },
-            stalled: self.health.live(now, self.queue.stalled()).err(),
+            stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
             rate,
             closed,
             counts: Counts::read(&self.metrics),
             uptime: now.since(self.started),
             now,
+            clock: self.clock.clone(),
         };
         Ok(json(status, &Status::of(&self.about, &facts)))
     }

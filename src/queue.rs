@@ -151,7 +151,7 @@ struct Shared {
     clock: Clock,
     poked: Notify,
     drained: Notify,
-    /// When the commit under way began; 0 when there is none.
+    /// When the commit under way began, by [`Clock::awake`]; 0 when there is none.
     commit_began: AtomicU64,
     failure: OnceLock<StoreFailed>,
     failed: Notify,
@@ -315,7 +315,7 @@ impl Queue {
     pub fn stalled(&self) -> Duration {
         match self.shared.commit_began.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            began => self.shared.clock.now().since(Timestamp(began)),
+            began => self.shared.clock.awake().since(Timestamp(began)),
         }
     }
 

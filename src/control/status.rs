@@ -25,7 +25,7 @@ use crate::health::State;
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
 use crate::queue::{Full, Overview, Pause, PauseReason};
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// Something that could have been sent for longer is worth a word.
 const DUE_MAX: Duration = Duration::from_secs(60);
@@ -99,6 +99,7 @@ pub(super) struct Facts {
     pub counts: Counts,
     pub uptime: Duration,
     pub now: Timestamp,
+    pub clock: Clock,
 }
 
 /// The sender's own measures: what is exported and what is shown cannot differ.
@@ -141,7 +142,7 @@ impl Status {
             version: about.version.into(),
             state: state.as_str().into(),
             uptime_seconds: facts.uptime.as_secs_f64(),
-            paused: overview.paused.as_ref().map(Paused::of),
+            paused: overview.paused.as_ref().map(|pause| Paused::of(pause, &facts.clock)),
             queued: overview.queued,
             queued_max: about.messages_max,
             oldest_seconds: age(overview.oldest),
@@ -174,8 +175,8 @@ impl Status {
 }
 
 impl Paused {
-    fn of(pause: &Pause) -> Paused {
-        Paused { since: pause.since.to_string(), reason: pause.reason.as_str().into() }
+    fn of(pause: &Pause, clock: &Clock) -> Paused {
+        Paused { since: clock.shown(pause.since).to_string(), reason: pause.reason.as_str().into() }
     }
 }
 
@@ -199,8 +200,9 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
             about.region
         )),
         Some(Pause { since, reason: PauseReason::Operator(why) }) => problems.push(format!(
-            "Sending is paused since {since}{}{why}. Messages wait on disk, and die when their lifetime ends; \
+            "Sending is paused since {}{}{why}. Messages wait on disk, and die when their lifetime ends; \
              `connect-relay resume` ends the pause.",
+            facts.clock.shown(*since),
             if why.is_empty() { "" } else { ": " }
         )),
         None => {}
@@ -317,6 +319,7 @@ mod tests {
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
             uptime: Duration::from_secs(90),
             now: NOW,
+            clock: Clock::still(),
         }
     }
 

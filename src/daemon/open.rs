@@ -77,7 +77,7 @@ impl Daemon {
         let tcp = options.tcp.map(bind_tcp).transpose()?;
         let (unix, ingress_file) = bind_unix(&options.ingress_socket, options.socket_mode)?;
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
-        announce(&options, bound, &queue).await;
+        announce(&options, bound, &queue, &clock).await;
 
         let mut daemon = Daemon {
             grace: options.grace,
@@ -197,7 +197,8 @@ fn until(stage: &watch::Sender<Stage>, wanted: Stage) -> impl Future<Output = ()
 }
 
 async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
-    let clock = probes.clock.clone();
+    // The queue opens meanwhile, and takes up the line of its store: a jump that no connection may notice.
+    let clock = probes.clock.detached();
     let service = move |request, _| {
         let probes = probes.clone();
         async move { probes.answer(&request).await }
@@ -235,7 +236,7 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     reload_ok
 }
 
-async fn announce(options: &Options, bound: Bound, queue: &Queue) {
+async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock) {
     let overview = queue.overview().await.unwrap_or_default();
     info!(
         version = VERSION,
@@ -252,6 +253,7 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue) {
         "started",
     );
     if let Some(Pause { since, reason }) = overview.paused {
+        let since = clock.shown(since);
         warn!(%since, reason = reason.as_str(), "sending is still paused by an operator, until it is resumed");
     }
 }

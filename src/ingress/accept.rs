@@ -22,6 +22,7 @@ use super::{Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
 use crate::queue::{State, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
+use crate::time::Clock;
 
 /// What the reply needs of a submission that the queue has taken.
 pub(super) struct Stub {
@@ -35,10 +36,10 @@ impl Stub {
     }
 
     /// Reads the queue's verdict.
-    pub(super) fn kept(&self, verdict: Verdict, rate: f64) -> Result<State, Refusal> {
+    pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<State, Refusal> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
-            Verdict::Rejected(rejection) => Err(Refusal::of_rejection(&rejection, rate, self.lifetime)),
+            Verdict::Rejected(rejection) => Err(Refusal::of_rejection(&rejection, rate, self.lifetime, clock)),
         }
     }
 }
@@ -76,7 +77,7 @@ impl Inner {
         timer.observe_duration();
         drop(body);
         let verdict = verdict?.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
-        let state = stub.kept(verdict, rate)?;
+        let state = stub.kept(verdict, rate, &self.clock)?;
         let wait = self.wait(Preference::of(headers), self.reply(peer));
         let state = self.outcome(state, wait.span).await;
         let answer = reply::of_state(&state, &stub.client_token, self.expected(&state), bare, self.options.retry_after);

@@ -21,7 +21,7 @@ use crate::message::ClientToken;
 use crate::participant::Forwarded;
 use crate::queue::{State, Status};
 use crate::retry::Hint;
-use crate::time::{Timestamp, millis};
+use crate::time::{WallTime, millis};
 
 /// A whole reply.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -110,7 +110,7 @@ pub(super) fn name(status: &Status) -> &'static str {
 pub(super) fn of_state(
     state: &State,
     client_token: &ClientToken,
-    expected: Option<Timestamp>,
+    expected: Option<WallTime>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
@@ -122,7 +122,7 @@ pub(super) fn of_state(
 fn of_status(
     status: &Status,
     client_token: &ClientToken,
-    expected: Option<Timestamp>,
+    expected: Option<WallTime>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
@@ -222,7 +222,7 @@ pub(super) fn dropped(client_token: &ClientToken) -> Answer {
 
 /// What the service replied to what was passed on, as it came; but a success always can be told by a request id, and what
 /// may be tried again says when, in both headers: a gateway's 429 usually has neither.
-pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: Timestamp) -> Answer {
+pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: WallTime) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     if says_when(status) {
@@ -311,6 +311,7 @@ mod tests {
     use super::*;
     use crate::delivery::{Reason, ServiceError};
     use crate::queue::{Full, Rejection, StoreFailed};
+    use crate::time::Clock;
 
     const USUAL: Duration = Duration::from_millis(1500);
 
@@ -333,7 +334,7 @@ mod tests {
     #[test]
     fn queued_is_202_and_never_an_invented_id() {
         let queued = Status::Queued { next_attempt: None, ahead: 3, before: Some(7) };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(Timestamp(0)), false, USUAL));
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(WallTime(0)), false, USUAL));
         let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
@@ -364,7 +365,7 @@ mod tests {
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
             let status = status.try_into().unwrap();
             let forwarded = Forwarded { status, headers, body: "as it came".into() };
-            let (came, headers, body) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            let (came, headers, body) = taken(passed_on(forwarded, USUAL, WallTime(0)));
             assert_eq!((came, &*body), (status.as_u16(), "as it came"));
             headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
         };
@@ -390,7 +391,7 @@ mod tests {
                 headers: headers.collect(),
                 body: Bytes::new(),
             };
-            let (_, headers, _) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            let (_, headers, _) = taken(passed_on(forwarded, USUAL, WallTime(0)));
             let told = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!((told("x-amz-retry-after"), told("retry-after")), (amz, standard), "{status} {given:?}");
             assert_eq!(headers.get_all("retry-after").iter().count(), usize::from(standard.is_some()));
@@ -443,8 +444,8 @@ mod tests {
     fn what_may_be_tried_again_says_when_in_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (refusal, millis, seconds) in [
-            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None), "2500", "3"),
-            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None), "1500", "2"),
+            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
+            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still()), "1500", "2"),
             (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
             (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {

@@ -17,7 +17,7 @@ use super::{Inner, Reply, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
 use crate::queue::{Backlog, Found, State, Status, StoreFailed};
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp, WallTime};
 
 #[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -63,15 +63,16 @@ impl Inner {
         let state = self.find(token, conversation, caller, &client_token).await?;
         let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
         let state = self.outcome(state, wait.span).await;
-        let mut answer = describe(&state, &client_token, &label, self.expected(&state));
+        let mut answer = describe(&state, &client_token, &label, self.expected(&state), &self.clock);
         reply::label(&mut answer, &state, &client_token);
         Ok(applied(answer, wait.applied))
     }
 
     /// When what is queued is likely to be sent, at the learned rate; none where nobody can tell.
-    pub(super) fn expected(&self, state: &State) -> Option<Timestamp> {
+    pub(super) fn expected(&self, state: &State) -> Option<WallTime> {
         let Status::Queued { next_attempt, before: Some(before), .. } = state.status else { return None };
-        Some(expected(before, next_attempt, self.budget.pacer().rate(), self.clock.now()))
+        let expected = expected(before, next_attempt, self.budget.pacer().rate(), self.clock.now());
+        Some(self.clock.shown(expected))
     }
 
     async fn find(
@@ -132,12 +133,19 @@ impl Inner {
     }
 }
 
-fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Option<Timestamp>) -> Answer {
+fn describe(
+    state: &State,
+    client_token: &ClientToken,
+    label: &str,
+    expected: Option<WallTime>,
+    clock: &Clock,
+) -> Answer {
+    let shown = |time| clock.shown(time).to_string();
     let known = Known {
         client_token: client_token.as_str(),
         state: reply::name(&state.status),
         conversation: label,
-        accepted_time: state.accepted.to_string(),
+        accepted_time: shown(state.accepted),
         attempts: state.attempts,
         ..Known::default()
     };
@@ -145,7 +153,7 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
         Status::Queued { next_attempt, ahead, .. } => reply::of_json(
             StatusCode::OK,
             &Known {
-                next_attempt_time: next_attempt.map(|due| due.to_string()),
+                next_attempt_time: next_attempt.map(shown),
                 ahead: Some(*ahead),
                 expected_time: expected.map(|expected| expected.to_string()),
                 ..known
