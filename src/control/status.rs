@@ -11,6 +11,7 @@
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | room; `full` is null, or names what refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
 //! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, those of them that were throttled, and the time in which something was due and only the quota held it |
+//! | `expiring`, `first_expiry` | queued messages that will expire before they can be sent, and when the first does: an estimate; null if none |
 //! | `problems` | sentences: what is wrong, and what to do about it; none means healthy |
 //!
 //! Nothing in it is contents, a token, or a conversation's name. Dead letters by themselves are no problem: they were
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::health::State;
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
-use crate::queue::{Full, Overview, Pause, PauseReason};
+use crate::queue::{Expiring, Full, Overview, Pause, PauseReason};
 use crate::time::{Clock, Timestamp};
 
 /// Something that could have been sent for longer is worth a word.
@@ -77,6 +78,8 @@ pub struct Status {
     pub quota_wait_seconds: f64,
     pub region: String,
     pub connect_instance: String,
+    pub expiring: u64,
+    pub first_expiry: Option<String>,
     pub problems: Vec<String>,
 }
 
@@ -169,6 +172,8 @@ impl Status {
             quota_wait_seconds: millis_of(counts.quota_wait),
             region: about.region.clone(),
             connect_instance: about.connect_instance.clone(),
+            expiring: overview.expiring.messages,
+            first_expiry: overview.expiring.first.map(|first| facts.clock.shown(first).to_string()),
             problems: problems(about, facts),
         }
     }
@@ -228,6 +233,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         )),
         None => {}
     }
+    problems.extend(loss_to_come(facts));
     let due = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
     if closed.is_none() && overview.paused.is_none() && due >= DUE_MAX {
         problems.push(format!(
@@ -259,6 +265,42 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         ));
     }
     problems
+}
+
+/// The messages that will expire before they can be sent.
+fn loss_to_come(facts: &Facts) -> Option<String> {
+    let Facts { overview, rate, closed, clock, .. } = facts;
+    let Expiring { messages, first: Some(first) } = overview.expiring else { return None };
+    let first = clock.shown(first).time_of_day();
+    let (queued, lost) = (grouped(overview.queued), about(messages));
+    if overview.paused.is_some() || *closed == Some(Closed::Down) {
+        return Some(format!(
+            "Of {queued} messages queued, about {lost} will expire, even if sending resumes in five minutes, the first at \
+             {first} UTC. Expired messages are dead letters: `connect-relay messages redrive --reason expired` queues them \
+             again."
+        ));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let whole = Duration::try_from_secs_f64((overview.queued as f64 / rate).ceil()).unwrap_or(Duration::MAX);
+    Some(format!(
+        "Sending {queued} messages takes about {} at {rate:.1}/s: about {lost} of them will expire first, the first at \
+         {first} UTC. Raise sender.rate_max or ask AWS for a higher quota, or raise sender.lifetime for messages to come; \
+         `connect-relay messages redrive --reason expired` queues expired ones again.",
+        humantime::format_duration(whole)
+    ))
+}
+
+/// To two places: an estimate knows no more.
+fn about(count: u64) -> String {
+    let unit = 10u64.pow(count.max(1).ilog10().saturating_sub(1));
+    grouped(count.saturating_add(unit / 2) / unit * unit)
+}
+
+/// `2100` as `2,100`.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 pub(super) fn full(full: Full) -> String {
@@ -339,10 +381,30 @@ mod tests {
             "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "unknown": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",
-            "problems": [],
+            "expiring": 0, "first_expiry": null, "problems": [],
         });
         assert_eq!(shown, expected);
         assert_eq!(serde_json::from_value::<Status>(shown).unwrap(), status, "and whoever asks reads it so");
+    }
+
+    #[test]
+    fn loss_to_come_is_a_problem_that_says_how_much_and_when_it_begins() {
+        let mut facts = facts();
+        facts.rate = 1.0;
+        facts.overview.queued = 3000;
+        let first = facts.clock.now() + Duration::from_secs(900);
+        facts.overview.expiring = Expiring { messages: 2097, first: Some(first) };
+        let about = About { messages_max: 10_000, ..about() };
+        let time = facts.clock.shown(first).time_of_day();
+        let [problem] = &problems(&about, &facts)[..] else { panic!() };
+        let expected = format!(
+            "Sending 3,000 messages takes about 50m at 1.0/s: about 2,100 of them will expire first, the first at {time} UTC."
+        );
+        assert!(problem.starts_with(&expected), "{problem}");
+        facts.overview.paused = Some(pause(""));
+        let said = problems(&about, &facts).join(" ");
+        assert!(said.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{said}");
+        assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::about).join(" "), "1 99 150 3,000 1,200,000");
     }
 
     #[test]

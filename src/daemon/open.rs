@@ -72,6 +72,7 @@ impl Daemon {
         // Nobody else sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
+        queue.paced_by(budget.clone());
         let writer = WriterThread::start(writer)?;
         let (control, control_file) = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp).transpose()?;

@@ -17,7 +17,7 @@ use super::body::Whole;
 use super::parse::Members;
 use super::refusal::Refusal;
 use super::reply::{self, Answer};
-use super::request::{self, Identity, Preference};
+use super::request::{self, Identity, Preference, Wait};
 use super::{Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
 use crate::queue::{State, Status, StoreFailed, Verdict};
@@ -79,18 +79,27 @@ impl Inner {
         let verdict = verdict?.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
         let state = stub.kept(verdict, rate, &self.clock)?;
         let wait = self.wait(Preference::of(headers), self.reply(peer));
-        let state = self.outcome(state, wait.span).await;
-        let answer = reply::of_state(&state, &stub.client_token, self.expected(&state), bare, self.options.retry_after);
+        let state = self.outcome(state, &wait).await;
+        let answer = reply::of_state(&state, &stub.client_token, self.outlook(&state), bare, self.options.retry_after);
         Ok(applied(answer, wait.applied))
     }
 
-    /// Waits for the outcome of what is queued.
-    pub(super) async fn outcome(&self, state: State, wait: Duration) -> State {
-        if wait.is_zero() || !matches!(state.status, Status::Queued { .. }) {
+    /// Waits for the outcome of what is queued. An implied wait is not begun, and ends, if no outcome can come within it.
+    pub(super) async fn outcome(&self, state: State, wait: &Wait) -> State {
+        if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
         }
+        if wait.implied && self.is_futile(&state, wait.span) {
+            return state;
+        }
+        let over = async {
+            tokio::select! {
+                () = tokio::time::sleep(wait.span) => {}
+                () = self.futile(state.id, wait) => {}
+            }
+        };
         let later = tokio::select! {
-            later = self.queue.outcome(state.id, wait) => later.ok().flatten(),
+            later = self.queue.outcome_until(state.id, over) => later.ok().flatten(),
             () = self.door.closing() => None,
         };
         let state = later.unwrap_or(state);

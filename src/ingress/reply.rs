@@ -15,6 +15,7 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use super::outlook::Outlook;
 use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
@@ -94,6 +95,10 @@ struct Queued<'a> {
     ahead: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expected_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    will_expire: bool,
 }
 
 /// The name that users see.
@@ -105,16 +110,16 @@ pub(super) fn name(status: &Status) -> &'static str {
     }
 }
 
-/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `expected` is when it
-/// is likely to be sent; `bare` is for a disconnect, which AWS answers without a body.
+/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `outlook` is what
+/// it has to expect while it is queued; `bare` is for a disconnect, which AWS answers without a body.
 pub(super) fn of_state(
     state: &State,
     client_token: &ClientToken,
-    expected: Option<WallTime>,
+    outlook: Option<Outlook>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
-    let mut answer = of_status(&state.status, client_token, expected, bare, usual);
+    let mut answer = of_status(&state.status, client_token, outlook, bare, usual);
     label(&mut answer, state, client_token);
     answer
 }
@@ -122,7 +127,7 @@ pub(super) fn of_state(
 fn of_status(
     status: &Status,
     client_token: &ClientToken,
-    expected: Option<WallTime>,
+    outlook: Option<Outlook>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
@@ -132,7 +137,9 @@ fn of_status(
                 client_token: client_token.as_str(),
                 state: name(status),
                 ahead: Some(*ahead),
-                expected_time: expected.map(|expected| expected.to_string()),
+                expected_time: outlook.and_then(|outlook| outlook.expected).map(|expected| expected.to_string()),
+                expires: outlook.map(|outlook| outlook.expires.to_string()),
+                will_expire: outlook.is_some_and(|outlook| outlook.will_expire),
             };
             with_json(StatusCode::ACCEPTED, to_json(&queued))
         }
@@ -255,7 +262,10 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Stat
         }
         status => {
             let (client_token, state) = (client_token.as_str(), name(status));
-            push_line(lines, &Queued { client_token, state, ahead: None, expected_time: None });
+            push_line(
+                lines,
+                &Queued { client_token, state, ahead: None, expected_time: None, expires: None, will_expire: false },
+            );
         }
     }
 }
@@ -311,7 +321,7 @@ mod tests {
     use super::*;
     use crate::delivery::{Reason, ServiceError};
     use crate::queue::{Full, Rejection, StoreFailed};
-    use crate::time::Clock;
+    use crate::time::{Clock, Timestamp};
 
     const USUAL: Duration = Duration::from_millis(1500);
 
@@ -333,9 +343,17 @@ mod tests {
 
     #[test]
     fn queued_is_202_and_never_an_invented_id() {
-        let queued = Status::Queued { next_attempt: None, ahead: 3, before: Some(7) };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(WallTime(0)), false, USUAL));
-        let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z"}"#;
+        let queued = Status::Queued {
+            next_attempt: None,
+            ahead: 3,
+            before: Some(7),
+            held: false,
+            in_flight: false,
+            expires: Timestamp(9000),
+        };
+        let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false };
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, USUAL));
+        let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z","Expires":"1970-01-01T00:00:09.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
     }

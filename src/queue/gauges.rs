@@ -33,6 +33,7 @@ pub struct Gauges {
     damaged: IntGauge,
     held: IntGaugeVec,
     paused: IntGauge,
+    expiring: IntGauge,
 }
 
 impl Gauges {
@@ -79,6 +80,10 @@ impl Gauges {
                 "Conversations that wait for one thing to be known.",
                 &["reason"],
             ),
+            expiring: metrics.gauge(
+                "expiring_messages",
+                "Messages queued that will expire before they can be sent, at the learned rate: an estimate.",
+            ),
             paused: metrics
                 .gauge("paused", "1 while sending is paused, by an operator or because all tokens are refused."),
         };
@@ -116,6 +121,7 @@ impl Gauges {
         self.damaged.set(i64::from(overview.set_aside));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
         self.held.with_label_values(&["unknown"]).set(whole(overview.unknown));
+        self.expiring.set(whole(overview.expiring.messages));
         self.paused.set(i64::from(overview.paused.is_some()));
     }
 }

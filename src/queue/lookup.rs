@@ -136,7 +136,14 @@ impl Writer {
             id: self.id(slot.sequence, record.conversation, slot.entry),
             accepted: record.accepted,
             attempts: slot.trial.attempts,
-            status: Status::Queued { next_attempt, ahead, before: self.before(line, ahead, self.now()) },
+            status: Status::Queued {
+                next_attempt,
+                ahead,
+                before: self.before(line, ahead, self.now()),
+                held: line.hold.is_some(),
+                in_flight: self.leased.get(&record.conversation) == Some(&slot.sequence),
+                expires: record.deadline,
+            },
         })
     }
 
@@ -188,6 +195,7 @@ impl Writer {
             set_aside: self.space.set_aside,
             corrupt: self.gauges.corrupt.get(),
             paused: self.paused(),
+            expiring: self.expiring,
         })
     }
 

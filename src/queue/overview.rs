@@ -1,6 +1,7 @@
 //! What an operator is told.
 
 use super::Full;
+use super::expiring::Expiring;
 use crate::time::Timestamp;
 
 /// What waits, all in all or of one caller.
@@ -70,4 +71,6 @@ pub struct Overview {
     pub corrupt: u64,
     /// Whether sending is paused.
     pub paused: Option<Pause>,
+    /// The loss to come.
+    pub expiring: Expiring,
 }

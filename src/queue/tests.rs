@@ -2,6 +2,7 @@
 
 mod clock;
 mod damaged;
+mod expiring;
 mod journal;
 mod kept;
 mod model;

@@ -15,6 +15,7 @@ use tracing::{debug, error, info};
 use super::act::Act;
 use super::answers::{Answer, Answers};
 use super::codec::{Hash, Hasher, Key, Meta, Sending};
+use super::expiring::Expiring;
 use super::gauges::Gauges;
 use super::packs::Open;
 use super::pause::Trust;
@@ -24,7 +25,7 @@ use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
-use crate::pacer::Kept;
+use crate::pacer::{Closed, Kept};
 use crate::time::{Anchor, Clock, Timestamp};
 use crate::turns::{FreshTurns, Turns};
 
@@ -73,6 +74,9 @@ pub struct Writer {
     /// Messages have left.
     pub(super) left: bool,
     pub(super) space: Space,
+    /// The loss to come, as of then.
+    pub(super) expiring: Expiring,
+    pub(super) foreseen_at: Timestamp,
     shared: Arc<Shared>,
     inbox: Receiver<Act>,
     answers: Vec<Answer>,
@@ -251,6 +255,14 @@ impl Writer {
         Ok(())
     }
 
+    /// The rate at which messages go out, and why they do not.
+    pub(super) fn pace(&self) -> (f64, Option<Closed>) {
+        self.shared.budget.get().map_or((f64::INFINITY, None), |budget| {
+            let pacer = budget.pacer();
+            (pacer.rate(), pacer.closed())
+        })
+    }
+
     pub(super) fn clock(&self) -> &Clock {
         &self.shared.clock
     }
@@ -294,6 +306,7 @@ impl Writer {
             self.held_since = None;
             memory::give_back();
         }
+        self.foresee(now)?;
         let overview = self.overview(now)?;
         self.gauges.show(&overview, now, &self.shared.clock);
         Ok(())

@@ -12,6 +12,7 @@ use super::{Space, Writer};
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
 use crate::queue::codec::{Key, Meta, Sending, number_at};
+use crate::queue::expiring::Expiring;
 use crate::queue::gauges::Gauges;
 use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
@@ -63,6 +64,8 @@ impl Writer {
             poke: true,
             left: false,
             space: Space::default(),
+            expiring: Expiring::default(),
+            foreseen_at: Timestamp::default(),
             shared,
             inbox,
             answers: Vec::new(),
