@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 import urllib.request
 from datetime import datetime
@@ -152,3 +153,28 @@ def test_an_implied_wait_is_not_begun_in_a_held_conversation(relays, upstream):
     until(lambda: relay.metrics()['conversations_held{reason="token_refused"}'] == 1, "it is held")
     code, _, took = post(relay, "one", token=f"{CANARY}-held")
     assert code == 202 and took < 20, "a repeat does not wait for what is held"
+
+
+def test_an_implied_wait_that_is_under_way_ends_when_sending_is_paused_but_an_attempt_in_flight_is_waited_for(relays, upstream):
+    answer = threading.Event()
+    upstream.script = lambda request: answer.wait(60) and None
+    relay = relays(upstream.url, sender__attempt_timeout="50s", **LONG)
+    replies = {}
+
+    def call(client_token):
+        replies[client_token] = post(relay, client_token, token=f"{CANARY}-one")
+
+    calls = [threading.Thread(target=call, args=(name,)) for name in ("first", "second")]
+    try:
+        calls[0].start()
+        upstream.wait_for(1)
+        calls[1].start()
+        until(lambda: relay.queued() == 2, "the second waits behind the first")
+        assert curl(control(relay), "/pause", method="POST").status == 200
+        calls[1].join(30)
+        assert replies["second"][0] == 202 and "first" not in replies
+    finally:
+        answer.set()
+        for thread in calls:
+            thread.join(60)
+    assert replies["first"][0] == 200
