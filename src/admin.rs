@@ -69,7 +69,7 @@ impl Admin {
             }
             Page::Live => {
                 let commit = self.queue.get().map_or(Duration::ZERO, Queue::stalled);
-                probe(self.health.live(self.clock.now(), commit), "alive")
+                probe(self.health.live(self.clock.awake(), commit), "alive")
             }
             Page::Ready => probe(self.health.ready().and_then(|()| self.socket()), "ready"),
             Page::Nowhere => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),

@@ -211,7 +211,7 @@ impl Control {
                 State::Ready if self.drain.is_wished() => State::Draining,
                 state => state,
             },
-            stalled: self.health.live(now, self.queue.stalled()).err(),
+            stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
             no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
             rate,
             closed,
@@ -219,6 +219,7 @@ impl Control {
             counts: Counts::read(&self.metrics),
             uptime: now.since(self.started),
             now,
+            clock: self.clock.clone(),
         };
         Ok(json(status, &Status::of(&self.about, &facts)))
     }

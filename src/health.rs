@@ -134,7 +134,8 @@ impl Health {
         }
     }
 
-    /// Whether everything that must move does; `commit` is how long the commit under way has taken.
+    /// Whether everything that must move does; `commit` is how long the commit under way has taken. `now` and the pulse are
+    /// of [`Clock::awake`](crate::time::Clock::awake): a machine that slept did not stand still.
     ///
     /// # Errors
     /// What stands still, in one line.

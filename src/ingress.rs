@@ -25,6 +25,7 @@ mod door;
 mod forward;
 #[cfg(test)]
 mod openapi;
+mod outlook;
 mod parse;
 mod peer;
 mod refusal;

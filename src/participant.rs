@@ -156,7 +156,7 @@ impl Participant {
         match self.0.exchange(request, ANSWER_BYTES_MAX, async |_| ()).await {
             Ok(Reply { status, headers, body: bytes }) => {
                 let answer = Answer { status, headers: &headers, body: bytes.as_deref() };
-                answer::judge(body, token, &answer, self.0.clock.now())
+                answer::judge(body, token, &answer, self.0.clock.wall())
             }
             Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: Hint::default(), why },
             Err(Failure::Broken(why)) => Outcome::AnswerLost { why },

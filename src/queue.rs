@@ -37,6 +37,7 @@ mod compaction;
 mod contents;
 pub mod doctor;
 mod error;
+mod expiring;
 mod folder;
 mod gauges;
 mod journal;
@@ -75,12 +76,13 @@ use tokio::sync::{Notify, oneshot};
 use crate::delivery::Disposition;
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
-use crate::pacer::Kept;
+use crate::pacer::{Budget, Kept};
 use crate::time::{Clock, Timestamp};
 use act::{Act, Asked, Prepared};
 pub use answers::Answers;
 pub use carry::Carried;
 pub use error::{OpenError, StoreFailed};
+pub use expiring::Expiring;
 pub use lease::{Lease, LeaseRequest, Settled, Work};
 pub use operate::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
 pub use overview::{Backlog, Overview, Pause};
@@ -153,8 +155,10 @@ struct Shared {
     clock: Clock,
     poked: Notify,
     drained: Notify,
-    /// When the commit under way began; 0 when there is none.
+    /// When the commit under way began, by [`Clock::awake`]; 0 when there is none.
     commit_began: AtomicU64,
+    /// The rate at which messages go out, and whether the destination is down.
+    budget: OnceLock<Budget>,
     failure: OnceLock<StoreFailed>,
     failed: Notify,
 }
@@ -171,6 +175,7 @@ impl Queue {
             poked: Notify::new(),
             drained: Notify::new(),
             commit_began: AtomicU64::new(0),
+            budget: OnceLock::new(),
             failure: OnceLock::new(),
             failed: Notify::new(),
         });
@@ -197,20 +202,46 @@ impl Queue {
     /// # Errors
     /// When the store has failed.
     pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<State>, StoreFailed> {
+        self.outcome_until(id, tokio::time::sleep(wait)).await
+    }
+
+    /// The same until `over` resolves.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn outcome_until(
+        &self,
+        id: MessageId,
+        over: impl Future<Output = ()>,
+    ) -> Result<Option<State>, StoreFailed> {
         let (reply, mut outcome) = oneshot::channel();
         self.send(Act::Await { id, reply })?;
         tokio::select! {
             state = &mut outcome => state.map_err(|_| self.why_failed()),
-            () = tokio::time::sleep(wait) => {
+            () = over => {
                 // From here on nobody waits. If the outcome was decided while somebody did, the look, which comes
                 // after it, finds it: nobody is told twice, and nothing is buried as told that nobody hears of.
                 outcome.close();
                 match outcome.try_recv() {
                     Ok(state) => Ok(state),
-                    Err(_) => self.ask(|reply| Act::Look { id, reply }).await,
+                    Err(_) => self.look(id).await,
                 }
             }
         }
+    }
+
+    /// Returns the present state of an accepted submission; None if nothing is known of it any more.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub async fn look(&self, id: MessageId) -> Result<Option<State>, StoreFailed> {
+        self.ask(|reply| Act::Look { id, reply }).await
+    }
+
+    /// Names the budget that messages go out by. Until then the queue assumes that all go out at once.
+    pub fn paced_by(&self, budget: Budget) {
+        // The first one stands: a relay has one.
+        let _ = self.shared.budget.set(budget);
     }
 
     /// Looks a submission up by its ClientToken.
@@ -316,7 +347,7 @@ impl Queue {
     pub fn stalled(&self) -> Duration {
         match self.shared.commit_began.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            began => self.shared.clock.now().since(Timestamp(began)),
+            began => self.shared.clock.awake().since(Timestamp(began)),
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 
-use crate::time::{Timestamp, millis};
+use crate::time::{WallTime, millis};
 
 /// The shape of an exponential delay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,15 +63,15 @@ impl Backoff {
 pub struct Hint(pub Option<Duration>);
 
 impl Hint {
-    /// Reads both headers' values; what does not parse is no hint.
+    /// Reads both headers' values; what does not parse is no hint. A date is compared with the wall clock.
     #[must_use]
-    pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: Timestamp) -> Hint {
+    pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: WallTime) -> Hint {
         let amz = amz_millis.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
         let standard = retry_after.map(str::trim).and_then(|text| match text.parse() {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
             Err(_) => {
                 let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-                Some(Timestamp(millis(date)).since(now))
+                Some(WallTime(millis(date)).since(now))
             }
         });
         Hint(amz.max(standard))
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_larger_of_both_hints_counts_within_the_bound() {
-        let now = Timestamp(784_111_777_000);
+        let now = WallTime(784_111_777_000);
         let minute = Duration::from_secs(60);
         for (amz, standard, expected) in [
             (None, None, 0),

@@ -110,7 +110,7 @@ pub enum Step {
 }
 
 impl Sender {
-    /// A sender that has not looked at the queue yet. `pulse` gets the time of every step, in milliseconds.
+    /// A sender that has not looked at the queue yet. `pulse` gets the time of every step, in milliseconds of [`Clock::awake`].
     #[must_use]
     pub fn new(
         options: Options,
@@ -122,7 +122,7 @@ impl Sender {
         pulse: Arc<AtomicU64>,
     ) -> Sender {
         let measures = Measures::new(metrics, &budget.pacer());
-        pulse.store(clock.now().0, Ordering::Relaxed);
+        pulse.store(clock.awake().0, Ordering::Relaxed);
         Sender {
             options,
             poke: next_poke(queue.clone()),
@@ -178,7 +178,7 @@ impl Sender {
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();
-        self.pulse.store(now.0, Ordering::Relaxed);
+        self.pulse.store(self.clock.awake().0, Ordering::Relaxed);
         self.measures.quota(now, false);
         if let Some(done) = self.tasks.try_join_next() {
             return self.take_in(done);

@@ -45,7 +45,7 @@ impl Control {
             && self.clock.now().since(began) < LIST_WITHIN
         {
             let page = self.of_queue(self.queue.list(of.clone(), after, limit - listed.messages.len())).await?;
-            listed.messages.extend(page.messages.into_iter().map(Message::of));
+            listed.messages.extend(page.messages.into_iter().map(|seen| Message::of(seen, &self.clock)));
             next = page.next;
         }
         listed.next = next.map(|next| next.to_string());
@@ -57,7 +57,7 @@ impl Control {
         let Query { contents, .. } = Query::parse(parts, &["contents"], None)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
         let seen = self.of_queue(self.queue.show(id, contents)).await?;
-        Ok(json(StatusCode::OK, &Message::of(seen.ok_or_else(|| gone(name, StatusCode::NOT_FOUND))?)))
+        Ok(json(StatusCode::OK, &Message::of(seen.ok_or_else(|| gone(name, StatusCode::NOT_FOUND))?, &self.clock)))
     }
 
     /// `POST /messages/{id}/redrive`
@@ -83,7 +83,7 @@ impl Control {
         };
         let edited = body.is_some();
         let redriven = self.of_queue(self.queue.redrive(id, Redrive { token, body })).await?;
-        let message = Message::of(redriven.map_err(|unmoved| refusal(name, unmoved))?);
+        let message = Message::of(redriven.map_err(|unmoved| refusal(name, unmoved))?, &self.clock);
         let Message { id, conversation, .. } = &message;
         info!(
             act = "redrive",
@@ -159,7 +159,7 @@ impl Control {
         Query::parse(parts, &[], None)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
         let deleted = self.of_queue(self.queue.delete(id)).await?;
-        let message = Message::of(deleted.map_err(|unmoved| refusal(name, unmoved))?);
+        let message = Message::of(deleted.map_err(|unmoved| refusal(name, unmoved))?, &self.clock);
         let Message { id, conversation, .. } = &message;
         info!(act = "delete", uid, message_id = id, conversation, deleted = 1, "a message is deleted by an operator");
         Ok(json(StatusCode::OK, &message))

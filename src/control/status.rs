@@ -12,6 +12,7 @@
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | room; `full` is null, or names what refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
 //! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, those of them that were throttled, and the time in which something was due and only the quota held it |
+//! | `expiring`, `first_expiry` | queued messages that will expire before they can be sent, and when the first does: an estimate; null if none |
 //! | `problems` | sentences: what is wrong, and what to do about it; none means healthy |
 //!
 //! Nothing in it is contents, a token, or a conversation's name. Dead letters by themselves are no problem: they were
@@ -27,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::health::{Seen, State, Trouble};
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
-use crate::queue::{Full, Overview, Pause};
-use crate::time::Timestamp;
+use crate::queue::{Expiring, Full, Overview, Pause};
+use crate::time::{Clock, Timestamp};
 
 /// Something that could have been sent for longer is worth a word.
 const DUE_MAX: Duration = Duration::from_secs(60);
@@ -99,6 +100,8 @@ pub struct Status {
     pub quota_wait_seconds: f64,
     pub region: String,
     pub connect_instance: String,
+    pub expiring: u64,
+    pub first_expiry: Option<String>,
     pub problems: Vec<String>,
 }
 
@@ -124,6 +127,7 @@ pub(super) struct Facts {
     pub counts: Counts,
     pub uptime: Duration,
     pub now: Timestamp,
+    pub clock: Clock,
 }
 
 /// The sender's own measures: what is exported and what is shown cannot differ.
@@ -166,8 +170,8 @@ impl Status {
             version: about.version.into(),
             state: state.as_str().into(),
             uptime_seconds: facts.uptime.as_secs_f64(),
-            paused: overview.paused.as_ref().map(Paused::of),
-            all_refused_since: overview.all_refused.map(|since| since.to_string()),
+            paused: overview.paused.as_ref().map(|pause| Paused::of(pause, &facts.clock)),
+            all_refused_since: overview.all_refused.map(|since| facts.clock.shown(since).to_string()),
             queued: overview.queued,
             queued_max: about.messages_max,
             oldest_seconds: age(overview.oldest),
@@ -194,14 +198,16 @@ impl Status {
             quota_wait_seconds: millis_of(counts.quota_wait),
             region: about.region.clone(),
             connect_instance: about.connect_instance.clone(),
+            expiring: overview.expiring.messages,
+            first_expiry: overview.expiring.first.map(|first| facts.clock.shown(first).to_string()),
             problems: problems(about, facts),
         }
     }
 }
 
 impl Paused {
-    fn of(pause: &Pause) -> Paused {
-        Paused { since: pause.since.to_string(), reason: pause.why.clone() }
+    fn of(pause: &Pause, clock: &Clock) -> Paused {
+        Paused { since: clock.shown(pause.since).to_string(), reason: pause.why.clone() }
     }
 }
 
@@ -210,7 +216,9 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     let Facts { overview, state, stalled, rate, closed, seen, now, .. } = facts;
     let due_for = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
     let due = match overview.oldest_due {
-        Some(since) if due_for >= DUE_MAX => format!(" A message has been due for {}, since {since}.", span(due_for)),
+        Some(since) if due_for >= DUE_MAX => {
+            format!(" A message has been due for {}, since {}.", span(due_for), facts.clock.shown(since))
+        }
         _ => String::new(),
     };
     let mut problems = Vec::new();
@@ -231,17 +239,19 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     }
     if let Some(Pause { since, why }) = &overview.paused {
         problems.push(format!(
-            "Sending is paused since {since}{}{why}. Messages wait on disk, and die when their lifetime ends; \
+            "Sending is paused since {}{}{why}. Messages wait on disk, and die when their lifetime ends; \
              `connect-relay resume` ends the pause.",
+            facts.clock.shown(*since),
             if why.is_empty() { "" } else { ": " }
         ));
     }
     if let Some(since) = overview.all_refused {
         problems.push(format!(
-            "Connect refuses every token since {since} (all_refused) and has never taken a message. {} \
+            "Connect refuses every token since {} (all_refused) and has never taken a message. {} \
              or the bot's Connect instance may be wrong. One message each sender.probe_max is tried with a \
              token that was not refused yet; the first that Connect takes resumes sending. Correct the setting and restart \
              the relay, or run `connect-relay resume`. No message is given up before its lifetime ends.",
+            facts.clock.shown(since),
             about.destination()
         ));
     }
@@ -256,8 +266,9 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     match closed {
         Some(Closed::Down) => problems.push(match &seen.trouble {
             Some(Trouble { since, what, advice }) => format!(
-                "Sending is stuck since {since}: the Participant Service {what}.{due} Messages wait on disk, and one at a \
-                 time is tried. {advice}"
+                "Sending is stuck since {}: the Participant Service {what}.{due} Messages wait on disk, and one at a \
+                 time is tried. {advice}",
+                facts.clock.shown(*since)
             ),
             None => format!(
                 "Sending is stuck: the Participant Service is down.{due} Messages wait on disk, and one at a time is tried. \
@@ -271,6 +282,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         )),
         None => {}
     }
+    problems.extend(loss_to_come(facts));
     let held_back = overview.paused.is_some() || overview.all_refused.is_some();
     if closed.is_none() && !held_back && due_for >= DUE_MAX {
         problems.push(slow_or_stuck(facts, &due));
@@ -328,6 +340,42 @@ fn slow_or_stuck(facts: &Facts, due: &str) -> String {
 /// To the second.
 fn span(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
+}
+
+/// The messages that will expire before they can be sent.
+fn loss_to_come(facts: &Facts) -> Option<String> {
+    let Facts { overview, rate, closed, clock, .. } = facts;
+    let Expiring { messages, first: Some(first) } = overview.expiring else { return None };
+    let first = clock.shown(first).time_of_day();
+    let (queued, lost) = (grouped(overview.queued), about(messages));
+    if overview.paused.is_some() || *closed == Some(Closed::Down) {
+        return Some(format!(
+            "Of {queued} messages queued, about {lost} will expire, even if sending resumes in five minutes, the first at \
+             {first} UTC. Expired messages are dead letters: `connect-relay messages redrive --reason expired` queues them \
+             again."
+        ));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let whole = Duration::try_from_secs_f64((overview.queued as f64 / rate).ceil()).unwrap_or(Duration::MAX);
+    Some(format!(
+        "Sending {queued} messages takes about {} at {rate:.1}/s: about {lost} of them will expire first, the first at \
+         {first} UTC. Raise sender.rate_max or ask AWS for a higher quota, or raise sender.lifetime for messages to come; \
+         `connect-relay messages redrive --reason expired` queues expired ones again.",
+        humantime::format_duration(whole)
+    ))
+}
+
+/// To two places: an estimate knows no more.
+fn about(count: u64) -> String {
+    let unit = 10u64.pow(count.max(1).ilog10().saturating_sub(1));
+    grouped(count.saturating_add(unit / 2) / unit * unit)
+}
+
+/// `2100` as `2,100`.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 pub(super) fn full(full: Full) -> String {
@@ -393,6 +441,7 @@ mod tests {
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
             uptime: Duration::from_secs(90),
             now: NOW,
+            clock: Clock::still(),
         }
     }
 
@@ -412,10 +461,30 @@ mod tests {
             "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "answer_lost": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",
-            "problems": [],
+            "expiring": 0, "first_expiry": null, "problems": [],
         });
         assert_eq!(shown, expected);
         assert_eq!(serde_json::from_value::<Status>(shown).unwrap(), status, "and whoever asks reads it so");
+    }
+
+    #[test]
+    fn loss_to_come_is_a_problem_that_says_how_much_and_when_it_begins() {
+        let mut facts = facts();
+        facts.rate = 1.0;
+        facts.overview.queued = 3000;
+        let first = facts.clock.now() + Duration::from_secs(900);
+        facts.overview.expiring = Expiring { messages: 2097, first: Some(first) };
+        let about = About { messages_max: 10_000, ..about() };
+        let time = facts.clock.shown(first).time_of_day();
+        let [problem] = &problems(&about, &facts)[..] else { panic!() };
+        let expected = format!(
+            "Sending 3,000 messages takes about 50m at 1.0/s: about 2,100 of them will expire first, the first at {time} UTC."
+        );
+        assert!(problem.starts_with(&expected), "{problem}");
+        facts.overview.paused = Some(pause(""));
+        let said = problems(&about, &facts).join(" ");
+        assert!(said.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{said}");
+        assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::about).join(" "), "1 99 150 3,000 1,200,000");
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Beat {
 
     /// One word on how it is now.
     pub async fn once(&self) {
-        let alive = self.health.live(self.clock.now(), self.queue.stalled());
+        let alive = self.health.live(self.clock.awake(), self.queue.stalled());
         let status = match &alive {
             Ok(()) => self.status().await,
             Err(why) => format!("hangs: {why}"),

@@ -73,13 +73,14 @@ impl Daemon {
         // Nobody else sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
+        queue.paced_by(budget.clone());
         let writer = WriterThread::start(writer)?;
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
         let place = place.get_or_init(|| unix.place()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
-        announce(&options, bound, &queue).await;
+        announce(&options, bound, &queue, &clock).await;
 
         let mut daemon = Daemon {
             grace: options.grace,
@@ -204,7 +205,8 @@ fn until(stage: &watch::Sender<Stage>, wanted: fn(&Stage) -> bool) -> impl Futur
 }
 
 async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
-    let clock = probes.clock.clone();
+    // The queue opens meanwhile, and takes up the line of its store: a jump that no connection may notice.
+    let clock = probes.clock.detached();
     let service = move |request, _| {
         let probes = probes.clone();
         async move { probes.answer(&request).await }
@@ -249,7 +251,7 @@ fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     reload_ok
 }
 
-async fn announce(options: &Options, bound: Bound, queue: &Queue) {
+async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock) {
     let overview = queue.overview().await.unwrap_or_default();
     info!(
         version = VERSION,
@@ -266,6 +268,7 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue) {
         "started",
     );
     if let Some(Pause { since, why }) = overview.paused {
+        let since = clock.shown(since);
         warn!(%since, reason = why, "sending is still paused by an operator, until it is resumed");
     }
 }

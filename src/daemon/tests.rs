@@ -457,7 +457,7 @@ async fn the_beat_falls_silent_only_where_a_restart_would_help() {
         let length = manager.recv(&mut datagram).unwrap();
         String::from_utf8(datagram[..length].to_vec()).unwrap()
     };
-    let pulse = Arc::new(AtomicU64::new(clock.now().0));
+    let pulse = Arc::new(AtomicU64::new(clock.awake().0));
     let beat = Beat {
         supervisor: Supervisor::at(&address, Some(PATIENCE)).unwrap(),
         health: Health::new(Arc::clone(&pulse)),
@@ -469,7 +469,7 @@ async fn the_beat_falls_silent_only_where_a_restart_would_help() {
     beat.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(Hint::default()));
     beat.once().await;
     assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
-    pulse.store(clock.now().0 - 61_000, Ordering::Relaxed);
+    pulse.store(clock.awake().0 - 61_000, Ordering::Relaxed);
     beat.once().await;
     assert_eq!(heard(), "STATUS=hangs: the sender's loop has made no step for 61 s");
 }

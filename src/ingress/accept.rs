@@ -17,11 +17,12 @@ use super::body::Whole;
 use super::parse::Members;
 use super::refusal::Refusal;
 use super::reply::{self, Answer};
-use super::request::{self, Identity, Preference};
+use super::request::{self, Identity, Preference, Wait};
 use super::{Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
 use crate::queue::{State, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
+use crate::time::Clock;
 
 /// What the reply needs of a submission that the queue has taken.
 pub(super) struct Stub {
@@ -35,11 +36,11 @@ impl Stub {
     }
 
     /// Reads the queue's verdict.
-    pub(super) fn kept(&self, verdict: Verdict, rate: f64) -> Result<State, Refusal> {
+    pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<State, Refusal> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
             Verdict::Rejected(rejection) => {
-                Err(Refusal::of_rejection(&rejection, rate, self.lifetime).about_token(&self.client_token))
+                Err(Refusal::of_rejection(&rejection, rate, self.lifetime, clock).about_token(&self.client_token))
             }
         }
     }
@@ -81,20 +82,29 @@ impl Inner {
         let verdict = verdict
             .and_then(|mut verdicts| verdicts.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into())))
             .map_err(|failed| Refusal::from(failed).about_token(&stub.client_token))?;
-        let state = stub.kept(verdict, rate)?;
+        let state = stub.kept(verdict, rate, &self.clock)?;
         let wait = self.wait(Preference::of(headers), self.reply(peer));
-        let state = self.outcome(state, wait.span).await;
-        let answer = reply::of_state(&state, &stub.client_token, self.expected(&state), bare, self.options.retry_after);
+        let state = self.outcome(state, &wait).await;
+        let answer = reply::of_state(&state, &stub.client_token, self.outlook(&state), bare, self.options.retry_after);
         Ok(applied(answer, wait.applied))
     }
 
-    /// Waits for the outcome of what is queued.
-    pub(super) async fn outcome(&self, state: State, wait: Duration) -> State {
-        if wait.is_zero() || !matches!(state.status, Status::Queued { .. }) {
+    /// Waits for the outcome of what is queued. An implied wait is not begun, and ends, if no outcome can come within it.
+    pub(super) async fn outcome(&self, state: State, wait: &Wait) -> State {
+        if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
         }
+        if wait.implied && self.is_futile(&state, wait.span) {
+            return state;
+        }
+        let over = async {
+            tokio::select! {
+                () = tokio::time::sleep(wait.span) => {}
+                () = self.futile(state.id, wait) => {}
+            }
+        };
         let later = tokio::select! {
-            later = self.queue.outcome(state.id, wait) => later.ok().flatten(),
+            later = self.queue.outcome_until(state.id, over) => later.ok().flatten(),
             () = self.door.waits_end() => None,
         };
         let state = later.unwrap_or(state);

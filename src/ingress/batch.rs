@@ -82,7 +82,7 @@ impl Inner {
                 Ok(stub) => {
                     let verdict =
                         verdicts.next().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
-                    stub.kept(verdict, rate).map(|state| (stub, state))
+                    stub.kept(verdict, rate, &self.clock).map(|state| (stub, state))
                 }
                 Err(refusal) => Err(refusal),
             };

@@ -78,7 +78,7 @@ impl Inner {
         if is_throttle(&forwarded) {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
-            let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), now);
+            let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), self.clock.wall());
             self.budget.pacer().overheard(now, hint);
             return Ok(None);
         }
@@ -103,7 +103,7 @@ impl Inner {
     }
 
     fn passed_on(&self, forwarded: Forwarded) -> Answer {
-        reply::passed_on(forwarded, self.options.retry_after, self.clock.now())
+        reply::passed_on(forwarded, self.options.retry_after, self.clock.wall())
     }
 
     async fn pass_on(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, Refusal> {

@@ -21,6 +21,7 @@ use hyper::header::HeaderValue;
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, Invalid};
 use crate::queue::{Full, Rejection, StoreFailed};
+use crate::time::Clock;
 
 /// The longest that a full queue asks a bot to stay away.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -199,11 +200,13 @@ impl Refusal {
         Refusal::new(StatusCode::GONE, "GoneException", text)
     }
 
-    /// Why the queue did not keep it. `rate` is the learned one, `lifetime` what the bot asked for.
-    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>) -> Refusal {
+    /// Why the queue did not keep it. `rate` is the learned one, `lifetime` what the bot asked for; `clock` shows
+    /// times.
+    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>, clock: &Clock) -> Refusal {
         match rejection {
             Rejection::OtherContents(accepted) => Refusal::conflict(format!(
-                "connect-relay: this ClientToken was accepted with other contents at {accepted}"
+                "connect-relay: this ClientToken was accepted with other contents at {}",
+                clock.shown(*accepted)
             )),
             Rejection::OtherConversation => Refusal::other_conversation(),
             Rejection::NotReplaceable => Refusal::forbidden(
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn full_queue_names_the_limit_its_key_and_how_fast_it_empties() {
-        let of = |full, rate| Refusal::of_rejection(&Rejection::Full(full), rate, None);
+        let of = |full, rate| Refusal::of_rejection(&Rejection::Full(full), rate, None, &Clock::still());
         for (full, reason, text, retry, more) in [
             (
                 Full::Messages { queued: 10, most: 10 },
@@ -313,6 +316,7 @@ mod tests {
 
     #[test]
     fn rejections_have_the_codes_of_the_contract() {
+        let clock = Clock::still();
         let denied = ServiceError { status: 403, code: "AccessDeniedException".into(), ..ServiceError::default() };
         for (rejection, status, code, counted) in [
             (Rejection::OtherContents(Timestamp(0)), 409, "ConflictException", Rejected::Conflict),
@@ -322,11 +326,11 @@ mod tests {
             (Rejection::TooLate { before: 7 }, 429, "RelayTooLateException", Rejected::TooLate),
             (Rejection::TokenRefused(denied), 403, "AccessDeniedException", Rejected::Denied),
         ] {
-            let refusal = Refusal::of_rejection(&rejection, 10.0, None);
+            let refusal = Refusal::of_rejection(&rejection, 10.0, None, &clock);
             assert_eq!((refusal.status.as_u16(), &*refusal.code, refusal.counted), (status, code, Some(counted)));
             assert!(refusal.text.starts_with("connect-relay: "));
         }
-        let late = Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)));
+        let late = Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)), &clock);
         assert_eq!(
             late.text,
             "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): about 7 messages go before it, and the \

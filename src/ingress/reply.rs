@@ -15,13 +15,14 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use super::outlook::Outlook;
 use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
 use crate::queue::{State, Status};
 use crate::retry::Hint;
-use crate::time::{Timestamp, millis};
+use crate::time::{WallTime, millis};
 
 /// A whole reply.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -94,6 +95,10 @@ struct Queued<'a> {
     ahead: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expected_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    will_expire: bool,
 }
 
 /// The name that users see.
@@ -105,16 +110,16 @@ pub(super) fn name(status: &Status) -> &'static str {
     }
 }
 
-/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `expected` is when it
-/// is likely to be sent; `bare` is for a disconnect, which AWS answers without a body.
+/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `outlook` is what
+/// it has to expect while it is queued; `bare` is for a disconnect, which AWS answers without a body.
 pub(super) fn of_state(
     state: &State,
     client_token: &ClientToken,
-    expected: Option<Timestamp>,
+    outlook: Option<Outlook>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
-    let mut answer = of_status(&state.status, client_token, expected, bare, usual);
+    let mut answer = of_status(&state.status, client_token, outlook, bare, usual);
     label(&mut answer, state, client_token);
     answer
 }
@@ -122,7 +127,7 @@ pub(super) fn of_state(
 fn of_status(
     status: &Status,
     client_token: &ClientToken,
-    expected: Option<Timestamp>,
+    outlook: Option<Outlook>,
     bare: bool,
     usual: Duration,
 ) -> Answer {
@@ -132,7 +137,9 @@ fn of_status(
                 client_token: client_token.as_str(),
                 state: name(status),
                 ahead: Some(*ahead),
-                expected_time: expected.map(|expected| expected.to_string()),
+                expected_time: outlook.and_then(|outlook| outlook.expected).map(|expected| expected.to_string()),
+                expires: outlook.map(|outlook| outlook.expires.to_string()),
+                will_expire: outlook.is_some_and(|outlook| outlook.will_expire),
             };
             with_json(StatusCode::ACCEPTED, to_json(&queued))
         }
@@ -222,7 +229,7 @@ pub(super) fn dropped(client_token: &ClientToken) -> Answer {
 
 /// What the service replied to what was passed on, as it came; but a success always can be told by a request id, and what
 /// may be tried again says when, in both headers: a gateway's 429 usually has neither.
-pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: Timestamp) -> Answer {
+pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: WallTime) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     if says_when(status) {
@@ -255,7 +262,10 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Stat
         }
         status => {
             let (client_token, state) = (client_token.as_str(), name(status));
-            push_line(lines, &Queued { client_token, state, ahead: None, expected_time: None });
+            push_line(
+                lines,
+                &Queued { client_token, state, ahead: None, expected_time: None, expires: None, will_expire: false },
+            );
         }
     }
 }
@@ -311,6 +321,7 @@ mod tests {
     use super::*;
     use crate::delivery::{Reason, ServiceError};
     use crate::queue::{Full, Rejection, StoreFailed};
+    use crate::time::{Clock, Timestamp};
 
     const USUAL: Duration = Duration::from_millis(1500);
 
@@ -332,9 +343,17 @@ mod tests {
 
     #[test]
     fn queued_is_202_and_never_an_invented_id() {
-        let queued = Status::Queued { next_attempt: None, ahead: 3, before: Some(7) };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(Timestamp(0)), false, USUAL));
-        let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z"}"#;
+        let queued = Status::Queued {
+            next_attempt: None,
+            ahead: 3,
+            before: Some(7),
+            held: false,
+            in_flight: false,
+            expires: Timestamp(9000),
+        };
+        let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false };
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, USUAL));
+        let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z","Expires":"1970-01-01T00:00:09.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
     }
@@ -364,7 +383,7 @@ mod tests {
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
             let status = status.try_into().unwrap();
             let forwarded = Forwarded { status, headers, body: "as it came".into() };
-            let (came, headers, body) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            let (came, headers, body) = taken(passed_on(forwarded, USUAL, WallTime(0)));
             assert_eq!((came, &*body), (status.as_u16(), "as it came"));
             headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
         };
@@ -390,7 +409,7 @@ mod tests {
                 headers: headers.collect(),
                 body: Bytes::new(),
             };
-            let (_, headers, _) = taken(passed_on(forwarded, USUAL, Timestamp(0)));
+            let (_, headers, _) = taken(passed_on(forwarded, USUAL, WallTime(0)));
             let told = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!((told("x-amz-retry-after"), told("retry-after")), (amz, standard), "{status} {given:?}");
             assert_eq!(headers.get_all("retry-after").iter().count(), usize::from(standard.is_some()));
@@ -443,8 +462,8 @@ mod tests {
     fn what_may_be_tried_again_says_when_in_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (refusal, millis, seconds) in [
-            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None), "2500", "3"),
-            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None), "1500", "2"),
+            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
+            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still()), "1500", "2"),
             (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
             (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {

@@ -122,6 +122,8 @@ pub(super) struct Preference {
 pub(super) struct Wait {
     pub(super) span: Duration,
     pub(super) applied: Option<String>,
+    /// The caller did not ask for it.
+    pub(super) implied: bool,
 }
 
 impl Preference {
@@ -153,7 +155,7 @@ impl Preference {
             Preference { respond_async: true, .. } => (Duration::ZERO, Some("respond-async".into())),
             _ => (implied, None),
         };
-        Wait { span, applied }
+        Wait { span, implied: applied.is_none(), applied }
     }
 }
 

@@ -17,7 +17,7 @@ use super::{Inner, Reply, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
 use crate::queue::{Backlog, Found, State, Status, StoreFailed};
-use crate::time::Timestamp;
+use crate::time::{Clock, WallTime};
 
 #[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -62,16 +62,16 @@ impl Inner {
         let label = message::label(conversation.as_ref(), &token);
         let state = self.find(token, conversation, caller, &client_token).await?;
         let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
-        let state = self.outcome(state, wait.span).await;
-        let mut answer = describe(&state, &client_token, &label, self.expected(&state));
+        let state = self.outcome(state, &wait).await;
+        let mut answer = describe(
+            &state,
+            &client_token,
+            &label,
+            self.outlook(&state).and_then(|outlook| outlook.expected),
+            &self.clock,
+        );
         reply::label(&mut answer, &state, &client_token);
         Ok(applied(answer, wait.applied))
-    }
-
-    /// When what is queued is likely to be sent, at the learned rate; none where nobody can tell.
-    pub(super) fn expected(&self, state: &State) -> Option<Timestamp> {
-        let Status::Queued { next_attempt, before: Some(before), .. } = state.status else { return None };
-        Some(expected(before, next_attempt, self.budget.pacer().rate(), self.clock.now()))
     }
 
     async fn find(
@@ -132,12 +132,19 @@ impl Inner {
     }
 }
 
-fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Option<Timestamp>) -> Answer {
+fn describe(
+    state: &State,
+    client_token: &ClientToken,
+    label: &str,
+    expected: Option<WallTime>,
+    clock: &Clock,
+) -> Answer {
+    let shown = |time| clock.shown(time).to_string();
     let known = Known {
         client_token: client_token.as_str(),
         state: reply::name(&state.status),
         conversation: label,
-        accepted_time: state.accepted.to_string(),
+        accepted_time: shown(state.accepted),
         attempts: state.attempts,
         ..Known::default()
     };
@@ -145,7 +152,7 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
         Status::Queued { next_attempt, ahead, .. } => reply::of_json(
             StatusCode::OK,
             &Known {
-                next_attempt_time: next_attempt.map(|due| due.to_string()),
+                next_attempt_time: next_attempt.map(shown),
                 ahead: Some(*ahead),
                 expected_time: expected.map(|expected| expected.to_string()),
                 ..known
@@ -171,14 +178,6 @@ fn describe(state: &State, client_token: &ClientToken, label: &str, expected: Op
     }
 }
 
-/// When so many others have gone, and not before its own time.
-fn expected(before: u64, next: Option<Timestamp>, rate: f64, now: Timestamp) -> Timestamp {
-    // Nobody counts on a date: a u64 of messages is a fraction of seconds off at most.
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    let wait = Duration::try_from_secs_f64(before as f64 / rate).unwrap_or(message::LIFETIME_MAX);
-    (now + wait.min(message::LIFETIME_MAX)).max(next.unwrap_or_default())
-}
-
 fn client_token(path: &str) -> Result<ClientToken, Refusal> {
     let encoded = path.strip_prefix("/participant/message/").unwrap_or_default();
     let text = percent_decode_str(encoded)
@@ -201,16 +200,5 @@ mod tests {
         assert_eq!(token("100%25").as_deref(), Some("100%"));
         assert_eq!(token("%FF"), None);
         assert_eq!(token(&"x".repeat(501)), None);
-    }
-
-    #[test]
-    fn expected_time_is_when_those_before_it_have_gone() {
-        let now = Timestamp(1_000_000);
-        let of = |before, next, rate| expected(before, next, rate, now).since(now);
-        assert_eq!(of(0, None, 10.0), Duration::ZERO);
-        assert_eq!(of(50, None, 10.0), Duration::from_secs(5));
-        assert_eq!(of(50, Some(now + Duration::from_secs(30)), 10.0), Duration::from_secs(30));
-        assert_eq!(of(50, Some(now + Duration::from_secs(1)), 10.0), Duration::from_secs(5));
-        assert_eq!(of(1, None, 0.0), message::LIFETIME_MAX);
     }
 }

@@ -29,7 +29,7 @@ use super::scrub::{scrub, scrub_id};
 use crate::delivery::{NO_OBJECT, Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
-use crate::time::Timestamp;
+use crate::time::WallTime;
 
 /// Codes that mean over the quota, whatever the status.
 const THROTTLES: [&str; 3] = ["ThrottlingException", "TooManyRequestsException", "LimitExceededException"];
@@ -66,7 +66,7 @@ pub(super) struct Answer<'a> {
 }
 
 /// What the answer to `sent` means.
-pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, now: Timestamp) -> Outcome {
+pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, now: WallTime) -> Outcome {
     if answer.status.is_success() {
         return success(sent, token, answer);
     }
@@ -243,7 +243,7 @@ mod tests {
         let headers = headers.collect();
         let status = StatusCode::from_u16(status).unwrap();
         let answer = Answer { status, headers: &headers, body: body.map(str::as_bytes) };
-        judge(sent, &token(), &answer, Timestamp(0))
+        judge(sent, &token(), &answer, WallTime(0))
     }
 
     fn kind(outcome: &Outcome) -> &'static str {

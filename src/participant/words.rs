@@ -118,7 +118,7 @@ fn host(name: &str) -> &str {
 }
 
 fn time(seconds: u64) -> String {
-    crate::time::Timestamp(seconds.saturating_mul(1000)).to_string()
+    crate::time::WallTime(seconds.saturating_mul(1000)).to_string()
 }
 
 /// A debug form in words: `Other(OtherError(UnsupportedCertVersion))` is "unsupported cert version".

@@ -219,8 +219,9 @@ impl Writer {
         }
         self.put_line(&conversation, &line);
         self.gauges.accepted.inc();
-        let before = self.before(&line, ahead, now);
-        let status = Status::Queued { next_attempt: None, ahead, before };
+        let (next_attempt, before) = self.prospect(&conversation, &line, ahead, now)?;
+        let (held, expires) = (line.hold.is_some(), record.deadline);
+        let status = Status::Queued { next_attempt, ahead, before, held, in_flight: false, expires };
         let id = self.id(sequence, conversation, entry);
         Ok((State { id, accepted: now, attempts: 0, status }, record))
     }

@@ -25,7 +25,7 @@ use super::{
     Damaged, OpenError, Options, Queue, SealingKey, Writer, compaction, folder, journal, opening, stamp, store,
 };
 use crate::metrics::Metrics;
-use crate::time::{Clock, Timestamp};
+use crate::time::{Anchor, Clock, Timestamp, WallTime};
 
 /// How the folders are called in which damaged stores lie.
 pub const ASIDE: &str = "damaged-";
@@ -63,7 +63,7 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     let path = &options.path;
     let aside = match linked_before(path)? {
         Some(aside) => aside,
-        None => link_aside(path, clock.now())?,
+        None => link_aside(path, clock.wall())?,
     };
     let log = open_log(&aside, |_, _| ())?;
     let fresh = path.join(compaction::FOLDER);
@@ -94,7 +94,7 @@ fn linked_before(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
+fn link_aside(path: &Path, now: WallTime) -> io::Result<PathBuf> {
     let aside = path.join(format!("{ASIDE}{}", name_of(now)));
     DirBuilder::new().mode(0o700).create(&aside)?;
     for file in fs::read_dir(path)? {
@@ -158,6 +158,8 @@ impl Writer {
                 ..Meta::default()
             };
         }
+        // Before anything is written with a time: the new store goes on on the line of the old one.
+        self.resume_line(log.get::<Anchor>(&Key::new(b'c'))?, Timestamp::default());
         self.meta.unclean_boot = self.meta.boot;
         let mut carried = Carried::default();
         for (letter, used) in [(b't', Some(USED_TOKEN)), (b'g', Some(USED_PARTICIPANT)), (b'h', None), (b'k', None)] {
@@ -297,6 +299,6 @@ impl Writer {
 }
 
 /// `20261122T140307Z`, and the milliseconds: two in a second are two.
-fn name_of(now: Timestamp) -> String {
+fn name_of(now: WallTime) -> String {
     now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
 }

@@ -7,6 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
+//! | `c` | [`Anchor`](crate::time::Anchor) | where the line of all times here is, by the machine's clocks |
 //! | `j` | [`Mark`](super::journal::Mark) | the oldest epoch of the journal whose records are not all here; its files' lengths |
 //! | `f` | String | a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
@@ -59,8 +60,11 @@ pub use rows::{
     Sending, Slot, Token, Trial, reason_at, reason_index,
 };
 
-/// The layout's number, in the format stamp.
-pub const FORMAT: u32 = 3;
+/// The layout's number, in the format stamp. Since 4 all times are on the store's own line, which the row `c` ties to the
+/// machine's clocks: a relay that takes them for the wall clock's must not open the store.
+pub const FORMAT: u32 = 4;
+/// The oldest layout that is read: its rows are the same, without the row `c`. An open makes it one of today's.
+pub const OLDEST_FORMAT: u32 = 3;
 /// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
 /// syncs.
 pub const ROW_MAX: usize = 7 * 1024;

@@ -22,7 +22,7 @@ use super::sealing::{Binding, Sealer, SealingKey};
 use super::stamp::Known;
 use super::{Damaged, OpenError, Options, folder, stamp};
 use crate::message::Body;
-use crate::time::Clock;
+use crate::time::{Anchor, Clock, Timestamp, WallTime};
 
 /// Most messages that are named one by one.
 const NAMED_MAX: usize = 100;
@@ -33,6 +33,7 @@ pub struct Doctor {
     path: PathBuf,
     _lock: Option<File>,
     keys: Vec<SealingKey>,
+    format: u32,
     nonce: u32,
     /// None where it is sealed, and no key that opens it was given.
     sealer: Option<Sealer>,
@@ -117,15 +118,15 @@ impl Doctor {
         let lock = folder::lock_if_there(path)?;
         let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
         let (known, damage) = stamp::known(path, &log, &keys)?;
-        let lost = || Known { nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
-        let Known { nonce, sealer } = known.unwrap_or_else(lost);
+        let lost = || Known { format: codec::FORMAT, nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
+        let Known { format, nonce, sealer } = known.unwrap_or_else(lost);
         // Without a key there is a listing; with a wrong one somebody is mistaken.
         if sealer.is_none() && !keys.is_empty() {
             return Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() });
         }
         let damage = damage.into_iter().chain(folder::odd_files(path));
         log.damage.splice(0..0, damage);
-        Ok(Doctor { path: path.to_owned(), _lock: lock, keys, nonce, sealer, log })
+        Ok(Doctor { path: path.to_owned(), _lock: lock, keys, format, nonce, sealer, log })
     }
 
     /// Whether contents and tokens cannot be read for want of a key.
@@ -143,7 +144,7 @@ impl Doctor {
         let queued = salvage.queued()?;
         let mut report = Report {
             path: self.path.clone(),
-            format: codec::FORMAT,
+            format: self.format,
             sealed: self.is_sealed(),
             queued: queued.found.len() as u64,
             delivered: salvage.delivered()?,
@@ -202,10 +203,16 @@ impl Doctor {
         Ok(exported)
     }
 
+    /// The wall clock at a point on the store's line, as far as the store knows.
+    fn shown(&self, inner: Timestamp) -> io::Result<WallTime> {
+        let anchor = self.log.get::<Anchor>(&codec::Key::new(b'c'))?;
+        Ok(anchor.map_or(WallTime(inner.0), |anchor| anchor.shown(inner)))
+    }
+
     fn export_one(&self, record: &Record, state: &str, to: &mut Exported, out: &mut dyn io::Write) -> io::Result<()> {
         let Record { label, client_token, accepted, implied, lifetime_ms, .. } = record;
         let Some(sealer) = &self.sealer else {
-            let (id, accepted_time) = (self.id(record.sequence), accepted.to_string());
+            let (id, accepted_time) = (self.id(record.sequence), self.shown(*accepted)?.to_string());
             to.written += 1;
             return line(out, &Listed { id, state, client_token, conversation: label, accepted_time });
         };

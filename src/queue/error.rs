@@ -18,14 +18,16 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Written by a newer relay, or one from before the first release: exit 78.
-    #[error("open queue {path}: its format is {found}, this relay reads {known}")]
+    #[error("open queue {path}: its format is {found}, this relay reads {newest}, and older ones from {oldest} on")]
     OtherFormat {
         /// The folder.
         path: PathBuf,
         /// What is there.
         found: u32,
-        /// What this build reads.
-        known: u32,
+        /// The oldest format that this build reads.
+        oldest: u32,
+        /// The newest one.
+        newest: u32,
     },
     /// In memory, and not allowed to be: exit 78.
     #[error(

@@ -1,11 +1,13 @@
 //! What the queue measures. Counters count what was carried out; gauges show the store as of the last tick or overview.
 
+use std::cell::Cell;
+
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{Options, Overview};
 use crate::delivery::Reason;
 use crate::metrics::{DELIVERY_SECONDS, LOCAL_SECONDS, Metrics};
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 #[derive(Debug)]
 pub struct Gauges {
@@ -19,7 +21,8 @@ pub struct Gauges {
     pub commit_seconds: Histogram,
     pub commit_messages: Histogram,
     pub delivery_seconds: Histogram,
-    pub last_delivery: Gauge,
+    last_delivery: Gauge,
+    delivered_at: Cell<Option<Timestamp>>,
     messages: IntGauge,
     bytes: IntGauge,
     disk_free: IntGauge,
@@ -30,6 +33,7 @@ pub struct Gauges {
     damaged: IntGauge,
     held: IntGaugeVec,
     paused: IntGauge,
+    expiring: IntGauge,
 }
 
 impl Gauges {
@@ -59,6 +63,7 @@ impl Gauges {
             delivery_seconds: metrics.histogram("delivery_seconds", "From acceptance to delivery.", DELIVERY_SECONDS),
             last_delivery: metrics
                 .level("last_delivery_timestamp_seconds", "When the last message was delivered; 0 before the first."),
+            delivered_at: Cell::default(),
             messages: metrics.gauge("queue_messages", "Messages queued."),
             bytes: metrics.gauge("queue_bytes", "Bytes that the queue takes on disk."),
             disk_free: metrics.gauge("disk_free_bytes", "Bytes free on the queue's volume."),
@@ -75,6 +80,10 @@ impl Gauges {
                 "Conversations that wait for one thing to be known.",
                 &["reason"],
             ),
+            expiring: metrics.gauge(
+                "expiring_messages",
+                "Messages queued that will expire before they can be sent, at the learned rate: an estimate.",
+            ),
             paused: metrics.gauge("paused", "1 while an operator has paused sending."),
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
@@ -90,8 +99,17 @@ impl Gauges {
         gauges
     }
 
-    pub fn show(&self, overview: &Overview, now: Timestamp) {
+    /// A message was delivered: the gauge shows by the wall clock when that was, also after a step of it.
+    pub fn delivered_at(&self, at: Timestamp, clock: &Clock) {
+        self.delivered_at.set(Some(at));
+        self.last_delivery.set(clock.shown(at).seconds());
+    }
+
+    pub fn show(&self, overview: &Overview, now: Timestamp, clock: &Clock) {
         let age = |since: Option<Timestamp>| since.map_or(0.0, |since| now.since(since).as_secs_f64());
+        if let Some(at) = self.delivered_at.get() {
+            self.last_delivery.set(clock.shown(at).seconds());
+        }
         self.messages.set(whole(overview.queued));
         self.bytes.set(whole(overview.bytes));
         self.disk_free.set(whole(overview.disk_free));
@@ -102,6 +120,7 @@ impl Gauges {
         self.damaged.set(i64::from(overview.set_aside));
         self.held.with_label_values(&["token_refused"]).set(whole(overview.held));
         self.held.with_label_values(&["answer_lost"]).set(whole(overview.answer_lost));
+        self.expiring.set(whole(overview.expiring.messages));
         self.paused.set(i64::from(overview.paused.is_some()));
     }
 }

@@ -24,7 +24,7 @@ pub fn line_key(conversation: &Hash) -> Key {
 }
 
 /// How the keys of a conversation's chunks begin.
-fn chunks_of(conversation: &Hash) -> Key {
+pub fn chunks_of(conversation: &Hash) -> Key {
     Key::new(b's').hash(conversation)
 }
 

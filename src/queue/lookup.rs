@@ -3,7 +3,7 @@
 use super::accept::token_key;
 use super::act::Asked;
 use super::codec::{
-    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
+    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Record, Slot, Token, Trial, number_at,
 };
 use super::line::turn_prefix;
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
@@ -128,15 +128,19 @@ impl Writer {
                 all.partition_point(|other| other.sequence < slot.sequence)
             }
         } as u64;
-        let next_attempt = match line.place {
-            Place::Due(due) => Some(due),
-            _ => None,
-        };
+        let (next_attempt, before) = self.prospect(&record.conversation, line, ahead, self.now())?;
         Ok(State {
             id: self.id(slot.sequence, record.conversation, slot.entry),
             accepted: record.accepted,
             attempts: slot.trial.attempts,
-            status: Status::Queued { next_attempt, ahead, before: self.before(line, ahead, self.now()) },
+            status: Status::Queued {
+                next_attempt,
+                ahead,
+                before,
+                held: line.hold.is_some(),
+                in_flight: self.leased.get(&record.conversation) == Some(&slot.sequence),
+                expires: record.deadline,
+            },
         })
     }
 
@@ -189,6 +193,7 @@ impl Writer {
             corrupt: self.gauges.corrupt.get(),
             paused: self.paused(),
             all_refused: self.all_refused(),
+            expiring: self.expiring,
         })
     }
 

@@ -1,6 +1,7 @@
 //! What an operator is told.
 
 use super::Full;
+use super::expiring::Expiring;
 use crate::time::Timestamp;
 
 /// What waits, all in all or of one caller.
@@ -52,4 +53,6 @@ pub struct Overview {
     pub paused: Option<Pause>,
     /// The time since which the destination refuses every token and has never delivered anything.
     pub all_refused: Option<Timestamp>,
+    /// The loss to come.
+    pub expiring: Expiring,
 }

@@ -14,7 +14,7 @@ use super::codec::{
 };
 use super::log::Log;
 use super::packs::gone_key;
-use crate::time::Timestamp;
+use crate::time::{Anchor, Timestamp};
 
 /// A log, understood.
 #[derive(Debug)]
@@ -172,6 +172,7 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
         b'!' => decode::<Meta>(key, value).is_some(),
         b'm' | b'k' => true,
         b'j' | b'l' | b'u' => decode::<u64>(key, value).is_some(),
+        b'c' => decode::<Anchor>(key, value).is_some(),
         b'f' => decode::<String>(key, value).is_some(),
         b'p' => decode::<Secret>(key, value).is_some(),
         b'v' => decode::<Line>(key, value).is_some(),

@@ -115,6 +115,33 @@ impl Writer {
         Some(turns::before(kind, ahead, others).min(queued).max(ahead))
     }
 
+    /// The time before which a message is not sent, if there is one, and the approximate number of messages that go before
+    /// it; the number is `None` if it cannot be estimated.
+    pub(super) fn prospect(
+        &self,
+        conversation: &Hash,
+        line: &Line,
+        ahead: u64,
+        now: Timestamp,
+    ) -> Result<(Option<Timestamp>, Option<u64>), StoreFailed> {
+        if self.all_refused().is_some() {
+            let next = ahead == 0 && self.has_next_turn(conversation, line)?;
+            return Ok(if next { (self.next_try(), Some(0)) } else { (None, None) });
+        }
+        let due = if let Place::Due(due) = line.place { Some(due) } else { None };
+        Ok((due, self.before(line, ahead, now)))
+    }
+
+    /// True if no other conversation has its turn before this one.
+    fn has_next_turn(&self, conversation: &Hash, line: &Line) -> Result<bool, StoreFailed> {
+        let Place::Turn(kind, turn) = line.place else { return Ok(false) };
+        let first = |kind| self.store.first_key(Key::new(turn_prefix(kind)));
+        let (fresh, late) = (first(Kind::Fresh)?, first(Kind::Late)?);
+        let next = self.turns.next(fresh.is_some(), late.is_some());
+        let first = if kind == Kind::Fresh { fresh } else { late };
+        Ok(next == Some(kind) && first == Some(turn_key(kind, turn, conversation)))
+    }
+
     pub(super) fn lease(&mut self, request: LeaseRequest, now: Timestamp) -> Result<Work, StoreFailed> {
         if self.paused().is_some() {
             return Ok(Work::default());

@@ -98,8 +98,7 @@ impl Writer {
         }
         self.gauges.delivered.inc();
         self.gauges.delivery_seconds.observe(now.since(queued.record.accepted).as_secs_f64());
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds of this era fit")]
-        self.gauges.last_delivery.set(now.0 as f64 / 1000.0);
+        self.gauges.delivered_at(now, self.clock());
         self.tell(&queued.record, attempts, Status::Delivered(receipt.clone()));
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! The file `format` is four lines:
 //!
 //! ```text
-//! connect-relay queue, format 3
+//! connect-relay queue, format 4
 //! store 9f86d081                 the nonce: what makes ids and sealed fields of this store differ from another's
 //! key 0a1b…                      the key of the hashes, sealed where there is a key file
 //! sum 5e1f00d5                   CRC-32 of the three before
@@ -11,7 +11,7 @@
 //!
 //! It is written last at the first start, under another name, synced and renamed: **without it nothing was ever
 //! acknowledged**, and a folder that has none is begun anew. It is written again when the first key of the
-//! key file changes, in the same way, so that there is always one that is whole.
+//! key file changes, and when a store of an older format is opened, in the same way, so that there is always one that is whole.
 //!
 //! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. With
 //! the stamp alone would go what is sealed, and every repeat would be a new message. The copy also tells whether stamp, log
@@ -45,6 +45,8 @@ const KEY_BYTES: usize = 32;
 
 /// What a stamp says, its key opened.
 pub struct Stamp {
+    /// The layout that it vouches for.
+    pub format: u32,
     /// What makes ids of this store differ from another's.
     pub nonce: u32,
     /// The key of the hashes.
@@ -55,6 +57,7 @@ pub struct Stamp {
 
 /// What a stamp says to those who may not have its keys.
 pub struct Known {
+    pub format: u32,
     pub nonce: u32,
     /// Opens the store's secrets; none where it is sealed and none of the keys does.
     pub sealer: Option<Sealer>,
@@ -62,6 +65,7 @@ pub struct Known {
 
 /// A stamp as it was written.
 struct Written {
+    format: u32,
     nonce: u32,
     kept: Secret,
 }
@@ -72,9 +76,9 @@ type Found = (Zeroizing<String>, Written);
 /// The stamp in a folder; none where there is no such file.
 pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let Some(text) = text(path)? else { return Ok(None) };
-    let Written { nonce, kept } = parse(path, &text)?;
+    let Written { format, nonce, kept } = parse(path, &text)?;
     match open(nonce, &kept, keys) {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { format, nonce, key, kept: Some(kept) })),
         Some(_) => Err(unreadable(path)),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
     }
@@ -83,9 +87,9 @@ pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, Ope
 /// What is known of a store whose log was read, and what is wrong with its stamp.
 pub fn known(path: &Path, log: &Log, keys: &[SealingKey]) -> Result<(Option<Known>, Option<String>), OpenError> {
     let (written, damage) = find(path, log)?;
-    let known = written.map(|(_, Written { nonce, kept })| {
+    let known = written.map(|(_, Written { format, nonce, kept })| {
         let opens = open(nonce, &kept, keys).is_some();
-        Known { nonce, sealer: opens.then(|| Sealer::new(keys.to_vec(), nonce)) }
+        Known { format, nonce, sealer: opens.then(|| Sealer::new(keys.to_vec(), nonce)) }
     });
     Ok((known, damage))
 }
@@ -143,16 +147,21 @@ fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
     let mut lines = text.lines();
     let found: Option<u32> =
         lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
-    if let Some(found) = found.filter(|found| *found != codec::FORMAT) {
-        return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: codec::FORMAT });
+    if let Some(found) = found.filter(|found| !(codec::OLDEST_FORMAT..=codec::FORMAT).contains(found)) {
+        return Err(OpenError::OtherFormat {
+            path: path.to_owned(),
+            found,
+            oldest: codec::OLDEST_FORMAT,
+            newest: codec::FORMAT,
+        });
     }
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(unreadable(path)) };
+    let (Some(format), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(unreadable(path)) };
     if text.rsplit_once("sum ").is_none_or(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
         return Err(unreadable(path));
     }
-    Ok(Written { nonce, kept })
+    Ok(Written { format, nonce, kept })
 }
 
 fn open(nonce: u32, kept: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<u8>>> {
@@ -177,7 +186,7 @@ pub fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp>
     for name in ["conf", "db"] {
         File::open(path.join(name))?.sync_all()?;
     }
-    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
+    Ok(Stamp { format: codec::FORMAT, nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
 }
 
 /// Writes the stamp, sealed by the first key.

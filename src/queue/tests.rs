@@ -1,6 +1,8 @@
 //! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
 
+mod clock;
 mod damaged;
+mod expiring;
 mod journal;
 mod kept;
 mod model;
@@ -707,10 +709,15 @@ fn another_format_is_refused_by_name() {
     writer.join().unwrap().unwrap();
     let stamp = options.path.join("format");
     let text = std::fs::read_to_string(&stamp).unwrap();
-    for other in [2, 4] {
-        std::fs::write(&stamp, text.replace("format 3", &format!("format {other}"))).unwrap();
+    for other in [2, 5] {
+        std::fs::write(&stamp, text.replace("format 4", &format!("format {other}"))).unwrap();
         let error = Queue::open(options.clone(), Clock::system(), &Metrics::default()).unwrap_err();
-        assert!(error.to_string().ends_with(&format!("its format is {other}, this relay reads 3")), "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with(&format!("its format is {other}, this relay reads 4, and older ones from 3 on")),
+            "{error}"
+        );
     }
     drop(folder);
 }

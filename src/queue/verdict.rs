@@ -44,6 +44,12 @@ pub enum Status {
         ahead: u64,
         /// About how many messages go before it, those of others among them; none while sending is paused.
         before: Option<u64>,
+        /// Its conversation waits for a renewed token.
+        held: bool,
+        /// An attempt is under way.
+        in_flight: bool,
+        /// When its lifetime ends.
+        expires: Timestamp,
     },
     /// Connect has it.
     Delivered(Receipt),

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
 use super::act::Act;
 use super::answers::{Answer, Answers};
 use super::codec::{Hash, Hasher, Key, Meta, Sending};
+use super::expiring::Expiring;
 use super::gauges::Gauges;
 use super::packs::Open;
 use super::pause::Trust;
@@ -24,8 +25,8 @@ use super::store::{BALLAST_BYTES, Store};
 use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
-use crate::pacer::Kept;
-use crate::time::{Timestamp, millis};
+use crate::pacer::{Closed, Kept};
+use crate::time::{Anchor, Clock, Timestamp, millis};
 use crate::turns::{FreshTurns, Turns};
 
 /// What is carried out between two commits, at the most: in bytes, because what a batch of sled's leaves to be freed
@@ -45,6 +46,8 @@ pub struct Writer {
     pub(super) options: Options,
     pub(super) store: Store,
     pub(super) hasher: Hasher,
+    /// The last anchor of the inner line that the store has.
+    pub(super) anchor: Option<Anchor>,
     pub(super) sealer: Sealer,
     pub(super) meta: Meta,
     pub(super) gauges: Gauges,
@@ -71,6 +74,9 @@ pub struct Writer {
     /// Messages have left.
     pub(super) left: bool,
     pub(super) space: Space,
+    /// The loss to come, as of then.
+    pub(super) expiring: Expiring,
+    pub(super) foreseen_at: Timestamp,
     shared: Arc<Shared>,
     inbox: Receiver<Act>,
     answers: Vec<Answer>,
@@ -100,6 +106,26 @@ pub(super) struct Space {
 impl Writer {
     pub(super) fn note_meta(&mut self) {
         self.store.put(Key::new(b'!'), &self.meta);
+    }
+
+    /// Records where the inner line is, if the store does not know that well enough.
+    fn note_anchor(&mut self) {
+        if let Some(anchor) = self.shared.clock.anchor(self.anchor) {
+            self.store.put(Key::new(b'c'), &anchor);
+            self.anchor = Some(anchor);
+        }
+    }
+
+    /// Records a step of the wall clock at once: a reboot could not tell it from time that passed.
+    fn note_step(&mut self) {
+        let Some(last) = self.anchor.filter(|last| self.shared.clock.is_stepped(Some(*last))) else { return };
+        self.note_anchor();
+        let now = self.now();
+        let (was, is) = (last.shown(now).seconds(), self.shared.clock.shown(now).seconds());
+        info!(
+            stepped_seconds = ((is - was) * 1000.0).round() / 1000.0,
+            "the wall clock was set: ages and lifetimes go on by elapsed time, and the times shown move with it"
+        );
     }
 
     pub(super) fn hasher(&self) -> Hasher {
@@ -204,7 +230,7 @@ impl Writer {
             }
             Act::Overview { reply } => {
                 let overview = self.overview(now)?;
-                self.gauges.show(&overview, now);
+                self.gauges.show(&overview, now, &self.shared.clock);
                 self.answer(reply, overview);
             }
             Act::Pause { why, reply } => {
@@ -227,6 +253,18 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// The rate at which messages go out, and why they do not.
+    pub(super) fn pace(&self) -> (f64, Option<Closed>) {
+        self.shared.budget.get().map_or((f64::INFINITY, None), |budget| {
+            let pacer = budget.pacer();
+            (pacer.rate(), pacer.closed())
+        })
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.shared.clock
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -254,6 +292,7 @@ impl Writer {
         self.space.others = self.store.other_bytes();
         self.space.set_aside = self.store.has_set_aside();
         self.measure_space();
+        self.note_step();
         self.expire(now)?;
         self.prune(now)?;
         self.commit()?;
@@ -267,8 +306,9 @@ impl Writer {
             self.held_since = None;
             memory::give_back();
         }
+        self.foresee(now)?;
         let overview = self.overview(now)?;
-        self.gauges.show(&overview, now);
+        self.gauges.show(&overview, now, &self.shared.clock);
         Ok(())
     }
 
@@ -290,9 +330,10 @@ impl Writer {
         self.write_prune_rows();
         let changed = self.store.pending_bytes() > 0 || self.store.is_giving();
         if self.store.pending_bytes() > 0 {
+            self.note_anchor();
             self.note_meta();
             let began = self.now();
-            self.shared.commit_began.store(began.0, Ordering::Relaxed);
+            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
             let timer = self.gauges.commit_seconds.start_timer();
             let committed = self.store.commit();
             if committed.is_err() {
@@ -307,7 +348,7 @@ impl Writer {
         self.let_know();
         if changed {
             // After the answers: what they say is durable, and this takes its time.
-            self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
+            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
             let grown = self.store.go_on()?;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             if grown {

@@ -128,8 +128,7 @@ mod tests {
             }
             said = next;
         }
-        let expected =
-            [Said::Throttled, Said::Failed, Said::Down, Said::NotTheService(404), Said::NotTheService(302), Said::Open];
+        let expected = [Said::Throttled, Said::Down, Said::NotTheService(404), Said::NotTheService(302), Said::Open];
         assert_eq!(changes, expected);
     }
 

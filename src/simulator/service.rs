@@ -13,7 +13,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::message::CONNECTION_TOKEN_BYTES_MAX;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 
 use super::bucket::Quotas;
 use super::ledger::{Entry, Ledger};
@@ -141,7 +141,7 @@ impl Service {
         self.tokens.insert(token.clone().into_bytes(), Token { participant, since: now });
         self.counts.connections += 1;
 
-        let expiry = (now + self.token_life.unwrap_or(DAY)).to_string();
+        let expiry = shown(now + self.token_life.unwrap_or(DAY));
         let types = members.types.unwrap_or_default();
         let wants = |name: &str| types.iter().any(|wanted| wanted == name);
         let mut body = json!({});
@@ -198,7 +198,7 @@ impl Service {
         if operation == Operation::Message {
             let entry = Entry {
                 id: id.to_string(),
-                absolute_time: now.to_string(),
+                absolute_time: shown(now),
                 client_token: members.client_token.filter(|token| !token.is_empty()),
                 connection_token: String::from_utf8_lossy(bearer).into_owned(),
                 content_type: members.content_type.unwrap_or_default(),
@@ -237,6 +237,11 @@ impl Service {
     }
 }
 
+/// A time as AWS writes it. The simulator keeps no store, so its line is the wall clock as it was at the start.
+fn shown(time: Timestamp) -> String {
+    WallTime(time.0).to_string()
+}
+
 /// The gateway's words for a token that is wrong or too old.
 const EXPLICIT_DENY: &str = "User is not authorized to access this resource with an explicit deny";
 /// The service's words for a participant that has left.
@@ -248,7 +253,7 @@ impl Reply {
     }
 
     fn taken(id: Uuid, time: Timestamp) -> Reply {
-        Reply::ok(json!({"Id": id.to_string(), "AbsoluteTime": time.to_string()}).to_string())
+        Reply::ok(json!({"Id": id.to_string(), "AbsoluteTime": shown(time)}).to_string())
     }
 
     /// An error in the service's shape.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("cuts", "callers", "patience", "processes", "upstream")
+pytest.register_assert_rewrite("clocks", "cuts", "callers", "patience", "processes", "upstream")
 
+import clocks
 import relays
 from hooks import binary, pytest_collection_modifyitems, pytest_configure  # noqa: F401
 
@@ -29,6 +30,11 @@ def seed():
 @pytest.fixture(scope="session")
 def recorder(tmp_path_factory):
     return relays.build_recorder(tmp_path_factory.mktemp("recorder"))
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    return clocks.build_shim(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture

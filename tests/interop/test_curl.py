@@ -25,7 +25,8 @@ def test_accepted_means_queued_and_carries_the_relays_headers(stranded):
     reply = send(stranded, TOKEN, "canary", "mine")
     assert reply.status == 202
     told = reply.json
-    assert told.pop("ExpectedTime").endswith("Z") and told == {"ClientToken": "mine", "State": "QUEUED", "Ahead": 0}
+    assert told.pop("ExpectedTime").endswith("Z") and told.pop("Expires").endswith("Z")
+    assert told == {"ClientToken": "mine", "State": "QUEUED", "Ahead": 0}
     assert reply.headers["relay-state"] == "QUEUED"
     assert reply.headers["relay-client-token"] == "mine"
     assert reply.headers["relay-message"] and reply.headers["x-amzn-requestid"]

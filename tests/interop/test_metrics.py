@@ -33,6 +33,7 @@ METRICS = {
     "events_dropped_total": ("counter", {NONE}),
     "queue_messages": ("gauge", {NONE}),
     "queue_messages_max": ("gauge", {NONE}),
+    "expiring_messages": ("gauge", {NONE}),
     "queue_bytes": ("gauge", {NONE}),
     "queue_bytes_max": ("gauge", {NONE}),
     "disk_free_bytes": ("gauge", {NONE}),

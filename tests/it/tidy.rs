@@ -33,8 +33,8 @@ const ABSENCES: &[(&[&str], &[&str], &str)] = &[
     (&["env::"], &["cli", "config", "main"], "only cli and config read arguments and environment"),
     (
         &["read_to_string(", "fs::read(", "File::open"],
-        &["cli", "config", "queue", "ingress"],
-        "only cli and config read files; queue its own, and ingress a peer's groups",
+        &["cli", "config", "queue", "ingress", "time"],
+        "only cli and config read files; queue its own, ingress a peer's groups, and time the boot id",
     ),
     (
         &["tokio::spawn", "thread::spawn", "spawn_blocking", "task::spawn"],

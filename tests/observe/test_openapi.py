@@ -231,7 +231,7 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simu
     door, one, redrive = Door(refuses, seen, CONTROL, control_socket(refuses)), "/messages/{Id}", "/messages/{Id}/redrive"
     for number in range(2):
         send(refuses, TOKEN, "canary: bad")
-        until(lambda: len(door.ask(200, "GET", "/messages").json()["Messages"]) == number + 1, "it is dead")
+        until(lambda: len(door.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"]) == number + 1, "it is dead")
     dead, other = (f"/messages/{message['Id']}" for message in door.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"])
     door.ask(400, "GET", "/messages", target="/messages?limit=0")
     door.ask(400, "DELETE", "/messages")

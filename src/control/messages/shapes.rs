@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::Body;
 use crate::queue::{Seen, SeenPlace};
+use crate::time::Clock;
 
 /// A message, as operators see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +125,9 @@ impl std::fmt::Debug for RedriveWish {
 }
 
 impl Message {
-    pub(super) fn of(seen: Seen) -> Message {
+    /// `clock` shows the times.
+    pub(super) fn of(seen: Seen, clock: &Clock) -> Message {
+        let shown = |time| clock.shown(time).to_string();
         let Seen { id, client_token, conversation, content_type, trace_id, attempts, maybe_delivered, .. } = seen;
         // It is there where contents were asked for.
         let asked = seen.body.is_some();
@@ -134,8 +137,8 @@ impl Message {
             client_token: client_token.into(),
             conversation: conversation.into(),
             content_type: content_type.map(Into::into),
-            accepted_time: seen.accepted.to_string(),
-            expiry_time: seen.deadline.to_string(),
+            accepted_time: shown(seen.accepted),
+            expiry_time: shown(seen.deadline),
             attempts,
             maybe_delivered,
             trace_id: trace_id.map(Into::into),
@@ -145,17 +148,18 @@ impl Message {
             SeenPlace::Queued { in_flight, next_attempt } => Message {
                 state: "QUEUED".into(),
                 in_flight,
-                next_attempt_time: next_attempt.map(|due| due.to_string()),
+                next_attempt_time: next_attempt.map(shown),
                 content,
                 ..message
             },
             SeenPlace::Dead { died, reason, error } => {
-                let shown = asked || error.text.starts_with("connect-relay: ");
+                let text_shown = asked || error.text.starts_with("connect-relay: ");
                 Message {
                     state: "DEAD".into(),
-                    dead_time: Some(died.to_string()),
+                    dead_time: Some(shown(died)),
                     reason: reason.map(|reason| reason.as_str().into()),
-                    error: reason.map(|_| Said { code: error.code.into(), message: shown.then(|| error.text.into()) }),
+                    error: reason
+                        .map(|_| Said { code: error.code.into(), message: text_shown.then(|| error.text.into()) }),
                     content,
                     ..message
                 }

@@ -92,7 +92,7 @@ impl Store {
         let sealer = Sealer::new(keys, stamp.nonce);
         let mut overlay = Overlay::default();
         let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
-        if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
+        if stamp.format != codec::FORMAT || !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
                 .inspect_err(|_| never_drop(&db))
                 .map_err(failed("write its format stamp"))?;

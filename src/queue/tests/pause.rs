@@ -132,6 +132,20 @@ fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
 }
 
 #[test]
+fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refused() {
+    let rig = careful();
+    let outlook = |state: State| match state.status {
+        Status::Queued { next_attempt, before, .. } => (next_attempt, before),
+        other => panic!("{other:?}"),
+    };
+    let (next, before) = outlook(rig.accepted(message("d", "1", "d")));
+    assert_eq!(before, Some(0));
+    assert!(next.is_some_and(|next| next > rig.clock.now() && next <= rig.clock.now() + rig.options.probe_max));
+    assert_eq!(outlook(rig.accepted(message("e", "1", "e"))), (None, None));
+    assert_eq!(outlook(rig.accepted(message("d", "2", "d again"))), (None, None));
+}
+
+#[test]
 fn first_delivery_ends_the_care_and_what_was_refused_stays_refused() {
     let rig = careful();
     rig.push_all(vec![message("d", "1", "d"), message("e", "1", "e"), message("f", "1", "f")]);

@@ -127,7 +127,7 @@ fn message_whose_key_is_gone_is_buried_and_the_line_goes_on() {
 fn lost_stamp_takes_nothing_with_it_that_is_sealed() {
     type Spoil = fn(&std::path::Path) -> std::io::Result<()>;
     let gone: Spoil = |path| std::fs::remove_file(path.join("format"));
-    let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 3");
+    let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 4");
     for spoil in [gone, torn] {
         let rig = sealed(&[FIRST]);
         let id = rig.accepted(message("a", "1", "kept")).id.to_string();

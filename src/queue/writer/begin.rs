@@ -12,6 +12,7 @@ use super::{Space, Writer};
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
 use crate::queue::codec::{Key, Meta, Sending, number_at};
+use crate::queue::expiring::Expiring;
 use crate::queue::gauges::Gauges;
 use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
@@ -19,7 +20,7 @@ use crate::queue::schedule::Ahead;
 use crate::queue::store::Store;
 use crate::queue::waiters::Waiters;
 use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry, folder, opening};
-use crate::time::{Clock, Timestamp};
+use crate::time::{Anchor, Clock, Timestamp};
 use crate::turns::{FreshTurns, Kind, Turns};
 
 impl Writer {
@@ -44,6 +45,7 @@ impl Writer {
             options,
             store,
             hasher,
+            anchor: None,
             sealer,
             meta: Meta::default(),
             gauges,
@@ -62,6 +64,8 @@ impl Writer {
             poke: true,
             left: false,
             space: Space::default(),
+            expiring: Expiring::default(),
+            foreseen_at: Timestamp::default(),
             shared,
             inbox,
             answers: Vec::new(),
@@ -91,6 +95,12 @@ impl Writer {
         let records = self.next_pack(pack.saturating_sub(1))?.map(|live| live.records).unwrap_or_default();
         let sequence = records.iter().map(|(_, record)| record.sequence).max().unwrap_or(0);
         let sequence = sequence.max(last(&self.store, b'x')?);
+        let accepted = records.iter().map(|(_, record)| record.accepted).max();
+        let noted = [last(&self.store, b'o')?, last(&self.store, b'y')?, last(&self.store, b'z')?].map(Timestamp);
+        let learned = self.meta.learned.map(|kept| kept.at);
+        let newest = noted.into_iter().chain(accepted).chain(learned).max().unwrap_or_default();
+        let anchor = self.store.get(&Key::new(b'c'))?;
+        self.resume_line(anchor, newest);
         let meta = &mut self.meta;
         meta.next_sequence = meta.next_sequence.max(sequence + 1);
         meta.next_pack = meta.next_pack.max(pack + 1);
@@ -105,6 +115,13 @@ impl Writer {
         self.note_meta();
         self.begin_sending(self.now())?;
         self.commit()
+    }
+
+    /// Takes up the inner line of time of a store with this anchor, whose newest timestamp is `newest`.
+    pub(in crate::queue) fn resume_line(&mut self, anchor: Option<Anchor>, newest: Timestamp) {
+        self.shared.clock.resume(anchor, newest);
+        // The present boot and reading go with the first commit.
+        self.anchor = None;
     }
 }
 

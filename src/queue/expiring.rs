@@ -1,0 +1,228 @@
+//! The loss to come: how many of the queued messages will not be sent within their lifetimes, as things are.
+//!
+//! Nothing is scanned. At most [`PACKS`] packs are read, evenly spaced over all there are, and a few records of each; each
+//! stands for those around it. Where there are no more packs than that, each is read. A message is counted as lost in two
+//! cases:
+//!
+//! | case | reason |
+//! | --- | --- |
+//! | at the learned rate, its conversation alone has more messages before it than go out within its lifetime | order within a conversation is fixed |
+//! | all other messages whose lifetimes end no later use up what goes out until then | the rate is shared, whatever the order |
+//!
+//! What is lost uses no quota: it is expired, and not sent. While sending is paused or the destination is down, the estimate
+//! assumes that sending resumes now, and adds all whose lifetime ends within [`SOON`].
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Bound;
+use std::time::Duration;
+
+use super::codec::{Hash, Key, Record, Slot, number_at};
+use super::line::chunks_of;
+use super::{StoreFailed, Writer};
+use crate::pacer::Closed;
+use crate::time::Timestamp;
+
+/// Packs read for one estimate.
+const PACKS: u64 = 128;
+/// Records looked at in each.
+const RECORDS: usize = 4;
+/// The time after which an estimate from samples is made anew; one of all messages is made at each tick.
+const SAMPLED_EVERY: Duration = Duration::from_secs(5);
+/// While nothing is sent, what expires within this counts as lost.
+const SOON: Duration = Duration::from_secs(300);
+
+/// The loss to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expiring {
+    /// About how many queued messages will expire before they can be sent.
+    pub messages: u64,
+    /// When the first of them does.
+    pub first: Option<Timestamp>,
+}
+
+/// A message that stands for some.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    deadline: Timestamp,
+    /// Messages that it stands for.
+    weight: f64,
+    /// Messages of its conversation before it.
+    ahead: f64,
+}
+
+/// How messages go out.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Messages a second, once they do.
+    rate: f64,
+    /// None do now.
+    stopped: bool,
+}
+
+/// What is known of the places in one conversation's line.
+struct Places {
+    first: Vec<u64>,
+    count: u64,
+    /// The last sequence number of all.
+    last: u64,
+}
+
+impl Places {
+    /// About how many messages of the line go before this one.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn ahead(&self, sequence: u64) -> f64 {
+        if let Some(at) = self.first.iter().position(|own| *own == sequence) {
+            return at as f64;
+        }
+        let (shown, newest) = (self.first.len() as f64, self.first.last().copied().unwrap_or(0));
+        let span = self.last.saturating_sub(newest).max(1) as f64;
+        let part = sequence.saturating_sub(newest).saturating_sub(1) as f64 / span;
+        shown + part.min(1.0) * (self.count as f64 - shown).max(0.0)
+    }
+}
+
+impl Writer {
+    /// Makes the estimate anew, if it is time to.
+    pub(super) fn foresee(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
+        let exact = self.meta.next_pack.saturating_sub(self.first_pack()?) <= PACKS;
+        if self.meta.queued > 0 && !exact && now.since(self.foreseen_at) < SAMPLED_EVERY {
+            return Ok(());
+        }
+        self.foreseen_at = now;
+        let samples = if self.meta.queued == 0 { Vec::new() } else { self.samples()? };
+        let (rate, closed) = self.pace();
+        let stopped = self.sending.paused.is_some() || closed == Some(Closed::Down);
+        self.expiring = estimate(samples, self.meta.queued, Pace { rate, stopped }, now);
+        Ok(())
+    }
+
+    fn first_pack(&mut self) -> Result<u64, StoreFailed> {
+        let first = self.store.first_key(Key::new(b'm'))?;
+        Ok(first.map_or(self.meta.next_pack, |key| number_at(&key, 1)))
+    }
+
+    /// Queued messages, evenly spaced.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn samples(&mut self) -> Result<Vec<Sample>, StoreFailed> {
+        let first = self.first_pack()?;
+        let packs = self.meta.next_pack.saturating_sub(first);
+        let points = packs.min(PACKS);
+        let point = |number: u64| first + number * packs / points.max(1);
+        let (mut samples, mut places) = (Vec::new(), HashMap::new());
+        for number in 0..points {
+            let Some(live) = self.next_pack(point(number).saturating_sub(1))? else { break };
+            let next = point(number + 1);
+            if live.pack >= next {
+                continue; // the next point meets it
+            }
+            let step = live.records.len().div_ceil(RECORDS).max(1);
+            let met = live.records.len().div_ceil(step) as f64;
+            let weight = (next - live.pack) as f64 * live.records.len() as f64 / met.max(1.0);
+            for (_, record) in live.records.into_iter().step_by(step) {
+                let ahead = self.places(&record, &mut places)?.ahead(record.sequence);
+                samples.push(Sample { deadline: record.deadline, weight, ahead });
+            }
+        }
+        Ok(samples)
+    }
+
+    fn places<'a>(&mut self, record: &Record, known: &'a mut HashMap<Hash, Places>) -> Result<&'a Places, StoreFailed> {
+        let conversation = record.conversation;
+        let unknown = match known.entry(conversation) {
+            Entry::Occupied(known) => return Ok(known.into_mut()),
+            Entry::Vacant(unknown) => unknown,
+        };
+        let line = self.line(&conversation)?;
+        let chunks = chunks_of(&conversation);
+        let behind = chunks.end().map_or(Bound::Unbounded, Bound::Excluded);
+        let chunk = if line.count > line.first.len() as u64 { self.store.last_key(chunks, behind)? } else { None };
+        let last = match chunk {
+            Some(key) => self.store.get::<Vec<Slot>>(&key)?.and_then(|slots| slots.last().map(|slot| slot.sequence)),
+            None => None,
+        };
+        let first: Vec<u64> = line.first.iter().map(|slot| slot.sequence).collect();
+        let last = last.or(first.last().copied()).unwrap_or(0);
+        Ok(unknown.insert(Places { first, count: line.count, last }))
+    }
+}
+
+/// The loss among `queued` messages, for which the samples stand.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn estimate(mut samples: Vec<Sample>, queued: u64, pace: Pace, now: Timestamp) -> Expiring {
+    let all: f64 = samples.iter().map(|sample| sample.weight).sum();
+    let scale = if all > 0.0 { queued as f64 / all } else { 0.0 };
+    samples.sort_by_key(|sample| sample.deadline);
+    let (mut sent, mut lost, mut first) = (0.0, 0.0, None);
+    for Sample { deadline, weight, ahead } in samples {
+        let weight = weight * scale;
+        let left = deadline.since(now);
+        // The first goes out at once.
+        let room = pace.rate * left.as_secs_f64() + 1.0;
+        let soon = pace.stopped && left <= SOON;
+        let late = if soon || ahead >= room { weight } else { (sent + weight - room).clamp(0.0, weight) };
+        sent += weight - late;
+        lost += late;
+        if late > 0.0 {
+            first = first.or(Some(deadline));
+        }
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no more than are queued, and not negative"
+    )]
+    let messages = (lost.round() as u64).min(queued);
+    Expiring { messages, first: first.filter(|_| messages > 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn samples(count: usize, seconds: u64, ahead: impl Fn(usize) -> f64) -> Vec<Sample> {
+        let sample = |at| Sample { deadline: NOW + Duration::from_secs(seconds), weight: 1.0, ahead: ahead(at) };
+        (0..count).map(sample).collect()
+    }
+
+    fn lost(samples: Vec<Sample>, rate: f64, stopped: bool) -> u64 {
+        let queued = samples.len() as u64;
+        estimate(samples, queued, Pace { rate, stopped }, NOW).messages
+    }
+
+    #[test]
+    fn what_does_not_go_out_in_time_is_lost_in_one_conversation_and_in_many() {
+        assert_eq!(lost(samples(3000, 900, |_| 0.0), 1.0, false), 2099);
+        assert_eq!(lost(samples(3000, 900, |at| at as f64), 1.0, false), 2099);
+        assert_eq!(lost(samples(3000, 900, |at| at as f64), 10.0, false), 0);
+        assert_eq!(lost(Vec::new(), 1.0, false), 0);
+    }
+
+    #[test]
+    fn short_lives_behind_a_long_line_are_lost_and_those_beside_it_are_not() {
+        let long = || samples(1000, 7 * 86_400, |at| at as f64);
+        let behind = samples(100, 60, |at| (1000 + at) as f64);
+        assert_eq!(lost([long(), behind].concat(), 1.0, false), 100);
+        let beside = samples(50, 60, |_| 0.0);
+        assert_eq!(lost([long(), beside].concat(), 1.0, false), 0);
+        let many = samples(100, 60, |_| 0.0);
+        assert_eq!(lost([long(), many].concat(), 1.0, false), 39);
+    }
+
+    #[test]
+    fn while_nothing_is_sent_what_ends_within_five_minutes_is_lost_too() {
+        let some = || [samples(20, 240, |_| 0.0), samples(20, 400, |_| 0.0)].concat();
+        assert_eq!(lost(some(), 10.0, false), 0);
+        assert_eq!(lost(some(), 10.0, true), 20);
+        let found = estimate(some(), 40, Pace { rate: 10.0, stopped: true }, NOW);
+        assert_eq!(found.first, Some(NOW + Duration::from_secs(240)));
+    }
+
+    #[test]
+    fn few_samples_stand_for_all() {
+        let found = estimate(samples(30, 900, |_| 0.0), 3000, Pace { rate: 1.0, stopped: false }, NOW);
+        assert_eq!(found.messages, 2099);
+    }
+}

@@ -1,0 +1,47 @@
+//! The loss to come, as a store shows it: its own tables are in `expiring`.
+
+use super::*;
+use crate::pacer::{self, Budget, Pacer};
+
+fn paced(rate: f64) -> Rig {
+    let rig = Rig::new();
+    let options = pacer::Options { quota_rate: rate, rate_max: rate, rate_min: rate, ..pacer::Options::default() };
+    rig.queue.paced_by(Budget::new(Pacer::new(options, rig.clock.now(), 7)));
+    rig
+}
+
+impl Rig {
+    fn foreseen(&self) -> Expiring {
+        self.skip(Duration::from_secs(6));
+        self.overview().expiring
+    }
+}
+
+#[test]
+fn loss_of_more_messages_than_are_read_is_estimated_within_a_twentieth() {
+    for (conversations, expected) in [(1, 11_000), (50, 11_000), (20_000, 11_000)] {
+        let rig = paced(10.0);
+        for first in (0..20_000).step_by(1000) {
+            let some = first..first + 1000;
+            rig.push_all(some.map(|n| message(&format!("c{}", n % conversations), &n.to_string(), "x")).collect());
+        }
+        let Expiring { messages, first } = rig.foreseen();
+        let near = (expected - 550)..=(expected + 550);
+        assert!(near.contains(&messages), "{messages} of {conversations}");
+        let left = first.unwrap().since(rig.clock.now());
+        assert!((800..=900).contains(&left.as_secs()), "{left:?}");
+    }
+}
+
+#[test]
+fn what_was_delivered_or_is_in_time_is_no_loss_and_a_pause_makes_it_one() {
+    let rig = paced(1.0);
+    rig.push_all((0..100).map(|n| message(&format!("c{n}"), "1", "x")).collect());
+    assert_eq!(rig.foreseen(), Expiring::default());
+    rig.pause("");
+    rig.skip(Duration::from_secs(700));
+    assert_eq!(rig.foreseen().messages, 100, "all of them end within five minutes");
+    rig.resume();
+    rig.drain();
+    assert_eq!(rig.foreseen(), Expiring::default());
+}

@@ -1,0 +1,74 @@
+"""A machine whose clocks a test sets: `clock.c` is loaded into the relay, and this changes what it reads."""
+
+import mmap
+import shutil
+import struct
+import subprocess
+import time
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SECOND = 1_000_000_000
+DAY = 86400
+
+
+def build_shim(folder):
+    """Compiles the shim; gives its path."""
+    shim = Path(folder) / "clock.so"
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    assert compiler, "a C compiler is needed"
+    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", shim, HERE / "clock.c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return shim
+
+
+class Machine:
+    """Its wall clock, its clock since boot, and its boot id, as seconds beside those of the real machine."""
+
+    def __init__(self, folder, shim, wall=0):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shim, self._shifts, self._boot_id = shim, folder / "clock", folder / "boot_id"
+        self._shifts.write_bytes(bytes(16))
+        with open(self._shifts, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 16)
+        self.wall, self.boot = 0, 0
+        self._boot_id.write_text(f"{uuid.uuid4()}\n")
+        self.step(wall)
+
+    @property
+    def before(self):
+        """What stands before a program that is to run on this machine."""
+        clocks = f"CLOCK={self._shifts}", f"BOOT_ID={self._boot_id}"
+        return ["env", f"LD_PRELOAD={self.shim}", *clocks]
+
+    def now(self):
+        """What its wall clock shows, in seconds."""
+        return time.time() + self.wall
+
+    def step(self, seconds):
+        """Sets the wall clock forward, or back."""
+        self.wall += seconds
+        self._write()
+
+    def sleep(self, seconds):
+        """Sleeps: all clocks go on but those that stand still in sleep."""
+        self.boot += seconds
+        self.step(seconds)
+
+    def reboot(self, took=0, wall=0):
+        """Takes so many seconds to boot, with a wall clock that is off by so much afterwards. Nothing may run meanwhile."""
+        self.boot = -int(time.clock_gettime(time.CLOCK_BOOTTIME))
+        self._boot_id.write_text(f"{uuid.uuid4()}\n")
+        self.step(took + wall)
+
+    def _write(self):
+        self._map[:] = struct.pack("<qq", int(self.wall * SECOND), int(self.boot * SECOND))
+
+
+def seconds_of(text):
+    """A time as the relay writes it, in seconds since 1970."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
