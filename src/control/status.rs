@@ -457,7 +457,7 @@ mod tests {
         let status = Status::of(&about(), &facts);
         let shown = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
-            "version": "1.2.3", "state": "ready", "uptime_seconds": 90.0, "paused": null, "queued": 3, "queued_max": 100, "oldest_seconds": 1.5,
+            "version": "1.2.3", "state": "ready", "uptime_seconds": 90.0, "paused": null, "all_refused_since": null, "queued": 3, "queued_max": 100, "oldest_seconds": 1.5,
             "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "answer_lost": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",

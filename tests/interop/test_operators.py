@@ -42,28 +42,39 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     assert len(upstream.messages()) == 1 and status(relay)["paused"] is None
 
 
-def test_three_refused_tokens_pause_a_relay_that_has_never_delivered_and_nothing_dies(relays, upstreams):
-    region_is_right = []
-    upstream = upstreams(lambda _: None if region_is_right else error(403, "AccessDeniedException", "Access denied"))
-    relay = relays(upstream.url, sender__token_wait="1s")
-    for number in range(5):
+def test_three_refused_tokens_slow_down_a_relay_that_has_never_delivered_until_the_first_delivery(relays, upstreams):
+    good = "canary-good"
+    upstream = upstreams(lambda request: None if request.token == good else error(403, "AccessDeniedException", "Access denied"))
+    relay = relays(upstream.url, sender__token_wait="1s", sender__probe_max="1s")
+    for number in range(3):
         assert send(relay, f"canary-{number}", f"canary: {number}", f"m-{number}").status == 202
-        if number < 2:
-            until(lambda: len(upstream.messages()) == number + 1, "its token is refused")
-    until(lambda: status(relay)["paused"], "it pauses")
-    told = status(relay)
-    assert told["paused"]["reason"] == "all_refused" and "sender.region" in told["problems"][0]
+        until(lambda: len(upstream.messages()) == number + 1, "its token is refused")
+    until(lambda: status(relay)["all_refused_since"], "it goes on with care")
+    shown = status(relay)
+    assert shown["paused"] is None and relay.metrics()["paused"] == 0
+    assert "sender.region" in shown["problems"][0] or "sender.endpoint" in shown["problems"][0]
     assert [line for line in relay.lines() if line.get("reason") == "all_refused" and line["level"] == "ERROR"]
-    tried = len(upstream.messages())
-    # Whether or not the first two were given up before the third was refused, from the pause on nothing is.
-    dead = told["dead_letters"]
+    # The first of these may be dead before the third was refused; from then on none dies of its token.
+    dead = shown["dead_letters"]
     until(lambda: status(relay)["oldest_seconds"] > 3, "token_wait is over")
-    assert status(relay)["dead_letters"] == dead and len(upstream.messages()) == tried
+    assert status(relay)["dead_letters"] == dead
     assert relay.get("/livez")[0] == 200
-    region_is_right.append(True)
-    operate(relay, "resume")
+    for number in range(3, 5):
+        assert send(relay, f"canary-{number}", f"canary: {number}", f"m-{number}").status == 202
+    for number in range(2):
+        assert send(relay, good, f"canary: good {number}", f"good-{number}").status == 202
+    until(lambda: relay.metrics()["messages_delivered_total"] == 2, "the first delivery resumes sending by itself")
+    assert status(relay)["all_refused_since"] is None
     relay.until_empty()
-    assert relay.metrics()["messages_delivered_total"] == 5 - dead
+
+
+def test_caller_that_waits_for_the_third_refused_token_gets_its_refusal(relays, upstreams):
+    upstream = upstreams(lambda _: error(403, "AccessDeniedException", "Access denied"))
+    relay = relays(upstream.url)
+    for number in range(3):
+        reply = send(relay, f"canary-{number}", f"canary: {number}", f"m-{number}", headers=["Prefer: wait=30"])
+        assert (reply.status, reply.headers["x-amzn-errortype"]) == (403, "AccessDeniedException"), number
+    assert status(relay)["all_refused_since"]
 
 
 def test_resume_forgets_the_tokens_that_were_refused(relays, upstreams):

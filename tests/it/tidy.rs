@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry"],
     &["message", "delivery"],
-    &["life", "pacer", "turns", "health", "supervisor"],
+    &["life", "pacer", "turns", "suspects", "health", "supervisor"],
     &["queue", "participant", "serve"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],

@@ -106,8 +106,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
     seen.until_fires("ConnectRelayConnectUnavailable", **outage.shared)
     seen.until_fires("ConnectRelayAllTokensRefused", **refused.shared)
-    assert 3 <= refused.simulator.counts()["denied"] < 6, "it has paused, and not spent quota on all of them"
-    seen.until_fires("ConnectRelayPausedTooLong", **refused.own)
+    assert 3 <= refused.simulator.counts()["denied"] <= 6, "it goes slowly, and does not spend quota on all of them"
     seen.until_fires("ConnectRelayPausedTooLong", **paused.own)
     seen.until_fires("ConnectRelayQueueNearlyFull", **outage.own, limit="queue.messages_max")
     seen.until_fires("ConnectRelayStuck", **stuck.own)
