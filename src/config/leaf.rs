@@ -211,13 +211,18 @@ impl Leaf for Option<SocketAddr> {
 }
 
 impl Leaf for Uri {
-    const ALLOWED: &'static str = "a whole URL, http:// or https://, without user, query or fragment";
+    const ALLOWED: &'static str =
+        "a whole URL, http:// or https://, its port 1 to 65535, without user, query or fragment";
     fn read(value: &ValueKind) -> Option<Uri> {
         let text = String::read(value)?;
         let uri: Uri = text.parse().ok()?;
         let web = matches!(uri.scheme_str(), Some("http" | "https"));
         let host = uri.host().is_some_and(|host| !host.is_empty());
-        (web && host && !text.contains(['@', '?', '#'])).then_some(uri)
+        // `Uri` takes a port that is no number, or too large, for no port at all.
+        let port = uri.authority().is_some_and(|authority| {
+            authority.as_str() == authority.host() || authority.port_u16().is_some_and(|port| port > 0)
+        });
+        (web && host && port && !text.contains(['@', '?', '#'])).then_some(uri)
     }
     fn write(&self) -> Value {
         json!(self.to_string())
@@ -225,7 +230,8 @@ impl Leaf for Uri {
 }
 
 impl Leaf for Option<Uri> {
-    const ALLOWED: &'static str = "a whole URL, http:// or https://, without user, query or fragment, or empty";
+    const ALLOWED: &'static str =
+        "a whole URL, http:// or https://, its port 1 to 65535, without user, query or fragment, or empty";
     fn read(value: &ValueKind) -> Option<Option<Uri>> {
         optional(value)
     }
@@ -415,9 +421,10 @@ mod tests {
     fn a_url_is_whole_and_carries_no_credentials() {
         assert!(text::<Uri>("https://vpce.example/prefix").is_some());
         assert!(text::<Uri>("http://[::1]:9580").is_some());
-        for wrong in
-            ["vpce.example", "ftp://host", "https://", "http://me:secret@host:80", "https://host/?a=b", "/path"]
-        {
+        let ports = ["http://host:70000", "http://host:80x80", "http://host:", "http://[::1]:0", "https://host:-1/a"];
+        let wrong =
+            ["vpce.example", "ftp://host", "https://", "http://me:secret@host:80", "https://host/?a=b", "/path"];
+        for wrong in wrong.into_iter().chain(ports) {
             assert_eq!(text::<Uri>(wrong), None, "{wrong}");
         }
         assert_eq!(text::<Option<Uri>>(""), Some(None));
