@@ -261,6 +261,7 @@ impl Writer {
             Place::Due(due) => self.store.remove(Key::new(b'd').time(due).hash(conversation)),
         }
         line.place = place;
+        self.throttled.remove(conversation);
         match place {
             Place::None => {}
             Place::Turn(kind, turn) => {

@@ -3,9 +3,9 @@
 use super::accept::token_key;
 use super::act::Asked;
 use super::codec::{
-    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Record, Slot, Token, Trial, number_at,
+    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
 };
-use super::line::turn_prefix;
+use super::line::{turn_key, turn_prefix};
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;
@@ -198,6 +198,23 @@ impl Writer {
     }
 
     /// Since when the longest waiting conversation could have been sent.
+    /// The time since which the head of a conversation could have been sent.
+    pub(super) fn due_since(
+        &mut self,
+        conversation: &Hash,
+        line: &Line,
+        now: Timestamp,
+    ) -> Result<Timestamp, StoreFailed> {
+        if let Some(since) = self.throttled.get(conversation) {
+            return Ok(*since);
+        }
+        Ok(match line.place {
+            Place::Turn(kind, turn) => self.store.get(&turn_key(kind, turn, conversation))?.unwrap_or(now),
+            Place::Due(due) => due.min(now),
+            Place::None => now,
+        })
+    }
+
     fn oldest_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
         let mut oldest = Vec::new();
         for kind in [Kind::Fresh, Kind::Late] {
@@ -207,6 +224,7 @@ impl Writer {
         }
         let due = self.store.first_key(Key::new(b'd'))?;
         let due = due.map(|key| Timestamp(number_at(&key, 1))).filter(|due| *due <= now);
-        Ok(oldest.into_iter().chain(due).min())
+        let throttled = self.throttled.values().min().copied();
+        Ok(oldest.into_iter().chain(due).chain(throttled).min())
     }
 }

@@ -49,9 +49,15 @@ impl Writer {
                 self.keep(&conversation, &line);
                 return Ok(Settled::Kept);
             }
-            Disposition::Wait { due } => {
+            Disposition::Wait { due } if due > now => {
                 self.move_to(&conversation, &mut line, Place::Due(due), now);
-                if due > now { Settled::Deferred(due) } else { Settled::Kept }
+                Settled::Deferred(due)
+            }
+            Disposition::Wait { .. } => {
+                let since = self.due_since(&conversation, &line, now)?;
+                self.move_to(&conversation, &mut line, Place::Due(now), now);
+                self.throttled.insert(conversation, since);
+                Settled::Kept
             }
             Disposition::Retry { due, answer_lost, strike, counted } => {
                 let trial = &mut line.first[0].trial;

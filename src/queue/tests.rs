@@ -407,6 +407,27 @@ fn longest_messages_of_every_type_come_back_and_leave_no_blobs() {
 }
 
 #[test]
+fn throttled_message_stays_due_and_one_that_backs_off_does_not() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "a1"));
+    let since = rig.overview().oldest_due.unwrap();
+    for _ in 0..3 {
+        rig.skip(Duration::from_secs(9));
+        let lease = rig.lease(1).pop().unwrap();
+        assert_eq!(rig.settle(lease, Disposition::Wait { due: rig.clock.now() }), Settled::Kept);
+        assert_eq!(rig.overview().oldest_due, Some(since), "it could have been sent all along");
+    }
+    let lease = rig.lease(1).pop().unwrap();
+    let due = rig.clock.now() + Duration::from_secs(5);
+    assert_eq!(rig.settle(lease, Disposition::Wait { due }), Settled::Deferred(due));
+    assert_eq!(rig.overview().oldest_due, None);
+    rig.skip(Duration::from_secs(6));
+    assert_eq!(rig.overview().oldest_due, Some(due));
+    assert_eq!(rig.drain(), ["a1"]);
+    assert_eq!(rig.overview().oldest_due, None);
+}
+
+#[test]
 fn failing_message_waits_and_holds_back_its_conversation_only() {
     let rig = Rig::new();
     rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);

@@ -52,6 +52,8 @@ pub struct Writer {
     pub(super) meta: Meta,
     pub(super) gauges: Gauges,
     pub(super) waiters: Waiters,
+    /// Conversations that the destination throttled, and the time since which they could have been sent.
+    pub(super) throttled: HashMap<Hash, Timestamp>,
     /// Conversations in flight, and the message that is.
     pub(super) leased: HashMap<Hash, u64>,
     pub(super) turns: Turns,

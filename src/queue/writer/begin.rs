@@ -50,6 +50,7 @@ impl Writer {
             meta: Meta::default(),
             gauges,
             waiters: Waiters::default(),
+            throttled: HashMap::new(),
             leased: HashMap::new(),
             turns: Turns::default(),
             ahead: Ahead::default(),
