@@ -3,19 +3,26 @@
 import json
 import subprocess
 import threading
+import time
 
 import pytest
 from botocore.exceptions import ClientError
 
 from callers import MESSAGE, PLAIN, assert_error, bot, parse, send
 from patience import until
-from upstream import Answer, error
+from upstream import CUT, Answer, error
 
 TOKEN = "canary-token"
 
 
 def message(client, content="canary", **members):
     return client.send_message(**{"ContentType": PLAIN, "Content": content, "ConnectionToken": TOKEN, **members})
+
+
+def silent(request):
+    """No answer for longer than the tests' attempt_timeout."""
+    time.sleep(4)
+    return CUT
 
 
 def of(caught):
@@ -117,8 +124,9 @@ def test_conflict_by_the_service(relays, upstreams):
     assert relay.metrics()['messages_dead_total{reason="refused",told="true"}'] == 1
 
 
-def test_gone_where_it_died_of_age(relays):
-    relay = relays("http://127.0.0.1:9", sender__lifetime="1s", ingress__wait="20s", sender__probe_max="200ms")
+def test_gone_where_it_died_of_age(relays, upstreams):
+    # An attempt in flight is always waited for; Connect being down is not.
+    relay = relays(upstreams(silent).url, sender__lifetime="1s", ingress__wait="20s", sender__attempt_timeout="2s")
     client = bot(relay.url)
     with pytest.raises(ClientError) as caught:
         message(client, ClientToken="mine")
@@ -128,13 +136,13 @@ def test_gone_where_it_died_of_age(relays):
     assert of(caught)[:2] == (410, "GoneException")
 
 
-def test_an_attempt_that_only_the_destination_is_to_blame_for_is_a_deferred_line(relays, upstreams):
+def test_an_attempt_that_fails_is_a_deferred_line_and_a_throttle_is_no_attempt(relays, upstreams):
     answers = [error(429, "ThrottlingException", "Rate exceeded"), error(503, "", ""), error(404, "", "no route")]
     relay = relays(upstreams(lambda request: answers.pop(0) if answers else None).url, ingress__wait="40s")
     assert message(bot(relay.url))["Id"]
     found = [(line["reason"], line["http_status"], line["attempt"]) for line in relay.lines("deferred")]
-    assert found == [("throttled", 429, 1), ("unavailable", 503, 1), ("misconfigured", 404, 1)]
-    assert not any("retry_in_ms" in line for line in relay.lines("deferred"))
+    assert found == [("throttled", 429, 1), ("unavailable", 503, 1), ("misconfigured", 404, 2)]
+    assert ["retry_in_ms" in line for line in relay.lines("deferred")] == [False, True, True]
 
 
 def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_answer_no_status(relays, upstreams):
@@ -147,7 +155,7 @@ def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_a
         message(client)
     dead = until(lambda: relay.lines("dead"), "the refusal is logged")[0]
     assert (dead["http_status"], dead["connect_request_id"]) == (400, "request-of-the-refusal")
-    relay = relays("http://127.0.0.1:9", sender__lifetime="1s", ingress__wait="20s", sender__probe_max="200ms")
+    relay = relays(upstreams(silent).url, sender__lifetime="1s", ingress__wait="20s", sender__attempt_timeout="2s")
     with pytest.raises(ClientError):
         message(bot(relay.url))
     dead = until(lambda: relay.lines("dead"), "the end of the lifetime is logged")[0]
