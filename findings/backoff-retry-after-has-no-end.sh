@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# backoff 0.4.0 (crates.io)
+# backoff 0.4.0 (crate)
 #
 # Behaviour: an operation that returns Error::retry_after bypasses the policy whole: retry() does not ask it for the
 #   next interval, so max_elapsed_time is never compared. A service that answers every request with a Retry-After is

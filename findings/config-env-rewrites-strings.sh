@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# config 0.15.27 (crates.io)
+# config 0.15.27 (crate)
 #
 # Behaviour: Environment::try_parsing(true) turns a variable into a number or a boolean before the type of the field
 #   is known. A field of type String receives the printed number, so the text of the variable is lost. The option is

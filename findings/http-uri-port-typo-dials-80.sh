@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# http 1.5.0, hyper-util 0.1.21 (crates.io)
+# http 1.5.0, hyper-util 0.1.21 (crate)
 #
 # Behaviour: http::Uri accepts an authority whose port is not a port (70000, or 8080x). port() and port_u16() return
 #   None for it, as for a URL without a port, so HttpConnector dials port 80 of the host. No step reports the mistake:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# hyper-util 0.1.21 (crates.io), feature "client-proxy"
+# hyper-util 0.1.21 (crate), feature "client-proxy"
 #
 # Behaviour: Tunnel reads the proxy's answer to CONNECT into a buffer and drops what follows the blank line. A peer
 #   that speaks first (SMTP, SSH, MySQL) loses its greeting whenever it arrives in the same read as the answer; the

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# prometheus 0.14.0 (crates.io), feature "process"; Linux
+# prometheus 0.14.0 (crate), feature "process"; Linux
 #
 # Behaviour: process_cpu_seconds_total is a counter of integers. It is rounded down to whole seconds, where the
 #   client libraries of other languages export hundredths. A process that uses 0.6 s of CPU exports 0. A process that

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sled 0.34.7 (crates.io), strace (Debian); Linux
+# sled 0.34.7 (crate), strace (Debian); Linux
 #
 # Behaviour: flush() on Linux calls sync_file_range and neither fsync nor fdatasync. sync_file_range writes no file
 #   metadata and does not empty the write cache of the disk, so a write that flush() acknowledged can be lost in a
