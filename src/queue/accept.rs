@@ -10,7 +10,6 @@ use super::codec::{
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
-use super::sealing::Binding;
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
 use crate::life;
@@ -162,7 +161,7 @@ impl Writer {
         token.conversation = Some(conversation);
         token.keyed = keyed;
         if new {
-            token.secret = self.sealer.seal(Binding::Token(&hash), bearer.expose());
+            token.secret = self.sealer.seal(&token_key(&hash), bearer.expose());
         }
         if stale {
             token.used = now;
@@ -406,7 +405,7 @@ impl Writer {
             row.conversation = Some(conversation);
             row.keyed = old.keyed;
             row.renews = None;
-            row.secret = self.sealer.seal(Binding::Token(&hash), token.expose());
+            row.secret = self.sealer.seal(&token_key(&hash), token.expose());
             self.store.put(token_key(&hash), &row);
             return self.renew(&before, &hash, now);
         }

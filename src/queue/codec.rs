@@ -33,7 +33,7 @@
 //! messages themselves go into packs, several to a row, and are never written again: what attempts came to stands in
 //! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has left.
 //!
-//! No value exceeds [`ROW_MAX`]. Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
+//! No value exceeds [`ROW_MAX`](super::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
 //! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants,
 //! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
 //! folder does not tell who spoke.
@@ -46,24 +46,21 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use ring::hmac;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
+pub use super::row::{decode, encode_onto};
+pub use super::sealing::Secret;
+pub use super::stamp::FORMAT;
 use crate::message::{Body, Caller, ConnectionToken, Content};
 pub use key::{Key, hash_at, number_at};
 pub use pack::At;
-pub use record::{Kind, Record, Secret};
+pub use record::{Kind, Record};
+use ring::hmac;
 pub use rows::{
     Dead, Entry, ErrorRow, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow, Place, Sending,
     Slot, Token, Trial, reason_at, reason_index,
 };
 
-/// The layout's number, in the format stamp.
-pub const FORMAT: u32 = 3;
-/// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
-/// syncs.
-pub const ROW_MAX: usize = 7 * 1024;
+/// Prefixes of rows that are written once and never changed: packs, pieces of contents, turns.
+pub const WRITE_ONCE: &[u8] = b"mpqr";
 /// Contents up to here stand in their record.
 pub const INLINE_MAX: usize = 3584;
 /// Longer contents are cut into pieces of this.
@@ -120,46 +117,15 @@ impl Hasher {
     }
 }
 
+/// Bytes that the removal of a row counts in a checkpoint's batch beside its key. A piece of contents weighs as much as it
+/// held, because sled reads and rewrites its leaf.
+pub fn removal_weight(key: &[u8]) -> usize {
+    if key.starts_with(b"p") { PIECE } else { 0 }
+}
+
 pub fn caller_number(caller: Caller) -> u64 {
     match caller {
         Caller::Uid(uid) => u64::from(uid),
         Caller::Tcp => u64::MAX,
     }
-}
-
-/// A payload with the sum of it and its key.
-pub fn encode<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode_onto(&mut bytes, key, row);
-    bytes
-}
-
-/// The same, behind what there is.
-pub fn encode_onto<T: Serialize>(bytes: &mut Vec<u8>, key: &[u8], row: &T) {
-    let begins = bytes.len();
-    bytes.extend_from_slice(&[0; 4]);
-    *bytes = postcard::to_extend(row, std::mem::take(bytes)).expect("a row of plain data serialises into memory");
-    put_sum(key, &mut bytes[begins..]);
-}
-
-fn put_sum(key: &[u8], row: &mut [u8]) {
-    let sum = sum(key, &row[4..]);
-    row[..4].copy_from_slice(&sum);
-    debug_assert!(row.len() <= ROW_MAX, "a row of {} bytes under {:?}", row.len(), key[0] as char);
-}
-
-/// The row, if the sum holds and it is well-formed.
-pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Option<T> {
-    let (found, payload) = value.split_at_checked(4)?;
-    if found != sum(key, payload) {
-        return None;
-    }
-    postcard::from_bytes(payload).ok()
-}
-
-fn sum(key: &[u8], payload: &[u8]) -> [u8; 4] {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(payload);
-    hasher.finalize().to_le_bytes()
 }

@@ -18,7 +18,7 @@ use super::codec::{self, Record, Token};
 use super::contents;
 use super::log::Log;
 use super::salvage::Salvage;
-use super::sealing::{Binding, Sealer, SealingKey};
+use super::sealing::{Sealer, SealingKey};
 use super::stamp::Known;
 use super::{Damaged, OpenError, Options, folder, stamp};
 use crate::message::Body;
@@ -280,7 +280,7 @@ impl Doctor {
     fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
         let Some((hash, token)) = self.token(record)? else { return Ok(None) };
         let secret = match &self.sealer {
-            Some(sealer) => sealer.open(Binding::Token(&hash), &token.secret),
+            Some(sealer) => sealer.open(&token_key(&hash), &token.secret),
             None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
         };
         Ok(secret.map(|secret| (secret, token.keyed)))

@@ -43,7 +43,7 @@ use self::frame::{Frame, SEGMENT, kind};
 use self::sweep::scan;
 use super::journal::{self, Mark};
 use super::overlay::Value;
-use super::{codec, stamp};
+use super::{row, stamp};
 
 pub use self::sweep::sweep;
 
@@ -117,7 +117,7 @@ impl Log {
 
     /// Adds what was committed since the log's last checkpoint.
     pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
-        let mark = self.raw(journal::EPOCH)?.and_then(|row| codec::decode(journal::EPOCH, &row));
+        let mark = self.raw(journal::EPOCH)?.and_then(|row| row::decode(journal::EPOCH, &row));
         if self.is_foreign(folder, mark)? {
             self.damage.push("the journal is another store's".into());
             return Ok(());
@@ -141,7 +141,7 @@ impl Log {
         let mut foreign = false;
         let look = |foreign: &mut bool, key: &[u8], value: Value| {
             let copy =
-                value.filter(|_| *key == *stamp::copy_key()).and_then(|value| codec::decode::<String>(key, &value));
+                value.filter(|_| *key == *stamp::copy_key()).and_then(|value| row::decode::<String>(key, &value));
             *foreign |= copy.is_some_and(|copy| !stamp::is_of_one_store(&own, &copy));
         };
         journal::read(folder, mark, &mut foreign, look, |_| ())?;
@@ -228,7 +228,7 @@ impl Log {
 
     /// The row under a key: none where there is none, or its own sum does not hold.
     pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
-        Ok(self.raw(key)?.and_then(|value| codec::decode(key, &value)))
+        Ok(self.raw(key)?.and_then(|value| row::decode(key, &value)))
     }
 }
 

@@ -6,9 +6,9 @@
 //! | committed | what the journal's epoch has | frozen, in [`Overlay::freeze`] |
 //! | frozen | what the epoch before has: sled is given it, a batch at a time | sled's, in [`Overlay::give`] |
 //!
-//! A removed row stays here as such, so that it hides sled's. Rows under `m`, `p`, `q` and `r` are written once in their
-//! life: where one of them is committed, no layer below has it, and its removal leaves nothing. So a message that comes and
-//! goes within an epoch never reaches sled at all.
+//! A removed row stays here as such, so that it hides sled's. Some rows are written once in their life, by the
+//! first byte of their key: where one of them is committed, no layer below has it, and its removal leaves nothing. So a row
+//! that comes and goes within an epoch never reaches sled at all.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -22,8 +22,9 @@ pub type Rows = BTreeMap<Key, Value>;
 type Range = (Bound<Key>, Bound<Key>);
 
 /// What is not in sled yet.
-#[derive(Default)]
 pub struct Overlay {
+    /// First bytes of keys whose rows are written once.
+    write_once: &'static [u8],
     pending: Rows,
     pending_bytes: usize,
     committed: Rows,
@@ -43,6 +44,11 @@ impl std::fmt::Debug for Overlay {
 }
 
 impl Overlay {
+    pub fn new(write_once: &'static [u8]) -> Overlay {
+        let (pending, committed, frozen) = (Rows::new(), Rows::new(), Rows::new());
+        Overlay { write_once, pending, pending_bytes: 0, committed, frozen, given: None }
+    }
+
     /// The row under a key, if anything is said of it here.
     pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
         self.layers().find_map(|rows| rows.get(key)).map(Option::as_deref)
@@ -51,7 +57,7 @@ impl Overlay {
     /// Writes a row, or removes it.
     pub fn write(&mut self, key: Key, value: Value) {
         self.pending_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-        if value.is_none() && once(&key) && self.pending.get(&key).is_some_and(Option::is_some) {
+        if value.is_none() && self.is_written_once(&key) && self.pending.get(&key).is_some_and(Option::is_some) {
             self.pending.remove(&key);
         } else {
             self.pending.insert(key, value);
@@ -84,7 +90,7 @@ impl Overlay {
 
     /// A row was committed.
     pub fn commit_row(&mut self, key: Key, value: Value) {
-        if value.is_none() && once(&key) && self.committed.get(&key).is_some_and(Option::is_some) {
+        if value.is_none() && self.is_written_once(&key) && self.committed.get(&key).is_some_and(Option::is_some) {
             self.committed.remove(&key);
         } else {
             self.committed.insert(key, value);
@@ -136,11 +142,11 @@ impl Overlay {
     fn has(&self, key: &[u8]) -> bool {
         self.get(key).flatten().is_some()
     }
-}
 
-/// Whether such rows are never written again.
-fn once(key: &[u8]) -> bool {
-    matches!(key.first(), Some(b'm' | b'p' | b'q' | b'r'))
+    /// Returns true if a row under this key is never written again.
+    fn is_written_once(&self, key: &[u8]) -> bool {
+        key.first().is_some_and(|prefix| self.write_once.contains(prefix))
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_within_an_epoch_leaves_nothing() {
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(b"m");
         overlay.write(key("m1"), Some(vec![1]));
         overlay.commit();
         overlay.write(key("m1"), None);
@@ -163,7 +169,7 @@ mod tests {
 
     #[test]
     fn epoch_of_which_nothing_is_left_is_given_all_the_same() {
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(b"m");
         overlay.write(key("m1"), Some(vec![1]));
         overlay.commit();
         overlay.write(key("m1"), None);
@@ -175,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_goes_after_it_was_frozen_is_removed_from_sled_too() {
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(b"m");
         overlay.write(key("m1"), Some(vec![1]));
         overlay.commit();
         overlay.freeze();
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn rows_are_in_order_through_all_layers_and_the_upper_hides_the_lower() {
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(b"m");
         for (text, layer) in [("a1", 0), ("a3", 0), ("a2", 1), ("a4", 1), ("a0", 2)] {
             overlay.write(key(text), Some(vec![layer]));
             match (text, layer) {

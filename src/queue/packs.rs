@@ -56,7 +56,7 @@ impl Writer {
     pub(super) fn record(&mut self, at: At) -> Result<Option<Record>, StoreFailed> {
         let found = self.store.read(&at.key(), |bytes| pack::decode(at, bytes))?;
         if let Some(None) = found {
-            self.store.set_copy_aside(&at.key())?;
+            self.store.quarantine_row(&at.key())?;
             self.unfile(at)?;
         }
         Ok(found.flatten())

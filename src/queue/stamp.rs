@@ -29,16 +29,21 @@ use zeroize::Zeroizing;
 
 use super::OpenError;
 use super::codec::Key;
-use super::codec::{self, Secret};
 use super::folder::{private, sync_ancestors, sync_directory};
 use super::log::Log;
-use super::sealing::{Binding, Sealer, SealingKey};
+use super::sealing::{Sealer, SealingKey, Secret};
 
+/// The version of everything on disk, rows and files. Any change of either raises it.
+pub const FORMAT: u32 = 3;
 /// The file's name.
 const NAME: &str = "format";
 /// The row in the log that has a copy of it.
 pub fn copy_key() -> Key {
     Key::new(b'f')
+}
+/// The place that the key of the hashes is sealed for.
+fn store_key_place() -> Key {
+    Key::new(b's')
 }
 /// Bytes of the key of the hashes.
 const KEY_BYTES: usize = 32;
@@ -143,8 +148,8 @@ fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
     let mut lines = text.lines();
     let found: Option<u32> =
         lines.next().and_then(|line| line.strip_prefix("connect-relay queue, format ")?.parse().ok());
-    if let Some(found) = found.filter(|found| *found != codec::FORMAT) {
-        return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: codec::FORMAT });
+    if let Some(found) = found.filter(|found| *found != FORMAT) {
+        return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: FORMAT });
     }
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
     let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
@@ -156,7 +161,7 @@ fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
 }
 
 fn open(nonce: u32, kept: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<u8>>> {
-    Sealer::new(keys.to_vec(), nonce).open(Binding::StoreKey, kept)
+    Sealer::new(keys.to_vec(), nonce).open(&store_key_place(), kept)
 }
 
 fn unreadable(path: &Path) -> OpenError {
@@ -182,8 +187,8 @@ pub fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp>
 
 /// Writes the stamp, sealed by the first key.
 pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
-    let (format, nonce) = (codec::FORMAT, stamp.nonce);
-    let key = to_hex(sealer.seal(Binding::StoreKey, &stamp.key).bytes());
+    let (format, nonce) = (FORMAT, stamp.nonce);
+    let key = to_hex(sealer.seal(&store_key_place(), &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let text = format!("{text}sum {}\n", stamp_sum(&text));
     let unnamed = path.join(format!("{NAME}.new"));

@@ -27,15 +27,14 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 
-use super::codec::{self, Key};
+use super::codec::Key;
 use super::folder::{MARK, private, sync_directory};
 use super::journal::{EPOCH, Journal};
 use super::overlay::Overlay;
-use super::{StoreFailed, compaction, stamp};
+use super::sealing::SealingKey;
+use super::{StoreFailed, compaction, row, stamp};
 
 pub use open::{never_drop, open_sled};
 pub use space::BALLAST_BYTES;
@@ -55,12 +54,23 @@ pub struct Store {
     pub nonce: u32,
     overlay: Overlay,
     journal: Journal,
-    /// The row being made; kept for its room.
-    row: Vec<u8>,
     /// The row that has a copy of the format stamp.
     stamp: Vec<u8>,
-    corrupt: u64,
     compactable: bool,
+    removal_weight: fn(&[u8]) -> usize,
+}
+
+/// The settings of a store, and what it must know of the rows in it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Accept a folder in memory (tmpfs, ramfs).
+    pub volatile: bool,
+    /// The keys that seal and open: the first one seals.
+    pub keys: Vec<SealingKey>,
+    /// First bytes of keys whose rows are written once and never changed.
+    pub write_once: &'static [u8],
+    /// Bytes that the removal of a row counts in a checkpoint's batch, beside its key.
+    pub removal_weight: fn(&[u8]) -> usize,
 }
 
 /// Without the rows, in which contents and tokens stand.
@@ -107,17 +117,6 @@ impl Store {
         Ok(true)
     }
 
-    /// The row under a key, as the acts so far have left it. A row that fails its sum is set aside, counted, and not
-    /// there.
-    pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
-        let found = self.read(key, |value| codec::decode(key, value))?;
-        if let Some(None) = found {
-            self.set_copy_aside(key)?;
-            self.overlay.write(*key, None);
-        }
-        Ok(found.flatten())
-    }
-
     /// What is to be told of the raw bytes under a key; they are not checked.
     pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
         Ok(match self.overlay.get(key) {
@@ -129,13 +128,6 @@ impl Store {
     /// Adds to the end of a row that this commit began.
     pub fn extend(&mut self, key: Key, bytes: &[u8]) {
         self.overlay.extend(key, bytes);
-    }
-
-    /// Writes a row.
-    pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
-        self.row.clear();
-        codec::encode_onto(&mut self.row, &key, row);
-        self.overlay.write(key, Some(self.row.clone()));
     }
 
     /// Writes a row that has its sum already.
@@ -257,9 +249,7 @@ impl Store {
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         let mut rows = self.overlay.to_give().peekable();
         while let Some((key, value)) = rows.next_if(|_| bytes < BATCH_BYTES) {
-            // A piece of contents that goes weighs what it held: sled reads and rewrites the leaf in which it stood.
-            let gone = if key.starts_with(b"p") { codec::PIECE } else { 0 };
-            bytes += key.len() + value.map_or(gone, <[u8]>::len);
+            bytes += key.len() + value.map_or_else(|| (self.removal_weight)(key), <[u8]>::len);
             match value {
                 Some(value) => batch.insert(&**key, value),
                 None => batch.remove(&**key),
@@ -268,7 +258,7 @@ impl Store {
         let next = rows.next().map(|(key, _)| *key);
         drop(rows);
         if next.is_none() {
-            batch.insert(EPOCH, codec::encode(EPOCH, &self.journal.mark()));
+            batch.insert(EPOCH, row::encode(EPOCH, &self.journal.mark()));
         }
         self.apply(batch)?;
         self.overlay.give(next);
@@ -289,26 +279,6 @@ impl Store {
 
     fn sync(&self) -> Result<(), StoreFailed> {
         self.data.sync_data().map_err(|cause| self.broken("fdatasync", &cause))
-    }
-
-    /// Rows set aside that were not taken yet.
-    pub fn corrupt(&self) -> u64 {
-        self.corrupt
-    }
-
-    /// Rows set aside since the last call.
-    pub fn take_corrupt(&mut self) -> u64 {
-        std::mem::take(&mut self.corrupt)
-    }
-
-    /// Keeps a copy of a damaged row where nothing reads it, and counts it.
-    pub fn set_copy_aside(&mut self, key: &Key) -> Result<(), StoreFailed> {
-        self.corrupt += 1;
-        let raw = self.read(key, <[u8]>::to_vec)?;
-        let row = char::from(key[0]);
-        error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        self.overlay.write(Key::new(b'k').with(key), raw);
-        Ok(())
     }
 
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {

@@ -20,7 +20,8 @@ use super::packs::Open;
 use super::pause::Trust;
 use super::schedule::Ahead;
 use super::sealing::Sealer;
-use super::store::{BALLAST_BYTES, Store};
+use super::store::BALLAST_BYTES;
+use super::typed_store::TypedStore;
 use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
@@ -43,7 +44,7 @@ const GIVE_BACK: Duration = Duration::from_secs(60);
 /// The thread that owns the store.
 pub struct Writer {
     pub(super) options: Options,
-    pub(super) store: Store,
+    pub(super) store: TypedStore,
     pub(super) hasher: Hasher,
     pub(super) sealer: Sealer,
     pub(super) meta: Meta,
@@ -258,7 +259,8 @@ impl Writer {
         self.prune(now)?;
         self.commit()?;
         let spare = COMPACT_BYTES.min(self.options.bytes_max / 4);
-        if self.store.compact(self.live_bytes(), spare)? {
+        let live = self.live_bytes();
+        if self.store.compact(live, spare)? {
             let took = self.now().since(now);
             debug!(bytes = self.store.log_bytes(), took_ms = took.as_millis(), "the queue's log was compacted");
             self.held_since = Some(Timestamp(0));

@@ -3,7 +3,6 @@
 use std::borrow::Borrow;
 use std::ops::Deref;
 
-use super::Hash;
 use crate::time::Timestamp;
 
 /// A key, or one under construction. Keys are in the order of their bytes: what lies behind the last one is 0, and of two
@@ -15,8 +14,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// A row set aside has a letter before its own key, and the longest of those have a letter and two hashes.
-    const LONGEST: usize = 2 + 2 * size_of::<Hash>();
+    /// A one-byte prefix before a key of one byte and two 16-byte hashes.
+    const LONGEST: usize = 34;
     /// It comes before every other.
     pub const FIRST: Key = Key { bytes: [0; Key::LONGEST], length: 0 };
 
@@ -52,7 +51,7 @@ impl Key {
         self.number(time.0)
     }
 
-    pub fn hash(self, hash: &Hash) -> Key {
+    pub fn hash(self, hash: &[u8; 16]) -> Key {
         self.with(hash)
     }
 }
@@ -83,6 +82,6 @@ pub fn number_at(key: &[u8], at: usize) -> u64 {
 }
 
 /// The hash that stands at `at` in a key.
-pub fn hash_at(key: &[u8], at: usize) -> Hash {
+pub fn hash_at(key: &[u8], at: usize) -> [u8; 16] {
     key.get(at..at + 16).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
 }

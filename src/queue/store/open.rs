@@ -6,18 +6,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use tracing::warn;
+use zeroize::Zeroizing;
 
-use super::Store;
-use crate::queue::codec::{self, Hasher, Key};
+use super::{Options, Store};
+use crate::queue::codec::Key;
 use crate::queue::folder::{
     self, close_to_others, drop_cached, lock, look_through, make_room, memory_filesystem, remove_half_snapshots,
     set_aside_unstamped, sync_directory, was_used,
 };
 use crate::queue::journal::{self, EPOCH, Journal, Mark};
 use crate::queue::overlay::Overlay;
-use crate::queue::sealing::{Sealer, SealingKey};
+use crate::queue::sealing::Sealer;
 use crate::queue::stamp::{self, Stamp, first_stamp, read_stamp, write_stamp};
-use crate::queue::{OpenError, compaction, opening};
+use crate::queue::{OpenError, compaction, opening, row};
 use crate::time::Timestamp;
 
 /// sled's page cache. Entries, lines and tokens lie scattered: with 1 MiB, four fragments of pages a message were read
@@ -30,19 +31,18 @@ impl Store {
     /// Opens the folder, or makes it; with what hashes and seals by the keys of this store.
     pub fn open(
         path: &Path,
-        volatile: bool,
-        keys: Vec<SealingKey>,
+        options: Options,
         now: Timestamp,
-    ) -> Result<(Store, Hasher, Sealer), OpenError> {
+    ) -> Result<(Store, Zeroizing<Vec<u8>>, Sealer), OpenError> {
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
         folder::make(path)?;
-        if let Some(filesystem) = memory_filesystem(path).filter(|_| !volatile) {
+        if let Some(filesystem) = memory_filesystem(path).filter(|_| !options.volatile) {
             return Err(OpenError::Volatile { path: path.to_owned(), filesystem });
         }
         let lock = lock(path)?;
         make_room(path);
-        let stamp = read_stamp(path, &keys)?;
+        let stamp = read_stamp(path, &options.keys)?;
         if stamp.is_none() {
             if was_used(path).map_err(failed("read its log"))? {
                 return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() });
@@ -60,7 +60,7 @@ impl Store {
         }
         opening::note(path);
         let (patience, folder) = (opening::patience(path), path.to_owned());
-        opening::within(path, patience, move || Store::open_rows(&folder, lock, stamp, keys))
+        opening::within(path, patience, move || Store::open_rows(&folder, lock, stamp, options))
     }
 
     /// From here on sled has the log.
@@ -68,8 +68,9 @@ impl Store {
         path: &Path,
         lock: File,
         stamp: Option<Stamp>,
-        keys: Vec<SealingKey>,
-    ) -> Result<(Store, Hasher, Sealer), OpenError> {
+        options: Options,
+    ) -> Result<(Store, Zeroizing<Vec<u8>>, Sealer), OpenError> {
+        let Options { keys, write_once, removal_weight, .. } = options;
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
         let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
@@ -90,7 +91,7 @@ impl Store {
                 .map_err(failed("write its format stamp"))?,
         };
         let sealer = Sealer::new(keys, stamp.nonce);
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(write_once);
         let journal = open_journal(path, &db, &mut overlay).inspect_err(|_| never_drop(&db))?;
         if !stamp.kept.as_ref().is_some_and(|kept| sealer.is_newest(kept)) {
             write_stamp(path, &stamp, &sealer)
@@ -109,32 +110,34 @@ impl Store {
             nonce: stamp.nonce,
             overlay,
             journal,
-            row: Vec::new(),
             stamp: Vec::new(),
-            corrupt: 0,
             compactable: true,
+            removal_weight,
         };
         store.keep_ballast();
         store.keep_stamp().inspect_err(|_| store.db.iter().for_each(never_drop))?;
         // The last run may have been cut short in one: from now on the overlay alone tells what sled does not have.
         store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
-        Ok((store, Hasher::new(&stamp.key), sealer))
+        Ok((store, stamp.key, sealer))
     }
 
     /// Has the log keep a copy of the stamp; it goes with the first commit. One of another store says that files of two
     /// stores lie here: their rows do not belong together.
     fn keep_stamp(&mut self) -> Result<(), OpenError> {
         let Some(text) = stamp::text(&self.path)? else { return Ok(()) };
-        let copy: Option<String> = self.get(&stamp::copy_key()).map_err(|cause| OpenError::Failed {
-            path: self.path.clone(),
-            step: "read the copy of its format stamp",
-            cause: cause.to_string(),
-        })?;
+        let copy: Option<String> = self
+            .read(&stamp::copy_key(), |row| row::decode(&stamp::copy_key(), row))
+            .map_err(|cause| OpenError::Failed {
+                path: self.path.clone(),
+                step: "read the copy of its format stamp",
+                cause: cause.to_string(),
+            })?
+            .flatten();
         if copy.is_some_and(|copy| !stamp::is_of_one_store(&copy, &text)) {
             let damage = "its format stamp, its log and its journal are not of one store".into();
             return Err(OpenError::Damaged { path: self.path.clone(), damage });
         }
-        self.stamp = codec::encode(&stamp::copy_key(), &*text);
+        self.stamp = row::encode(&stamp::copy_key(), &*text);
         self.write_stamp_row();
         Ok(())
     }
@@ -185,7 +188,7 @@ fn open_journal(path: &Path, db: &sled::Db, overlay: &mut Overlay) -> Result<Jou
     };
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
     let mark = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
-        Some(row) => codec::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
+        Some(row) => row::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => Mark::default(),
     };
     // Every row there was written under a key.

@@ -11,12 +11,13 @@ use tracing::error;
 use super::{Space, Writer};
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
-use crate::queue::codec::{Key, Meta, Sending, number_at};
+use crate::queue::codec::{self, Hasher, Key, Meta, Sending, number_at};
 use crate::queue::gauges::Gauges;
 use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
 use crate::queue::schedule::Ahead;
-use crate::queue::store::Store;
+use crate::queue::store::{self, Store};
+use crate::queue::typed_store::TypedStore;
 use crate::queue::waiters::Waiters;
 use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry, folder, opening};
 use crate::time::{Clock, Timestamp};
@@ -31,8 +32,14 @@ impl Writer {
     ) -> Result<Writer, OpenError> {
         let path = options.path.clone();
         let now = shared.clock.now();
-        let open = || Store::open(&path, options.volatile, options.keys.clone(), now);
-        let (store, hasher, sealer) = match open() {
+        let of_store = store::Options {
+            volatile: options.volatile,
+            keys: options.keys.clone(),
+            write_once: codec::WRITE_ONCE,
+            removal_weight: codec::removal_weight,
+        };
+        let open = || Store::open(&path, of_store.clone(), now);
+        let (store, key, sealer) = match open() {
             Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
                 set_aside(&options, &shared.clock, &damage)?;
                 open()?
@@ -42,8 +49,8 @@ impl Writer {
         let gauges = Gauges::new(metrics, &options);
         let mut writer = Writer {
             options,
-            store,
-            hasher,
+            store: TypedStore::new(store),
+            hasher: Hasher::new(&key),
             sealer,
             meta: Meta::default(),
             gauges,
