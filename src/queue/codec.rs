@@ -7,7 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `j` | [`Mark`](super::journal::Mark) | the oldest epoch of the journal whose records are not all here; its files' lengths |
+//! | `j` | `storage` | the oldest epoch of the journal whose records are not all here; its files' lengths |
 //! | `f` | String | a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
@@ -33,12 +33,11 @@
 //! messages themselves go into packs, several to a row, and are never written again: what attempts came to stands in
 //! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has left.
 //!
-//! No value exceeds [`ROW_MAX`](super::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
+//! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
 //! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants,
 //! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
 //! folder does not tell who spoke.
 
-mod key;
 pub mod pack;
 mod record;
 mod rows;
@@ -46,11 +45,9 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-pub use super::row::{decode, encode_onto};
-pub use super::sealing::Secret;
-pub use super::stamp::FORMAT;
 use crate::message::{Body, Caller, ConnectionToken, Content};
-pub use key::{Key, hash_at, number_at};
+pub use crate::storage::row::{decode, encode_onto};
+pub use crate::storage::{FORMAT, Key, Secret, hash_at, number_at};
 pub use pack::At;
 pub use record::{Kind, Record};
 use ring::hmac;

@@ -3,9 +3,9 @@
 use zeroize::Zeroizing;
 
 use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
-use super::sealing::Sealer;
 use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
+use crate::storage::Sealer;
 
 pub fn piece_key(sequence: u64, number: u16) -> Key {
     Key::new(b'p').number(sequence).with(&number.to_be_bytes())

@@ -16,12 +16,10 @@ use super::accept::token_key;
 use super::carry::{self, Carried};
 use super::codec::{self, Record, Token};
 use super::contents;
-use super::log::Log;
 use super::salvage::Salvage;
-use super::sealing::{Sealer, SealingKey};
-use super::stamp::Known;
-use super::{Damaged, OpenError, Options, folder, stamp};
+use super::{Damaged, OpenError, Options};
 use crate::message::Body;
+use crate::storage::{self, Image, Known, Sealer, SealingKey};
 use crate::time::Clock;
 
 /// Most messages that are named one by one.
@@ -36,7 +34,7 @@ pub struct Doctor {
     nonce: u32,
     /// None where it is sealed, and no key that opens it was given.
     sealer: Option<Sealer>,
-    log: Log,
+    log: Image,
 }
 
 /// What a store holds, and what is wrong with it. Written out, it is for people.
@@ -114,16 +112,16 @@ impl Doctor {
         if !["db", "format"].iter().any(|name| path.join(name).exists()) {
             return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
         }
-        let lock = folder::lock_if_there(path)?;
-        let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
-        let (known, damage) = stamp::known(path, &log, &keys)?;
+        let lock = storage::lock_if_there(path)?;
+        let mut log = Image::read(path, step).map_err(failed("read its log"))?;
+        let (known, damage) = log.identity(path, &keys)?;
         let lost = || Known { nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
         let Known { nonce, sealer } = known.unwrap_or_else(lost);
         // Without a key there is a listing; with a wrong one somebody is mistaken.
         if sealer.is_none() && !keys.is_empty() {
             return Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() });
         }
-        let damage = damage.into_iter().chain(folder::odd_files(path));
+        let damage = damage.into_iter().chain(storage::odd_files(path));
         log.damage.splice(0..0, damage);
         Ok(Doctor { path: path.to_owned(), _lock: lock, keys, nonce, sealer, log })
     }

@@ -12,14 +12,14 @@ use super::codec::{
     At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Sending, Slot, Token, decode, hash_at,
     number_at, pack,
 };
-use super::log::Log;
 use super::packs::gone_key;
+use crate::storage::Image;
 use crate::time::Timestamp;
 
 /// A log, understood.
 #[derive(Debug)]
 pub struct Salvage<'a> {
-    pub log: &'a Log,
+    pub log: &'a Image,
     /// Conversations' lines that verify, with what their chunks hold.
     pub lines: HashMap<Hash, Line>,
     /// Sequence numbers of messages that have an outcome or a dead letter.
@@ -50,7 +50,7 @@ pub struct Queued {
 
 impl<'a> Salvage<'a> {
     /// Looks at every row once.
-    pub fn of(log: &'a Log) -> io::Result<Salvage<'a>> {
+    pub fn of(log: &'a Image) -> io::Result<Salvage<'a>> {
         let (lines, left) = (HashMap::new(), HashSet::new());
         let mut salvage = Salvage { log, lines, left, corrupt: BTreeMap::new(), unknown: 0 };
         let (mut chunks, mut corrupt) = (Vec::new(), BTreeMap::new());

@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::StoreFailed;
 use super::codec::{self, Key};
-use super::store::Store;
+use crate::storage::Store;
 
 /// A [`Store`] whose rows are encoded as `codec` describes them.
 pub struct TypedStore {

@@ -19,13 +19,12 @@ use super::gauges::Gauges;
 use super::packs::Open;
 use super::pause::Trust;
 use super::schedule::Ahead;
-use super::sealing::Sealer;
-use super::store::BALLAST_BYTES;
 use super::typed_store::TypedStore;
 use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
 use crate::pacer::Kept;
+use crate::storage::{Sealer, Space};
 use crate::time::Timestamp;
 use crate::turns::{FreshTurns, Turns};
 
@@ -86,16 +85,6 @@ impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Writer").field("store", &self.store).field("meta", &self.meta).finish_non_exhaustive()
     }
-}
-
-/// How much room there is, looked up whenever sled was given something.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Space {
-    pub bytes: u64,
-    pub free: Option<u64>,
-    /// What of `bytes` changes seldom: looked up once a tick.
-    others: u64,
-    pub set_aside: bool,
 }
 
 impl Writer {
@@ -252,17 +241,16 @@ impl Writer {
         let now = self.now();
         self.ticked = now;
         self.waiters.sweep();
-        self.space.others = self.store.other_bytes();
-        self.space.set_aside = self.store.has_set_aside();
+        self.store.scan_folder();
         self.measure_space();
         self.expire(now)?;
         self.prune(now)?;
         self.commit()?;
         let spare = COMPACT_BYTES.min(self.options.bytes_max / 4);
         let live = self.live_bytes();
-        if self.store.compact(live, spare)? {
+        if let Some(bytes) = self.store.compact(live, spare)? {
             let took = self.now().since(now);
-            debug!(bytes = self.store.log_bytes(), took_ms = took.as_millis(), "the queue's log was compacted");
+            debug!(bytes, took_ms = took.as_millis(), "the queue's log was compacted");
             self.held_since = Some(Timestamp(0));
         }
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
@@ -275,15 +263,7 @@ impl Writer {
     }
 
     fn measure_space(&mut self) {
-        self.space.bytes = self.space.others + self.store.log_bytes();
-        self.space.free = self.store.bytes_free();
-        match self.space.free {
-            Some(free) if free < BALLAST_BYTES && self.store.release_ballast() => {
-                tracing::warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
-            }
-            Some(free) if free > self.options.free_disk_min + 2 * BALLAST_BYTES => self.store.keep_ballast(),
-            _ => {}
-        }
+        self.space = self.store.measure_space(self.options.free_disk_min);
     }
 
     /// The instant of commit, and what follows from it.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::delivery::{Receipt, ServiceError};
-use crate::queue::row::{ROW_MAX, encode, put_checksum};
+use crate::storage::row::{ROW_MAX, encode, put_checksum};
 use crate::time::Timestamp;
 
 /// What sealing adds.

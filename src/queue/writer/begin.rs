@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 
 use tracing::error;
 
-use super::{Space, Writer};
+use super::Writer;
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
 use crate::queue::codec::{self, Hasher, Key, Meta, Sending, number_at};
@@ -16,10 +16,10 @@ use crate::queue::gauges::Gauges;
 use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
 use crate::queue::schedule::Ahead;
-use crate::queue::store::{self, Store};
 use crate::queue::typed_store::TypedStore;
 use crate::queue::waiters::Waiters;
-use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry, folder, opening};
+use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry};
+use crate::storage::{self, Space, Store};
 use crate::time::{Clock, Timestamp};
 use crate::turns::{FreshTurns, Kind, Turns};
 
@@ -32,7 +32,7 @@ impl Writer {
     ) -> Result<Writer, OpenError> {
         let path = options.path.clone();
         let now = shared.clock.now();
-        let of_store = store::Options {
+        let of_store = storage::Options {
             volatile: options.volatile,
             keys: options.keys.clone(),
             write_once: codec::WRITE_ONCE,
@@ -76,10 +76,10 @@ impl Writer {
             ticked: Timestamp(0),
             held_since: None,
         };
-        opening::within(&path.clone(), opening::patience(&path), move || {
+        storage::guarded(&path.clone(), move || {
             let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
             writer.begin().map_err(failed)?;
-            writer.store.note_opened();
+            writer.store.finish_open();
             Ok(writer)
         })
     }
@@ -118,7 +118,7 @@ impl Writer {
 /// Sets a damaged store aside, and says so.
 fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
     let path = &options.path;
-    let _lock = folder::lock(path)?;
+    let _lock = storage::lock(path)?;
     let failed = |cause: io::Error| OpenError::Failed {
         path: path.clone(),
         step: "set the damaged store aside",

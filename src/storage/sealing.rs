@@ -1,4 +1,4 @@
-//! Contents and ConnectionTokens, sealed before they reach the disk.
+//! Secret values, sealed before they reach the disk.
 //!
 //! With `queue.key_file`, AES-256-GCM under its first key; the other keys only open what was sealed when they were
 //! first. Each sealed value is bound to the store and to the row that it belongs to, so that no copy of it elsewhere
@@ -9,8 +9,8 @@
 //! 1, key id (4), nonce (12), ciphertext, tag (16)   sealed; the nonce is random
 //! ```
 //!
-//! The store's own key, by which ClientTokens, tokens and contents are hashed, is sealed in the format stamp: without
-//! the key file nobody can try out what a hash was made of, and a start with the wrong one is refused.
+//! The store's own key, which the module above hashes with, is sealed in the format stamp: without the key file no one
+//! can test guesses against a hash, and a start with the wrong key file is refused.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -20,7 +20,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use super::codec::Key;
+use super::key::Key;
 
 const PLAIN: u8 = 0;
 const SEALED: u8 = 1;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::frame::{FRAME_HEADER_MAX, Frame, SEGMENT, SEGMENT_HEADER, header, kind, lsn, next_frame};
 use super::snapshot;
+use crate::storage::names;
 
 /// What a look through the whole log found.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ struct Gap {
 
 /// Looks through the log in a folder for damage. In memory are one segment of it at a time and some numbers for each page.
 pub fn sweep(folder: &Path) -> io::Result<Vec<String>> {
-    let file = File::open(folder.join("db"))?;
+    let file = File::open(folder.join(names::LOG))?;
     let (mut damage, pointers) = match snapshot::pointers(folder)? {
         Ok(pointers) => (Vec::new(), pointers),
         Err(damage) => (vec![damage], Vec::new()),
@@ -155,7 +156,7 @@ mod tests {
         let mut dice = fastrand::Rng::with_seed(0);
         for round in 0..60u32 {
             let mut batch = sled::Batch::default();
-            // Some pages are written in a few rounds alone, as those of old messages are.
+            // Some pages are written in a few rounds only, as pages of old rows are.
             let from = if round % 3 == 0 { dice.u32(..2000) } else { round * 20 };
             for key in from..from + 120 {
                 batch.insert(&key.to_be_bytes(), vec![round as u8; 700]);
@@ -180,7 +181,7 @@ mod tests {
                 (newest, end) = (frame.lsn(), base as usize + frame.at + frame.length);
             }
         };
-        scan(&File::open(folder.join("db")).unwrap(), tell).unwrap();
+        scan(&File::open(folder.join(names::LOG)).unwrap(), tell).unwrap();
         end
     }
 
@@ -215,7 +216,7 @@ mod tests {
     /// The frames of each page that the last batch has not made anew.
     fn pages(folder: &Path) -> BTreeMap<u64, Vec<(usize, Frame)>> {
         let mut pages: BTreeMap<u64, (u64, Vec<_>)> = BTreeMap::new();
-        let sweep = scan(&File::open(folder.join("db")).unwrap(), |base, frame| {
+        let sweep = scan(&File::open(folder.join(names::LOG)).unwrap(), |base, frame| {
             if (kind::FREE..=kind::LINK).contains(&frame.kind) {
                 let (newest, frames) = pages.entry(frame.page).or_default();
                 *newest = frame.lsn().max(*newest);
@@ -241,7 +242,7 @@ mod tests {
     fn page_of_which_nothing_is_left_is_told_though_no_gap_tells() {
         let folder = log();
         assert_eq!(sweep(folder.path()).unwrap(), Vec::<String>::new());
-        let whole = fs::read(folder.path().join("db")).unwrap();
+        let whole = fs::read(folder.path().join(names::LOG)).unwrap();
         let mut pages = pages(folder.path());
         // Of the page with the highest number nobody can tell that it was.
         pages.pop_last();
@@ -249,7 +250,7 @@ mod tests {
         for (page, frames) in pages {
             let mut bytes = whole.clone();
             frames.iter().for_each(|(base, frame)| cancel(&mut bytes, *base, frame));
-            fs::write(folder.path().join("db"), bytes).unwrap();
+            fs::write(folder.path().join(names::LOG), bytes).unwrap();
             assert_eq!(sweep(folder.path()).unwrap(), ["pages that are nowhere in the log: 1"], "page {page}");
         }
     }

@@ -18,18 +18,16 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::folder::sync_directory;
-use super::journal;
-use super::store::{never_drop, open_sled};
+use super::directory::sync_directory;
+use super::names;
+use super::sled_db::{never_drop, open_sled};
 
-/// Where the copy is made.
-pub const FOLDER: &str = "compacted";
 /// Bytes copied at a time.
 const BATCH_BYTES: usize = 512 << 10;
 
 /// Copies every row into a folder beside. The store itself is not touched.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
-    let folder = path.join(FOLDER);
+    let folder = path.join(names::COMPACTED);
     remove(&folder)?;
     let (to, _) = open_sled(&folder)?;
     copy_rows(from, &to).inspect_err(|_| never_drop(&to))?;
@@ -41,7 +39,7 @@ pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
 /// Makes a new log ready to be the store: opened once, and synced.
 pub fn settle(folder: &Path) -> io::Result<()> {
     drop(open_sled(folder)?);
-    for name in ["db", "conf"].map(str::to_owned).into_iter().chain(snapshots(folder)?) {
+    for name in [names::LOG, names::CONF].map(str::to_owned).into_iter().chain(snapshots(folder)?) {
         File::open(folder.join(name))?.sync_all()?;
     }
     sync_directory(folder)
@@ -65,7 +63,7 @@ fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
 
 /// From here on the copy is the store; after an error nobody knows whether it is, and nothing may be written to either.
 pub fn complete(path: &Path) -> io::Result<()> {
-    let folder = path.join(FOLDER);
+    let folder = path.join(names::COMPACTED);
     let unnamed = folder.join("complete.new");
     let mut file = File::create(&unnamed)?;
     file.write_all(snapshots(&folder)?.join("\n").as_bytes())?;
@@ -76,14 +74,14 @@ pub fn complete(path: &Path) -> io::Result<()> {
 
 /// Puts a complete copy in the place of what it was copied from; removes one that is not complete.
 pub fn finish(path: &Path) -> io::Result<()> {
-    let folder = path.join(FOLDER);
+    let folder = path.join(names::COMPACTED);
     if folder.join("complete").exists() {
         let own = fs::read_to_string(folder.join("complete"))?;
         for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
             fs::remove_file(path.join(name))?;
         }
         // A copy that was not made from this store's journal has one of its own.
-        for name in ["conf", "db"].into_iter().chain(journal::NAMES).chain(own.lines()) {
+        for name in [names::CONF, names::LOG].into_iter().chain(names::JOURNALS).chain(own.lines()) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -100,7 +98,7 @@ pub fn finish(path: &Path) -> io::Result<()> {
 /// The names of sled's snapshots in a folder.
 fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
     let names = fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
-    names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| name.starts_with("snap."))).collect()
+    names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| names::is_snapshot(name))).collect()
 }
 
 /// Removes what is left of a copy.

@@ -22,11 +22,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::OpenError;
-use super::folder::private;
+use super::directory::private;
+use super::error::OpenError;
+use super::names;
 
-/// The mark of starts that have not come back from sled, a byte for each.
-pub const MARK: &str = "opening";
 /// So many of them are not chance: kills seldom meet those milliseconds. (With four, a relay that was killed again and again
 /// on a machine with six times the work it could do met them once in a few hundred kills.)
 const STARTS_MAX: u64 = 8;
@@ -37,30 +36,39 @@ const BYTES_A_SECOND: u64 = 8 << 20;
 
 /// Marks that sled is about to open the log.
 pub fn note(path: &Path) {
-    let mark = private(OpenOptions::new().create(true).append(true), &path.join(MARK));
+    let mark = private(OpenOptions::new().create(true).append(true), &path.join(names::OPENING));
     // Where nothing can be written, sled will say so.
     let _ = mark.and_then(|mut mark| mark.write_all(b"."));
 }
 
 /// sled has come back.
 pub fn came_back(path: &Path) {
-    let _ = fs::remove_file(path.join(MARK));
+    let _ = fs::remove_file(path.join(names::OPENING));
 }
 
 /// What so many starts that did not come back say of the log.
 pub fn damage(path: &Path) -> Option<String> {
-    let started = fs::metadata(path.join(MARK)).map_or(0, |mark| mark.len());
+    let started = fs::metadata(path.join(names::OPENING)).map_or(0, |mark| mark.len());
     (started >= STARTS_MAX).then(|| format!("{STARTS_MAX} starts in a row ended while it was being opened"))
 }
 
+/// Runs `open`, which may hang in sled, on a thread of its own; gives it up and leaves it there after the time that the
+/// log's length allows.
+pub fn guarded<T: Send + 'static>(
+    path: &Path,
+    open: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
+) -> Result<T, OpenError> {
+    within(path, patience(path), open)
+}
+
 /// How long sled may take with the log in a folder.
-pub fn patience(path: &Path) -> Duration {
-    let bytes = fs::metadata(path.join("db")).map_or(0, |log| log.len());
+fn patience(path: &Path) -> Duration {
+    let bytes = fs::metadata(path.join(names::LOG)).map_or(0, |log| log.len());
     PATIENCE + Duration::from_secs(bytes / BYTES_A_SECOND)
 }
 
 /// Does what may hang on a thread of its own, and leaves it there when its time is over.
-pub fn within<T: Send + 'static>(
+fn within<T: Send + 'static>(
     path: &Path,
     patience: Duration,
     open: impl FnOnce() -> Result<T, OpenError> + Send + 'static,

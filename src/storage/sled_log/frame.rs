@@ -1,6 +1,6 @@
 //! Frames: the pieces of sled's log, told apart by nothing but their bytes.
 
-use super::bytes::Bytes;
+use super::varint::Bytes;
 
 pub const SEGMENT: usize = 512 << 10;
 pub const SEGMENT_HEADER: usize = 20;

@@ -1,6 +1,11 @@
 //! sled's way of writing numbers and runs of bytes.
 
-use super::Place;
+/// Where a row's value lies in the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub at: u64,
+    pub length: usize,
+}
 
 /// A cursor that never leaves its bytes.
 pub struct Bytes<'a> {

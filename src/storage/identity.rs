@@ -13,9 +13,9 @@
 //! acknowledged**, and a folder that has none is begun anew. It is written again when the first key of the
 //! key file changes, in the same way, so that there is always one that is whole.
 //!
-//! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. With
-//! the stamp alone would go what is sealed, and every repeat would be a new message. The copy also tells whether stamp, log
-//! and journal are of one store: somebody may have put files of two together.
+//! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. Without
+//! it the loss of the stamp would make every sealed value unreadable and every keyed hash meaningless. The copy also shows
+//! whether stamp, log and journal are of one store: an operator may have put files of two stores together.
 //!
 //! A stamp of another format is never taken for damage: whatever else the file says, that is said first. One that no key
 //! opens is not damaged either: it is told apart by its sum.
@@ -27,16 +27,14 @@ use std::path::Path;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::OpenError;
-use super::codec::Key;
-use super::folder::{private, sync_ancestors, sync_directory};
-use super::log::Log;
+use super::directory::{private, sync_ancestors, sync_directory};
+use super::error::OpenError;
+use super::key::Key;
+use super::names;
 use super::sealing::{Sealer, SealingKey, Secret};
 
 /// The version of everything on disk, rows and files. Any change of either raises it.
 pub const FORMAT: u32 = 3;
-/// The file's name.
-const NAME: &str = "format";
 /// The row in the log that has a copy of it.
 pub fn copy_key() -> Key {
     Key::new(b'f')
@@ -86,8 +84,12 @@ pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, Ope
 }
 
 /// What is known of a store whose log was read, and what is wrong with its stamp.
-pub fn known(path: &Path, log: &Log, keys: &[SealingKey]) -> Result<(Option<Known>, Option<String>), OpenError> {
-    let (written, damage) = find(path, log)?;
+pub fn known(
+    path: &Path,
+    copy: Option<String>,
+    keys: &[SealingKey],
+) -> Result<(Option<Known>, Option<String>), OpenError> {
+    let (written, damage) = find(path, copy)?;
     let known = written.map(|(_, Written { nonce, kept })| {
         let opens = open(nonce, &kept, keys).is_some();
         Known { nonce, sealer: opens.then(|| Sealer::new(keys.to_vec(), nonce)) }
@@ -96,18 +98,18 @@ pub fn known(path: &Path, log: &Log, keys: &[SealingKey]) -> Result<(Option<Know
 }
 
 /// Takes the stamp of a store along into another folder. Where it is lost, one is made anew there.
-pub fn copy_stamp(from: &Path, log: &Log, to: &Path) -> io::Result<()> {
-    let (written, _) = find(from, log).map_err(io::Error::other)?;
+pub fn copy_stamp(from: &Path, copy: Option<String>, to: &Path) -> io::Result<()> {
+    let (written, _) = find(from, copy).map_err(io::Error::other)?;
     let Some((text, _)) = written else { return Ok(()) };
-    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &to.join(NAME))?;
+    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &to.join(names::STAMP))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
 /// The stamp in the file, or where that is damaged, gone, or another store's, the copy of it in the log; and what is wrong
 /// with the file.
-fn find(path: &Path, log: &Log) -> Result<(Option<Found>, Option<String>), OpenError> {
-    let copy = log.get::<String>(&copy_key()).ok().flatten().map(Zeroizing::new);
+fn find(path: &Path, copy: Option<String>) -> Result<(Option<Found>, Option<String>), OpenError> {
+    let copy = copy.map(Zeroizing::new);
     let file = match text(path) {
         Ok(Some(text)) if copy.as_ref().is_some_and(|copy| !is_of_one_store(copy, &text)) => {
             parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))
@@ -129,7 +131,7 @@ fn find(path: &Path, log: &Log) -> Result<(Option<Found>, Option<String>), OpenE
 /// What stands in the file, for the copy in the log.
 pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
     let mut text = Zeroizing::new(String::new());
-    match File::open(path.join(NAME)).and_then(|mut file| file.read_to_string(&mut text)) {
+    match File::open(path.join(names::STAMP)).and_then(|mut file| file.read_to_string(&mut text)) {
         Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::IsADirectory) => Err(unreadable(path)),
@@ -172,16 +174,11 @@ fn damaged(path: &Path, damage: &str) -> OpenError {
     OpenError::Damaged { path: path.to_owned(), damage: damage.into() }
 }
 
-/// The first start: sled's own files first, for until the stamp is durable under its name, nothing was acknowledged.
-pub fn first_stamp(path: &Path, db: &sled::Db, data: &File) -> io::Result<Stamp> {
+/// The stamp of a new store; it has no file yet.
+pub fn new_stamp() -> io::Result<Stamp> {
     let mut random = [0; 4 + KEY_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
     let nonce = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
-    db.flush().map_err(io::Error::other)?;
-    data.sync_all()?;
-    for name in ["conf", "db"] {
-        File::open(path.join(name))?.sync_all()?;
-    }
     Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
 }
 
@@ -191,12 +188,12 @@ pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()
     let key = to_hex(sealer.seal(&store_key_place(), &stamp.key).bytes());
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let text = format!("{text}sum {}\n", stamp_sum(&text));
-    let unnamed = path.join(format!("{NAME}.new"));
+    let unnamed = path.join(names::NEW_STAMP);
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     sync_ancestors(path)?;
-    fs::rename(&unnamed, path.join(NAME))?;
+    fs::rename(&unnamed, path.join(names::STAMP))?;
     sync_directory(path)
 }
 

@@ -14,7 +14,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::bytes::Bytes;
+use super::varint::Bytes;
+use crate::storage::names;
 
 /// A frame that a page was made of.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,7 @@ pub struct Pointer {
 pub fn pointers(folder: &Path) -> io::Result<Result<Vec<Pointer>, String>> {
     let names = fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
     let names: io::Result<Vec<String>> = names.collect();
-    let names = names?.into_iter().filter(|name| name.starts_with("snap.") && !name.ends_with(".generating"));
+    let names = names?.into_iter().filter(|name| names::is_snapshot(name) && !names::is_unfinished_snapshot(name));
     let Some(name) = names.max() else { return Ok(Ok(Vec::new())) };
     let bytes = fs::read(folder.join(&name))?;
     let found = verified(&bytes).and_then(parse);

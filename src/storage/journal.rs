@@ -1,7 +1,7 @@
 //! The journal: one write and one `fdatasync` for each commit.
 //!
 //! A batch of sled's costs a page for each row and two writes with a thread in between; a record here is one write, into
-//! blocks that the file has already. It counts from its `fdatasync` on. What it holds is in the overlay too, and goes into
+//! blocks that the file has already. It counts from its `fdatasync` on. What it holds is in the memtable too, and goes into
 //! sled when so much has come together that it is worth it: that is a *checkpoint*, and from its beginning on commits go to
 //! the next *epoch*, in the other of two files. So one epoch is given to sled, batch by batch between commits, while the
 //! next one is being written.
@@ -59,10 +59,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::overlay::{Rows, Value};
+use super::memtable::{Rows, Value};
+use super::names::JOURNALS as NAMES;
 
-/// Its files, beside the log: that of the even epochs and that of the odd ones.
-pub const NAMES: [&str; 2] = ["journal.0", "journal.1"];
 /// The row in sled that names the oldest epoch whose records are not all there.
 pub const EPOCH: &[u8] = b"j";
 /// The first epoch of a store: those before it stand in the files as they were made.
@@ -357,7 +356,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
-    use crate::queue::codec::Key;
+    use crate::storage::key::Key;
 
     const NEXT: u64 = FIRST + 1;
 

@@ -24,10 +24,10 @@
 //!
 //! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
 
-mod bytes;
+mod check;
 mod frame;
 mod snapshot;
-mod sweep;
+mod varint;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -36,16 +36,14 @@ use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use self::varint::Bytes;
 
-use self::bytes::Bytes;
+use self::check::scan;
 use self::frame::{Frame, SEGMENT, kind};
-use self::sweep::scan;
-use super::journal::{self, Mark};
-use super::overlay::Value;
-use super::{row, stamp};
+pub use self::varint::Place;
+use super::names;
 
-pub use self::sweep::sweep;
+pub use self::check::sweep;
 
 /// A page of rows, as its frames so far have left it.
 struct Page {
@@ -59,20 +57,11 @@ struct Page {
     rows: BTreeMap<Vec<u8>, Place>,
 }
 
-/// Where a row's value lies in the file.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    at: u64,
-    length: usize,
-}
-
 /// A log, and the rows that verify.
 pub struct Log {
     /// None where it is gone.
     file: Option<File>,
-    rows: BTreeMap<Vec<u8>, Place>,
-    /// Those of `rows` that the journal has, and not the log.
-    journal: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub rows: BTreeMap<Vec<u8>, Place>,
     /// What no crash leaves, in words.
     pub damage: Vec<String>,
 }
@@ -87,7 +76,7 @@ impl Log {
     /// Reads a log; `step` hears of each segment, as (segments read, segments there are).
     pub fn read(folder: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {
         let damage = sweep(folder)?;
-        let file = File::open(folder.join("db"))?;
+        let file = File::open(folder.join(names::LOG))?;
         let segments = file.metadata()?.len().div_ceil(SEGMENT as u64);
         let mut frames = Vec::new();
         scan(&file, |base, frame| {
@@ -95,7 +84,7 @@ impl Log {
             frames.push((frame.lsn(), base, *frame));
         })?;
         frames.sort_by_key(|(lsn, ..)| *lsn);
-        let mut log = Log { file: Some(file), rows: BTreeMap::new(), journal: BTreeMap::new(), damage };
+        let mut log = Log { file: Some(file), rows: BTreeMap::new(), damage };
         let mut pages = HashMap::new();
         for (lsn, base, frame) in frames {
             log.turn(lsn, base + frame.at as u64, &frame, &mut pages)?;
@@ -110,42 +99,9 @@ impl Log {
         Ok(log)
     }
 
-    /// An empty one in the place of a log that is gone.
+    /// The log of a folder that has none.
     pub fn empty(damage: String) -> Log {
-        Log { file: None, rows: BTreeMap::new(), journal: BTreeMap::new(), damage: vec![damage] }
-    }
-
-    /// Adds what was committed since the log's last checkpoint.
-    pub fn lay_journal_over(&mut self, folder: &Path) -> io::Result<()> {
-        let mark = self.raw(journal::EPOCH)?.and_then(|row| row::decode(journal::EPOCH, &row));
-        if self.is_foreign(folder, mark)? {
-            self.damage.push("the journal is another store's".into());
-            return Ok(());
-        }
-        let lay_over = |log: &mut Log, key: &[u8], value: Value| {
-            log.rows.remove(key);
-            log.journal.remove(key);
-            if let Some(value) = value {
-                log.rows.insert(key.to_vec(), Place { at: 0, length: 0 });
-                log.journal.insert(key.to_vec(), value);
-            }
-        };
-        let found = journal::read(folder, mark, self, lay_over, |_| ())?;
-        self.damage.extend(found.damage);
-        Ok(())
-    }
-
-    /// Whether the journal begins with the stamp of another store than this log's.
-    fn is_foreign(&self, folder: &Path, mark: Option<Mark>) -> io::Result<bool> {
-        let Some(own) = self.get::<String>(&stamp::copy_key())? else { return Ok(false) };
-        let mut foreign = false;
-        let look = |foreign: &mut bool, key: &[u8], value: Value| {
-            let copy =
-                value.filter(|_| *key == *stamp::copy_key()).and_then(|value| row::decode::<String>(key, &value));
-            *foreign |= copy.is_some_and(|copy| !stamp::is_of_one_store(&own, &copy));
-        };
-        journal::read(folder, mark, &mut foreign, look, |_| ())?;
-        Ok(foreign)
+        Log { file: None, rows: BTreeMap::new(), damage: vec![damage] }
     }
 
     fn turn(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {
@@ -191,44 +147,13 @@ impl Log {
         self.rows.extend(rows.into_iter().map(|(key, place)| ([&prefix[..], &key].concat(), place)));
     }
 
-    /// The keys that begin with a letter, in order.
-    pub fn keys(&self, prefix: u8) -> impl Iterator<Item = &[u8]> {
-        let range = (Bound::Included(vec![prefix]), Bound::Excluded(vec![prefix + 1]));
-        self.rows.range(range).map(|(key, _)| key.as_slice())
-    }
-
-    /// Whether there is any row at all.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// Every letter that keys begin with, and how many do.
-    pub fn counts(&self) -> BTreeMap<u8, u64> {
-        let mut counts = BTreeMap::new();
-        self.rows.keys().filter_map(|key| key.first()).for_each(|first| *counts.entry(*first).or_default() += 1);
-        counts
-    }
-
-    /// The bytes under a key, as they stand there.
-    pub fn raw(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        if let Some(value) = self.journal.get(key) {
-            return Ok(Some(value.clone()));
-        }
-        let Some(place) = self.rows.get(key) else { return Ok(None) };
-        self.bytes(*place).map(Some)
-    }
-
-    fn bytes(&self, place: Place) -> io::Result<Vec<u8>> {
+    /// The bytes of a row.
+    pub fn bytes(&self, place: Place) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; place.length];
         if let Some(file) = &self.file {
             file.read_exact_at(&mut bytes, place.at)?;
         }
         Ok(bytes)
-    }
-
-    /// The row under a key: none where there is none, or its own sum does not hold.
-    pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
-        Ok(self.raw(key)?.and_then(|value| row::decode(key, &value)))
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! | layer | what | ends as |
 //! | --- | --- | --- |
-//! | pending | what the acts since the last commit have written | committed, in [`Overlay::commit`] |
-//! | committed | what the journal's epoch has | frozen, in [`Overlay::freeze`] |
-//! | frozen | what the epoch before has: sled is given it, a batch at a time | sled's, in [`Overlay::give`] |
+//! | pending | what the acts since the last commit have written | committed, in [`Memtable::commit`] |
+//! | committed | what the journal's epoch has | frozen, in [`Memtable::freeze`] |
+//! | frozen | what the epoch before has: sled is given it, a batch at a time | sled's, in [`Memtable::give`] |
 //!
 //! A removed row stays here as such, so that it hides sled's. Some rows are written once in their life, by the
 //! first byte of their key: where one of them is committed, no layer below has it, and its removal leaves nothing. So a row
@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::codec::Key;
+use super::key::Key;
 
 /// A row's bytes; none where it was removed.
 pub type Value = Option<Vec<u8>>;
@@ -22,7 +22,7 @@ pub type Rows = BTreeMap<Key, Value>;
 type Range = (Bound<Key>, Bound<Key>);
 
 /// What is not in sled yet.
-pub struct Overlay {
+pub struct Memtable {
     /// First bytes of keys whose rows are written once.
     write_once: &'static [u8],
     pending: Rows,
@@ -34,19 +34,19 @@ pub struct Overlay {
 }
 
 /// Without contents and tokens, which stand in rows.
-impl std::fmt::Debug for Overlay {
+impl std::fmt::Debug for Memtable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Overlay { pending, committed, frozen, .. } = self;
-        let mut shown = f.debug_struct("Overlay");
+        let Memtable { pending, committed, frozen, .. } = self;
+        let mut shown = f.debug_struct("Memtable");
         shown.field("pending", &pending.len()).field("committed", &committed.len()).field("frozen", &frozen.len());
         shown.finish()
     }
 }
 
-impl Overlay {
-    pub fn new(write_once: &'static [u8]) -> Overlay {
+impl Memtable {
+    pub fn new(write_once: &'static [u8]) -> Memtable {
         let (pending, committed, frozen) = (Rows::new(), Rows::new(), Rows::new());
-        Overlay { write_once, pending, pending_bytes: 0, committed, frozen, given: None }
+        Memtable { write_once, pending, pending_bytes: 0, committed, frozen, given: None }
     }
 
     /// The row under a key, if anything is said of it here.
@@ -159,59 +159,59 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_within_an_epoch_leaves_nothing() {
-        let mut overlay = Overlay::new(b"m");
-        overlay.write(key("m1"), Some(vec![1]));
-        overlay.commit();
-        overlay.write(key("m1"), None);
-        overlay.commit();
-        assert_eq!((overlay.get(b"m1"), overlay.committed.len()), (None, 0));
+        let mut memtable = Memtable::new(b"m");
+        memtable.write(key("m1"), Some(vec![1]));
+        memtable.commit();
+        memtable.write(key("m1"), None);
+        memtable.commit();
+        assert_eq!((memtable.get(b"m1"), memtable.committed.len()), (None, 0));
     }
 
     #[test]
     fn epoch_of_which_nothing_is_left_is_given_all_the_same() {
-        let mut overlay = Overlay::new(b"m");
-        overlay.write(key("m1"), Some(vec![1]));
-        overlay.commit();
-        overlay.write(key("m1"), None);
-        overlay.commit();
-        overlay.freeze();
-        assert!(overlay.is_giving());
-        assert_eq!(overlay.to_give().next(), None);
+        let mut memtable = Memtable::new(b"m");
+        memtable.write(key("m1"), Some(vec![1]));
+        memtable.commit();
+        memtable.write(key("m1"), None);
+        memtable.commit();
+        memtable.freeze();
+        assert!(memtable.is_giving());
+        assert_eq!(memtable.to_give().next(), None);
     }
 
     #[test]
     fn what_goes_after_it_was_frozen_is_removed_from_sled_too() {
-        let mut overlay = Overlay::new(b"m");
-        overlay.write(key("m1"), Some(vec![1]));
-        overlay.commit();
-        overlay.freeze();
-        overlay.write(key("m1"), None);
-        overlay.commit();
-        assert_eq!(overlay.get(b"m1"), Some(None));
-        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&key("m1"), Some(&[1][..]))]);
-        overlay.give(None);
-        overlay.freeze();
-        assert_eq!(overlay.to_give().collect::<Vec<_>>(), [(&key("m1"), None)]);
+        let mut memtable = Memtable::new(b"m");
+        memtable.write(key("m1"), Some(vec![1]));
+        memtable.commit();
+        memtable.freeze();
+        memtable.write(key("m1"), None);
+        memtable.commit();
+        assert_eq!(memtable.get(b"m1"), Some(None));
+        assert_eq!(memtable.to_give().collect::<Vec<_>>(), [(&key("m1"), Some(&[1][..]))]);
+        memtable.give(None);
+        memtable.freeze();
+        assert_eq!(memtable.to_give().collect::<Vec<_>>(), [(&key("m1"), None)]);
     }
 
     #[test]
     fn rows_are_in_order_through_all_layers_and_the_upper_hides_the_lower() {
-        let mut overlay = Overlay::new(b"m");
+        let mut memtable = Memtable::new(b"m");
         for (text, layer) in [("a1", 0), ("a3", 0), ("a2", 1), ("a4", 1), ("a0", 2)] {
-            overlay.write(key(text), Some(vec![layer]));
+            memtable.write(key(text), Some(vec![layer]));
             match (text, layer) {
-                ("a3", _) => overlay.commit(),
+                ("a3", _) => memtable.commit(),
                 ("a4", _) => {
-                    overlay.freeze();
-                    overlay.commit();
+                    memtable.freeze();
+                    memtable.commit();
                 }
                 _ => {}
             }
         }
-        overlay.write(key("a1"), None);
+        memtable.write(key("a1"), None);
         let all = (Bound::Included(key("a")), Bound::Excluded(key("b")));
-        assert_eq!((overlay.first(&all), overlay.last(&all)), (Some(&key("a0")), Some(&key("a4"))));
+        assert_eq!((memtable.first(&all), memtable.last(&all)), (Some(&key("a0")), Some(&key("a4"))));
         let after = (Bound::Excluded(key("a0")), Bound::Excluded(key("b")));
-        assert_eq!(overlay.first(&after), Some(&key("a2")), "a1 was removed");
+        assert_eq!(memtable.first(&after), Some(&key("a2")), "a1 was removed");
     }
 }

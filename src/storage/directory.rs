@@ -7,20 +7,6 @@
 //!
 //! Nothing here knows a row.
 //!
-//! The folder:
-//!
-//! | file | what it is |
-//! | --- | --- |
-//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
-//! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
-//! | `journal.0`, `journal.1` | what was committed and is not in sled yet |
-//! | `compacted` | a copy that is to take the place of `db` |
-//! | `lock` | held by the relay that runs on the folder |
-//! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
-//! | `failed-sync` | the mark of a write that failed |
-//! | `opening` | a byte for each start in a row that ended while sled opened the log |
-//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
-//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -29,47 +15,18 @@ use std::path::Path;
 
 use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
-use tracing::warn;
 
-use super::OpenError;
-use super::{carry, compaction, journal, log, opening};
-use crate::time::Timestamp;
-
-/// Space set aside.
-pub const BALLAST: &str = "ballast";
-/// What sled writes when it opens a log, and more.
-const ROOM: u64 = 1 << 20;
-/// Held by the relay that runs on the folder.
-const LOCK: &str = "lock";
-/// What a relay and sled make here, beside snapshots and stores that were set aside.
-const OWN: [&str; 13] = [
-    "db",
-    "conf",
-    "blobs",
-    "format",
-    "format.new",
-    "failed-sync",
-    journal::NAMES[0],
-    journal::NAMES[1],
-    compaction::FOLDER,
-    LOCK,
-    BALLAST,
-    opening::MARK,
-    MARK,
-];
-/// What stands in sled's own file of parameters, from the first line on.
-const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
-/// The mark of a log that could not be read.
-pub const MARK: &str = "failed-read";
+use super::error::OpenError;
+use super::names;
 
 /// Takes the folder's lock; it is let go with the file.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
-    take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(LOCK)))
+    take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(names::LOCK)))
 }
 
 /// The same without writing anything: none where no relay ever ran on the folder itself.
 pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
-    match File::open(path.join(LOCK)) {
+    match File::open(path.join(names::LOCK)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         lock => take(path, lock).map(Some),
     }
@@ -83,52 +40,6 @@ fn take(path: &Path, lock: io::Result<File>) -> Result<File, OpenError> {
         Ok(()) => Ok(lock),
         Err(Errno::WOULDBLOCK) => Err(OpenError::Locked { path: path.to_owned() }),
         Err(error) => Err(failed(error.into())),
-    }
-}
-
-/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
-pub fn look_through(path: &Path) -> Result<(), OpenError> {
-    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
-    if let Ok(cause) = fs::read_to_string(path.join(MARK)) {
-        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
-    }
-    if let Some(odd) = opening::damage(path).or_else(|| odd_conf(path)).or_else(|| odd_blobs(path)) {
-        return damaged(odd);
-    }
-    match log::sweep(path) {
-        Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
-            damaged("its log is gone".into())
-        }
-        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
-    }
-}
-
-/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
-pub fn was_used(path: &Path) -> io::Result<bool> {
-    Ok(!carry::open_log(path, |_, _| ())?.is_empty())
-}
-
-/// Without a stamp nothing was acknowledged, but nothing is deleted either.
-pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
-    let aside = path.join(format!("unfinished-{}", now.0));
-    for file in fs::read_dir(path)? {
-        let name = file?.file_name();
-        let text = name.to_string_lossy();
-        let own = matches!(&*text, "db" | "conf" | "blobs" | "format.new") || journal::NAMES.contains(&&*text);
-        if !(own || text.starts_with("snap.")) {
-            continue;
-        }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
-        fs::rename(path.join(&name), aside.join(&name))?;
-    }
-    sync_directory(path)
-}
-
-/// On a full volume sled cannot even open its log, and what is queued could not leave: that is what the ballast is for.
-pub fn make_room(path: &Path) {
-    if free(path).is_some_and(|free| free < ROOM) && fs::remove_file(path.join(BALLAST)).is_ok() {
-        warn!(queue = %path.display(), "the volume is full: the space set aside is given up, so that what is queued can leave");
     }
 }
 
@@ -167,7 +78,7 @@ pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?.path();
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
+        if names::is_unfinished_snapshot(&name) {
             fs::remove_file(&file)?;
         }
     }
@@ -201,28 +112,7 @@ pub fn close_to_others(path: &Path) -> io::Result<()> {
 }
 
 fn is_own(name: &str) -> bool {
-    OWN.contains(&name) || name.starts_with("snap.") || name.starts_with(carry::ASIDE)
-}
-
-/// What in a store's folder is not as a relay leaves it, beside the log.
-pub fn odd_files(path: &Path) -> Vec<String> {
-    let blobs = fs::read_dir(path.join("blobs")).map_or(0, Iterator::count);
-    let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
-    blobs.into_iter().chain(odd_conf(path)).chain(odd_blobs(path)).collect()
-}
-
-/// sled's folder for what is too long for its log.
-fn odd_blobs(path: &Path) -> Option<String> {
-    fs::metadata(path.join("blobs")).is_ok_and(|blobs| !blobs.is_dir()).then(|| "blobs is no folder".into())
-}
-
-/// What is wrong with sled's file of parameters: it opens with others, or panics.
-fn odd_conf(path: &Path) -> Option<String> {
-    match fs::read(path.join("conf")) {
-        Ok(conf) if conf.starts_with(SLED_CONF) => None,
-        Ok(_) => Some("conf is not as sled writes it".into()),
-        Err(cause) => Some(format!("conf cannot be read: {cause}")),
-    }
+    names::ALL.contains(&name) || names::is_snapshot(name) || name.starts_with(names::DAMAGED_PREFIX)
 }
 
 /// The name of a file system that lives in memory.
