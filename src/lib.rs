@@ -26,7 +26,7 @@
 //! | doors and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | what they stand on | [`queue`], [`participant`], [`serve`] |
 //! | words and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
-//! | ground | [`retry`], `storage`, over [`time`], [`metrics`], [`memory`] |
+//! | ground | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # What is not here
 //! Only `storage` names sled, and it does not know what its rows mean, only `participant` dials out, only `time` reads a clock, only `cli` and `config` read
@@ -53,7 +53,7 @@ pub mod retry;
 pub mod sender;
 pub mod serve;
 pub mod simulator;
-mod storage;
+pub mod storage;
 pub mod supervisor;
 pub mod time;
 pub mod turns;

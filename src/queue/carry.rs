@@ -1,13 +1,9 @@
-//! A damaged store is set aside, and what verifies of it carried into a new one, in which every row agrees with every other.
+//! Rebuilds a damaged store: the valid rows of the quarantined one go into a new one, in which all rows agree with one
+//! another. `storage::quarantine` has the files and the instant of change.
 //!
-//! ```text
-//! damaged-20261122T140307Z/   links to the damaged files, synced     nothing has changed; nothing is ever deleted
-//! compacted/                  the new log, written, synced           nothing has changed: left over, it is removed
-//! compacted/complete          written, synced                        = the instant of change, as in `compaction`
-//! ```
-//!
-//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are taken as
-//! they are. What only orders and counts them is made anew. Every head counts as unknown: nobody knows what was under way.
+//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are copied as
+//! they are. The rows that only order and count them are made anew. Every head counts as perhaps delivered, because an
+//! attempt may have been under way.
 
 use std::collections::HashMap;
 use std::io;
@@ -56,15 +52,15 @@ pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carri
     let path = &options.path;
     let aside = storage::quarantine(path, clock.now())?;
     let image = Image::read(&aside, |_, _| ())?;
-    let fresh = storage::empty_replacement(path)?;
+    let fresh = storage::replacement_folder(path)?;
     let carried = copy_over(&image, path, &fresh, options, clock)?;
-    storage::replace(path, &aside)?;
+    storage::replace_quarantined(path, &aside)?;
     Ok((aside, carried))
 }
 
 /// Makes a new store in `to` of what verifies in a log, with the format stamp of the folder `from`.
 pub fn copy_over(log: &Image, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
-    storage::create(to, from, log)?;
+    storage::create_empty(to, from, log)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);

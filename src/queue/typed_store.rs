@@ -27,8 +27,13 @@ impl std::fmt::Debug for TypedStore {
 }
 
 impl TypedStore {
-    pub fn new(store: Store) -> TypedStore {
-        TypedStore { store, row: Vec::new(), corrupt: 0 }
+    /// `damaged` is the row of the store's own that failed its checksum when it was opened.
+    pub fn new(store: Store, damaged: Option<(Key, Vec<u8>)>) -> TypedStore {
+        let mut typed = TypedStore { store, row: Vec::new(), corrupt: 0 };
+        if let Some((key, raw)) = damaged {
+            typed.quarantine(&key, raw);
+        }
+        typed
     }
 
     /// Reads a row, including uncommitted changes. A row that fails its checksum is quarantined and counted, and reads as
@@ -50,18 +55,25 @@ impl TypedStore {
         self.put_raw(key, value);
     }
 
-    /// Keeps a copy of a damaged row under `k`, which nothing reads, and counts it.
+    /// Writes a row that is encoded already.
+    pub fn put_raw(&mut self, key: Key, value: Vec<u8>) {
+        self.store.put(key, value);
+    }
+
+    /// Keeps a copy of the damaged row under a key, and counts it.
     pub fn quarantine_row(&mut self, key: &Key) -> Result<(), StoreFailed> {
-        self.corrupt += 1;
-        let raw = self.read(key, <[u8]>::to_vec)?;
-        let row = char::from(key[0]);
-        error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        let copy = Key::new(b'k').with(key);
-        match raw {
-            Some(raw) => self.put_raw(copy, raw),
-            None => self.remove(copy),
+        if let Some(raw) = self.read(key, <[u8]>::to_vec)? {
+            self.quarantine(key, raw);
         }
         Ok(())
+    }
+
+    /// Keeps the bytes of a damaged row under `k`, which nothing reads, and counts it.
+    pub fn quarantine(&mut self, key: &Key, raw: Vec<u8>) {
+        self.corrupt += 1;
+        let row = char::from(key[0]);
+        error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
+        self.put_raw(Key::new(b'k').with(key), raw);
     }
 
     /// Damaged rows that were quarantined and not yet reported.

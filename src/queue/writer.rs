@@ -127,7 +127,7 @@ impl Writer {
     fn work(&mut self) -> Result<(), StoreFailed> {
         self.tick()?;
         loop {
-            let idle = if self.store.is_giving() { Duration::ZERO } else { TICK };
+            let idle = if self.store.is_checkpointing() { Duration::ZERO } else { TICK };
             let mut next = match self.inbox.recv_timeout(idle) {
                 Ok(act) => Some(act),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -270,7 +270,7 @@ impl Writer {
     pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
         self.open_pack = None;
         self.write_prune_rows();
-        let changed = self.store.pending_bytes() > 0 || self.store.is_giving();
+        let changed = self.store.pending_bytes() > 0 || self.store.is_checkpointing();
         if self.store.pending_bytes() > 0 {
             self.note_meta();
             let began = self.now();
@@ -290,7 +290,7 @@ impl Writer {
         if changed {
             // After the answers: what they say is durable, and this takes its time.
             self.shared.commit_began.store(self.now().0, Ordering::Relaxed);
-            let grown = self.store.go_on()?;
+            let grown = self.store.advance_checkpoint()?;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             if grown {
                 self.measure_space();

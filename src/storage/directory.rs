@@ -1,12 +1,7 @@
-//! The queue's folder: what lies in it, who may open it, and what is looked at and put right before sled sees it.
+//! The store's folder: its lock, its permissions, and durable names in it.
 //!
-//! sled is not to be trusted with a damaged log: it cuts it where the damage begins, zeroes what comes after, panics, or
-//! hangs in threads of its own. So a start reads the folder first, without sled: the marks that earlier runs have left,
-//! sled's parameters, and the whole of the log. What is found is a value, [`OpenError::Damaged`], and the store is set
-//! aside or left alone before anything was written to it.
-//!
-//! Nothing here knows a row.
-//!
+//! The folder has mode 0700 and its files 0600 (rule 10 of the store). A name that is made, changed or removed is on disk
+//! only after the folder was synced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -19,12 +14,18 @@ use rustix::io::Errno;
 use super::error::OpenError;
 use super::names;
 
-/// Takes the folder's lock; it is let go with the file.
+/// Takes the folder's lock, which is released when the file is closed.
+///
+/// # Errors
+/// When another process has it, or the file cannot be opened.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
     take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(names::LOCK)))
 }
 
-/// The same without writing anything: none where no relay ever ran on the folder itself.
+/// Takes the folder's lock without writing anything. `None` if no store was ever open in the folder.
+///
+/// # Errors
+/// When another process has it, or the file cannot be opened.
 pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
     match File::open(path.join(names::LOCK)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -43,27 +44,27 @@ fn take(path: &Path, lock: io::Result<File>) -> Result<File, OpenError> {
     }
 }
 
-/// Bytes free on its volume; none where the volume does not say.
+/// Bytes free on the folder's volume. `None` if the volume does not report them.
 pub fn free(path: &Path) -> Option<u64> {
     let volume = rustix::fs::statvfs(path).ok()?;
     Some(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
-/// Makes the folder, and keeps others out of it.
+/// Makes the folder, and closes it to other users.
 pub fn make(path: &Path) -> Result<(), OpenError> {
     let failed = |step| {
         move |cause: io::Error| OpenError::Failed {
             path: path.to_owned(),
             step,
-            cause: format!("{cause}{}", whose(path)),
+            cause: format!("{cause}{}", obstacle(path)),
         }
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))
 }
 
-/// What stands in the way, where that is to be seen.
-fn whose(path: &Path) -> String {
+/// The obstacle at a path, in words, if it is visible.
+fn obstacle(path: &Path) -> String {
     let own = rustix::process::geteuid().as_raw();
     match fs::metadata(path) {
         Ok(there) if !there.is_dir() => "; it is no folder".into(),
@@ -73,8 +74,8 @@ fn whose(path: &Path) -> String {
     }
 }
 
-/// sled refuses to open beside a snapshot that it had not finished.
-pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
+/// Removes snapshots that sled did not finish: it refuses to open beside one (rule 8 of the store).
+pub fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?.path();
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -85,7 +86,7 @@ pub fn remove_half_snapshots(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of what the page cache has of the files: after a failed write the disk has other bytes.
+/// Drops the files from the page cache: after a failed write the disk has other bytes (rule 7 of the store).
 pub fn drop_cached(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
@@ -96,12 +97,12 @@ pub fn drop_cached(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// sled makes its files as wide as the umask lets it.
+/// Closes the store's files to other users: sled makes its own with the modes of the umask.
 pub fn close_to_others(path: &Path) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let file = file?;
         let kind = file.file_type()?;
-        // What else lies here is not the relay's to change: a volume's `lost+found`, links that lead elsewhere.
+        // Other files are not the store's: a volume's `lost+found`, links to other places.
         if kind.is_symlink() || !is_own(&file.file_name().to_string_lossy()) {
             continue;
         }
@@ -115,7 +116,7 @@ fn is_own(name: &str) -> bool {
     names::ALL.contains(&name) || names::is_snapshot(name) || name.starts_with(names::DAMAGED_PREFIX)
 }
 
-/// The name of a file system that lives in memory.
+/// The name of the folder's file system if it is one in memory (rule 11 of the store).
 pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
     match rustix::fs::statfs(path).ok()?.f_type {
         0x0102_1994 => Some("tmpfs"),
@@ -124,18 +125,18 @@ pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Opens a file that is its owner's alone from the beginning.
+/// Opens a file that only its owner can read, from its creation on.
 pub fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
 }
 
-/// Names made, changed and removed in a folder are on disk when this returns.
+/// Makes the names in a folder durable: those made, changed and removed before.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Any of the folders above may be as new as the queue's: a power cut must not take their names away. Those that cannot
-/// be read or are another volume's were not made for it.
+/// Makes the names of the folder and of those above it durable, because any of them may be new. A folder that cannot be
+/// read, or is on another volume, was not made with it.
 pub fn sync_ancestors(path: &Path) -> io::Result<()> {
     let device = fs::metadata(path)?.dev();
     for above in path.ancestors().skip(1) {

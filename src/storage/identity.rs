@@ -1,24 +1,24 @@
-//! The format stamp: what a store is, and the key without which its rows mean nothing.
+//! The format stamp: the identity of a store, and the key that its rows depend on.
 //!
-//! The file `format` is four lines:
+//! The file `format` has four lines:
 //!
 //! ```text
 //! connect-relay queue, format 3
-//! store 9f86d081                 the nonce: what makes ids and sealed fields of this store differ from another's
-//! key 0a1b…                      the key of the hashes, sealed where there is a key file
-//! sum 5e1f00d5                   CRC-32 of the three before
+//! store 9f86d081                 the nonce: distinguishes ids and sealed values of this store from those of others
+//! key 0a1b…                      the store's own key, sealed if there is a key file
+//! sum 5e1f00d5                   CRC-32 of the three lines before
 //! ```
 //!
-//! It is written last at the first start, under another name, synced and renamed: **without it nothing was ever
-//! acknowledged**, and a folder that has none is begun anew. It is written again when the first key of the
-//! key file changes, in the same way, so that there is always one that is whole.
+//! A first start writes it last, under another name, synced and renamed (rule 8 of the store): **without it nothing was
+//! ever acknowledged**, and a folder that has none is begun anew. It is written again in the same way when the first key of
+//! the key file changes, so that a whole one always exists.
 //!
-//! The log has a copy of it, in a row of its own: a start does not use it, but what carries a damaged store over does. Without
-//! it the loss of the stamp would make every sealed value unreadable and every keyed hash meaningless. The copy also shows
-//! whether stamp, log and journal are of one store: an operator may have put files of two stores together.
+//! The log has a copy of it in a row. A start does not use the copy; the recovery of a damaged store does: without it, the
+//! loss of the stamp would make every sealed value unreadable and every keyed hash meaningless. The copy also shows whether
+//! stamp, log and journal are of one store: an operator may have put files of two stores together.
 //!
-//! A stamp of another format is never taken for damage: whatever else the file says, that is said first. One that no key
-//! opens is not damaged either: it is told apart by its sum.
+//! A stamp of another format never counts as damage: it is reported before any other fault of the file. A stamp that no key
+//! opens is not damaged either: its checksum is right.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -35,69 +35,70 @@ use super::sealing::{Sealer, SealingKey, Secret};
 
 /// The version of everything on disk, rows and files. Any change of either raises it.
 pub const FORMAT: u32 = 3;
-/// The row in the log that has a copy of it.
+/// The key of the row with the copy of the stamp.
 pub fn copy_key() -> Key {
     Key::new(b'f')
 }
-/// The place that the key of the hashes is sealed for.
+/// The place that the store's own key is sealed for.
 fn store_key_place() -> Key {
     Key::new(b's')
 }
-/// Bytes of the key of the hashes.
+/// The length of the store's own key.
 const KEY_BYTES: usize = 32;
 
-/// What a stamp says, its key opened.
+/// A stamp whose key is open.
 pub struct Stamp {
-    /// What makes ids of this store differ from another's.
+    /// The number that distinguishes the ids of this store from those of others.
     pub nonce: u32,
-    /// The key of the hashes.
+    /// The store's own key.
     pub key: Zeroizing<Vec<u8>>,
-    /// As the file has it; none where there is no file yet.
-    pub kept: Option<Secret>,
+    /// The key as it is in the file. `None` if there is no file yet.
+    pub stored_key: Option<Secret>,
 }
 
-/// What a stamp says to those who may not have its keys.
+/// The identity of a store as far as the given keys open it.
 pub struct Known {
+    /// The number that distinguishes the ids of this store from those of others.
     pub nonce: u32,
-    /// Opens the store's secrets; none where it is sealed and none of the keys does.
+    /// Opens the store's sealed values. `None` if it is sealed and none of the keys opens it.
     pub sealer: Option<Sealer>,
 }
 
-/// A stamp as it was written.
+/// A stamp whose key is as it was written.
 struct Written {
     nonce: u32,
-    kept: Secret,
+    stored_key: Secret,
 }
 
-/// As it stands there, and what it says.
+/// The text of a stamp, and the stamp.
 type Found = (Zeroizing<String>, Written);
 
-/// The stamp in a folder; none where there is no such file.
+/// The stamp in a folder. `None` if there is no such file.
 pub fn read_stamp(path: &Path, keys: &[SealingKey]) -> Result<Option<Stamp>, OpenError> {
     let Some(text) = text(path)? else { return Ok(None) };
-    let Written { nonce, kept } = parse(path, &text)?;
-    match open(nonce, &kept, keys) {
-        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, kept: Some(kept) })),
+    let Written { nonce, stored_key } = parse(path, &text)?;
+    match open(nonce, &stored_key, keys) {
+        Some(key) if key.len() == KEY_BYTES => Ok(Some(Stamp { nonce, key, stored_key: Some(stored_key) })),
         Some(_) => Err(unreadable(path)),
         None => Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() }),
     }
 }
 
-/// What is known of a store whose log was read, and what is wrong with its stamp.
+/// The identity of the store in a folder, and the damage to its stamp. `copy` is the log's copy of the stamp.
 pub fn known(
     path: &Path,
     copy: Option<String>,
     keys: &[SealingKey],
 ) -> Result<(Option<Known>, Option<String>), OpenError> {
     let (written, damage) = find(path, copy)?;
-    let known = written.map(|(_, Written { nonce, kept })| {
-        let opens = open(nonce, &kept, keys).is_some();
+    let known = written.map(|(_, Written { nonce, stored_key })| {
+        let opens = open(nonce, &stored_key, keys).is_some();
         Known { nonce, sealer: opens.then(|| Sealer::new(keys.to_vec(), nonce)) }
     });
     Ok((known, damage))
 }
 
-/// Takes the stamp of a store along into another folder. Where it is lost, one is made anew there.
+/// Copies the stamp of a store, or the log's `copy` of it, into another folder. If both are lost, it copies none.
 pub fn copy_stamp(from: &Path, copy: Option<String>, to: &Path) -> io::Result<()> {
     let (written, _) = find(from, copy).map_err(io::Error::other)?;
     let Some((text, _)) = written else { return Ok(()) };
@@ -106,8 +107,7 @@ pub fn copy_stamp(from: &Path, copy: Option<String>, to: &Path) -> io::Result<()
     file.sync_all()
 }
 
-/// The stamp in the file, or where that is damaged, gone, or another store's, the copy of it in the log; and what is wrong
-/// with the file.
+/// The stamp in the file, or the copy if the file is damaged, gone, or another store's; and the damage to the file.
 fn find(path: &Path, copy: Option<String>) -> Result<(Option<Found>, Option<String>), OpenError> {
     let copy = copy.map(Zeroizing::new);
     let file = match text(path) {
@@ -128,7 +128,7 @@ fn find(path: &Path, copy: Option<String>) -> Result<(Option<Found>, Option<Stri
     Ok((copy, Some(damage)))
 }
 
-/// What stands in the file, for the copy in the log.
+/// The text of the stamp file. `None` if there is no such file.
 pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
     let mut text = Zeroizing::new(String::new());
     match File::open(path.join(names::STAMP)).and_then(|mut file| file.read_to_string(&mut text)) {
@@ -141,7 +141,7 @@ pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
     }
 }
 
-/// Whether two stamps are of the same store, perhaps under another key.
+/// Returns true if two stamps are of the same store, perhaps under another key.
 pub fn is_of_one_store(one: &str, other: &str) -> bool {
     one.lines().nth(1) == other.lines().nth(1)
 }
@@ -154,16 +154,16 @@ fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
         return Err(OpenError::OtherFormat { path: path.to_owned(), found, known: FORMAT });
     }
     let nonce = lines.next().and_then(|line| u32::from_str_radix(line.strip_prefix("store ")?, 16).ok());
-    let kept = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
-    let (Some(_), Some(nonce), Some(kept)) = (found, nonce, kept) else { return Err(unreadable(path)) };
+    let stored_key = lines.next().and_then(|line| from_hex(line.strip_prefix("key ")?)).map(Secret::new);
+    let (Some(_), Some(nonce), Some(stored_key)) = (found, nonce, stored_key) else { return Err(unreadable(path)) };
     if text.rsplit_once("sum ").is_none_or(|(text, sum)| sum.trim_end() != stamp_sum(text)) {
         return Err(unreadable(path));
     }
-    Ok(Written { nonce, kept })
+    Ok(Written { nonce, stored_key })
 }
 
-fn open(nonce: u32, kept: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<u8>>> {
-    Sealer::new(keys.to_vec(), nonce).open(&store_key_place(), kept)
+fn open(nonce: u32, stored_key: &Secret, keys: &[SealingKey]) -> Option<Zeroizing<Vec<u8>>> {
+    Sealer::new(keys.to_vec(), nonce).open(&store_key_place(), stored_key)
 }
 
 fn unreadable(path: &Path) -> OpenError {
@@ -179,7 +179,7 @@ pub fn new_stamp() -> io::Result<Stamp> {
     let mut random = [0; 4 + KEY_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
     let nonce = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
-    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), kept: None })
+    Ok(Stamp { nonce, key: Zeroizing::new(random[4..].to_vec()), stored_key: None })
 }
 
 /// Writes the stamp, sealed by the first key.

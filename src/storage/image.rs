@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::OpenError;
 use super::identity::{self, Known};
-use super::journal::{self, Mark};
+use super::journal::{self, CheckpointPos};
 use super::memtable::Value;
 use super::row;
 use super::sealing::SealingKey;
@@ -59,8 +59,8 @@ impl Image {
 
     /// Applies the commits since the log's last checkpoint.
     fn apply_journal(&mut self, folder: &Path) -> io::Result<()> {
-        let mark = self.raw(journal::EPOCH)?.and_then(|row| row::decode(journal::EPOCH, &row));
-        if self.is_foreign(folder, mark)? {
+        let position = self.raw(journal::EPOCH)?.and_then(|row| row::decode(journal::EPOCH, &row));
+        if self.is_foreign(folder, position)? {
             self.damage.push("the journal is another store's".into());
             return Ok(());
         }
@@ -70,13 +70,13 @@ impl Image {
                 None => image.rows.remove(key),
             };
         };
-        let found = journal::read(folder, mark, self, apply, |_| ())?;
+        let found = journal::read(folder, position, self, apply, |_| ())?;
         self.damage.extend(found.damage);
         Ok(())
     }
 
     /// Returns true if the journal begins with the stamp of another store than this log's.
-    fn is_foreign(&self, folder: &Path, mark: Option<Mark>) -> io::Result<bool> {
+    fn is_foreign(&self, folder: &Path, position: Option<CheckpointPos>) -> io::Result<bool> {
         let Some(own) = self.get::<String>(&identity::copy_key())? else { return Ok(false) };
         let mut foreign = false;
         let look = |foreign: &mut bool, key: &[u8], value: Value| {
@@ -84,7 +84,7 @@ impl Image {
                 value.filter(|_| *key == *identity::copy_key()).and_then(|value| row::decode::<String>(key, &value));
             *foreign |= copy.is_some_and(|copy| !identity::is_of_one_store(&own, &copy));
         };
-        journal::read(folder, mark, &mut foreign, look, |_| ())?;
+        journal::read(folder, position, &mut foreign, look, |_| ())?;
         Ok(foreign)
     }
 

@@ -1,142 +1,143 @@
-//! Rows that sled does not have yet, over those that it has, in three layers:
+//! The memtable: rows that sled does not have yet, over those that it has, in three layers.
 //!
-//! | layer | what | ends as |
+//! | layer | rows | becomes |
 //! | --- | --- | --- |
-//! | pending | what the acts since the last commit have written | committed, in [`Memtable::commit`] |
-//! | committed | what the journal's epoch has | frozen, in [`Memtable::freeze`] |
-//! | frozen | what the epoch before has: sled is given it, a batch at a time | sled's, in [`Memtable::give`] |
+//! | uncommitted | the changes since the last commit | active, in [`Memtable::commit`] |
+//! | active | the commits of the journal's current epoch | immutable, in [`Memtable::freeze`] |
+//! | immutable | the epoch before, which a checkpoint moves into sled a batch at a time | sled's, in [`Memtable::flushed_to`] |
 //!
-//! A removed row stays here as such, so that it hides sled's. Some rows are written once in their life, by the
-//! first byte of their key: where one of them is committed, no layer below has it, and its removal leaves nothing. So a row
-//! that comes and goes within an epoch never reaches sled at all.
+//! A removed row stays here as a tombstone, so that it hides sled's row. Rows that are written once are an exception: if
+//! one is in a layer, no layer below has it, so its removal from there leaves nothing. A row that comes and goes within an
+//! epoch therefore never reaches sled.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::key::Key;
 
-/// A row's bytes; none where it was removed.
+/// A row's bytes. `None` if it was removed.
 pub type Value = Option<Vec<u8>>;
 /// Rows by their keys.
 pub type Rows = BTreeMap<Key, Value>;
 type Range = (Bound<Key>, Bound<Key>);
 
-/// What is not in sled yet.
+/// The rows that are not in sled yet.
 pub struct Memtable {
     /// First bytes of keys whose rows are written once.
     write_once: &'static [u8],
-    pending: Rows,
-    pending_bytes: usize,
-    committed: Rows,
-    frozen: Rows,
-    /// The first of the frozen rows that sled does not have; none where it has all.
-    given: Option<Key>,
+    uncommitted: Rows,
+    uncommitted_bytes: usize,
+    active: Rows,
+    immutable: Rows,
+    /// The first of the immutable rows that sled does not have. `None` if it has all.
+    flushed_to: Option<Key>,
 }
 
-/// Without contents and tokens, which stand in rows.
+/// Leaves out the rows, which contain secrets.
 impl std::fmt::Debug for Memtable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Memtable { pending, committed, frozen, .. } = self;
+        let Memtable { uncommitted, active, immutable, .. } = self;
         let mut shown = f.debug_struct("Memtable");
-        shown.field("pending", &pending.len()).field("committed", &committed.len()).field("frozen", &frozen.len());
-        shown.finish()
+        shown.field("uncommitted", &uncommitted.len());
+        shown.field("active", &active.len()).field("immutable", &immutable.len()).finish()
     }
 }
 
 impl Memtable {
+    /// An empty memtable; `write_once` has the first bytes of keys whose rows are written once.
     pub fn new(write_once: &'static [u8]) -> Memtable {
-        let (pending, committed, frozen) = (Rows::new(), Rows::new(), Rows::new());
-        Memtable { write_once, pending, pending_bytes: 0, committed, frozen, given: None }
+        let (uncommitted, active, immutable) = (Rows::new(), Rows::new(), Rows::new());
+        Memtable { write_once, uncommitted, uncommitted_bytes: 0, active, immutable, flushed_to: None }
     }
 
-    /// The row under a key, if anything is said of it here.
+    /// The row under a key, or its tombstone as `Some(None)`. `None` if the key is in no layer.
     pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
         self.layers().find_map(|rows| rows.get(key)).map(Option::as_deref)
     }
 
-    /// Writes a row, or removes it.
+    /// Writes a row, or a tombstone.
     pub fn write(&mut self, key: Key, value: Value) {
-        self.pending_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-        if value.is_none() && self.is_written_once(&key) && self.pending.get(&key).is_some_and(Option::is_some) {
-            self.pending.remove(&key);
+        self.uncommitted_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        if value.is_none() && self.is_written_once(&key) && self.uncommitted.get(&key).is_some_and(Option::is_some) {
+            self.uncommitted.remove(&key);
         } else {
-            self.pending.insert(key, value);
+            self.uncommitted.insert(key, value);
         }
     }
 
-    /// Adds to the end of a row that this commit began.
-    pub fn extend(&mut self, key: Key, bytes: &[u8]) {
-        self.pending_bytes += bytes.len();
-        self.pending.entry(key).or_default().get_or_insert_default().extend_from_slice(bytes);
+    /// Appends to a row that this commit began.
+    pub fn append(&mut self, key: Key, bytes: &[u8]) {
+        self.uncommitted_bytes += bytes.len();
+        self.uncommitted.entry(key).or_default().get_or_insert_default().extend_from_slice(bytes);
     }
 
-    /// What the next commit writes.
-    pub fn pending(&self) -> &Rows {
-        &self.pending
+    /// The rows that the next commit writes.
+    pub fn uncommitted(&self) -> &Rows {
+        &self.uncommitted
     }
 
-    /// About how many bytes that is, counting what was overwritten.
-    pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes
+    /// About the bytes of the uncommitted rows; a row that was overwritten counts again.
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
     }
 
-    /// What is pending has been committed.
+    /// Takes the uncommitted rows into the active layer, after the journal has them.
     pub fn commit(&mut self) {
-        self.pending_bytes = 0;
-        for (key, value) in std::mem::take(&mut self.pending) {
+        self.uncommitted_bytes = 0;
+        for (key, value) in std::mem::take(&mut self.uncommitted) {
             self.commit_row(key, value);
         }
     }
 
-    /// A row was committed.
+    /// Takes a committed row into the active layer.
     pub fn commit_row(&mut self, key: Key, value: Value) {
-        if value.is_none() && self.is_written_once(&key) && self.committed.get(&key).is_some_and(Option::is_some) {
-            self.committed.remove(&key);
+        if value.is_none() && self.is_written_once(&key) && self.active.get(&key).is_some_and(Option::is_some) {
+            self.active.remove(&key);
         } else {
-            self.committed.insert(key, value);
+            self.active.insert(key, value);
         }
     }
 
-    /// What was committed is to be given to sled from now on; it has what was frozen before.
+    /// Begins a checkpoint: the active layer becomes immutable. sled has all rows of the last one.
     pub fn freeze(&mut self) {
-        debug_assert!(self.given.is_none(), "sled does not have all of the epoch before");
-        self.frozen = std::mem::take(&mut self.committed);
-        // Of an epoch of which nothing is left sled has to be told all the same.
-        self.given = Some(Key::FIRST);
+        debug_assert!(self.flushed_to.is_none(), "sled does not have all of the epoch before");
+        self.immutable = std::mem::take(&mut self.active);
+        // An epoch without rows is flushed too, so that sled records the number of the next one.
+        self.flushed_to = Some(Key::FIRST);
     }
 
-    /// Whether there is something that sled is to be given.
-    pub fn is_giving(&self) -> bool {
-        self.given.is_some()
+    /// Returns true until sled has all of the immutable layer.
+    pub fn is_flushing(&self) -> bool {
+        self.flushed_to.is_some()
     }
 
-    /// What sled is to be given, in order.
-    pub fn to_give(&self) -> impl Iterator<Item = (&Key, Option<&[u8]>)> {
-        let rest = self.given.iter().flat_map(|next| self.frozen.range(*next..));
+    /// The immutable rows that sled does not have, in order.
+    pub fn to_flush(&self) -> impl Iterator<Item = (&Key, Option<&[u8]>)> {
+        let rest = self.flushed_to.iter().flat_map(|next| self.immutable.range(*next..));
         rest.map(|(key, value)| (key, value.as_deref()))
     }
 
-    /// Sled has what comes before this key; without one, all.
-    pub fn give(&mut self, next: Option<Key>) {
-        self.given = next;
-        if self.given.is_none() {
-            self.frozen.clear();
+    /// Records that sled has the immutable rows before `next`, or all of them.
+    pub fn flushed_to(&mut self, next: Option<Key>) {
+        self.flushed_to = next;
+        if self.flushed_to.is_none() {
+            self.immutable.clear();
         }
     }
 
-    /// The first key in the range that has a row here.
+    /// The first key in the range that has a row.
     pub fn first(&self, range: &Range) -> Option<&Key> {
         self.layers().filter_map(|rows| rows.range(*range).map(|(key, _)| key).find(|key| self.has(key))).min()
     }
 
-    /// The last key in the range that has a row here.
+    /// The last key in the range that has a row.
     pub fn last(&self, range: &Range) -> Option<&Key> {
         self.layers().filter_map(|rows| rows.range(*range).rev().map(|(key, _)| key).find(|key| self.has(key))).max()
     }
 
-    /// What hides what.
+    /// The layers; each hides those after it.
     fn layers(&self) -> impl Iterator<Item = &Rows> {
-        [&self.pending, &self.committed, &self.frozen].into_iter()
+        [&self.uncommitted, &self.active, &self.immutable].into_iter()
     }
 
     fn has(&self, key: &[u8]) -> bool {
@@ -158,29 +159,29 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_within_an_epoch_leaves_nothing() {
+    fn row_that_comes_and_goes_within_an_epoch_leaves_nothing() {
         let mut memtable = Memtable::new(b"m");
         memtable.write(key("m1"), Some(vec![1]));
         memtable.commit();
         memtable.write(key("m1"), None);
         memtable.commit();
-        assert_eq!((memtable.get(b"m1"), memtable.committed.len()), (None, 0));
+        assert_eq!((memtable.get(b"m1"), memtable.active.len()), (None, 0));
     }
 
     #[test]
-    fn epoch_of_which_nothing_is_left_is_given_all_the_same() {
+    fn epoch_without_rows_is_flushed_too() {
         let mut memtable = Memtable::new(b"m");
         memtable.write(key("m1"), Some(vec![1]));
         memtable.commit();
         memtable.write(key("m1"), None);
         memtable.commit();
         memtable.freeze();
-        assert!(memtable.is_giving());
-        assert_eq!(memtable.to_give().next(), None);
+        assert!(memtable.is_flushing());
+        assert_eq!(memtable.to_flush().next(), None);
     }
 
     #[test]
-    fn what_goes_after_it_was_frozen_is_removed_from_sled_too() {
+    fn row_removed_after_its_layer_was_frozen_is_removed_from_sled() {
         let mut memtable = Memtable::new(b"m");
         memtable.write(key("m1"), Some(vec![1]));
         memtable.commit();
@@ -188,14 +189,14 @@ mod tests {
         memtable.write(key("m1"), None);
         memtable.commit();
         assert_eq!(memtable.get(b"m1"), Some(None));
-        assert_eq!(memtable.to_give().collect::<Vec<_>>(), [(&key("m1"), Some(&[1][..]))]);
-        memtable.give(None);
+        assert_eq!(memtable.to_flush().collect::<Vec<_>>(), [(&key("m1"), Some(&[1][..]))]);
+        memtable.flushed_to(None);
         memtable.freeze();
-        assert_eq!(memtable.to_give().collect::<Vec<_>>(), [(&key("m1"), None)]);
+        assert_eq!(memtable.to_flush().collect::<Vec<_>>(), [(&key("m1"), None)]);
     }
 
     #[test]
-    fn rows_are_in_order_through_all_layers_and_the_upper_hides_the_lower() {
+    fn rows_are_in_order_through_all_layers_and_upper_layers_hide_lower_ones() {
         let mut memtable = Memtable::new(b"m");
         for (text, layer) in [("a1", 0), ("a3", 0), ("a2", 1), ("a4", 1), ("a0", 2)] {
             memtable.write(key(text), Some(vec![layer]));

@@ -2,16 +2,16 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is long enough to go there |
-//! | `format` | the format stamp and the key of the hashes, sealed where there is a key file; written last at the first start: without it nothing was ever acknowledged |
-//! | `journal.0`, `journal.1` | what was committed and is not in sled yet |
-//! | `compacted` | a copy that is to take the place of `db` |
-//! | `lock` | held by the relay that runs on the folder |
-//! | `ballast` | space set aside; given up on a full disk, so that outcomes can still be recorded |
-//! | `failed-sync` | the mark of a write that failed |
-//! | `opening` | a byte for each start in a row that ended while sled opened the log |
-//! | `failed-read` | the mark of a read that met damage: the next start sets the store aside |
-//! | `damaged-*` | damaged stores that were set aside, for `doctor` and for people; removed by them |
+//! | `db`, `conf`, `snap.*`, `blobs` | sled's; `blobs` stays empty, because no row is that long (rule 3 of the store) |
+//! | `format` | the format stamp with the store's own key, sealed if there is a key file; written last at the first start: without it nothing was ever acknowledged (rule 8 of the store) |
+//! | `journal.0`, `journal.1` | the commits that are not in sled yet |
+//! | `compacted` | a copy that takes the place of `db` |
+//! | `lock` | locked by the process that has the folder open |
+//! | `ballast` | space that is given up on a full disk, so that a store can be emptied (rule 9 of the store) |
+//! | `failed-sync` | the mark of a failed write (rule 7 of the store) |
+//! | `opening` | a byte for each successive start that ended while sled opened the log |
+//! | `failed-read` | the mark of a read that found damage: the next start quarantines the store |
+//! | `damaged-*` | quarantined stores, for `doctor` and for operators, who remove them |
 
 /// sled's log.
 pub const LOG: &str = "db";
@@ -27,19 +27,19 @@ pub const NEW_STAMP: &str = "format.new";
 pub const JOURNALS: [&str; 2] = ["journal.0", "journal.1"];
 /// The folder of a copy of the store that takes its place.
 pub const COMPACTED: &str = "compacted";
-/// The lock of the relay that runs on the folder.
+/// The lock of the process that has the folder open.
 pub const LOCK: &str = "lock";
-/// Space that is set aside.
+/// Space that is given up on a full disk.
 pub const BALLAST: &str = "ballast";
 /// The mark of a failed write.
 pub const FAILED_SYNC: &str = "failed-sync";
-/// The mark of starts that did not come back from sled, a byte for each.
+/// The mark of starts that ended while sled opened the log, a byte for each.
 pub const OPENING: &str = "opening";
 /// The mark of a log that could not be read.
 pub const FAILED_READ: &str = "failed-read";
-/// How the names of folders begin that contain damaged stores.
+/// The prefix of folders with quarantined stores.
 pub const DAMAGED_PREFIX: &str = "damaged-";
-/// How the names of folders begin that contain what an unfinished first start left.
+/// The prefix of folders with the files of an unfinished first start.
 pub const UNFINISHED_PREFIX: &str = "unfinished-";
 
 /// The files that a relay and sled make, besides snapshots and quarantined stores.

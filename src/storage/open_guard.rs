@@ -1,19 +1,18 @@
-//! A start that sled does not come back from.
+//! A guard against a start that hangs or dies in sled.
 //!
-//! sled opens a log in threads of its own. On a damaged one they may panic, which ends the process, or wait for one another
-//! for ever. The folder is looked through before that, so this should never be met; what should never be is held to a
-//! time all the same:
+//! sled opens a log with threads of its own. On a damaged log they may panic, which ends the process, or wait for one
+//! another for ever. `preflight` finds such damage before, so this should never happen; the guard is the backstop:
 //!
-//! | | |
+//! | event | effect |
 //! | --- | --- |
-//! | before sled sees the log | a byte more in the mark `opening` |
+//! | sled is about to open the log | the mark `opening` gets one byte more |
 //! | the first rows were read and written | the mark is removed |
-//! | sled panics, or the start is killed | the mark stays |
-//! | nothing is heard of sled for long | the start is given up with an error, the process leaves with 1, and the mark stays |
-//! | a start finds the mark of [`STARTS_MAX`] | the store is damaged: it is set aside, or refused, without sled |
+//! | sled panics, or the process is killed | the mark stays |
+//! | sled does not return within the time-out | the start fails, the process exits with 1, and the mark stays |
+//! | a start finds a mark of [`STARTS_MAX`] bytes | the store is damaged: it is quarantined or refused, without sled |
 //!
-//! So whoever starts the relay again after each end gets it up, at the ninth start at the latest. What hangs is left
-//! behind on its thread, and keeps the folder's lock until the process is gone.
+//! So a service manager that restarts the relay each time gets it up, at the ninth start at the latest. The thread that
+//! hangs is left behind, and keeps the folder's lock until the process ends.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -26,65 +25,67 @@ use super::directory::private;
 use super::error::OpenError;
 use super::names;
 
-/// So many of them are not chance: kills seldom meet those milliseconds. (With four, a relay that was killed again and again
-/// on a machine with six times the work it could do met them once in a few hundred kills.)
+/// The successive starts that count as damage. Kills seldom hit the milliseconds of an open. (Four starts were too few: of
+/// a relay that was killed again and again on an overloaded machine, one in a few hundred kills reached four.)
 const STARTS_MAX: u64 = 8;
-/// What sled may take where its log is short: as long as a commit may, before the relay counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// And for each so many bytes of the log a second more: a tenth of what a slow disk reads.
+/// The time-out for a short log: the time after which a commit counts as stuck.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The bytes of the log that add a second to the time-out: a tenth of what a slow disk reads in it.
 const BYTES_A_SECOND: u64 = 8 << 20;
 
 /// Marks that sled is about to open the log.
-pub fn note(path: &Path) {
+pub fn mark_started(path: &Path) {
     let mark = private(OpenOptions::new().create(true).append(true), &path.join(names::OPENING));
-    // Where nothing can be written, sled will say so.
+    // If the folder cannot be written, opening sled reports it.
     let _ = mark.and_then(|mut mark| mark.write_all(b"."));
 }
 
-/// sled has come back.
-pub fn came_back(path: &Path) {
+/// Removes the mark: the store is open.
+pub fn mark_finished(path: &Path) {
     let _ = fs::remove_file(path.join(names::OPENING));
 }
 
-/// What so many starts that did not come back say of the log.
+/// The damage that the mark shows, in words.
 pub fn damage(path: &Path) -> Option<String> {
     let started = fs::metadata(path.join(names::OPENING)).map_or(0, |mark| mark.len());
     (started >= STARTS_MAX).then(|| format!("{STARTS_MAX} starts in a row ended while it was being opened"))
 }
 
-/// Runs `open`, which may hang in sled, on a thread of its own; gives it up and leaves it there after the time that the
-/// log's length allows.
+/// Runs `open`, which may hang in sled, with a time-out that grows with the log.
+///
+/// # Errors
+/// When `open` fails, panics, or does not return in time.
 pub fn guarded<T: Send + 'static>(
     path: &Path,
     open: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
 ) -> Result<T, OpenError> {
-    within(path, patience(path), open)
+    with_timeout(path, open_timeout(path), open)
 }
 
-/// How long sled may take with the log in a folder.
-fn patience(path: &Path) -> Duration {
+/// The time-out for the log in a folder.
+fn open_timeout(path: &Path) -> Duration {
     let bytes = fs::metadata(path.join(names::LOG)).map_or(0, |log| log.len());
-    PATIENCE + Duration::from_secs(bytes / BYTES_A_SECOND)
+    TIMEOUT + Duration::from_secs(bytes / BYTES_A_SECOND)
 }
 
-/// Does what may hang on a thread of its own, and leaves it there when its time is over.
-fn within<T: Send + 'static>(
+/// Runs `open` on a thread of its own, and leaves the thread behind after the time-out.
+fn with_timeout<T: Send + 'static>(
     path: &Path,
-    patience: Duration,
+    timeout: Duration,
     open: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
 ) -> Result<T, OpenError> {
     let failed = |cause| OpenError::Failed { path: path.to_owned(), step: "open sled", cause };
-    let (tell, told) = mpsc::channel();
-    // Nobody listens any more where the wait for it was given up.
-    let work = move || drop(tell.send(open()));
+    let (result, results) = mpsc::channel();
+    // After the time-out nothing receives the result.
+    let work = move || drop(result.send(open()));
     let started = thread::Builder::new().name("opening".into()).spawn(work);
     started.map_err(|cause| failed(format!("start a thread for it: {cause}")))?;
-    match told.recv_timeout(patience) {
+    match results.recv_timeout(timeout) {
         Ok(opened) => opened,
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed("it panicked".into())),
         Err(mpsc::RecvTimeoutError::Timeout) => Err(failed(format!(
             "nothing was heard of it for {} s; after {STARTS_MAX} such starts in a row the queue counts as damaged",
-            patience.as_secs()
+            timeout.as_secs()
         ))),
     }
 }
@@ -94,27 +95,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_hangs_is_given_up_and_what_panics_is_told() {
+    fn hang_and_panic_of_sled_are_errors() {
         let path = Path::new("/queue");
         let (_never, end) = mpsc::channel::<()>();
         let hangs = move || {
             let _ = end.recv();
             Ok(())
         };
-        let error = within(path, Duration::from_millis(20), hangs).unwrap_err().to_string();
+        let error = with_timeout(path, Duration::from_millis(20), hangs).unwrap_err().to_string();
         assert!(error.starts_with("open queue /queue: open sled: nothing was heard of it for 0 s"), "{error}");
         let panics = || -> Result<(), OpenError> { panic!("as sled would") };
-        let error = within(path, PATIENCE, panics).unwrap_err().to_string();
+        let error = with_timeout(path, TIMEOUT, panics).unwrap_err().to_string();
         assert_eq!(error, "open queue /queue: open sled: it panicked");
-        assert_eq!(within(path, PATIENCE, || Ok(7)).unwrap(), 7);
+        assert_eq!(with_timeout(path, TIMEOUT, || Ok(7)).unwrap(), 7);
     }
 
     #[test]
-    fn long_log_may_take_longer() {
+    fn timeout_grows_with_the_log() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(patience(folder.path()), PATIENCE);
+        assert_eq!(open_timeout(folder.path()), TIMEOUT);
         let log = fs::File::create(folder.path().join("db")).unwrap();
         log.set_len(2600 << 20).unwrap();
-        assert_eq!(patience(folder.path()), Duration::from_secs(60 + 325));
+        assert_eq!(open_timeout(folder.path()), Duration::from_secs(60 + 325));
     }
 }

@@ -1,4 +1,8 @@
 //! Checks before sled opens a log.
+//!
+//! sled does not handle a damaged log: it cuts it off where the damage begins, zeroes what comes after, panics, or hangs in
+//! threads of its own. So a start first reads the folder without sled: the marks of earlier runs, sled's parameters, and
+//! the whole log. Damage is a value, [`OpenError::Damaged`], and is found before anything is written.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -11,11 +15,11 @@ use super::image::Image;
 use super::{names, open_guard, sled_log};
 use crate::time::Timestamp;
 
-/// What stands in sled's own file of parameters, from the first line on.
+/// The beginning of sled's file of parameters.
 const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
 
-/// Looks for damage, before sled sees it: sled would cut the log there, and zero what comes after.
-pub fn look_through(path: &Path) -> Result<(), OpenError> {
+/// Fails if the store is damaged.
+pub fn check(path: &Path) -> Result<(), OpenError> {
     let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
     if let Ok(cause) = fs::read_to_string(path.join(names::FAILED_READ)) {
         return damaged(format!("when the relay last ran, it could not be read: {cause}"));
@@ -23,7 +27,7 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
     if let Some(odd) = open_guard::damage(path).or_else(|| odd_conf(path)).or_else(|| odd_blobs(path)) {
         return damaged(odd);
     }
-    match sled_log::sweep(path) {
+    match sled_log::find_damage(path) {
         Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
             damaged("its log is gone".into())
@@ -32,13 +36,14 @@ pub fn look_through(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Whether a relay has written rows to the log of a folder that has no stamp (any more).
-pub fn was_used(path: &Path) -> io::Result<bool> {
+/// Returns true if the log has rows: then the folder once had a stamp.
+pub fn has_rows(path: &Path) -> io::Result<bool> {
     Ok(!Image::read(path, |_, _| ())?.is_empty())
 }
 
-/// Without a stamp nothing was acknowledged, but nothing is deleted either.
-pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
+/// Moves the files of an unfinished first start into a folder beside them. Without a stamp nothing was acknowledged, but
+/// nothing is deleted either.
+pub fn quarantine_unfinished(path: &Path, now: Timestamp) -> io::Result<()> {
     let aside = path.join(format!("{}{}", names::UNFINISHED_PREFIX, now.0));
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
@@ -54,19 +59,19 @@ pub fn set_aside_unstamped(path: &Path, now: Timestamp) -> io::Result<()> {
     sync_directory(path)
 }
 
-/// What in a store's folder is not as a relay leaves it, beside the log.
+/// The files of a store, besides its log, that are not as a relay leaves them, in words.
 pub fn odd_files(path: &Path) -> Vec<String> {
     let blobs = fs::read_dir(path.join(names::BLOBS)).map_or(0, Iterator::count);
     let blobs = (blobs > 0).then(|| format!("{blobs} files in blobs/, which no relay writes"));
     blobs.into_iter().chain(odd_conf(path)).chain(odd_blobs(path)).collect()
 }
 
-/// sled's folder for what is too long for its log.
+/// The damage to sled's folder for long items.
 fn odd_blobs(path: &Path) -> Option<String> {
     fs::metadata(path.join(names::BLOBS)).is_ok_and(|blobs| !blobs.is_dir()).then(|| "blobs is no folder".into())
 }
 
-/// What is wrong with sled's file of parameters: it opens with others, or panics.
+/// The damage to sled's file of parameters: with other parameters sled opens the log wrongly, or panics.
 fn odd_conf(path: &Path) -> Option<String> {
     match fs::read(path.join(names::CONF)) {
         Ok(conf) if conf.starts_with(SLED_CONF) => None,

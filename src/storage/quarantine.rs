@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! damaged-20261122T140307Z/   links to the damaged files, synced     nothing has changed; nothing is ever deleted
-//! compacted/                  the new store, written, synced         nothing has changed: left over, it is removed
+//! compacted/                  the new store, written, synced         nothing has changed: an unfinished one is removed
 //! compacted/complete          written, synced                        = the instant of change, as in `compaction`
 //! ```
 
@@ -33,7 +33,7 @@ pub fn quarantine(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// When what is left of an earlier replacement cannot be removed.
-pub fn empty_replacement(path: &Path) -> io::Result<PathBuf> {
+pub fn replacement_folder(path: &Path) -> io::Result<PathBuf> {
     let folder = path.join(names::COMPACTED);
     compaction::remove(&folder)?;
     Ok(folder)
@@ -43,9 +43,9 @@ pub fn empty_replacement(path: &Path) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn create(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
+pub fn create_empty(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
-    // A stamp vouches for what lies beside it, so that is made first: the log, and a journal with nothing in it.
+    // The stamp is written last: it says that the log and the journal beside it are complete.
     drop(open_sled(to)?);
     journal::create(to)?;
     identity::copy_stamp(from, image.stamp_copy(), to)
@@ -55,10 +55,10 @@ pub fn create(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
 ///
 /// # Errors
 /// When a file cannot be moved or synced.
-pub fn replace(path: &Path, aside: &Path) -> io::Result<()> {
+pub fn replace_quarantined(path: &Path, aside: &Path) -> io::Result<()> {
     let fresh = path.join(names::COMPACTED);
     fs::rename(fresh.join(names::STAMP), path.join(names::STAMP))?;
-    compaction::settle(&fresh)?;
+    compaction::prepare(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
     for mark in [names::FAILED_READ, names::OPENING] {
@@ -70,7 +70,7 @@ pub fn replace(path: &Path, aside: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where an attempt that was cut short has set this store aside already.
+/// The folder into which an interrupted attempt has linked this store.
 fn linked_before(path: &Path) -> io::Result<Option<PathBuf>> {
     let Ok(db) = fs::metadata(path.join(names::LOG)) else { return Ok(None) };
     for file in fs::read_dir(path)? {
@@ -94,7 +94,7 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
         if !(own || names::is_snapshot(&text)) {
             continue;
         }
-        // Where there is a folder in the place of a file, that cannot be linked.
+        // A folder cannot be linked, not even one in the place of a file.
         if fs::symlink_metadata(&file)?.is_dir() || text == names::BLOBS {
             fs::rename(&file, aside.join(&name))?;
         } else {
@@ -106,7 +106,7 @@ fn link_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// `20261122T140307Z`, and the milliseconds: two in a second are two.
+/// `20261122T140307123Z`: with the milliseconds, so that two in one second have different names.
 fn name_of(now: Timestamp) -> String {
     now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
 }

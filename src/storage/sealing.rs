@@ -1,11 +1,11 @@
 //! Secret values, sealed before they reach the disk.
 //!
-//! With `queue.key_file`, AES-256-GCM under its first key; the other keys only open what was sealed when they were
-//! first. Each sealed value is bound to the store and to the row that it belongs to, so that no copy of it elsewhere
-//! opens. Without a key file the same bytes are kept as they are.
+//! With a key file, AES-256-GCM under its first key; the other keys only open the values that they sealed when they were
+//! first. Each value is bound to the store and to a *place*, a key, so that no copy of it opens elsewhere. Without a key
+//! file the bytes are stored as they are.
 //!
 //! ```text
-//! 0, bytes                                          kept as they are
+//! 0, bytes                                          stored as they are
 //! 1, key id (4), nonce (12), ciphertext, tag (16)   sealed; the nonce is random
 //! ```
 //!
@@ -26,10 +26,10 @@ const PLAIN: u8 = 0;
 const SEALED: u8 = 1;
 const ID_LEN: usize = 4;
 
-/// One key of `queue.key_file`.
+/// A key of the key file.
 #[derive(Clone)]
 pub struct SealingKey {
-    /// Tells it from the others; it does not tell the key.
+    /// Distinguishes the key from others, without revealing it.
     id: [u8; ID_LEN],
     key: LessSafeKey,
 }
@@ -50,7 +50,7 @@ impl SealingKey {
     /// Reads a key file: 32 bytes in base64 a line, the first one seals; empty lines and `#` lines are skipped.
     ///
     /// # Errors
-    /// Names the line, never what stands in it.
+    /// Names the line, never its content.
     pub fn parse_file(text: &str) -> Result<Vec<SealingKey>, String> {
         let lines = (1..).zip(text.lines().map(str::trim));
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -75,7 +75,7 @@ impl SealingKey {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
-/// As one run of bytes; derived, each byte would be a number of its own.
+/// Serialises the bytes as one run; the derived code would write each byte as a number.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
@@ -101,16 +101,18 @@ impl Drop for Secret {
 }
 
 impl Secret {
+    /// A value as it is stored.
     pub fn new(bytes: Vec<u8>) -> Secret {
         Secret(bytes)
     }
 
+    /// The bytes as they are stored.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Seals and opens for one store.
+/// Seals and opens the values of one store.
 #[derive(Clone, Debug)]
 pub struct Sealer {
     keys: Vec<SealingKey>,
@@ -118,12 +120,12 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the store of that nonce; without keys nothing is sealed.
+    /// A sealer for the store with this nonce; without keys it seals nothing.
     pub fn new(keys: Vec<SealingKey>, store: u32) -> Sealer {
         Sealer { keys, store }
     }
 
-    /// What goes on disk.
+    /// Seals a value for a place.
     pub fn seal(&self, place: &Key, plain: &[u8]) -> Secret {
         let Some(SealingKey { id, key }) = self.keys.first() else {
             return Secret::new([&[PLAIN], plain].concat());
@@ -143,7 +145,7 @@ impl Sealer {
         Secret::new(bytes)
     }
 
-    /// What was sealed; none where it was for another place, or by a key that is not known.
+    /// Opens a value. `None` if it was sealed for another place, or by a key that is not known.
     pub fn open(&self, place: &Key, sealed: &Secret) -> Option<Zeroizing<Vec<u8>>> {
         match sealed.bytes().split_first()? {
             (&PLAIN, bytes) => Some(Zeroizing::new(bytes.to_vec())),
@@ -161,7 +163,7 @@ impl Sealer {
         }
     }
 
-    /// Whether the first key would have sealed it.
+    /// Returns true if the first key has sealed it.
     pub fn is_newest(&self, sealed: &Secret) -> bool {
         match (sealed.bytes().split_first(), self.keys.first()) {
             (Some((&SEALED, rest)), Some(first)) => rest.starts_with(&first.id),
@@ -170,6 +172,7 @@ impl Sealer {
         }
     }
 
+    /// The bytes that a value is bound to: the first byte of the place, the store's nonce, the rest of the place.
     fn aad(&self, place: &Key) -> Aad<Vec<u8>> {
         let (prefix, rest) = place.split_at(1);
         Aad::from([prefix, &self.store.to_be_bytes(), rest].concat())
@@ -202,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sealed_bytes_come_back_in_their_own_place_only(
+        fn sealed_value_opens_in_its_own_place_only(
             plain in prop::collection::vec(any::<u8>(), 0..300),
             at in any::<usize>(),
             bit in 0u8..8,
@@ -235,9 +238,9 @@ mod tests {
     #[test]
     fn without_a_key_nothing_is_sealed_and_everything_opens() {
         let sealer = Sealer::new(Vec::new(), 7);
-        let kept = sealer.seal(&place(b'm', 1), b"x");
-        assert!(sealer.is_newest(&kept));
-        assert_eq!(&**Sealer::new(keys(&line(1)), 7).open(&place(b'm', 1), &kept).unwrap(), b"x");
+        let stored = sealer.seal(&place(b'm', 1), b"x");
+        assert!(sealer.is_newest(&stored));
+        assert_eq!(&**Sealer::new(keys(&line(1)), 7).open(&place(b'm', 1), &stored).unwrap(), b"x");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! sled's log, read without sled: what verifies in it, whatever else is damaged.
+//! A reader of sled's log that does not need sled: it returns the rows that verify, whatever else is damaged.
 //!
-//! sled cuts its log at the first fault and zeroes what comes after, or does not open at all; it panics and hangs on some
-//! faults; and it cannot open without writing. So damage is looked for, and what it has left is read, here: nothing is
-//! written, nothing but bytes is believed, and every loop ends with the file.
+//! sled cuts its log off at the first fault and zeroes what comes after, or does not open at all; it panics and hangs on
+//! some faults; and it cannot open without writing. This reader finds damage, and reads the rows that it has left. It
+//! writes nothing, believes nothing but bytes, and every loop ends with the file.
 //!
 //! ```text
 //! file     segment, segment, …                          512 KiB each, in any order
@@ -12,15 +12,15 @@
 //! link     one row of a page set or removed
 //! ```
 //!
-//! Each frame has a checksum and names its segment's number, so that number and place tell when it was written: frames
-//! are put in that order, and the rows follow. A node says all that there is in its range; a link changes one row. What
-//! lies about in freed segments is older than the nodes that replaced it, and is overruled by them.
+//! Each frame has a checksum and names its segment's number, so number and offset give the order in which frames were
+//! written. The reader applies them in that order. A node contains all rows in its range; a link changes one row. Frames in
+//! freed segments are older than the nodes that replaced them, which overrule them.
 //!
-//! **Damage** is what no crash can leave. A crash leaves the last commit torn (one batch for each sync, which begins with
-//! a manifest), and freed segments half overwritten or half zeroed. So a gap is damage where it lies before the last
-//! manifest, in a segment of which something is still in use. Where all that was in use is in the gap itself, the number of
-//! its page may be missing altogether, and that is damage; where an older frame of the page still lies about, that one is
-//! taken for it. Damage within the last commit cannot be told from a crash.
+//! **Damage** is a state that no crash can leave. A crash leaves the last commit torn (one batch for each sync, which
+//! begins with a manifest), and freed segments half overwritten or half zeroed. So a gap is damage if it is before the last
+//! manifest, in a segment that is still partly in use. If the only live frames of a page are inside the gap, its page
+//! number disappears, which is damage; but if an older frame of the page survives, the reader wrongly takes that one for
+//! it. Damage within the last commit cannot be distinguished from a crash.
 //!
 //! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
 
@@ -36,33 +36,32 @@ use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use self::varint::Bytes;
-
 use self::check::scan;
 use self::frame::{Frame, SEGMENT, kind};
-pub use self::varint::Place;
+use self::varint::Bytes;
 use super::names;
 
-pub use self::check::sweep;
+pub use self::check::find_damage;
+pub use self::varint::Place;
 
-/// A page of rows, as its frames so far have left it.
+/// A page of rows, after the frames so far.
 struct Page {
     written: u64,
     merging: bool,
-    /// Its range of keys; no high end is the end of all keys.
+    /// Its range of keys; an empty `high` is the end of all keys.
     low: Vec<u8>,
     high: Vec<u8>,
-    /// How every key in it begins; the rows have the rest.
+    /// The prefix of all its keys; the rows have the rest of each.
     prefix: Vec<u8>,
     rows: BTreeMap<Vec<u8>, Place>,
 }
 
-/// A log, and the rows that verify.
+/// A log, and its rows that verify.
 pub struct Log {
-    /// None where it is gone.
+    /// `None` if it is gone.
     file: Option<File>,
     pub rows: BTreeMap<Vec<u8>, Place>,
-    /// What no crash leaves, in words.
+    /// Damage that a crash cannot explain, in words.
     pub damage: Vec<String>,
 }
 
@@ -73,9 +72,9 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Reads a log; `step` hears of each segment, as (segments read, segments there are).
+    /// Reads a log. `step` gets the progress: (segments read, all segments).
     pub fn read(folder: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {
-        let damage = sweep(folder)?;
+        let damage = find_damage(folder)?;
         let file = File::open(folder.join(names::LOG))?;
         let segments = file.metadata()?.len().div_ceil(SEGMENT as u64);
         let mut frames = Vec::new();
@@ -87,14 +86,14 @@ impl Log {
         let mut log = Log { file: Some(file), rows: BTreeMap::new(), damage };
         let mut pages = HashMap::new();
         for (lsn, base, frame) in frames {
-            log.turn(lsn, base + frame.at as u64, &frame, &mut pages)?;
+            log.apply(lsn, base + frame.at as u64, &frame, &mut pages)?;
         }
-        // Where two pages say something of one key, because what replaced one of them is lost, the newer one is right; and
-        // a page that merges was given to its neighbour.
+        // If two pages have one key, because the frame that replaced one of them is lost, the newer page is right; and a
+        // page that merges has moved to its neighbour.
         let mut pages: Vec<Page> = pages.into_values().collect();
         pages.sort_by_key(|page| (!page.merging, page.written));
         for page in pages {
-            log.lay_over(page);
+            log.overlay(page);
         }
         Ok(log)
     }
@@ -104,7 +103,7 @@ impl Log {
         Log { file: None, rows: BTreeMap::new(), damage: vec![damage] }
     }
 
-    fn turn(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {
+    fn apply(&mut self, lsn: u64, at: u64, frame: &Frame, pages: &mut HashMap<u64, Page>) -> io::Result<()> {
         match frame.kind {
             kind::NODE | kind::LINK => {}
             kind::FREE => {
@@ -112,30 +111,30 @@ impl Log {
                 return Ok(());
             }
             kind::BLOB_NODE | kind::BLOB_LINK => {
-                self.damage.push("a row was too long for the log and stands in blobs/".into());
+                self.damage.push("a row was too long for the log and is in blobs/".into());
                 return Ok(());
             }
             _ => return Ok(()),
         }
         let payload = self.bytes(Place { at, length: frame.length })?;
         let mut bytes = Bytes { payload: &payload, at: 0 };
-        let understood = if frame.kind == kind::NODE {
+        let parsed = if frame.kind == kind::NODE {
             pages.remove(&frame.page);
             let page = Page::read(lsn, at, &mut bytes);
-            let understood = page.is_some();
+            let parsed = page.is_some();
             pages.extend(page.flatten().map(|page| (frame.page, page)));
-            understood
+            parsed
         } else {
-            // A link whose page is lost cannot be read: the page knows how its keys begin.
+            // A link whose page is lost cannot be read: the page has the prefix of its keys.
             pages.get_mut(&frame.page).is_none_or(|page| page.change(at, &mut bytes).is_some())
         };
-        if !understood {
+        if !parsed {
             self.damage.push(format!("the frame at byte {at} of the log is not as sled writes one"));
         }
         Ok(())
     }
 
-    fn lay_over(&mut self, page: Page) {
+    fn overlay(&mut self, page: Page) {
         let Page { low, high, prefix, rows, .. } = page;
         if high.is_empty() || low < high {
             let end = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
@@ -158,7 +157,7 @@ impl Log {
 }
 
 impl Page {
-    /// A page from its node; none inside where it is one of the index.
+    /// Parses a node. `Some(None)` if it is a node of the index, which has no rows.
     fn read(written: u64, at: u64, bytes: &mut Bytes) -> Option<Option<Page>> {
         let (_next, _merging_child) = (bytes.number()?, bytes.number()?);
         let (merging, prefix) = (bytes.byte()? != 0, usize::from(bytes.byte()?));

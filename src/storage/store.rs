@@ -1,22 +1,20 @@
-//! sled, made durable, behind a journal: one folder, one tree, one owner.
-//!
-//! Acts read and write through [`Store`]; what they write gathers in an memtable that they read back, and reaches the
-//! disk in [`Store::commit`], and sled in [`Store::checkpoint`], when the journal is full:
+//! sled, made durable, behind a journal.
 //!
 //! ```text
-//! put, remove ─▶ memtable ─▶ journal ─▶ fdatasync(journal) = the instant of commit
-//!                   └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db), between commits; the last names the next epoch
+//! put, append, remove ─▶ memtable ─▶ journal ─▶ fdatasync(journal) = the instant of commit
+//!                           └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db)        a checkpoint, between commits
 //! ```
 //!
-//! A commit to the journal is one write; one to sled is a page for each row. What comes and goes between two checkpoints
-//! never reaches sled, and what does goes there in batches of some hundred rows.
+//! A commit is one write to the journal. A checkpoint moves an epoch of commits into sled when the journal is full, a
+//! batch at a time; its last batch names the next epoch. A commit to sled would be a page for each row; a row that comes
+//! and goes between two checkpoints never reaches sled, and the others go there in batches of some hundred.
 //!
-//! sled's own `flush` is not durable on Linux (it calls `sync_file_range`), hence the `fdatasync`; its segment headers
-//! vouch for what was flushed, not for what was synced, hence one batch for each, and nothing before it in the same sync:
-//! sled holds a batch's segments back until the batch is whole, but not what reads have left. (A segment opened by that,
-//! and the next one by the batch: a power cut that kept only the second header lost everything.) After a failure of any
-//! of the three nothing may be trusted that this process wrote: a mark is left, and the next start drops the files from
-//! the page cache before it reads them.
+//! **Rules 1 and 2 of the store**: sled's `flush` is not durable on Linux (it calls `sync_file_range`), so an `fdatasync`
+//! follows it. sled's segment headers vouch for bytes that were flushed, not for bytes that were synced, so each
+//! `fdatasync` covers one batch and nothing else: sled holds a batch's segments back until the batch is complete, but not
+//! the segments that reads have left. (With a segment opened by a read and the next by the batch, a power cut that kept
+//! only the second header lost everything.) **Rule 7**: after a failure of any of these steps the bytes that this process
+//! wrote are not trusted. It leaves a mark, and the next start drops the files from the page cache before it reads them.
 
 mod open;
 
@@ -28,39 +26,66 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tracing::{error, warn};
+use zeroize::Zeroizing;
 
 use super::directory::{self, private, sync_directory};
 use super::error::StoreFailed;
 use super::journal::{EPOCH, Journal};
 use super::key::Key;
 use super::memtable::Memtable;
-use super::sealing::SealingKey;
-use super::sled_db::{never_drop, open_sled};
+use super::sealing::{Sealer, SealingKey};
+use super::sled_db::{leak_db, open_sled};
 use super::space::BALLAST_BYTES;
 use super::{compaction, identity, names, row, space};
 
-/// What a checkpoint gives sled at a time: what a batch leaves to be freed stays in memory for a while (with 1 MiB ten
-/// thousand commits took 47 MiB, with this 23).
+/// The size of a checkpoint's batch. The pages that a batch frees stay in memory for a while: with batches of 1 MiB ten
+/// thousand commits took 47 MiB, with this size 23.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// One folder of rows.
+/// A folder of rows, open for reading and writing.
 pub struct Store {
     path: PathBuf,
-    /// None only while it is replaced by its compacted copy.
+    /// `None` only while its compacted copy takes its place.
     db: Option<sled::Db>,
     data: File,
     _lock: File,
-    /// What makes ids of this store differ from another's.
+    /// The number that distinguishes the ids of this store from those of others.
     pub nonce: u32,
     memtable: Memtable,
     journal: Journal,
-    /// The row that has a copy of the format stamp.
+    /// The row with the copy of the format stamp.
     stamp: Vec<u8>,
     compactable: bool,
     removal_weight: fn(&[u8]) -> usize,
-    /// Bytes of the folder's other files, and whether a damaged store is quarantined there, at the last `scan_folder`.
+    /// Bytes of the folder's other files, and true if a damaged store is quarantined there, at the last `scan_folder`.
     other_bytes: u64,
     quarantined: bool,
+}
+
+/// The settings of a store, and the facts about its rows that it needs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Accept a folder in memory (tmpfs, ramfs).
+    pub volatile: bool,
+    /// The keys that open sealed values; the first one seals.
+    pub keys: Vec<SealingKey>,
+    /// First bytes of the keys whose rows are written once and never changed: if one is removed before a checkpoint, sled
+    /// never gets it.
+    pub write_once: &'static [u8],
+    /// The bytes that the removal of a row counts in a checkpoint's batch, besides its key.
+    pub removal_weight: fn(&[u8]) -> usize,
+}
+
+/// A store that was opened.
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// The store's own key, for hashes of what must not be stored readable.
+    pub key: Zeroizing<Vec<u8>>,
+    /// Seals and opens values of this store.
+    pub sealer: Sealer,
+    /// The copy of the format stamp with its key, if it failed its checksum; the store writes a new one.
+    pub damaged: Option<(Key, Vec<u8>)>,
 }
 
 /// The space of a store.
@@ -74,20 +99,7 @@ pub struct Space {
     pub set_aside: bool,
 }
 
-/// The settings of a store, and what it must know of the rows in it.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Accept a folder in memory (tmpfs, ramfs).
-    pub volatile: bool,
-    /// The keys that seal and open: the first one seals.
-    pub keys: Vec<SealingKey>,
-    /// First bytes of keys whose rows are written once and never changed.
-    pub write_once: &'static [u8],
-    /// Bytes that the removal of a row counts in a checkpoint's batch, beside its key.
-    pub removal_weight: fn(&[u8]) -> usize,
-}
-
-/// Without the rows, in which contents and tokens stand.
+/// Leaves out the rows, which contain secrets.
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("path", &self.path).field("memtable", &self.memtable).finish_non_exhaustive()
@@ -95,58 +107,22 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Each epoch of the journal begins with it, and so tells whose it is.
-    fn write_stamp_row(&mut self) {
-        self.memtable.write(identity::copy_key(), Some(self.stamp.clone()));
-    }
-
-    fn db(&self) -> &sled::Db {
-        self.db.as_ref().expect("sled is open but inside `compact`")
-    }
-
-    /// Replaces the log by a copy of what it holds, where it has grown far beyond that.
-    ///
-    /// sled frees a part of its log by moving the last pages out of it, one at a time as it rewrites others, and
-    /// otherwise only in a thread that flushes on its own, which rule 2 forbids. In commits of a few rows that is far too
-    /// seldom: the log grew by 2 KB with each of them, without end. The copy takes as long as what is live is large, so it waits
-    /// until that is little.
-    pub fn compact(&mut self, live: u64, spare: u64) -> Result<Option<u64>, StoreFailed> {
-        let room = directory::free(&self.path).is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
-        if !self.compactable || !room || self.log_bytes() < spare + 4 * live {
-            return Ok(None);
-        }
-        self.checkpoint()?;
-        if let Err(cause) = compaction::copy(self.db(), &self.path) {
-            // Nothing has changed, and the log can be used as it is; the next start tries again.
-            warn!(%cause, "the queue's log could not be compacted");
-            self.compactable = false;
-            return Ok(None);
-        }
-        compaction::complete(&self.path).map_err(|cause| self.broken("compact", &cause))?;
-        // From here on the copy is the store, whatever happens.
-        self.db = None;
-        let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
-        let (db, data) = opened.map_err(|cause| self.broken("open the compacted log of", &cause))?;
-        (self.db, self.data) = (Some(db), data);
-        Ok(Some(self.log_bytes()))
-    }
-
-    /// What is to be told of the raw bytes under a key; they are not checked.
-    pub fn read<T>(&self, key: &Key, tell: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
+    /// Reads the bytes under a key, including uncommitted changes, without verifying their checksum.
+    pub fn read<T>(&self, key: &Key, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
         Ok(match self.memtable.get(key) {
-            Some(value) => value.map(tell),
-            None => self.db().get(key).map_err(|cause| self.unreadable(&cause))?.as_deref().map(tell),
+            Some(value) => value.map(read),
+            None => self.db().get(key).map_err(|cause| self.unreadable(&cause))?.as_deref().map(read),
         })
     }
 
-    /// Adds to the end of a row that this commit began.
-    pub fn extend(&mut self, key: Key, bytes: &[u8]) {
-        self.memtable.extend(key, bytes);
+    /// Writes a row.
+    pub fn put(&mut self, key: Key, value: Vec<u8>) {
+        self.memtable.write(key, Some(value));
     }
 
-    /// Writes a row that has its sum already.
-    pub fn put_raw(&mut self, key: Key, value: Vec<u8>) {
-        self.memtable.write(key, Some(value));
+    /// Appends to a row that this commit began.
+    pub fn append(&mut self, key: Key, bytes: &[u8]) {
+        self.memtable.append(key, bytes);
     }
 
     /// Removes a row.
@@ -154,7 +130,7 @@ impl Store {
         self.memtable.write(key, None);
     }
 
-    /// The first key that begins so.
+    /// The first key that begins with `prefix`.
     pub fn first_key(&self, prefix: Key) -> Result<Option<Key>, StoreFailed> {
         self.next_key(prefix, Bound::Included(prefix))
     }
@@ -176,7 +152,7 @@ impl Store {
         Ok(own.copied())
     }
 
-    /// The last key before or at `to` that begins with `prefix`.
+    /// The last key at or before `to` that does not come before `prefix`.
     pub fn last_key(&self, prefix: Key, to: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
         let range = (Bound::Included(prefix), to);
         let own = self.memtable.last(&range);
@@ -193,19 +169,88 @@ impl Store {
         Ok(own.copied())
     }
 
-    /// Bytes that the log takes on disk.
-    fn log_bytes(&self) -> u64 {
-        self.data.metadata().map_or(0, |file| file.blocks() * 512)
+    /// About the bytes that the next commit writes.
+    pub fn pending_bytes(&self) -> usize {
+        self.memtable.uncommitted_bytes()
     }
 
-    /// Looks up what the folder contains beside the log, which changes seldom.
+    /// Makes all changes since the last commit durable, or none of them if it fails. **The instant of commit** is the
+    /// return of the journal's `fdatasync`.
+    pub fn commit(&mut self) -> Result<(), StoreFailed> {
+        if self.memtable.uncommitted().is_empty() {
+            return Ok(());
+        }
+        self.sync_read_splits()?;
+        let written = self.journal.append(self.memtable.uncommitted()).and_then(|()| self.journal.sync());
+        written.map_err(|cause| self.fail_permanently("write the journal of", &cause))?;
+        self.memtable.commit();
+        Ok(())
+    }
+
+    /// Returns true while a checkpoint is under way.
+    pub fn is_checkpointing(&self) -> bool {
+        self.memtable.is_flushing()
+    }
+
+    /// Advances the checkpoint by one batch, and begins the next one when the journal is full and the last one is done.
+    /// Returns true if sled got a batch.
+    pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {
+        let steps = self.is_checkpointing();
+        if steps {
+            self.checkpoint_step()?;
+        }
+        if self.journal.is_full() {
+            self.finish_checkpoint()?;
+            self.begin_checkpoint();
+        }
+        Ok(steps)
+    }
+
+    /// Moves everything that was committed into sled.
+    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
+        self.finish_checkpoint()?;
+        if !self.journal.is_empty() {
+            self.begin_checkpoint();
+        }
+        self.finish_checkpoint()
+    }
+
+    /// Replaces sled's log by a copy of its rows if it has grown far beyond them: beyond four times `live` bytes and
+    /// `spare`. Returns the new log's size if it did.
+    ///
+    /// sled frees a segment of its log by moving the last pages out of it. It does so one page at a time as it rewrites
+    /// others, or in a thread that flushes on its own, which rule 2 of the store forbids. With commits of a few rows that
+    /// is far too seldom: the log grew by 2 KB with each of them, without end. The copy takes the longer the more rows are
+    /// live, so it waits until they are few.
+    pub fn compact(&mut self, live: u64, spare: u64) -> Result<Option<u64>, StoreFailed> {
+        let has_room = directory::free(&self.path).is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
+        if !self.compactable || !has_room || self.log_bytes() < spare + 4 * live {
+            return Ok(None);
+        }
+        self.checkpoint()?;
+        if let Err(cause) = compaction::copy(self.db(), &self.path) {
+            // Nothing has changed, and the log can be used as it is; the next start tries again.
+            warn!(%cause, "the queue's log could not be compacted");
+            self.compactable = false;
+            return Ok(None);
+        }
+        compaction::complete(&self.path).map_err(|cause| self.fail_permanently("compact", &cause))?;
+        // From here on the copy is the store, whatever happens.
+        self.db = None;
+        let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
+        let (db, data) = opened.map_err(|cause| self.fail_permanently("open the compacted log of", &cause))?;
+        (self.db, self.data) = (Some(db), data);
+        Ok(Some(self.log_bytes()))
+    }
+
+    /// Looks up the parts of [`Space`] that change seldom: the folder's other files.
     pub fn scan_folder(&mut self) {
         self.other_bytes = space::other_bytes(&self.path);
-        self.quarantined = space::has_set_aside(&self.path);
+        self.quarantined = space::has_quarantined(&self.path);
     }
 
-    /// Measures the space. Gives the ballast up while the volume is almost full, and sets it aside again when `free_min`
-    /// bytes and more are free.
+    /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more than
+    /// `free_min` bytes are free (rule 9 of the store).
     pub fn measure_space(&self, free_min: u64) -> Space {
         let free = directory::free(&self.path);
         match free {
@@ -218,75 +263,39 @@ impl Store {
         Space { bytes: self.other_bytes + self.log_bytes(), free, set_aside: self.quarantined }
     }
 
-    /// Bytes that wait for the next commit.
-    pub fn pending_bytes(&self) -> usize {
-        self.memtable.pending_bytes()
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("sled is open but inside `compact`")
     }
 
-    /// Makes everything written so far durable, all of it or nothing.
-    pub fn commit(&mut self) -> Result<(), StoreFailed> {
-        if self.memtable.pending().is_empty() {
-            return Ok(());
-        }
-        // Reads write to sled too: it splits a page when it next passes by. That is synced before anything follows it.
-        if self.flush()? > 0 {
-            self.sync()?;
-        }
-        let written = self.journal.append(self.memtable.pending()).and_then(|()| self.journal.sync());
-        written.map_err(|cause| self.broken("write the journal of", &cause))?;
-        self.memtable.commit();
-        Ok(())
+    /// Bytes that sled's log takes on disk.
+    fn log_bytes(&self) -> u64 {
+        self.data.metadata().map_or(0, |file| file.blocks() * 512)
     }
 
-    /// Whether sled is being given something.
-    pub fn is_giving(&self) -> bool {
-        self.memtable.is_giving()
-    }
-
-    /// Goes on with a checkpoint by one batch, and begins one when the journal is full: not before the last one is over.
-    /// True where sled was given something.
-    pub fn go_on(&mut self) -> Result<bool, StoreFailed> {
-        let gives = self.is_giving();
-        if gives {
-            self.give()?;
-        }
-        if self.journal.is_full() {
-            self.give_all()?;
-            self.freeze();
-        }
-        Ok(gives)
-    }
-
-    /// Gives sled everything that was committed.
-    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
-        self.give_all()?;
-        if !self.journal.is_empty() {
-            self.freeze();
-        }
-        self.give_all()
-    }
-
-    fn give_all(&mut self) -> Result<(), StoreFailed> {
-        while self.is_giving() {
-            self.give()?;
+    fn finish_checkpoint(&mut self) -> Result<(), StoreFailed> {
+        while self.is_checkpointing() {
+            self.checkpoint_step()?;
         }
         Ok(())
     }
 
-    fn freeze(&mut self) {
+    fn begin_checkpoint(&mut self) {
         self.memtable.freeze();
         self.journal.begin_next();
         self.write_stamp_row();
     }
 
-    /// Gives sled the next batch. A crash in between loses nothing: the journal has all of it until the last batch, which
+    /// Writes the copy of the format stamp: each epoch of the journal begins with it, and so names its store.
+    fn write_stamp_row(&mut self) {
+        self.memtable.write(identity::copy_key(), Some(self.stamp.clone()));
+    }
+
+    /// Moves the next batch into sled. A crash loses nothing: the journal has the whole epoch until the last batch, which
     /// names the next epoch, is durable.
-    fn give(&mut self) -> Result<(), StoreFailed> {
-        if self.flush()? > 0 {
-            self.sync()?;
-        }
+    fn checkpoint_step(&mut self) -> Result<(), StoreFailed> {
+        self.sync_read_splits()?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
-        let mut rows = self.memtable.to_give().peekable();
+        let mut rows = self.memtable.to_flush().peekable();
         while let Some((key, value)) = rows.next_if(|_| bytes < BATCH_BYTES) {
             bytes += key.len() + value.map_or_else(|| (self.removal_weight)(key), <[u8]>::len);
             match value {
@@ -297,27 +306,33 @@ impl Store {
         let next = rows.next().map(|(key, _)| *key);
         drop(rows);
         if next.is_none() {
-            batch.insert(EPOCH, row::encode(EPOCH, &self.journal.mark()));
+            batch.insert(EPOCH, row::encode(EPOCH, &self.journal.position()));
         }
         self.apply(batch)?;
-        self.memtable.give(next);
+        self.memtable.flushed_to(next);
         Ok(())
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
         // sled reads the leaves that it rewrites.
         let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
-        applied.map_err(|cause| self.broken("apply a batch to", &cause))?;
+        applied.map_err(|cause| self.fail_permanently("apply a batch to", &cause))?;
         self.flush()?;
         self.sync()
     }
 
+    /// Flushes and syncs what reads have left: sled splits a page when a read passes by. Rule 2 of the store keeps it
+    /// apart from what follows.
+    fn sync_read_splits(&self) -> Result<(), StoreFailed> {
+        if self.flush()? > 0 { self.sync() } else { Ok(()) }
+    }
+
     fn flush(&self) -> Result<usize, StoreFailed> {
-        self.db().flush().map_err(|cause| self.broken("flush", &cause))
+        self.db().flush().map_err(|cause| self.fail_permanently("flush", &cause))
     }
 
     fn sync(&self) -> Result<(), StoreFailed> {
-        self.data.sync_data().map_err(|cause| self.broken("fdatasync", &cause))
+        self.data.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))
     }
 
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
@@ -325,13 +340,11 @@ impl Store {
         self.failed("read", cause)
     }
 
-    /// Where it was the log itself that could not be read, leaves the mark by which the next start knows.
+    /// Leaves a mark for the next start if the log itself is damaged.
     fn mark_damage(&self, cause: &sled::Error) {
         if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
-            let mark = private(
-                OpenOptions::new().create(true).truncate(true).write(true),
-                &self.path.join(names::FAILED_READ),
-            );
+            let mark = self.path.join(names::FAILED_READ);
+            let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &mark);
             if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
                 error!(%cause, "the damage could not be marked");
             }
@@ -342,17 +355,94 @@ impl Store {
         StoreFailed(Arc::from(format!("{step} {}: {cause}", self.path.display())))
     }
 
-    /// As `failed`, and leaves the mark: Linux has marked the pages that it could not write as clean.
-    fn broken(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
-        self.db.iter().for_each(never_drop);
+    /// Leaves the mark of a failed write (rule 7 of the store): Linux has marked the pages that it could not write as
+    /// clean.
+    fn fail_permanently(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        self.db.iter().for_each(leak_db);
         space::release_ballast(&self.path);
-        let mark =
-            private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(names::FAILED_SYNC))
-                .and_then(|mark| mark.sync_all())
-                .and_then(|()| sync_directory(&self.path));
+        let mark = self.path.join(names::FAILED_SYNC);
+        let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &mark)
+            .and_then(|mark| mark.sync_all())
+            .and_then(|()| sync_directory(&self.path));
         if let Err(cause) = mark {
             error!(%cause, "the failed write could not be marked");
         }
         self.failed(step, cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::storage::testing;
+    use crate::time::Timestamp;
+
+    fn open(path: &Path) -> Opened {
+        let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
+        let opened = Store::open(path, options, Timestamp(0)).unwrap();
+        opened.store.finish_open();
+        opened
+    }
+
+    fn key(text: &str) -> Key {
+        Key::of(text.as_bytes()).unwrap()
+    }
+
+    fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
+        store.read(&key(text), <[u8]>::to_vec).unwrap()
+    }
+
+    #[test]
+    fn committed_rows_are_there_after_a_crash_and_uncommitted_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        store.put(key("a1"), vec![1]);
+        store.append(key("a1"), &[2]);
+        store.put(key("a2"), vec![3]);
+        store.commit().unwrap();
+        store.remove(key("a2"));
+        store.commit().unwrap();
+        store.put(key("a3"), vec![4]);
+        assert_eq!(row(&store, "a3"), Some(vec![4]), "the store returns its uncommitted rows");
+        drop(store);
+        let store = open(folder.path()).store;
+        assert_eq!(["a1", "a2", "a3"].map(|text| row(&store, text)), [Some(vec![1, 2]), None, None]);
+        assert_eq!(store.next_key(key("a"), Bound::Excluded(key("a1"))).unwrap(), None);
+        assert_eq!(store.last_key(key("a"), Bound::Excluded(key("b"))).unwrap(), Some(key("a1")));
+    }
+
+    #[test]
+    fn row_written_once_and_removed_before_a_checkpoint_never_reaches_sled() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        for prefix in ["o", "p"] {
+            store.put(key(prefix), vec![1]);
+            store.commit().unwrap();
+            store.remove(key(prefix));
+            store.commit().unwrap();
+        }
+        store.begin_checkpoint();
+        let flushed: Vec<_> = store.memtable.to_flush().map(|(key, _)| key[0]).collect();
+        assert_eq!(flushed, [b'f', b'p'], "of a row that may be written again sled gets the removal");
+    }
+
+    #[test]
+    fn damaged_copy_of_the_stamp_is_returned_and_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut opened = open(folder.path());
+        opened.store.put(key("a"), vec![1]);
+        opened.store.commit().unwrap();
+        opened.store.checkpoint().unwrap();
+        drop(opened);
+        let (key, mut value) = testing::sled_rows(folder.path()).into_iter().find(|(key, _)| key == b"f").unwrap();
+        *value.last_mut().unwrap() ^= 1;
+        testing::write_sled_rows(folder.path(), &[(key, value.clone())]);
+        let mut opened = open(folder.path());
+        assert_eq!(opened.damaged, Some((identity::copy_key(), value)));
+        opened.store.commit().unwrap();
+        drop(opened);
+        assert_eq!(open(folder.path()).damaged, None);
     }
 }

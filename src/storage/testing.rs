@@ -6,7 +6,7 @@ use std::path::Path;
 pub use super::compaction::finish as finish_compaction;
 pub use super::names::{FAILED_READ, OPENING};
 use super::sled_db::open_sled;
-pub use super::sled_log::sweep;
+pub use super::sled_log::find_damage;
 
 /// The rows that sled has.
 pub fn sled_rows(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

@@ -57,7 +57,7 @@ impl Rig {
 fn log_reads_row_by_row_as_sled_does() {
     for seed in 0..4 {
         let (_folder, options, _) = Rig::new().busy(seed, 120).close();
-        assert_eq!(testing::sweep(&options.path).unwrap(), Vec::<String>::new());
+        assert_eq!(testing::find_damage(&options.path).unwrap(), Vec::<String>::new());
         let log = Image::read(&options.path, |_, _| ()).unwrap();
         let mine: BTreeMap<&[u8], Vec<u8>> =
             (0..u8::MAX).flat_map(|first| log.keys(first)).map(|key| (key, log.raw(key).unwrap().unwrap())).collect();

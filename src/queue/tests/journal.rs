@@ -159,3 +159,19 @@ fn journal_that_was_cut_off_is_damage_where_it_was_longer_before() {
     let rig = rig.killed().reopen().killed();
     assert_eq!(rig.drain().len(), MANY);
 }
+
+#[test]
+fn damaged_copy_of_the_stamp_is_counted_and_replaced() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "kept"));
+    let (folder, options, clock) = rig.reopen().close();
+    let (key, mut value) = testing::sled_rows(&options.path).into_iter().find(|(key, _)| key == b"f").unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    testing::write_sled_rows(&options.path, &[(key, value)]);
+    let rig = Rig::open(folder, options, clock);
+    assert!((corrupt(&rig) - 1.0).abs() < f64::EPSILON, "{}", corrupt(&rig));
+    let rig = rig.reopen();
+    assert!(corrupt(&rig) < 1.0);
+    let (_folder, options, _) = rig.close();
+    assert_eq!(testing::count(&options.path, b'k'), 1);
+}

@@ -19,7 +19,7 @@ use crate::queue::schedule::Ahead;
 use crate::queue::typed_store::TypedStore;
 use crate::queue::waiters::Waiters;
 use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry};
-use crate::storage::{self, Space, Store};
+use crate::storage::{self, Opened, Space, Store};
 use crate::time::{Clock, Timestamp};
 use crate::turns::{FreshTurns, Kind, Turns};
 
@@ -39,7 +39,7 @@ impl Writer {
             removal_weight: codec::removal_weight,
         };
         let open = || Store::open(&path, of_store.clone(), now);
-        let (store, key, sealer) = match open() {
+        let Opened { store, key, sealer, damaged } = match open() {
             Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
                 set_aside(&options, &shared.clock, &damage)?;
                 open()?
@@ -49,7 +49,7 @@ impl Writer {
         let gauges = Gauges::new(metrics, &options);
         let mut writer = Writer {
             options,
-            store: TypedStore::new(store),
+            store: TypedStore::new(store, damaged),
             hasher: Hasher::new(&key),
             sealer,
             meta: Meta::default(),
