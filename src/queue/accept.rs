@@ -25,6 +25,22 @@ pub fn token_key(hash: &Hash) -> Key {
     Key::new(b't').hash(hash)
 }
 
+/// The token that a token's messages are sent with, itself or the last that renewed it, and its row, which is empty if
+/// there is none.
+pub fn newest_token<E>(
+    hash: &Hash,
+    mut read: impl FnMut(&Key) -> Result<Option<Token>, E>,
+) -> Result<(Hash, Token), E> {
+    let mut newest = (*hash, read(&token_key(hash))?.unwrap_or_default());
+    // Renewals are a chain. The limit guards against a cycle in damaged rows.
+    for _ in 0..1000 {
+        let Some(next) = newest.1.renewed_by else { break };
+        let Some(row) = read(&token_key(&next))? else { break };
+        newest = (next, row);
+    }
+    Ok(newest)
+}
+
 pub fn dead_key(sequence: u64) -> Key {
     Key::new(b'x').number(sequence)
 }
@@ -357,16 +373,9 @@ impl Writer {
         }
     }
 
-    /// The token that a token's messages go with: itself, or the last that renewed it.
+    /// The token that a token's messages are sent with: itself, or the last that renewed it.
     pub(super) fn newest(&mut self, hash: &Hash) -> Result<(Hash, Token), StoreFailed> {
-        let mut newest = (*hash, self.store.get::<Token>(&token_key(hash))?.unwrap_or_default());
-        // Renewals are a chain; the bound is against a damaged one that bites its tail.
-        for _ in 0..1000 {
-            let Some(next) = newest.1.renewed_by else { break };
-            let Some(row) = self.store.get::<Token>(&token_key(&next))? else { break };
-            newest = (next, row);
-        }
-        Ok(newest)
+        newest_token(hash, |key| self.store.get(key))
     }
 
     pub(super) fn remember(

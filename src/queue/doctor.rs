@@ -12,9 +12,9 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::accept::token_key;
+use super::accept::{newest_token, token_key};
 use super::carry::{self, Carried};
-use super::codec::{self, Record, Token};
+use super::codec::{self, Record};
 use super::contents;
 use super::salvage::Salvage;
 use super::{Damaged, OpenError, Options};
@@ -276,26 +276,15 @@ impl Doctor {
     /// The ConnectionToken that a message would go with, as it is kept where there is no key, and whether it came under a
     /// key of its conversation's.
     fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
-        let Some((hash, token)) = self.token(record)? else { return Ok(None) };
+        let (hash, token) = newest_token(&record.token, |key| self.log.get(key))?;
+        if token.secret.bytes().is_empty() {
+            return Ok(None);
+        }
         let secret = match &self.sealer {
             Some(sealer) => sealer.open(&token_key(&hash), &token.secret),
             None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
         };
         Ok(secret.map(|secret| (secret, token.keyed)))
-    }
-
-    /// The token that a message would go with.
-    fn token(&self, record: &Record) -> io::Result<Option<(codec::Hash, Token)>> {
-        let mut newest = None;
-        let mut next = Some(record.token);
-        // Renewals are a chain; the bound is against a damaged one that bites its tail.
-        for _ in 0..1000 {
-            let Some(hash) = next else { break };
-            let Some(token) = self.log.get::<Token>(&token_key(&hash))? else { break };
-            next = token.renewed_by;
-            newest = Some((hash, token));
-        }
-        Ok(newest.filter(|(_, token)| !token.secret.bytes().is_empty()))
     }
 
     fn id(&self, sequence: u64) -> String {
