@@ -1,6 +1,7 @@
 //! A crash-safe, ordered key-value store on sled: one folder, one tree, one thread that owns it.
 //!
-//! A [`Store`] maps keys of at most 34 bytes to rows of at most 7 KiB. The caller writes rows, reads them back, and calls
+//! A [`Store`] maps keys of at most 34 bytes to rows of at most 7 KiB. The caller writes rows, reads them back, and
+//! calls
 //! [`Store::commit`]: **when it returns, all of these rows are on disk; after a crash before that, none of them is.**
 //!
 //! ```text
@@ -21,9 +22,9 @@
 //! | `identity`, `sealing` | the format stamp with the store's own key, and the encryption of values |
 //! | `row`, `key`, `names`, `directory`, `space` | encoding, the folder's files, and their size |
 //!
-//! The store does not know what its rows mean. It reserves two keys: `j`, the journal's position, and `f`, a copy of the
-//! format stamp. The caller gives it two facts about the rows in [`Options`]: which of them are written once, and how much
-//! the removal of one weighs.
+//! The store does not know what its rows mean. It reserves two keys: `j`, the journal's position, and `f`, a copy of
+//! the format stamp. The caller gives it two facts about the rows in [`Options`]: which of them are written once, and
+//! how much the removal of one weighs.
 //!
 //! The comments cite measured facts about sled 0.34.7 as "rule N of the store":
 //!
@@ -64,7 +65,7 @@ pub mod testing;
 pub use directory::{lock, lock_if_there};
 pub use error::{OpenError, StoreFailed};
 pub use identity::{FORMAT, Known};
-pub use image::Image;
+pub use image::{Image, verify_own_row};
 pub use key::{Key, hash_at, number_at};
 pub use open_guard::guarded;
 pub use preflight::odd_files;

@@ -1,9 +1,9 @@
 //! Rebuilds a damaged store: the valid rows of the quarantined one go into a new one, in which all rows agree with one
 //! another. `storage::quarantine` has the files and the instant of change.
 //!
-//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are copied as
-//! they are. The rows that only order and count them are made anew. Every head counts as perhaps delivered, because an
-//! attempt may have been under way.
+//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are copied
+//! as they are. The rows that only order and count them are made anew. Every head counts as perhaps delivered, because
+//! an attempt may have been under way.
 
 use std::collections::HashMap;
 use std::io;

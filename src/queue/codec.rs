@@ -7,8 +7,7 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `j` | `storage` | the oldest epoch of the journal whose records are not all here; its files' lengths |
-//! | `f` | String | a copy of the format stamp |
+//! | `j`, `f` | – | the store's own rows: its position in the journal, a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | a piece of contents too long for their record: [`Record::piece_numbers`] |
@@ -31,12 +30,13 @@
 //! **Rows decide the speed**: one that is appended costs sled a third of one that lies somewhere among others. So an
 //! accept writes one scattered row, its conversation's line, which also tells the ClientTokens of what is queued; the
 //! messages themselves go into packs, several to a row, and are never written again: what attempts came to stands in
-//! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has left.
+//! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has
+//! left.
 //!
-//! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
-//! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants,
-//! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
-//! folder does not tell who spoke.
+//! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record,
+//! longer ones in pieces of [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message.
+//! Conversations, participants, ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256
+//! under the store's own key: the folder does not tell who spoke.
 
 pub mod pack;
 mod record;
@@ -114,8 +114,8 @@ impl Hasher {
     }
 }
 
-/// Bytes that the removal of a row counts in a checkpoint's batch beside its key. A piece of contents weighs as much as it
-/// held, because sled reads and rewrites its leaf.
+/// Bytes that the removal of a row counts in a checkpoint's batch beside its key. A piece of contents weighs as much as
+/// it held, because sled reads and rewrites its leaf.
 pub fn removal_weight(key: &[u8]) -> usize {
     if key.starts_with(b"p") { PIECE } else { 0 }
 }

@@ -13,7 +13,7 @@ use super::codec::{
     number_at, pack,
 };
 use super::packs::gone_key;
-use crate::storage::Image;
+use crate::storage::{self, Image};
 use crate::time::Timestamp;
 
 /// A log, understood.
@@ -171,8 +171,7 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
     Some(match key.first()? {
         b'!' => decode::<Meta>(key, value).is_some(),
         b'm' | b'k' => true,
-        b'j' | b'l' | b'u' => decode::<u64>(key, value).is_some(),
-        b'f' => decode::<String>(key, value).is_some(),
+        b'l' | b'u' => decode::<u64>(key, value).is_some(),
         b'p' => decode::<Secret>(key, value).is_some(),
         b'v' => decode::<Line>(key, value).is_some(),
         b's' => decode::<Vec<Slot>>(key, value).is_some(),
@@ -186,6 +185,6 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
         b'x' => decode::<Dead>(key, value).is_some(),
         b'o' => decode::<Vec<(Hash, Hash)>>(key, value).is_some(),
         b'y' => decode::<Vec<(u8, Hash)>>(key, value).is_some(),
-        _ => return None,
+        _ => return storage::verify_own_row(key, value),
     })
 }

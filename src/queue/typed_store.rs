@@ -36,8 +36,8 @@ impl TypedStore {
         typed
     }
 
-    /// Reads a row, including uncommitted changes. A row that fails its checksum is quarantined and counted, and reads as
-    /// `None`.
+    /// Reads a row, including uncommitted changes. A row that fails its checksum is quarantined and counted, and reads
+    /// as `None`.
     pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
         let found = self.read(key, |value| codec::decode(key, value))?;
         if let Some(None) = found {

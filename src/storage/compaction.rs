@@ -7,12 +7,12 @@
 //! compacted                   removed
 //! ```
 //!
-//! [`finish`] completes a compaction from any of these points, and can itself be interrupted at any point: `complete` names
-//! the copy's snapshots, and a rename that was done is not repeated.
+//! [`finish`] completes a compaction from any of these points, and can itself be interrupted at any point: `complete`
+//! names the copy's snapshots, and a rename that was done is not repeated.
 //!
-//! The copy is opened once before it becomes the store. When sled opens a log without a snapshot, it writes one and then
-//! zeroes the unused parts of the log, but does not sync the snapshot's name in between: a power cut then leaves a log with
-//! unexplained holes, and the rows after the first of them are lost.
+//! The copy is opened once before it becomes the store. When sled opens a log without a snapshot, it writes one and
+//! then zeroes the unused parts of the log, but does not sync the snapshot's name in between: a power cut then leaves a
+//! log with unexplained holes, and the rows after the first of them are lost.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -61,7 +61,8 @@ fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
     Ok(())
 }
 
-/// Makes the copy the store. After an error it is unknown which of the two is the store: nothing may be written to either.
+/// Makes the copy the store. After an error it is unknown which of the two is the store: nothing may be written to
+/// either.
 pub fn complete(path: &Path) -> io::Result<()> {
     let folder = path.join(names::COMPACTED);
     let unnamed = folder.join("complete.new");

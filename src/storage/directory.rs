@@ -1,7 +1,7 @@
 //! The store's folder: its lock, its permissions, and durable names in it.
 //!
-//! The folder has mode 0700 and its files 0600 (rule 10 of the store). A name that is made, changed or removed is on disk
-//! only after the folder was synced.
+//! The folder has mode 0700 and its files 0600 (rule 10 of the store). A name that is made, changed or removed is on
+//! disk only after the folder was synced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -17,7 +17,7 @@ use super::names;
 /// Takes the folder's lock, which is released when the file is closed.
 ///
 /// # Errors
-/// When another process has it, or the file cannot be opened.
+/// If another process has it, or the file cannot be opened.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
     take(path, private(OpenOptions::new().create(true).truncate(false).write(true), &path.join(names::LOCK)))
 }
@@ -25,7 +25,7 @@ pub fn lock(path: &Path) -> Result<File, OpenError> {
 /// Takes the folder's lock without writing anything. `None` if no store was ever open in the folder.
 ///
 /// # Errors
-/// When another process has it, or the file cannot be opened.
+/// If another process has it, or the file cannot be opened.
 pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
     match File::open(path.join(names::LOCK)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -10,15 +10,15 @@
 //! ```
 //!
 //! A first start writes it last, under another name, synced and renamed (rule 8 of the store): **without it nothing was
-//! ever acknowledged**, and a folder that has none is begun anew. It is written again in the same way when the first key of
-//! the key file changes, so that a whole one always exists.
+//! ever acknowledged**, and a folder that has none is begun anew. It is written again in the same way when the first
+//! key of the key file changes, so that a whole one always exists.
 //!
-//! The log has a copy of it in a row. A start does not use the copy; the recovery of a damaged store does: without it, the
-//! loss of the stamp would make every sealed value unreadable and every keyed hash meaningless. The copy also shows whether
-//! stamp, log and journal are of one store: an operator may have put files of two stores together.
+//! The log has a copy of it in a row. A start does not use the copy; the recovery of a damaged store does: without it,
+//! the loss of the stamp would make every sealed value unreadable and every keyed hash meaningless. The copy also shows
+//! whether stamp, log and journal are of one store: an operator may have put files of two stores together.
 //!
-//! A stamp of another format never counts as damage: it is reported before any other fault of the file. A stamp that no key
-//! opens is not damaged either: its checksum is right.
+//! A stamp of another format never counts as damage: it is reported before any other fault of the file. A stamp that no
+//! key opens is not damaged either: its checksum is right.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};

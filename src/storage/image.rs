@@ -25,7 +25,7 @@ pub struct Image {
     pub damage: Vec<String>,
 }
 
-/// Where the bytes of a row are.
+/// The place of a row's bytes.
 enum Row {
     Log(Place),
     Journal(Vec<u8>),
@@ -42,7 +42,7 @@ impl Image {
     /// (segments read, all segments).
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// If a file cannot be read.
     pub fn read(folder: &Path, step: impl FnMut(u64, u64)) -> io::Result<Image> {
         let mut log = match Log::read(folder, step) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
@@ -92,7 +92,7 @@ impl Image {
     /// wrong with the stamp.
     ///
     /// # Errors
-    /// When the stamp is of another format or cannot be read.
+    /// If the stamp is of another format or cannot be read.
     pub fn identity(&self, folder: &Path, keys: &[SealingKey]) -> Result<(Option<Known>, Option<String>), OpenError> {
         identity::known(folder, self.stamp_copy(), keys)
     }
@@ -123,7 +123,7 @@ impl Image {
     /// The bytes under a key; their checksum is not verified.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn raw(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         match self.rows.get(key) {
             Some(Row::Log(place)) => self.log.bytes(*place).map(Some),
@@ -135,8 +135,38 @@ impl Image {
     /// The row under a key. `None` if there is none or its checksum fails.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
         Ok(self.raw(key)?.and_then(|value| row::decode(key, &value)))
+    }
+}
+
+/// Returns true if a row of the store's own verifies. `None` if the key is not one of its own.
+pub fn verify_own_row(key: &[u8], value: &[u8]) -> Option<bool> {
+    if key == journal::EPOCH {
+        Some(row::decode::<CheckpointPos>(key, value).is_some())
+    } else if *key == *identity::copy_key() {
+        Some(row::decode::<String>(key, value).is_some())
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_rows_verify_as_what_they_are() {
+        let position = row::encode(journal::EPOCH, &CheckpointPos::default());
+        assert_eq!(verify_own_row(journal::EPOCH, &position), Some(true));
+        assert_eq!(
+            verify_own_row(journal::EPOCH, &row::encode(journal::EPOCH, &7u64)),
+            Some(false),
+            "a number is none"
+        );
+        assert_eq!(verify_own_row(b"f", &row::encode(b"f", &"a stamp")), Some(true));
+        assert_eq!(verify_own_row(b"f", &position), Some(false));
+        assert_eq!(verify_own_row(b"x", &position), None);
     }
 }

@@ -1,9 +1,10 @@
 //! The journal: one write and one `fdatasync` for each commit.
 //!
-//! A batch costs sled a page for each row, and two writes with a thread in between. A record here is one write into blocks
-//! that the file already has, and the commit counts from its `fdatasync` on. The rows are in the memtable too. A
-//! *checkpoint* moves them into sled when the journal is full. From its beginning on, commits go to the next *epoch*, in
-//! the other of two files. So one epoch moves into sled, batch by batch between commits, while the next one is written.
+//! A batch costs sled a page for each row, and two writes with a thread in between. A record here is one write into
+//! blocks that the file already has, and the commit counts from its `fdatasync` on. The rows are in the memtable too. A
+//! *checkpoint* moves them into sled when the journal is full. From its beginning on, commits go to the next *epoch*,
+//! in the other of two files. So one epoch moves into sled, batch by batch between commits, while the next one is
+//! written.
 //!
 //! ```text
 //!              epoch 6 (file 0)          epoch 7 (file 1)          epoch 8 (file 0, over 6)
@@ -11,12 +12,12 @@
 //! sled          ▝ of 5 ▘ says 6           ▝ of 6 ▘ says 7           ▝ of 7 ▘ says 8
 //! ```
 //!
-//! The files are made at their full length, of zeros that are written and synced. If an epoch needs a longer file, zeros
-//! are appended and synced in the same way before the record is written. So a commit changes no metadata, and its
-//! `fdatasync` waits for its own blocks only, not for the file system's journal. That is a third faster. It is also safer:
-//! on an ext4 that is being shut down, the wait for its journal can succeed although nothing reached the disk. Of files
-//! that grew, one in seven lost the last append that `fdatasync` had confirmed (601 of 4,452), of files at their full
-//! length none (of 4,264).
+//! The files are made at their full length, of zeros that are written and synced. If an epoch needs a longer file,
+//! zeros are appended and synced in the same way before the record is written. So a commit changes no metadata, and its
+//! `fdatasync` waits for its own blocks only, not for the file system's journal. That is a third faster. It is also
+//! safer: on an ext4 that is being shut down, the wait for its journal can succeed although nothing reached the disk.
+//! Of files that grew, one in seven lost the last append that `fdatasync` had confirmed (601 of 4,452), of files at
+//! their full length none (of 4,264).
 //!
 //! A record is
 //!
@@ -31,9 +32,9 @@
 //! All numbers are big-endian. Record 0 has no rows: it has the number of records of the epoch before, and is written
 //! together with record 1. It fits into one sector, so the first record of a file is always whole.
 //!
-//! At a start sled's row `j`, the [`CheckpointPos`], names the oldest epoch that sled may not have. The start replays that
-//! one and the next. A record that is not whole ends an epoch: its commit was not acknowledged, and nothing was written
-//! after it. If something was written after it, in its epoch or the next, that is damage and not a power cut.
+//! At a start sled's row `j`, the [`CheckpointPos`], names the oldest epoch that sled may not have. The start replays
+//! that one and the next. A record that is not whole ends an epoch: its commit was not acknowledged, and nothing was
+//! written after it. If something was written after it, in its epoch or the next, that is damage and not a power cut.
 //!
 //! | damage to records that sled may not have | |
 //! | --- | --- |
@@ -66,10 +67,11 @@ use super::names::JOURNALS;
 pub const EPOCH: &[u8] = b"j";
 /// The first epoch of a store. New files contain the heads of the two epochs before it.
 const FIRST: u64 = 2;
-/// The length of an epoch at which a checkpoint begins. A longer epoch keeps more short-lived rows out of sled, and takes
-/// more memory. (Tests use a short one, so that they meet checkpoints.)
+/// The length of an epoch at which a checkpoint begins. A longer epoch keeps more short-lived rows out of sled, and
+/// takes more memory. (Tests use a short one, so that they meet checkpoints.)
 const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
-/// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file that gets longer has [`STEP`] bytes to spare.
+/// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file that gets longer has [`STEP`] bytes to
+/// spare.
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
 const HEAD: usize = 24;

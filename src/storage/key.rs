@@ -5,8 +5,8 @@ use std::ops::Deref;
 
 use crate::time::Timestamp;
 
-/// A key, also under construction. Keys are in the order of their bytes. Unused bytes are zero, so a key comes before any
-/// longer key that begins with it.
+/// A key, also under construction. Keys are in the order of their bytes. Unused bytes are zero, so a key comes before
+/// any longer key that begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     bytes: [u8; Key::LONGEST],

@@ -6,9 +6,9 @@
 //! | active | the commits of the journal's current epoch | immutable, in [`Memtable::freeze`] |
 //! | immutable | the epoch before, which a checkpoint moves into sled a batch at a time | sled's, in [`Memtable::flushed_to`] |
 //!
-//! A removed row stays here as a tombstone, so that it hides sled's row. Rows that are written once are an exception: if
-//! one is in a layer, no layer below has it, so its removal from there leaves nothing. A row that comes and goes within an
-//! epoch therefore never reaches sled.
+//! A removed row stays here as a tombstone, so that it hides sled's row. Rows that are written once are an exception:
+//! if one is in a layer, no layer below has it, so its removal from there leaves nothing. A row that comes and goes
+//! within an epoch therefore never reaches sled.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -25,8 +25,8 @@ use super::directory::private;
 use super::error::OpenError;
 use super::names;
 
-/// The successive starts that count as damage. Kills seldom hit the milliseconds of an open. (Four starts were too few: of
-/// a relay that was killed again and again on an overloaded machine, one in a few hundred kills reached four.)
+/// The successive starts that count as damage. Kills seldom hit the milliseconds of an open. (Four starts were too few:
+/// of a relay that was killed again and again on an overloaded machine, one in a few hundred kills reached four.)
 const STARTS_MAX: u64 = 8;
 /// The time-out for a short log: the time after which a commit counts as stuck.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ pub fn damage(path: &Path) -> Option<String> {
 /// Runs `open`, which may hang in sled, with a time-out that grows with the log.
 ///
 /// # Errors
-/// When `open` fails, panics, or does not return in time.
+/// If `open` fails, panics, or does not return in time.
 pub fn guarded<T: Send + 'static>(
     path: &Path,
     open: impl FnOnce() -> Result<T, OpenError> + Send + 'static,

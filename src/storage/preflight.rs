@@ -1,8 +1,8 @@
 //! Checks before sled opens a log.
 //!
-//! sled does not handle a damaged log: it cuts it off where the damage begins, zeroes what comes after, panics, or hangs in
-//! threads of its own. So a start first reads the folder without sled: the marks of earlier runs, sled's parameters, and
-//! the whole log. Damage is a value, [`OpenError::Damaged`], and is found before anything is written.
+//! sled does not handle a damaged log: it cuts it off where the damage begins, zeroes what comes after, panics, or
+//! hangs in threads of its own. So a start first reads the folder without sled: the marks of earlier runs, sled's
+//! parameters, and the whole log. Damage is a value, [`OpenError::Damaged`], and is found before anything is written.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -41,8 +41,8 @@ pub fn has_rows(path: &Path) -> io::Result<bool> {
     Ok(!Image::read(path, |_, _| ())?.is_empty())
 }
 
-/// Moves the files of an unfinished first start into a folder beside them. Without a stamp nothing was acknowledged, but
-/// nothing is deleted either.
+/// Moves the files of an unfinished first start into a folder beside them. Without a stamp nothing was acknowledged,
+/// but nothing is deleted either.
 pub fn quarantine_unfinished(path: &Path, now: Timestamp) -> io::Result<()> {
     let aside = path.join(format!("{}{}", names::UNFINISHED_PREFIX, now.0));
     for file in fs::read_dir(path)? {

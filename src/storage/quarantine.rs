@@ -21,7 +21,7 @@ use crate::time::Timestamp;
 /// returns that folder.
 ///
 /// # Errors
-/// When a link cannot be made.
+/// If a link cannot be made.
 pub fn quarantine(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     match linked_before(path)? {
         Some(aside) => Ok(aside),
@@ -32,7 +32,7 @@ pub fn quarantine(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
 /// Returns the folder in which the replacement of a store is built; it does not exist yet.
 ///
 /// # Errors
-/// When what is left of an earlier replacement cannot be removed.
+/// If an unfinished replacement cannot be removed.
 pub fn replacement_folder(path: &Path) -> io::Result<PathBuf> {
     let folder = path.join(names::COMPACTED);
     compaction::remove(&folder)?;
@@ -42,7 +42,7 @@ pub fn replacement_folder(path: &Path) -> io::Result<PathBuf> {
 /// Makes an empty store in `to` with the identity of the store in `from`, whose image is given.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn create_empty(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     // The stamp is written last: it says that the log and the journal beside it are complete.
@@ -54,7 +54,7 @@ pub fn create_empty(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
 /// Puts the finished replacement in the place of the damaged store, whose marks go to the `aside` folder.
 ///
 /// # Errors
-/// When a file cannot be moved or synced.
+/// If a file cannot be moved or synced.
 pub fn replace_quarantined(path: &Path, aside: &Path) -> io::Result<()> {
     let fresh = path.join(names::COMPACTED);
     fs::rename(fresh.join(names::STAMP), path.join(names::STAMP))?;

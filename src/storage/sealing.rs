@@ -1,8 +1,8 @@
 //! Secret values, sealed before they reach the disk.
 //!
-//! With a key file, AES-256-GCM under its first key; the other keys only open the values that they sealed when they were
-//! first. Each value is bound to the store and to a *place*, a key, so that no copy of it opens elsewhere. Without a key
-//! file the bytes are stored as they are.
+//! With a key file, AES-256-GCM under its first key; the other keys only open the values that they sealed when they
+//! were first. Each value is bound to the store and to a *place*, a key, so that no copy of it opens elsewhere. Without
+//! a key file the bytes are stored as they are.
 //!
 //! ```text
 //! 0, bytes                                          stored as they are

@@ -1,8 +1,8 @@
 //! A reader of sled's log that does not need sled: it returns the rows that verify, whatever else is damaged.
 //!
-//! sled cuts its log off at the first fault and zeroes what comes after, or does not open at all; it panics and hangs on
-//! some faults; and it cannot open without writing. This reader finds damage, and reads the rows that it has left. It
-//! writes nothing, believes nothing but bytes, and every loop ends with the file.
+//! sled cuts its log off at the first fault and zeroes what comes after, or does not open at all; it panics and hangs
+//! on some faults; and it cannot open without writing. This reader finds damage, and reads the rows that it has left.
+//! It writes nothing, believes nothing but bytes, and every loop ends with the file.
 //!
 //! ```text
 //! file     segment, segment, …                          512 KiB each, in any order
@@ -13,14 +13,14 @@
 //! ```
 //!
 //! Each frame has a checksum and names its segment's number, so number and offset give the order in which frames were
-//! written. The reader applies them in that order. A node contains all rows in its range; a link changes one row. Frames in
-//! freed segments are older than the nodes that replaced them, which overrule them.
+//! written. The reader applies them in that order. A node contains all rows in its range; a link changes one row.
+//! Frames in freed segments are older than the nodes that replaced them, which overrule them.
 //!
 //! **Damage** is a state that no crash can leave. A crash leaves the last commit torn (one batch for each sync, which
-//! begins with a manifest), and freed segments half overwritten or half zeroed. So a gap is damage if it is before the last
-//! manifest, in a segment that is still partly in use. If the only live frames of a page are inside the gap, its page
-//! number disappears, which is damage; but if an older frame of the page survives, the reader wrongly takes that one for
-//! it. Damage within the last commit cannot be distinguished from a crash.
+//! begins with a manifest), and freed segments half overwritten or half zeroed. So a gap is damage if it is before the
+//! last manifest, in a segment that is still partly in use. If the only live frames of a page are inside the gap, its
+//! page number disappears, which is damage; but if an older frame of the page survives, the reader wrongly takes that
+//! one for it. Damage within the last commit cannot be distinguished from a crash.
 //!
 //! The layout is that of sled 0.34.7, which `Cargo.toml` pins; a test compares the two row by row.
 
@@ -88,8 +88,8 @@ impl Log {
         for (lsn, base, frame) in frames {
             log.apply(lsn, base + frame.at as u64, &frame, &mut pages)?;
         }
-        // If two pages have one key, because the frame that replaced one of them is lost, the newer page is right; and a
-        // page that merges has moved to its neighbour.
+        // If two pages have one key, because the frame that replaced one of them is lost, the newer page is right; and
+        // a page that merges has moved to its neighbour.
         let mut pages: Vec<Page> = pages.into_values().collect();
         pages.sort_by_key(|page| (!page.merging, page.written));
         for page in pages {

@@ -6,15 +6,16 @@
 //! ```
 //!
 //! A commit is one write to the journal. A checkpoint moves an epoch of commits into sled when the journal is full, a
-//! batch at a time; its last batch names the next epoch. A commit to sled would be a page for each row; a row that comes
-//! and goes between two checkpoints never reaches sled, and the others go there in batches of some hundred.
+//! batch at a time; its last batch names the next epoch. A commit to sled would be a page for each row; a row that
+//! comes and goes between two checkpoints never reaches sled, and the others go there in batches of some hundred.
 //!
-//! **Rules 1 and 2 of the store**: sled's `flush` is not durable on Linux (it calls `sync_file_range`), so an `fdatasync`
-//! follows it. sled's segment headers vouch for bytes that were flushed, not for bytes that were synced, so each
-//! `fdatasync` covers one batch and nothing else: sled holds a batch's segments back until the batch is complete, but not
-//! the segments that reads have left. (With a segment opened by a read and the next by the batch, a power cut that kept
-//! only the second header lost everything.) **Rule 7**: after a failure of any of these steps the bytes that this process
-//! wrote are not trusted. It leaves a mark, and the next start drops the files from the page cache before it reads them.
+//! **Rules 1 and 2 of the store**: sled's `flush` is not durable on Linux (it calls `sync_file_range`), so an
+//! `fdatasync` follows it. sled's segment headers vouch for bytes that were flushed, not for bytes that were synced, so
+//! each `fdatasync` covers one batch and nothing else: sled holds a batch's segments back until the batch is complete,
+//! but not the segments that reads have left. (With a segment opened by a read and the next by the batch, a power cut
+//! that kept only the second header lost everything.) **Rule 7**: after a failure of any of these steps the bytes that
+//! this process wrote are not trusted. It leaves a mark, and the next start drops the files from the page cache before
+//! it reads them.
 
 mod open;
 
@@ -69,8 +70,8 @@ pub struct Options {
     pub volatile: bool,
     /// The keys that open sealed values; the first one seals.
     pub keys: Vec<SealingKey>,
-    /// First bytes of the keys whose rows are written once and never changed: if one is removed before a checkpoint, sled
-    /// never gets it.
+    /// First bytes of the keys whose rows are written once and never changed: if one is removed before a checkpoint,
+    /// sled never gets it.
     pub write_once: &'static [u8],
     /// The bytes that the removal of a row counts in a checkpoint's batch, besides its key.
     pub removal_weight: fn(&[u8]) -> usize,
@@ -219,9 +220,9 @@ impl Store {
     /// `spare`. Returns the new log's size if it did.
     ///
     /// sled frees a segment of its log by moving the last pages out of it. It does so one page at a time as it rewrites
-    /// others, or in a thread that flushes on its own, which rule 2 of the store forbids. With commits of a few rows that
-    /// is far too seldom: the log grew by 2 KB with each of them, without end. The copy takes the longer the more rows are
-    /// live, so it waits until they are few.
+    /// others, or in a thread that flushes on its own, which rule 2 of the store forbids. With commits of a few rows
+    /// that is far too seldom: the log grew by 2 KB with each of them, without end. The copy takes the longer the more
+    /// rows are live, so it waits until they are few.
     pub fn compact(&mut self, live: u64, spare: u64) -> Result<Option<u64>, StoreFailed> {
         let has_room = directory::free(&self.path).is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
         if !self.compactable || !has_room || self.log_bytes() < spare + 4 * live {
@@ -249,8 +250,8 @@ impl Store {
         self.quarantined = space::has_quarantined(&self.path);
     }
 
-    /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more than
-    /// `free_min` bytes are free (rule 9 of the store).
+    /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more
+    /// than `free_min` bytes are free (rule 9 of the store).
     pub fn measure_space(&self, free_min: u64) -> Space {
         let free = directory::free(&self.path);
         match free {
@@ -290,8 +291,8 @@ impl Store {
         self.memtable.write(identity::copy_key(), Some(self.stamp.clone()));
     }
 
-    /// Moves the next batch into sled. A crash loses nothing: the journal has the whole epoch until the last batch, which
-    /// names the next epoch, is durable.
+    /// Moves the next batch into sled. A crash loses nothing: the journal has the whole epoch until the last batch,
+    /// which names the next epoch, is durable.
     fn checkpoint_step(&mut self) -> Result<(), StoreFailed> {
         self.sync_read_splits()?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);

@@ -55,8 +55,8 @@ pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
     if gone > 0 {
         damage.push(format!("{gone} pieces of pages are not where the snapshot says"));
     }
-    // Pages are numbered from 0 without gaps: a freed page is written as such. If a page has no frame left, it was the last
-    // use of its segment, so no gap shows it; sled would panic on it.
+    // Pages are numbered from 0 without gaps: a freed page is written as such. If a page has no frame left, it was the
+    // last use of its segment, so no gap shows it; sled would panic on it.
     let settled = newest.iter().filter(|(_, written)| **written < found.last_manifest);
     if let Some(last) = settled.map(|(page, _)| *page).max() {
         let there = newest.keys().filter(|page| **page <= last).count() as u64;
@@ -115,9 +115,9 @@ impl Scan {
         }
     }
 
-    /// Reports the gaps that are damage: those that are not a torn end, in a segment that is still in use, because a frame
-    /// of it is part of a current page. sled frees the other segments, overwrites them from any offset, and zeroes them at
-    /// its next start.
+    /// Reports the gaps that are damage: those that are not a torn end, in a segment that is still in use, because a
+    /// frame of it is part of a current page. sled frees the other segments, overwrites them from any offset, and
+    /// zeroes them at its next start.
     fn judge(self, file: &File, made: impl Fn(u64) -> u64) -> io::Result<Vec<String>> {
         let Scan { mut damage, mut gaps, numbers, last_manifest } = self;
         if numbers.is_empty() {

@@ -1,7 +1,7 @@
 //! sled's snapshot: the frames of each page at the time of the snapshot.
 //!
-//! sled trusts it: it does not verify those frames before it reads them, and panics if one is beyond the end of the file.
-//! So the check looks for each of them.
+//! sled trusts it: it does not verify those frames before it reads them, and panics if one is beyond the end of the
+//! file. So the check looks for each of them.
 //!
 //! ```text
 //! [end i64][segment it ends in][page 0][page 1]…[length u64][crc u32]

@@ -1,7 +1,7 @@
 //! Opening a store: checks the folder, opens sled, replays the journal.
 //!
-//! A first start ends with the format stamp (rule 8 of the store): sled's files and the journal are made and synced before
-//! it. A folder without a stamp was never used, unless its log contains rows: then it is damaged.
+//! A first start ends with the format stamp (rule 8 of the store): sled's files and the journal are made and synced
+//! before it. A folder without a stamp was never used, unless its log contains rows: then it is damaged.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -29,7 +29,7 @@ impl Store {
     /// [`guarded`]: crate::storage::guarded
     ///
     /// # Errors
-    /// When another process has it, it is in memory, of another format, sealed or damaged, or a file cannot be read or
+    /// If another process has it, it is in memory, of another format, sealed or damaged, or a file cannot be read or
     /// written.
     pub fn open(path: &Path, options: Options, now: Timestamp) -> Result<Opened, OpenError> {
         let failed = |step| move |cause| OpenError::failed(path, step, cause);
@@ -110,13 +110,14 @@ impl Store {
         };
         space::keep_ballast(path);
         let damaged = store.keep_stamp_copy().inspect_err(|_| store.db.iter().for_each(leak_db))?;
-        // A checkpoint of the last run may have been cut short. From here on sled has all that the memtable does not have.
+        // A checkpoint of the last run may have been cut short. From here on sled has all that the memtable does not
+        // have.
         store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
         Ok(Opened { store, key: stamp.key, sealer, damaged })
     }
 
-    /// Writes a copy of the stamp into the log, with the first commit, and returns the one that is there if it fails its
-    /// checksum. The copy of another store shows that the folder has files of two stores: their rows do not belong
+    /// Writes a copy of the stamp into the log, with the first commit, and returns the one that is there if it fails
+    /// its checksum. The copy of another store shows that the folder has files of two stores: their rows do not belong
     /// together.
     fn keep_stamp_copy(&mut self) -> Result<Option<(Key, Vec<u8>)>, OpenError> {
         let (path, key) = (&self.path, identity::copy_key());
