@@ -26,10 +26,10 @@
 //! | doors and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | what they stand on | [`queue`], [`participant`], [`serve`] |
 //! | words and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
-//! | ground | [`retry`], over [`time`], [`metrics`], [`memory`] |
+//! | ground | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # What is not here
-//! Only `queue` names sled, only `participant` dials out, only `time` reads a clock, only `cli` and `config` read
+//! Only `storage` names sled, and it does not know what its rows mean, only `participant` dials out, only `time` reads a clock, only `cli` and `config` read
 //! arguments and the environment, only `daemon` spawns what lives long. `ingress` and `sender` do not know each other.
 //! There are no statics: two relays run in one process. A waiting message is a row, never a task.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
@@ -53,6 +53,7 @@ pub mod retry;
 pub mod sender;
 pub mod serve;
 pub mod simulator;
+pub mod storage;
 pub mod supervisor;
 pub mod suspects;
 pub mod time;

@@ -1,7 +1,7 @@
 //! The rival of a start: sled alone, opening a copy of the same folder, as a process of its own.
 //!
 //! What it takes, and what it then holds in memory, nobody who keeps the queue in sled can go below; the rest of a
-//! relay's start is the relay's own. The settings are those of `queue/store/open.rs`: the same cache, no flusher.
+//! relay's start is the relay's own. The settings are those of `storage/sled_db.rs`: the same cache, no flusher.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;

@@ -10,7 +10,6 @@ use super::codec::{
 use super::line::line_key;
 use super::lookup::{Known, Queued, entry_key};
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
-use super::sealing::Binding;
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
 use crate::life;
@@ -24,6 +23,22 @@ const OUTCOME_WEIGHT: u64 = 300;
 
 pub fn token_key(hash: &Hash) -> Key {
     Key::new(b't').hash(hash)
+}
+
+/// The token that a token's messages are sent with, itself or the last that renewed it, and its row, which is empty if
+/// there is none.
+pub fn newest_token<E>(
+    hash: &Hash,
+    mut read: impl FnMut(&Key) -> Result<Option<Token>, E>,
+) -> Result<(Hash, Token), E> {
+    let mut newest = (*hash, read(&token_key(hash))?.unwrap_or_default());
+    // Renewals are a chain. The limit guards against a cycle in damaged rows.
+    for _ in 0..1000 {
+        let Some(next) = newest.1.renewed_by else { break };
+        let Some(row) = read(&token_key(&next))? else { break };
+        newest = (next, row);
+    }
+    Ok(newest)
 }
 
 pub fn dead_key(sequence: u64) -> Key {
@@ -162,7 +177,7 @@ impl Writer {
         token.conversation = Some(conversation);
         token.keyed = keyed;
         if new {
-            token.secret = self.sealer.seal(Binding::Token(&hash), bearer.expose());
+            token.secret = self.sealer.seal(&token_key(&hash), bearer.expose());
         }
         if stale {
             token.used = now;
@@ -359,16 +374,9 @@ impl Writer {
         }
     }
 
-    /// The token that a token's messages go with: itself, or the last that renewed it.
+    /// The token that a token's messages are sent with: itself, or the last that renewed it.
     pub(super) fn newest(&mut self, hash: &Hash) -> Result<(Hash, Token), StoreFailed> {
-        let mut newest = (*hash, self.store.get::<Token>(&token_key(hash))?.unwrap_or_default());
-        // Renewals are a chain; the bound is against a damaged one that bites its tail.
-        for _ in 0..1000 {
-            let Some(next) = newest.1.renewed_by else { break };
-            let Some(row) = self.store.get::<Token>(&token_key(&next))? else { break };
-            newest = (next, row);
-        }
-        Ok(newest)
+        newest_token(hash, |key| self.store.get(key))
     }
 
     pub(super) fn remember(
@@ -407,7 +415,7 @@ impl Writer {
             row.conversation = Some(conversation);
             row.keyed = old.keyed;
             row.renews = None;
-            row.secret = self.sealer.seal(Binding::Token(&hash), token.expose());
+            row.secret = self.sealer.seal(&token_key(&hash), token.expose());
             self.store.put(token_key(&hash), &row);
             return self.renew(&before, &hash, now);
         }

@@ -1,34 +1,23 @@
-//! A damaged store is set aside, and what verifies of it carried into a new one, in which every row agrees with every other.
+//! Rebuilds a damaged store: the valid rows of the quarantined one go into a new one, in which all rows agree with one
+//! another. `storage::quarantine` has the files and the instant of change.
 //!
-//! ```text
-//! damaged-20261122T140307Z/   links to the damaged files, synced     nothing has changed; nothing is ever deleted
-//! compacted/                  the new log, written, synced           nothing has changed: left over, it is removed
-//! compacted/complete          written, synced                        = the instant of change, as in `compaction`
-//! ```
-//!
-//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are taken as
-//! they are. What only orders and counts them is made anew. Every head counts as unknown: nobody knows what was under way.
+//! Records keep their packs, sequence numbers, ClientTokens and attempts; outcomes, dead letters and tokens are copied
+//! as they are. The rows that only order and count them are made anew. Every head counts as perhaps delivered, because
+//! an attempt may have been under way.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::codec::{Dead, Entry, Fate, Hash, Key, Kind, Line, Meta, Place, Record, Slot, hash_at, pack};
 use super::contents::piece_key;
-use super::log::Log;
 use super::packs::gone_key;
 use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
 use super::salvage::Salvage;
-use super::{
-    Damaged, OpenError, Options, Queue, SealingKey, Writer, compaction, folder, journal, opening, stamp, store,
-};
+use super::{Damaged, OpenError, Options, Queue, SealingKey, Writer};
 use crate::metrics::Metrics;
-use crate::time::{Anchor, Clock, Timestamp, WallTime};
-
-/// How the folders are called in which damaged stores lie.
-pub const ASIDE: &str = "damaged-";
+use crate::storage::{self, Image};
+use crate::time::{Anchor, Clock, Timestamp};
 
 /// What was carried over, and what was not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +38,8 @@ pub fn refuse_sealed(
     keys: &[SealingKey],
     failed: impl FnOnce(io::Error) -> OpenError,
 ) -> Result<(), OpenError> {
-    let log = open_log(path, |_, _| ()).map_err(failed)?;
-    match stamp::known(path, &log, keys)? {
+    let image = Image::read(path, |_, _| ()).map_err(failed)?;
+    match image.identity(path, keys)? {
         (Some(known), _) if known.sealer.is_none() => {
             Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() })
         }
@@ -61,80 +50,17 @@ pub fn refuse_sealed(
 /// Links the damaged files into a folder beside them and puts a new store in their place; the folder must be locked.
 pub fn set_aside(options: &Options, clock: &Clock) -> io::Result<(PathBuf, Carried)> {
     let path = &options.path;
-    let aside = match linked_before(path)? {
-        Some(aside) => aside,
-        None => link_aside(path, clock.wall())?,
-    };
-    let log = open_log(&aside, |_, _| ())?;
-    let fresh = path.join(compaction::FOLDER);
-    let carried = compaction::remove(&fresh).and_then(|()| copy_over(&log, path, &fresh, options, clock))?;
-    fs::rename(fresh.join("format"), path.join("format"))?;
-    compaction::settle(&fresh)?;
-    compaction::complete(path)?;
-    compaction::finish(path)?;
-    for mark in [folder::MARK, opening::MARK] {
-        match fs::rename(path.join(mark), aside.join(mark)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
+    let aside = storage::quarantine(path, clock.wall())?;
+    let image = Image::read(&aside, |_, _| ())?;
+    let fresh = storage::replacement_folder(path)?;
+    let carried = copy_over(&image, path, &fresh, options, clock)?;
+    storage::replace_quarantined(path, &aside)?;
     Ok((aside, carried))
 }
 
-/// Where an attempt that was cut short has set this store aside already.
-fn linked_before(path: &Path) -> io::Result<Option<PathBuf>> {
-    let Ok(db) = fs::metadata(path.join("db")) else { return Ok(None) };
-    for file in fs::read_dir(path)? {
-        let file = file?;
-        let same = fs::metadata(file.path().join("db")).is_ok_and(|other| other.ino() == db.ino());
-        if same && file.file_name().to_string_lossy().starts_with(ASIDE) {
-            return Ok(Some(file.path()));
-        }
-    }
-    Ok(None)
-}
-
-fn link_aside(path: &Path, now: WallTime) -> io::Result<PathBuf> {
-    let aside = path.join(format!("{ASIDE}{}", name_of(now)));
-    DirBuilder::new().mode(0o700).create(&aside)?;
-    for file in fs::read_dir(path)? {
-        let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
-        let text = name.to_string_lossy();
-        let own = matches!(&*text, "db" | "conf" | "format" | "blobs") || journal::NAMES.contains(&&*text);
-        if !(own || text.starts_with("snap.")) {
-            continue;
-        }
-        // Where there is a folder in the place of a file, that cannot be linked.
-        if fs::symlink_metadata(&file)?.is_dir() || text == "blobs" {
-            fs::rename(&file, aside.join(&name))?;
-        } else {
-            fs::hard_link(&file, aside.join(&name))?;
-        }
-    }
-    folder::sync_directory(&aside)?;
-    folder::sync_directory(path)?;
-    Ok(aside)
-}
-
-/// The log of a store, an empty one where it has none, and what its journal adds.
-pub fn open_log(path: &Path, step: impl FnMut(u64, u64)) -> io::Result<Log> {
-    let mut log = match Log::read(path, step) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
-            Log::empty("the log is gone".into())
-        }
-        log => log?,
-    };
-    log.lay_journal_over(path)?;
-    Ok(log)
-}
-
 /// Makes a new store in `to` of what verifies in a log, with the format stamp of the folder `from`.
-pub fn copy_over(log: &Log, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
-    DirBuilder::new().recursive(true).mode(0o700).create(to)?;
-    // A stamp vouches for what lies beside it, so that is made first: the log, and a journal with nothing in it.
-    drop(store::open_sled(to)?);
-    journal::create(to)?;
-    stamp::copy_stamp(from, log, to)?;
+pub fn copy_over(log: &Image, from: &Path, to: &Path, options: &Options, clock: &Clock) -> io::Result<Carried> {
+    storage::create_empty(to, from, log)?;
     let options = Options { path: to.to_owned(), damaged: Damaged::Refuse, volatile: true, ..options.clone() };
     let (queue, mut writer) = Queue::open(options, clock.clone(), &Metrics::default()).map_err(io::Error::other)?;
     drop(queue);
@@ -193,21 +119,21 @@ impl Writer {
     }
 
     /// A row as it stands; then the commit, where enough is written.
-    fn take_row(&mut self, log: &Log, key: &[u8]) -> io::Result<()> {
+    fn take_row(&mut self, log: &Image, key: &[u8]) -> io::Result<()> {
         if let (Some(raw), Some(key)) = (log.raw(key)?, Key::of(key)) {
             self.store.put_raw(key, raw);
         }
         self.commit_if_long().map_err(io::Error::other)
     }
 
-    fn take_pieces(&mut self, log: &Log, record: &Record) -> io::Result<()> {
+    fn take_pieces(&mut self, log: &Image, record: &Record) -> io::Result<()> {
         for number in record.piece_numbers() {
             self.take_row(log, &piece_key(record.sequence, number))?;
         }
         Ok(())
     }
 
-    fn take_outcomes(&mut self, log: &Log, carried: &mut Carried) -> io::Result<()> {
+    fn take_outcomes(&mut self, log: &Image, carried: &mut Carried) -> io::Result<()> {
         for key in log.keys(b'i') {
             let Some(Entry::Done(outcome)) = log.get(key)? else { continue };
             self.meta.next_sequence = self.meta.next_sequence.max(outcome.sequence + 1);
@@ -296,9 +222,4 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-/// `20261122T140307Z`, and the milliseconds: two in a second are two.
-fn name_of(now: WallTime) -> String {
-    now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
 }

@@ -7,9 +7,8 @@
 //! | key | row | what it is |
 //! | --- | --- | --- |
 //! | `!` | [`Meta`] | the next numbers, the counts; written with every batch |
-//! | `c` | [`Anchor`](crate::time::Anchor) | where the line of all times here is, by the machine's clocks |
-//! | `j` | [`Mark`](super::journal::Mark) | the oldest epoch of the journal whose records are not all here; its files' lengths |
-//! | `f` | String | a copy of the format stamp |
+//! | `c` | [`Anchor`](crate::time::Anchor) | where the line of all times here is, by the machine's clocks; since format 4 |
+//! | `j`, `f` | – | the store's own rows: its position in the journal, a copy of the format stamp |
 //! | `m` pack | [`pack`] of [`Record`]s | queued messages that were accepted together: the truth |
 //! | `l` pack | u64 | which of them have left, a bit each |
 //! | `p` seq n | [`Secret`] | a piece of contents too long for their record: [`Record::piece_numbers`] |
@@ -32,14 +31,14 @@
 //! **Rows decide the speed**: one that is appended costs sled a third of one that lies somewhere among others. So an
 //! accept writes one scattered row, its conversation's line, which also tells the ClientTokens of what is queued; the
 //! messages themselves go into packs, several to a row, and are never written again: what attempts came to stands in
-//! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has left.
+//! the line. A row for the ClientToken alone is made only when the line is too long to show it, or the message has
+//! left.
 //!
-//! No value exceeds [`ROW_MAX`]. Contents up to [`INLINE_MAX`] bytes stand in the record, longer ones in pieces of
-//! [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message. Conversations, participants,
-//! ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256 under the store's own key: the
-//! folder does not tell who spoke.
+//! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes stand in the record,
+//! longer ones in pieces of [`PIECE`]. Each record in a pack has a sum of its own, so damage takes one message.
+//! Conversations, participants, ClientTokens and contents stand in keys and comparisons as 128 bits of HMAC-SHA-256
+//! under the store's own key: the folder does not tell who spoke.
 
-mod key;
 pub mod pack;
 mod record;
 mod rows;
@@ -47,27 +46,19 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use ring::hmac;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use crate::message::{Body, Caller, ConnectionToken, Content};
-pub use key::{Key, hash_at, number_at};
+pub use crate::storage::row::{decode, encode_onto};
+pub use crate::storage::{Key, Secret, hash_at, number_at};
 pub use pack::At;
-pub use record::{Kind, Record, Secret};
+pub use record::{Kind, Record};
+use ring::hmac;
 pub use rows::{
     Dead, Entry, ErrorRow, Failures, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow, Place,
     Sending, Slot, Token, Trial, reason_at, reason_index,
 };
 
-/// The layout's number, in the format stamp. Since 4 all times are on the store's own line, which the row `c` ties to the
-/// machine's clocks: a relay that takes them for the wall clock's must not open the store.
-pub const FORMAT: u32 = 4;
-/// The oldest layout that is read: its rows are the same, without the row `c`. An open makes it one of today's.
-pub const OLDEST_FORMAT: u32 = 3;
-/// No row is longer: sled writes 16 of them as one item, and an item over 128 KiB would become a file that it never
-/// syncs.
-pub const ROW_MAX: usize = 7 * 1024;
+/// Prefixes of rows that are written once and never changed: packs, pieces of contents, turns.
+pub const WRITE_ONCE: &[u8] = b"mpqr";
 /// Contents up to here stand in their record.
 pub const INLINE_MAX: usize = 3584;
 /// Longer contents are cut into pieces of this.
@@ -124,46 +115,15 @@ impl Hasher {
     }
 }
 
+/// Bytes that the removal of a row counts in a checkpoint's batch beside its key. A piece of contents weighs as much as
+/// it held, because sled reads and rewrites its leaf.
+pub fn removal_weight(key: &[u8]) -> usize {
+    if key.starts_with(b"p") { PIECE } else { 0 }
+}
+
 pub fn caller_number(caller: Caller) -> u64 {
     match caller {
         Caller::Uid(uid) => u64::from(uid),
         Caller::Tcp => u64::MAX,
     }
-}
-
-/// A payload with the sum of it and its key.
-pub fn encode<T: Serialize>(key: &[u8], row: &T) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode_onto(&mut bytes, key, row);
-    bytes
-}
-
-/// The same, behind what there is.
-pub fn encode_onto<T: Serialize>(bytes: &mut Vec<u8>, key: &[u8], row: &T) {
-    let begins = bytes.len();
-    bytes.extend_from_slice(&[0; 4]);
-    *bytes = postcard::to_extend(row, std::mem::take(bytes)).expect("a row of plain data serialises into memory");
-    put_sum(key, &mut bytes[begins..]);
-}
-
-fn put_sum(key: &[u8], row: &mut [u8]) {
-    let sum = sum(key, &row[4..]);
-    row[..4].copy_from_slice(&sum);
-    debug_assert!(row.len() <= ROW_MAX, "a row of {} bytes under {:?}", row.len(), key[0] as char);
-}
-
-/// The row, if the sum holds and it is well-formed.
-pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Option<T> {
-    let (found, payload) = value.split_at_checked(4)?;
-    if found != sum(key, payload) {
-        return None;
-    }
-    postcard::from_bytes(payload).ok()
-}
-
-fn sum(key: &[u8], payload: &[u8]) -> [u8; 4] {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(payload);
-    hasher.finalize().to_le_bytes()
 }

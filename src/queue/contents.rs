@@ -3,12 +3,17 @@
 use zeroize::Zeroizing;
 
 use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
-use super::sealing::{Binding, Sealer};
 use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
+use crate::storage::Sealer;
 
 pub fn piece_key(sequence: u64, number: u16) -> Key {
     Key::new(b'p').number(sequence).with(&number.to_be_bytes())
+}
+
+/// The place that contents in a record are sealed for: their message.
+fn inline_place(sequence: u64) -> Key {
+    Key::new(b'm').number(sequence)
 }
 
 impl Writer {
@@ -17,11 +22,11 @@ impl Writer {
         record.kind = Kind::of(body);
         let content = body.content().map_or("", Content::expose).as_bytes();
         if content.len() <= INLINE_MAX {
-            record.inline = self.sealer.seal(Binding::Inline(record.sequence), content);
+            record.inline = self.sealer.seal(&inline_place(record.sequence), content);
             return;
         }
         for (number, piece) in (record.piece_numbers().start..).zip(content.chunks(PIECE)) {
-            let sealed = self.sealer.seal(Binding::Piece(record.sequence, number), piece);
+            let sealed = self.sealer.seal(&piece_key(record.sequence, number), piece);
             self.store.put(piece_key(record.sequence, number), &sealed);
             record.pieces += 1;
         }
@@ -46,12 +51,12 @@ pub fn body<E>(
 ) -> Result<Option<Body>, E> {
     let mut content = Zeroizing::new(Vec::new());
     if record.piece_numbers().is_empty() {
-        let Some(bytes) = sealer.open(Binding::Inline(record.sequence), &record.inline) else { return Ok(None) };
+        let Some(bytes) = sealer.open(&inline_place(record.sequence), &record.inline) else { return Ok(None) };
         content = bytes;
     }
     for number in record.piece_numbers() {
         let sealed = read(piece_key(record.sequence, number))?;
-        let piece = sealed.and_then(|sealed| sealer.open(Binding::Piece(record.sequence, number), &sealed));
+        let piece = sealed.and_then(|sealed| sealer.open(&piece_key(record.sequence, number), &sealed));
         let Some(piece) = piece else { return Ok(None) };
         content.extend_from_slice(&piece);
     }

@@ -12,16 +12,14 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::accept::token_key;
+use super::accept::{newest_token, token_key};
 use super::carry::{self, Carried};
-use super::codec::{self, Record, Token};
+use super::codec::{self, Record};
 use super::contents;
-use super::log::Log;
 use super::salvage::Salvage;
-use super::sealing::{Binding, Sealer, SealingKey};
-use super::stamp::Known;
-use super::{Damaged, OpenError, Options, folder, stamp};
+use super::{Damaged, OpenError, Options};
 use crate::message::Body;
+use crate::storage::{self, Image, Known, Sealer, SealingKey};
 use crate::time::{Anchor, Clock, Timestamp, WallTime};
 
 /// Most messages that are named one by one.
@@ -37,7 +35,7 @@ pub struct Doctor {
     nonce: u32,
     /// None where it is sealed, and no key that opens it was given.
     sealer: Option<Sealer>,
-    log: Log,
+    log: Image,
 }
 
 /// What a store holds, and what is wrong with it. Written out, it is for people.
@@ -115,16 +113,16 @@ impl Doctor {
         if !["db", "format"].iter().any(|name| path.join(name).exists()) {
             return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
         }
-        let lock = folder::lock_if_there(path)?;
-        let mut log = carry::open_log(path, step).map_err(failed("read its log"))?;
-        let (known, damage) = stamp::known(path, &log, &keys)?;
-        let lost = || Known { format: codec::FORMAT, nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
+        let lock = storage::lock_if_there(path)?;
+        let mut log = Image::read(path, step).map_err(failed("read its log"))?;
+        let (known, damage) = log.identity(path, &keys)?;
+        let lost = || Known { format: storage::FORMAT, nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
         let Known { format, nonce, sealer } = known.unwrap_or_else(lost);
         // Without a key there is a listing; with a wrong one somebody is mistaken.
         if sealer.is_none() && !keys.is_empty() {
             return Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() });
         }
-        let damage = damage.into_iter().chain(folder::odd_files(path));
+        let damage = damage.into_iter().chain(storage::odd_files(path));
         log.damage.splice(0..0, damage);
         Ok(Doctor { path: path.to_owned(), _lock: lock, keys, format, nonce, sealer, log })
     }
@@ -286,26 +284,15 @@ impl Doctor {
     /// The ConnectionToken that a message would go with, as it is kept where there is no key, and whether it came under a
     /// key of its conversation's.
     fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
-        let Some((hash, token)) = self.token(record)? else { return Ok(None) };
+        let (hash, token) = newest_token(&record.token, |key| self.log.get(key))?;
+        if token.secret.bytes().is_empty() {
+            return Ok(None);
+        }
         let secret = match &self.sealer {
-            Some(sealer) => sealer.open(Binding::Token(&hash), &token.secret),
+            Some(sealer) => sealer.open(&token_key(&hash), &token.secret),
             None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
         };
         Ok(secret.map(|secret| (secret, token.keyed)))
-    }
-
-    /// The token that a message would go with.
-    fn token(&self, record: &Record) -> io::Result<Option<(codec::Hash, Token)>> {
-        let mut newest = None;
-        let mut next = Some(record.token);
-        // Renewals are a chain; the bound is against a damaged one that bites its tail.
-        for _ in 0..1000 {
-            let Some(hash) = next else { break };
-            let Some(token) = self.log.get::<Token>(&token_key(&hash))? else { break };
-            next = token.renewed_by;
-            newest = Some((hash, token));
-        }
-        Ok(newest.filter(|(_, token)| !token.secret.bytes().is_empty()))
     }
 
     fn id(&self, sequence: u64) -> String {

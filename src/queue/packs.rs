@@ -39,7 +39,7 @@ impl Writer {
             pack::encode_onto(&mut encoded, open.next, record);
         }
         let at = open.next;
-        self.store.extend(at.key(), &encoded);
+        self.store.append(at.key(), &encoded);
         self.meta.weight += encoded.len() as u64;
         self.open_pack = Some(Open { next: At { nth: at.nth + 1, ..at }, bytes: open.bytes + encoded.len() });
         self.encoded = encoded;
@@ -56,7 +56,7 @@ impl Writer {
     pub(super) fn record(&mut self, at: At) -> Result<Option<Record>, StoreFailed> {
         let found = self.store.read(&at.key(), |bytes| pack::decode(at, bytes))?;
         if let Some(None) = found {
-            self.store.set_copy_aside(&at.key())?;
+            self.store.quarantine_row(&at.key())?;
             self.unfile(at)?;
         }
         Ok(found.flatten())

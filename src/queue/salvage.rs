@@ -12,14 +12,14 @@ use super::codec::{
     At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Sending, Slot, Token, decode, hash_at,
     number_at, pack,
 };
-use super::log::Log;
 use super::packs::gone_key;
+use crate::storage::{self, Image};
 use crate::time::{Anchor, Timestamp};
 
 /// A log, understood.
 #[derive(Debug)]
 pub struct Salvage<'a> {
-    pub log: &'a Log,
+    pub log: &'a Image,
     /// Conversations' lines that verify, with what their chunks hold.
     pub lines: HashMap<Hash, Line>,
     /// Sequence numbers of messages that have an outcome or a dead letter.
@@ -50,7 +50,7 @@ pub struct Queued {
 
 impl<'a> Salvage<'a> {
     /// Looks at every row once.
-    pub fn of(log: &'a Log) -> io::Result<Salvage<'a>> {
+    pub fn of(log: &'a Image) -> io::Result<Salvage<'a>> {
         let (lines, left) = (HashMap::new(), HashSet::new());
         let mut salvage = Salvage { log, lines, left, corrupt: BTreeMap::new(), unknown: 0 };
         let (mut chunks, mut corrupt) = (Vec::new(), BTreeMap::new());
@@ -171,9 +171,8 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
     Some(match key.first()? {
         b'!' => decode::<Meta>(key, value).is_some(),
         b'm' | b'k' => true,
-        b'j' | b'l' | b'u' => decode::<u64>(key, value).is_some(),
+        b'l' | b'u' => decode::<u64>(key, value).is_some(),
         b'c' => decode::<Anchor>(key, value).is_some(),
-        b'f' => decode::<String>(key, value).is_some(),
         b'p' => decode::<Secret>(key, value).is_some(),
         b'v' => decode::<Line>(key, value).is_some(),
         b's' => decode::<Vec<Slot>>(key, value).is_some(),
@@ -187,6 +186,6 @@ fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
         b'x' => decode::<Dead>(key, value).is_some(),
         b'o' => decode::<Vec<(Hash, Hash)>>(key, value).is_some(),
         b'y' => decode::<Vec<(u8, Hash)>>(key, value).is_some(),
-        _ => return None,
+        _ => return storage::verify_own_row(key, value),
     })
 }

@@ -15,7 +15,6 @@ use super::accept::token_key;
 use super::codec::{Hash, Key, Line, Meta, Place, Token, number_at};
 use super::line::{conversation_in, turn_key, turn_prefix};
 use super::lookup::{Queued, entry_key};
-use super::sealing::Binding;
 use super::settle::Burial;
 use super::{Lease, LeaseRequest, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
@@ -335,7 +334,7 @@ impl Writer {
         let Queued { slot, record } = &queued;
         let (conversation, sequence) = (record.conversation, slot.sequence);
         let body = self.body(record)?;
-        let connection_token = self.sealer.open(Binding::Token(&hash), &token.secret);
+        let connection_token = self.sealer.open(&token_key(&hash), &token.secret);
         let connection_token = connection_token.and_then(|bytes| ConnectionToken::parse(&bytes).ok());
         let client_token = ClientToken::parse(&record.client_token).ok().flatten();
         let (Some(body), Some(connection_token), Some(client_token)) = (body, connection_token, client_token) else {

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::message::{Body, Content, ContentType, ConversationKey};
+use crate::storage::testing;
 
 struct Rig {
     folder: tempfile::TempDir,
@@ -747,7 +748,7 @@ fn another_format_is_refused_by_name() {
 fn unfinished_first_start_is_set_aside_and_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(folder.path().join("queue"));
-    drop(store::open_sled(&options.path).unwrap());
+    testing::create_log(&options.path);
     let rig = Rig::open(folder, options, Clock::system());
     assert_eq!(rig.overview().queued, 0);
     let aside = std::fs::read_dir(&rig.options.path).unwrap().flatten();
@@ -763,15 +764,14 @@ fn damaged_rows_are_set_aside_and_the_line_goes_on() {
     writer.join().unwrap().unwrap();
     {
         // A record in the middle of its pack, and the line itself, damaged as a disk would.
-        let db = sled::Config::new().path(&options.path).open().unwrap();
-        let first = |prefix: &[u8]| db.scan_prefix(prefix).keys().next().unwrap().unwrap();
-        for (key, of) in [(first(b"m"), 2), (first(b"v"), 10)] {
-            let mut value = db.get(&key).unwrap().unwrap().to_vec();
+        let rows = testing::sled_rows(&options.path);
+        let first = |prefix: &[u8]| rows.iter().find(|(key, _)| key.starts_with(prefix)).unwrap();
+        for ((key, value), of) in [(first(b"m"), 2), (first(b"v"), 10)] {
+            let mut value = value.clone();
             let at = value.len() / of;
             value[at] ^= 1;
-            db.insert(&key, value).unwrap();
+            testing::write_sled_rows(&options.path, &[(key.clone(), value)]);
         }
-        db.flush().unwrap();
     }
     let rig = Rig::open(folder, options, clock);
     assert_eq!(rig.drain(), ["0", "1", "3", "4"]);
@@ -890,16 +890,14 @@ fn compaction_cut_short_anywhere_loses_nothing() {
         &|| move_up("conf"),
         &|| ["conf", "db"].into_iter().for_each(move_up),
         &|| {
-            compaction::finish(&path).unwrap();
+            testing::finish_compaction(&path).unwrap();
             std::fs::create_dir(&compacted).unwrap();
         },
     ];
     let mut folder = folder;
     for cut in cuts {
         {
-            let (db, _) = store::open_sled(&path).unwrap();
-            compaction::copy(&db, &path).unwrap();
-            compaction::complete(&path).unwrap();
+            testing::complete_compaction(&path);
         }
         cut();
         let rig = Rig::open(folder, options.clone(), clock.clone());

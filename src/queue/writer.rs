@@ -20,12 +20,12 @@ use super::gauges::Gauges;
 use super::packs::Open;
 use super::pause::Trust;
 use super::schedule::Ahead;
-use super::sealing::Sealer;
-use super::store::{BALLAST_BYTES, Store};
+use super::typed_store::TypedStore;
 use super::waiters::Waiters;
 use super::{MessageId, Options, Shared, StoreFailed};
 use crate::memory;
 use crate::pacer::{Closed, Kept};
+use crate::storage::{Sealer, Space};
 use crate::time::{Anchor, Clock, Timestamp, millis};
 use crate::turns::{FreshTurns, Turns};
 
@@ -44,7 +44,7 @@ const GIVE_BACK: Duration = Duration::from_secs(60);
 /// The thread that owns the store.
 pub struct Writer {
     pub(super) options: Options,
-    pub(super) store: Store,
+    pub(super) store: TypedStore,
     pub(super) hasher: Hasher,
     /// The last anchor of the inner line that the store has.
     pub(super) anchor: Option<Anchor>,
@@ -93,16 +93,6 @@ impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Writer").field("store", &self.store).field("meta", &self.meta).finish_non_exhaustive()
     }
-}
-
-/// How much room there is, looked up whenever sled was given something.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Space {
-    pub bytes: u64,
-    pub free: Option<u64>,
-    /// What of `bytes` changes seldom: looked up once a tick.
-    others: u64,
-    pub set_aside: bool,
 }
 
 impl Writer {
@@ -165,7 +155,7 @@ impl Writer {
     fn work(&mut self) -> Result<(), StoreFailed> {
         self.tick()?;
         loop {
-            let idle = if self.store.is_giving() { Duration::ZERO } else { TICK };
+            let idle = if self.store.is_checkpointing() { Duration::ZERO } else { TICK };
             let mut next = match self.inbox.recv_timeout(idle) {
                 Ok(act) => Some(act),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -291,17 +281,17 @@ impl Writer {
         let now = self.now();
         self.ticked = now;
         self.waiters.sweep();
-        self.space.others = self.store.other_bytes();
-        self.space.set_aside = self.store.has_set_aside();
+        self.store.scan_folder();
         self.measure_space();
         self.note_step();
         self.expire(now)?;
         self.prune(now)?;
         self.commit()?;
         let spare = COMPACT_BYTES.min(self.options.bytes_max / 4);
-        if self.store.compact(self.live_bytes(), spare)? {
+        let live = self.live_bytes();
+        if let Some(bytes) = self.store.compact(live, spare)? {
             let took = self.now().since(now);
-            debug!(bytes = self.store.log_bytes(), took_ms = millis(took), "the queue's log was compacted");
+            debug!(bytes, took_ms = millis(took), "the queue's log was compacted");
             self.held_since = Some(Timestamp(0));
         }
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
@@ -315,22 +305,14 @@ impl Writer {
     }
 
     fn measure_space(&mut self) {
-        self.space.bytes = self.space.others + self.store.log_bytes();
-        self.space.free = self.store.bytes_free();
-        match self.space.free {
-            Some(free) if free < BALLAST_BYTES && self.store.release_ballast() => {
-                tracing::warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
-            }
-            Some(free) if free > self.options.free_disk_min + 2 * BALLAST_BYTES => self.store.keep_ballast(),
-            _ => {}
-        }
+        self.space = self.store.measure_space(self.options.free_disk_min);
     }
 
     /// The instant of commit, and what follows from it.
     pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
         self.open_pack = None;
         self.write_prune_rows();
-        let changed = self.store.pending_bytes() > 0 || self.store.is_giving();
+        let changed = self.store.pending_bytes() > 0 || self.store.is_checkpointing();
         if self.store.pending_bytes() > 0 {
             self.note_anchor();
             self.note_meta();
@@ -351,7 +333,7 @@ impl Writer {
         if changed {
             // After the answers: what they say is durable, and this takes its time.
             self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
-            let grown = self.store.go_on()?;
+            let grown = self.store.advance_checkpoint()?;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             if grown {
                 self.measure_space();

@@ -70,8 +70,12 @@ def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, hom
     assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), workshop)
 
 
+# The constants that a mutant changes, and the files that define them.
+CONSTANTS = {"INLINE_MAX": "src/queue/codec.rs", "ROW_MAX": "src/storage/row.rs"}
+
+
 def build(home, constants):
-    """A relay from a copy of the source with other constants in queue/codec.rs."""
+    """Builds a relay from a copy of the source with other values of some constants."""
     source = home / "source"
     source.mkdir()
     for name in ("src", "benches", "tests", "config", "Cargo.toml", "Cargo.lock"):
@@ -79,12 +83,11 @@ def build(home, constants):
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(".venv", "node_modules"))
         else:
             shutil.copy(ROOT / name, source / name)
-    codec = source / "src/queue/codec.rs"
-    text = codec.read_text()
     for name, value in constants.items():
-        text, changed = re.subn(rf"(pub const {name}: usize = )[^;]+;", rf"\g<1>{value};", text)
-        assert changed == 1, f"{name} is not in codec.rs: the mutant is no mutant"
-    codec.write_text(text)
+        file = source / CONSTANTS[name]
+        text, changed = re.subn(rf"(pub const {name}: usize = )[^;]+;", rf"\g<1>{value};", file.read_text())
+        assert changed == 1, f"{name} is not in {CONSTANTS[name]}: the mutant is no mutant"
+        file.write_text(text)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutant"
     done = subprocess.run(
         ["cargo", "build", "--release", "--locked", "--bin", "connect-relay"], cwd=source, capture_output=True, text=True,

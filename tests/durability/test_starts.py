@@ -16,7 +16,7 @@ from relays import Run, drained
 
 DOWN = "http://127.0.0.1:9"
 GRACE = {"shutdown.grace": "2100ms"}
-# What a start gives sled, in src/queue/opening.rs, and what a busy machine adds.
+# What a start gives sled, in src/storage/open_guard.rs, and what a busy machine adds.
 PATIENCE, MORE = 60, 60
 
 

@@ -3,6 +3,7 @@
 //! A violation is printed as `file:line: rule`, all of them at once. The scan reads text, not syntax: comment lines,
 //! and a module's tests at its end, are passed over, and everything else counts, so that a rule has no back door.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
 const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
-    &["retry"],
+    &["retry", "storage"],
     &["message", "delivery"],
     &["life", "pacer", "turns", "suspects", "health", "supervisor"],
     &["queue", "participant", "serve"],
@@ -23,7 +24,7 @@ const FLOORS: &[&[&str]] = &[
 
 /// What only some modules may name, and why. The words are searched in the code as it stands.
 const ABSENCES: &[(&[&str], &[&str], &str)] = &[
-    (&["sled::"], &["queue"], "only queue names sled"),
+    (&["sled::"], &["storage"], "only storage names sled"),
     (
         &["TcpStream::connect", "TcpSocket", "HttpConnector", "hyper_rustls", "hyper_util::client", "lookup_host"],
         &["participant"],
@@ -33,8 +34,8 @@ const ABSENCES: &[(&[&str], &[&str], &str)] = &[
     (&["env::"], &["cli", "config", "main"], "only cli and config read arguments and environment"),
     (
         &["read_to_string(", "fs::read(", "File::open"],
-        &["cli", "config", "queue", "ingress", "time"],
-        "only cli and config read files; queue its own, ingress a peer's groups, and time the boot id",
+        &["cli", "config", "storage", "ingress", "time"],
+        "only cli and config read files; storage its own, ingress a peer's groups, and time the boot id",
     ),
     (
         &["tokio::spawn", "thread::spawn", "spawn_blocking", "task::spawn"],
@@ -243,6 +244,113 @@ fn words_are_found_where_they_stand() {
     );
 }
 
+/// Words that `src/storage` does not contain, in code or comments: what its rows mean is the business of the queue.
+const UNKNOWN_TO_STORAGE: &[&str] = &[
+    "message",
+    "conversation",
+    "clienttoken",
+    "connectiontoken",
+    "client_token",
+    "dead letter",
+    "lease",
+    "chat",
+    "sender",
+];
+
+#[test]
+fn storage_does_not_know_what_its_rows_mean() {
+    let mut violations = Vec::new();
+    let storage: Vec<_> = sources().into_iter().filter(|source| source.module == "storage").collect();
+    assert!(storage.len() > 10, "src/storage has files");
+    for source in &storage {
+        for (number, line) in (1..).zip(source.text.lines()) {
+            let words = line.to_lowercase();
+            let known = UNKNOWN_TO_STORAGE.iter().filter(|word| has_word(&words, word));
+            violations.extend(known.map(|word| format!("{}:{number}: storage knows no {word}", source.path.display())));
+        }
+        // A row's prefix: its own are the journal's position, the copy of the stamp, and the place of the store's key.
+        for (number, line) in source.lines() {
+            for (at, _) in line.match_indices("b'") {
+                let prefix = &line[at + 2..at + 3];
+                if !["j", "f", "s"].contains(&prefix) {
+                    violations.push(format!("{}:{number}: storage knows no prefix {prefix}", source.path.display()));
+                }
+            }
+        }
+    }
+    none(violations);
+}
+
+/// The modules whose files do not import each other in a circle.
+const WITHOUT_CIRCLES: &[&str] = &["storage"];
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let sources: Vec<_> = sources();
+    let modules: BTreeSet<Vec<String>> = sources.iter().map(Source::module_path).collect();
+    let mut imports: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| WITHOUT_CIRCLES.contains(&&*source.module)) {
+        imports.entry(source.module_path()).or_default().extend(source.imports(&modules));
+    }
+    let named: usize = imports.values().map(BTreeSet::len).sum();
+    assert!(named > imports.len(), "{named} imports between {} files are seen", imports.len());
+    none(circles(&imports));
+}
+
+/// The circles of imports, as paths of modules.
+fn circles(imports: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in imports.keys() {
+        // A search over all that `start` imports, each with the module that led there.
+        let (mut came_from, mut next) = (BTreeMap::new(), vec![start]);
+        while let Some(module) = next.pop() {
+            for import in imports.get(module).into_iter().flatten() {
+                if let Entry::Vacant(unseen) = came_from.entry(import) {
+                    unseen.insert(module);
+                    next.push(import);
+                }
+            }
+        }
+        if came_from.contains_key(start) {
+            let (mut way, mut at) = (vec![start.join("::")], came_from[start]);
+            while at != start {
+                way.push(at.join("::"));
+                at = came_from[at];
+            }
+            way.push(start.join("::"));
+            way.reverse();
+            found.push(format!("a circle of imports: {}", way.join(" -> ")));
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_and_circles_are_found() {
+    let path = |text: &str| text.split("::").map(str::to_owned).collect::<Vec<_>>();
+    let modules: BTreeSet<_> = ["a", "a::b", "a::b::c", "a::d", "e"].map(path).into();
+    let source = |path: &str, text: &str| Source { path: path.into(), module: "a".into(), text: text.into() };
+    let imports = |file: &str, text: &str| {
+        source(file, text).imports(&modules).into_iter().map(|path| path.join("::")).collect::<Vec<_>>()
+    };
+    assert_eq!(imports("src/a.rs", "mod b;\npub use b::X;\nuse self::d::Y;"), ["a::b", "a::d"]);
+    assert_eq!(imports("src/a/b.rs", "use super::{d::{self, Y}, Z};\nuse crate::e;"), ["a", "a::d", "e"]);
+    assert_eq!(imports("src/a/b/c.rs", "use super::super::d;\nlet x = crate::a::b::T::new();"), ["a::b", "a::d"]);
+    assert_eq!(imports("src/a/d.rs", "// super::b\nuse super::b::{\n    X, c::Y,\n};\n"), ["a::b", "a::b::c"]);
+    let graph = |arrows: &[(&str, &str)]| {
+        let mut graph: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (from, to) in arrows {
+            graph.entry(path(from)).or_default().insert(path(to));
+        }
+        circles(&graph)
+    };
+    assert_eq!(graph(&[("a", "b"), ("b", "c"), ("a", "c")]), Vec::<String>::new());
+    let circle = graph(&[("a", "b"), ("b", "c"), ("c", "b")]);
+    assert_eq!(circle, ["a circle of imports: b -> c -> b", "a circle of imports: c -> b -> c"]);
+    let crossed = graph(&[("a", "b"), ("a", "c"), ("b", "c"), ("b", "d"), ("c", "b"), ("c", "d"), ("d", "a")]);
+    assert_eq!(crossed.len(), 4, "{crossed:?}");
+}
+
 /// One file of the crate.
 struct Source {
     path: PathBuf,
@@ -255,7 +363,9 @@ impl Source {
     /// Its lines of code with their numbers: no comments, no tests.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let inline = self.text.find("#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
-        let end = if self.path.ends_with("tests.rs") { 0 } else { inline };
+        let of_tests =
+            self.path.ends_with("tests.rs") || self.path.components().any(|part| part.as_os_str() == "tests");
+        let end = if of_tests { 0 } else { inline };
         (1..).zip(self.text[..end].lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
@@ -299,6 +409,42 @@ impl Source {
         found
     }
 
+    /// Its module's path from the crate's root.
+    fn module_path(&self) -> Vec<String> {
+        let path = self.path.strip_prefix("src").expect("a file under src").with_extension("");
+        path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
+    }
+
+    /// The modules that it names, by paths that begin with `crate`, `super` or `self`, or in `use` with its own child.
+    fn imports(&self, modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
+        let own = self.module_path();
+        let code = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
+        let mut named = BTreeSet::new();
+        for (at, _) in code.match_indices("::") {
+            let first = code[..at].rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default();
+            let before = &code[..at - first.len()];
+            let child = || {
+                let child = [&own[..], &[first.to_owned()]].concat();
+                (before.trim_end().ends_with("use") && modules.contains(&child)).then_some(child)
+            };
+            let start = match first {
+                _ if before.ends_with("::") => continue,
+                "crate" => Vec::new(),
+                "self" => own.clone(),
+                "super" => own[..own.len() - 1].to_vec(),
+                _ => match child() {
+                    Some(child) => child,
+                    None => continue,
+                },
+            };
+            let mut tree = &code[at + 2..];
+            follow(&mut tree, &start, modules, &mut named);
+        }
+        named.remove(&own);
+        named.remove(&Vec::new());
+        named
+    }
+
     /// The metrics that it registers: the first argument of each of the constructors in `metrics`.
     fn metrics(&self) -> Vec<String> {
         let code: String = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
@@ -338,6 +484,46 @@ fn arguments(code: &str) -> Vec<String> {
     }
     all.retain(|argument| !argument.is_empty());
     all
+}
+
+/// Reads the rest of a path, or a group of them, and adds the module that each leads to.
+fn follow(tree: &mut &str, start: &[String], modules: &BTreeSet<Vec<String>>, named: &mut BTreeSet<Vec<String>>) {
+    *tree = tree.trim_start();
+    if let Some(group) = tree.strip_prefix('{') {
+        *tree = group;
+        while !tree.is_empty() && !tree.trim_start().starts_with('}') {
+            follow(tree, start, modules, named);
+            *tree = tree.trim_start().trim_start_matches(',').trim_start();
+        }
+        *tree = tree.trim_start().strip_prefix('}').unwrap_or_default();
+        return;
+    }
+    let Some(name) = head(tree) else {
+        // A glob, or no path at all.
+        named.insert(start.to_vec());
+        *tree = tree.get(1..).unwrap_or_default();
+        return;
+    };
+    *tree = &tree[name.len()..];
+    let next = match &*name {
+        "self" => start.to_vec(),
+        "super" => start[..start.len() - 1].to_vec(),
+        _ => [start, &[name]].concat(),
+    };
+    match tree.strip_prefix("::").filter(|_| next.len() <= start.len() || modules.contains(&next)) {
+        Some(rest) => {
+            *tree = rest;
+            follow(tree, &next, modules, named);
+        }
+        None => {
+            named.insert(if modules.contains(&next) { next } else { start.to_vec() });
+            // What follows an item is not a module's.
+            let end = tree.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(tree.len());
+            *tree = tree[end..]
+                .strip_prefix(" as ")
+                .map_or(&tree[end..], |rest| &rest[head(rest).map_or(0, |name| name.len())..]);
+        }
+    }
 }
 
 /// The first segment of a path.

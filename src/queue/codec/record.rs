@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::{Hash, PIECE};
+use super::{Hash, PIECE, Secret};
 use crate::life::Subject;
 use crate::time::Timestamp;
 
@@ -45,45 +45,6 @@ pub enum Kind {
     Disconnect,
 }
 
-/// Contents or a token as they stand on disk, sealed where there is a key: wiped, and not shown.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
-/// As one run of bytes; derived, each byte would be a number of its own.
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-        <&[u8]>::deserialize(deserializer).map(|bytes| Secret(bytes.to_vec()))
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.0);
-    }
-}
-
-impl Secret {
-    pub fn new(bytes: Vec<u8>) -> Secret {
-        Secret(bytes)
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 impl Record {
     /// Whose life the log tells of.
     pub fn subject<'a>(&'a self, id: &'a dyn std::fmt::Display) -> Subject<'a> {
@@ -109,7 +70,7 @@ impl Record {
 
     /// The same of its dead letter.
     pub fn dead_weight(&self) -> u64 {
-        (self.inline.0.len() + 200) as u64
+        (self.inline.bytes().len() + 200) as u64
     }
 }
 

@@ -3,8 +3,12 @@
 
 use proptest::prelude::*;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::*;
 use crate::delivery::{Receipt, ServiceError};
+use crate::storage::row::{ROW_MAX, encode, put_checksum};
 use crate::time::Timestamp;
 
 /// What sealing adds.
@@ -12,7 +16,7 @@ const SEAL: usize = 33;
 
 fn with_sum(key: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut row = [&[0; 4], payload].concat();
-    put_sum(key, &mut row);
+    put_checksum(key, &mut row);
     row
 }
 

@@ -5,8 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::*;
-use crate::queue::log::{self, Log};
-use crate::queue::store::open_sled;
+use crate::storage::Image;
 
 impl Rig {
     /// Ends cleanly.
@@ -58,13 +57,12 @@ impl Rig {
 fn log_reads_row_by_row_as_sled_does() {
     for seed in 0..4 {
         let (_folder, options, _) = Rig::new().busy(seed, 120).close();
-        assert_eq!(log::sweep(&options.path).unwrap(), Vec::<String>::new());
-        let log = Log::read(&options.path, |_, _| ()).unwrap();
+        assert_eq!(testing::find_damage(&options.path).unwrap(), Vec::<String>::new());
+        let log = Image::read(&options.path, |_, _| ()).unwrap();
         let mine: BTreeMap<&[u8], Vec<u8>> =
             (0..u8::MAX).flat_map(|first| log.keys(first)).map(|key| (key, log.raw(key).unwrap().unwrap())).collect();
-        let (sled, _) = open_sled(&options.path).unwrap();
-        let rows: Vec<_> = sled.iter().map(Result::unwrap).collect();
-        let sleds: BTreeMap<&[u8], Vec<u8>> = rows.iter().map(|(key, value)| (&**key, value.to_vec())).collect();
+        let rows = testing::sled_rows(&options.path);
+        let sleds: BTreeMap<&[u8], Vec<u8>> = rows.iter().map(|(key, value)| (&**key, value.clone())).collect();
         let differ: Vec<_> = mine.keys().chain(sleds.keys()).filter(|key| mine.get(*key) != sleds.get(*key)).collect();
         assert!(
             rows.len() > 500 && differ.is_empty(),
@@ -199,11 +197,11 @@ fn busy_store_is_carried_over_whole() {
 fn store_on_which_start_after_start_ends_is_set_aside() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
-    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), ".".repeat(7)).unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(testing::OPENING), ".".repeat(7)).unwrap());
     assert!(!rig.overview().set_aside, "seven can be chance");
-    let rig = rig.damaged(|path| std::fs::write(path.join(opening::MARK), ".".repeat(8)).unwrap());
+    let rig = rig.damaged(|path| std::fs::write(path.join(testing::OPENING), ".".repeat(8)).unwrap());
     assert!(rig.overview().set_aside);
-    assert!(!rig.options.path.join(opening::MARK).exists());
+    assert!(!rig.options.path.join(testing::OPENING).exists());
     assert_eq!(rig.drain(), ["a1"]);
 }
 
@@ -230,9 +228,9 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
     let Rig { folder, clock, options, writer, queue, runtime, .. } = rig;
     drop((queue, runtime));
     assert!(writer.join().unwrap().is_err());
-    assert!(options.path.join(folder::MARK).exists());
+    assert!(options.path.join(testing::FAILED_READ).exists());
     let rig = Rig::open(folder, options, clock);
-    assert!(rig.overview().set_aside && !rig.options.path.join(folder::MARK).exists());
+    assert!(rig.overview().set_aside && !rig.options.path.join(testing::FAILED_READ).exists());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a commit left in the journal alone is there after a kill, and goes into sled in its time.
 
 use super::*;
+use crate::storage::Image;
 
 /// More than the journal holds.
 const MANY: usize = 3000;
@@ -69,8 +70,7 @@ fn clean_end_leaves_everything_in_sled() {
     rig.accepted(message("a", "1", "kept"));
     let rig = rig.reopen();
     let (_folder, options, _) = rig.close();
-    let db = sled::Config::new().path(&options.path).open().unwrap();
-    assert_eq!(db.scan_prefix(b"m").count(), 1);
+    assert_eq!(testing::count(&options.path, b'm'), 1);
 }
 
 #[test]
@@ -79,23 +79,14 @@ fn checkpoint_that_was_cut_short_leaves_nothing_behind() {
     rig.accepted(message("a", "1", "sent once"));
     let (rig, written) = {
         // Of the checkpoint's batches sled has the first.
-        let log = carry::open_log(&rig.options.path, |_, _| ()).unwrap();
+        let log = Image::read(&rig.options.path, |_, _| ()).unwrap();
         let rows: Vec<_> = [b'm', b'r'].iter().flat_map(|letter| log.keys(*letter)).collect();
         let rows: Vec<_> = rows.iter().map(|key| (key.to_vec(), log.raw(key).unwrap().unwrap())).collect();
-        (rig.killed_with(|path| write_to_sled(path, &rows)), rows.len())
+        (rig.killed_with(|path| testing::write_sled_rows(path, &rows)), rows.len())
     };
     assert_eq!((written, rig.drain()), (2, vec!["sent once".to_owned()]));
     let (_folder, options, _) = rig.close();
-    let db = sled::Config::new().path(&options.path).open().unwrap();
-    assert_eq!((db.scan_prefix(b"m").count(), db.scan_prefix(b"r").count()), (0, 0));
-}
-
-fn write_to_sled(path: &std::path::Path, rows: &[(Vec<u8>, Vec<u8>)]) {
-    let db = sled::Config::new().path(path).open().unwrap();
-    for (key, value) in rows {
-        db.insert(key, value.as_slice()).unwrap();
-    }
-    db.flush().unwrap();
+    assert_eq!((testing::count(&options.path, b'm'), testing::count(&options.path, b'r')), (0, 0));
 }
 
 #[test]
@@ -167,4 +158,20 @@ fn journal_that_was_cut_off_is_damage_where_it_was_longer_before() {
     // And one that has all its length is none.
     let rig = rig.killed().reopen().killed();
     assert_eq!(rig.drain().len(), MANY);
+}
+
+#[test]
+fn damaged_copy_of_the_stamp_is_counted_and_replaced() {
+    let rig = Rig::new();
+    rig.accepted(message("a", "1", "kept"));
+    let (folder, options, clock) = rig.reopen().close();
+    let (key, mut value) = testing::sled_rows(&options.path).into_iter().find(|(key, _)| key == b"f").unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    testing::write_sled_rows(&options.path, &[(key, value)]);
+    let rig = Rig::open(folder, options, clock);
+    assert!((corrupt(&rig) - 1.0).abs() < f64::EPSILON, "{}", corrupt(&rig));
+    let rig = rig.reopen();
+    assert!(corrupt(&rig) < 1.0);
+    let (_folder, options, _) = rig.close();
+    assert_eq!(testing::count(&options.path, b'k'), 1);
 }

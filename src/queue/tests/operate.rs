@@ -42,7 +42,7 @@ impl Rig {
         let Rig { folder: _folder, options, queue, writer, runtime, .. } = self;
         drop((queue, runtime));
         writer.join().unwrap().unwrap();
-        crate::queue::carry::open_log(&options.path, |_, _| ()).unwrap().keys(b'p').count()
+        crate::storage::Image::read(&options.path, |_, _| ()).unwrap().keys(b'p').count()
     }
 
     /// `messages_dead_total` by its reason.

@@ -8,18 +8,19 @@ use std::sync::mpsc::Receiver;
 
 use tracing::error;
 
-use super::{Space, Writer};
+use super::Writer;
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
-use crate::queue::codec::{Key, Meta, Sending, number_at};
+use crate::queue::codec::{self, Hasher, Key, Meta, Sending, number_at};
 use crate::queue::expiring::Expiring;
 use crate::queue::gauges::Gauges;
 use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
 use crate::queue::schedule::Ahead;
-use crate::queue::store::Store;
+use crate::queue::typed_store::TypedStore;
 use crate::queue::waiters::Waiters;
-use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry, folder, opening};
+use crate::queue::{Carried, Damaged, OpenError, Options, Shared, StoreFailed, carry};
+use crate::storage::{self, Opened, Space, Store};
 use crate::time::{Anchor, Clock, Timestamp};
 use crate::turns::{FreshTurns, Kind, Turns};
 
@@ -31,9 +32,15 @@ impl Writer {
         metrics: &Metrics,
     ) -> Result<Writer, OpenError> {
         let path = options.path.clone();
-        let now = shared.clock.now();
-        let open = || Store::open(&path, options.volatile, options.keys.clone(), now);
-        let (store, hasher, sealer) = match open() {
+        let now = shared.clock.wall();
+        let of_store = storage::Options {
+            volatile: options.volatile,
+            keys: options.keys.clone(),
+            write_once: codec::WRITE_ONCE,
+            removal_weight: codec::removal_weight,
+        };
+        let open = || Store::open(&path, of_store.clone(), now);
+        let Opened { store, key, sealer, damaged } = match open() {
             Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
                 set_aside(&options, &shared.clock, &damage)?;
                 open()?
@@ -43,8 +50,8 @@ impl Writer {
         let gauges = Gauges::new(metrics, &options);
         let mut writer = Writer {
             options,
-            store,
-            hasher,
+            store: TypedStore::new(store, damaged),
+            hasher: Hasher::new(&key),
             anchor: None,
             sealer,
             meta: Meta::default(),
@@ -74,10 +81,10 @@ impl Writer {
             ticked: Timestamp(0),
             held_since: None,
         };
-        opening::within(&path.clone(), opening::patience(&path), move || {
+        storage::guarded(&path.clone(), move || {
             let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
             writer.begin().map_err(failed)?;
-            writer.store.note_opened();
+            writer.store.finish_open();
             Ok(writer)
         })
     }
@@ -129,7 +136,7 @@ impl Writer {
 /// Sets a damaged store aside, and says so.
 fn set_aside(options: &Options, clock: &Clock, damage: &str) -> Result<(), OpenError> {
     let path = &options.path;
-    let _lock = folder::lock(path)?;
+    let _lock = storage::lock(path)?;
     let failed = |cause: io::Error| OpenError::Failed {
         path: path.clone(),
         step: "set the damaged store aside",

@@ -1,7 +1,7 @@
-//! sled's snapshot: which frames each page was made of when it was written.
+//! sled's snapshot: the frames of each page at the time of the snapshot.
 //!
-//! sled believes it: it does not look at those frames before they are read, and panics where they lie beyond the end of the
-//! file. So each is looked for beforehand.
+//! sled trusts it: it does not verify those frames before it reads them, and panics if one is beyond the end of the
+//! file. So the check looks for each of them.
 //!
 //! ```text
 //! [end i64][segment it ends in][page 0][page 1]…[length u64][crc u32]
@@ -14,22 +14,23 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::bytes::Bytes;
+use super::varint::Bytes;
+use crate::storage::names;
 
-/// A frame that a page was made of.
+/// A frame of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Pointer {
-    /// Where it begins in the log.
+    /// Its offset in the log.
     pub at: u64,
     pub lsn: u64,
     pub page: u64,
 }
 
-/// What the newest snapshot in a folder points at, by place; an error in words where it cannot be read.
+/// The frames that the newest snapshot in a folder points at, by their offsets; an error in words if it cannot be read.
 pub fn pointers(folder: &Path) -> io::Result<Result<Vec<Pointer>, String>> {
     let names = fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
     let names: io::Result<Vec<String>> = names.collect();
-    let names = names?.into_iter().filter(|name| name.starts_with("snap.") && !name.ends_with(".generating"));
+    let names = names?.into_iter().filter(|name| names::is_snapshot(name) && !names::is_unfinished_snapshot(name));
     let Some(name) = names.max() else { return Ok(Ok(Vec::new())) };
     let bytes = fs::read(folder.join(&name))?;
     let found = verified(&bytes).and_then(parse);
@@ -49,7 +50,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Pointer>> {
     let mut bytes = Bytes { payload: bytes, at: 0 };
     let mut pointers = Vec::new();
     let _end = bytes.fixed()?;
-    // Where it ends is a place as well: one beyond the file would be written to.
+    // The segment in which the log ends.
     let _segment = bytes.number()?;
     for page in 0.. {
         let Some(kind) = bytes.byte() else { break };

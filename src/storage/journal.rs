@@ -1,10 +1,10 @@
 //! The journal: one write and one `fdatasync` for each commit.
 //!
-//! A batch of sled's costs a page for each row and two writes with a thread in between; a record here is one write, into
-//! blocks that the file has already. It counts from its `fdatasync` on. What it holds is in the overlay too, and goes into
-//! sled when so much has come together that it is worth it: that is a *checkpoint*, and from its beginning on commits go to
-//! the next *epoch*, in the other of two files. So one epoch is given to sled, batch by batch between commits, while the
-//! next one is being written.
+//! A batch costs sled a page for each row, and two writes with a thread in between. A record here is one write into
+//! blocks that the file already has, and the commit counts from its `fdatasync` on. The rows are in the memtable too. A
+//! *checkpoint* moves them into sled when the journal is full. From its beginning on, commits go to the next *epoch*,
+//! in the other of two files. So one epoch moves into sled, batch by batch between commits, while the next one is
+//! written.
 //!
 //! ```text
 //!              epoch 6 (file 0)          epoch 7 (file 1)          epoch 8 (file 0, over 6)
@@ -12,45 +12,46 @@
 //! sled          ▝ of 5 ▘ says 6           ▝ of 6 ▘ says 7           ▝ of 7 ▘ says 8
 //! ```
 //!
-//! The files are made at their full length, of zeros that are written and synced, and one that an epoch is too long for
-//! gets longer in the same way before the record goes there. So a commit changes no metadata: its `fdatasync` waits for its
-//! own blocks and for nothing of the file system's own journal. That is a third quicker; and where an ext4 is being shut
-//! down, the wait for its journal may end well for what never reached the disk: of files that grew, one in seven lost the
-//! last append that `fdatasync` had vouched for (601 of 4,452), of files at their full length none (of 4,264).
+//! The files are made at their full length, of zeros that are written and synced. If an epoch needs a longer file,
+//! zeros are appended and synced in the same way before the record is written. So a commit changes no metadata, and its
+//! `fdatasync` waits for its own blocks only, not for the file system's journal. That is a third faster. It is also
+//! safer: on an ext4 that is being shut down, the wait for its journal can succeed although nothing reached the disk.
+//! Of files that grew, one in seven lost the last append that `fdatasync` had confirmed (601 of 4,452), of files at
+//! their full length none (of 4,264).
 //!
 //! A record is
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! | --- | --- |
 //! | 4 | CRC-32 of all that follows |
-//! | 4 | how many bytes follow the head |
+//! | 4 | the number of bytes after the head |
 //! | 8 | the epoch |
-//! | 8 | its number within the epoch, from 0 |
-//! | … | the rows: the key's length (1), the value's (4, all ones for a row that was removed), key, value |
+//! | 8 | the record's number within the epoch, from 0 |
+//! | … | the rows: the key's length (1), the value's (4, all ones for a removed row), key, value |
 //!
-//! all numbers big-endian. Record 0 has no rows: it says how many records the epoch before has, and goes out in one write
-//! with record 1. It lies within one sector, so a file always begins with one that is whole.
+//! All numbers are big-endian. Record 0 has no rows: it has the number of records of the epoch before, and is written
+//! together with record 1. It fits into one sector, so the first record of a file is always whole.
 //!
-//! At a start sled's `j` row, the [`Mark`], names the oldest epoch that it may not have; that one and the next are read back.
-//! A record that is not whole ends an epoch: it was not acknowledged, and nothing was written after it. If something was, in
-//! its epoch or the next, it is no cut but damage.
+//! At a start sled's row `j`, the [`CheckpointPos`], names the oldest epoch that sled may not have. The start replays
+//! that one and the next. A record that is not whole ends an epoch: its commit was not acknowledged, and nothing was
+//! written after it. If something was written after it, in its epoch or the next, that is damage and not a power cut.
 //!
-//! | of the records that sled may not have | |
+//! | damage to records that sled may not have | |
 //! | --- | --- |
-//! | one fails its sum, and one after it does not | told |
-//! | the end of the older epoch is lost | told: the next one knows how many records it has |
-//! | a file is gone, empty, or not of this time | told |
-//! | the files are another store's | told: each epoch begins with a copy of the format stamp |
-//! | a file was cut off | told: it never gets shorter, and the mark says how long it must be |
-//! | the newest epoch's last records fail their sums, or were zeroed in their place | **not told**: a power cut leaves one that was not acknowledged yet just so. To tell, each commit would need a second place and a second sync |
+//! | one fails its checksum, and one after it does not | detected |
+//! | the end of the older epoch is lost | detected: the next one has the number of its records |
+//! | a file is gone, empty, or of another time | detected |
+//! | the files are another store's | detected: each epoch begins with a copy of the format stamp |
+//! | a file was cut off | detected: it never gets shorter, and the position has its least length |
+//! | the newest epoch's last records fail their checksums, or were zeroed in place | **not detected**: a power cut leaves a record that was not yet acknowledged in the same state. To detect it, each commit would need a second place and a second sync |
 //!
-//! A clean stop leaves everything in sled: none of this is needed then.
+//! After a clean stop everything is in sled, and the journal is not needed.
 //!
-//! | cut | what the next start finds |
+//! | power cut | the next start finds |
 //! | --- | --- |
 //! | while a record is written | the records before it |
-//! | in a checkpoint | all of the old epoch, which sled may have in part: it is given again; and what there is of the next |
-//! | after it | what there is of the next, and what is left of the old one is passed over |
+//! | in a checkpoint | the whole old epoch, part of which sled may have: it moves into sled again; and the records of the next |
+//! | after it | the records of the next; the rest of the old one is skipped |
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -59,54 +60,54 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::overlay::{Rows, Value};
+use super::memtable::{Rows, Value};
+use super::names::JOURNALS;
 
-/// Its files, beside the log: that of the even epochs and that of the odd ones.
-pub const NAMES: [&str; 2] = ["journal.0", "journal.1"];
-/// The row in sled that names the oldest epoch whose records are not all there.
+/// The key of the [`CheckpointPos`] in sled.
 pub const EPOCH: &[u8] = b"j";
-/// The first epoch of a store: those before it stand in the files as they were made.
+/// The first epoch of a store. New files contain the heads of the two epochs before it.
 const FIRST: u64 = 2;
-/// What an epoch holds before it is given to sled: a longer one saves more of what comes and goes, and takes more memory.
-/// (The tests' own is small, so that what they do meets checkpoints.)
+/// The length of an epoch at which a checkpoint begins. A longer epoch keeps more short-lived rows out of sled, and
+/// takes more memory. (Tests use a short one, so that they meet checkpoints.)
 const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
-/// How long a file is made: an epoch ends somewhat after [`BYTES`]. Where one needs more, its file gets [`STEP`] to spare.
+/// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file that gets longer has [`STEP`] bytes to
+/// spare.
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
 const HEAD: usize = 24;
 const REMOVED: u32 = u32::MAX;
 
-/// What sled says of the journal, in the row [`EPOCH`].
+/// The position of the last checkpoint in the journal; sled stores it under [`EPOCH`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// The oldest epoch whose records it may not have.
+pub struct CheckpointPos {
+    /// The oldest epoch whose records sled may not have.
     epoch: u64,
-    /// The files are at least so long: they never get shorter.
+    /// The least lengths of the files, which never get shorter.
     lengths: [u64; 2],
 }
 
-impl Default for Mark {
-    fn default() -> Mark {
-        Mark { epoch: FIRST, lengths: [LENGTH; 2] }
+impl Default for CheckpointPos {
+    fn default() -> CheckpointPos {
+        CheckpointPos { epoch: FIRST, lengths: [LENGTH; 2] }
     }
 }
 
-/// The files, and where the next record goes.
+/// The files of the journal, and the place of the next record.
 pub struct Journal {
     files: [File; 2],
-    /// By what was synced: what a start has found may not have been.
+    /// The lengths that were synced. (The lengths that a start finds may not have been.)
     lengths: [u64; 2],
     epoch: u64,
-    /// The next record's.
+    /// The number and the offset of the next record.
     number: u64,
     end: u64,
-    /// Records of the epoch before.
+    /// The number of records of the epoch before.
     before: u64,
-    /// The record being made; kept for its room.
+    /// The record being encoded; kept for its capacity.
     record: Vec<u8>,
 }
 
-/// Without the record, in which contents and tokens stand.
+/// Leaves out the record, which contains secrets.
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Journal { epoch, number, .. } = self;
@@ -116,7 +117,7 @@ impl std::fmt::Debug for Journal {
 
 /// Makes the files of a new store.
 pub fn create(folder: &Path) -> io::Result<()> {
-    for (epoch, name) in (0..FIRST).zip(NAMES) {
+    for (epoch, name) in (0..FIRST).zip(JOURNALS) {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(folder.join(name))?;
         let head = head_record(epoch, 0);
@@ -126,7 +127,7 @@ pub fn create(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes zeros, not a hole: a hole's first write needs blocks.
+/// Lengthens a file by zeros. It writes them: the first write into a hole would need new blocks.
 fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
     let zeros = [0; 16 << 10];
     let mut at = from;
@@ -139,15 +140,16 @@ fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Goes on where what was [`read`] ends.
-    pub fn resume(folder: &Path, mark: Mark, found: &Found) -> io::Result<Journal> {
+    /// Continues after the records that [`read`] found.
+    pub fn resume(folder: &Path, position: CheckpointPos, replay: &Replay) -> io::Result<Journal> {
         let open = |name: &str| OpenOptions::new().write(true).open(folder.join(name));
-        let files = [open(NAMES[0])?, open(NAMES[1])?];
-        let Replayed { epoch, number, end, .. } = *if found.next.is_begun() { &found.next } else { &found.oldest };
-        Ok(Journal { files, lengths: mark.lengths, epoch, number, end, before: 0, record: Vec::new() })
+        let files = [open(JOURNALS[0])?, open(JOURNALS[1])?];
+        let EpochReplay { epoch, number, end, .. } =
+            *if replay.next.is_begun() { &replay.next } else { &replay.oldest };
+        Ok(Journal { files, lengths: position.lengths, epoch, number, end, before: 0, record: Vec::new() })
     }
 
-    /// Writes the rows of one commit.
+    /// Writes the rows of one commit; [`Journal::sync`] makes them durable.
     pub fn append(&mut self, rows: &Rows) -> io::Result<()> {
         let Journal { epoch, record, .. } = self;
         record.clear();
@@ -164,7 +166,7 @@ impl Journal {
             record.extend_from_slice(key);
             record.extend_from_slice(value.as_deref().unwrap_or_default());
         }
-        seal(&mut record[begins..], *epoch, self.number);
+        put_head(&mut record[begins..], *epoch, self.number);
         let (file, length) = (&self.files[file_of(*epoch)], &mut self.lengths[file_of(*epoch)]);
         let end = self.end + record.len() as u64;
         if end > *length {
@@ -174,68 +176,70 @@ impl Journal {
         file.write_all_at(record, self.end)?;
         self.end = end;
         self.number += 1;
-        // One long batch must not be held on to.
+        // The capacity of one long record is not kept.
         record.shrink_to(BYTES as usize / 8);
         Ok(())
     }
 
-    /// What was written is on disk when this returns: the instant of commit.
+    /// Makes the records durable. **Its return is the instant of commit.**
     pub fn sync(&mut self) -> io::Result<()> {
         self.files[file_of(self.epoch)].sync_data()
     }
 
-    /// What sled is told when it has all epochs but the one that is being written.
-    pub fn mark(&self) -> Mark {
-        Mark { epoch: self.epoch, lengths: self.lengths }
+    /// The position when sled has all epochs but the current one.
+    pub fn position(&self) -> CheckpointPos {
+        CheckpointPos { epoch: self.epoch, lengths: self.lengths }
     }
 
-    /// Whether its epoch should be given to sled.
+    /// Returns true if the current epoch is long enough for a checkpoint.
     pub fn is_full(&self) -> bool {
         self.end >= BYTES
     }
 
-    /// Whether its epoch has no commit yet.
+    /// Returns true if the current epoch has no commit.
     pub fn is_empty(&self) -> bool {
         self.number == 0
     }
 
-    /// Begins the next epoch, in the other file: sled has what stood there.
+    /// Begins the next epoch, in the other file: sled has all of the epoch that it overwrites.
     pub fn begin_next(&mut self) {
         self.before = self.number;
         (self.epoch, self.number, self.end) = (self.epoch + 1, 0, 0);
     }
 }
 
-/// What the files hold.
+/// The result of reading the journal.
 #[derive(Debug)]
-pub struct Found {
-    oldest: Replayed,
-    next: Replayed,
-    /// What no cut leaves, in words.
+pub struct Replay {
+    oldest: EpochReplay,
+    next: EpochReplay,
+    /// Damage that a power cut cannot explain, in words.
     pub damage: Vec<String>,
 }
 
-/// Tells the rows, in the order of their commits, beside a log that says this of them, or nothing that can be read. No harm
-/// is done by rows that the log has already. `step` comes between the two epochs, where there are two.
+/// Replays the rows in commit order, through `visit`. `position` is the one that sled stores, or `None` if it is
+/// unreadable. Replaying rows that sled already has does no harm. `between` is called between the two epochs, if there
+/// are two.
 pub fn read<T>(
     folder: &Path,
-    mark: Option<Mark>,
+    position: Option<CheckpointPos>,
     to: &mut T,
-    tell: impl Fn(&mut T, &[u8], Value),
-    step: impl Fn(&mut T),
-) -> io::Result<Found> {
-    let files = [contents(folder, NAMES[0])?, contents(folder, NAMES[1])?];
-    let named = files.iter().filter_map(|bytes| (0..bytes.len()).find_map(|at| whole(&bytes[at..])));
-    let found = || Mark { epoch: named.map(|(epoch, ..)| epoch).min().unwrap_or(FIRST), lengths: [0, 0] };
-    let Mark { epoch, lengths } = mark.unwrap_or_else(found);
-    let oldest = replay(&files[file_of(epoch)], epoch, |key, value| tell(to, key, value));
+    visit: impl Fn(&mut T, &[u8], Value),
+    between: impl Fn(&mut T),
+) -> io::Result<Replay> {
+    let files = [contents(folder, JOURNALS[0])?, contents(folder, JOURNALS[1])?];
+    let first_records = files.iter().filter_map(|bytes| (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])));
+    let oldest_found =
+        || CheckpointPos { epoch: first_records.map(|(epoch, ..)| epoch).min().unwrap_or(FIRST), lengths: [0, 0] };
+    let CheckpointPos { epoch, lengths } = position.unwrap_or_else(oldest_found);
+    let oldest = replay(&files[file_of(epoch)], epoch, |key, value| visit(to, key, value));
     let next = &files[file_of(epoch + 1)];
     if next_record(next, 0, epoch + 1, 0).is_some() {
-        step(to);
+        between(to);
     }
-    let next = replay(next, epoch + 1, |key, value| tell(to, key, value));
+    let next = replay(next, epoch + 1, |key, value| visit(to, key, value));
     let mut damage = Vec::new();
-    if [&oldest, &next].into_iter().any(|replayed| !replayed.is_begun() && !replayed.is_awaited) {
+    if [&oldest, &next].into_iter().any(|epoch| !epoch.is_begun() && !epoch.may_begin) {
         damage.push("its journal is gone".to_owned());
     }
     let tail = next.before.map_or(0, |before| before.saturating_sub(oldest.number));
@@ -248,39 +252,40 @@ pub fn read<T>(
             damage.push(format!("its journal is cut off: of {length} bytes {} are there", bytes.len()));
         }
     }
-    Ok(Found { oldest, next, damage })
+    Ok(Replay { oldest, next, damage })
 }
 
-/// What a file holds of an epoch.
+/// The records of one epoch.
 #[derive(Debug, Default)]
-struct Replayed {
+struct EpochReplay {
     epoch: u64,
-    /// The next record's.
+    /// The number and the offset of the next record.
     number: u64,
     end: u64,
+    /// The number of records that cannot be read.
     damaged: u64,
-    /// Records of the epoch before, as the head has it.
+    /// The number of records of the epoch before, from the head.
     before: Option<u64>,
-    /// The file begins with an epoch that this one may be written over.
-    is_awaited: bool,
+    /// True if the file still contains the epoch that this one overwrites.
+    may_begin: bool,
 }
 
-impl Replayed {
+impl EpochReplay {
     fn is_begun(&self) -> bool {
         self.number > 0
     }
 }
 
-fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(&[u8], Value)) -> Replayed {
-    let is_awaited = whole(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
-    let mut replayed = Replayed { epoch, is_awaited, ..Replayed::default() };
+fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Value)) -> EpochReplay {
+    let may_begin = parse_record(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
+    let mut replayed = EpochReplay { epoch, may_begin, ..EpochReplay::default() };
     let mut at = 0;
     while let Some((start, number, rows)) = next_record(bytes, at, epoch, replayed.number) {
         replayed.damaged += number - replayed.number;
         if number == 0 {
             replayed.before = rows.try_into().ok().map(u64::from_be_bytes);
         } else {
-            read_rows(rows, &mut tell);
+            read_rows(rows, &mut visit);
         }
         at = start + HEAD + rows.len();
         (replayed.number, replayed.end) = (number + 1, at as u64);
@@ -288,18 +293,19 @@ fn replay(bytes: &[u8], epoch: u64, mut tell: impl FnMut(&[u8], Value)) -> Repla
     replayed
 }
 
-/// The record with this number that stands here; where that is damaged, the first after it: where, its number, its rows.
+/// The offset, number and rows of the record with this number at this offset, or of the first one after it if that is
+/// damaged.
 fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
     let of_epoch = |at: &usize| bytes.get(at + 8..at + 16) == Some(&epoch.to_be_bytes());
     let mut records =
-        (at..bytes.len()).filter(of_epoch).filter_map(|at| whole(&bytes[at..]).map(|record| (at, record)));
+        (at..bytes.len()).filter(of_epoch).filter_map(|at| parse_record(&bytes[at..]).map(|record| (at, record)));
     records
         .find(|(start, (_, found, _))| *found > number || (*found == number && *start == at))
         .map(|(start, (_, found, rows))| (start, found, rows))
 }
 
-/// Epoch, number and what follows the head, of a record that begins here and is whole.
-fn whole(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
+/// The epoch, number and rows of the record that begins here. `None` if it is not whole.
+fn parse_record(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
     let length = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
     let rows = rest.get(..length)?;
@@ -310,28 +316,28 @@ fn whole(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
     Some((number(8)?, number(16)?, rows))
 }
 
-/// The sum holds, so these are rows as they were written; what is not is left out.
-fn read_rows(mut bytes: &[u8], tell: &mut impl FnMut(&[u8], Value)) {
+/// Visits the rows of a record whose checksum is right; it stops at bytes that are not a row.
+fn read_rows(mut bytes: &[u8], visit: &mut impl FnMut(&[u8], Value)) {
     while let Some((head, rest)) = bytes.split_at_checked(5) {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let Some((key, rest)) = rest.split_at_checked(usize::from(head[0])) else { return };
         let value_length = if length == REMOVED { 0 } else { length as usize };
         let Some((value, rest)) = rest.split_at_checked(value_length) else { return };
-        tell(key, (length != REMOVED).then(|| value.to_vec()));
+        visit(key, (length != REMOVED).then(|| value.to_vec()));
         bytes = rest;
     }
 }
 
-/// Record 0.
+/// Record 0 of an epoch.
 fn head_record(epoch: u64, before: u64) -> [u8; HEAD + 8] {
     let mut record = [0; HEAD + 8];
     record[HEAD..].copy_from_slice(&before.to_be_bytes());
-    seal(&mut record, epoch, 0);
+    put_head(&mut record, epoch, 0);
     record
 }
 
 /// Fills in the head of a record.
-fn seal(record: &mut [u8], epoch: u64, number: u64) {
+fn put_head(record: &mut [u8], epoch: u64, number: u64) {
     let length = (record.len() - HEAD) as u32;
     record[4..8].copy_from_slice(&length.to_be_bytes());
     record[8..16].copy_from_slice(&epoch.to_be_bytes());
@@ -344,7 +350,7 @@ fn file_of(epoch: u64) -> usize {
     (epoch % 2) as usize
 }
 
-/// Nothing where there is none, or no file.
+/// The bytes of a file; none if there is no such file.
 fn contents(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
     match fs::read(folder.join(name)) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(Vec::new()),
@@ -357,18 +363,19 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
-    use crate::queue::codec::Key;
+    use crate::storage::key::Key;
 
     const NEXT: u64 = FIRST + 1;
 
     fn new() -> (tempfile::TempDir, Journal) {
         let folder = tempfile::tempdir().unwrap();
         create(folder.path()).unwrap();
-        let journal = Journal::resume(folder.path(), Mark::default(), &told(folder.path(), FIRST).1).unwrap();
+        let journal =
+            Journal::resume(folder.path(), CheckpointPos::default(), &replayed(folder.path(), FIRST).1).unwrap();
         (folder, journal)
     }
 
-    /// A journal of two epochs, of three commits and of one; what each of them wrote is its number.
+    /// A journal of two epochs, of three commits and of one; the key that a commit wrote is its number.
     fn two_epochs() -> tempfile::TempDir {
         let (folder, mut journal) = new();
         for number in [1, 2, 3] {
@@ -383,36 +390,36 @@ mod tests {
         Rows::from([(Key::new(number), Some(vec![number; 600]))])
     }
 
-    /// The rows of each epoch.
-    fn told(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Found) {
+    /// The keys that are replayed, epoch by epoch.
+    fn replayed(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Replay) {
         let mut epochs = vec![Vec::new()];
-        let tell = |epochs: &mut Vec<Vec<u8>>, key: &[u8], _| epochs.last_mut().unwrap().extend(key);
-        let mark = Mark { epoch, ..Mark::default() };
-        let found = read(folder, Some(mark), &mut epochs, tell, |epochs| epochs.push(Vec::new())).unwrap();
+        let visit = |epochs: &mut Vec<Vec<u8>>, key: &[u8], _| epochs.last_mut().unwrap().extend(key);
+        let position = CheckpointPos { epoch, ..CheckpointPos::default() };
+        let found = read(folder, Some(position), &mut epochs, visit, |epochs| epochs.push(Vec::new())).unwrap();
         (epochs, found)
     }
 
     fn change(folder: &Path, epoch: u64, change: impl FnOnce(&mut Vec<u8>)) {
-        let path = folder.join(NAMES[file_of(epoch)]);
+        let path = folder.join(JOURNALS[file_of(epoch)]);
         let mut bytes = fs::read(&path).unwrap();
         change(&mut bytes);
         fs::write(path, bytes).unwrap();
     }
 
     #[test]
-    fn the_epoch_that_sled_names_and_the_next_are_read_back() {
+    fn the_epoch_that_sled_names_and_the_next_are_replayed() {
         let folder = two_epochs();
-        let (epochs, found) = told(folder.path(), FIRST);
+        let (epochs, found) = replayed(folder.path(), FIRST);
         assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![4]], 0));
-        let (epochs, found) = told(folder.path(), NEXT);
+        let (epochs, found) = replayed(folder.path(), NEXT);
         assert_eq!((epochs, found.damage.len()), (vec![vec![4]], 0), "sled has the first");
-        let mut journal = Journal::resume(folder.path(), Mark::default(), &found).unwrap();
+        let mut journal = Journal::resume(folder.path(), CheckpointPos::default(), &found).unwrap();
         journal.append(&row(5)).unwrap();
-        assert_eq!(told(folder.path(), NEXT).0, [[4, 5]]);
+        assert_eq!(replayed(folder.path(), NEXT).0, [[4, 5]]);
     }
 
     #[test]
-    fn a_log_that_names_no_epoch_gets_all_there_is() {
+    fn without_a_position_all_records_are_replayed() {
         let folder = two_epochs();
         let mut rows: Vec<u8> = Vec::new();
         read(folder.path(), None, &mut rows, |rows, key, _| rows.extend(key), |_| ()).unwrap();
@@ -426,9 +433,9 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_goes_where_the_file_has_blocks_already() {
+    fn a_commit_is_written_into_blocks_that_the_file_already_has() {
         let (folder, mut journal) = new();
-        let file = || fs::metadata(folder.path().join(NAMES[file_of(FIRST)])).unwrap();
+        let file = || fs::metadata(folder.path().join(JOURNALS[file_of(FIRST)])).unwrap();
         let (mut lengths, mut blocks) = (vec![file().len()], vec![file().blocks() * 512]);
         let mut commits = 0;
         while journal.end < 3 * LENGTH {
@@ -441,20 +448,20 @@ mod tests {
         lengths.dedup();
         assert_eq!(lengths[0], LENGTH);
         assert!(lengths.len() > 4 && lengths.len() < 16 && commits > 100, "{commits} commits, {lengths:?}");
-        let (rows, found) = told(folder.path(), FIRST);
+        let (rows, found) = replayed(folder.path(), FIRST);
         assert_eq!((rows[0].len(), found.damage), (commits, vec![]));
-        assert_eq!(journal.mark().lengths, [*lengths.last().unwrap(), LENGTH]);
+        assert_eq!(journal.position().lengths, [*lengths.last().unwrap(), LENGTH]);
     }
 
     #[test]
-    fn a_tail_that_is_lost_from_the_older_epoch_is_damage_and_from_the_newer_one_a_cut() {
+    fn a_lost_tail_is_damage_in_the_older_epoch_and_a_power_cut_in_the_newer() {
         let folder = two_epochs();
         change(folder.path(), NEXT, |bytes| lose_tail(bytes));
-        let (epochs, found) = told(folder.path(), FIRST);
+        let (epochs, found) = replayed(folder.path(), FIRST);
         assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![]], 0));
         let folder = two_epochs();
         change(folder.path(), FIRST, |bytes| lose_tail(bytes));
-        let (epochs, found) = told(folder.path(), FIRST);
+        let (epochs, found) = replayed(folder.path(), FIRST);
         assert_eq!(epochs, [vec![1, 2], vec![4]]);
         assert_eq!(found.damage, ["commits in its journal cannot be read: 1"]);
     }
@@ -463,32 +470,36 @@ mod tests {
     fn a_file_that_is_cut_off_is_damage() {
         let folder = two_epochs();
         change(folder.path(), NEXT, |bytes| bytes.truncate(bytes.len() - 1));
-        let damage = told(folder.path(), FIRST).1.damage;
+        let damage = replayed(folder.path(), FIRST).1.damage;
         assert_eq!(damage, [format!("its journal is cut off: of {LENGTH} bytes {} are there", LENGTH - 1)]);
     }
 
     #[test]
     fn a_file_of_another_time_is_damage() {
         let folder = two_epochs();
-        let older = fs::read(folder.path().join(NAMES[file_of(FIRST)])).unwrap();
-        let (_, found) = told(folder.path(), NEXT);
-        let mut journal = Journal::resume(folder.path(), Mark::default(), &found).unwrap();
+        let older = fs::read(folder.path().join(JOURNALS[file_of(FIRST)])).unwrap();
+        let (_, found) = replayed(folder.path(), NEXT);
+        let mut journal = Journal::resume(folder.path(), CheckpointPos::default(), &found).unwrap();
         journal.begin_next();
         journal.append(&row(5)).unwrap();
         journal.begin_next();
         journal.append(&row(6)).unwrap();
-        assert!(told(folder.path(), NEXT + 1).1.damage.is_empty());
-        fs::write(folder.path().join(NAMES[file_of(FIRST)]), older).unwrap();
-        let damage = told(folder.path(), NEXT + 1).1.damage;
-        assert_eq!(damage, ["commits in its journal cannot be read: 2"], "the next epoch knows how long this one was");
-        assert_eq!(told(folder.path(), NEXT + 2).1.damage, ["its journal is gone"]);
+        assert!(replayed(folder.path(), NEXT + 1).1.damage.is_empty());
+        fs::write(folder.path().join(JOURNALS[file_of(FIRST)]), older).unwrap();
+        let damage = replayed(folder.path(), NEXT + 1).1.damage;
+        assert_eq!(
+            damage,
+            ["commits in its journal cannot be read: 2"],
+            "the next epoch has the number of its records"
+        );
+        assert_eq!(replayed(folder.path(), NEXT + 2).1.damage, ["its journal is gone"]);
     }
 
     #[test]
-    fn damage_in_the_head_is_told_and_takes_no_commit() {
+    fn damage_in_the_head_is_detected_and_loses_no_commit() {
         let folder = two_epochs();
         change(folder.path(), FIRST, |bytes| bytes[20] ^= 1);
-        let (epochs, found) = told(folder.path(), FIRST);
+        let (epochs, found) = replayed(folder.path(), FIRST);
         assert_eq!((epochs, found.damage.len()), (vec![vec![1, 2, 3], vec![4]], 1));
     }
 }

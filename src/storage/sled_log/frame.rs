@@ -1,10 +1,10 @@
-//! Frames: the pieces of sled's log, told apart by nothing but their bytes.
+//! Frames: the items of sled's log, recognised by their bytes alone.
 
-use super::bytes::Bytes;
+use super::varint::Bytes;
 
 pub const SEGMENT: usize = 512 << 10;
 pub const SEGMENT_HEADER: usize = 20;
-/// No frame begins closer to the end of a segment.
+/// The least distance between the beginning of a frame and the end of its segment.
 pub const FRAME_HEADER_MAX: usize = 32;
 
 /// sled's kinds of frames.
@@ -27,25 +27,25 @@ pub struct Frame {
     /// The number of its segment.
     pub segment: u64,
     pub page: u64,
-    /// Where it begins, where its payload does, and how long that is.
+    /// The offsets of its head and of its payload in the segment, and the payload's length.
     pub begins: usize,
     pub at: usize,
     pub length: usize,
 }
 
 impl Frame {
-    /// When it was written, beside others.
+    /// Its place in the order of all frames.
     pub fn lsn(&self) -> u64 {
         lsn(self.segment, self.begins)
     }
 }
 
-/// When a frame was written, beside others.
+/// The place of a frame in the order of all frames: they are written in this order.
 pub fn lsn(segment: u64, at: usize) -> u64 {
     segment.saturating_mul(SEGMENT as u64).saturating_add(at as u64)
 }
 
-/// The number of a segment, if its header's sum holds.
+/// The number of a segment. `None` if its header's checksum fails.
 pub fn header(bytes: &[u8]) -> Option<u64> {
     let bytes = bytes.first_chunk::<SEGMENT_HEADER>()?;
     let sum = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) ^ u32::MAX;
@@ -56,8 +56,8 @@ pub fn header(bytes: &[u8]) -> Option<u64> {
     Some(lsn / SEGMENT as u64)
 }
 
-/// The next frame at or after an offset. After one that is damaged the next begins where its length
-/// says; only where nothing does, every byte is tried.
+/// The next frame at or after an offset. After a damaged frame it tries the offset that the frame's length gives, and
+/// then every byte.
 pub fn next_frame(bytes: &[u8], at: usize) -> Option<Frame> {
     let last = SEGMENT - FRAME_HEADER_MAX;
     let mut hops = at;
@@ -71,7 +71,7 @@ pub fn next_frame(bytes: &[u8], at: usize) -> Option<Frame> {
     (at..=last.min(bytes.len())).find_map(|at| frame_at(bytes, at).ok())
 }
 
-/// The frame at an offset; where its sum does not hold, the offset at which it says to end.
+/// The frame at an offset. `Err` has the end that a frame with a wrong checksum claims.
 fn frame_at(bytes: &[u8], at: usize) -> Result<Frame, Option<usize>> {
     let rest = bytes.get(at..).filter(|_| at + FRAME_HEADER_MAX <= SEGMENT).ok_or(None)?;
     let Some((sum, payload)) = rest.split_first_chunk::<4>() else { return Err(None) };

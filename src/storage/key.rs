@@ -1,13 +1,12 @@
-//! Keys of rows. None is long, so each stands where it is used, and none needs memory of its own.
+//! Row keys. A key is at most 34 bytes and is stored inline, without a heap allocation.
 
 use std::borrow::Borrow;
 use std::ops::Deref;
 
-use super::Hash;
 use crate::time::Timestamp;
 
-/// A key, or one under construction. Keys are in the order of their bytes: what lies behind the last one is 0, and of two
-/// that differ in nothing else the shorter comes first.
+/// A key, also under construction. Keys are in the order of their bytes. Unused bytes are zero, so a key comes before
+/// any longer key that begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     bytes: [u8; Key::LONGEST],
@@ -15,21 +14,22 @@ pub struct Key {
 }
 
 impl Key {
-    /// A row set aside has a letter before its own key, and the longest of those have a letter and two hashes.
-    const LONGEST: usize = 2 + 2 * size_of::<Hash>();
-    /// It comes before every other.
+    /// A one-byte prefix before a key of one byte and two 16-byte hashes.
+    const LONGEST: usize = 34;
+    /// The empty key, which comes before every other.
     pub const FIRST: Key = Key { bytes: [0; Key::LONGEST], length: 0 };
 
+    /// A key of one byte.
     pub fn new(prefix: u8) -> Key {
         Key::FIRST.with(&[prefix])
     }
 
-    /// The key of these bytes; none where they are too many to be one of a row here.
+    /// The key of these bytes. `None` if they are too many for a key.
     pub fn of(bytes: &[u8]) -> Option<Key> {
         (bytes.len() <= Key::LONGEST).then(|| Key::FIRST.with(bytes))
     }
 
-    /// What comes after all keys that begin with this one.
+    /// The first key after all keys that begin with this one. `None` if there is none.
     pub fn end(&self) -> Option<Key> {
         let end = self.iter().rposition(|byte| *byte < u8::MAX)?;
         let mut key = Key::of(&self[..=end])?;
@@ -37,6 +37,7 @@ impl Key {
         Some(key)
     }
 
+    /// Appends bytes.
     pub fn with(mut self, bytes: &[u8]) -> Key {
         let from = usize::from(self.length);
         self.bytes[from..from + bytes.len()].copy_from_slice(bytes);
@@ -44,15 +45,18 @@ impl Key {
         self
     }
 
+    /// Appends a number of 8 bytes, in big-endian order.
     pub fn number(self, number: u64) -> Key {
         self.with(&number.to_be_bytes())
     }
 
+    /// Appends a time of 8 bytes.
     pub fn time(self, time: Timestamp) -> Key {
         self.number(time.0)
     }
 
-    pub fn hash(self, hash: &Hash) -> Key {
+    /// Appends a hash of 16 bytes.
+    pub fn hash(self, hash: &[u8; 16]) -> Key {
         self.with(hash)
     }
 }
@@ -77,12 +81,12 @@ impl Borrow<[u8]> for Key {
     }
 }
 
-/// The number that stands at `at` in a key; 0 where the key is too short.
+/// The number at offset `at` in a key; 0 if the key is too short.
 pub fn number_at(key: &[u8], at: usize) -> u64 {
     key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
-/// The hash that stands at `at` in a key.
-pub fn hash_at(key: &[u8], at: usize) -> Hash {
+/// The hash at offset `at` in a key; zeros if the key is too short.
+pub fn hash_at(key: &[u8], at: usize) -> [u8; 16] {
     key.get(at..at + 16).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
 }

@@ -1,8 +1,13 @@
-//! sled's way of writing numbers and runs of bytes.
+//! sled's encoding of numbers and runs of bytes.
 
-use super::Place;
+/// The place of a row's value in the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub at: u64,
+    pub length: usize,
+}
 
-/// A cursor that never leaves its bytes.
+/// A cursor over bytes, which never passes their end.
 pub struct Bytes<'a> {
     pub payload: &'a [u8],
     pub at: usize,
@@ -35,7 +40,7 @@ impl<'a> Bytes<'a> {
         })
     }
 
-    /// Where the next run of bytes lies in the file, if these begin at `at`.
+    /// The place of the next run of bytes in the file, in which these bytes begin at `at`.
     pub fn place(&mut self, at: u64) -> Option<Place> {
         let length = self.run()?.len();
         Some(Place { at: at + (self.at - length) as u64, length })
@@ -46,7 +51,7 @@ impl<'a> Bytes<'a> {
         self.take(8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// A run of bytes with its length before it.
+    /// A run of bytes after its length.
     pub fn run(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.number()?).ok()?;
         self.take(length)

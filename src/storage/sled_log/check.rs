@@ -1,4 +1,4 @@
-//! Looking for damage: what in a log no crash can have left.
+//! The check of a log for damage that a crash cannot explain.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -8,18 +8,19 @@ use std::path::Path;
 
 use super::frame::{FRAME_HEADER_MAX, Frame, SEGMENT, SEGMENT_HEADER, header, kind, lsn, next_frame};
 use super::snapshot;
+use crate::storage::names;
 
-/// What a look through the whole log found.
+/// The findings of a scan of the whole log.
 #[derive(Debug, Default)]
-pub struct Sweep {
+pub struct Scan {
     damage: Vec<String>,
     gaps: Vec<Gap>,
-    /// Of the segments whose headers verify.
+    /// The numbers of the segments whose headers verify.
     numbers: HashSet<u64>,
     last_manifest: u64,
 }
 
-/// Where reading a segment had to stop, or to begin again.
+/// A place in a segment where no frame verifies.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     number: u64,
@@ -27,17 +28,18 @@ struct Gap {
     at: usize,
 }
 
-/// Looks through the log in a folder for damage. In memory are one segment of it at a time and some numbers for each page.
-pub fn sweep(folder: &Path) -> io::Result<Vec<String>> {
-    let file = File::open(folder.join("db"))?;
+/// Returns the damage to the log in a folder, in words. It keeps one segment at a time in memory, and some numbers for
+/// each page.
+pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
+    let file = File::open(folder.join(names::LOG))?;
     let (mut damage, pointers) = match snapshot::pointers(folder)? {
         Ok(pointers) => (Vec::new(), pointers),
         Err(damage) => (vec![damage], Vec::new()),
     };
     let (mut expected, mut missing) = (pointers.into_iter().peekable(), Vec::new());
-    // When each page was last made anew.
+    // The time at which each page was last written as a whole.
     let mut newest: HashMap<u64, u64> = HashMap::new();
-    let sweep = scan(&file, |base, frame| {
+    let found = scan(&file, |base, frame| {
         let at = base + frame.begins as u64;
         while let Some(pointer) = expected.next_if(|pointer| pointer.at <= at) {
             missing.extend((pointer.at != at || pointer.lsn != frame.lsn()).then_some(pointer));
@@ -53,56 +55,56 @@ pub fn sweep(folder: &Path) -> io::Result<Vec<String>> {
     if gone > 0 {
         damage.push(format!("{gone} pieces of pages are not where the snapshot says"));
     }
-    // Pages are numbered from 0 and never given up: one that was freed is written as such. One of which nothing is left was
-    // the last that its segment was in use for, so no gap tells, and sled would panic over it.
-    let settled = newest.iter().filter(|(_, written)| **written < sweep.last_manifest);
+    // Pages are numbered from 0 without gaps: a freed page is written as such. If a page has no frame left, it was the
+    // last use of its segment, so no gap shows it; sled would panic on it.
+    let settled = newest.iter().filter(|(_, written)| **written < found.last_manifest);
     if let Some(last) = settled.map(|(page, _)| *page).max() {
-        let found = newest.keys().filter(|page| **page <= last).count() as u64;
-        if found <= last {
-            damage.push(format!("pages that are nowhere in the log: {}", last + 1 - found));
+        let there = newest.keys().filter(|page| **page <= last).count() as u64;
+        if there <= last {
+            damage.push(format!("pages that are nowhere in the log: {}", last + 1 - there));
         }
     }
-    damage.extend(sweep.judge(&file, made)?);
+    damage.extend(found.judge(&file, made)?);
     Ok(damage)
 }
 
-/// Tells every frame whose checksum holds, segment by segment, with the offset of its segment.
-pub fn scan(file: &File, mut tell: impl FnMut(u64, &Frame)) -> io::Result<Sweep> {
+/// Visits every frame that verifies, segment by segment, with the offset of its segment.
+pub fn scan(file: &File, mut visit: impl FnMut(u64, &Frame)) -> io::Result<Scan> {
     let length = file.metadata()?.len();
-    let mut sweep = Sweep::default();
+    let mut found = Scan::default();
     let mut buffer = vec![0; SEGMENT];
     for base in (0..length).step_by(SEGMENT) {
         let size = usize::try_from(length - base).unwrap_or(SEGMENT).min(SEGMENT);
         let segment = &mut buffer[..size];
         file.read_exact_at(segment, base)?;
         if segment.iter().any(|byte| *byte != 0) {
-            sweep.segment(base, segment, |frame| tell(base, frame));
+            found.segment(base, segment, |frame| visit(base, frame));
         }
     }
-    Ok(sweep)
+    Ok(found)
 }
 
-impl Sweep {
-    fn segment(&mut self, base: u64, bytes: &[u8], mut tell: impl FnMut(&Frame)) {
+impl Scan {
+    fn segment(&mut self, base: u64, bytes: &[u8], mut visit: impl FnMut(&Frame)) {
         let header = header(bytes);
         if let Some(number) = header.filter(|number| !self.numbers.insert(*number)) {
             self.damage.push(format!("the log has segment {number} twice, once at byte {base}"));
         }
         let (mut own, mut at, mut whole) = (header, SEGMENT_HEADER, false);
         while let Some(frame) = next_frame(bytes, at) {
-            // What another number stands on is not missing here.
+            // Frames with another number are left over from the segment's last use.
             let number = *own.get_or_insert(frame.segment);
             if number == frame.segment {
                 if frame.begins > at || header.is_none() && at == SEGMENT_HEADER {
                     self.gaps.push(Gap { number, base, at });
                 }
-                // A start that finds no more room than for a header goes on in the next segment, and leaves no cap.
+                // If a start finds no more space than for a header, it continues in the next segment and leaves no cap.
                 whole = frame.kind == kind::CAP || frame.at + frame.length + FRAME_HEADER_MAX >= SEGMENT;
             }
             if frame.kind == kind::MANIFEST {
                 self.last_manifest = self.last_manifest.max(frame.lsn());
             }
-            tell(&frame);
+            visit(&frame);
             at = frame.at + frame.length;
             if whole {
                 break;
@@ -113,10 +115,11 @@ impl Sweep {
         }
     }
 
-    /// A gap is damage where it is no torn end and something in its segment is still in use: a frame that tells how a page
-    /// is now. sled frees the other segments, overwrites them from anywhere, and zeroes them at its next start.
+    /// Reports the gaps that are damage: those that are not a torn end, in a segment that is still in use, because a
+    /// frame of it is part of a current page. sled frees the other segments, overwrites them from any offset, and
+    /// zeroes them at its next start.
     fn judge(self, file: &File, made: impl Fn(u64) -> u64) -> io::Result<Vec<String>> {
-        let Sweep { mut damage, mut gaps, numbers, last_manifest } = self;
+        let Scan { mut damage, mut gaps, numbers, last_manifest } = self;
         if numbers.is_empty() {
             damage.push("the log holds nothing".into());
         }
@@ -148,14 +151,14 @@ mod tests {
 
     use super::*;
 
-    /// A log of some segments, most of whose rows were written again and again.
+    /// A log of some segments, most of whose rows were written repeatedly.
     fn log() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let db = sled::Config::new().path(folder.path()).flush_every_ms(None).open().unwrap();
         let mut dice = fastrand::Rng::with_seed(0);
         for round in 0..60u32 {
             let mut batch = sled::Batch::default();
-            // Some pages are written in a few rounds alone, as those of old messages are.
+            // Some pages are written in a few rounds only, as pages of old rows are.
             let from = if round % 3 == 0 { dice.u32(..2000) } else { round * 20 };
             for key in from..from + 120 {
                 batch.insert(&key.to_be_bytes(), vec![round as u8; 700]);
@@ -166,7 +169,7 @@ mod tests {
         folder
     }
 
-    /// Opens the log, writes a row, and closes it; gives where its last frame ends.
+    /// Opens the log, writes a row, and closes it. Returns the end of its last frame.
     fn write_row(folder: &Path, number: u32, length: usize) -> usize {
         let db = sled::Config::new().path(folder).flush_every_ms(None).open().unwrap();
         let mut batch = sled::Batch::default();
@@ -175,26 +178,26 @@ mod tests {
         db.flush().unwrap();
         drop(db);
         let (mut newest, mut end) = (0, 0);
-        let tell = |base: u64, frame: &Frame| {
+        let visit = |base: u64, frame: &Frame| {
             if frame.lsn() >= newest {
                 (newest, end) = (frame.lsn(), base as usize + frame.at + frame.length);
             }
         };
-        scan(&File::open(folder.join("db")).unwrap(), tell).unwrap();
+        scan(&File::open(folder.join(names::LOG)).unwrap(), visit).unwrap();
         end
     }
 
     #[test]
-    fn segment_in_which_a_start_found_no_more_than_a_headers_room_is_whole() {
+    fn segment_that_ends_with_space_for_a_header_only_is_whole() {
         let last = SEGMENT - FRAME_HEADER_MAX;
         let first = tempfile::tempdir().unwrap();
         let mut rows = 0;
         while write_row(first.path(), rows, 4000) < last - 10_000 {
             rows += 1;
         }
-        // How long a row must be is found on copies: what sled writes beside it is its own affair.
+        // The length of the row is found on copies, because sled writes frames of its own beside it.
         let mut length = 1000;
-        let folder = (0..20).find_map(|_| {
+        let folder = (0..200).find_map(|_| {
             let copy = tempfile::tempdir().unwrap();
             for file in fs::read_dir(first.path()).unwrap().map(Result::unwrap) {
                 if file.file_type().unwrap().is_file() {
@@ -209,25 +212,25 @@ mod tests {
         for more in 2..5 {
             write_row(folder.path(), rows + more, 4000);
         }
-        assert_eq!(sweep(folder.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(find_damage(folder.path()).unwrap(), Vec::<String>::new());
     }
 
-    /// The frames of each page that the last batch has not made anew.
+    /// The frames of each page that the last batch has not rewritten.
     fn pages(folder: &Path) -> BTreeMap<u64, Vec<(usize, Frame)>> {
         let mut pages: BTreeMap<u64, (u64, Vec<_>)> = BTreeMap::new();
-        let sweep = scan(&File::open(folder.join("db")).unwrap(), |base, frame| {
+        let found = scan(&File::open(folder.join(names::LOG)).unwrap(), |base, frame| {
             if (kind::FREE..=kind::LINK).contains(&frame.kind) {
                 let (newest, frames) = pages.entry(frame.page).or_default();
                 *newest = frame.lsn().max(*newest);
                 frames.push((base as usize, *frame));
             }
         });
-        let last_manifest = sweep.unwrap().last_manifest;
+        let last_manifest = found.unwrap().last_manifest;
         pages.retain(|_, (newest, _)| *newest < last_manifest);
         pages.into_iter().map(|(page, (_, frames))| (page, frames)).collect()
     }
 
-    /// Makes of a frame one that says nothing, whole as it is.
+    /// Makes a frame a cancelled one, which verifies and changes nothing.
     fn cancel(bytes: &mut [u8], base: usize, frame: &Frame) {
         let (begins, at) = (base + frame.begins, base + frame.at);
         bytes[begins + 4] = kind::CANCELED;
@@ -238,19 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn page_of_which_nothing_is_left_is_told_though_no_gap_tells() {
+    fn missing_page_is_detected_without_a_gap() {
         let folder = log();
-        assert_eq!(sweep(folder.path()).unwrap(), Vec::<String>::new());
-        let whole = fs::read(folder.path().join("db")).unwrap();
+        assert_eq!(find_damage(folder.path()).unwrap(), Vec::<String>::new());
+        let whole = fs::read(folder.path().join(names::LOG)).unwrap();
         let mut pages = pages(folder.path());
-        // Of the page with the highest number nobody can tell that it was.
+        // The loss of the page with the highest number cannot be detected.
         pages.pop_last();
         assert!(pages.len() > 20, "{}", pages.len());
         for (page, frames) in pages {
             let mut bytes = whole.clone();
             frames.iter().for_each(|(base, frame)| cancel(&mut bytes, *base, frame));
-            fs::write(folder.path().join("db"), bytes).unwrap();
-            assert_eq!(sweep(folder.path()).unwrap(), ["pages that are nowhere in the log: 1"], "page {page}");
+            fs::write(folder.path().join(names::LOG), bytes).unwrap();
+            assert_eq!(find_damage(folder.path()).unwrap(), ["pages that are nowhere in the log: 1"], "page {page}");
         }
     }
 }

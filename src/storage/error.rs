@@ -1,37 +1,38 @@
-//! Why the store cannot be used.
+//! The errors of a store.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The store failed: nothing more is acknowledged, and the process leaves.
+/// The store failed: the relay acknowledges nothing more, and the process ends (rule 7 of the store).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store failed: {0}")]
 pub struct StoreFailed(pub Arc<str>);
 
-/// Why the queue could not be opened.
+/// The reasons why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process has the folder's lock.
     #[error("open queue {path}: locked by another process")]
     Locked {
         /// The folder.
         path: PathBuf,
     },
-    /// Written by a newer relay, or one from before the first release: exit 78.
+    /// A newer relay wrote it, or one from before the first release: exit 78.
     #[error("open queue {path}: its format is {found}, this relay reads {newest}, and older ones from {oldest} on")]
     OtherFormat {
         /// The folder.
         path: PathBuf,
-        /// What is there.
+        /// The format of the store.
         found: u32,
         /// The oldest format that this build reads.
         oldest: u32,
         /// The newest one.
         newest: u32,
     },
-    /// In memory, and not allowed to be: exit 78.
+    /// The folder is in memory, which the options do not allow: exit 78.
     #[error(
-        "open queue {path}: it lies on {filesystem}, in memory, and would not survive; use a disk, or set queue.volatile = true"
+        "open queue {path}: it is on {filesystem}, in memory, and would not survive a restart; use a disk, or set queue.volatile = true"
     )]
     Volatile {
         /// The folder.
@@ -39,30 +40,37 @@ pub enum OpenError {
         /// The file system's name.
         filesystem: &'static str,
     },
-    /// Sealed, and no key opens it: exit 78.
+    /// It is sealed, and none of the keys opens it: exit 78.
     #[error("open queue {path}: it is sealed, and {} opens it", if *keys == 0 { "queue.key_file is not set, so nothing".to_owned() } else { format!("none of the {keys} key(s) in queue.key_file") })]
     Sealed {
         /// The folder.
         path: PathBuf,
-        /// Keys that were tried.
+        /// The number of keys that were tried.
         keys: usize,
     },
-    /// Damaged, and it is to be left as it is.
-    #[error("open queue {path}: it is damaged: {damage}; connect-relay doctor check {path} tells more")]
+    /// It is damaged.
+    #[error("open queue {path}: it is damaged: {damage}; run `connect-relay doctor check {path}` for details")]
     Damaged {
         /// The folder.
         path: PathBuf,
-        /// What was found first.
+        /// The first damage that was found.
         damage: String,
     },
-    /// Something failed on the way.
+    /// A step failed.
     #[error("open queue {path}: {step}: {cause}")]
     Failed {
         /// The folder.
         path: PathBuf,
-        /// What was being done.
+        /// The step.
         step: &'static str,
-        /// Why it failed.
+        /// The cause of its failure.
         cause: String,
     },
+}
+
+impl OpenError {
+    /// The failure of a step.
+    pub fn failed(path: &Path, step: &'static str, cause: io::Error) -> OpenError {
+        OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() }
+    }
 }

@@ -1,0 +1,449 @@
+//! sled, made durable, behind a journal.
+//!
+//! ```text
+//! put, append, remove ─▶ memtable ─▶ journal ─▶ fdatasync(journal) = the instant of commit
+//!                           └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db)        a checkpoint, between commits
+//! ```
+//!
+//! A commit is one write to the journal. A checkpoint moves an epoch of commits into sled when the journal is full, a
+//! batch at a time; its last batch names the next epoch. A commit to sled would be a page for each row; a row that
+//! comes and goes between two checkpoints never reaches sled, and the others go there in batches of some hundred.
+//!
+//! **Rules 1 and 2 of the store**: sled's `flush` is not durable on Linux (it calls `sync_file_range`), so an
+//! `fdatasync` follows it. sled's segment headers vouch for bytes that were flushed, not for bytes that were synced, so
+//! each `fdatasync` covers one batch and nothing else: sled holds a batch's segments back until the batch is complete,
+//! but not the segments that reads have left. (With a segment opened by a read and the next by the batch, a power cut
+//! that kept only the second header lost everything.) **Rule 7**: after a failure of any of these steps the bytes that
+//! this process wrote are not trusted. It leaves a mark, and the next start drops the files from the page cache before
+//! it reads them.
+
+mod open;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::ops::Bound;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::{error, warn};
+use zeroize::Zeroizing;
+
+use super::directory::{self, private, sync_directory};
+use super::error::StoreFailed;
+use super::journal::{EPOCH, Journal};
+use super::key::Key;
+use super::memtable::Memtable;
+use super::sealing::{Sealer, SealingKey};
+use super::sled_db::{leak_db, open_sled};
+use super::space::BALLAST_BYTES;
+use super::{compaction, identity, names, row, space};
+
+/// The size of a checkpoint's batch. The pages that a batch frees stay in memory for a while: with batches of 1 MiB ten
+/// thousand commits took 47 MiB, with this size 23.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// A folder of rows, open for reading and writing.
+pub struct Store {
+    path: PathBuf,
+    /// `None` only while its compacted copy takes its place.
+    db: Option<sled::Db>,
+    data: File,
+    _lock: File,
+    /// The number that distinguishes the ids of this store from those of others.
+    pub nonce: u32,
+    memtable: Memtable,
+    journal: Journal,
+    /// The row with the copy of the format stamp.
+    stamp: Vec<u8>,
+    compactable: bool,
+    removal_weight: fn(&[u8]) -> usize,
+    /// Bytes of the folder's other files, and true if a damaged store is quarantined there, at the last `scan_folder`.
+    other_bytes: u64,
+    quarantined: bool,
+}
+
+/// The settings of a store, and the facts about its rows that it needs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Accept a folder in memory (tmpfs, ramfs).
+    pub volatile: bool,
+    /// The keys that open sealed values; the first one seals.
+    pub keys: Vec<SealingKey>,
+    /// First bytes of the keys whose rows are written once and never changed: if one is removed before a checkpoint,
+    /// sled never gets it.
+    pub write_once: &'static [u8],
+    /// The bytes that the removal of a row counts in a checkpoint's batch, besides its key.
+    pub removal_weight: fn(&[u8]) -> usize,
+}
+
+/// A store that was opened.
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// The store's own key, for hashes of what must not be stored readable.
+    pub key: Zeroizing<Vec<u8>>,
+    /// Seals and opens values of this store.
+    pub sealer: Sealer,
+    /// The copy of the format stamp with its key, if it failed its checksum; the store writes a new one.
+    pub damaged: Option<(Key, Vec<u8>)>,
+}
+
+/// The space of a store.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Space {
+    /// Bytes that the folder takes on disk.
+    pub bytes: u64,
+    /// Bytes free on the volume. `None` if the volume does not report them.
+    pub free: Option<u64>,
+    /// True while a damaged store is quarantined in the folder.
+    pub set_aside: bool,
+}
+
+/// Leaves out the rows, which contain secrets.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).field("memtable", &self.memtable).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Reads the bytes under a key, including uncommitted changes, without verifying their checksum.
+    pub fn read<T>(&self, key: &Key, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
+        Ok(match self.memtable.get(key) {
+            Some(value) => value.map(read),
+            None => self.db().get(key).map_err(|cause| self.unreadable(&cause))?.as_deref().map(read),
+        })
+    }
+
+    /// Writes a row.
+    pub fn put(&mut self, key: Key, value: Vec<u8>) {
+        self.memtable.write(key, Some(value));
+    }
+
+    /// Appends to a row that this commit began.
+    pub fn append(&mut self, key: Key, bytes: &[u8]) {
+        self.memtable.append(key, bytes);
+    }
+
+    /// Removes a row.
+    pub fn remove(&mut self, key: Key) {
+        self.memtable.write(key, None);
+    }
+
+    /// The first key that begins with `prefix`.
+    pub fn first_key(&self, prefix: Key) -> Result<Option<Key>, StoreFailed> {
+        self.next_key(prefix, Bound::Included(prefix))
+    }
+
+    /// The first key at or after `from` that begins with `prefix`.
+    pub fn next_key(&self, prefix: Key, from: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (from, prefix.end().map_or(Bound::Unbounded, Bound::Excluded));
+        let own = self.memtable.first(&range);
+        for row in self.db().range(range) {
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
+            if own.is_some_and(|own| **own <= *key) {
+                break;
+            }
+            let key = Key::of(&key).filter(|key| self.memtable.get(key).is_none());
+            if key.is_some() {
+                return Ok(key);
+            }
+        }
+        Ok(own.copied())
+    }
+
+    /// The last key at or before `to` that does not come before `prefix`.
+    pub fn last_key(&self, prefix: Key, to: Bound<Key>) -> Result<Option<Key>, StoreFailed> {
+        let range = (Bound::Included(prefix), to);
+        let own = self.memtable.last(&range);
+        for row in self.db().range(range).rev() {
+            let (key, _) = row.map_err(|cause| self.unreadable(&cause))?;
+            if own.is_some_and(|own| **own >= *key) {
+                break;
+            }
+            let key = Key::of(&key).filter(|key| self.memtable.get(key).is_none());
+            if key.is_some() {
+                return Ok(key);
+            }
+        }
+        Ok(own.copied())
+    }
+
+    /// About the bytes that the next commit writes.
+    pub fn pending_bytes(&self) -> usize {
+        self.memtable.uncommitted_bytes()
+    }
+
+    /// Makes all changes since the last commit durable, or none of them if it fails. **The instant of commit** is the
+    /// return of the journal's `fdatasync`.
+    pub fn commit(&mut self) -> Result<(), StoreFailed> {
+        if self.memtable.uncommitted().is_empty() {
+            return Ok(());
+        }
+        self.sync_read_splits()?;
+        let written = self.journal.append(self.memtable.uncommitted()).and_then(|()| self.journal.sync());
+        written.map_err(|cause| self.fail_permanently("write the journal of", &cause))?;
+        self.memtable.commit();
+        Ok(())
+    }
+
+    /// Returns true while a checkpoint is under way.
+    pub fn is_checkpointing(&self) -> bool {
+        self.memtable.is_flushing()
+    }
+
+    /// Advances the checkpoint by one batch, and begins the next one when the journal is full and the last one is done.
+    /// Returns true if sled got a batch.
+    pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {
+        let steps = self.is_checkpointing();
+        if steps {
+            self.checkpoint_step()?;
+        }
+        if self.journal.is_full() {
+            self.finish_checkpoint()?;
+            self.begin_checkpoint();
+        }
+        Ok(steps)
+    }
+
+    /// Moves everything that was committed into sled.
+    pub fn checkpoint(&mut self) -> Result<(), StoreFailed> {
+        self.finish_checkpoint()?;
+        if !self.journal.is_empty() {
+            self.begin_checkpoint();
+        }
+        self.finish_checkpoint()
+    }
+
+    /// Replaces sled's log by a copy of its rows if it has grown far beyond them: beyond four times `live` bytes and
+    /// `spare`. Returns the new log's size if it did.
+    ///
+    /// sled frees a segment of its log by moving the last pages out of it. It does so one page at a time as it rewrites
+    /// others, or in a thread that flushes on its own, which rule 2 of the store forbids. With commits of a few rows
+    /// that is far too seldom: the log grew by 2 KB with each of them, without end. The copy takes the longer the more
+    /// rows are live, so it waits until they are few.
+    pub fn compact(&mut self, live: u64, spare: u64) -> Result<Option<u64>, StoreFailed> {
+        let has_room = directory::free(&self.path).is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
+        if !self.compactable || !has_room || self.log_bytes() < spare + 4 * live {
+            return Ok(None);
+        }
+        self.checkpoint()?;
+        if let Err(cause) = compaction::copy(self.db(), &self.path) {
+            // Nothing has changed, and the log can be used as it is; the next start tries again.
+            warn!(%cause, "the queue's log could not be compacted");
+            self.compactable = false;
+            return Ok(None);
+        }
+        compaction::complete(&self.path).map_err(|cause| self.fail_permanently("compact", &cause))?;
+        // From here on the copy is the store, whatever happens.
+        self.db = None;
+        let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
+        let (db, data) = opened.map_err(|cause| self.fail_permanently("open the compacted log of", &cause))?;
+        (self.db, self.data) = (Some(db), data);
+        Ok(Some(self.log_bytes()))
+    }
+
+    /// Looks up the parts of [`Space`] that change seldom: the folder's other files.
+    pub fn scan_folder(&mut self) {
+        self.other_bytes = space::other_bytes(&self.path);
+        self.quarantined = space::has_quarantined(&self.path);
+    }
+
+    /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more
+    /// than `free_min` bytes are free (rule 9 of the store).
+    pub fn measure_space(&self, free_min: u64) -> Space {
+        let free = directory::free(&self.path);
+        match free {
+            Some(free) if free < BALLAST_BYTES && space::release_ballast(&self.path) => {
+                warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
+            }
+            Some(free) if free > free_min + 2 * BALLAST_BYTES => space::keep_ballast(&self.path),
+            _ => {}
+        }
+        Space { bytes: self.other_bytes + self.log_bytes(), free, set_aside: self.quarantined }
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("sled is open but inside `compact`")
+    }
+
+    /// Bytes that sled's log takes on disk.
+    fn log_bytes(&self) -> u64 {
+        self.data.metadata().map_or(0, |file| file.blocks() * 512)
+    }
+
+    fn finish_checkpoint(&mut self) -> Result<(), StoreFailed> {
+        while self.is_checkpointing() {
+            self.checkpoint_step()?;
+        }
+        Ok(())
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.memtable.freeze();
+        self.journal.begin_next();
+        self.write_stamp_row();
+    }
+
+    /// Writes the copy of the format stamp: each epoch of the journal begins with it, and so names its store.
+    fn write_stamp_row(&mut self) {
+        self.memtable.write(identity::copy_key(), Some(self.stamp.clone()));
+    }
+
+    /// Moves the next batch into sled. A crash loses nothing: the journal has the whole epoch until the last batch,
+    /// which names the next epoch, is durable.
+    fn checkpoint_step(&mut self) -> Result<(), StoreFailed> {
+        self.sync_read_splits()?;
+        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        let mut rows = self.memtable.to_flush().peekable();
+        while let Some((key, value)) = rows.next_if(|_| bytes < BATCH_BYTES) {
+            bytes += key.len() + value.map_or_else(|| (self.removal_weight)(key), <[u8]>::len);
+            match value {
+                Some(value) => batch.insert(&**key, value),
+                None => batch.remove(&**key),
+            }
+        }
+        let next = rows.next().map(|(key, _)| *key);
+        drop(rows);
+        if next.is_none() {
+            batch.insert(EPOCH, row::encode(EPOCH, &self.journal.position()));
+        }
+        self.apply(batch)?;
+        self.memtable.flushed_to(next);
+        Ok(())
+    }
+
+    fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
+        // sled reads the leaves that it rewrites.
+        let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
+        applied.map_err(|cause| self.fail_permanently("apply a batch to", &cause))?;
+        self.flush()?;
+        self.sync()
+    }
+
+    /// Flushes and syncs what reads have left: sled splits a page when a read passes by. Rule 2 of the store keeps it
+    /// apart from what follows.
+    fn sync_read_splits(&self) -> Result<(), StoreFailed> {
+        if self.flush()? > 0 { self.sync() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> Result<usize, StoreFailed> {
+        self.db().flush().map_err(|cause| self.fail_permanently("flush", &cause))
+    }
+
+    fn sync(&self) -> Result<(), StoreFailed> {
+        self.data.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))
+    }
+
+    fn unreadable(&self, cause: &sled::Error) -> StoreFailed {
+        self.mark_damage(cause);
+        self.failed("read", cause)
+    }
+
+    /// Leaves a mark for the next start if the log itself is damaged.
+    fn mark_damage(&self, cause: &sled::Error) {
+        if matches!(cause, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)) {
+            let mark = self.path.join(names::FAILED_READ);
+            let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &mark);
+            if let Err(cause) = mark.and_then(|mut mark| write!(mark, "{cause}")) {
+                error!(%cause, "the damage could not be marked");
+            }
+        }
+    }
+
+    fn failed(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        StoreFailed(Arc::from(format!("{step} {}: {cause}", self.path.display())))
+    }
+
+    /// Leaves the mark of a failed write (rule 7 of the store): Linux has marked the pages that it could not write as
+    /// clean.
+    fn fail_permanently(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
+        self.db.iter().for_each(leak_db);
+        space::release_ballast(&self.path);
+        let mark = self.path.join(names::FAILED_SYNC);
+        let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &mark)
+            .and_then(|mark| mark.sync_all())
+            .and_then(|()| sync_directory(&self.path));
+        if let Err(cause) = mark {
+            error!(%cause, "the failed write could not be marked");
+        }
+        self.failed(step, cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::storage::testing;
+    use crate::time::WallTime;
+
+    fn open(path: &Path) -> Opened {
+        let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
+        let opened = Store::open(path, options, WallTime(0)).unwrap();
+        opened.store.finish_open();
+        opened
+    }
+
+    fn key(text: &str) -> Key {
+        Key::of(text.as_bytes()).unwrap()
+    }
+
+    fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
+        store.read(&key(text), <[u8]>::to_vec).unwrap()
+    }
+
+    #[test]
+    fn committed_rows_are_there_after_a_crash_and_uncommitted_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        store.put(key("a1"), vec![1]);
+        store.append(key("a1"), &[2]);
+        store.put(key("a2"), vec![3]);
+        store.commit().unwrap();
+        store.remove(key("a2"));
+        store.commit().unwrap();
+        store.put(key("a3"), vec![4]);
+        assert_eq!(row(&store, "a3"), Some(vec![4]), "the store returns its uncommitted rows");
+        drop(store);
+        let store = open(folder.path()).store;
+        assert_eq!(["a1", "a2", "a3"].map(|text| row(&store, text)), [Some(vec![1, 2]), None, None]);
+        assert_eq!(store.next_key(key("a"), Bound::Excluded(key("a1"))).unwrap(), None);
+        assert_eq!(store.last_key(key("a"), Bound::Excluded(key("b"))).unwrap(), Some(key("a1")));
+    }
+
+    #[test]
+    fn row_written_once_and_removed_before_a_checkpoint_never_reaches_sled() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        for prefix in ["o", "p"] {
+            store.put(key(prefix), vec![1]);
+            store.commit().unwrap();
+            store.remove(key(prefix));
+            store.commit().unwrap();
+        }
+        store.begin_checkpoint();
+        let flushed: Vec<_> = store.memtable.to_flush().map(|(key, _)| key[0]).collect();
+        assert_eq!(flushed, [b'f', b'p'], "of a row that may be written again sled gets the removal");
+    }
+
+    #[test]
+    fn damaged_copy_of_the_stamp_is_returned_and_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut opened = open(folder.path());
+        opened.store.put(key("a"), vec![1]);
+        opened.store.commit().unwrap();
+        opened.store.checkpoint().unwrap();
+        drop(opened);
+        let (key, mut value) = testing::sled_rows(folder.path()).into_iter().find(|(key, _)| key == b"f").unwrap();
+        *value.last_mut().unwrap() ^= 1;
+        testing::write_sled_rows(folder.path(), &[(key, value.clone())]);
+        let mut opened = open(folder.path());
+        assert_eq!(opened.damaged, Some((identity::copy_key(), value)));
+        opened.store.commit().unwrap();
+        drop(opened);
+        assert_eq!(open(folder.path()).damaged, None);
+    }
+}
