@@ -1,6 +1,6 @@
 //! The errors of a store.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,5 +72,16 @@ impl OpenError {
     /// The failure of a step.
     pub fn failed(path: &Path, step: &'static str, cause: io::Error) -> OpenError {
         OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() }
+    }
+
+    /// The failure of a step of sled's: damage, or another failure.
+    pub fn of_sled(path: &Path, step: &'static str, cause: io::Error) -> OpenError {
+        match cause.kind() {
+            // sled's kinds of error for damage, and for a log that ends too early.
+            ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
+            }
+            _ => OpenError::failed(path, step, cause),
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! before it. A folder without a stamp was never used, unless its log contains rows: then it is damaged.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::Path;
 
 use tracing::warn;
@@ -64,13 +64,7 @@ impl Store {
     fn open_rows(path: &Path, lock: File, stamp: Option<Stamp>, options: Options) -> Result<Opened, OpenError> {
         let Options { keys, write_once, removal_weight, .. } = options;
         let failed = |step| move |cause| OpenError::failed(path, step, cause);
-        let (db, data) = open_sled(path).map_err(|cause| match cause.kind() {
-            // sled's kinds of error for damage, and for a log that ends too early.
-            ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
-            }
-            _ => failed("open sled")(cause),
-        })?;
+        let (db, data) = open_sled(path).map_err(|cause| OpenError::of_sled(path, "open sled", cause))?;
         if fs::read_dir(path.join(names::BLOBS)).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
@@ -122,8 +116,11 @@ impl Store {
     fn keep_stamp_copy(&mut self) -> Result<Option<(Key, Vec<u8>)>, OpenError> {
         let (path, key) = (&self.path, identity::copy_key());
         let Some(text) = identity::text(path)? else { return Ok(None) };
-        let failed = |cause| OpenError::failed(path, "read the copy of its format stamp", io::Error::other(cause));
-        let copy = self.read(&key, <[u8]>::to_vec).map_err(failed)?;
+        let of_sled = |cause: sled::Error| OpenError::of_sled(path, "read the copy of its format stamp", cause.into());
+        let copy = match self.memtable.get(&key) {
+            Some(copy) => copy.map(<[u8]>::to_vec),
+            None => self.db().get(&key).map_err(of_sled)?.map(|copy| copy.to_vec()),
+        };
         let decoded = copy.as_ref().map(|copy| row::decode::<String>(&key, copy));
         if decoded
             .as_ref()
@@ -158,7 +155,8 @@ fn sync_new_log(path: &Path, db: &sled::Db, data: &File) -> io::Result<()> {
 fn open_journal(path: &Path, db: &sled::Db, memtable: &mut Memtable) -> Result<Journal, OpenError> {
     let failed = |cause| OpenError::failed(path, "open its journal", cause);
     let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
-    let position = match db.get(EPOCH).map_err(|cause| failed(cause.into()))? {
+    let of_sled = |cause: sled::Error| OpenError::of_sled(path, "open its journal", cause.into());
+    let position = match db.get(EPOCH).map_err(of_sled)? {
         Some(row) => row::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => CheckpointPos::default(),
     };
