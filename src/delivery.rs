@@ -112,6 +112,8 @@ pub enum Signal {
     Answered,
     /// It was over the quota.
     Throttled(Hint),
+    /// The same conversation was over the quota again, with no delivery between: nothing new is known of the rate.
+    StillThrottled(Hint),
     /// It is not there, or not itself.
     Down(Hint),
     /// It says nothing of the destination: the failure or the throttle is one conversation's own.

@@ -255,6 +255,12 @@ impl Pacer {
                 self.share.accepted();
             }
             Signal::Throttled(hint) => self.throttled(started, now, hint),
+            Signal::StillThrottled(hint) => {
+                self.tokens = self.tokens.min(0.0);
+                if self.close(started, now, Closed::Throttled, hint) {
+                    self.await_slot(self.gate.until().unwrap_or(now).max(now));
+                }
+            }
             Signal::Down(hint) => {
                 self.close(started, now, Closed::Down, hint);
             }
@@ -321,7 +327,9 @@ impl Pacer {
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
             return;
         }
-        self.tokens = self.tokens.min(-YIELD * self.options.headroom);
+        // Slots are left to others once; a further throttle before anything was accepted only waits for its own slot.
+        let left = if self.share.was_accepted() { YIELD * self.options.headroom } else { 0.0 };
+        self.tokens = self.tokens.min(-left);
         if self.close(started, now, Closed::Throttled, hint) {
             self.share.throttled(&self.options);
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
@@ -342,7 +350,9 @@ impl Pacer {
             return false;
         }
         self.closed_at = now;
-        let backoff = Backoff { max: self.options.probe_max, ..self.options.backoff };
+        // Probes behind a throttle may be of conversations that are always throttled: a healthy one is not far behind.
+        let max = if why == Closed::Down { self.options.probe_max } else { self.options.probe_max / 2 };
+        let backoff = Backoff { max, ..self.options.backoff };
         let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64());
         // From start to start probes are less than probe_max apart, however slowly they are answered: two of them, with what
         // else a start needs, fit into twice that.

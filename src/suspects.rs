@@ -8,7 +8,8 @@
 //! | failure | is no suspect | the destination if it is the third in a row of such conversations, else the conversation | `Down`, else nothing |
 //! | failure | is a suspect | the conversation; the destination if it is the third in a row and no other conversation can be sent | nothing, or `Down` |
 //! | failure, while the destination is down | any | the destination, unless the attempt was not the probe | `Down`, or nothing |
-//! | throttle | is no suspect, or no other conversation was delivered since it became one | the destination | `Throttled` |
+//! | throttle | is no suspect | the destination | `Throttled` |
+//! | throttle | is a suspect, and no other conversation was delivered since its last failure or throttle | the destination; nothing new is known of the rate | `StillThrottled` |
 //! | throttle | is a suspect, and another conversation was delivered since its last failure or throttle | the conversation | nothing; what its earlier throttles took from the rate is given back |
 //! | any other answer of the service | any | neither: it ends an outage | `Answered` |
 //!
@@ -158,8 +159,9 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
     pub fn starts(&self, now: Timestamp) -> Starts {
         let in_flight = self.flights.values().filter(|flight| flight.suspect || flight.overdue).count();
         let room = (self.options.in_flight_max / 4).max(1).saturating_sub(in_flight);
-        let long_ago = self.last_start.is_none_or(|last| now.since(last) >= self.options.probe_max);
-        let due = (self.earned >= 1.0 || long_ago) && !self.had_turn;
+        let since = self.last_start.map_or(Duration::MAX, |last| now.since(last));
+        let due = (self.earned >= 1.0 || since >= self.options.probe_max) && !self.had_turn;
+        let due = due || since >= 2 * self.options.probe_max;
         Starts { suspects_first: room.min(usize::from(due)), suspects_most: room }
     }
 
@@ -250,6 +252,11 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
                 // The service itself speaks.
                 (self.first_failures, self.failures) = (0, 0);
                 judgement.own = before.is_some_and(|suspect| suspect.chronic || others_delivered);
+                if before.is_some()
+                    && let Signal::Throttled(hint) = judgement.signal
+                {
+                    judgement.signal = Signal::StillThrottled(hint);
+                }
                 if judgement.own {
                     judgement.signal = if down { Signal::Answered } else { Signal::Unclear };
                     judgement.acquitted = before.and_then(|suspect| suspect.blamed);
@@ -261,6 +268,8 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         let mut suspect = before.unwrap_or(Suspect { row: 0, last: now, chronic: false, blamed: None });
         suspect.row = suspect.row.saturating_add(1);
         suspect.last = now;
+        // This was a suspect's start, whatever was known of the conversation when it began.
+        (self.last_start, self.had_turn) = (self.last_start.max(flight.map(|flight| flight.started)), true);
         suspect.chronic |= others_delivered;
         if judgement.own {
             suspect.blamed = None;
@@ -277,7 +286,9 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
             let not_the_probe = flight.is_some_and(|flight| flight.beside || flight.overdue);
             judgement.signal = match outcome {
                 _ if down && not_the_probe => Signal::Unclear,
-                _ if down || judged_down => Signal::Down(hint),
+                // Only a 503 asks the whole destination to wait.
+                Outcome::Down { .. } if down || judged_down => Signal::Down(hint),
+                _ if down || judged_down => Signal::Down(Hint::default()),
                 // The quota let it pass.
                 Outcome::Unavailable { .. } => Signal::Answered,
                 _ => Signal::Unclear,

@@ -193,6 +193,11 @@ impl Share {
         self.untried == Some((0.0, 0.0))
     }
 
+    /// True if a request was accepted since the last throttle.
+    pub(super) fn was_accepted(&self) -> bool {
+        self.in_row == 0
+    }
+
     /// Takes back what a throttle took, but never to more than there was before it.
     pub(super) fn acquit(&mut self, before: f64, after: f64, options: &Options) {
         if before > after && after > 0.0 {

@@ -148,6 +148,8 @@ impl Writer {
         let Some(most) = self.most_while_refused(request.most, now) else {
             return Ok(Work { next_due: self.next_try(), ..Work::default() });
         };
+        // While every token is refused, those that were not tried yet go first.
+        let backed_off_first = if self.all_refused().is_some() { 0 } else { request.backed_off_first };
         let mut round = Round {
             request: LeaseRequest { most, ..request },
             limit: self.store.pending_bytes() + BURIED_BYTES_MAX,
@@ -156,7 +158,7 @@ impl Writer {
             passed_over: Vec::new(),
             work: Work::default(),
         };
-        self.lease_backed_off(&mut round, request.backed_off_first, now)?;
+        self.lease_backed_off(&mut round, backed_off_first, now)?;
         while round.work.leases.len() < most && self.store.pending_bytes() < round.limit {
             let (fresh, late) = (self.anyone(Kind::Fresh)?, self.anyone(Kind::Late)?);
             let Some(kind) = self.turns.next(fresh, late) else { break };

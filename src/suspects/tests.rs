@@ -32,6 +32,7 @@ fn throttled() -> Outcome {
 
 const DOWN: Signal = Signal::Down(Hint(None));
 const THROTTLED: Signal = Signal::Throttled(Hint(None));
+const STILL: Signal = Signal::StillThrottled(Hint(None));
 
 /// One attempt that starts and ends at once.
 fn attempt(suspects: &mut Suspects<u32>, conversation: u32, outcome: &Outcome, down: bool, now: u64) -> Judgement {
@@ -91,7 +92,7 @@ fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rat
     assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 0).signal, THROTTLED);
     suspects.blamed(&1, 9.0, 7.0);
     let again = attempt(&mut suspects, 1, &throttled(), false, 1);
-    assert_eq!((again.signal, again.acquitted), (THROTTLED, None), "nothing was delivered: it may be the quota");
+    assert_eq!((again.signal, again.acquitted), (STILL, None), "nothing was delivered: it may be the quota");
     suspects.blamed(&1, 7.0, 5.0);
     attempt(&mut suspects, 2, &delivered(), false, 2);
     let own = attempt(&mut suspects, 1, &throttled(), false, 3);
@@ -187,6 +188,8 @@ struct Played {
     /// before it take and one `probe_max` for each sick conversation that was tried for the first time meanwhile: a
     /// conversation is not known to be sick before.
     worst: u64,
+    /// The same, but nothing is subtracted for first attempts of sick conversations.
+    longest: u64,
     /// Healthy messages.
     delivered: usize,
     accepted: usize,
@@ -195,6 +198,15 @@ struct Played {
     in_flight_most: usize,
     /// Starts of suspects, and all starts, while a healthy message was due.
     shares: (usize, usize),
+}
+
+impl Played {
+    /// Notes the wait of a healthy message.
+    fn note(&mut self, message: &Message, now: u64) {
+        let waited = message.waited(now);
+        self.longest = self.longest.max(waited);
+        self.worst = self.worst.max(waited.saturating_sub(message.discoveries * crate::time::millis(PROBE_MAX)));
+    }
 }
 
 const ATTEMPT_TIMEOUT: u64 = 10_000;
@@ -213,10 +225,9 @@ struct Message {
 }
 
 impl Message {
-    /// The time that it has waited, less what is explained.
+    /// The time that it has waited, less what the healthy messages before it take.
     fn waited(&self, now: u64) -> u64 {
-        let explained = self.before as f64 / self.slowest * 1000.0 + (self.discoveries * 5000) as f64;
-        (now - self.due).saturating_sub(explained as u64)
+        (now - self.due).saturating_sub((self.before as f64 / self.slowest * 1000.0) as u64)
     }
 }
 
@@ -266,7 +277,7 @@ fn play(scene: &Scene) -> Played {
                 last_delivery = Some(now);
                 continue;
             }
-            let wait = if matches!(judgement.signal, Signal::Throttled(_)) {
+            let wait = if matches!(judgement.signal, Signal::Throttled(_) | Signal::StillThrottled(_)) {
                 0
             } else {
                 let failed = failures.entry(number).or_insert((now, 0));
@@ -311,7 +322,7 @@ fn play(scene: &Scene) -> Played {
                 pacer.started(at(now));
             }
             if let Some(message) = healthy.remove(&number) {
-                played.worst = played.worst.max(message.waited(now));
+                played.note(&message, now);
             } else if !suspect {
                 healthy.values_mut().for_each(|message| message.discoveries += 1);
             }
@@ -336,7 +347,7 @@ fn play(scene: &Scene) -> Played {
         now += 10;
     }
     for message in healthy.values() {
-        played.worst = played.worst.max(message.waited(scene.until));
+        played.note(message, scene.until);
     }
     played
 }
@@ -345,6 +356,34 @@ fn play(scene: &Scene) -> Played {
 fn drop_due(due: &mut BTreeMap<(u64, u32), ()>, key: (u64, u32)) -> u32 {
     due.remove(&key);
     key.1
+}
+
+#[test]
+fn conversations_behind_five_that_are_always_throttled_wait_for_no_longer_than_two_probes() {
+    for (count, from) in [(1, 0), (2, 0), (3, 0), (1, 30_000), (2, 30_000), (3, 30_000), (5, 30_000)] {
+        for seed in 0..20 {
+            for rate in [0.2, 1.0, 5.0] {
+                let sick = vec![(from, Sick::Throttled); count];
+                let scene = Scene { sick, rate, until: 60_000, seed };
+                let with = play(&scene);
+                assert!(with.longest <= 10_000, "{count} from {from} at {rate}, seed {seed}: {with:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn retry_hint_of_another_failure_than_a_503_is_no_hint_for_the_destination() {
+    let hint = Hint(Some(Duration::from_secs(8)));
+    for (status, expected) in [(500, Hint::default()), (503, hint)] {
+        let mut suspects = suspects();
+        let outcome = match status {
+            503 => Outcome::Down { status: Some(503), hint, why: String::new() },
+            _ => Outcome::Unavailable { status, hint, why: String::new() },
+        };
+        let signals: Vec<_> = (1..=3).map(|number| attempt(&mut suspects, number, &outcome, false, 0).signal).collect();
+        assert_eq!(signals[2], Signal::Down(expected), "{status}");
+    }
 }
 
 /// A scene of up to so many sick conversations of any kinds.
