@@ -86,23 +86,26 @@ fn what_only_one_module_may_do_no_other_does() {
 }
 
 #[test]
-fn readmes_configuration_table_is_the_shipped_file() {
+fn configuration_table_is_the_shipped_file() {
     let shipped = shipped_keys();
     assert!(!shipped.is_empty(), "config/relay.toml has keys");
-    let table = readme_table("## Configuration");
+    let table = table("docs/configuration.md", "## Keys");
     let told: BTreeMap<_, _> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let mut violations = Vec::new();
     for (key, (line, default)) in &shipped {
         match told.get(key) {
-            None => violations.push(format!("config/relay.toml:{line}: {key} is missing in README's table")),
+            None => violations.push(format!("config/relay.toml:{line}: {key} is missing in docs/configuration.md")),
             Some(said) if said != default => {
-                violations.push(format!("config/relay.toml:{line}: {key} is {default}, README says {said}"));
+                violations
+                    .push(format!("config/relay.toml:{line}: {key} is {default}, docs/configuration.md says {said}"));
             }
             Some(_) => {}
         }
     }
     violations.extend(
-        told.keys().filter(|key| !shipped.contains_key(*key)).map(|key| format!("README.md: no such key: {key}")),
+        told.keys()
+            .filter(|key| !shipped.contains_key(*key))
+            .map(|key| format!("docs/configuration.md: no such key: {key}")),
     );
     none(violations);
 }
@@ -112,7 +115,8 @@ fn every_setting_that_a_document_names_exists() {
     let shipped = shipped_keys();
     let names: BTreeSet<String> =
         shipped.keys().map(|key| format!("CONNECT_RELAY__{}", key.to_uppercase().replace('.', "__"))).collect();
-    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut documents = ["README.md", "CHANGELOG.md"].map(|name| root().join(name)).to_vec();
+    collect(&root().join("docs"), &mut documents);
     collect(&root().join("deploy"), &mut documents);
     collect(&root().join("examples"), &mut documents);
     let mut violations = Vec::new();
@@ -161,18 +165,18 @@ fn every_key_that_deploy_names_exists() {
 }
 
 #[test]
-fn readmes_metrics_table_is_what_the_code_registers() {
+fn metrics_table_is_what_the_code_registers() {
     let mut registered = BTreeSet::new();
     for source in sources() {
         registered.extend(source.metrics());
     }
-    let told: BTreeSet<String> = readme_table("## Metrics")
+    let told: BTreeSet<String> = table("docs/metrics.md", "## All metrics")
         .iter()
         .map(|row| row[0].trim_start_matches("connect_relay_").split('{').next().unwrap_or_default().to_owned())
         .filter(|name| !name.starts_with("process_"))
         .collect();
-    let missing = registered.difference(&told).map(|name| format!("README.md: metric {name} is missing"));
-    let unknown = told.difference(&registered).map(|name| format!("README.md: no such metric: {name}"));
+    let missing = registered.difference(&told).map(|name| format!("docs/metrics.md: metric {name} is missing"));
+    let unknown = told.difference(&registered).map(|name| format!("docs/metrics.md: no such metric: {name}"));
     none(missing.chain(unknown).collect());
 }
 
@@ -593,13 +597,19 @@ fn shipped_keys() -> BTreeMap<String, (usize, String)> {
     keys
 }
 
-/// The rows of the first table under a heading of README.md, head and rule left out; cells without their backticks.
-fn readme_table(heading: &str) -> Vec<Vec<String>> {
-    let text = read(&root().join("README.md"));
+/// The rows of the first table under a heading of a document, without head and rule; cells without their backticks.
+fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = read(&root().join(document));
     let rows = text.lines().skip_while(|line| *line != heading).skip(1).skip_while(|line| !line.starts_with('|'));
     rows.take_while(|line| line.starts_with('|'))
         .skip(2)
-        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect())
+        .map(|line| {
+            // `\|` is a bar within a cell.
+            let line = line.replace("\\|", "\u{0}");
+            let cells =
+                line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').replace('\u{0}', "|"));
+            cells.collect()
+        })
         .collect()
 }
 
