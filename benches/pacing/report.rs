@@ -1,4 +1,4 @@
-//! The table, printed as Markdown: it goes into the README as it is.
+//! The table, printed as Markdown: it goes into docs/rate-control.md as it is.
 
 use crate::rows::{Bound, Figure, Row, Unit};
 

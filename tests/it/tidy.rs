@@ -181,14 +181,14 @@ fn metrics_table_is_what_the_code_registers() {
 }
 
 #[test]
-fn readme_says_after_how_many_hung_starts_a_store_is_set_aside() {
+fn guarantees_name_the_number_of_hung_starts_after_which_a_store_is_set_aside() {
     let text: String = sources().into_iter().map(|source| source.text).collect();
     let most =
         text.split_once("const STARTS_MAX: u64 = ").and_then(|(_, rest)| rest.split_once(';')).map(|(most, _)| most);
     let ordinals = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"];
     let most: usize = most.and_then(|most| most.parse().ok()).expect("the code has the number");
-    let said = format!("the start after the {} such in a row sets the store aside", ordinals[most - 1]);
-    assert!(read(&root().join("README.md")).contains(&said), "README.md: {said}");
+    let said = format!("the start after the {} such start in a row sets the store aside", ordinals[most - 1]);
+    assert!(read(&root().join("docs/guarantees.md")).contains(&said), "docs/guarantees.md: {said}");
 }
 
 /// A member has one type in all log lines, and `message` is the text: an integer of 128 bits is written as a text, and so
