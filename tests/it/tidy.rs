@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
-const FLOORS: &[&[&str]] = &[
+pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry", "storage"],
     &["message", "delivery"],
@@ -115,7 +115,7 @@ fn every_setting_that_a_document_names_exists() {
     let shipped = shipped_keys();
     let names: BTreeSet<String> =
         shipped.keys().map(|key| format!("CONNECT_RELAY__{}", key.to_uppercase().replace('.', "__"))).collect();
-    let mut documents = ["README.md", "CHANGELOG.md"].map(|name| root().join(name)).to_vec();
+    let mut documents = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
     collect(&root().join("docs"), &mut documents);
     collect(&root().join("deploy"), &mut documents);
     collect(&root().join("examples"), &mut documents);
@@ -582,7 +582,7 @@ fn sources() -> Vec<Source> {
 }
 
 /// Every key of the shipped file: its line and its default, as written there.
-fn shipped_keys() -> BTreeMap<String, (usize, String)> {
+pub(super) fn shipped_keys() -> BTreeMap<String, (usize, String)> {
     let mut section = String::new();
     let mut keys = BTreeMap::new();
     for (number, line) in (1..).zip(read(&root().join("config/relay.toml")).lines()) {
@@ -598,7 +598,7 @@ fn shipped_keys() -> BTreeMap<String, (usize, String)> {
 }
 
 /// The rows of the first table under a heading of a document, without head and rule; cells without their backticks.
-fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+pub(super) fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
     let text = read(&root().join(document));
     let rows = text.lines().skip_while(|line| *line != heading).skip(1).skip_while(|line| !line.starts_with('|'));
     rows.take_while(|line| line.starts_with('|'))
@@ -614,7 +614,7 @@ fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
 }
 
 /// Every file under a folder; none where there is no such folder.
-fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
+pub(super) fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();
     paths.sort();
@@ -623,14 +623,14 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-fn read(path: &Path) -> String {
+pub(super) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|cause| panic!("read {}: {cause}", path.display()))
 }
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn none(violations: Vec<String>) {
+pub(super) fn none(violations: Vec<String>) {
     assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }

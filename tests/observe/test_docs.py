@@ -123,7 +123,7 @@ def test_each_row_of_what_happens_when_names_tests_that_exist():
 
 
 def test_each_test_file_that_a_document_names_exists():
-    for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+    for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         named = set(re.findall(r"(?<![\w/])(test_\w+\.py)", path.read_text()))
         assert named <= TESTS, f"{path.name}: {named - TESTS}"
 
@@ -184,7 +184,38 @@ def test_sample_output_has_the_members_of_real_output(relays, simulators):
     members = {line["event"]: list(line) for line in real}
     assert {sample["event"]: list(sample) for sample in map(json.loads, log.splitlines())} == members
 
-    [status] = samples("docs/operations.md", "## Status and health", "text")
-    said = command("status", "--dir", relay.folder)
-    labels = [re.split(r"\s{2,}|(?<=\w) (?=\d)", line)[0] for line in status.splitlines()[1:]]
-    assert labels == [re.split(r"\s{2,}|(?<=\w) (?=\d)", line)[0] for line in said.stdout.splitlines()]
+
+
+def test_sample_output_of_commands_has_the_labels_of_real_output(relays, simulators):
+    relay = relays(simulators("--deny", "canary-bad").url, sender__token_wait="1s")
+    send(relay, "canary-good", "canary", "greeting-0", headers=["Prefer: wait=20"])
+
+    def said(*words):
+        done = command(*words, "--dir", relay.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    [status, problem] = samples("docs/operations.md", "## Status and health", "text")
+    assert labels(status) == labels(said("status"))
+    send(relay, "canary-bad", "canary", "greeting-1", headers=["Relay-Conversation: 4711/bot"])
+    until(lambda: relay.lines("dead"), "it is dead")
+    said("pause", "--reason", "change of the quota")
+    paused = said("status").splitlines()
+    assert re.sub(r"\d", "0", problem) == re.sub(r"\d", "0", "\n".join(paused[:2]) + "\n")
+    listed, shown = samples("docs/operations.md", "## Dead letters", "text")
+    real = said("messages", "list", "--state", "dead")
+    assert listed.splitlines()[1] == real.splitlines()[0]
+    identity = real.split("\n")[1].split(" ")[0]
+    assert labels(shown) == labels(said("messages", "show", identity, "--contents"))
+    relay.kill()
+    [checked] = samples("docs/operations.md", "## A damaged queue", "text")
+    [queue] = [path.parent for path in relay.folder.rglob("journal.0")]
+    done = command("doctor", "check", queue)
+    assert done.returncode == 0, done.stderr
+    assert labels(checked, 2) == labels(done.stdout, 1)
+
+
+def labels(output, skipped=None):
+    """What is before the figures in each line; without the command."""
+    lines = output.splitlines()[(1 if output.startswith("$") else 0) if skipped is None else skipped:]
+    return [re.split(r"\s{2,}|(?<=[\w:]) (?=\d)", line)[0] for line in lines]
