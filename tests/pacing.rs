@@ -57,9 +57,9 @@ macro_rules! rows {
 }
 
 rows! {
-    one_relay_uses_the_quota: "1 relay, told the true quota",
-    one_relay_finds_a_smaller_quota: "1 relay, told 10, truth 4",
-    one_relay_finds_a_larger_quota: "1 relay, told 10, truth 30",
+    one_relay_uses_the_quota: "1 relay, configured with the true quota",
+    one_relay_finds_a_smaller_quota: "1 relay, configured 10, true quota 4",
+    one_relay_finds_a_larger_quota: "1 relay, configured 10, true quota 30",
     five_relays_share: "5 relays",
     relays_started_apart_share: "5 relays, started 0.3 s apart",
     twenty_relays_share: "20 relays",

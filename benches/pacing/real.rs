@@ -18,7 +18,7 @@ use crate::report::Played;
 use crate::rows::ROWS;
 
 /// Relays in a group, and the row of the table that it is compared with.
-const GROUPS: [(usize, &str); 3] = [(1, "1 relay, told the true quota"), (5, "5 relays"), (20, "20 relays")];
+const GROUPS: [(usize, &str); 3] = [(1, "1 relay, configured with the true quota"), (5, "5 relays"), (20, "20 relays")];
 /// Seconds: the cold start, and the end.
 const WARM: u64 = 120;
 const END: u64 = 720;

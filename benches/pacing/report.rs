@@ -1,4 +1,4 @@
-//! The table, printed as Markdown: it goes into the README as it is.
+//! The table, printed as Markdown with the bounds of its figures; docs/rate-control.md has the figures.
 
 use crate::rows::{Bound, Figure, Row, Unit};
 

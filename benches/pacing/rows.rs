@@ -119,9 +119,9 @@ pub fn crowd(who: Who, count: usize, until: Millis, headroom: f64, seed: u64) ->
 
 /// The rows of the table, in its order.
 pub const ROWS: &[Row] = &[
-    Row { name: "1 relay, told the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
-    Row { name: "1 relay, told 10, truth 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
-    Row { name: "1 relay, told 10, truth 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
+    Row { name: "1 relay, configured with the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
+    Row { name: "1 relay, configured 10, true quota 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
+    Row { name: "1 relay, configured 10, true quota 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
     Row { name: "5 relays", floor: Some(5.0 / (10.0 * 60.0)), play: five },
     Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
     Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },

@@ -150,7 +150,7 @@ def test_nothing_of_the_bot_is_touched_but_the_sockets_mount(example):
     assert added == (expected | {"securityContext"} if example == "statefulset" else expected)
 
 
-def test_readmes_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(tmp_path):
+def test_the_documents_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(tmp_path):
     bot = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -167,7 +167,9 @@ def test_readmes_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(
         },
     }
     (tmp_path / "bot.yaml").write_text(yaml.safe_dump(bot))
-    [block] = re.findall(r"```yaml\n# kustomization.yaml.*?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/kubernetes.md"))
+    block, same = re.findall(r"```yaml\n# kustomization.yaml.*?\n(.*?)```", documents, re.S)
+    assert block == same
     address = "https://git.example.com/connect-relay//deploy/kubernetes"
     assert address in block and "?ref=v" in block
     here = block.replace(address, relative(tmp_path, KUBERNETES))

@@ -11,7 +11,7 @@ from hooks import binary, pytest_collection_modifyitems, pytest_configure  # noq
 from processes import Relay, Simulator
 from upstream import Upstream
 
-# The machine's own AWS settings and proxies are not what is tested; a bot needs NO_PROXY, as the README says.
+# The machine's own AWS settings and proxies are not what is tested; a bot needs NO_PROXY, as docs/clients.md says.
 for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
 os.environ["NO_PROXY"] = "127.0.0.1"

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module for each matter.
 
+mod docs;
 mod process;
 mod systemd;
 mod tidy;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
-const FLOORS: &[&[&str]] = &[
+pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry", "storage"],
     &["message", "delivery"],
@@ -86,23 +86,26 @@ fn what_only_one_module_may_do_no_other_does() {
 }
 
 #[test]
-fn readmes_configuration_table_is_the_shipped_file() {
+fn configuration_table_is_the_shipped_file() {
     let shipped = shipped_keys();
     assert!(!shipped.is_empty(), "config/relay.toml has keys");
-    let table = readme_table("## Configuration");
+    let table = table("docs/configuration.md", "## Keys");
     let told: BTreeMap<_, _> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let mut violations = Vec::new();
     for (key, (line, default)) in &shipped {
         match told.get(key) {
-            None => violations.push(format!("config/relay.toml:{line}: {key} is missing in README's table")),
+            None => violations.push(format!("config/relay.toml:{line}: {key} is missing in docs/configuration.md")),
             Some(said) if said != default => {
-                violations.push(format!("config/relay.toml:{line}: {key} is {default}, README says {said}"));
+                violations
+                    .push(format!("config/relay.toml:{line}: {key} is {default}, docs/configuration.md says {said}"));
             }
             Some(_) => {}
         }
     }
     violations.extend(
-        told.keys().filter(|key| !shipped.contains_key(*key)).map(|key| format!("README.md: no such key: {key}")),
+        told.keys()
+            .filter(|key| !shipped.contains_key(*key))
+            .map(|key| format!("docs/configuration.md: no such key: {key}")),
     );
     none(violations);
 }
@@ -112,7 +115,8 @@ fn every_setting_that_a_document_names_exists() {
     let shipped = shipped_keys();
     let names: BTreeSet<String> =
         shipped.keys().map(|key| format!("CONNECT_RELAY__{}", key.to_uppercase().replace('.', "__"))).collect();
-    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut documents = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
+    collect(&root().join("docs"), &mut documents);
     collect(&root().join("deploy"), &mut documents);
     collect(&root().join("examples"), &mut documents);
     let mut violations = Vec::new();
@@ -161,30 +165,30 @@ fn every_key_that_deploy_names_exists() {
 }
 
 #[test]
-fn readmes_metrics_table_is_what_the_code_registers() {
+fn metrics_table_is_what_the_code_registers() {
     let mut registered = BTreeSet::new();
     for source in sources() {
         registered.extend(source.metrics());
     }
-    let told: BTreeSet<String> = readme_table("## Metrics")
+    let told: BTreeSet<String> = table("docs/metrics.md", "## All metrics")
         .iter()
         .map(|row| row[0].trim_start_matches("connect_relay_").split('{').next().unwrap_or_default().to_owned())
         .filter(|name| !name.starts_with("process_"))
         .collect();
-    let missing = registered.difference(&told).map(|name| format!("README.md: metric {name} is missing"));
-    let unknown = told.difference(&registered).map(|name| format!("README.md: no such metric: {name}"));
+    let missing = registered.difference(&told).map(|name| format!("docs/metrics.md: metric {name} is missing"));
+    let unknown = told.difference(&registered).map(|name| format!("docs/metrics.md: no such metric: {name}"));
     none(missing.chain(unknown).collect());
 }
 
 #[test]
-fn readme_says_after_how_many_hung_starts_a_store_is_set_aside() {
+fn guarantees_name_the_number_of_hung_starts_after_which_a_store_is_set_aside() {
     let text: String = sources().into_iter().map(|source| source.text).collect();
     let most =
         text.split_once("const STARTS_MAX: u64 = ").and_then(|(_, rest)| rest.split_once(';')).map(|(most, _)| most);
     let ordinals = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"];
     let most: usize = most.and_then(|most| most.parse().ok()).expect("the code has the number");
-    let said = format!("the start after the {} such in a row sets the store aside", ordinals[most - 1]);
-    assert!(read(&root().join("README.md")).contains(&said), "README.md: {said}");
+    let said = format!("the start after the {} such start in a row sets the store aside", ordinals[most - 1]);
+    assert!(read(&root().join("docs/guarantees.md")).contains(&said), "docs/guarantees.md: {said}");
 }
 
 /// A member has one type in all log lines, and `message` is the text: an integer of 128 bits is written as a text, and so
@@ -578,7 +582,7 @@ fn sources() -> Vec<Source> {
 }
 
 /// Every key of the shipped file: its line and its default, as written there.
-fn shipped_keys() -> BTreeMap<String, (usize, String)> {
+pub(super) fn shipped_keys() -> BTreeMap<String, (usize, String)> {
     let mut section = String::new();
     let mut keys = BTreeMap::new();
     for (number, line) in (1..).zip(read(&root().join("config/relay.toml")).lines()) {
@@ -593,18 +597,24 @@ fn shipped_keys() -> BTreeMap<String, (usize, String)> {
     keys
 }
 
-/// The rows of the first table under a heading of README.md, head and rule left out; cells without their backticks.
-fn readme_table(heading: &str) -> Vec<Vec<String>> {
-    let text = read(&root().join("README.md"));
+/// The rows of the first table under a heading of a document, without head and rule; cells without their backticks.
+pub(super) fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = read(&root().join(document));
     let rows = text.lines().skip_while(|line| *line != heading).skip(1).skip_while(|line| !line.starts_with('|'));
     rows.take_while(|line| line.starts_with('|'))
         .skip(2)
-        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect())
+        .map(|line| {
+            // `\|` is a bar within a cell.
+            let line = line.replace("\\|", "\u{0}");
+            let cells =
+                line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').replace('\u{0}', "|"));
+            cells.collect()
+        })
         .collect()
 }
 
 /// Every file under a folder; none where there is no such folder.
-fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
+pub(super) fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();
     paths.sort();
@@ -613,14 +623,14 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-fn read(path: &Path) -> String {
+pub(super) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|cause| panic!("read {}: {cause}", path.display()))
 }
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn none(violations: Vec<String>) {
+pub(super) fn none(violations: Vec<String>) {
     assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }

@@ -1,4 +1,4 @@
-"""The Prometheus rules as text: valid, true to their unit tests, about metrics that exist, explained in the README."""
+"""The Prometheus rules as text: valid, true to their unit tests, about metrics that exist, explained in docs/alerts.md."""
 
 import re
 import subprocess
@@ -9,7 +9,8 @@ import yaml
 from processes import ROOT
 from scene import RULES, hastened
 
-README = (ROOT / "README.md").read_text()
+ALERTS = (ROOT / "docs/alerts.md").read_text()
+BASE = re.search(r"base of these links is\s`(https://\S+)`", ALERTS)[1]
 
 
 def promtool(*args, stdin=""):
@@ -47,11 +48,27 @@ def test_the_rules_ask_only_for_what_a_relay_exports(relay):
 
 
 def test_each_alert_has_its_paragraph_and_each_paragraph_its_alert():
-    told = re.findall(r"^#### (ConnectRelay\w+)$", README, re.M)
-    assert told == list(alerts()), "README.md has a heading for each alert, in the order of the rules"
+    told = re.findall(r"^## (ConnectRelay\w+)$", ALERTS, re.M)
+    assert told == list(alerts()), "docs/alerts.md has a heading for each alert, in the order of the rules"
     for name, rule in alerts().items():
-        assert rule["annotations"]["runbook"] == f"README.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"{BASE}#{name.lower()}"
         assert rule["labels"]["severity"] in ("critical", "warning", "ticket")
+
+
+def test_the_documented_command_changes_the_base_of_all_links(tmp_path):
+    [command] = [code for code in re.findall(r"^```sh\n(.*?)^```", ALERTS, re.M | re.S) if "sed -i" in code]
+    named = re.findall(r"(?<=\s)\w+/\S+", command.splitlines()[-1])
+    holding = [path for folder in ("docs", "deploy", "tests/observe", "tests/deploy") for path in (ROOT / folder).rglob("*")
+               if path.suffix in (".md", ".yaml") and BASE in path.read_text()]
+    assert sorted(named) == sorted(str(path.relative_to(ROOT)) for path in holding), "the base is in these files only"
+    for path in named:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text())
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
+    new = re.search(r"^NEW=(\S+)", command, re.M)[1]
+    changed = alerts((tmp_path / "deploy/prometheus/rules.yaml").read_text())
+    assert all(rule["annotations"]["runbook_url"] == f"{new}#{name.lower()}" for name, rule in changed.items())
+    assert not any(BASE in (tmp_path / path).read_text() for path in named)
 
 
 def test_the_hastened_rules_differ_in_their_durations_alone():
