@@ -190,7 +190,7 @@ impl Machine {
         Machine(Source::Real { boot, started: Instant::now(), wall: wall_clock(), skipped: Arc::default() })
     }
 
-    /// A machine whose clocks stand still but for what a test does to them.
+    /// A machine whose clocks change only by the methods below.
     #[must_use]
     pub fn simulated(wall: WallTime) -> Machine {
         let boot = Some(BootId(fastrand::u128(..).to_ne_bytes()));
@@ -216,13 +216,13 @@ impl Machine {
         self.change(|clocks| clocks.reading.wall = shifted(Timestamp(clocks.reading.wall.0), by_ms));
     }
 
-    /// Sleeps: the clocks go on but for those that stand still meanwhile.
+    /// Sleeps: all clocks go on except those that stop during sleep.
     pub fn sleep(&self, span: Duration) {
         self.pass(span);
         self.change(|clocks| clocks.slept_ms += millis(span));
     }
 
-    /// Is switched off for so long, and boots.
+    /// Switches the machine off for this time, and boots it.
     pub fn reboot(&self, off_for: Duration) {
         self.pass(off_for);
         self.change(|clocks| {
@@ -278,14 +278,14 @@ impl Machine {
     }
 }
 
-/// Hands out timestamps that never go back and never jump, but where a store is opened. Clones share one line.
+/// Hands out timestamps that never go back, and jump only when a store is opened. Clones share one line.
 #[derive(Clone, Debug)]
 pub struct Clock {
     machine: Machine,
     line: Arc<Line>,
 }
 
-/// Where the line is.
+/// The position of the line.
 #[derive(Debug)]
 struct Line {
     /// The line less `CLOCK_BOOTTIME`, in milliseconds.
@@ -309,13 +309,13 @@ impl Clock {
         Clock { machine: machine.clone(), line: Arc::new(Line { base, offset: AtomicI64::new(0) }) }
     }
 
-    /// A clock that stands still but for [`Clock::skip`]: for tests in which a moment must not pass by itself.
+    /// A clock that changes only by [`Clock::skip`]: for tests in which no time may pass by itself.
     #[must_use]
     pub fn still() -> Clock {
         Clock::of(&Machine::simulated(wall_clock()))
     }
 
-    /// A clock of the same machine whose line stays where it is when a store is opened: for what is timed meanwhile.
+    /// A clock of the same machine whose line does not change when a store is opened: for timings during the opening.
     #[must_use]
     pub fn detached(&self) -> Clock {
         let Line { base, offset } = &*self.line;
@@ -335,7 +335,7 @@ impl Clock {
         self.machine.read().wall
     }
 
-    /// A time that stands still while the machine sleeps: for what a process must do while it runs. It is on no line.
+    /// A time that stops while the machine sleeps: for work of a process while it runs. It is on no line.
     #[must_use]
     pub fn awake(&self) -> Timestamp {
         self.machine.awake()
@@ -382,7 +382,7 @@ impl Clock {
         Anchor { boot: now.boot, since_boot_ms: now.since_boot_ms, wall, inner }
     }
 
-    /// Moves this clock and its clones ahead: for tests that will not sleep.
+    /// Moves this clock and its clones ahead: for tests, which do not sleep.
     pub fn skip(&self, span: Duration) {
         self.machine.pass(span);
     }
@@ -413,13 +413,13 @@ impl BootId {
 /// The time since this machine booted, its sleep included.
 fn boot_clock() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // A sandbox may not know the first of them; all know the second.
+    // A sandbox may not know the first clock; all know the second.
     for which in [libc::CLOCK_BOOTTIME, libc::CLOCK_MONOTONIC] {
         #[expect(
             unsafe_code,
             reason = "std has no CLOCK_BOOTTIME, and rustix goes past the C library, where tests set it"
         )]
-        // SAFETY: the call writes one timespec to the place that it is given, and that is one.
+        // SAFETY: the call writes one timespec to the address that it is given, and `time` is one.
         if unsafe { libc::clock_gettime(which, &raw mut time) } == 0 {
             break;
         }
