@@ -1,4 +1,4 @@
-//! Against real listeners on loopback that follow a script.
+//! The client with real listeners on loopback that follow a script.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::message::ContentType;
 
 const DELIVERED: &str = r#"{"Id":"i-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#;
 
-/// A listener, and the whole of the options that lead to it.
+/// A listener, and the options that lead to it.
 async fn upstream(scheme: &str) -> (TcpListener, Options) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -46,7 +46,7 @@ async fn attempt(participant: &Participant, body: &Body) -> Outcome {
     participant.attempt(body, &client_token, &token).await
 }
 
-/// Both sides of a script, within a time that only a fault exceeds.
+/// Runs both sides of a script, under a time-out that only a fault exceeds.
 async fn both<A, B>(script: impl Future<Output = A>, client: impl Future<Output = B>) -> (A, B) {
     bounded(async { tokio::join!(script, client) }).await
 }
@@ -55,7 +55,7 @@ async fn bounded<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("the script comes to its end")
 }
 
-/// Reads one request: its head, and a body of the length it tells.
+/// Reads one request: its head, and its body by Content-Length.
 async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
     loop {
@@ -78,7 +78,7 @@ fn reply(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Accepts one connection and answers one request; the connection is handed back still open.
+/// Accepts one connection and answers one request; returns the connection still open.
 async fn serve(listener: &TcpListener, answer: &str) -> (String, TcpStream) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let request = request(&mut stream).await;
@@ -166,7 +166,7 @@ async fn handshake_that_never_ends_wrote_nothing() {
     options.connect_timeout = Duration::from_millis(50);
     let outcome = bounded(attempt(&client(options.clone()), &message())).await;
     assert_nothing_written(&outcome, "no connection within 50ms");
-    // The same where the attempt's own time is the shorter.
+    // The same if the attempt's own time limit is the shorter one.
     (options.connect_timeout, options.attempt_timeout) = (Duration::from_secs(20), Duration::from_millis(50));
     let outcome = bounded(attempt(&client(options), &message())).await;
     assert_nothing_written(&outcome, "no connection within 50ms");
@@ -256,7 +256,7 @@ async fn connection_that_closed_while_idle_costs_no_attempt() {
     }
 }
 
-/// Makes the runtime look at its sockets and run what that wakes: the kernel has told of the end before.
+/// Makes the runtime poll its sockets and run the tasks that this wakes: the kernel has reported the end already.
 async fn let_the_client_notice(address: SocketAddr, listener: &TcpListener) {
     let (there, here) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (mut there, mut here) = (there.unwrap(), here.unwrap().0);
@@ -320,7 +320,7 @@ async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
     assert_nothing_written(&outcome, "the signature of the server's certificate is wrong: ");
 }
 
-/// A certificate of each kind that operators get wrong, and the sentence for it.
+/// Tries a certificate of each kind that operators get wrong, and expects a sentence for it.
 #[tokio::test]
 async fn certificate_that_is_not_accepted_is_a_sentence() {
     let issued = |edit: &dyn Fn(&mut CertificateParams)| {

@@ -46,7 +46,7 @@ type Identity = (u64, u64);
 pub struct BindError {
     /// The path, or the address and port.
     pub address: String,
-    /// What is in the way.
+    /// The obstacle.
     pub cause: String,
 }
 
@@ -57,12 +57,12 @@ pub struct UnixSocket {
     mode: u32,
     place: Place,
     lock: Lock,
-    /// The reason of the absence that was last logged; none while the socket is at its path.
+    /// The reason of the absence that was last logged; `None` while the socket is at its path.
     absence: Option<String>,
 }
 
 impl UnixSocket {
-    /// The place of the socket, for those who ask if it is there.
+    /// The place of the socket, for checks from other parts.
     #[must_use]
     pub fn place(&self) -> Place {
         self.place.clone()
@@ -106,7 +106,7 @@ impl UnixSocket {
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         if self.place.find().is_ok() {
-            // A socket that stays behind is removed by the next start.
+            // The next start removes a socket that is left.
             let _ = fs::remove_file(self.place.path());
         }
     }
@@ -123,10 +123,10 @@ impl Place {
         &self.0.0
     }
 
-    /// Looks at the path: one system call.
+    /// Checks the path: one system call.
     ///
     /// # Errors
-    /// Says what is there instead of the socket.
+    /// With a description of what is there instead of the socket.
     pub fn look(&self) -> Result<(), String> {
         self.find().map_err(|absence| absence.to_string())
     }
@@ -184,7 +184,7 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
             }
             let lock = Lock { path: path.clone(), file };
-            // The relay that held it may have removed it between the two steps above.
+            // The previous holder may have removed it between the two steps above.
             if lock.is_in_place() {
                 return Ok(lock);
             }
@@ -200,7 +200,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if self.is_in_place() {
-            // One that stays behind is taken by the next start.
+            // The next start takes a lock file that is left.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -213,7 +213,7 @@ impl Drop for Lock {
 pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
     let open = || {
         prepare(path)?;
-        // Before the lock: a process that is no relay is reported as what it is.
+        // Before the lock: a process that is not a relay is reported as such.
         is_stale(path)?;
         let lock = Lock::take(path)?;
         if is_stale(path)? {
@@ -250,7 +250,7 @@ pub fn bind_tcp_or_ipv4(address: SocketAddr) -> Result<TcpListener, BindError> {
     }
 }
 
-/// The IPv4 address to listen on after this error; none if the error is not about IPv6 or no address means the same.
+/// The IPv4 address to use after this error; `None` if the error is not about IPv6 or no address means the same.
 fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     let missing = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL, Errno::PROTONOSUPPORT];
     let missing = missing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
@@ -265,7 +265,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, FLAGS, None)?;
-    // A restart does not wait for the connections of the relay before it.
+    // A restart does not wait for the connections of the previous relay.
     set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
@@ -289,15 +289,15 @@ fn bind_in_place(path: &Path, mode: u32) -> Result<(UnixListener, Identity), Str
         Ok(identity(&found))
     };
     let identity = open().inspect_err(|_| {
-        // Bound here a moment ago, and useless.
+        // It was bound a moment ago and is not used.
         let _ = fs::remove_file(path);
     })?;
     let listener = UnixListener::from_std(socket.into()).map_err(failed("register"))?;
     Ok((listener, identity))
 }
 
-/// Checks the path of a socket, and makes its folder, for its owner alone to write in, whatever the umask: a user who can write there could
-/// put a socket of their own in this one's place.
+/// Checks the path of a socket, and creates its folder, writable by its owner alone, whatever the umask: a user who can
+/// write there could replace this socket with their own.
 fn prepare(path: &Path) -> Result<(), String> {
     path.file_name().ok_or("it names no file")?;
     let bytes = path.as_os_str().len();

@@ -1,4 +1,4 @@
-//! Real sockets, raw bytes, and nothing that sleeps: each test waits for what it claims, under one generous time-out.
+//! Real sockets and raw bytes, without sleeps: each test waits for an event, under one generous time-out.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ struct Server {
     folder: tempfile::TempDir,
     connections: Connections,
     clock: Clock,
-    /// Lets requests for `/wait` go.
+    /// Releases the requests for `/wait`.
     release: Arc<Notify>,
     stop: Option<oneshot::Sender<()>>,
     done: JoinHandle<()>,
@@ -99,10 +99,10 @@ async fn get(stream: &mut UnixStream, path: &str) -> (String, String) {
     reply(stream).await
 }
 
-/// Whether the other side has closed: nothing more comes.
+/// Checks that the other side has closed: nothing more comes.
 async fn assert_closed(stream: &mut UnixStream) {
     let mut rest = Vec::new();
-    // A reset is as good as an end.
+    // A reset counts as an end.
     let _ = in_time(stream.read_to_end(&mut rest)).await;
     assert_eq!(String::from_utf8_lossy(&rest), "");
 }
@@ -216,7 +216,7 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
     let [a, b, c, d] = &mut busy[..] else { unreachable!() };
     let asked = async {
         assert_eq!(reply(&mut newcomer).await.1, "served");
-        // They came within a millisecond: chance decides who counts as the longest idle.
+        // They came within a millisecond: chance decides which counts as the longest idle.
         tokio::select! {
             () = assert_closed(a) => {}
             () = assert_closed(b) => {}
@@ -297,7 +297,7 @@ async fn garbage_and_endless_heads_are_refused() {
     let server = Server::start(|_| {});
     for (text, status) in [("\x16\x03\x01\x02\r\n\r\n".to_owned(), "400"), ("x".repeat(9000), "4")] {
         let mut stream = server.connect().await;
-        // The other side may have closed before all was written.
+        // The other side may have closed before everything was written.
         let _ = stream.write_all(format!("GET /{text}").as_bytes()).await;
         let mut all = Vec::new();
         let _ = in_time(stream.read_to_end(&mut all)).await;
@@ -359,7 +359,7 @@ async fn stale_socket_is_replaced_and_a_live_one_refused() {
     );
     drop(socket);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left");
-    // Killed: the socket and the lock file stay, and nothing listens.
+    // The relay was killed: the socket and the lock file stay, and no process listens.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     fs::write(folder.path().join("run/made/relay.sock.lock"), "").unwrap();
     let _socket = bind_unix(&path, 0o600).unwrap();
@@ -390,7 +390,7 @@ async fn every_path_that_fits_a_socket_address_is_bound_and_no_longer_one() {
     let folder = tempfile::tempdir().unwrap();
     for length in [99, 100, 103, 106, 107, 108] {
         for name in ["s", "relay.sock"] {
-            // Folders of any length, so that the whole path has this one.
+            // The folders fill the path to exactly this length.
             let fill = length - folder.path().as_os_str().len() - name.len() - 2;
             let path = folder.path().join("d".repeat(fill)).join(name);
             assert_eq!(path.as_os_str().len(), length);
