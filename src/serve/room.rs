@@ -5,7 +5,7 @@
 //!
 //! | newcomer | connection to close, the first that exists |
 //! | --- | --- |
-//! | light | the longest idle of a heavy user; of all; the oldest of a heavy user; the longest stalled of all |
+//! | light | the longest idle of a heavy user; of all; the longest in its phase of a heavy user; the longest stalled of all |
 //! | not light | the longest idle of its own user or of a heavy user; the longest stalled of those |
 //! | by TCP | the longest idle of all; the longest stalled |
 //!
