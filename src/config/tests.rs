@@ -1,10 +1,10 @@
-//! The configuration as its users meet it: files, variables, flags, and what is said about wrong ones.
+//! The configuration from its users' view: files, variables, flags, and the errors about wrong ones.
 
 use std::path::Path;
 
 use super::*;
 
-/// A file's text and the environment, in an otherwise empty world; `{path}` in a fault is the file's.
+/// Loads a file's text and an environment, and nothing else; `{path}` in an error is the file's path.
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("relay.toml");
@@ -19,7 +19,7 @@ fn faults(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
     load(text, environment).unwrap_err()
 }
 
-/// A configuration that is valid but for `more`.
+/// Loads a configuration that is valid except for `more`.
 fn with(more: &str) -> Result<Config, Vec<String>> {
     load(more, &[("AWS_REGION", "eu-west-2")])
 }
@@ -237,7 +237,7 @@ fn one_underscore_is_a_warning_that_names_the_right_variable() {
 fn file_that_is_not_read_yields_its_own_error_and_nothing_that_follows_from_it() {
     let found = faults("[sender]\nregion = 'eu-west-2'\nrate_min = = 3", &[("CONNECT_RELAY__SENDER__RATE_MIN", "50")]);
     assert!(found.len() == 1 && found[0].starts_with("{path}: TOML parse error at line 3"), "{found:#?}");
-    // What is wrong with the environment by itself is still said.
+    // Errors of the environment by itself are still reported.
     let found = faults("[sender", &[("CONNECT_RELAY__SHUTDOWN__GRACE", "2h"), ("CONNECT_RELAY__QUEUE__PATH", "q")]);
     assert_eq!(found.len(), 3, "{found:#?}");
     let found = faults("sender = 5", &[]);

@@ -97,7 +97,7 @@ impl Control {
         Ok(json(StatusCode::OK, &message))
     }
 
-    /// Checks the new contents of a message.
+    /// Builds the new body of a message from the given contents and type, or its own.
     async fn edited(
         &self,
         id: MessageId,

@@ -34,8 +34,8 @@ use crate::time::{Clock, Timestamp};
 /// The time after which a due message that could have been sent is a problem.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
-/// The time without the end of an attempt after which sending does not count as slow: slow sending ends attempts more
-/// often, at the lowest rate and with slow answers too.
+/// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also at
+/// the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// The identity and the limits of this relay.

@@ -1,4 +1,4 @@
-//! Whole relays in this process: a temporary folder, a simulated or absent service, and the three doors.
+//! Whole relays in this process: a temporary folder, a simulated or absent service, and all three listeners.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::retry::Hint;
 use crate::simulator::{self, Simulator};
 use crate::time::Clock;
 
-/// Far longer than anything here takes.
+/// Far longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `run --dir` would be told, with every port left to the system.
+/// The options of `run --dir`, with every port chosen by the system.
 fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
     let set = |key: &str, value: &str| (format!("CONNECT_RELAY__{key}").into(), value.into());
     let environment = vec![
@@ -53,7 +53,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
     }
 }
 
-/// A daemon at work.
+/// A running daemon.
 struct Relay {
     dir: TempDir,
     bound: Bound,
@@ -92,7 +92,7 @@ impl Relay {
         request(stream, &message(content)).await
     }
 
-    /// What an operator does.
+    /// Sends an operator's request.
     async fn operate(&self, method: &str, path: &str, body: &str) -> String {
         let stream = UnixStream::connect(self.dir.path().join("private/control.sock")).await.unwrap();
         let length = body.len();
@@ -121,7 +121,7 @@ async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request:
     reply
 }
 
-/// A service on a port of its own; it ends with the test's runtime.
+/// A service on its own port; it ends with the test's runtime.
 async fn service() -> (String, Simulator) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -131,7 +131,7 @@ async fn service() -> (String, Simulator) {
     (endpoint, simulator)
 }
 
-/// Nobody listens there.
+/// An address on which no process listens.
 async fn nowhere() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -230,7 +230,7 @@ async fn waits_are_answered_when_nothing_is_left_to_send() {
 #[tokio::test]
 async fn attempt_that_is_cut_puts_its_own_conversation_in_doubt_and_no_other() {
     for (grace, second) in [("1s", false), ("0s", false), ("1h", true)] {
-        // Takes requests and never answers.
+        // Accepts requests and never answers.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path(), &format!("http://{}", silent.local_addr().unwrap()), grace);

@@ -145,7 +145,8 @@ impl Bodies {
             }
             Arc::clone(quarters.entry(caller).or_insert_with(|| Arc::new(Semaphore::new(quarter as usize))))
         };
-        // The semaphores are never closed. A body larger than the quarter, or than all of it, waits for all of it.
+        // The semaphores are never closed. A body larger than the quarter waits for all of the quarter, one larger than
+        // the budget for all of the budget.
         let own = own.acquire_many_owned(need.min(quarter)).await.ok();
         Share([own, Arc::clone(&self.free).acquire_many_owned(need.min(self.all)).await.ok()])
     }

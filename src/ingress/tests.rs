@@ -434,8 +434,8 @@ async fn wait_ends_with_the_outcome() {
 async fn refusal_reaches_who_waits_and_stays_at_the_door() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    // The caller waits before the refusal comes: the state is answered after its acceptance, and then the refusal
-    // follows.
+    // The caller waits already when the refusal comes: the state is found only after its acceptance, and the yield
+    // lets its wait begin.
     let (seen, settled) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
         while rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.status != 200 {}
         tokio::task::yield_now().await;

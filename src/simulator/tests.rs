@@ -1,4 +1,4 @@
-//! The rules as a client meets them: a real listener, real requests.
+//! The simulator from a client's view: a real listener, real requests.
 
 use std::collections::HashSet;
 use std::future::pending;
@@ -20,7 +20,7 @@ struct Rig {
     tasks: JoinSet<()>,
 }
 
-/// A reply, or none where the connection was cut.
+/// A reply, or `None` if the connection was cut.
 type Answer = Option<(StatusCode, Option<String>, Value)>;
 
 impl Rig {
