@@ -287,7 +287,7 @@ mod tests {
     use crate::pacer::{self, Pacer};
 
     #[test]
-    fn wish_is_an_object_of_known_members_or_nothing() {
+    fn body_is_an_object_of_known_members_or_empty() {
         let of = |text: &str| wish::<DrainWish>(text.as_bytes()).map_err(|Refusal(status, why)| (status.as_u16(), why));
         let expected = DrainWish { timeout: Some(60), wait: true };
         assert_eq!(of(r#"{"timeout": 60, "wait": true}"#), Ok(expected));

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn throttle_or_a_destination_that_does_not_speak_is_no_attempt_of_the_message() {
+    fn throttle_or_unreachable_destination_is_not_counted_as_an_attempt() {
         let hint = Hint(Some(Duration::from_secs(9)));
         let throttled = || Outcome::Throttled { status: 429, hint, why: String::new() };
         let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: String::new() };
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn destination_that_waits_obeys_the_hint_in_the_place_of_the_message() {
+    fn hint_does_not_delay_the_message_if_the_destination_waits() {
         let hint = Hint(Some(Duration::from_secs(9)));
         for (destination_waits, wait) in [(false, 9000), (true, 200)] {
             let outcome = Outcome::Down { status: Some(503), hint, why: String::new() };
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_services_own_word_buries() {
+    fn only_an_error_of_the_service_makes_a_dead_letter() {
         let bury = |outcome| match decide(outcome, Facts::default()) {
             Disposition::Bury(reason, _) => Some(reason),
             _ => None,
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn denials_text_only_chooses_the_reason() {
+    fn text_of_a_denial_only_selects_the_reason() {
         let with = |text: &str| ServiceError { text: text.into(), ..error(403, "AccessDeniedException") };
         assert_eq!(Reason::of_denial(&with("User is not authorized … with an explicit deny")), Reason::TokenRefused);
         assert_eq!(Reason::of_denial(&with("Access denied")), Reason::ChatOver);

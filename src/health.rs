@@ -160,7 +160,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000_000);
 
     #[test]
-    fn only_a_standstill_is_not_alive() {
+    fn only_missing_progress_is_not_alive() {
         let pulse = Arc::new(AtomicU64::new(0));
         let health = Health::new(Arc::clone(&pulse));
         assert_eq!(health.live(NOW, Duration::ZERO), Ok(()), "the sender has not begun");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_says_why_not() {
+    fn ready_returns_the_reason() {
         let health = Health::default();
         assert_eq!(health.ready().unwrap_err(), "starting");
         health.set(State::Ready);

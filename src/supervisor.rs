@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_one_datagram_of_one_line_each() {
+    fn notifications_are_one_datagram_of_one_line_each() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_where_nobody_listens_and_one_who_does_not_read_is_not_waited_for() {
+    fn without_a_manager_nothing_is_sent_and_one_that_does_not_read_blocks_nothing() {
         assert!(Supervisor::at(Path::new("/nobody/here"), None).is_err());
         Supervisor::default().tell(&[Word::Ready]);
         let dir = tempfile::tempdir().unwrap();

@@ -13,8 +13,8 @@
 //! | any other answer of the service | any | neither: it ends an outage | `Answered` |
 //!
 //! A failure is a 5xx, an answer that was lost, a connection that failed or a 4xx without a code of the service. A
-//! suspect of which it is known that others are delivered meanwhile is *chronic*: its failures say nothing more of the
-//! destination until it is delivered.
+//! suspect is *chronic* once another conversation was delivered meanwhile: until its own delivery, its failures contain no
+//! information about the destination.
 //!
 //! Suspects never hold up the other conversations, however many there are:
 //!

@@ -24,7 +24,7 @@
 //! | … before the first run | – | – | a day off | the line begins a day off, and only [`Clock::shown`] knows |
 //! | rebooted, or the volume moved to another machine | other | any | ahead | the wall clock, less that of the anchor |
 //! | rebooted, wall clock behind the anchor's | other | any | behind | nothing: ages are never negative |
-//! | rebooted, wall clock stepped between the two boots | other | any | a day off | the wall clock: a step cannot be told from a day switched off |
+//! | rebooted, wall clock stepped between the two boots | other | any | a day off | the wall clock: a step cannot be distinguished from a day switched off |
 //! | rebooted, wall clock stepped after the last anchor, before the reboot | other | any | a day off | the same; the queue records an anchor within a second after a step, so that this hardly ever happens |
 //! | restored from a snapshot of its memory | same | behind | any | the wall clock, less that of the anchor |
 //! | boot id cannot be read | none | any | any | the wall clock, less that of the anchor |
@@ -121,7 +121,7 @@ pub struct BootId([u8; 16]);
 /// All clocks of a machine, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The present boot; None if the kernel does not say.
+    /// The present boot; `None` if the kernel does not say.
     pub boot: Option<BootId>,
     /// Milliseconds since that boot, those of sleep included.
     pub since_boot_ms: u64,
@@ -211,7 +211,7 @@ impl Machine {
         }
     }
 
-    /// Sets the wall clock forward by so many milliseconds, or back.
+    /// Sets the wall clock forward by `by_ms` milliseconds, or back.
     pub fn step(&self, by_ms: i64) {
         self.change(|clocks| clocks.reading.wall = shifted(Timestamp(clocks.reading.wall.0), by_ms));
     }
@@ -264,7 +264,7 @@ impl Machine {
         }
     }
 
-    /// A time that stands still while the machine sleeps.
+    /// A time that stops while the machine sleeps.
     fn awake(&self) -> Timestamp {
         match &self.0 {
             Source::Real { started, wall, skipped, .. } => {

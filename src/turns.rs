@@ -150,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_while_there_is_a_turn_to_be_had() {
+    fn unused_turns_go_to_the_other_kind() {
         assert_eq!(turns(7, true, false), [Some(Kind::Fresh); 7]);
         assert_eq!(turns(7, false, true), [Some(Kind::Late); 7]);
         assert_eq!(turns(7, false, false), [None; 7]);
     }
 
     #[test]
-    fn as_many_go_before_as_have_their_turns_meanwhile() {
+    fn messages_before_one_are_counted_by_turns() {
         let of = |kind, ahead, fresh, late| before(kind, ahead, Others { fresh, late });
         for (ahead, fresh, late, expected) in [
             (0, 0, 0, 0),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn estimate_is_what_the_turns_come_to() {
+    fn estimate_equals_the_simulated_turns() {
         for (fresh, late) in [(0, 0), (1, 5), (7, 0), (40, 1), (40, 200)] {
             let mut turns = Turns::default();
             let mut waiting = fresh;

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_told_in_the_relays_words() {
+    fn refusal_is_shown_with_the_relays_text() {
         let reply = |body: &'static str| Response::builder().status(503).body(Bytes::from(body)).unwrap();
         let said = |body| well(reply(body)).unwrap_err().to_string();
         assert_eq!(said(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_relay_is_said_in_words_that_name_the_socket() {
+    async fn missing_relay_is_reported_with_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let error = ask(&path, get(), LONG).await.unwrap_err().to_string();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_ends() {
+    async fn request_without_an_answer_times_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn stuck_log_holds_nobody_up_and_what_it_drops_is_counted() {
+    fn stuck_log_blocks_no_thread_and_dropped_lines_are_counted() {
         let (free, let_through) = channel();
         let page = Arc::default();
         let writer = LineWriter::start(Stuck { let_through, page: Arc::clone(&page) }).unwrap();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn log_that_stays_stuck_does_not_hold_up_the_end() {
+    fn log_that_stays_stuck_does_not_delay_the_exit() {
         let (_never, let_through) = channel();
         let writer = LineWriter::start(Stuck { let_through, page: Arc::default() }).unwrap();
         (&writer.lines()).write_all(b"a line\n").unwrap();

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_flat_object_and_libraries_say_nothing() {
+    fn line_is_one_flat_object_and_libraries_log_nothing() {
         let page = Page::default();
         let writer = LineWriter::start(page.clone()).unwrap();
         let lines = shape(Format::Json, writer.lines());

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_a_path_is_encoded() {
+    fn parts_of_a_path_are_encoded() {
         let which = Which { conversation: Some("C/a&b+ä".into()), reason: Some("expired".into()) };
         assert_eq!(
             path("/redrive", &which, &[("after", None), ("limit", Some("500"))]),
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn bulk_is_asked_for_in_so_many_words() {
+    fn bulk_needs_an_explicit_request() {
         let parse = |args: &[&str]| Only::try_parse_from([&["messages"], args].concat());
         for right in [
             &["redrive", "a", "b"][..],

@@ -217,7 +217,7 @@ async fn post(socket: &Path, piece: Bytes, tally: &mut Tally, out: &mut impl Wri
     Ok(())
 }
 
-/// The start of a line in the second half; `None` if there is only one line.
+/// The start of a line near the middle; `None` if there is only one line.
 fn middle(piece: &[u8]) -> Option<usize> {
     let half = piece.len() / 2;
     let after = piece[half..piece.len() - 1].iter().position(|byte| *byte == b'\n').map(|end| half + end + 1);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_said_in_words() {
+    fn refusal_is_shown_as_text() {
         let reply = Response::builder()
             .status(429)
             .header("x-amzn-ErrorType", "ThrottlingException")

@@ -251,7 +251,7 @@ relay         1.2.3 eu-west-2
     }
 
     #[test]
-    fn first_lines_say_what_is_wrong() {
+    fn first_lines_show_the_problems() {
         let mut status = status();
         status.queued = 300;
         status.oldest_seconds = 61.9;
@@ -272,7 +272,7 @@ relay         1.2.3 eu-west-2
     }
 
     #[tokio::test]
-    async fn exit_code_tells_whether_something_is_queued() {
+    async fn exit_code_shows_if_messages_are_queued() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let listener = bind_unix(&path, 0o600).unwrap();

@@ -296,9 +296,9 @@ macro_rules! words {
 words! {
     /// The moment at which a message is answered if its request does not choose one.
     Reply {
-        /// When it is on disk.
+        /// On acceptance: when the message is on disk.
         Accepted = "accepted",
-        /// When its outcome is known.
+        /// On its outcome.
         Delivered = "delivered",
     }
 }

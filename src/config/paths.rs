@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_shell_would_have_made_of_a_path_is_found() {
+    fn path_that_a_shell_would_have_expanded_is_found() {
         let environment = [("HOME", "/home/bot"), ("DATA", "/data"), ("EMPTY", ""), ("NAME", "bot")];
         let environment = environment.map(|(name, value)| (name.into(), value.into()));
         let of = |path: &str| meant(Path::new(path), Path::new("/default"), &environment);

@@ -72,7 +72,7 @@ fn parts_defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn environment_lies_over_the_file_and_flags_over_both() {
+fn environment_overrides_the_file_and_flags_override_both() {
     let text = "[sender]\nregion = 'eu-west-2'\nrate_max = 5\nbackoff.max = '3s'\n[ingress]\nsocket = '/file/a.sock'";
     let config = load(
         text,
@@ -133,7 +133,7 @@ fn every_fault_is_reported_with_its_source_its_key_and_what_is_allowed() {
 }
 
 #[test]
-fn each_rule_refuses_what_it_should_and_says_so() {
+fn each_rule_refuses_its_violations_with_an_error() {
     for (text, expected) in [
         ("ingress.tcp = '0.0.0.0:8480'", "{path}: ingress.tcp = 0.0.0.0:8480: must be a loopback address"),
         (
@@ -350,7 +350,7 @@ fn the_endpoint_follows_the_region_unless_it_is_set() {
 }
 
 #[test]
-fn what_check_prints_is_a_configuration_that_comes_to_the_same() {
+fn check_output_is_an_equal_configuration() {
     let text = "[sender]\nendpoint = 'http://127.0.0.1:9580'\nrate_max = 3\nconnect_instance = 'a \"b\"'\n\
                 [ingress]\nallow_gids = [5, 6]\nbody_bytes_max = 100000";
     let config = load(text, &[("CONNECT_RELAY__LOG__LEVEL", "debug")]).unwrap();
@@ -362,7 +362,7 @@ fn what_check_prints_is_a_configuration_that_comes_to_the_same() {
 }
 
 #[test]
-fn what_check_prints_differs_from_the_documented_file_where_something_is_set() {
+fn check_output_differs_from_the_documented_file_only_in_settings() {
     let settings = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.starts_with('#')).filter(|line| !line.is_empty()).map(str::to_owned).collect()
     };
@@ -389,7 +389,7 @@ fn a_ca_file_is_read_and_its_change_is_noticed() {
 }
 
 #[test]
-fn a_missing_file_is_said_with_its_path() {
+fn missing_file_is_reported_with_its_path() {
     let sources =
         Sources { file: Some("/nowhere/relay.toml".into()), environment: vec![region("eu-west-2")], dir: None };
     let Faults(found) = Config::load(&sources).unwrap_err();

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn first_wish_counts_and_everybody_hears_of_the_end() {
+    async fn first_request_counts_and_every_waiter_sees_the_end() {
         let drain = Drain::default();
         assert!(!drain.is_wished());
         drain.wish(Some(Duration::from_secs(9)));

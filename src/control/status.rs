@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_to_come_is_a_problem_that_says_how_much_and_when_it_begins() {
+    fn expiring_messages_are_a_problem_with_their_number_and_time() {
         let mut facts = facts();
         facts.rate = 1.0;
         facts.overview.queued = 3000;
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_no_problem() {
+    fn temporary_conditions_are_no_problem() {
         let mut facts = facts();
         facts.state = State::Draining;
         facts.overview = Overview {

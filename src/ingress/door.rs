@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn door_only_ever_closes_further() {
+    async fn intake_never_opens_again() {
         let door = Door::open();
         assert!(!door.is_draining());
         door.drain();

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_between_bot_and_relay_is_not_passed_on() {
+    fn headers_between_bot_and_relay_are_not_forwarded() {
         let mut headers = HeaderMap::new();
         for name in ["x-amz-bearer", "relay-replaces-token", "relay-conversation", "prefer", "content-type"] {
             headers.append(name, HeaderValue::from_static("x"));

@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn line_of_a_batch_carries_what_else_travels_in_headers() {
+    fn line_of_a_batch_has_the_header_values_as_members() {
         let line = |rest: &str| {
             let json = format!(r#"{{"ContentType":"text/plain","Content":"x"{rest}}}"#);
             Members::parse(json.as_bytes()).unwrap().line(&Limits::default()).map_err(|invalid| invalid.0)

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_goes_back_as_it_came_and_a_success_has_a_request_id() {
+    fn forwarded_reply_is_unchanged_and_a_success_has_a_request_id() {
         let reply = |status: u16, id: Option<&'static str>| {
             let mut headers = HeaderMap::new();
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_and_may_be_tried_again_says_when_in_both_headers() {
+    fn forwarded_reply_that_allows_a_retry_has_both_headers() {
         for (status, given, amz, standard) in [
             (429, &[][..], Some("1500"), Some("2")),
             (503, &[("retry-after", "7")], Some("7000"), Some("7")),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_answers_upstreams_error_or_gone() {
+    fn dead_message_returns_upstreams_error_or_410() {
         let dead = |reason, error| Status::Dead { reason, maybe_delivered: true, error };
         for (reason, given, status, code, text) in [
             (
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_tried_again_says_when_in_both_headers() {
+    fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (refusal, millis, seconds) in [
             (Refusal::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_cut_and_said() {
+    fn waits_are_limited_and_reported() {
         let (implied, most) = (Duration::from_secs(4), Duration::from_secs(50));
         for (preference, span, applied) in [
             (Preference::default(), 4, None),

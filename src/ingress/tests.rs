@@ -431,7 +431,7 @@ async fn wait_ends_with_the_outcome() {
 }
 
 #[tokio::test]
-async fn refusal_reaches_who_waits_and_stays_at_the_door() {
+async fn refusal_reaches_the_waiting_caller_and_holds_for_later_requests() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
     // The caller waits already when the refusal comes: the state is found only after its acceptance, and the yield
@@ -472,7 +472,7 @@ async fn repeat_never_makes_a_second_message() {
 }
 
 #[tokio::test]
-async fn repeat_of_a_dead_message_answers_what_killed_it() {
+async fn repeat_of_a_dead_message_returns_its_error() {
     let rig = Rig::new().await;
     let invalid = ServiceError {
         status: 400,
@@ -570,7 +570,7 @@ async fn store_that_has_failed_is_500_whatever_was_asked() {
 }
 
 #[tokio::test]
-async fn first_lifetime_stands_whatever_a_repeat_asks_for() {
+async fn repeat_does_not_change_the_lifetime() {
     let rig = Rig::new().await;
     let for_seconds = |seconds| [("x-amz-bearer", "t-1"), ("relay-lifetime", seconds), ("prefer", "wait=60")];
     assert_eq!(rig.say_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
@@ -658,7 +658,7 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_message_is_told_so() {
+async fn request_that_is_not_a_message_gets_an_error() {
     let rig = Rig::with(|settings| {
         settings.door.body_bytes_max = 2000;
         settings.door.batch_bytes_max = 3000;
@@ -728,7 +728,7 @@ async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn body_that_does_not_come_in_time_is_told_so() {
+async fn body_that_does_not_come_in_time_gets_an_error() {
     let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
     let mut stream = rig.connect();
     write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
@@ -764,7 +764,7 @@ async fn peer_that_is_on_no_list_is_refused() {
 }
 
 #[tokio::test]
-async fn closing_door_ends_waits_and_takes_nothing_more() {
+async fn closing_ends_waits_and_accepts_nothing_more() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
     let (waited, ()) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
@@ -792,7 +792,7 @@ async fn queue_can_be_waited_for_until_it_is_empty() {
 }
 
 #[tokio::test]
-async fn typing_goes_only_where_nothing_waits_and_the_quota_has_some_to_spare() {
+async fn typing_is_forwarded_only_if_nothing_waits_and_quota_is_to_spare() {
     let rig = Rig::new().await;
     let bearer = [("x-amz-bearer", "t-1")];
     let typing = json!({ "ContentType": parse::TYPING });

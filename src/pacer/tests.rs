@@ -75,7 +75,7 @@ fn sender_that_wakes_up_late_loses_no_slots() {
 }
 
 #[test]
-fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
+fn first_throttle_ends_the_burst_and_estimates_the_share() {
     for (accepted, least, most) in [(0, 0.4, 0.9), (4, 2.0, 3.0), (14, 7.0, 10.0)] {
         let mut pacer = pacer();
         if accepted == 0 {
@@ -112,7 +112,7 @@ fn first_request_that_is_throttled_is_tried_again_within_a_second_and_nothing_is
 }
 
 #[test]
-fn throttle_that_was_not_the_rates_fault_is_taken_back() {
+fn throttle_not_caused_by_the_rate_is_taken_back() {
     let mut pacer = pacer();
     for sent in 0..2 {
         pacer.started(after(sent * 1000));
@@ -206,7 +206,7 @@ fn hint_is_obeyed_within_its_bound() {
 }
 
 #[test]
-fn typing_takes_only_what_is_to_spare() {
+fn typing_takes_only_spare_slots() {
     let mut pacer = pacer();
     assert_eq!((0..100).filter(|_| pacer.take_spare(START)).count(), 7);
     pacer.overheard(START, Hint::default());
@@ -235,7 +235,7 @@ fn kept_rate_is_taken_up_without_a_burst_if_it_is_young() {
 }
 
 #[test]
-fn quiet_relay_learns_nothing_from_its_quiet() {
+fn idle_relay_learns_nothing() {
     for rate in [10.0, 0.5] {
         let mut pacer = Pacer::resumed(options(), Some(Kept { rate, at: START }), START, 7);
         for minute in 1..600 {
@@ -254,7 +254,7 @@ fn headroom_is_left_from_the_first_attempt_on() {
 }
 
 #[test]
-fn throttled_relay_leaves_slots_to_people_where_there_is_headroom() {
+fn throttled_relay_leaves_slots_to_others_if_there_is_headroom() {
     let slots = |headroom: f64| {
         let mut pacer = Pacer::new(Options { headroom, ..options() }, START, 7);
         pacer.started(START);
@@ -305,7 +305,7 @@ proptest! {
 
     /// No sequence of answers makes it panic or exceed its bounds.
     #[test]
-    fn any_course_of_things_is_survived(seed in 0u64..1000, course in prop::collection::vec((0u64..70_000, 0u8..5), 1..300)) {
+    fn any_sequence_of_events_is_survived(seed in 0u64..1000, course in prop::collection::vec((0u64..70_000, 0u8..5), 1..300)) {
         let mut pacer = Pacer::new(options(), START, seed);
         let mut now = START;
         for (millis, what) in course {

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn success_needs_an_object_and_for_a_message_nothing_less() {
+    fn success_needs_an_object_or_except_for_a_message_an_empty_body() {
         for (sent, status, body, expected) in [
             (message(), 200, Some(OBJECT), "delivered"),
             (message(), 201, Some("{}"), "delivered"),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_found_wherever_it_stands() {
+    fn code_is_found_in_every_place() {
         for (in_header, body, expected) in [
             ("ValidationException", "{}", "ValidationException"),
             ("ValidationException:http://internal.amazon.com/coral/", "{}", "ValidationException"),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn error_that_broke_off_says_what_its_head_says_and_no_more() {
+    fn truncated_error_is_classified_by_its_head_alone() {
         let headers = [("x-amzn-errortype", "ValidationException")];
         assert_eq!(kind(&ask(&message(), 400, &headers, None)), "refused");
         assert_eq!(kind(&ask(&message(), 400, &[], None)), "unavailable");
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn log_words_hold_nothing_that_upstream_wrote_but_its_code() {
+    fn log_text_contains_nothing_of_upstream_but_its_code() {
         for status in [302, 400, 401, 403, 404, 408, 500, 503] {
             let body = r#"{"Message":"canary","message":"secret/token"}"#;
             let outcome = ask(&message(), status, &[("location", "http://canary/"), ("server", "canary")], Some(body));

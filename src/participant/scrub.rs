@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn token_goes_in_every_spelling() {
+    fn token_is_masked_in_every_spelling() {
         let token = "QVI/b\"+é==".as_bytes();
         for spelling in [
             "QVI/b\"+é==",
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn short_token_goes_where_it_stands_alone_and_nowhere_else() {
+    fn short_token_is_masked_only_as_a_separate_word() {
         for (text, token, clean) in [
             ("Access denied", "d", "Access denied"),
             ("The security token is invalid", "tok", "The security token is invalid"),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn token_that_the_end_cuts_short_goes_too() {
+    fn token_that_the_end_cuts_is_masked_too() {
         assert_eq!(scrub("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
         assert_eq!(scrub("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
         assert_eq!(scrub("é stays", b"\xff\xfe"), "é stays");

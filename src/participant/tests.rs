@@ -152,7 +152,7 @@ async fn events_and_disconnects_go_to_their_own_routes_behind_the_prefix() {
 }
 
 #[tokio::test]
-async fn refused_connection_wrote_nothing() {
+async fn nothing_is_written_if_the_connection_is_refused() {
     let (listener, options) = upstream("http").await;
     drop(listener);
     let outcome = bounded(attempt(&client(options), &message())).await;
@@ -160,7 +160,7 @@ async fn refused_connection_wrote_nothing() {
 }
 
 #[tokio::test]
-async fn handshake_that_never_ends_wrote_nothing() {
+async fn nothing_is_written_if_the_handshake_never_ends() {
     let (listener, mut options) = upstream("https").await;
     options.extra_roots = authority().1.into_bytes();
     options.connect_timeout = Duration::from_millis(50);
@@ -174,7 +174,7 @@ async fn handshake_that_never_ends_wrote_nothing() {
 }
 
 #[tokio::test]
-async fn silence_after_the_request_is_unknown() {
+async fn time_out_after_the_request_is_a_lost_answer() {
     let (listener, mut options) = upstream("http").await;
     options.attempt_timeout = Duration::from_millis(200);
     let participant = client(options);
@@ -188,7 +188,7 @@ async fn silence_after_the_request_is_unknown() {
 }
 
 #[tokio::test]
-async fn end_of_the_connection_after_the_request_is_unknown() {
+async fn closed_connection_after_the_request_is_a_lost_answer() {
     for answer in [
         "",
         "HTTP/1.1 200",
@@ -205,7 +205,7 @@ async fn end_of_the_connection_after_the_request_is_unknown() {
 }
 
 #[tokio::test]
-async fn reset_with_the_request_unread_is_unknown() {
+async fn reset_with_the_request_unread_is_a_lost_answer() {
     let (listener, options) = upstream("http").await;
     let participant = client(options);
     let script = async {
@@ -309,7 +309,7 @@ async fn certificate_of_an_extra_root_is_trusted() {
 }
 
 #[tokio::test]
-async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
+async fn untrusted_certificate_is_refused_and_nothing_is_written() {
     let (listener, mut options) = upstream("https").await;
     let (tls, _) = authority();
     options.extra_roots = authority().1.into_bytes();
@@ -322,7 +322,7 @@ async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
 
 /// Tries a certificate of each kind that operators get wrong, and expects a sentence for it.
 #[tokio::test]
-async fn certificate_that_is_not_accepted_is_a_sentence() {
+async fn refused_certificate_is_reported_in_a_sentence() {
     let issued = |edit: &dyn Fn(&mut CertificateParams)| {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         edit(&mut params);
@@ -373,7 +373,7 @@ async fn proxy_gets_a_connect_and_sees_no_more() {
 }
 
 #[tokio::test]
-async fn proxy_that_refuses_or_says_nothing_wrote_nothing() {
+async fn nothing_is_written_if_the_proxy_refuses_or_is_silent() {
     let (listener, mut options) = upstream("https").await;
     options.extra_roots = authority().1.into_bytes();
     options.proxy = Some(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());

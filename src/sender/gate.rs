@@ -97,7 +97,7 @@ mod tests {
     use crate::retry::Hint;
 
     #[test]
-    fn each_change_is_said_once() {
+    fn each_change_is_logged_once() {
         let hint = Hint::default();
         let down = || Outcome::Down { status: Some(503), hint, why: "503".into() };
         let wrong = |status| Outcome::Misconfigured { status, why: String::new() };
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn service_that_answered_is_not_one_that_cannot_be_reached() {
+    fn service_that_answered_is_not_reported_as_unreachable() {
         let (hint, why) = (Hint::default(), |why: &str| why.to_owned());
         for (outcome, expected) in [
             (Outcome::Down { status: Some(503), hint, why: why("503") }, "answered 503"),

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn gate_is_closed_where_upstream_is_down_and_not_where_it_throttles() {
+    fn gate_metric_is_closed_if_upstream_is_down_but_not_if_it_throttles() {
         let mut pacer = pacer();
         let measures = Measures::new(&Metrics::default(), &pacer);
         pacer.ended(Timestamp(0), Timestamp(0), Signal::Throttled(Hint::default()));

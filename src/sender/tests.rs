@@ -50,7 +50,7 @@ fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
 }
 
 #[test]
-fn lease_that_comes_short_ends_the_asking() {
+fn short_lease_stops_further_leases() {
     let mut sight = Sight::default();
     sight.asked();
     sight.leased(5, &Work { next_due: Some(at(300)), ..Work::default() }, NOW);
@@ -62,7 +62,7 @@ fn lease_that_comes_short_ends_the_asking() {
 }
 
 #[test]
-fn what_happens_while_the_queue_is_asked_is_worth_another_look() {
+fn event_while_the_queue_is_asked_causes_another_look() {
     let mut sight = Sight::default();
     sight.asked();
     sight.look = true;
@@ -328,7 +328,7 @@ async fn failing_message_is_counted_and_sent_again_the_same() {
 }
 
 #[tokio::test]
-async fn refused_message_is_buried_not_retried() {
+async fn refused_message_is_dead_lettered_not_retried() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
     let next = house.accept("a", "a-2").await;
@@ -478,7 +478,7 @@ async fn probe_without_an_answer_does_not_hold_back_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_was_leased_while_the_gate_closed_is_given_back() {
+async fn messages_leased_while_the_gate_closed_are_given_back() {
     let mut house = House::new(1).await;
     let id = house.accept("a", "a-1").await;
     while !matches!(house.sender.step().await.unwrap(), Step::Asked(1)) {}

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_makes_room_at_the_limit() {
+    fn connection_to_close_at_the_limit() {
         use Phase::{Busy, Head, Idle, Replying};
         for (taken, most, newcomer, expected) in [
             // Below the limit every user gets a place, a lone user all of them.
@@ -175,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn who_still_reads_is_not_cut() {
+    fn client_that_still_reads_is_not_cut() {
         let places = places(&[(1, Phase::Replying), (1, Phase::Busy)]);
         assert_eq!(find(&places, 2, peer(1), Timestamp(999)), Room::None);
         assert_eq!(find(&places, 2, peer(1), Timestamp(1000)), Room::Cut(0));
     }
 
     #[test]
-    fn who_is_leaving_is_not_asked_again() {
+    fn closing_connection_is_not_chosen_again() {
         let mut places = places(&[(1, Phase::Idle), (1, Phase::Idle)]);
         places[0].leaving = true;
         assert_eq!(find(&places, 2, peer(1), LATER), Room::Close(1));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_light_come_first() {
+    fn light_users_come_first() {
         let places = places(&[(1, Phase::Busy), (1, Phase::Busy)]);
         assert_eq!(first(&places, 2, [peer(1), peer(2)].into_iter()), 1);
         assert_eq!(first(&places, 2, [peer(1), peer(1)].into_iter()), 0);

@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv4_stands_in_only_for_an_address_that_means_the_same_and_only_without_ipv6() {
+    fn ipv4_replaces_only_an_equivalent_address_and_only_without_ipv6() {
         let no_ipv6 = io::Error::from(Errno::AFNOSUPPORT);
         let of = |address: &str, error: &io::Error| {
             without_ipv6(address.parse().unwrap(), error).map(|instead| instead.to_string())

@@ -130,7 +130,7 @@ async fn idle_connection_is_closed_in_the_end() {
 }
 
 #[tokio::test]
-async fn longest_idle_makes_room_at_the_limit() {
+async fn longest_idle_is_closed_at_the_limit() {
     let server = Server::start(|limits| limits.connections_max = 2);
     let (mut first, mut second) = (server.connect().await, server.connect().await);
     get(&mut second, "/a").await;
@@ -232,7 +232,7 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
 }
 
 #[tokio::test]
-async fn beyond_the_bench_a_newcomer_is_closed() {
+async fn newcomer_is_closed_if_the_waiting_list_is_full() {
     let server = Server::start(|limits| limits.connections_max = 1);
     let mut busy = server.connect().await;
     send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
@@ -307,7 +307,7 @@ async fn garbage_and_endless_heads_are_refused() {
 }
 
 #[tokio::test]
-async fn long_reply_is_cut_only_when_nobody_reads_it() {
+async fn long_reply_is_cut_only_if_its_client_does_not_read() {
     let server = Server::start(|limits| limits.idle_timeout = SHORT);
     let mut reads = server.connect().await;
     assert_eq!(get(&mut reads, "/long").await.1.len(), 8 << 20);
@@ -401,7 +401,7 @@ async fn every_path_that_fits_a_socket_address_is_bound_and_no_longer_one() {
 }
 
 #[tokio::test]
-async fn a_name_that_vanishes_is_made_anew_with_its_folder_and_its_lock() {
+async fn vanished_socket_is_bound_again_with_its_folder_and_its_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
@@ -428,7 +428,7 @@ async fn a_name_that_vanishes_is_made_anew_with_its_folder_and_its_lock() {
 }
 
 #[tokio::test]
-async fn what_stands_at_the_path_of_a_socket_is_left_alone_also_while_it_runs() {
+async fn other_file_at_the_path_of_a_running_socket_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
@@ -448,7 +448,7 @@ async fn what_stands_at_the_path_of_a_socket_is_left_alone_also_while_it_runs() 
 }
 
 #[tokio::test]
-async fn a_socket_that_is_served_is_made_anew_within_five_seconds() {
+async fn vanished_socket_is_bound_again_within_five_seconds() {
     let server = Server::start(|_| {});
     let path = server.folder.path().join("s");
     let mut before = server.connect().await;
@@ -479,7 +479,7 @@ async fn a_backlog_takes_a_burst_of_connections() {
 }
 
 #[tokio::test]
-async fn replies_on_a_connection_that_stays_open_say_for_how_long() {
+async fn replies_on_a_connection_that_stays_open_announce_its_lifetime() {
     let cases = [(75_000, Some("timeout=74")), (4000, Some("timeout=3")), (3000, Some("timeout=2")), (2999, None)];
     for (idle_ms, expected) in cases {
         let server = Server::start(|limits| limits.idle_timeout = Duration::from_millis(idle_ms));
@@ -505,7 +505,7 @@ async fn replies_on_a_connection_that_stays_open_say_for_how_long() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_socket_is_left_alone() {
+async fn file_that_is_not_a_socket_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     fs::write(&path, "mine").unwrap();

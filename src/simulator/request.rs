@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn each_operation_minds_its_own_members() {
+    fn each_operation_checks_its_own_members() {
         for (operation, body, fits) in [
             (Operation::Disconnect, "", true),
             (Operation::Disconnect, "{}", true),

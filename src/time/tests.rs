@@ -242,7 +242,7 @@ proptest! {
     /// An age is always the elapsed time: exactly within a boot, and over a reboot with a correct clock up to the time
     /// since the last anchor. It is never negative, and never longer than the elapsed time.
     #[test]
-    fn age_is_elapsed_time_over_any_life(events in prop::collection::vec(event(), 1..60)) {
+    fn age_is_elapsed_time_over_any_sequence_of_events(events in prop::collection::vec(event(), 1..60)) {
         let mut store = Store::new();
         let accepted = store.commit();
         let mut elapsed = Duration::ZERO;

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_read_as_narrowly_as_they_are_written() {
+    fn unknown_repeated_and_malformed_parameters_are_refused() {
         let all = ["state", "conversation", "reason", "after", "limit", "contents"];
         let read =
             query("state=DEAD&conversation=a%2Bb+%2F&&reason=expired&after=d7&limit=1000&contents=true", &all, None);

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wish_is_not_shown() {
+    fn debug_of_a_redrive_request_shows_no_secrets() {
         let wish =
             RedriveWish { connection_token: Some("canary".into()), content: Some("canary".into()), content_type: None };
         assert!(!format!("{wish:?}").contains("canary"));
