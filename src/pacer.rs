@@ -111,7 +111,7 @@ pub struct Kept {
 
 /// A rate older than this is not used: today's quota may differ.
 const KEPT_FOR: Duration = Duration::from_secs(3600);
-/// Slots that a throttled relay leaves to agents and customers, for a headroom of 1.
+/// The slots that a throttled relay leaves to agents and customers, for a headroom of 1.
 const YIELD: f64 = 20.0;
 /// The largest random shift of an attempt, up and down, as a share of a slot.
 const JITTER: f64 = 0.3;

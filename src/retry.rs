@@ -39,8 +39,8 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The delay after the `failures`-th failure in a row (1 is the first), with `jitter` in 0..1 choosing where in
-    /// the randomised interval it falls.
+    /// The delay after the `failures`-th failure in a row (1 is the first). `jitter` in 0..1 selects a point in the
+    /// randomised interval.
     #[must_use]
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let mut intervals = ExponentialBackoffBuilder::new()

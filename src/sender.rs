@@ -11,8 +11,9 @@
 //! [`Sender::step`] does one thing, the first of these that is possible:
 //!
 //! 1. process what has ended: a lease (start the attempts), an attempt (report it to the pacer at once, decide,
-//! settle), a settlement (log it); 2. ask the queue for as many messages as the pacer and `in_flight_max` allow, if
-//! some may be due; 3. wait: for an end, a wake-up by the queue, a due time or the pacer, at most ten seconds.
+//!    settle), a settlement (log it);
+//! 2. ask the queue for as many messages as the pacer and `in_flight_max` allow, if some may be due;
+//! 3. wait: for an end, a wake-up by the queue, a due time or the pacer, at most ten seconds.
 //!
 //! Only [`Sender::run`] loops. Promises:
 //!

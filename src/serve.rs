@@ -63,7 +63,7 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// The other end of a connection.
+/// The process at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A process of this machine, with its credentials at the time of the connect.

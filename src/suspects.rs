@@ -13,8 +13,8 @@
 //! | any other answer of the service | any | neither: it ends an outage | `Answered` |
 //!
 //! A failure is a 5xx, an answer that was lost, a connection that failed or a 4xx without a code of the service. A
-//! suspect is *chronic* once another conversation was delivered meanwhile: until its own delivery, its failures contain no
-//! information about the destination.
+//! suspect is *chronic* once another conversation was delivered meanwhile: until its own delivery, its failures contain
+//! no information about the destination.
 //!
 //! Suspects never hold up the other conversations, however many there are:
 //!
@@ -23,8 +23,8 @@
 //! * They take at most a quarter of `in_flight_max`.
 //! * An attempt without an answer for `probe_max` makes its conversation a suspect before the attempt ends.
 //!
-//! The module knows no message, no clock and no socket. It keeps one entry for each suspect, [`SUSPECTS_MAX`] at most, and
-//! one for each attempt in flight.
+//! The module knows no message, no clock and no socket. It keeps one entry for each suspect, [`SUSPECTS_MAX`] at most,
+//! and one for each attempt in flight.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -44,7 +44,8 @@ const STARTS_FOR_ONE: f64 = 9.0;
 /// The settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// The time after which an attempt without an answer counts as failed, and in which suspects get at least one start.
+    /// The time after which an attempt without an answer counts as failed, and in which suspects get at least one
+    /// start.
     pub probe_max: Duration,
     /// Attempts in flight at once.
     pub in_flight_max: usize,
@@ -163,9 +164,9 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         Starts { suspects_first: room.min(usize::from(due)), suspects_most: room }
     }
 
-    /// Notes the start of an attempt. `failed` has the failures of the message and the time of the last one, as they are
-    /// on disk; `others_wait` is true if another conversation that is no suspect can be sent now. Returns true if the
-    /// attempt is not to be the probe of a closed gate.
+    /// Notes the start of an attempt. `failed` has the failures of the message and the time of the last one, as they
+    /// are on disk; `others_wait` is true if another conversation that is no suspect can be sent now. Returns true if
+    /// the attempt is not to be the probe of a closed gate.
     pub fn started(
         &mut self,
         conversation: K,

@@ -55,9 +55,9 @@ const LOST_REPLY_RATE: f64 = 0.02;
 const SEED: u64 = 7;
 /// The time between two reads of the counts.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The longest exit of the relay after everything is delivered.
+/// The time-out for the relay's exit after everything is delivered.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
-/// The same, if the demo ends before that.
+/// The same time-out, if the demo ends before that.
 const LEAVE_EARLY_WITHIN: Duration = Duration::from_secs(3);
 /// The time without a delivery after which none is expected any more.
 const STUCK_AFTER: Duration = Duration::from_secs(40);

@@ -1,4 +1,4 @@
-//! `connect-relay status`: if the relay is healthy, and if not, why; then the figures.
+//! `connect-relay status` reports if the relay is healthy, and if not, why; then the figures.
 //!
 //! It shows the reply of the operators' API and decides nothing itself: a relay is healthy if it is ready and reports
 //! no problem. With `--json` it prints each reply unchanged, one line each, for scripts.

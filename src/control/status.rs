@@ -7,7 +7,7 @@
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
 //! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | the waiting messages, and the ages of the oldest |
-//! | `conversations`, `held`, `answer_lost` | of them: waiting for a renewed token; with a message that may have arrived |
+//! | `conversations`, `held`, `answer_lost` | conversations with queued messages; of them, waiting for a renewed token; with a message that may have arrived |
 //! | `dead_letters` | stored, not delivered |
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | space; `full` is null, or names the limit that refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
@@ -34,8 +34,8 @@ use crate::time::{Clock, Timestamp};
 /// The time after which a due message that could have been sent is a problem.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
-/// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also at
-/// the lowest rate and with slow answers.
+/// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also
+/// at the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// The identity and the limits of this relay.

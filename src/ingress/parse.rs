@@ -52,7 +52,7 @@ pub(super) struct Line {
 }
 
 impl<'a> Members<'a> {
-    /// Reads an object; nothing at all counts as an empty one.
+    /// Parses an object; an empty input counts as an empty object.
     pub(super) fn parse(json: &'a [u8]) -> Result<Members<'a>, Invalid> {
         match json.trim_ascii_start().first() {
             None => Ok(Members::default()),

@@ -7,12 +7,12 @@
 //! | a warning | WARN | [`QUIET`] after the last 429, with the number of them |
 //!
 //! A line that is over the bound is counted. The next line of its reason carries the count as `left_out`; if no other
-//! refusal follows, the last line that was left out is written when the bound allows it, so every refusal is in a line or
-//! in a count. Lines contain the status, the code, the reason, the conversation's label and the ClientToken; the warning
-//! contains the relay's own text. Contents, tokens and header values never appear.
+//! refusal follows, the last line that was left out is written when the bound allows it, so every refusal is in a line
+//! or in a count. Lines contain the status, the code, the reason, the conversation's label and the ClientToken; the
+//! warning contains the relay's own text. Contents, tokens and header values never appear.
 //!
-//! The decisions are in [`Rejections`], which takes the time as an argument. [`Reporter`] holds it for the handlers, and
-//! writes what is still due.
+//! The decisions are in [`Rejections`], which takes the time as an argument. [`Reporter`] holds it for the handlers,
+//! and writes what is still due.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

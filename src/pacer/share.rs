@@ -90,11 +90,11 @@ const KEPT: f64 = 0.06;
 const LUCK: f64 = 1.5;
 const DOUBT: f64 = 2.9;
 const DOUBT_WIDTH: f64 = 2.4;
-/// Seconds by which the recently sent rate lags behind the rate: a full bucket hides a rise for so long.
+/// The time in seconds by which the recently sent rate lags behind the rate: a full bucket hides a rise for that time.
 const MEMORY: f64 = 12.0;
 
-/// Two finds this close are the same if each has at least so many requests; the factor on the steadiness for each, and
-/// its maximum.
+/// Two finds this close are the same if each has at least `FIND_MIN` requests; the factor on the steadiness for each,
+/// and its maximum.
 const SAME: f64 = 0.05;
 const FIND_MIN: f64 = 25.0;
 const STEADIER: f64 = 1.75;

@@ -38,7 +38,7 @@ fn is_short(token: &[u8]) -> bool {
     token.len() < NO_WORD
 }
 
-/// True if the text between is not part of a longer word.
+/// True if the spelled token is not part of a longer word.
 fn stands_alone(before: Option<char>, after: &str) -> bool {
     ![before, after.chars().next()].into_iter().flatten().any(char::is_alphanumeric)
 }

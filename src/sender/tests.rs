@@ -500,7 +500,7 @@ async fn idle_sender_asks_nothing_of_the_queue() {
             asked.fetch_add(1, Ordering::Relaxed);
         }
     };
-    // A step that only waits does not return by itself within so many turns of the runtime.
+    // A step that only waits does not return by itself within this number of turns of the runtime.
     let turns = async {
         for _ in 0..1000 {
             tokio::task::yield_now().await;

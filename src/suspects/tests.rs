@@ -183,9 +183,9 @@ struct Scene {
 /// The figures of a run.
 #[derive(Debug, Default)]
 struct Played {
-    /// The longest time from falling due to the first attempt of a healthy message, less the time that the healthy messages
-    /// before it take and one `probe_max` for each sick conversation that was tried for the first time meanwhile: a
-    /// conversation is not known to be sick before.
+    /// The longest time from falling due to the first attempt of a healthy message, less the time that the healthy
+    /// messages before it take and one `probe_max` for each sick conversation that was tried for the first time
+    /// meanwhile: a conversation is not known to be sick before.
     worst: u64,
     /// Healthy messages.
     delivered: usize,

@@ -32,7 +32,7 @@ pub(super) struct Relay {
     task: JoinHandle<Result<Ending, Failure>>,
 }
 
-/// The longest exit of a relay that is asked to exit at once.
+/// The time-out for the exit of a relay that is asked to exit at once.
 const LEAVE_AT_ONCE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts a relay in `folder`, with the service at `endpoint`.
