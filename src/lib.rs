@@ -29,10 +29,10 @@
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # Restrictions
-//! Only `storage` names sled, and it does not know the meaning of its rows. Only `participant` opens outbound connections,
-//! only `time` reads a clock, only `cli` and `config` read arguments and the environment, only `daemon` spawns long-lived
-//! tasks. `ingress` and `sender` do not know each other. There are no statics: two relays run in one process. A waiting
-//! message is a row, never a task.
+//! Only `storage` names sled, and it does not know the meaning of its rows. Only `participant` opens outbound
+//! connections, only `time` reads a clock, only `cli` and `config` read arguments and the environment, only `daemon`
+//! spawns long-lived tasks. `ingress` and `sender` do not know each other. There are no statics: two relays run in one
+//! process. A waiting message is a row, never a task.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
 
 pub mod admin;
