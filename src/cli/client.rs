@@ -29,7 +29,7 @@ pub const INGRESS: &str = "/run/connect-relay/relay.sock";
 /// The default operators' socket.
 pub const CONTROL: &str = "/var/lib/connect-relay/control.sock";
 
-/// Where the operators' door is.
+/// The operators' socket, as a command finds it.
 #[derive(Debug, clap::Args)]
 pub struct ControlSocket {
     /// The relay's control socket [default: $CONNECT_RELAY__CONTROL__SOCKET, then /var/lib/connect-relay/control.sock].
