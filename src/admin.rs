@@ -1,14 +1,15 @@
-//! The door for Kubernetes and Prometheus: read-only, no contents, no tokens, plain text.
+//! The HTTP listener for Kubernetes and Prometheus: read-only, no contents, no tokens, plain text.
 //!
-//! | path | says |
+//! | path | reply |
 //! | --- | --- |
-//! | `/metrics` | everything measured, in Prometheus's text format |
-//! | `/livez` | 200, unless a restart would help; then 503 and what stands still |
-//! | `/readyz` | 200 while bots should come; else 503 and why not |
+//! | `/metrics` | all metrics, in Prometheus's text format |
+//! | `/livez` | 200, unless a restart would help; then 503 and the part that makes no progress |
+//! | `/readyz` | 200 while bots can use the relay; else 503 and the reason |
 //!
-//! GET and HEAD only. The probes touch neither the queue's disk nor its thread, so that they answer while those are
-//! stuck, and before the queue is open; `/readyz` looks at the path of the bots' socket, which is one system call. `/metrics` asks the queue for fresh figures, but not for long: a scrape of a stuck
-//! relay is worth more than none, and then shows the figures of the last second in which it was not.
+//! GET and HEAD only. The probes use neither the queue's disk nor its thread, so that they answer while those are
+//! stuck, and before the queue is open. `/readyz` checks the path of the bots' socket, which is one system call.
+//! `/metrics` asks the queue for fresh figures, with a short time-out: if the queue is stuck, it returns the last
+//! figures.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,27 +25,27 @@ use crate::queue::Queue;
 use crate::serve::{Place, Reply};
 use crate::time::Clock;
 
-/// How long a scrape waits for the queue's own figures.
+/// The longest wait of a scrape for the queue's own figures.
 const REFRESH_MAX: Duration = Duration::from_millis(500);
 
-/// Answers at the admin door; clones are cheap.
+/// The handler of the listener; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// What is shown.
+    /// The metrics.
     pub metrics: Metrics,
-    /// What the probes ask.
+    /// The source of the probes.
     pub health: Health,
-    /// Whose figures are refreshed, once it is open.
+    /// The queue whose figures are refreshed, once it is open.
     pub queue: Arc<OnceLock<Queue>>,
-    /// The place of the bots' socket, once it is bound.
+    /// The path of the bots' socket, once it is bound.
     pub place: Arc<OnceLock<Place>>,
-    /// 1 if the bots' socket was at its path at the last look.
+    /// 1 if the bots' socket was at its path at the last check.
     pub present: IntGauge,
     /// For the age of the sender's last step.
     pub clock: Clock,
 }
 
-/// What there is to see.
+/// The pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     Metrics,
@@ -55,15 +56,15 @@ enum Page {
 }
 
 impl Admin {
-    /// Answers one request; its body does not matter.
+    /// Answers one request; ignores its body.
     pub async fn answer<B>(&self, request: &Request<B>) -> Reply {
         match page(request.method(), request.uri().path()) {
             Page::Metrics => {
                 if let Some(queue) = self.queue.get() {
-                    // It sets its gauges as it counts; where it cannot, they show what it last knew.
+                    // This call refreshes the queue's gauges. On a time-out they keep their last values.
                     let _ = tokio::time::timeout(REFRESH_MAX, queue.overview()).await;
                 }
-                // Sets its gauge, which is all that is wanted here.
+                // This call refreshes the gauge; its result is not needed here.
                 let _ = self.socket();
                 render(&self.metrics)
             }
@@ -83,7 +84,7 @@ impl Admin {
 }
 
 impl Admin {
-    /// Looks if bots find their socket. Before it is bound they do not.
+    /// Checks that the bots' socket is at its path. Before it is bound it is not.
     fn socket(&self) -> Result<(), String> {
         let seen = self.place.get().map_or(Err("it is not bound yet".into()), Place::look);
         self.present.set(i64::from(seen.is_ok()));
@@ -116,7 +117,7 @@ fn render(metrics: &Metrics) -> Reply {
 }
 
 fn text(status: StatusCode, line: &str) -> Reply {
-    // One line, whatever an error's text holds.
+    // An error's text may contain line breaks; the reply must be one line.
     reply(status, "text/plain; charset=utf-8", line.replace(['\r', '\n'], " ") + "\n")
 }
 

@@ -1,6 +1,6 @@
-//! The command line: one file per subcommand, errors to exit codes, nothing else.
+//! The command line: one file per subcommand, and the exit codes.
 //!
-//! | exit code | means |
+//! | exit code | meaning |
 //! | --- | --- |
 //! | 0 | done, or drained |
 //! | 1 | failed |
@@ -8,8 +8,8 @@
 //! | 75 | stopped with messages still queued: they are on disk |
 //! | 78 | bad configuration, before the store or a socket is touched; or a store of a newer format |
 //!
-//! One thread runs everything asynchronous: a sidecar is paid for in every pod. The queue's writer has a thread of its
-//! own, the log another.
+//! One thread runs all asynchronous code: every pod pays for its sidecar. The queue's writer and the log have a thread
+//! each.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -38,9 +38,9 @@ mod status;
 
 use signals::Signals;
 
-/// Messages are left behind, on disk (sysexits.h: EX_TEMPFAIL).
+/// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
 const LEFT: u8 = 75;
-/// The configuration is at fault (sysexits.h: EX_CONFIG).
+/// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
 const CONFIG: u8 = 78;
 
 /// Takes Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
@@ -102,13 +102,13 @@ impl Command {
     }
 }
 
-/// Does what the arguments say.
+/// Parses the arguments and runs the subcommand.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help goes to stdout with 0, a mistake to stderr with 2.
+            // Help goes to stdout with exit code 0, a usage error to stderr with 2.
             let shown = usage.print().and_then(|()| std::io::stdout().flush());
             let is_lost = shown.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
             return match u8::try_from(usage.exit_code()).unwrap_or(2) {
@@ -126,7 +126,7 @@ pub fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let ended = runtime.block_on(command.run());
-    // A look-up that hangs in the resolver does not hold up the exit.
+    // A name look-up that hangs in the resolver does not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }

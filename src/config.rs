@@ -1,22 +1,21 @@
-//! What the relay is told to do: the keys, their defaults, and every word that is said about a wrong one.
+//! Configuration: keys, defaults, validation and error messages.
 //!
 //! ```text
-//! defaults ─▶ file ─▶ environment ─▶ flags      layers: one over the other, each setting tried by itself
+//! defaults ─▶ file ─▶ environment ─▶ flags      layers: merges the sources, and tries each setting by itself
 //!                      │
-//!                    Shape                      shape: the tables and keys; leaf: how one value is written
-//!                      │  rules                 what values must be beyond their kind, alone and together
+//!                    Shape                      shape: the tables and keys; leaf: the syntax of one value
+//!                      │  rules                 conditions beyond a value's kind, for one value and for several
 //!                      ▼
 //!                    Config ─▶ each part's Options
 //! ```
 //!
-//! Promises, to whoever edits a configuration:
-//! * every fault is reported, not only the first, with its source (the file's path or the variable's name), the key
-//!   and what is allowed; nothing is ignored but other programs' variables;
-//! * `config/relay.toml` has every key, with the default that is used;
-//! * nothing else has been touched, neither the store nor a socket, when [`Config::load`] refuses.
+//! Promises to an operator who edits a configuration:
+//! * every error is reported, not only the first, with its source (the file's path or the variable's name), the key and
+//!   the allowed values; nothing is ignored except other programs' variables;
+//! * `config/relay.toml` has every key, with its default;
+//! * [`Config::load`] touches nothing else, neither the store nor a socket.
 //!
-//! Files are read here and nowhere else below the command line: what parts get is bytes and numbers. No part below has
-//! heard of this module.
+//! Below the command line only this module reads files: parts get bytes and numbers. No part below knows this module.
 
 mod layers;
 mod leaf;
@@ -39,34 +38,34 @@ use crate::{ingress, pacer, participant, queue, sender, serve};
 pub use leaf::{ContentLimits, Damaged, Format, Level, Reply};
 pub(crate) use shape::Shape;
 
-/// Read where no file is named, if it is there.
+/// The configuration file if none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
 
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
 
-/// A request's head: a token of 1,000 bytes, an SDK's signature, a trace, with room to spare.
+/// The most bytes in a request's head: a token of 1,000 bytes, an SDK's signature and a trace fit easily.
 const HEAD_BYTES_MAX: usize = 32 << 10;
-/// More than this is no bundle of certificates.
+/// The most bytes in a bundle of certificates.
 const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// The keys that name a file which is read with the configuration.
 const CA_FILE: &str = "sender.ca_file";
 const KEY_FILE: &str = "queue.key_file";
 
-/// Where a configuration comes from.
+/// The sources of a configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// The TOML file; it must be readable.
     pub file: Option<PathBuf>,
-    /// The environment, other programs' variables too.
+    /// The environment, including other programs' variables.
     pub environment: Vec<(OsString, OsString)>,
-    /// `--dir`: sockets and queue go there.
+    /// `--dir`: the folder for sockets and queue.
     pub dir: Option<PathBuf>,
 }
 
 impl Sources {
-    /// This process's: the named file, else the default one if it exists; and the environment.
+    /// The sources of this process: the named file, else the default one if it exists; and the environment.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>, dir: Option<PathBuf>) -> Sources {
         let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
@@ -77,7 +76,7 @@ impl Sources {
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What is probably not meant, one sentence each.
+    /// Probable mistakes, one sentence each.
     pub warnings: Vec<String>,
     pub(crate) shape: Shape,
     origins: std::collections::BTreeMap<String, String>,
@@ -86,16 +85,16 @@ pub struct Config {
     sealing_keys: Vec<queue::SealingKey>,
 }
 
-/// All that is wrong with a configuration, one line each: the source, the key, what is allowed.
+/// All errors of a configuration, one line each: the source, the key, the allowed values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Faults(pub Vec<String>);
 
 impl Config {
-    /// Reads, lays over one another and checks.
+    /// Reads the sources, merges and validates them.
     ///
     /// # Errors
-    /// With everything that is wrong; warnings come after the faults, for they often explain them.
+    /// With all errors; warnings come after them, because they often explain them.
     pub fn load(sources: &Sources) -> Result<Config, Faults> {
         let mut layers = layers::Layers::of(sources);
         rules::check(&mut layers, &sources.environment);
@@ -117,9 +116,9 @@ impl Config {
         }
     }
 
-    /// The effective configuration as TOML, in the order of `config/relay.toml`: a file of it comes to the same. What has
-    /// its default is written as that file writes it, so that a `diff` of the two shows what is set. It holds no secrets,
-    /// because no key takes one.
+    /// The effective configuration as TOML, in the order of `config/relay.toml`: as a file it gives the same
+    /// configuration. A default is written as in that file, so that a `diff` of the two shows the settings. It contains
+    /// no secrets, because no key has one as its value.
     #[must_use]
     pub fn effective(&self) -> String {
         let map = |shape| keys(shape).into_iter().collect::<std::collections::BTreeMap<String, String>>();
@@ -213,7 +212,7 @@ impl Config {
         }
     }
 
-    /// When an attempt is tried again and when it is given up.
+    /// The settings for retrying and giving up.
     #[must_use]
     pub fn policy(&self) -> Policy {
         let sender = &self.shape.sender;
@@ -241,7 +240,7 @@ impl Config {
         sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
     }
 
-    /// The settings of the bots' door.
+    /// The settings of the bots' API.
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
         let ingress = &self.shape.ingress;
@@ -265,7 +264,7 @@ impl Config {
         }
     }
 
-    /// What bounds the bots' connections, per listener.
+    /// The limits of the bots' connections, per listener.
     #[must_use]
     pub fn connections(&self) -> serve::Limits {
         let ingress = &self.shape.ingress;
@@ -291,7 +290,7 @@ impl Config {
         }
     }
 
-    /// The sentence on limits that an operator should know; none if the relay has those that AWS documents today.
+    /// The sentence on limits that an operator should know; `None` if the relay has those that AWS documents today.
     #[must_use]
     pub fn note_on_limits(&self) -> Option<&'static str> {
         (self.shape.ingress.content_limits == ContentLimits::ByType).then_some(
@@ -306,19 +305,19 @@ impl Config {
         &self.shape.control.socket
     }
 
-    /// Whether operators may change contents.
+    /// True if operators may change contents.
     #[must_use]
     pub fn control_edit(&self) -> bool {
         self.shape.control.edit
     }
 
-    /// From the signal to the end.
+    /// The time from the signal to the end.
     #[must_use]
     pub fn grace(&self) -> Duration {
         self.shape.shutdown.grace
     }
 
-    /// What log lines look like, and the least important that are written.
+    /// The format of log lines, and the least important level that is written.
     #[must_use]
     pub fn log(&self) -> (Format, Level) {
         (self.shape.log.format, self.shape.log.level)
@@ -353,7 +352,7 @@ fn keys(shape: &Shape) -> Vec<(String, String)> {
     all
 }
 
-/// The endpoint that is set, or the region's own; none where neither makes one.
+/// The endpoint that is set, or the region's; `None` if neither gives one.
 fn endpoint(sender: &shape::Sender) -> Option<Uri> {
     let region = &sender.region;
     let suffix = match region {
@@ -365,7 +364,7 @@ fn endpoint(sender: &shape::Sender) -> Option<Uri> {
     sender.endpoint.clone().or_else(|| regional().filter(|_| !region.is_empty()))
 }
 
-/// The file's bytes; none where no file is named.
+/// The file's bytes; empty if no file is named.
 fn certificates(path: &Path) -> Result<Vec<u8>, String> {
     if path.as_os_str().is_empty() {
         return Ok(Vec::new());

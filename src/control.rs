@@ -1,19 +1,19 @@
-//! The operators' door: how is the relay, and what is to be done about it. JSON, on a socket that only its own user may
-//! open (mode 0600), so nobody is asked for credentials.
+//! The operators' API: the state of the relay, and the operations on it. JSON, on a socket that only the relay's own
+//! user may open (mode 0600), so no credentials are needed.
 //!
-//! | route | does |
+//! | route | action |
 //! | --- | --- |
-//! | `GET /status` | says how it is (`status.rs` has the members) |
-//! | `POST /pause` `{"reason"?}` | sends nothing more until it is resumed, also after a restart; bots notice nothing |
-//! | `POST /resume` | goes on, and forgets which tokens were refused |
-//! | `POST /drain` `{"timeout"?, "wait"?}` | what SIGTERM does: delivers what is queued, within so many seconds (`shutdown.grace`), and leaves |
-//! | `GET /messages`, `GET /messages/{id}` | shows what is queued and what is dead (`messages.rs` has the members) |
-//! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only where `control.edit` allows them |
-//! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of what is queued |
+//! | `GET /status` | returns the state (`status.rs` has the members) |
+//! | `POST /pause` `{"reason"?}` | stops sending until it is resumed, also after a restart; bots notice nothing |
+//! | `POST /resume` | starts sending again, and forgets which tokens were refused |
+//! | `POST /drain` `{"timeout"?, "wait"?}` | as SIGTERM: delivers the queued messages, within the time-out in seconds (`shutdown.grace`), and exits |
+//! | `GET /messages`, `GET /messages/{id}` | shows queued messages and dead letters (`messages.rs` has the members) |
+//! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only if `control.edit` allows them |
+//! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of queued messages |
 //!
-//! The first four answer with the status as it is then; a drain that is to be waited for answers when the relay leaves,
-//! with what it leaves behind. Each act that was carried out is logged once, with its operator's uid. The wishes themselves are carried out by others: a pause by the queue, which gives nothing out, and
-//! a [`Drain`] by the daemon.
+//! The first four answer with the present status. A drain with `wait` answers when the relay exits, with the number of
+//! messages that are left. Each completed act is logged once, with its operator's uid. Other parts carry out the
+//! requests: the queue stops giving out messages during a pause, and the daemon executes a [`Drain`].
 
 mod drain;
 mod messages;
@@ -45,40 +45,40 @@ use crate::queue::{Queue, StoreFailed};
 use crate::serve::{Peer, Place, Reply};
 use crate::time::{Clock, Timestamp};
 
-/// How long the queue may take to answer.
+/// The time-out for an answer of the queue.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// For a wish to arrive, and its length.
+/// The time-out for a request's body, and the most bytes in it.
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 const BODY_MAX: usize = 4096;
-/// Bytes that JSON may take for one of UTF-8.
+/// The most bytes of JSON for one byte of UTF-8.
 const JSON_BYTES_MAX: usize = 6;
-/// Characters of a reason.
+/// The most characters in a reason.
 const REASON_MAX: usize = 200;
-/// The longest drain that can be asked for: as long as a message can live.
+/// The longest drain that can be requested: the longest lifetime of a message.
 const TIMEOUT_MAX: u64 = 7 * 24 * 3600;
 
-/// Answers at the control door; clones are cheap but for [`About`].
+/// The handler of the operators' API; clones are cheap except for [`About`].
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// What waits.
+    /// The queue with the waiting messages.
     pub queue: Queue,
-    /// How fast it goes.
+    /// The source of the rates.
     pub budget: Budget,
-    /// How the relay is.
+    /// The source of the state.
     pub health: Health,
-    /// Where it is heard that the relay is to drain.
+    /// The request to drain, for the daemon.
     pub drain: Drain,
-    /// Where counts are read.
+    /// The source of the counts.
     pub metrics: Metrics,
-    /// Which relay it is.
+    /// The identity of the relay.
     pub about: About,
-    /// When it was started.
+    /// The time at which it was started.
     pub started: Timestamp,
-    /// For ages.
+    /// The clock for ages.
     pub clock: Clock,
-    /// `control.edit`: contents of dead letters may be changed.
+    /// `control.edit`: true if contents of dead letters may be changed.
     pub edit: bool,
-    /// What bounds them.
+    /// The limits of contents.
     pub limits: watch::Receiver<Limits>,
     /// The place of the bots' socket.
     pub place: Option<Place>,
@@ -88,7 +88,7 @@ pub struct Control {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PauseWish {
-    /// Why, in the operator's words.
+    /// The operator's reason.
     pub reason: String,
 }
 
@@ -96,21 +96,21 @@ pub struct PauseWish {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DrainWish {
-    /// In seconds, instead of `shutdown.grace`.
+    /// The time-out in seconds, instead of `shutdown.grace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
-    /// Answer when the relay leaves.
+    /// True if the reply is to come when the relay exits.
     pub wait: bool,
 }
 
-/// What a drain that was waited for came to.
+/// The result of a drain with `wait`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
-    /// Messages left on disk; null where the store did not say.
+    /// Messages left on disk; null if the store did not answer.
     pub queued: Option<u64>,
 }
 
-/// What else is answered: why not.
+/// The body of an error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The reason.
@@ -207,7 +207,7 @@ impl Control {
         let facts = Facts {
             overview,
             state: match self.health.state() {
-                // The daemon hears of the wish a moment later.
+                // The daemon sees the request a moment later.
                 State::Ready if self.drain.is_wished() => State::Draining,
                 state => state,
             },
@@ -224,7 +224,7 @@ impl Control {
         Ok(json(status, &Status::of(&self.about, &facts)))
     }
 
-    /// The queue's answer, unless it takes too long.
+    /// Returns the queue's answer, unless it takes too long.
     async fn of_queue<T>(&self, answer: impl Future<Output = Result<T, StoreFailed>>) -> Result<T, Refusal> {
         match tokio::time::timeout(ANSWER_MAX, answer).await {
             Ok(answer) => answer.map_err(|failed| Refusal(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())),
@@ -239,10 +239,10 @@ impl Control {
     }
 }
 
-/// An error on its way to an operator.
+/// An error reply to an operator.
 struct Refusal(StatusCode, String);
 
-/// The whole body, if it is short and comes soon.
+/// Reads the whole body, if it is short and arrives in time.
 async fn whole<B>(body: B, most: usize) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
@@ -253,7 +253,7 @@ where
     }
 }
 
-/// Reads what is wished for; an empty body wishes for nothing in particular.
+/// Parses a request's body; an empty body has no members.
 fn wish<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
     if body.trim_ascii().is_empty() {
         return Ok(T::default());
@@ -287,7 +287,7 @@ mod tests {
     use crate::pacer::{self, Pacer};
 
     #[test]
-    fn wish_is_an_object_of_known_members_or_nothing() {
+    fn body_is_an_object_of_known_members_or_empty() {
         let of = |text: &str| wish::<DrainWish>(text.as_bytes()).map_err(|Refusal(status, why)| (status.as_u16(), why));
         let expected = DrainWish { timeout: Some(60), wait: true };
         assert_eq!(of(r#"{"timeout": 60, "wait": true}"#), Ok(expected));
@@ -316,7 +316,7 @@ mod tests {
             let (clock, metrics) = (Clock::system(), Metrics::default());
             let (queue, writer) =
                 Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
-            // One that is there and does not run is a disk that hangs.
+            // A writer that exists and does not run simulates a disk that hangs.
             let _writer = hangs.then_some(writer);
             let control = Control {
                 queue,

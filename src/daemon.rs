@@ -1,25 +1,26 @@
-//! The composition root: open, bind, spawn, wait, drain, report. The one place that spawns long-lived tasks, and it
-//! joins every one.
+//! The composition root: open, bind, spawn, wait, drain, report. The only place that spawns long-lived tasks; it joins
+//! every one.
 //!
 //! ```text
-//! open ─▶ ready ──a wish, or a part that ends uninvited──▶ draining ─▶ ending ─▶ closing ─▶ gone
-//!           └────────────────the store has failed──────────────────────────────────────────▲
+//! open ─▶ ready ──a stop request, or an unexpected end of a task──▶ draining ─▶ ending ─▶ closing ─▶ gone
+//!           └────────────────the store has failed────────────────────────────────────────────────────▲
 //! ```
 //!
-//! | | readiness | the bots' door | sending | ends when |
+//! | | readiness | the bots' API | sending | ends when |
 //! | --- | --- | --- | --- | --- |
-//! | ready | 200 | open | goes on | it is told to drain |
-//! | draining | 503 | open: bots that stop too have farewells to say | goes on | nothing is queued, or sending is paused; or the closing phase begins |
-//! | ending | 503 | shut once idle: no new connection, what has begun is finished | goes on | the last request is answered and nothing is queued; or the closing phase begins |
-//! | closing | 503 | 503, what has begun is finished | finishes what is in flight | all is finished, or the grace is over |
+//! | ready | 200 | open | goes on | the relay is asked to drain |
+//! | draining | 503 | open: bots that stop too may send last messages | goes on | nothing is queued, or sending is paused; or the closing phase begins |
+//! | ending | 503 | closed once idle: no new connection, requests that have begun are finished | goes on | the last request is answered and nothing is queued; or the closing phase begins |
+//! | closing | 503 | 503, requests that have begun are finished | finishes the attempts in flight | all is finished, or the grace is over |
 //! | gone | – | – | – | the queue's thread has ended |
 //!
-//! The closing phase is the last tenth of the grace, at most 2 s. What is in flight at the end of the grace is cut and
-//! recorded as an answer that was lost, so that the stop is clean and only its own conversation is in doubt.
+//! The closing phase is the last tenth of the grace, at most 2 s. Attempts in flight at the end of the grace are cut
+//! and recorded as lost answers, so that the stop is clean and only their own conversations are in doubt.
 //!
-//! The operators' door and the probes are open until *gone*. An operator's wish to drain is the same as a signal's, with
-//! a grace of its own where they name one; of two, the grace that is over first counts. [`Wish::Leave`] goes there from
-//! wherever it is. What is still queued at the end is on disk, and [`Ending::Left`] says how much it is.
+//! The operators' API and the probes are open until *gone*. An operator's request to drain is the same as a signal's,
+//! with its own grace if the operator sets one. Of two requests, the grace that ends first counts. [`Wish::Leave`]
+//! leads to *gone* from any state. Messages that are still queued at the end are on disk, and [`Ending::Left`] has
+//! their number.
 
 mod beat;
 mod open;
@@ -51,97 +52,98 @@ use crate::serve::{Connections, Limits};
 use crate::supervisor::{Supervisor, Word};
 use crate::{message, participant, sender};
 
-/// The longest closing phase: for what is in flight; nothing is taken any more in it.
+/// The longest closing phase: it is for the attempts in flight; no message is accepted in it.
 const CLOSING_MAX: Duration = Duration::from_secs(2);
-/// How long connections without a request stay open after the queue is empty: a bot that stops too may have a last word.
+/// The time that idle connections stay open after the queue is empty: a bot that stops too may send a last message.
 const LINGER: Duration = Duration::from_millis(500);
-/// For the replies that say that the store has failed, or what is left behind; and to record the attempts that were cut.
+/// The time for the last replies (the store has failed, or the number of messages left), and for recording the attempts
+/// that were cut.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
-/// For the queue's thread to end: a commit, at most.
+/// The time for the queue's thread to end: one commit at most.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
-/// All parts' settings.
+/// The settings of all parts.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The store.
+    /// The settings of the store.
     pub queue: queue::Options,
-    /// The bots' door.
+    /// The settings of the bots' API.
     pub ingress: ingress::Options,
-    /// Its Unix socket.
+    /// The bots' Unix socket.
     pub ingress_socket: PathBuf,
     /// The socket's permissions.
     pub socket_mode: u32,
-    /// Its loopback port, where there is one.
+    /// The bots' loopback port, if there is one.
     pub tcp: Option<SocketAddr>,
-    /// What bounds its connections, per listener.
+    /// The limits of the bots' connections, per listener.
     pub connections: Limits,
-    /// Sending.
+    /// The settings of the sender.
     pub sender: sender::Options,
-    /// How fast.
+    /// The settings of the pacer.
     pub pacer: pacer::Options,
-    /// Where to.
+    /// The settings of the client.
     pub participant: participant::Options,
     /// The operators' Unix socket.
     pub control_socket: PathBuf,
-    /// Whether they may change contents.
+    /// True if operators may change contents.
     pub control_edit: bool,
-    /// Metrics and probes.
+    /// The address of metrics and probes.
     pub admin: SocketAddr,
-    /// From being told to drain to the end.
+    /// The time from a request to drain to the end.
     pub grace: Duration,
     /// A label of the metrics.
     pub region: String,
     /// A label of the metrics.
     pub connect_instance: String,
-    /// What jitter starts from.
+    /// The seed of the jitter.
     pub seed: u64,
-    /// Who is told that it is ready, alive and stopping.
+    /// The service manager that is notified.
     pub supervisor: Supervisor,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
 }
 
-/// What a daemon is wished to do; it never goes back to an earlier one.
+/// A stop request to a daemon; it never goes back to an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wish {
-    /// Go on.
+    /// No request.
     #[default]
     Run,
-    /// Deliver what is queued, within the grace, and end.
+    /// Deliver the queued messages, within the grace, and end.
     Drain,
     /// End at once.
     Leave,
 }
 
-/// Hears wishes. One whose sender is gone is wished to drain.
+/// Receives stop requests. A dropped sender counts as a request to drain.
 pub type Stop = watch::Receiver<Wish>;
 
-/// How it ended, where nothing failed.
+/// The end of a daemon without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Nothing is queued.
     Drained,
     /// Messages are queued, on disk.
     Left {
-        /// How many; none where the store did not say.
+        /// The number of messages; `None` if the store did not answer.
         queued: Option<u64>,
     },
 }
 
-/// What failed.
+/// The cause of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The store and the configuration do not fit.
+    /// The store and the configuration do not match.
     #[error("{0}")]
     Config(String),
-    /// Something else.
+    /// Any other cause.
     #[error("{0}")]
     Failed(String),
 }
 
-/// The addresses that were bound, where a port was left to the system.
+/// The addresses that were bound, for ports that the system chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Metrics and probes.
+    /// The address of metrics and probes.
     pub admin: SocketAddr,
     /// The bots' loopback port.
     pub tcp: Option<SocketAddr>,
@@ -163,27 +165,27 @@ pub struct Daemon {
     connections: Connections,
     drain: Drain,
     stage: watch::Sender<Stage>,
-    /// The sender: until [`Stage::nothing_new`].
+    /// The sender's task: until [`Stage::nothing_new`].
     sending: Tasks,
-    /// The bots' listeners: until [`Stage::doors_shut`].
+    /// The tasks of the bots' listeners: until [`Stage::doors_shut`].
     doors: Tasks,
-    /// The operators' door and the probes: until [`Stage::dark`].
+    /// The tasks of the operators' API and the probes: until [`Stage::dark`].
     windows: Tasks,
 }
 
-/// What can be changed while a daemon runs; clones change the same.
+/// The settings that can change while a daemon runs; clones change the same daemon.
 #[derive(Clone, Debug)]
 pub struct Reload {
-    /// The bots' door as the next request finds it. Its listeners own it: it holds the queue, whose thread ends with the
-    /// last who does.
+    /// The bots' API for the next request. Its listeners own it, and it is weak here: it holds the queue, whose thread
+    /// ends when the last handle is dropped.
     ingress: Weak<watch::Sender<Ingress>>,
-    /// What bounds contents, at the operators' door too.
+    /// The limits of contents, also for the operators' API.
     limits: watch::Sender<message::Limits>,
     ok: IntGauge,
 }
 
 impl Reload {
-    /// The configuration was read again: the bots' door goes on with this.
+    /// Applies a configuration that was read again: the bots' API continues with these settings.
     pub fn taken(&self, ingress: ingress::Options) {
         self.limits.send_replace(ingress.limits);
         if let Some(door) = self.ingress.upgrade() {
@@ -192,24 +194,24 @@ impl Reload {
         self.ok.set(1);
     }
 
-    /// The configuration was read again, and was not valid.
+    /// Notes a configuration that was read again and was not valid.
     pub fn refused(&self) {
         self.ok.set(0);
     }
 }
 
-/// Which tasks are told to end.
+/// The stage of the shutdown, which ends the tasks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stage {
-    /// The sender starts nothing more.
+    /// True if the sender starts no more attempts.
     nothing_new: bool,
-    /// The bots' listeners close.
+    /// True if the bots' listeners close.
     doors_shut: bool,
-    /// The operators' door and the probes close.
+    /// True if the operators' API and the probes close.
     dark: bool,
 }
 
-/// Long-lived tasks; each tells its name when it ends.
+/// Long-lived tasks; each returns its name when it ends.
 type Tasks = JoinSet<&'static str>;
 
 impl Daemon {
@@ -219,16 +221,16 @@ impl Daemon {
         self.bound
     }
 
-    /// What can be changed while it runs.
+    /// A handle for changes while it runs.
     #[must_use]
     pub fn reload(&self) -> Reload {
         self.reload.clone()
     }
 
-    /// Runs until it is wished to end, and until it has.
+    /// Runs until it is asked to end, and has ended.
     ///
     /// # Errors
-    /// When the store failed, or a part ended that nobody had told to.
+    /// If the store failed, or a task ended unexpectedly.
     pub async fn run(mut self, stop: Stop) -> Result<Ending, Failure> {
         let ended = {
             let queue = self.queue.clone();
@@ -245,7 +247,7 @@ impl Daemon {
         }
     }
 
-    /// Serves, drains and closes; gives the name of the part that ended uninvited, if one did.
+    /// Serves, drains and closes. Returns the name of the task that ended unexpectedly, if one did.
     async fn live(&mut self, stop: Stop) -> Option<&'static str> {
         let drain = self.drain.clone();
         let uninvited = tokio::select! {
@@ -283,7 +285,7 @@ impl Daemon {
         uninvited
     }
 
-    /// Resolves when nothing is left to send and no request is under way: then no bot can come any more.
+    /// Resolves when nothing is left to send and no request is in progress: then no message can come any more.
     async fn finish_requests(&mut self) {
         loop {
             self.sent().await;
@@ -302,7 +304,7 @@ impl Daemon {
         self.sent().await;
     }
 
-    /// Resolves so long before the grace is over, counted from when it was told to drain: whoever's grace ends first.
+    /// Resolves `before` ahead of the drain deadline: the earlier one of the signal's and the operator's.
     fn over(&self, stop: Stop, before: fn(Duration) -> Duration) -> impl Future<Output = ()> + use<> {
         let (drain, grace) = (self.drain.clone(), self.grace);
         async move {
@@ -363,7 +365,7 @@ impl Daemon {
         self.supervisor.tell(&[Word::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
     }
 
-    /// Ends what has not, waits for the queue's thread, and says what is left behind.
+    /// Ends the remaining tasks, waits for the queue's thread, and reports the messages that are left.
     async fn end(mut self, uninvited: Option<&'static str>) -> Result<Ending, Failure> {
         self.cut().await;
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
@@ -384,17 +386,17 @@ impl Daemon {
         }
     }
 
-    /// Cuts what is still in flight, and waits until that is recorded and the last requests are answered.
+    /// Cuts the attempts in flight, and waits until that is recorded and the last requests are answered.
     async fn cut(&mut self) {
         self.door.close();
         self.stage.send_modify(|stage| (stage.nothing_new, stage.doors_shut) = (true, true));
         self.participant.cut();
         let Daemon { sending, doors, .. } = self;
-        // A store that takes longer is left behind: the next start takes every conversation's head for in doubt.
+        // The relay does not wait longer for the store: the next start treats every conversation's head as in doubt.
         let _ = timeout(LAST_REPLIES, async { tokio::join!(all(sending), all(doors)) }).await;
     }
 
-    /// Nothing is acknowledged or sent any more; who waits for a reply is told so.
+    /// Ends after a failure of the store: nothing is acknowledged or sent any more, and waiting callers get an error.
     async fn fail(mut self, failed: StoreFailed) -> Failure {
         error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
         self.health.set(State::Failed(failed.0.clone()));
@@ -402,7 +404,7 @@ impl Daemon {
         self.drain.end(None);
         self.door.close();
         self.stage.send_modify(|stage| stage.doors_shut = true);
-        // Those that are still in a request after that hang anyway.
+        // Requests that are still in progress after that hang.
         let _ = timeout(LAST_REPLIES, all(&mut self.doors)).await;
         self.stop_everything().await;
         let Daemon { queue, writer, .. } = self;
@@ -413,7 +415,7 @@ impl Daemon {
 
     async fn stop_everything(&mut self) {
         self.stage.send_modify(|stage| stage.dark = true);
-        // An operator who waits for the end is told of it.
+        // An operator who waits for the end gets the reply.
         let _ = timeout(LAST_REPLIES, all(&mut self.windows)).await;
         for tasks in [&mut self.sending, &mut self.doors, &mut self.windows] {
             tasks.shutdown().await;
@@ -421,7 +423,7 @@ impl Daemon {
     }
 }
 
-/// How long the closing phase of a grace lasts.
+/// The length of the closing phase of a grace.
 fn closing(grace: Duration) -> Duration {
     (grace / 10).min(CLOSING_MAX)
 }
@@ -431,7 +433,7 @@ async fn all(tasks: &mut Tasks) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Resolves when so much is wished for; where nobody can wish any more, that is a wish to drain.
+/// Resolves when at least `wish` is requested; a dropped sender counts as a request to drain.
 async fn wished(mut stop: Stop, wish: Wish) {
     if stop.wait_for(|current| *current >= wish).await.is_err() && wish > Wish::Drain {
         std::future::pending().await

@@ -1,33 +1,33 @@
-//! What an attempt came to, and what that means for the message.
+//! The outcome of an attempt, and its consequence for the message.
 //!
-//! [`Outcome`] is what the Participant Service (or whatever answered in its place) said. [`settle`] turns it into a
-//! [`Disposition`]; it is pure, so the whole table can be read and tested in one place:
+//! [`Outcome`] is the answer of the Participant Service, or of whatever answered in its place. [`settle`] turns it into
+//! a [`Disposition`]. It is pure, so the whole table can be read and tested in one place:
 //!
 //! | outcome | the message | the destination ([`Outcome::signal`]) |
 //! | --- | --- | --- |
 //! | delivered | done | healthy |
-//! | throttled | stays where it is, uncounted | waits, unless the throttle is the conversation's own |
-//! | unreachable, not the service speaking | later, uncounted | waits if it fails everyone (`suspects`) |
-//! | 500, 502, 503, 504, 408, 425 | later, counted; `poison` in the end | waits if it fails everyone |
-//! | answer lost: it may have arrived | later, counted, the same again before anything else | waits if it fails everyone |
+//! | throttled | keeps its place, uncounted | waits, unless the throttle is the conversation's own |
+//! | unreachable, or an answer that is not the service's | later, uncounted | waits if several conversations fail (`suspects`) |
+//! | 500, 502, 503, 504, 408, 425 | later, counted; `poison` in the end | waits if several conversations fail |
+//! | answer lost: it may have arrived | later, counted, the same again before anything else | waits if several conversations fail |
 //! | a code of the service that is not listed | later; `refused` at the fifth | healthy |
 //! | ValidationException, ConflictException, 413 | dead | healthy |
 //! | AccessDeniedException | denied: dead if its caller waits, else held | healthy |
 //!
-//! Only the service's own word buries a message.
+//! Only an error code of the service itself makes a message a dead letter.
 
 use std::time::Duration;
 
 use crate::retry::{Backoff, Hint};
 use crate::time::Timestamp;
 
-/// How often a code that is not listed may come before the message is dead.
+/// The number of answers with an unlisted code after which a message is dead.
 pub const STRIKES_MAX: u8 = 5;
 
-/// The words in an outcome's `why` for a 2xx that is not the service's: a page of a proxy, or another service.
+/// The text in an outcome's `why` for a 2xx that is not the service's: a page of a proxy, or another service.
 pub const NO_OBJECT: &str = "without a JSON object";
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// 2xx with a JSON object.
@@ -36,63 +36,63 @@ pub enum Outcome {
     Throttled {
         /// The status.
         status: u16,
-        /// How long upstream asks to wait.
+        /// The wait that upstream asks for.
         hint: Hint,
-        /// What happened, for the log.
+        /// The cause, for the log.
         why: String,
     },
-    /// Nothing was written, or a 503: the destination is not there.
+    /// Nothing was written, or a 503: the destination is not available.
     Down {
-        /// The status, where there was one.
+        /// The status, if there was one.
         status: Option<u16>,
-        /// How long upstream asks to wait.
+        /// The wait that upstream asks for.
         hint: Hint,
-        /// What happened, for the log.
+        /// The cause, for the log.
         why: String,
     },
-    /// 500, 502, 504, 408, 425: this attempt failed, the next may not.
+    /// 500, 502, 504, 408, 425: this attempt failed, the next may succeed.
     Unavailable {
         /// The status.
         status: u16,
-        /// How long upstream asks to wait.
+        /// The wait that upstream asks for.
         hint: Hint,
-        /// What happened, for the log.
+        /// The cause, for the log.
         why: String,
     },
-    /// The request was written, no whole answer came: it may have been delivered.
+    /// The request was written, but no complete answer came: it may have been delivered.
     AnswerLost {
-        /// What happened, for the log.
+        /// The cause, for the log.
         why: String,
     },
-    /// The service will never take this message.
+    /// The service will never accept this message.
     Refused(ServiceError),
-    /// A code of the service's that the table does not list.
+    /// A code of the service that the table does not list.
     Unlisted(ServiceError),
-    /// 403 AccessDeniedException: the token is worth nothing any more.
+    /// 403 AccessDeniedException: the token is no longer valid.
     Denied(ServiceError),
-    /// A 3xx, or a 4xx without a code of the service's own: it is not the service speaking.
+    /// A 3xx, or a 4xx without a code of the service: another server answered.
     Misconfigured {
         /// The status.
         status: u16,
-        /// What happened, for the log.
+        /// The cause, for the log.
         why: String,
     },
 }
 
-/// What the service said of a delivered message.
+/// The service's answer for a delivered message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
-    /// Connect's id of the message; none for a disconnect, or one that was gone already.
+    /// Connect's id of the message; `None` for a disconnect, or a participant that was gone already.
     pub id: Option<Box<str>>,
-    /// When Connect took it, as it wrote it.
+    /// The time at which Connect accepted it, in Connect's format.
     pub absolute_time: Option<Box<str>>,
-    /// `PROCESSING`, `FAILED` or `REJECTED`, where the service said it.
+    /// `PROCESSING`, `FAILED` or `REJECTED`, if the service sent it.
     pub processing_status: Option<Box<str>>,
     /// The service's `x-amzn-RequestId`.
     pub request_id: Option<Box<str>>,
 }
 
-/// An error in AWS's shape; tokens are scrubbed from its text before it is made.
+/// An error in AWS's shape; the tokens in its text are masked before it is created.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceError {
     /// The status.
@@ -105,18 +105,18 @@ pub struct ServiceError {
     pub request_id: Option<Box<str>>,
 }
 
-/// What an outcome says of the destination: what the pacer learns from.
+/// The information in an outcome about the destination: the pacer's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// It answered: the request took its share of the quota.
+    /// The service answered: the request used its share of the quota.
     Answered,
-    /// It was over the quota.
+    /// The request was over the quota.
     Throttled(Hint),
-    /// The same conversation was over the quota again, with no delivery between: nothing new is known of the rate.
+    /// The same conversation was over the quota again, with no delivery between: no new information about the rate.
     StillThrottled(Hint),
-    /// It is not there, or not itself.
+    /// The destination does not answer, or another server answers.
     Down(Hint),
-    /// It says nothing of the destination: the failure or the throttle is one conversation's own.
+    /// No information about the destination: the failure or the throttle is one conversation's own.
     Unclear,
 }
 
@@ -135,7 +135,7 @@ impl Outcome {
         }
     }
 
-    /// What it says of the destination.
+    /// The information about the destination.
     #[must_use]
     pub fn signal(&self) -> Signal {
         match self {
@@ -146,7 +146,7 @@ impl Outcome {
         }
     }
 
-    /// The status it came with, where there was an answer.
+    /// The status of the answer, if there was one.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -160,7 +160,7 @@ impl Outcome {
         }
     }
 
-    /// The service's `x-amzn-RequestId`, where it spoke of the message.
+    /// The service's `x-amzn-RequestId`, if it answered for the message.
     #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         match self {
@@ -170,7 +170,7 @@ impl Outcome {
         }
     }
 
-    /// What happened, in words that hold nothing secret.
+    /// The cause in words, without secrets.
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
@@ -185,7 +185,7 @@ impl Outcome {
     }
 }
 
-/// Why a message is dead: a closed set, the `reason` label of `messages_dead_total`.
+/// The reason why a message is dead: a closed set, the `reason` label of `messages_dead_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// 403 AccessDeniedException: the participant is gone or the chat is over.
@@ -194,18 +194,18 @@ pub enum Reason {
     TokenRefused,
     /// ValidationException.
     Invalid,
-    /// ConflictException, 413, or five times another code of the service.
+    /// ConflictException, 413, or five answers with an unlisted code.
     Refused,
-    /// It kept failing while others were delivered.
+    /// The message kept failing while others were delivered.
     Poison,
-    /// Its lifetime ended.
+    /// The message's lifetime ended.
     Expired,
-    /// An operator deleted it.
+    /// An operator deleted the message.
     Deleted,
 }
 
 impl Reason {
-    /// All of them; a row on disk holds the index.
+    /// All reasons; a row on disk contains the index.
     pub const ALL: [Reason; 7] = [
         Reason::ChatOver,
         Reason::TokenRefused,
@@ -216,7 +216,7 @@ impl Reason {
         Reason::Deleted,
     ];
 
-    /// The name users see.
+    /// The name for users.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -230,75 +230,76 @@ impl Reason {
         }
     }
 
-    /// Which of the two a 403 means; AWS documents neither text, so it only chooses the reason.
+    /// The meaning of a 403. AWS documents neither text, so the text only selects the reason.
     #[must_use]
     pub fn of_denial(error: &ServiceError) -> Reason {
         if error.text.contains("explicit deny") { Reason::TokenRefused } else { Reason::ChatOver }
     }
 }
 
-/// What is known of a message when an attempt ends.
+/// The facts about a message when an attempt ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// It is a disconnect: a denial means that the participant is gone already.
+    /// True for a disconnect: a denial means that the participant is gone already.
     pub disconnect: bool,
-    /// Attempts that counted, before this one.
+    /// Counted attempts before this one.
     pub attempts: u32,
     /// Answers with an unlisted code, before this one.
     pub strikes: u8,
-    /// Failures of this message that count, before this one.
+    /// Counted failures of this message before this one.
     pub counted: u16,
-    /// Another conversation was delivered since this message last failed.
+    /// True if another conversation was delivered since this message last failed.
     pub others_delivered: bool,
     /// Failures and throttles of the conversation in a row, with this one.
     pub row: u32,
-    /// A throttle is the conversation's own, not the destination's.
+    /// True if a throttle is the conversation's own, not the destination's.
     pub own_throttle: bool,
-    /// The destination waits: it obeys the hint.
+    /// True if the destination waits: then the hint applies to it.
     pub destination_waits: bool,
 }
 
-/// The settings that decide when to try again and when to give up.
+/// The settings for retrying and giving up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     /// Delays between attempts of one message.
     pub backoff: Backoff,
-    /// The longest wait upstream may ask for.
+    /// The longest wait that upstream may ask for.
     pub hint_max: Duration,
-    /// Failures of one message before it is poison; one counts if another conversation was delivered since the one before.
+    /// Failures of one message before it is poison; one counts if another conversation was delivered since the one
+    /// before.
     pub attempts_max: u32,
 }
 
-/// What becomes of the message.
+/// The consequence for the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// It arrived.
+    /// Delivered.
     Deliver(Receipt),
-    /// Nothing is said of this message: it keeps its place and is not counted.
+    /// No consequence: the message keeps its place and is not counted.
     Keep,
-    /// Later; not an attempt of this message.
+    /// Later; not counted as an attempt of this message.
     Wait {
-        /// Not before this.
+        /// The earliest time.
         due: Timestamp,
     },
     /// Later, and counted.
     Retry {
-        /// Not before this.
+        /// The earliest time.
         due: Timestamp,
-        /// It may have arrived: the same again before anything else of its conversation.
+        /// True if it may have arrived: the same message is sent again before any other of its conversation.
         answer_lost: bool,
-        /// Its code was not a listed one.
+        /// True if its code is not listed.
         strike: bool,
-        /// The failure counts towards `sender.attempts_max`.
+        /// True if the failure counts towards `sender.attempts_max`.
         counted: bool,
     },
-    /// Its token was refused: dead if its caller waits, else its conversation is held.
+    /// Connect refused the token: dead if its caller waits, else the conversation is held.
     Deny(ServiceError),
     /// Dead.
     Bury(Reason, ServiceError),
 }
 
-/// Decides what becomes of a message after an attempt. `jitter` is in 0..1.
+/// Decides the consequence of an attempt for its message. `jitter` is in 0..1.
 #[must_use]
 pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
     let after = |failures: u32, hint: Hint| {
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn throttle_or_a_destination_that_does_not_speak_is_no_attempt_of_the_message() {
+    fn throttle_or_unreachable_destination_is_not_counted_as_an_attempt() {
         let hint = Hint(Some(Duration::from_secs(9)));
         let throttled = || Outcome::Throttled { status: 429, hint, why: String::new() };
         let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: String::new() };
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn destination_that_waits_obeys_the_hint_in_the_place_of_the_message() {
+    fn hint_does_not_delay_the_message_if_the_destination_waits() {
         let hint = Hint(Some(Duration::from_secs(9)));
         for (destination_waits, wait) in [(false, 9000), (true, 200)] {
             let outcome = Outcome::Down { status: Some(503), hint, why: String::new() };
@@ -421,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_services_own_word_buries() {
+    fn only_an_error_of_the_service_makes_a_dead_letter() {
         let bury = |outcome| match decide(outcome, Facts::default()) {
             Disposition::Bury(reason, _) => Some(reason),
             _ => None,
@@ -446,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn denials_text_only_chooses_the_reason() {
+    fn text_of_a_denial_only_selects_the_reason() {
         let with = |text: &str| ServiceError { text: text.into(), ..error(403, "AccessDeniedException") };
         assert_eq!(Reason::of_denial(&with("User is not authorized … with an explicit deny")), Reason::TokenRefused);
         assert_eq!(Reason::of_denial(&with("Access denied")), Reason::ChatOver);

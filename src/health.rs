@@ -1,11 +1,11 @@
-//! Whether the relay is alive and ready: what its two probes say, and in which words.
+//! The health of the relay: the answers of its two probes.
 //!
-//! *Ready* asks whether bots should come: not while it starts or drains, not after the store has failed. *Alive* asks
-//! whether a restart would help: only where the sender's loop or a commit has made no step for a minute. A throttle, an
-//! outage, a full queue or a pause is neither: restarting the relay mends none of them.
+//! *Ready*: bots can use the relay. It is false during start and drain, and after the store has failed. *Alive*: a
+//! restart would not help. It is false only if the sender's loop or a commit has made no step for a minute. A throttle,
+//! an outage, a full queue or a pause changes neither: a restart repairs none of them.
 //!
-//! The daemon sets the state; the sender stores the time of its last step in the pulse, at least every few seconds
-//! while it has nothing to do; everybody may look.
+//! The daemon sets the state. The sender stores the time of its last step, at least every few seconds while it is idle.
+//! Every part may read both.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,20 +13,20 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// How long without a step is too long.
+/// The longest time without a step.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
 
-/// Where the relay is in its life.
+/// The state of the relay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// It opens its queue.
+    /// The relay opens its queue.
     #[default]
     Starting,
-    /// It takes messages.
+    /// The relay accepts messages.
     Ready,
-    /// It was told to stop.
+    /// The relay was asked to stop.
     Draining,
-    /// It leaves, because of this.
+    /// The relay exits for this reason.
     Failed(Arc<str>),
 }
 
@@ -43,14 +43,14 @@ impl State {
     }
 }
 
-/// The destination as the last attempts found it, for those who report on it; clones share it.
+/// The destination as the last attempts found it, for reports; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Destination(Arc<RwLock<Seen>>);
 
-/// What was seen of the destination.
+/// The last observations of the destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// When the last attempt ended; none before the first.
+    /// The end of the last attempt; `None` before the first.
     pub attempted: Option<Timestamp>,
     /// Present while the destination is down.
     pub trouble: Option<Trouble>,
@@ -59,7 +59,7 @@ pub struct Seen {
 /// A destination that is down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// When its gate closed.
+    /// The time at which the gate closed.
     pub since: Timestamp,
     /// The last failure, in words that follow "The Participant Service".
     pub what: String,
@@ -68,7 +68,7 @@ pub struct Trouble {
 }
 
 impl Destination {
-    /// Notes the end of an attempt; `failure` is in words, if it was one of the destination.
+    /// Notes the end of an attempt; `failure` describes a failure of the destination.
     pub fn answered(&self, now: Timestamp, down: bool, failure: Option<(String, &'static str)>) {
         let mut seen = self.0.write().unwrap_or_else(PoisonError::into_inner);
         seen.attempted = Some(now);
@@ -80,7 +80,7 @@ impl Destination {
         }
     }
 
-    /// What was seen of it.
+    /// The last observations.
     #[must_use]
     pub fn seen(&self) -> Seen {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -96,7 +96,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// A starting relay's, whose sender stores the milliseconds of its last step here (0 before the first).
+    /// The health of a starting relay. Its sender stores the milliseconds of its last step here (0 before the first).
     #[must_use]
     pub fn new(sender_pulse: Arc<AtomicU64>) -> Health {
         Health { sender_pulse, ..Health::default() }
@@ -108,13 +108,13 @@ impl Health {
         self.destination.clone()
     }
 
-    /// Where the relay is.
+    /// The state of the relay.
     #[must_use]
     pub fn state(&self) -> State {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where the relay is from now on. A failure is for good, and its first reason stands.
+    /// Sets the state of the relay. A failure is final, and its first reason is kept.
     pub fn set(&self, state: State) {
         let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*current, State::Failed(_)) {
@@ -122,10 +122,10 @@ impl Health {
         }
     }
 
-    /// Whether bots should come.
+    /// Checks if bots can use the relay.
     ///
     /// # Errors
-    /// Why they should not, in one line.
+    /// With the reason why they cannot, in one line.
     pub fn ready(&self) -> Result<(), String> {
         match self.state() {
             State::Ready => Ok(()),
@@ -134,11 +134,12 @@ impl Health {
         }
     }
 
-    /// Whether everything that must move does; `commit` is how long the commit under way has taken. `now` and the pulse are
-    /// of [`Clock::awake`](crate::time::Clock::awake): a machine that slept did not stand still.
+    /// Checks if the sender and the commits make progress; `commit` is the time that the current commit has taken.
+    /// `now` and the time of the sender's last step are of [`Clock::awake`](crate::time::Clock::awake), so that the
+    /// sleep of a machine does not count.
     ///
     /// # Errors
-    /// What stands still, in one line.
+    /// With the part that makes no progress, in one line.
     pub fn live(&self, now: Timestamp, commit: Duration) -> Result<(), String> {
         if commit >= STALL_MAX {
             return Err(format!("a commit to the queue has made no step for {} s", commit.as_secs()));
@@ -159,7 +160,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000_000);
 
     #[test]
-    fn only_a_standstill_is_not_alive() {
+    fn only_missing_progress_is_not_alive() {
         let pulse = Arc::new(AtomicU64::new(0));
         let health = Health::new(Arc::clone(&pulse));
         assert_eq!(health.live(NOW, Duration::ZERO), Ok(()), "the sender has not begun");
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_says_why_not() {
+    fn ready_returns_the_reason() {
         let health = Health::default();
         assert_eq!(health.ready().unwrap_err(), "starting");
         health.set(State::Ready);

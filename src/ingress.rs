@@ -1,22 +1,23 @@
-//! The bots' door: the Participant Service as AWS has it, and the only place that picks a status for a bot.
+//! The bots' API: AWS's Participant Service, and the only place that picks a status for a bot.
 //!
-//! | route | what happens |
+//! | route | action |
 //! | --- | --- |
 //! | `POST /participant/message`, `/participant/disconnect` | queued (`accept`): 202 once on disk, 200 once delivered |
-//! | `POST /participant/event` | queued too; typing is passed on or dropped (`forward`) |
-//! | `POST /participant/connection` | passed on, and the new token's participant remembered |
-//! | `POST /participant/messages` | a `batch`, a line per message, one commit |
-//! | `GET /participant/message/{ClientToken}`, `/participant/queue` | what became of it, what waits (`state`) |
-//! | any other `/participant/…` | passed on |
+//! | `POST /participant/event` | queued too; typing is forwarded or dropped (`forward`) |
+//! | `POST /participant/connection` | forwarded, and the new token's participant is stored |
+//! | `POST /participant/messages` | a `batch`, one line per message, one commit |
+//! | `GET /participant/message/{ClientToken}`, `/participant/queue` | the state of a message, the waiting messages (`state`) |
+//! | any other `/participant/…` | forwarded |
 //! | anything else, and other methods on these | 404 |
 //!
-//! A request's way: is the `peer` allowed, and no `web` page, and the `door` open → its `body` whole, within bounds → its
-//! headers (`request`) and members (`parse`) → one call of the queue, which answers when the disk has it → the
-//! `reply` or the `refusal`. Nothing is kept here between requests; a client that hangs up withdraws nothing.
+//! The steps of a request: check that the `peer` is allowed, that it is no `web` page and that the `door` is open →
+//! read its `body`, within limits → parse its headers (`request`) and members (`parse`) → call the queue once, which
+//! answers when the request is on disk → write the `reply` or the `refusal`. Nothing is kept here between requests. A
+//! client that disconnects withdraws nothing.
 //!
-//! What this module promises: a 2xx for a message means that the queue said so; every error is one that AWS's SDKs
-//! can read; no text holds a token, contents or a header's value. It does not know the sender: what it tells of rates
-//! it reads from the budget they share.
+//! This module promises: a 2xx for a message means that the queue has confirmed it; AWS's SDKs can read every error; no
+//! text contains a token, contents or a header's value. It does not know the sender: it reads the rate from the budget
+//! that they share.
 
 mod accept;
 mod batch;
@@ -63,7 +64,7 @@ use crate::queue::Queue;
 use crate::serve::Peer;
 use crate::time::Clock;
 
-/// When a message is answered where its bot does not say.
+/// The moment at which a message is answered if its bot does not choose one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// Once it is on disk.
@@ -72,32 +73,32 @@ pub enum Reply {
     Delivered,
 }
 
-/// The door's settings.
+/// The settings of the bots' API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// On the Unix socket.
+    /// The reply mode on the Unix socket.
     pub reply: Reply,
-    /// On the TCP port.
+    /// The reply mode on the TCP port.
     pub tcp_reply: Reply,
-    /// How long an implied wait lasts.
+    /// The length of an implied wait.
     pub wait: Duration,
-    /// The most that `Prefer: wait` may ask for.
+    /// The longest `Prefer: wait`.
     pub wait_max: Duration,
-    /// For a body to arrive.
+    /// The time for a body to arrive.
     pub request_timeout: Duration,
-    /// One body.
+    /// The most bytes in one body.
     pub body_bytes_max: usize,
-    /// The body of one batch.
+    /// The most bytes in the body of one batch.
     pub batch_bytes_max: usize,
-    /// All bodies being read together; one caller's are at most a quarter.
+    /// The most bytes in all bodies being read together; one caller's are at most a quarter.
     pub bodies_bytes_max: usize,
-    /// Users let in; with `allow_gids` empty too, whoever the socket's mode lets in.
+    /// The allowed users; if `allow_gids` is empty too, the socket's mode decides.
     pub allow_uids: Vec<u32>,
-    /// Groups let in, primary or supplementary.
+    /// The allowed groups, primary or supplementary.
     pub allow_gids: Vec<u32>,
-    /// What a message may hold.
+    /// The limits of a message.
     pub limits: Limits,
-    /// How long a bot is asked to stay away where no more is known: after 429, 500 and 503.
+    /// The default Retry-After of 429, 500 and 503.
     pub retry_after: Duration,
 }
 
@@ -120,7 +121,7 @@ impl Default for Options {
     }
 }
 
-/// The bots' door; clones share it.
+/// The bots' API; clones share it.
 #[derive(Clone, Debug)]
 pub struct Ingress(Arc<Inner>);
 
@@ -133,16 +134,16 @@ struct Inner {
     door: Door,
     clock: Clock,
     bodies: Arc<Bodies>,
-    /// What the service replies to what is passed on, and what is said of lines shorter than that.
+    /// The budget for replies to forwarded requests, and for replies to lines that are shorter than their replies.
     replies: Arc<Bodies>,
     measures: Arc<Measures>,
     reporter: Arc<Reporter>,
 }
 
-/// What is measured here.
+/// The metrics of this module.
 #[derive(Debug)]
 struct Measures {
-    /// By [`Rejected`].
+    /// Counters by [`Rejected`].
     rejected: [IntCounter; Rejected::ALL.len()],
     waits_delivered: IntCounter,
     waits_queued: IntCounter,
@@ -165,7 +166,7 @@ enum Route {
 }
 
 impl Ingress {
-    /// A door to this queue.
+    /// The bots' API over this queue.
     #[must_use]
     pub fn new(
         options: Options,
@@ -184,15 +185,15 @@ impl Ingress {
         Ingress(Arc::new(inner))
     }
 
-    /// Logs what becomes due about refused messages after the last of them, until `stop` resolves. It holds nothing
-    /// of the door but that.
+    /// Logs what becomes due about refused messages after the last of them, until `stop` resolves. The future holds
+    /// only the reporter.
     pub fn report_rejections<S: Future<Output = ()>>(&self, stop: S) -> impl Future<Output = ()> + use<S> {
         let reporter = Arc::clone(&self.0.reporter);
         async move { reporter.run(stop).await }
     }
 
-    /// The same door with other settings, for the requests that it is given from now on; those under way keep theirs.
-    /// What connections and bodies were bounded with at the start stays.
+    /// Returns the same API with other settings, for later requests; current requests keep theirs. The limits of
+    /// connections and bodies stay as they were at the start.
     #[must_use]
     pub fn with(&self, options: Options) -> Ingress {
         let Options { request_timeout, bodies_bytes_max, .. } = self.0.options;
@@ -200,7 +201,7 @@ impl Ingress {
         Ingress(Arc::new(Inner { options, ..Inner::clone(&self.0) }))
     }
 
-    /// Answers one request. A client that hangs up drops this future; what the queue has accepted by then stays.
+    /// Answers one request. A client that disconnects drops this future; accepted messages stay.
     pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Response<Full<Bytes>> {
         let inner = &*self.0;
         let (parts, body) = request.into_parts();
@@ -275,7 +276,7 @@ impl Inner {
                 };
                 answer.map_err(|refusal| refusal.about(request::subject(&parts.headers)))
             }
-            // The rest is rare and carries much along: it does not make every request's future larger.
+            // The remaining routes are rare and need much state: boxing them keeps every request's future small.
             Route::Event => {
                 let subject = request::subject(&parts.headers);
                 let answer = match self.bodies.read(body, bound, caller).await {
@@ -312,7 +313,7 @@ impl Inner {
         Bound { most, key, within: self.options.request_timeout, asks: parts.headers.contains_key(EXPECT) }
     }
 
-    /// How long a request about one message waits for its outcome.
+    /// The wait for an outcome of a request about one message.
     fn wait(&self, preference: Preference, reply: Reply) -> Wait {
         let implied = match reply {
             Reply::Accepted => Duration::ZERO,
@@ -342,12 +343,12 @@ impl Route {
             (&Method::GET, _) if operation.len() > "message/".len() && operation.starts_with("message/") => {
                 Route::State
             }
-            // Ours alone, or queued under one method only: nothing else of them reaches the service.
+            // Routes of the relay itself, or queued under one method only: no other method reaches the service.
             (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
             _ if operation.starts_with("message/") => Route::Unknown,
-            // A browser asks so whether a page may call: no page may, whatever the service would say.
+            // A browser asks this before a page may call: no page may, whatever the service would answer.
             (&Method::OPTIONS, _) => Route::Unknown,
-            // What is passed on stays under /participant/, also where upstream decodes before it looks.
+            // A forwarded path stays under /participant/, also if upstream decodes it before it checks.
             _ if percent_decode_str(operation).collect::<Vec<u8>>().split(|byte| *byte == b'/').any(is_dots) => {
                 Route::Unknown
             }
@@ -355,13 +356,13 @@ impl Route {
         }
     }
 
-    /// True if the relay itself reads what is in the body. A body that is only passed on may have any encoding: it goes
-    /// with its header, and the service says what it takes.
+    /// True if the relay itself reads the body. A forwarded body may have any encoding: its header is forwarded too,
+    /// and the service decides.
     fn reads_body(self) -> bool {
         self.takes_messages()
     }
 
-    /// Whether a refusal on this route is a rejected message.
+    /// True if a refusal on this route is a rejected message.
     fn takes_messages(self) -> bool {
         matches!(self, Route::Message | Route::Disconnect | Route::Event | Route::Batch)
     }
@@ -406,7 +407,7 @@ fn encoding(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_identity(value))
 }
 
-/// A part of a path that leads elsewhere.
+/// True for a part of a path that leads elsewhere.
 fn is_dots(part: &[u8]) -> bool {
     matches!(part, b"." | b"..")
 }
@@ -418,7 +419,7 @@ fn caller(peer: Peer) -> Caller {
     }
 }
 
-/// Says in `Preference-Applied` what became of `Prefer`.
+/// Adds `Preference-Applied` with the result of `Prefer`.
 fn applied(mut answer: Answer, applied: Option<String>) -> Answer {
     if let Some(value) = applied.and_then(|applied| HeaderValue::try_from(applied).ok()) {
         answer.headers_mut().insert(PREFERENCE_APPLIED, value);
@@ -426,7 +427,7 @@ fn applied(mut answer: Answer, applied: Option<String>) -> Answer {
     answer
 }
 
-/// 404. The path is cut, and holds nothing that a terminal would obey.
+/// 404. The path is cut, and contains no terminal control characters.
 fn unknown(method: &Method, path: &str) -> Refusal {
     let path: String = path.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
     let method: String = method.as_str().chars().take(20).collect();

@@ -1,10 +1,10 @@
-//! A message's life in the log: a closed vocabulary of seven events, at level info.
+//! The log lines of a message: a closed set of seven events, at level info.
 //!
-//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. What operators do: `deleted`, before the `dead` of
-//! that reason, and `redriven`, by which a dead message is queued again. The
-//! event's name is the text of its line (`message`), and stands in `event` too. Every line carries the same names, so that
-//! the way from a contact id to "sent at 14:03:07, here is Connect's id" is one query. A line contains exactly what the
-//! arguments here allow: ids, labels, counts and the relay's own words; never contents, tokens or headers.
+//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. For acts of operators: `deleted`, before the `dead` of
+//! that reason, and `redriven`, when a dead message is queued again. The event's name is the text of its line
+//! (`message`), and also the value of `event`. Every line uses the same names, so that one query leads from a contact
+//! id to "sent at 14:03:07, with this id of Connect". A line contains only the arguments of the functions below: ids,
+//! labels, counts and the relay's own texts; never contents, tokens or headers.
 
 use std::time::Duration;
 
@@ -13,26 +13,26 @@ use tracing::info;
 use crate::delivery::{Outcome, Reason, Receipt};
 use crate::time::millis;
 
-/// Whose life it is.
+/// The message of a line.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The relay's id of the message.
     pub message: &'a dyn std::fmt::Display,
     /// The conversation's label.
     pub conversation: &'a str,
-    /// Its idempotency token.
+    /// The message's idempotency token.
     pub client_token: &'a str,
-    /// The trace it belongs to.
+    /// The message's trace.
     pub trace_id: Option<&'a str>,
 }
 
-/// It is on disk and acknowledged.
+/// The message is on disk and acknowledged.
 pub fn accepted(subject: Subject<'_>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(event = "accepted", message_id = %message, conversation, client_token, trace_id, "accepted");
 }
 
-/// Connect has it; a disconnect also where Connect says (403) that the participant is gone already.
+/// Connect has the message; for a disconnect also if Connect answers (403) that the participant is gone already.
 pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_status: Option<u16>, receipt: &Receipt) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
@@ -51,8 +51,8 @@ pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_stat
     );
 }
 
-/// An attempt failed; it is tried again after `retry_in`, or, where there is none, when the destination takes messages
-/// again: it is throttled, down, or not itself.
+/// An attempt failed. The message is tried again after `retry_in`, or, without one, when the destination accepts
+/// messages again.
 pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Option<Duration>) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
@@ -72,7 +72,7 @@ pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &
     );
 }
 
-/// Its token was refused; its conversation waits so long for a renewed one.
+/// The token was refused; the conversation waits for a renewed one for `held_for`.
 pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, held_for: Duration) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
@@ -91,7 +91,8 @@ pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outc
     );
 }
 
-/// It is a dead letter. `word` is the status and the request id of the answer that it died of, where it died of one.
+/// The message is a dead letter. `word` has the status and the request id of the answer that caused it, if there was
+/// one.
 pub fn dead(
     subject: Subject<'_>,
     attempt: u32,
@@ -121,7 +122,7 @@ pub fn dead(
     );
 }
 
-/// An operator made a dead letter of it: the act, before the `dead` line of every dead letter.
+/// An operator made a dead letter of the message. This line is before the `dead` line that every dead letter has.
 fn deleted(subject: Subject<'_>, attempt: u32, waited: Duration, maybe_delivered: bool) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(
@@ -138,7 +139,8 @@ fn deleted(subject: Subject<'_>, attempt: u32, waited: Duration, maybe_delivered
     );
 }
 
-/// An operator queued it again. `reason` is why it was dead; `edited`: it has other contents, and so a new ClientToken.
+/// An operator queued the message again. `reason` is its last cause of death; `edited` means new contents and
+/// ClientToken.
 pub fn redriven(subject: Subject<'_>, attempt: u32, waited: Duration, reason: Option<Reason>, edited: bool) {
     let Subject { message, conversation, client_token, trace_id } = subject;
     info!(

@@ -1,15 +1,15 @@
-//! What bots hand over, and the limits it is held to.
+//! The requests of bots for a chat, and their limits.
 //!
-//! A [`Submission`] is one act of a chat participant: a message, an event (a read or delivered receipt) or the
-//! disconnect that ends it. All three wait in the same queue, because a farewell must arrive before the disconnect
-//! that follows it.
+//! A [`Submission`] is one act of a chat participant: a message, an event (a read or delivered receipt) or a
+//! disconnect. All three wait in the same queue, because a last message must arrive before the disconnect that follows
+//! it.
 //!
-//! [`ConnectionToken`] and [`Content`] are secrets: they have no `Display` or `Serialize`, their `Debug` shows nothing,
-//! they are wiped when dropped, and the only ways out are the methods named `expose`. [`label`] is what a log line
-//! calls a conversation instead.
+//! [`ConnectionToken`] and [`Content`] are secrets. They have no `Display` or `Serialize`, their `Debug` shows nothing,
+//! and they are wiped when dropped. Only the methods named `expose` return their contents. Log lines name a
+//! conversation by its [`label`] instead.
 //!
-//! Lengths count Unicode scalar values, as the service counts them; the limits are settings, because AWS's own texts
-//! disagree about them (the mission's table is the default, 0 leaves a limit to Connect).
+//! Lengths count Unicode scalar values, as the service does. The limits are settings, because AWS's own texts disagree
+//! about them; a limit of 0 leaves the check to Connect.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,51 +17,51 @@ use std::time::Duration;
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroize;
 
-/// The longest ClientToken the service takes, in characters.
+/// The longest ClientToken that the service accepts, in characters.
 pub const CLIENT_TOKEN_CHARS_MAX: usize = 500;
-/// The longest ConnectionToken the service takes, in bytes.
+/// The longest ConnectionToken that the service accepts, in bytes.
 pub const CONNECTION_TOKEN_BYTES_MAX: usize = 1000;
 /// The longest conversation key, in characters.
 pub const CONVERSATION_KEY_CHARS_MAX: usize = 256;
 /// The longest lifetime a message may ask for.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// One act of a participant, as a bot handed it over.
+/// One act of a participant, as the bot submitted it.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// What is to be done.
+    /// The act.
     pub body: Body,
-    /// The idempotency token, the bot's or minted; never changed afterwards.
+    /// The idempotency token, from the bot or generated; it never changes.
     pub client_token: ClientToken,
     /// The participant's credential.
     pub connection_token: ConnectionToken,
-    /// The ordering key, where the bot names one.
+    /// The ordering key, if the bot names one.
     pub conversation: Option<ConversationKey>,
-    /// The token that `connection_token` renews, where the bot says so.
+    /// The token that `connection_token` renews, if the bot declares it.
     pub replaces: Option<ConnectionToken>,
-    /// How long it may wait, where the bot says so.
+    /// The longest time in the queue, if the bot sets it.
     pub lifetime: Option<Duration>,
-    /// Who handed it over.
+    /// The caller that submitted it.
     pub caller: Caller,
     /// The trace id of a `traceparent` header.
     pub trace_id: Option<Box<str>>,
 }
 
-/// What a submission does.
+/// The act of a submission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// SendMessage.
     Message {
-        /// Its type.
+        /// The type of the message.
         content_type: ContentType,
-        /// Its contents.
+        /// The contents of the message.
         content: Content,
     },
     /// SendEvent: a receipt (typing is never queued).
     Event {
-        /// Its type, as it came.
+        /// The type of the event, as received.
         content_type: Box<str>,
-        /// Its contents, where it has any.
+        /// The contents of the event, if any.
         content: Option<Content>,
     },
     /// DisconnectParticipant.
@@ -69,7 +69,7 @@ pub enum Body {
 }
 
 impl Body {
-    /// The ContentType member on the wire; none for a disconnect.
+    /// The ContentType member on the wire; `None` for a disconnect.
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         match self {
@@ -90,16 +90,16 @@ impl Body {
     }
 }
 
-/// Who handed a message over. A conversation key belongs to its caller.
+/// The caller that submitted a message. A conversation key belongs to its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
     /// A process with this user id, on the Unix socket.
     Uid(u32),
-    /// Somebody on the loopback TCP port: TCP has no peer credentials, so all of them are one.
+    /// Any process on the loopback TCP port: TCP has no peer credentials, so all of them are one caller.
     Tcp,
 }
 
-/// The types of message the service takes.
+/// The types of message that the service accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
     /// `text/plain`
@@ -113,7 +113,7 @@ pub enum ContentType {
 }
 
 impl ContentType {
-    /// All of them.
+    /// All types.
     pub const ALL: [ContentType; 4] =
         [ContentType::Plain, ContentType::Markdown, ContentType::Json, ContentType::Interactive];
 
@@ -128,7 +128,7 @@ impl ContentType {
         }
     }
 
-    /// The type of that name.
+    /// Returns the type with this name.
     #[must_use]
     pub fn parse(text: &str) -> Option<ContentType> {
         ContentType::ALL.into_iter().find(|known| known.as_str() == text)
@@ -146,12 +146,12 @@ impl ContentType {
     }
 }
 
-/// The most that a message's Content may hold.
+/// The limits of a message's Content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// UTF-8 bytes, whatever the type.
+    /// UTF-8 bytes, for every type.
     pub content_bytes: usize,
-    /// Characters by type, in the order of [`ContentType::ALL`]; 0 leaves it to Connect.
+    /// Characters by type, in the order of [`ContentType::ALL`]; 0 leaves the check to Connect.
     pub content_chars: [usize; 4],
 }
 
@@ -161,7 +161,7 @@ impl Default for Limits {
     }
 }
 
-/// Why a member was not accepted: names the member, what came, the limit and, where it is a setting, its key.
+/// The reason why a member was refused: names the member, the value, the limit and, if it is a setting, its key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub String);
@@ -170,7 +170,7 @@ impl Limits {
     /// Checks and wraps a message's contents.
     ///
     /// # Errors
-    /// When it is empty or longer than a limit.
+    /// If the contents are empty or longer than a limit.
     pub fn content(&self, content_type: ContentType, text: String) -> Result<Content, Invalid> {
         let content = Content::new(text);
         let (bytes, text) = (content.expose().len(), content.expose());
@@ -194,10 +194,10 @@ impl Limits {
         Ok(content)
     }
 
-    /// Checks and wraps an event's contents, which the service holds to 16,384 characters.
+    /// Checks and wraps an event's contents. The service limits them to 16,384 characters.
     ///
     /// # Errors
-    /// When it is longer than the limit in bytes.
+    /// If the contents have more bytes than the limit.
     pub fn event_content(&self, text: String) -> Result<Content, Invalid> {
         if text.len() > self.content_bytes {
             return Err(Invalid(format!(
@@ -236,7 +236,7 @@ impl ConnectionToken {
     /// Checks and wraps a header's value.
     ///
     /// # Errors
-    /// When it is not 1 to 1000 bytes of 0x21–0x7E and 0x80–0xFF.
+    /// If the value is not 1 to 1000 bytes of 0x21–0x7E and 0x80–0xFF.
     pub fn parse(bytes: &[u8]) -> Result<ConnectionToken, Invalid> {
         if bytes.is_empty() || bytes.len() > CONNECTION_TOKEN_BYTES_MAX {
             return Err(Invalid(format!(
@@ -292,16 +292,16 @@ impl From<ClientToken> for String {
 }
 
 impl ClientToken {
-    /// A fresh one, for a bot that gave none.
+    /// Generates a token, for a bot that sent none.
     #[must_use]
     pub fn mint() -> ClientToken {
         ClientToken(uuid::Uuid::new_v4().to_string().into())
     }
 
-    /// Checks and wraps a bot's own; an empty one counts as none.
+    /// Checks and wraps a bot's token; an empty one counts as none.
     ///
     /// # Errors
-    /// When it is longer than the service takes.
+    /// If the token is longer than the service accepts.
     pub fn parse(text: &str) -> Result<Option<ClientToken>, Invalid> {
         let chars = text.chars().count();
         if chars > CLIENT_TOKEN_CHARS_MAX {
@@ -327,7 +327,7 @@ impl ConversationKey {
     /// Checks and wraps a key.
     ///
     /// # Errors
-    /// When it is not 1 to 256 characters U+0021 to U+007E.
+    /// If the key is not 1 to 256 characters U+0021 to U+007E.
     pub fn parse(bytes: &[u8]) -> Result<ConversationKey, Invalid> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
         let Some(text) = text else {
@@ -351,7 +351,7 @@ impl ConversationKey {
     }
 }
 
-/// What logs and replies call a conversation: its key, or a short hash of the token that a bot can log as well.
+/// The name of a conversation in logs and replies: its key, or a short hash of the token that a bot can log as well.
 #[must_use]
 pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str> {
     use fmt::Write as _;
@@ -370,7 +370,7 @@ pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str>
 mod tests {
     use super::*;
 
-    /// Fails to compile where the type has one of the traits: there are then two ways to read `named`.
+    /// Fails to compile if the type has one of the traits: then `named` is ambiguous.
     macro_rules! lacks {
         ($type:ty: $($trait:path),+) => {$({
             trait Named<Which> {
@@ -435,7 +435,7 @@ mod tests {
     #[test]
     fn secrets_are_wiped_when_dropped() {
         use std::os::unix::fs::FileExt as _;
-        // This process's own memory, as a core dump would show it: also what no reference leads to any more.
+        // The memory of this process, as a core dump would show it, also where no reference points to it.
         let memory = std::fs::File::open("/proc/self/mem").unwrap();
         let lies_there = |at: *const u8| {
             let mut bytes = [0; 1000];

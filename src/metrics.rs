@@ -1,9 +1,9 @@
-//! Making metrics: a part asks for its counters, gauges and histograms by name and help text, and keeps the handles in
-//! a struct of its own; the registry belongs to whoever composes the relay. There is no global one, so two relays can
-//! run in one process.
+//! Creation of metrics. A part asks for its counters, gauges and histograms by name and help text, and keeps the
+//! handles in its own struct. The registry belongs to the composer of the relay. There is no global one, so two relays
+//! can run in one process.
 //!
-//! Every name gets the prefix `connect_relay_`. A name that is taken or malformed is a fault of the program, found by
-//! the first test that starts a relay.
+//! Every name gets the prefix `connect_relay_`. A duplicate or malformed name is a programming error; the first test
+//! that starts a relay finds it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-/// A registry to which parts add what they measure.
+/// A registry to which parts add their metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Registry);
 
 impl Metrics {
-    /// The registry itself, for the one that renders it.
+    /// The registry itself, for rendering.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0
@@ -32,7 +32,7 @@ impl Metrics {
         self.add(IntCounter::with_opts(opts(name, help)))
     }
 
-    /// A counter of what is counted elsewhere, from before there is a registry.
+    /// A counter that shows a number that is counted elsewhere, also from before the registry exists.
     pub fn counter_of(&self, name: &str, help: &str, counted: Arc<AtomicU64>) {
         let shown = IntCounter::with_opts(opts(name, help)).expect("a metric's name and help are well-formed");
         self.0.register(Box::new(Counted { shown, counted })).expect("a metric is registered once");
@@ -110,8 +110,8 @@ impl Collector for Counted {
     }
 }
 
-/// The process. prometheus' own collector counts CPU time in whole seconds; here it has the kernel's resolution, so that
-/// the rate of a relay that needs a hundredth of a CPU is a line and not steps.
+/// The process collector. prometheus' own collector counts CPU time in whole seconds. This one has the kernel's
+/// resolution, so that the graph of a relay that needs a hundredth of a CPU is smooth.
 struct Process(ProcessCollector);
 
 impl Collector for Process {
@@ -132,14 +132,14 @@ impl Collector for Process {
     }
 }
 
-/// CPU time of all threads of this process, user's and system's.
+/// CPU time of all threads of this process, user and system.
 #[expect(clippy::cast_precision_loss, reason = "exact to the nanosecond for three months of CPU time")]
 fn cpu_seconds() -> f64 {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
-/// Upper bounds for what happens on this machine: 0.25 ms to 2.5 s.
+/// Upper bounds for local work: 0.25 ms to 2.5 s.
 pub const LOCAL_SECONDS: &[f64] = &[0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// Upper bounds for an attempt upstream: 5 ms to 20 s.
@@ -168,7 +168,7 @@ mod tests {
         metrics.process();
         let cpu = || value(&metrics, "process_cpu_seconds_total");
         let before = cpu();
-        // Work, until the kernel has counted some of it: each look is work.
+        // Reads until the kernel has counted some CPU time: each read is work.
         let after = std::iter::repeat_with(cpu).find(|now| *now > before).unwrap();
         assert!(before > 0.0 && after - before < 1.0, "{before} {after}");
     }

@@ -2,33 +2,37 @@
 //!
 //! ```text
 //!             allowance(now)                     ended(started, now, signal)
-//! sender ───────────────────────▶ Pacer ◀───────────────────────────────────── what each attempt came to
+//! sender ───────────────────────▶ Pacer ◀──────────────────────────────── the result of each attempt
 //!         Start(n) | Wait(t)   gate · slots · share
 //!            | Probing
 //! ```
 //!
-//! Upstream takes so many requests per second, with a burst, and answers the rest with a throttle. Other relays, agents
-//! and customers draw on the same bucket, and nothing but a throttle ever tells of them. Three parts, each simple:
+//! Upstream accepts a number of requests per second, with a burst, and answers the others with a throttle. Other
+//! relays, agents and customers draw on the same bucket. A throttle is the only sign of them. The pacer has three
+//! parts:
 //!
-//! * The **slots**: one attempt each `1 / rate` seconds, moved by chance up to a third of that, so that relays do not fall
-//!   into step. First sends, retries and typing events draw on them alike. What is not used is kept, up to this relay's
-//!   part of the burst less one; it goes out one after another, each after the answer before it, so a burst that meets
-//!   an empty bucket costs one throttle. So does the first burst of a relay's life.
-//! * The **share** (`share.rs`): what rate this relay may take. It creeps up so that a throttle is due about every
-//!   50 seconds (two to three minutes for one that sends a message in ten seconds), and gives up some tenth at each. Since
-//!   everybody does, and a throttle hits who sends more, the shares grow equal: also where one was there before the others.
-//! * The **gate**: after a throttle or an outage nothing starts for an exponential delay moved by chance, never shorter
-//!   than upstream's own hint; then one probe goes ahead, and its answer opens the gate or closes it for longer, at most
-//!   `probe_max` unless upstream asks for more. An outage leaves the share alone: it says nothing of it.
+//! * The **slots**: one attempt each `1 / rate` seconds, moved at random by up to a third of that, so that relays do
+//!   not synchronise. First sends, retries and typing events all draw on them. Unused slots are kept, up to this
+//!   relay's part of the burst less one. They are used one after another, each after the answer to the one before, so a
+//!   burst that meets an empty bucket costs one throttle. The same holds for the first burst after a relay's first
+//!   start.
+//! * The **share** (`share.rs`): the rate that this relay may take. It rises slowly, so that a throttle is due about
+//!   every 50 seconds (every two to three minutes for a relay that sends one message in ten seconds), and falls by
+//!   about a tenth at each throttle. All relays do the same, and a relay that sends more is throttled more often, so
+//!   the shares become equal, also if one relay started before the others.
+//! * The **gate**: after a throttle or an outage no attempt starts for an exponential, jittered delay, never shorter
+//!   than upstream's own hint. Then one probe starts. Its answer opens the gate, or closes it for longer: at most
+//!   `probe_max`, unless upstream asks for more. An outage does not change the share, because it contains no
+//!   information about the rate.
 //!
-//! What an operator sees: `send_rate` rises and falls slowly by a tenth or so around this relay's share. A few throttles
-//! are the price of knowing: about one for each relay and 50 seconds, more in the first two minutes after a start. A relay
-//! that was alone gives most of its rate away within a minute when others start; shares are equal within a fifth or so.
-//! With `headroom` 0.1 throttles are many times rarer, a step is a tenth and a throttled relay leaves two slots more to
-//! others, so agents and customers hardly ever meet one; a raised quota is then found in some four minutes, by one relay
-//! and by twenty, though twenty take some ten more to agree on all of it.
+//! An operator sees `send_rate` rise and fall slowly by about a tenth around this relay's share. A few throttles are
+//! the cost of measuring: about one for each relay in 50 seconds, and more in the first two minutes after a start. A
+//! relay that was alone gives up most of its rate within a minute when others start. Shares are equal within about a
+//! fifth. With `headroom` 0.1 throttles are many times rarer, a step is a tenth, and a throttled relay leaves two more
+//! slots to others, so agents and customers are hardly ever throttled. A raised quota is then found in about four
+//! minutes, by one relay and by twenty; twenty take about ten more minutes to agree on all of it.
 //!
-//! [`Budget`] is the one pacer of a relay, shared by those who draw on it. The pacer knows no message, no
+//! [`Budget`] is the one pacer of a relay, shared by the parts that draw on it. The pacer knows no message, no
 //! conversation, no clock and no socket.
 
 mod gate;
@@ -49,20 +53,20 @@ use crate::time::Timestamp;
 
 pub use self::gate::Closed;
 
-/// What bounds and starts the learning.
+/// The bounds and the starting point of the learning.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Requests per second that AWS granted the instance: where learning starts.
+    /// Requests per second that AWS granted the instance; learning starts at this rate.
     pub quota_rate: f64,
     /// The bucket's size.
     pub quota_burst: u32,
-    /// Never faster; 0 for no ceiling but what is learned.
+    /// The highest rate; 0 if only the learned rate is the limit.
     pub rate_max: f64,
-    /// Never slower while there is something to send.
+    /// The lowest rate while there is something to send.
     pub rate_min: f64,
-    /// Share of what is learned that is left to others.
+    /// The share of the learned rate that is left to others.
     pub headroom: f64,
-    /// How long the gate stays closed after a throttle or an outage, by how many there were in a row.
+    /// The delay for which the gate stays closed after a number of throttles or outages in a row.
     pub backoff: Backoff,
     /// The longest such delay.
     pub probe_max: Duration,
@@ -85,41 +89,42 @@ impl Default for Options {
     }
 }
 
-/// What may start now.
+/// The attempts that may start now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowance {
-    /// So many attempts.
+    /// The number of attempts that may start.
     Start(usize),
-    /// None before this.
+    /// No attempt before this time.
     Wait(Timestamp),
-    /// None before the probe under way has come back, or before this.
+    /// No attempt before the current probe has ended, or before this time.
     Probing(Timestamp),
 }
 
-/// A learned rate, as it is kept over a restart.
+/// A learned rate, as it is stored over a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// Requests per second.
     pub rate: f64,
-    /// When it was learned.
+    /// The time at which it was learned.
     pub at: Timestamp,
 }
 
-/// A rate older than this says nothing of today's quota.
+/// A rate older than this is not used: today's quota may differ.
 const KEPT_FOR: Duration = Duration::from_secs(3600);
-/// Slots that a throttled relay leaves to agents and customers, for each part of the quota that is headroom.
+/// The slots that a throttled relay leaves to agents and customers, for a headroom of 1.
 const YIELD: f64 = 20.0;
-/// Share of a slot that chance moves an attempt, up and down.
+/// The largest random shift of an attempt, up and down, as a share of a slot.
 const JITTER: f64 = 0.3;
-/// What may start at once where the slots are closer than timers can tell apart.
+/// The time within which slots are too close for timers: attempts of one such time may start together.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// The time from the throttle of the first request of all to its repeat, at most.
+/// The longest time from the throttle of a relay's very first request to its repeat.
 const FIRST_RETRY: Duration = Duration::from_millis(900);
 /// The longest time between two probes, as a share of `probe_max`.
 const APART_MAX: f64 = 0.95;
-/// By how much a sender may be late for its slot, beside a quarter of the slot itself, and still be held by it.
+/// The longest delay after a slot, beside a quarter of the slot itself, at which a start still counts as held by its
+/// slot.
 const LAG_MAX: Duration = Duration::from_millis(250);
-/// A sender that has been quiet for longer than this was not held by its rate.
+/// A sender that started nothing for longer than this was not held back by its rate.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// The rate controller of one destination.
@@ -130,19 +135,20 @@ pub struct Pacer {
     gate: Gate,
     /// Slots that have come and were not used.
     tokens: f64,
-    /// How many of them the next attempt takes: one, moved by chance.
+    /// The slots that the next attempt takes: about one, jittered.
     needed: f64,
     filled_at: Timestamp,
-    /// When the next attempt can start; none where it could have when the last one did.
+    /// The time of the next slot; `None` if a slot was already free at the last start.
     slot: Option<Timestamp>,
-    /// When the last attempt started; none before the first.
+    /// The start of the last attempt; `None` before the first.
     last_start: Option<Timestamp>,
-    /// Half a slot after the last attempt was to start: before that the next one waits for its answer. A sender that wakes
-    /// up late starts late what it was told to, and must not lose a slot each time.
+    /// Half a slot after the planned start of the last attempt. Before this time the next attempt waits for the answer
+    /// to the last. It counts from the planned start, so that a sender that wakes up late does not lose a slot each
+    /// time.
     apart: Timestamp,
-    /// The latest start whose attempt has come back.
+    /// The latest start of the attempts that have ended.
     answered: Timestamp,
-    /// Attempts that started before this knew nothing of the last throttle or outage: they tell nothing new.
+    /// The time of the last throttle or outage. Attempts that started before it contain no new information.
     closed_at: Timestamp,
     dice: fastrand::Rng,
 }
@@ -170,8 +176,8 @@ impl Pacer {
         pacer
     }
 
-    /// A pacer that goes on from the rate that was kept, if that is younger than an hour: without a burst, its first
-    /// attempt within two slots, moved by chance, since whatever restarted this relay may have restarted all.
+    /// A pacer that resumes with the stored rate if that is younger than an hour. It starts without a burst, and its
+    /// first attempt is within two slots, jittered: the cause of this restart may have restarted all relays.
     #[must_use]
     pub fn resumed(options: Options, kept: Option<Kept>, now: Timestamp, seed: u64) -> Pacer {
         let mut pacer = Pacer::new(options, now, seed);
@@ -182,17 +188,17 @@ impl Pacer {
         pacer
     }
 
-    /// What is to be kept over a restart; none before anything was learned.
+    /// The rate to store over a restart; `None` before anything was learned.
     #[must_use]
     pub fn kept(&self, now: Timestamp) -> Option<Kept> {
         self.share.learned().map(|rate| Kept { rate, at: now })
     }
 
-    /// What may start now.
+    /// Returns the attempts that may start now.
     pub fn allowance(&mut self, now: Timestamp) -> Allowance {
         match self.gate {
             Gate::Closed { until, .. } if now < until => return Allowance::Wait(until),
-            // A probe without an answer does not hold back the next one for longer than this.
+            // A probe without an answer delays the next one by no more than this.
             Gate::Probing { since, .. } if now < since + self.options.probe_max => {
                 return Allowance::Probing(since + self.options.probe_max);
             }
@@ -209,7 +215,7 @@ impl Pacer {
         if self.tokens < self.needed {
             return soon(self.needed - self.tokens);
         }
-        // Two closer than half a slot are a burst: one after another.
+        // Two attempts less than half a slot apart are a burst: the second waits for the answer to the first.
         if now < self.apart && rate * TOGETHER.as_secs_f64() < 1.0 && self.last_start > Some(self.answered) {
             return Allowance::Wait(self.apart);
         }
@@ -221,16 +227,16 @@ impl Pacer {
         Allowance::Start(most)
     }
 
-    /// One attempt starts.
+    /// Notes the start of an attempt.
     pub fn started(&mut self, now: Timestamp) {
         self.started_beside(now);
         self.gate.probe(now);
     }
 
-    /// One attempt starts that draws on the budget but is not the probe of a closed gate.
+    /// Notes the start of an attempt that draws on the budget but is not the probe of a closed gate.
     pub fn started_beside(&mut self, now: Timestamp) {
         self.fill(now);
-        // Only time in which the rate held something back says anything of it: what starts when its slot comes was held.
+        // Only time in which the rate held back a message counts. A start at its slot was held back.
         let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.share.rate());
         let held = self.gate.why() != Some(Closed::Down) && self.slot.is_some_and(|slot| now <= slot + slack);
         if let Some(last) = self.last_start {
@@ -245,7 +251,7 @@ impl Pacer {
         self.await_slot(now);
     }
 
-    /// The attempt that started at `started` has come back.
+    /// Notes the end of the attempt that started at `started`.
     pub fn ended(&mut self, started: Timestamp, now: Timestamp, signal: Signal) {
         self.fill(now);
         self.answered = self.answered.max(started);
@@ -268,18 +274,18 @@ impl Pacer {
         }
     }
 
-    /// A throttle that lowered the rate from `before` to `after` turned out to be no fault of the rate: it is taken back.
+    /// Takes back a throttle that lowered the rate from `before` to `after` but was not caused by the rate.
     pub fn acquit(&mut self, before: f64, after: f64) {
         self.share.acquit(before, after, &self.options);
     }
 
-    /// Something that took no slot for itself was throttled: a typing event.
+    /// Notes the throttle of a request that took no slot of its own: a typing event.
     pub fn overheard(&mut self, now: Timestamp, hint: Hint) {
         self.fill(now);
         self.throttled(now, now, hint);
     }
 
-    /// Takes a token for something that may be dropped, if one is to spare: half the burst stays for messages.
+    /// Takes a slot for an event that may be dropped, if one is to spare: half the burst is reserved for messages.
     pub fn take_spare(&mut self, now: Timestamp) -> bool {
         self.fill(now);
         let spare = self.gate.is_open() && self.tokens >= 1.0 + self.depth() / 2.0;
@@ -306,13 +312,13 @@ impl Pacer {
         self.dice.f64()
     }
 
-    /// Why nothing starts but a probe; none while the gate is open.
+    /// The reason why only a probe may start; `None` while the gate is open.
     #[must_use]
     pub fn closed(&self) -> Option<Closed> {
         self.gate.why()
     }
 
-    /// The same, but for a single throttle: that is the price of knowing, and no news.
+    /// The same, except after a single throttle: that is the normal cost of measuring.
     #[must_use]
     pub fn held_up(&self) -> Option<Closed> {
         self.gate.why().filter(|why| *why == Closed::Down || self.gate.times() > 1)
@@ -320,8 +326,8 @@ impl Pacer {
 
     fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: Hint) {
         if self.share.is_first_request() {
-            // One request says nothing of the rate: it is tried once more within a second, by chance early or late in it,
-            // because others may have started at the same time.
+            // The throttle of one request contains no information about the rate. The request is repeated within a
+            // second, at a random time, because other relays may have started at the same moment.
             self.close(started, now, Closed::Throttled, hint);
             self.gate.wait(now + FIRST_RETRY.mul_f64(0.5 + 0.5 * self.dice.f64()));
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
@@ -336,13 +342,13 @@ impl Pacer {
         }
     }
 
-    /// Notes when the next slot comes; none where one has come already.
+    /// Stores the time of the next slot; `None` if one is free already.
     fn await_slot(&mut self, from: Timestamp) {
         let slots = self.needed - self.tokens;
         self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.share.rate()));
     }
 
-    /// Closes the gate; false where this attempt started before it was closed the last time.
+    /// Closes the gate. Returns false if the attempt started before the gate was last closed.
     fn close(&mut self, started: Timestamp, now: Timestamp, why: Closed, hint: Hint) -> bool {
         let asked = now + hint.at_most(self.options.hint_max);
         if started < self.closed_at {
@@ -354,8 +360,8 @@ impl Pacer {
         let max = if why == Closed::Down { self.options.probe_max } else { self.options.probe_max / 2 };
         let backoff = Backoff { max, ..self.options.backoff };
         let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64());
-        // From start to start probes are less than probe_max apart, however slowly they are answered: two of them, with what
-        // else a start needs, fit into twice that.
+        // The starts of two probes are less than `probe_max` apart, however slow the answers are: two of them, and the
+        // other steps of a start, fit into twice `probe_max`.
         self.gate.wait((now + delay).min(started + self.options.probe_max.mul_f64(APART_MAX)));
         true
     }
@@ -366,14 +372,14 @@ impl Pacer {
         self.filled_at = self.filled_at.max(now);
     }
 
-    /// This relay's part of upstream's burst, and a token of slack left in it; enough for one attempt in any case.
+    /// This relay's part of upstream's burst, less one slot of slack; enough for one attempt in any case.
     fn depth(&self) -> f64 {
         let part = (self.share.rate() / self.options.quota_rate).min(1.0);
         (f64::from(self.options.quota_burst) * part - 1.0).max(1.0 + JITTER)
     }
 }
 
-/// The one budget of a relay, shared by those who draw on it: the sender for messages, the ingress for typing.
+/// The one budget of a relay, shared by the parts that draw on it: the sender for messages, the ingress for typing.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Mutex<Pacer>>);
 
@@ -384,7 +390,7 @@ impl Budget {
         Budget(Arc::new(Mutex::new(pacer)))
     }
 
-    /// The pacer, for one short look or act; never kept across an await.
+    /// Locks the pacer for a short access; the guard is never kept across an await.
     pub fn pacer(&self) -> MutexGuard<'_, Pacer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,29 +1,30 @@
-//! The Participant Service over HTTPS: a message in, an [`Outcome`] out; and plain forwarding. The only outbound client.
+//! The Participant Service over HTTPS: a message in, an [`Outcome`] out; and plain forwarding. The only outbound
+//! client.
 //!
 //! ```text
 //! Body, ClientToken, ConnectionToken ─▶ attempt ─▶ Outcome        queued messages, one request each
-//! method, path, headers, body ────────▶ forward ─▶ Forwarded      every other operation, as it came
+//! method, path, headers, body ────────▶ forward ─▶ Forwarded      every other operation, unchanged
 //! ```
 //!
-//! The one thing that everything else rests on is *was it written?*:
+//! Everything else depends on one question: *was the request written?*
 //!
-//! | what failed | outcome |
+//! | failure | outcome |
 //! | --- | --- |
 //! | name, TCP, proxy or TLS, or `connect_timeout` over all four | `Down`: nothing was written |
 //! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
-//! | reset, end, garbage or `attempt_timeout` once a connection stood | `AnswerLost`: it may have been delivered |
-//! | the relay left meanwhile ([`Participant::cut`]) | as `attempt_timeout` |
-//! | an answer came | what `answer` makes of it |
+//! | reset, end, garbage or `attempt_timeout` on an open connection | `AnswerLost`: it may have been delivered |
+//! | the relay exits meanwhile ([`Participant::cut`]) | as `attempt_timeout` |
+//! | none: an answer came | as `answer` classifies it |
 //!
-//! * One attempt is one request: no redirect is followed, and nothing that was written is written again.
+//! * One attempt is one request: no redirect is followed, and a request that was written is not written again.
 //! * HTTP/1.1 on kept connections, at most `idle_max` of them idle, and none for longer than the usual idle time-outs
 //!   on the way.
-//! * Roots are the system's and `extra_roots`; they are read when the client is made, for an https endpoint only.
-//!   A `proxy` is used for https, by CONNECT.
-//! * A body is read up to a bound: 1 MiB of an answer to an attempt, 8 MiB of a forwarded reply.
-//! * No token, content or header value is in an error or a `Debug`, and what upstream echoes is scrubbed of the token.
+//! * Roots are the system's and `extra_roots`; they are read when the client is made, for an https endpoint only. A
+//!   `proxy` is used for https, by CONNECT.
+//! * A body is read up to a limit: 1 MiB of an answer to an attempt, 8 MiB of a forwarded reply.
+//! * No token, content or header value is in an error or a `Debug`. The token is masked in upstream's texts.
 //!
-//! It knows no queue, no rate and no retry: it does not decide what an outcome means for anybody.
+//! The module knows no queue, no rate and no retry: it does not decide the consequence of an outcome.
 
 mod answer;
 mod connect;
@@ -61,26 +62,26 @@ use crate::time::Clock;
 
 /// The longest body read of an answer to an attempt.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// The longest body read of a reply that is passed on.
+/// The longest body read of a forwarded reply.
 const FORWARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long a connection stays idle: shorter than what balancers, gateways and NATs grant, so that it is the relay
-/// that closes it, and not the other end just when a message is being written.
+/// The longest time that a connection stays idle: shorter than the limits of balancers, gateways and NATs, so that the
+/// relay closes it, and not the other end at the moment when a message is being written.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// Where the service is and how it is reached.
+/// The address of the service and the way to it.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The base URL, such as `https://participant.connect.eu-west-2.amazonaws.com`; a path in it is kept as a prefix.
     pub endpoint: Uri,
-    /// For the connection to stand, TLS included.
+    /// The time limit for the connection, TLS included.
     pub connect_timeout: Duration,
-    /// For one whole attempt.
+    /// The time limit for one whole attempt.
     pub attempt_timeout: Duration,
-    /// Connections kept open and idle at the most.
+    /// The most idle connections that are kept open.
     pub idle_max: usize,
     /// `http://host:port` of a proxy, by CONNECT.
     pub proxy: Option<Uri>,
-    /// PEM of certificates trusted beside the system's.
+    /// PEM of certificates that are trusted in addition to the system's.
     pub extra_roots: Vec<u8>,
 }
 
@@ -88,7 +89,7 @@ pub struct Options {
 #[derive(Clone)]
 pub struct Participant(Arc<Inner>);
 
-/// A reply passed on to a bot as it came.
+/// A reply that is forwarded to a bot unchanged.
 #[derive(Debug)]
 pub struct Forwarded {
     /// Upstream's status.
@@ -99,16 +100,16 @@ pub struct Forwarded {
     pub body: Bytes,
 }
 
-/// Why forwarding got no reply.
+/// The reason why forwarding got no reply.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreachable(pub String);
 
 impl Participant {
-    /// Prepares the client; loads the trusted roots where the endpoint is https.
+    /// Prepares the client; loads the trusted roots if the endpoint is https.
     ///
     /// # Errors
-    /// When the endpoint or the proxy is not such a URL, or there is no root to trust.
+    /// If the endpoint or the proxy is not a valid URL, or there is no root to trust.
     pub fn new(options: Options, clock: Clock) -> Result<Participant, String> {
         let endpoint = options.endpoint.into_parts();
         let scheme = endpoint.scheme.ok_or("the endpoint is not a whole URL: it has no scheme")?;
@@ -139,12 +140,12 @@ impl Participant {
         Ok(Participant(Arc::new(Inner { client, scheme, authority, prefix, attempt_timeout, clock, cut })))
     }
 
-    /// Ends every exchange, as if its time were over: the relay leaves.
+    /// Ends every exchange as a time-out does: the relay exits.
     pub fn cut(&self) {
         self.0.cut.send_replace(true);
     }
 
-    /// One attempt.
+    /// Makes one attempt.
     pub async fn attempt(&self, body: &Body, client_token: &ClientToken, token: &ConnectionToken) -> Outcome {
         let request = match self.0.request_for(body, client_token, token) {
             Ok(request) => request,
@@ -163,11 +164,11 @@ impl Participant {
         }
     }
 
-    /// Passes a request on and its reply back, unchanged but for signing and connection headers. The reply's body is
-    /// read once there is `room` for so many bytes.
+    /// Forwards a request and returns its reply, unchanged except for signing and connection headers. The reply's body
+    /// is read once `room` has reserved that many bytes.
     ///
     /// # Errors
-    /// When no whole reply came; whether the request arrived is not known then.
+    /// If no complete reply came; it is then unknown if the request arrived.
     pub async fn forward(
         &self,
         method: Method,
@@ -209,26 +210,26 @@ struct Inner {
     prefix: String,
     attempt_timeout: Duration,
     clock: Clock,
-    /// True once the relay leaves.
+    /// True once the relay exits.
     cut: watch::Sender<bool>,
 }
 
-/// Why no answer came.
+/// The reason why no answer came.
 enum Failure {
     /// Nothing was written.
     Unsent(String),
-    /// Something may have been.
+    /// The request may have been written.
     Broken(String),
 }
 
 struct Reply {
     status: StatusCode,
     headers: HeaderMap,
-    /// None where it broke off or was too long.
+    /// `None` if it broke off or was too long.
     body: Option<Bytes>,
 }
 
-/// The members in the order in which AWS documents them.
+/// The members in AWS's documented order.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Members<'a> {
@@ -272,7 +273,7 @@ impl Inner {
         Ok(request)
     }
 
-    /// One request and its reply, within the time of one attempt.
+    /// Sends one request and reads its reply, within the time of one attempt.
     async fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -304,14 +305,14 @@ impl Inner {
         Ok(Reply { status: head.status, headers: head.headers, body })
     }
 
-    /// Resolves when an exchange has to end, with the limit in words.
+    /// Resolves when an exchange has to end, with a description of the limit.
     async fn limit(&self) -> String {
         let mut cut = self.cut.subscribe();
         tokio::select! {
             () = tokio::time::sleep(self.attempt_timeout) => {
                 format!("within {}", humantime::format_duration(self.attempt_timeout))
             }
-            // The sender lives in `self`, so the channel cannot end.
+            // The channel's sender is part of `self`, so the channel cannot end.
             _ = cut.wait_for(|cut| *cut) => "before the relay left".into(),
         }
     }
@@ -324,7 +325,7 @@ impl Inner {
             .build()
     }
 
-    /// hyper calls an error *canceled* where it never took the request up.
+    /// hyper calls an error *canceled* if it never started the request.
     fn failure(&self, error: &legacy::Error) -> Failure {
         let inner = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
         if error.is_connect() {

@@ -1,11 +1,11 @@
-//! How long to wait before trying again: pure arithmetic.
+//! The delay before the next attempt: pure arithmetic.
 //!
-//! Intervals grow as the `backoff` crate has it (`initial × multiplierⁿ`, cut at `max`). Its own jitter and clock are
-//! not used: the interval is set from the attempt count that stands in the record, so that a restart resumes the
-//! schedule, and the jitter comes in as a number, so that a simulation can be repeated.
+//! Intervals grow as in the `backoff` crate (`initial × multiplierⁿ`, at most `max`). Its jitter and its clock are not
+//! used. The interval follows from the attempt count in the record, so that a restart resumes the schedule. The jitter
+//! is an argument, so that a simulation can be repeated.
 //!
-//! [`Hint`] reads what upstream says about waiting: `x-amz-retry-after` (milliseconds) and `Retry-After` (seconds or an
-//! HTTP date). Where both are there the larger counts, cut to a bound.
+//! [`Hint`] reads the wait that upstream asks for: `x-amz-retry-after` (milliseconds) and `Retry-After` (seconds or an
+//! HTTP date). If both are present the larger one counts. The caller limits it.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -19,9 +19,9 @@ use crate::time::{WallTime, millis};
 pub struct Backoff {
     /// The first delay.
     pub initial: Duration,
-    /// What each further delay is multiplied by.
+    /// The factor from one delay to the next.
     pub multiplier: f64,
-    /// Share of the delay that jitter moves it, up and down: 0 to 1.
+    /// The largest random change of the delay, up and down, as a share of it: 0 to 1.
     pub randomization: f64,
     /// The longest delay, before jitter.
     pub max: Duration,
@@ -39,8 +39,8 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The delay after the `failures`-th failure in a row (1 is the first), with `jitter` in 0..1 choosing where in
-    /// the randomised interval it falls.
+    /// The delay after the `failures`-th failure in a row (1 is the first). `jitter` in 0..1 selects a point in the
+    /// randomised interval.
     #[must_use]
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let mut intervals = ExponentialBackoffBuilder::new()
@@ -58,12 +58,12 @@ impl Backoff {
     }
 }
 
-/// What upstream asks for in its two headers.
+/// The wait that upstream asks for in its two headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hint(pub Option<Duration>);
 
 impl Hint {
-    /// Reads both headers' values; what does not parse is no hint. A date is compared with the wall clock.
+    /// Reads the values of both headers and ignores a malformed one. A date is compared with the wall clock.
     #[must_use]
     pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: WallTime) -> Hint {
         let amz = amz_millis.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);

@@ -1,33 +1,34 @@
-//! The sender: what is due → one attempt each → what it came to, on disk.
+//! The sender: leases due messages, makes one attempt each, and records the result on disk.
 //!
 //! ```text
-//!        lease                attempt                  settle
-//! Queue ───────▶ Sender ─────────────────▶ Participant ─────▶ Queue (durable) ─▶ one line of the message's life
-//!                  ▲ │ started, ended
-//!     allowance(now) │ ▼
-//!                  Pacer
+//!       lease                attempt                  settle
+//! Queue ───────▶ Sender ─────────────────▶ Participant ─────▶ Queue (durable) ─▶ one log line of the message
+//!                 ▲ │ started, ended
+//!    allowance(now) │ ▼
+//!                 Pacer
 //! ```
 //!
-//! [`Sender::step`] does one thing, the first of these that there is to do:
+//! [`Sender::step`] does one thing, the first of these that is possible:
 //!
-//! 1. take in what has ended: a lease (start the attempts), an attempt (tell the pacer at once, decide, settle), a
-//!    settlement (log it);
-//! 2. ask the queue for as many messages as the pacer allows and `in_flight_max` has room for, if some may be due;
-//! 3. wait: for an end, a poke of the queue, a due time, the pacer, at most ten seconds.
+//! 1. process what has ended: a lease (start the attempts), an attempt (report it to the pacer at once, decide,
+//!    settle), a settlement (log it);
+//! 2. ask the queue for as many messages as the pacer and `in_flight_max` allow, if some may be due;
+//! 3. wait: for an end, a wake-up by the queue, a due time or the pacer, at most ten seconds.
 //!
 //! Only [`Sender::run`] loops. Promises:
 //!
-//! * An attempt starts only where the pacer allows it now and the queue has leased its message; it counts as in flight
-//!   until what it came to is on disk, so a store that stands still stops the sending and not the other way round.
-//! * One conversation never has two in flight: the queue leases one message of each.
-//! * The queue is asked only after something happened (a poke, a due time, a settlement, a lease that left more
-//!   behind), never in a circle; a wait is armed before the queue is looked at, so no poke falls between the two.
+//! * An attempt starts only if the pacer allows it now and the queue has leased its message. It counts as in flight
+//!   until its result is on disk, so a store that hangs also stops the sending.
+//! * A conversation never has two attempts in flight: the queue leases one message of each.
+//! * The queue is asked only after an event (a wake-up, a due time, a settlement, a lease that left due messages
+//!   behind), never in a busy loop. A wait is armed before the queue is asked, so no wake-up is lost between the two.
 //! * Dropping `step` while it waits loses nothing: leases, attempts and settlements are tasks of one set.
-//! * A stop starts nothing more, gives back what was leased and not sent, and ends when all that is in flight is
-//!   settled. When the store fails everything ends at once: what was in flight is sent again after a restart, the same.
+//! * After a stop no attempt starts. The sender gives back the messages that were leased and not sent, and ends when
+//!   all attempts in flight are settled. If the store fails, everything ends at once: the messages in flight are sent
+//!   again, unchanged, after a restart.
 //!
-//! It knows no bot and no reply. It keeps nothing per waiting message, and of the past only when it last delivered and what
-//! an attempt takes.
+//! The sender knows no bot and no reply. It keeps nothing per waiting message, and only two facts about the past: the
+//! time of the last delivery and the recent duration of an attempt.
 
 mod gate;
 mod measures;
@@ -58,23 +59,23 @@ use crate::retry::Hint;
 use crate::suspects::{self, Suspects};
 use crate::time::{Clock, Timestamp};
 
-/// The longest wait of one step, so that the pulse shows a loop that lives.
+/// The longest wait of one step, so that a working loop is visible as one.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// The shortest wait for a due time: a queue that has nothing for a time that has come is not asked in a circle.
+/// The shortest wait for a due time, so that a queue without a message for a due time is not asked in a busy loop.
 const DUE_MIN: Duration = Duration::from_millis(5);
 
 /// The sender's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// When to try again and when to give up.
+    /// The settings for retrying and giving up.
     pub policy: Policy,
-    /// Attempts under way at once.
+    /// The most attempts in flight.
     pub in_flight_max: usize,
     /// The longest time between two probes of a closed gate.
     pub probe_max: Duration,
 }
 
-/// The one that sends. See the module's head.
+/// The sender. See the module's head.
 pub struct Sender {
     options: Options,
     queue: Queue,
@@ -90,27 +91,28 @@ pub struct Sender {
     suspects: Suspects<[u8; 16]>,
     destination: Destination,
     last_delivery: Option<Timestamp>,
-    /// What an attempt takes of late until its answer.
+    /// The recent average duration of an attempt until its answer.
     takes: Duration,
 }
 
-/// What one step did.
+/// The action of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// It asked the queue for so many messages.
+    /// The sender asked the queue for this many messages.
     Asked(usize),
-    /// It started so many attempts.
+    /// The sender started this many attempts.
     Started(usize),
-    /// An attempt came back so (the `outcome` label), and is being settled.
+    /// An attempt ended with this result (the `outcome` label), and is being settled.
     Ended(&'static str),
-    /// What an attempt came to is on disk.
+    /// The result of an attempt is on disk.
     Settled(MessageId, Settled),
-    /// It waited until something happened.
+    /// The sender waited for an event.
     Woken,
 }
 
 impl Sender {
-    /// A sender that has not looked at the queue yet. `pulse` gets the time of every step, in milliseconds of [`Clock::awake`].
+    /// A sender that has not asked the queue yet. `pulse` gets the time of every step, in milliseconds of
+    /// [`Clock::awake`].
     #[must_use]
     pub fn new(
         options: Options,
@@ -145,16 +147,16 @@ impl Sender {
         }
     }
 
-    /// The same sender, which notes here how the destination answers.
+    /// Makes the sender record the destination's answers here.
     #[must_use]
     pub fn reporting(self, destination: Destination) -> Sender {
         Sender { destination, ..self }
     }
 
-    /// Sends until `stop`; then starts nothing more, and returns when what is in flight is settled.
+    /// Sends until `stop`. Then it starts no attempt, and returns when all attempts in flight are settled.
     ///
     /// # Errors
-    /// When the store has failed; what is in flight is dropped.
+    /// If the store has failed; the attempts in flight are dropped.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), StoreFailed> {
         let mut stop = pin!(stop);
         loop {
@@ -174,7 +176,7 @@ impl Sender {
     /// Does one thing. Dropping it while it waits loses nothing.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();
@@ -206,9 +208,9 @@ impl Sender {
         }
     }
 
-    /// Sees to it that a poke from here on is not missed.
+    /// Makes sure that no later wake-up is missed.
     async fn arm(&mut self) {
-        // One look registers the wake-up; a poke that has come already is taken in, and the next one armed.
+        // The first poll registers for the wake-up. If one has come already, it is consumed and the next one is armed.
         while poll_fn(|task| Poll::Ready(self.poke.as_mut().poll(task).is_ready())).await {
             self.poked();
         }
@@ -229,7 +231,7 @@ impl Sender {
         Step::Asked(most)
     }
 
-    /// Takes attempts that have been without an answer for `probe_max` for failed ones.
+    /// Treats attempts that have been without an answer for `probe_max` as failed.
     fn note_overdue(&mut self, now: Timestamp) {
         let Some(started) = self.suspects.overdue(now) else { return };
         let mut pacer = self.budget.pacer();
@@ -252,7 +254,7 @@ impl Sender {
     }
 
     fn take_in(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
-        // Nobody aborts these tasks: one that did not end by itself has panicked.
+        // These tasks are never aborted: one that did not end normally has panicked.
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
             Done::Leased { asked, work } => Ok(self.start(asked, work?)),
             Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
@@ -272,7 +274,7 @@ impl Sender {
         let in_turn = work.leases.iter().filter(|lease| !lease.backed_off).count();
         for lease in work.leases {
             if !lease.backed_off && self.suspects.contains(&lease.conversation) {
-                // A new message of a suspect: it goes with the suspects, not with the others.
+                // A new message of a suspect: it is sent with the suspects, not with the others.
                 self.sight.more = true;
                 self.settle(lease, Disposition::Wait { due: now }, None);
                 continue;
@@ -282,7 +284,7 @@ impl Sender {
                 started += 1;
                 self.attempt(lease, now);
             } else {
-                // The gate closed, or a typing event took the token, while the queue was asked.
+                // The gate closed, or a typing event took the slot, while the queue was asked.
                 self.sight.more = true;
                 self.settle(lease, Disposition::Keep, None);
             }
@@ -290,7 +292,7 @@ impl Sender {
         Step::Started(started)
     }
 
-    /// True if the attempt may start: it is counted as started then.
+    /// Returns true if the attempt may start, and counts it as started.
     fn starts(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
         let mut pacer = self.budget.pacer();
         if self.sight.stopping || !matches!(pacer.allowance(now), Allowance::Start(_)) {
@@ -365,40 +367,40 @@ impl Sender {
     }
 }
 
-/// What a task of the sender ends with.
+/// The result of a task of the sender.
 enum Done {
     Leased { asked: usize, work: Result<Work, StoreFailed> },
     Ended { lease: Box<Lease>, outcome: Outcome, started: Timestamp },
     Settled { subject: Box<Settling>, outcome: Option<Outcome>, settled: Result<Settled, StoreFailed> },
 }
 
-/// What the sender believes of the queue, and hence what it does next: pure.
+/// The sender's knowledge of the queue, and its next action: pure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Sight {
-    /// Something may be due that was not asked for yet.
+    /// True if something may be due that was not asked for yet.
     look: bool,
-    /// The last lease left something behind that is due.
+    /// True if the last lease left something due behind.
     more: bool,
-    /// The last lease left conversations behind whose turn it is.
+    /// True if the last lease left conversations behind whose turn it is.
     turns_left: bool,
-    /// The queue is being asked.
+    /// True while the queue is being asked.
     asking: bool,
-    /// When something falls due by itself.
+    /// The time of the next due message.
     next_due: Option<Timestamp>,
-    /// Nothing more is started.
+    /// True if no attempt may start any more.
     stopping: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Next {
-    /// Ask for so many.
+    /// Ask the queue for this many messages.
     Ask(usize),
-    /// Nothing before this, unless something ends or the queue pokes.
+    /// Wait this long, unless something ends or the queue wakes the sender.
     Wait(Duration),
 }
 
 impl Default for Sight {
-    /// Before the first look.
+    /// The state before the queue is first asked.
     fn default() -> Sight {
         Sight { look: true, more: false, turns_left: false, asking: false, next_due: None, stopping: false }
     }
@@ -416,12 +418,12 @@ impl Sight {
             _ if due => None,
             _ => self.next_due,
         };
-        // Sleeping a millisecond less than needed would only mean to sleep again.
+        // A sleep that is a millisecond too short would only need a second sleep.
         let wait = until.map_or(HEARTBEAT, |until| until.since(now).max(Duration::from_millis(1)));
         Next::Wait(wait.min(HEARTBEAT))
     }
 
-    /// What happens while the queue is being asked is worth another look, so the belief ends now and not later.
+    /// An event while the queue is being asked needs another look, so `look` is reset now and not after the answer.
     fn asked(&mut self) {
         (self.asking, self.look, self.next_due) = (true, false, None);
     }
@@ -435,7 +437,7 @@ impl Sight {
     }
 }
 
-/// What a line of a message's life needs, kept while its lease is with the queue.
+/// The data for a message's log line, kept while its lease is with the queue.
 struct Settling {
     id: MessageId,
     label: Box<str>,
@@ -463,7 +465,7 @@ impl Settling {
         }
     }
 
-    /// One line for what happened to the message; none where nothing did. `outcome` is none where it was not sent.
+    /// Writes one log line for the result; none if there is nothing to log. `outcome` is `None` if it was not sent.
     fn log(&self, outcome: Option<&Outcome>, settled: &Settled, now: Timestamp) {
         let subject = Subject {
             message: &self.id,
@@ -494,7 +496,7 @@ impl Settling {
     }
 }
 
-/// The queue's next poke. It is armed by the first look at it.
+/// The queue's next wake-up. The first poll arms it.
 fn next_poke(queue: Queue) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move { queue.poked().await })
 }

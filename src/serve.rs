@@ -1,27 +1,27 @@
-//! Drives HTTP/1.1 connections on any listener until it is told to drain. It knows no messages and no routes: a
-//! request and the peer it came from go in, a reply of known length comes out.
+//! Drives HTTP/1.1 connections on any listener until it is asked to drain. It knows no messages and no routes: its
+//! input is a request and its peer, its output a reply of known length.
 //!
 //! ```text
 //! listener ─▶ waiting (at most a quarter) ─▶ a place: Idle ─▶ Head ─▶ Busy ─▶ Replying ─▶ Idle …
 //! ```
 //!
-//! | where a connection is | ends by itself after | at the limit | on drain |
+//! | state of a connection | ends by itself after | at the limit | on drain |
 //! | --- | --- | --- | --- |
-//! | `Fresh`: accepted just now, for one turn of the reactor | `idle_timeout` | stays | closed |
-//! | `Idle`: nothing of a request has come | `idle_timeout` | the longest idle one makes room | closed |
-//! | `Head`: bytes, but no whole head | `request_timeout` | next after the idle | finishes its request, then closed |
+//! | `Fresh`: just accepted, for one turn of the reactor | `idle_timeout` | stays | closed |
+//! | `Idle`: no byte of a request has come | `idle_timeout` | the longest idle one is closed first | closed |
+//! | `Head`: bytes, but no complete head | `request_timeout` | next after the idle | finishes its request, then closed |
 //! | `Busy`: the service has the request | when the service answers | stays | the same |
 //! | `Replying`: the answer is being written | `idle_timeout` without progress | as a `Head`, once it makes none | the same |
 //!
-//! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to make room for one with
-//! less, whatever its connections are doing. Who finds no room waits; while somebody waits every reply ends its
-//! connection. Everything is bounded: places, those who wait, a head's bytes, and time. A reply on a connection that stays
-//! open says for how long (`Keep-Alive: timeout=N`): a second less than `idle_timeout`, so that a client does not send into
-//! a connection that is about to close.
+//! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to give up one for a user
+//! with less, whatever its connections are doing. A connection without a place waits; while one waits, every reply ends
+//! its connection. Everything is bounded: places, waiting connections, the bytes of a head, and time. A reply on a
+//! connection that stays open announces the time (`Keep-Alive: timeout=N`): a second less than `idle_timeout`, so that
+//! a client does not send into a connection that is about to close.
 //!
-//! Every connection is a task in a `JoinSet` in here, so that when [`serve`] returns none is left behind. Nothing on
-//! the way of a request takes a lock, arms a timer or allocates: a connection notes in one atomic word what it does
-//! and since when, and the accepting loop looks at those words when the first of them can have run out of time.
+//! Every connection is a task in a `JoinSet` in this module, so that none is left when [`serve`] returns. A request
+//! takes no lock, arms no timer and allocates nothing on its way. A connection records its phase and the start of the
+//! phase in one atomic word. The accepting loop reads those words when the first of them can have run out of time.
 
 use std::future::Future;
 use std::io;
@@ -51,22 +51,22 @@ pub use socket::{BindError, Place, SOCKET_PATH_BYTES_MAX, UnixSocket, bind_tcp, 
 use floor::{Floor, Newcomer};
 use pulse::Stream;
 
-/// Between two looks at the path of a Unix socket: a name that is gone is made anew within 5 s.
+/// The time between two checks of a Unix socket's path: a name that vanished is bound again within 5 s.
 const WATCH_EVERY: Duration = Duration::from_millis(4500);
 
-/// Where connections come from.
+/// The source of connections.
 #[derive(Debug)]
 pub enum Listener {
-    /// A Unix socket: its peers have credentials. Its name is watched.
+    /// A Unix socket: its peers have credentials. Its name is checked regularly.
     Unix(UnixSocket),
     /// A TCP port.
     Tcp(TcpListener),
 }
 
-/// Who is at the other end.
+/// The process at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A process of this machine, as the kernel knew it when it connected.
+    /// A process of this machine, with its credentials at the time of the connect.
     Unix {
         /// Its user.
         uid: u32,
@@ -75,27 +75,27 @@ pub enum Peer {
         /// Its id.
         pid: Option<i32>,
     },
-    /// Somebody: TCP has no credentials.
+    /// Any process: TCP has no credentials.
     Tcp,
 }
 
 /// A reply: its length is known, so it goes out with an exact Content-Length.
 pub type Reply = Response<Full<Bytes>>;
 
-/// What bounds the connections of one listener.
+/// The limits of the connections of one listener.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Places: connections served at once.
     pub connections_max: usize,
-    /// How long a connection may stay without a request.
+    /// The longest time of a connection without a request.
     pub idle_timeout: Duration,
-    /// For a request's head to arrive. Its body is the service's to read, and to bound.
+    /// The time for a request's head to arrive. The service reads and limits the body.
     pub request_timeout: Duration,
-    /// Bytes in a request's head; never fewer than hyper's least, 8192.
+    /// The most bytes in a request's head; at least hyper's minimum, 8192.
     pub head_bytes_max: usize,
 }
 
-/// How many connections are open, of every [`serve`] it was given to. Clones share the count.
+/// The number of open connections, over all [`serve`]s that it was given to. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Connections(Arc<Count>);
 
@@ -107,13 +107,13 @@ struct Count {
 }
 
 impl Connections {
-    /// Open now.
+    /// The number of open connections now.
     #[must_use]
     pub fn open(&self) -> usize {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// Resolves when none is open.
+    /// Resolves when there is no open connection.
     pub async fn none(&self) {
         let mut gone = pin!(self.0.none.notified());
         loop {
@@ -126,7 +126,7 @@ impl Connections {
         }
     }
 
-    /// From now on each reply ends its connection.
+    /// Makes each reply from now on end its connection.
     pub fn end_with_their_replies(&self) {
         self.0.last_replies.store(true, Ordering::Relaxed);
     }
@@ -141,7 +141,7 @@ impl Connections {
     }
 }
 
-/// Counts one connection while it lives.
+/// Counts one connection until it is dropped.
 struct Open(Arc<Count>);
 
 impl Drop for Open {
@@ -152,8 +152,8 @@ impl Drop for Open {
     }
 }
 
-/// Serves until `stop` resolves; then accepts nothing more, closes idle connections, lets those in a request finish it
-/// (with `Connection: close`), and returns when the last one is gone. Dropped, it cuts all of them.
+/// Serves until `stop` resolves. Then it accepts no connection, closes idle ones, lets requests finish (with
+/// `Connection: close`), and returns when the last connection has ended. Dropping the future cuts all of them.
 pub async fn serve<S, F>(
     mut listener: Listener,
     limits: Limits,
@@ -192,7 +192,7 @@ pub async fn serve<S, F>(
                 Err(error) => {
                     pause = pause.longer(clock.now());
                     warn!(%error, retry_in_ms = millis(pause.length), "accept a connection");
-                    // Out of file descriptors, most likely: an idle connection holds one.
+                    // The process is probably out of file descriptors, and an idle connection holds one.
                     floor.shrink();
                 }
             },
@@ -211,7 +211,7 @@ pub async fn serve<S, F>(
     }
 }
 
-/// Between attempts to accept, after one failed: 10 ms, doubling, at most a second.
+/// The pause between attempts to accept after a failure: 10 ms, doubling, at most a second.
 #[derive(Clone, Copy, Default)]
 struct Pause {
     length: Duration,
@@ -245,7 +245,7 @@ impl Pause {
     }
 }
 
-/// It failed for one peer, which is gone; the listener is well.
+/// True if the error concerns one peer, which is gone; the listener works.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NotConnected, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | WouldBlock)

@@ -1,10 +1,10 @@
-//! A Participant Service for development: what a bot, or a relay, can talk to without an AWS account.
+//! A Participant Service for development: bots and relays can use it without an AWS account.
 //!
-//! It speaks plain HTTP/1.1 on a listener it is given and plays four operations: `/participant/connection`, `/message`,
-//! `/event` and `/disconnect`; `GET /ledger` gives its [`Counts`]. Any other route is what an API Gateway makes of it:
-//! 403 `MissingAuthenticationTokenException`.
+//! It speaks plain HTTP/1.1 on a given listener and simulates four operations: `/participant/connection`, `/message`,
+//! `/event` and `/disconnect`; `GET /ledger` returns its [`Counts`]. Any other route gets an API Gateway's answer: 403
+//! `MissingAuthenticationTokenException`.
 //!
-//! | rule | as AWS has it | the simulator's own choice |
+//! | rule | as AWS documents it | the simulator's own choice |
 //! | --- | --- | --- |
 //! | quota | token buckets; 429 `ThrottlingException` without any hint | messages and events share one; a request that is refused for another reason takes its token too |
 //! | tokens | each call of `/connection` gives a new one for the same participant | any other string is a participant of its own |
@@ -13,10 +13,10 @@
 //! | disconnect | afterwards 403 "Access denied" | for every token of the participant, also for a repeat |
 //! | order | none promised | that of acceptance, half of the latency after arrival: with jitter, concurrent requests overtake one another |
 //!
-//! Faults come by dice from a seed: errors (nothing is accepted) and lost replies (accepted, and the connection is cut
-//! instead of an answer). A WebSocket's URL is handed out, but nobody listens there.
+//! Faults come from a seeded random generator: errors (nothing is accepted) and lost replies (accepted, and the
+//! connection is cut instead of an answer). It returns a WebSocket's URL, but no process listens there.
 //!
-//! Each accepted message is an [`Entry`] of the ledger, in the order of acceptance: a file, memory, or neither.
+//! Each accepted message is an [`Entry`] of the ledger, in the order of acceptance: in a file, in memory, or neither.
 
 mod bucket;
 mod ledger;
@@ -45,30 +45,30 @@ use crate::time::Clock;
 pub use ledger::Entry;
 use service::{Reply, Request, Service};
 
-/// What is simulated.
+/// The settings of a simulator.
 #[derive(Debug)]
 pub struct Options {
     /// Messages and events per second.
     pub rate: f64,
-    /// Messages and events at once.
+    /// Messages and events in a burst.
     pub burst: u32,
-    /// From a request to its reply.
+    /// The time from a request to its reply.
     pub latency: Duration,
-    /// How much longer or shorter that may be.
+    /// The largest random change of the latency, up and down.
     pub jitter: Duration,
     /// Share of the requests that fail with a 500 or a 503, in turn.
     pub error_rate: f64,
-    /// Share of the requests that are carried out, but get no reply.
+    /// Share of the requests that are executed, but get no reply.
     pub lost_reply_rate: f64,
     /// Tokens that are refused.
     pub deny: Vec<String>,
-    /// How old a connection token may get, since it was issued or first seen.
+    /// The lifetime of a connection token, since it was issued or first seen.
     pub token_life: Option<Duration>,
-    /// What the dice start from.
+    /// The seed of the random generators.
     pub seed: u64,
-    /// Where accepted messages are written, a line each.
+    /// The file for accepted messages, one line each.
     pub ledger: Option<File>,
-    /// Keep accepted messages in memory, for [`Simulator::accepted`].
+    /// True to keep accepted messages in memory, for [`Simulator::accepted`].
     pub keep_accepted: bool,
 }
 
@@ -91,7 +91,7 @@ impl Default for Options {
     }
 }
 
-/// What has happened so far.
+/// The counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Messages accepted: lines of the ledger.
@@ -102,11 +102,11 @@ pub struct Counts {
     pub throttled: u64,
     /// Requests refused with 403: no token, a denied or old one, or a participant that has left.
     pub denied: u64,
-    /// Requests refused as malformed, or for an operation that is not played.
+    /// Requests refused as malformed, or for an operation that is not simulated.
     pub rejected: u64,
     /// Requests failed on purpose.
     pub errors: u64,
-    /// Requests carried out whose reply was withheld on purpose.
+    /// Requests executed whose reply was withheld on purpose.
     pub lost_replies: u64,
     /// Connections created.
     pub connections: u64,
@@ -130,7 +130,7 @@ struct Shared {
     clock: Clock,
 }
 
-/// How long a request and its reply are on their way.
+/// The delays of a request and its reply.
 #[derive(Debug)]
 struct Journey {
     latency: Duration,
@@ -149,8 +149,8 @@ impl Simulator {
         Simulator(Arc::new(Shared { service, journey, clock }))
     }
 
-    /// Serves a listener until `stop`, then cuts its connections, as a crash would: what it remembers stays, and it can
-    /// serve another listener.
+    /// Serves a listener until `stop`, then cuts its connections, as a crash would. Its state stays, and it can serve
+    /// another listener.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let mut stop = pin!(stop);
         let mut connections = JoinSet::new();
@@ -158,7 +158,7 @@ impl Simulator {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => { connections.spawn(self.clone().connection(stream)); }
-                    // Out of file descriptors, most likely: some connection has to end first.
+                    // The process is probably out of file descriptors: a connection has to end first.
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 },
                 Some(_) = connections.join_next() => {}
@@ -168,7 +168,7 @@ impl Simulator {
         connections.shutdown().await;
     }
 
-    /// What has happened so far.
+    /// The counts since the start.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.service().counts
@@ -181,10 +181,10 @@ impl Simulator {
     }
 
     async fn connection(self, stream: TcpStream) {
-        // Replies are small and awaited: they must not wait for one another.
+        // Replies are small and awaited: they must not be delayed.
         let _ = stream.set_nodelay(true);
         let answer = service_fn(|request| self.answer(request));
-        // An error here is a client that went away, or a reply that was withheld: both are as they should be.
+        // An error here is a client that disconnected, or a reply that was withheld: both are normal.
         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
     }
 
@@ -218,7 +218,7 @@ impl Simulator {
 }
 
 impl Journey {
-    /// One of the two ways of one request.
+    /// The delay of one direction of a request.
     fn leg(&self) -> Duration {
         let dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner).f64();
         (self.latency + self.jitter.mul_f64(2.0 * dice)).saturating_sub(self.jitter) / 2

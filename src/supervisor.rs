@@ -1,15 +1,15 @@
-//! The service manager that started the relay, and how it is told how the relay is: systemd's notification protocol,
-//! one datagram of `NAME=value` lines to the socket named in `NOTIFY_SOCKET`.
+//! Notifications to the service manager that started the relay, by systemd's protocol (`sd_notify`): one datagram of
+//! `NAME=value` lines to the socket named in `NOTIFY_SOCKET`.
 //!
-//! | the relay | says |
+//! | the relay | sends |
 //! | --- | --- |
 //! | serves bots | `READY=1` |
-//! | drains or leaves | `STOPPING=1` |
-//! | all along | `STATUS=`, a line for `systemctl status` |
-//! | makes steps, as `/livez` sees it | `WATCHDOG=1`, where the manager asked for it |
+//! | drains or exits | `STOPPING=1` |
+//! | at any time | `STATUS=`, a line for `systemctl status` |
+//! | makes steps, as `/livez` checks them | `WATCHDOG=1`, if the manager asked for it |
 //!
-//! Without a manager nothing is said: in a pod, at a terminal. A manager that does not read is never waited for; the
-//! next word tells it all again. What is alive and what the status says is not decided here.
+//! Without a manager (in a pod, at a terminal) nothing is sent. The relay never waits for a manager that does not read;
+//! the next datagram repeats everything. Other modules decide if the relay is alive and compose the status.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -19,32 +19,32 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who is told; clones tell the same one, the default tells nobody.
+/// The service manager; clones send to the same one, the default to none.
 #[derive(Clone, Debug, Default)]
 pub struct Supervisor {
     socket: Option<Arc<UnixDatagram>>,
     watchdog: Option<Duration>,
 }
 
-/// What can be said.
+/// A notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word<'a> {
-    /// Bots are served.
+    /// The relay serves bots.
     Ready,
-    /// The relay is on its way out.
+    /// The relay is stopping.
     Stopping,
-    /// It is alive.
+    /// The relay is alive.
     Alive,
-    /// How it is, in a line.
+    /// The state of the relay, in a line.
     Status(&'a str),
 }
 
 impl Supervisor {
-    /// The manager that listens at this path, or, with an `@` first, at this abstract name; `watchdog` is how long it
-    /// stands hearing nothing.
+    /// The manager that listens at this path, or, with an `@` first, at this abstract name; `watchdog` is its watchdog
+    /// time-out.
     ///
     /// # Errors
-    /// When nobody listens there.
+    /// If no process listens there.
     pub fn at(address: &Path, watchdog: Option<Duration>) -> io::Result<Supervisor> {
         let address = match address.as_os_str().as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -56,23 +56,23 @@ impl Supervisor {
         Ok(Supervisor { socket: Some(Arc::new(socket)), watchdog })
     }
 
-    /// Whether anybody listens.
+    /// True if there is a manager.
     #[must_use]
     pub fn listens(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// How long it stands hearing nothing, where it watches.
+    /// The manager's watchdog time-out, if it has one.
     #[must_use]
     pub fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// Says it all in one datagram.
+    /// Sends all notifications in one datagram.
     pub fn tell(&self, words: &[Word<'_>]) {
         let Some(socket) = &self.socket else { return };
         let lines: Vec<String> = words.iter().map(Word::line).collect();
-        // A full buffer or a manager that has gone: the relay goes on either way.
+        // The buffer may be full, or the manager gone: the relay goes on in both cases.
         let _ = socket.send(lines.join("\n").as_bytes());
     }
 }
@@ -83,7 +83,7 @@ impl Word<'_> {
             Word::Ready => "READY=1".into(),
             Word::Stopping => "STOPPING=1".into(),
             Word::Alive => "WATCHDOG=1".into(),
-            // One line, whatever an error's text holds.
+            // An error's text may contain line breaks; the status must be one line.
             Word::Status(text) => format!("STATUS={}", text.replace(['\r', '\n'], " ")),
         }
     }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_one_datagram_of_one_line_each() {
+    fn notifications_are_one_datagram_of_one_line_each() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_where_nobody_listens_and_one_who_does_not_read_is_not_waited_for() {
+    fn without_a_manager_nothing_is_sent_and_one_that_does_not_read_blocks_nothing() {
         assert!(Supervisor::at(Path::new("/nobody/here"), None).is_err());
         Supervisor::default().tell(&[Word::Ready]);
         let dir = tempfile::tempdir().unwrap();

@@ -14,8 +14,8 @@
 //! | any other answer of the service | any | neither: it ends an outage | `Answered` |
 //!
 //! A failure is a 5xx, an answer that was lost, a connection that failed or a 4xx without a code of the service. A
-//! suspect of which it is known that others are delivered meanwhile is *chronic*: its failures say nothing more of the
-//! destination until it is delivered.
+//! suspect is *chronic* once another conversation was delivered meanwhile: until its own delivery, its failures contain
+//! no information about the destination.
 //!
 //! Suspects never hold up the other conversations, however many there are:
 //!
@@ -24,8 +24,8 @@
 //! * They take at most a quarter of `in_flight_max`.
 //! * An attempt without an answer for `probe_max` makes its conversation a suspect before the attempt ends.
 //!
-//! The module knows no message, no clock and no socket. It keeps one entry for each suspect, [`SUSPECTS_MAX`] at most, and
-//! one for each attempt in flight.
+//! The module knows no message, no clock and no socket. It keeps one entry for each suspect, [`SUSPECTS_MAX`] at most,
+//! and one for each attempt in flight.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -35,9 +35,9 @@ use crate::delivery::{Outcome, Signal};
 use crate::retry::Hint;
 use crate::time::Timestamp;
 
-/// Suspects remembered at once; the one whose last failure is the oldest is forgotten first.
+/// The most suspects in memory; the one with the oldest last failure is removed first.
 pub const SUSPECTS_MAX: usize = 4096;
-/// Failures in a row that are the destination's.
+/// Failures in a row that count as the destination's.
 const DOWN_AFTER: u32 = 3;
 /// Starts of other conversations that earn the suspects one start.
 const STARTS_FOR_ONE: f64 = 9.0;
@@ -45,7 +45,8 @@ const STARTS_FOR_ONE: f64 = 9.0;
 /// The settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// The time after which an attempt without an answer counts as failed, and in which suspects get at least one start.
+    /// The time after which an attempt without an answer counts as failed, and in which suspects get at least one
+    /// start.
     pub probe_max: Duration,
     /// Attempts in flight at once.
     pub in_flight_max: usize,
@@ -66,7 +67,7 @@ pub struct Suspects<K> {
     earned: f64,
     /// The last start of a suspect.
     last_start: Option<Timestamp>,
-    /// The last start of all was a suspect's: another conversation goes next, if one waits.
+    /// True if the last start was a suspect's: another conversation goes next, if one waits.
     had_turn: bool,
 }
 
@@ -75,9 +76,9 @@ struct Suspect {
     /// Failures and throttles in a row.
     row: u32,
     last: Timestamp,
-    /// Others were delivered while this one failed.
+    /// True if others were delivered while this one failed.
     chronic: bool,
-    /// The rate before and after the first throttle that was taken for the destination's.
+    /// The rate before and after the first throttle that was attributed to the destination.
     blamed: Option<(f64, f64)>,
 }
 
@@ -85,7 +86,7 @@ struct Suspect {
 struct Flight {
     started: Timestamp,
     suspect: bool,
-    /// It is not the probe of a closed gate: another conversation can be the probe.
+    /// True if it is not the probe of a closed gate: another conversation can be the probe.
     beside: bool,
     overdue: bool,
 }
@@ -93,9 +94,9 @@ struct Flight {
 /// The number of attempts that may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Starts {
-    /// Attempts of suspects that go first.
+    /// Attempts of suspects that start before the others.
     pub suspects_first: usize,
-    /// Attempts of suspects at most.
+    /// The most attempts of suspects.
     pub suspects_most: usize,
 }
 
@@ -106,9 +107,9 @@ pub struct Judgement {
     pub signal: Signal,
     /// The failures and throttles of the conversation in a row, with this one; 0 if the service answered.
     pub row: u32,
-    /// A throttle is the conversation's own.
+    /// True if a throttle is the conversation's own.
     pub own: bool,
-    /// The rate before and after a throttle that was wrongly taken for the destination's.
+    /// The rate before and after a throttle that was wrongly attributed to the destination.
     pub acquitted: Option<(f64, f64)>,
 }
 
@@ -132,7 +133,7 @@ impl Class {
 }
 
 impl<K: Copy + Eq + Hash> Suspects<K> {
-    /// No suspects yet.
+    /// Creates an empty set of suspects.
     #[must_use]
     pub fn new(options: Options) -> Suspects<K> {
         Suspects {
@@ -165,9 +166,9 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         Starts { suspects_first: room.min(usize::from(due)), suspects_most: room }
     }
 
-    /// Notes the start of an attempt. `failed` has the failures of the message and the time of the last one, as they are
-    /// on disk; `others_wait` is true if another conversation that is no suspect can be sent now. Returns true if the
-    /// attempt is not to be the probe of a closed gate.
+    /// Notes the start of an attempt. `failed` has the failures of the message and the time of the last one, as they
+    /// are on disk; `others_wait` is true if another conversation that is no suspect can be sent now. Returns true if
+    /// the attempt is not to be the probe of a closed gate.
     pub fn started(
         &mut self,
         conversation: K,
@@ -202,8 +203,8 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         waiting.map(|flight| flight.started + self.options.probe_max).min()
     }
 
-    /// Notes the attempts that have been without an answer for too long. Returns the start of one if they show that the
-    /// destination is down.
+    /// Notes the attempts that have been without an answer for too long. If they show that the destination is down,
+    /// returns the start of one of them.
     pub fn overdue(&mut self, now: Timestamp) -> Option<Timestamp> {
         let mut down = None;
         let limit = self.options.probe_max;
@@ -249,7 +250,7 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
                 return judgement;
             }
             Class::Throttled => {
-                // The service itself speaks.
+                // This is an answer of the service itself.
                 (self.first_failures, self.failures) = (0, 0);
                 judgement.own = before.is_some_and(|suspect| suspect.chronic || others_delivered);
                 if before.is_some()
@@ -297,7 +298,7 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         judgement
     }
 
-    /// Remembers what a throttle that was taken for the destination's did to the rate.
+    /// Remembers the change of the rate by a throttle that was attributed to the destination.
     pub fn blamed(&mut self, conversation: &K, before: f64, after: f64) {
         if let Some(suspect) = self.known.get_mut(conversation) {
             let first = suspect.blamed.map_or(before, |(first, _)| first);

@@ -2,18 +2,18 @@
 //!
 //! Two kinds of time, and two types for them, so that one cannot pass for the other:
 //!
-//! * A [`Timestamp`] is a point on the store's **inner line**, in milliseconds. Rows, deadlines, due times and ages are made
-//!   of it. The line begins as the wall clock when a store is created; from then on it follows real elapsed time and never
-//!   steps.
-//! * A [`WallTime`] is what a wall clock shows, in milliseconds since the Unix epoch. Replies, log lines and metrics show
-//!   it, and `Retry-After` dates are compared with it. [`Clock::shown`] converts: a timestamp plus the present offset
-//!   between the wall clock and the line. So a step of the wall clock moves the times that are shown, also those of
-//!   messages accepted before it, and nothing else.
+//! * A [`Timestamp`] is a point on the store's **inner line**, in milliseconds. Rows, deadlines, due times and ages are
+//!   made of it. The line begins as the wall clock when a store is created; from then on it follows real elapsed time
+//!   and never steps.
+//! * A [`WallTime`] is what a wall clock shows, in milliseconds since the Unix epoch. Replies, log lines and metrics
+//!   show it, and `Retry-After` dates are compared with it. [`Clock::shown`] converts: a timestamp plus the present
+//!   offset between the wall clock and the line. So a step of the wall clock moves the times that are shown, also those
+//!   of messages accepted before it, and nothing else.
 //!
-//! A [`Clock`] hands them out. Within a boot of the machine the line follows `CLOCK_BOOTTIME`, which also counts while the
-//! machine sleeps. Over a restart of the process the store's last [`Anchor`] says where the line is: one reading of all
-//! clocks. The queue records it with its first commit, with a commit that is made anyway if the last anchor is older than
-//! ten seconds, and at once after the wall clock was stepped.
+//! A [`Clock`] hands them out. Within a boot of the machine the line follows `CLOCK_BOOTTIME`, which also counts while
+//! the machine sleeps. Over a restart of the process the store's last [`Anchor`] says where the line is: one reading of
+//! all clocks. The queue records it with its first commit, with a commit that is made anyway if the last anchor is
+//! older than ten seconds, and at once after the wall clock was stepped.
 //!
 //! | the machine, since the last anchor | boot id | `CLOCK_BOOTTIME` | wall clock | the line goes on by |
 //! | --- | --- | --- | --- | --- |
@@ -24,14 +24,14 @@
 //! | … before the first run | – | – | a day off | the line begins a day off, and only [`Clock::shown`] knows |
 //! | rebooted, or the volume moved to another machine | other | any | ahead | the wall clock, less that of the anchor |
 //! | rebooted, wall clock behind the anchor's | other | any | behind | nothing: ages are never negative |
-//! | rebooted, wall clock stepped between the two boots | other | any | a day off | the wall clock: a step cannot be told from a day switched off |
+//! | rebooted, wall clock stepped between the two boots | other | any | a day off | the wall clock: a step cannot be distinguished from a day switched off |
 //! | rebooted, wall clock stepped after the last anchor, before the reboot | other | any | a day off | the same; the queue records an anchor within a second after a step, so that this hardly ever happens |
 //! | restored from a snapshot of its memory | same | behind | any | the wall clock, less that of the anchor |
 //! | boot id cannot be read | none | any | any | the wall clock, less that of the anchor |
 //! | a store without an anchor: format 3, or a crash at its first start | – | – | any | it begins at the wall clock, by which format 3 counted |
 //!
-//! In no case does the line go back behind the newest timestamp in the store: after a power cut the last anchor is up to
-//! ten seconds older than that. A store of format 3 never holds a queued message whose deadline is before its newest
+//! In no case does the line go back behind the newest timestamp in the store: after a power cut the last anchor is up
+//! to ten seconds older than that. A store of format 3 never holds a queued message whose deadline is before its newest
 //! timestamp (the relay that wrote that timestamp would have expired the message), so that rule expires nothing.
 //!
 //! | a message that was accepted with a lifetime of | is expired after | and not by |
@@ -51,11 +51,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A smaller change of the offset between the wall clock and the line is the time between two readings, and no step.
+/// The smallest change of the offset that counts as a step; a smaller one is the time between two readings.
 const STEP_MIN_MS: u64 = 20;
-/// An anchor that is older is recorded anew with the next commit.
+/// The age at which an anchor is replaced with the next commit.
 const ANCHOR_KEPT_FOR: Duration = Duration::from_secs(10);
-/// Readings of all clocks that are thrown away because the thread was interrupted between them.
+/// The most readings of all clocks; a reading is repeated if the thread was interrupted between them.
 const READINGS_MAX: usize = 8;
 /// The kernel's name of this boot of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -121,7 +121,7 @@ pub struct BootId([u8; 16]);
 /// All clocks of a machine, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The present boot; None if the kernel does not say.
+    /// The present boot; `None` if the kernel does not say.
     pub boot: Option<BootId>,
     /// Milliseconds since that boot, those of sleep included.
     pub since_boot_ms: u64,
@@ -129,7 +129,7 @@ pub struct Reading {
     pub wall: WallTime,
 }
 
-/// A place on the inner line, and all clocks at that moment: what a store keeps of the time.
+/// A place on the inner line, and all clocks at that moment: the store's record of the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     boot: Option<BootId>,
@@ -139,8 +139,8 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// Returns the present point on the line of a store whose last anchor is `last`. `newest` is the newest timestamp in
-    /// the store. See the table in the module's head.
+    /// Returns the present point on the line of a store whose last anchor is `last`. `newest` is the newest timestamp
+    /// in the store. See the table in the module's head.
     #[must_use]
     pub fn resume(last: Option<Anchor>, newest: Timestamp, now: Reading) -> Timestamp {
         let inner = match last {
@@ -158,14 +158,14 @@ impl Anchor {
         self.boot.is_some() && self.boot == now.boot && self.since_boot_ms <= now.since_boot_ms
     }
 
-    /// The time on the wall clock that the line shows, as far as this anchor knows.
+    /// The time on the wall clock for a point on the line, as far as this anchor knows.
     #[must_use]
     pub fn shown(&self, inner: Timestamp) -> WallTime {
         shifted(inner, difference(self.wall.0, self.inner.0))
     }
 }
 
-/// A machine whose clocks are read: the real one, or one that a test sets.
+/// A machine whose clocks are read: the real one, or a simulated one for tests.
 #[derive(Clone, Debug)]
 pub struct Machine(Source);
 
@@ -190,7 +190,7 @@ impl Machine {
         Machine(Source::Real { boot, started: Instant::now(), wall: wall_clock(), skipped: Arc::default() })
     }
 
-    /// A machine whose clocks stand still but for what a test does to them.
+    /// A machine whose clocks change only by the methods below.
     #[must_use]
     pub fn simulated(wall: WallTime) -> Machine {
         let boot = Some(BootId(fastrand::u128(..).to_ne_bytes()));
@@ -211,18 +211,18 @@ impl Machine {
         }
     }
 
-    /// Sets the wall clock forward by so many milliseconds, or back.
+    /// Sets the wall clock forward by `by_ms` milliseconds, or back.
     pub fn step(&self, by_ms: i64) {
         self.change(|clocks| clocks.reading.wall = shifted(Timestamp(clocks.reading.wall.0), by_ms));
     }
 
-    /// Sleeps: the clocks go on but for those that stand still meanwhile.
+    /// Sleeps: all clocks go on except those that stop during sleep.
     pub fn sleep(&self, span: Duration) {
         self.pass(span);
         self.change(|clocks| clocks.slept_ms += millis(span));
     }
 
-    /// Is switched off for so long, and boots.
+    /// Switches the machine off for this time, and boots it.
     pub fn reboot(&self, off_for: Duration) {
         self.pass(off_for);
         self.change(|clocks| {
@@ -264,7 +264,7 @@ impl Machine {
         }
     }
 
-    /// A time that stands still while the machine sleeps.
+    /// A time that stops while the machine sleeps.
     fn awake(&self) -> Timestamp {
         match &self.0 {
             Source::Real { started, wall, skipped, .. } => {
@@ -278,14 +278,14 @@ impl Machine {
     }
 }
 
-/// Hands out timestamps that never go back and never jump, but where a store is opened. Clones share one line.
+/// Hands out timestamps that never go back, and jump only when a store is opened. Clones share one line.
 #[derive(Clone, Debug)]
 pub struct Clock {
     machine: Machine,
     line: Arc<Line>,
 }
 
-/// Where the line is.
+/// The position of the line.
 #[derive(Debug)]
 struct Line {
     /// The line less `CLOCK_BOOTTIME`, in milliseconds.
@@ -309,13 +309,13 @@ impl Clock {
         Clock { machine: machine.clone(), line: Arc::new(Line { base, offset: AtomicI64::new(0) }) }
     }
 
-    /// A clock that stands still but for [`Clock::skip`]: for tests in which a moment must not pass by itself.
+    /// A clock that changes only by [`Clock::skip`]: for tests in which no time may pass by itself.
     #[must_use]
     pub fn still() -> Clock {
         Clock::of(&Machine::simulated(wall_clock()))
     }
 
-    /// A clock of the same machine whose line stays where it is when a store is opened: for what is timed meanwhile.
+    /// A clock of the same machine whose line does not change when a store is opened: for timings during the opening.
     #[must_use]
     pub fn detached(&self) -> Clock {
         let Line { base, offset } = &*self.line;
@@ -335,19 +335,19 @@ impl Clock {
         self.machine.read().wall
     }
 
-    /// A time that stands still while the machine sleeps: for what a process must do while it runs. It is on no line.
+    /// A time that stops while the machine sleeps: for work of a process while it runs. It is on no line.
     #[must_use]
     pub fn awake(&self) -> Timestamp {
         self.machine.awake()
     }
 
-    /// The time at which the wall clock, as it goes now, shows or showed a point on the line.
+    /// The time that the wall clock, as it is set now, shows or showed at a point on the line.
     #[must_use]
     pub fn shown(&self, inner: Timestamp) -> WallTime {
         shifted(inner, self.offset(self.machine.read()))
     }
 
-    /// Takes up the line of a store that was opened. `last` is its last anchor, `newest` its newest timestamp.
+    /// Continues the line of a store that was opened. `last` is its last anchor, `newest` its newest timestamp.
     pub fn resume(&self, last: Option<Anchor>, newest: Timestamp) {
         let now = self.machine.read();
         let inner = Anchor::resume(last, newest, now);
@@ -356,7 +356,7 @@ impl Clock {
         self.line.offset.store(offset, Ordering::Relaxed);
     }
 
-    /// Returns an anchor for the store, if the last one is too old or the wall clock was stepped since.
+    /// Returns an anchor to store, if the last one is too old or the wall clock was stepped since.
     #[must_use]
     pub fn anchor(&self, last: Option<Anchor>) -> Option<Anchor> {
         let anchor = self.present_anchor();
@@ -382,7 +382,7 @@ impl Clock {
         Anchor { boot: now.boot, since_boot_ms: now.since_boot_ms, wall, inner }
     }
 
-    /// Moves this clock and its clones ahead: for tests that will not sleep.
+    /// Moves this clock and its clones ahead: for tests, which do not sleep.
     pub fn skip(&self, span: Duration) {
         self.machine.pass(span);
     }
@@ -413,13 +413,13 @@ impl BootId {
 /// The time since this machine booted, its sleep included.
 fn boot_clock() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // A sandbox may not know the first of them; all know the second.
+    // A sandbox may not know the first clock; all know the second.
     for which in [libc::CLOCK_BOOTTIME, libc::CLOCK_MONOTONIC] {
         #[expect(
             unsafe_code,
             reason = "std has no CLOCK_BOOTTIME, and rustix goes past the C library, where tests set it"
         )]
-        // SAFETY: the call writes one timespec to the place that it is given, and that is one.
+        // SAFETY: the call writes one timespec to the address that it is given, and `time` is one.
         if unsafe { libc::clock_gettime(which, &raw mut time) } == 0 {
             break;
         }

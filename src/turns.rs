@@ -1,11 +1,11 @@
-//! Whose turn it is: fresh conversations first, and nobody never.
+//! Weighted round robin: four of five turns go to fresh conversations, the fifth to the others.
 //!
-//! A conversation is *fresh* while its oldest waiting message is younger than `sender.fresh`. Four turns of five go to
-//! fresh ones and the fifth to the others; where one kind has nobody waiting the other gets its turns too. Within each
-//! kind conversations take turns, so a fresh one waits for at most one round of fresh ones, however large the backlog
-//! behind them, and the backlog goes on at a fifth of the rate at least.
+//! A conversation is *fresh* while its oldest waiting message is younger than `sender.fresh`. If no conversation of one
+//! kind waits, the other kind gets its turns too. Within each kind the conversations take turns. So a fresh one waits
+//! for at most one round of fresh ones, however large the backlog is, and the backlog gets at least a fifth of the
+//! rate.
 //!
-//! Pure: what stands in line, and where, is the queue's.
+//! Pure: the queue knows the waiting conversations and their order.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
-/// Turns of a round, and those of them that go to fresh conversations.
+/// The turns of a round, and the number of them that go to fresh conversations.
 const ROUND: u8 = 5;
 const FRESH: u8 = 4;
-/// Steps in which fresh turns grow old.
+/// The number of spans into which `sender.fresh` is divided.
 const SPANS: u32 = 16;
 
 /// The two kinds of conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
-    /// Its oldest message is young: an answer now still helps somebody.
+    /// The oldest message is young: an answer is still useful to the customer.
     Fresh,
-    /// It has waited for long already.
+    /// The oldest message has waited for longer.
     Late,
 }
 
 impl Kind {
-    /// The kind of a conversation whose oldest message was accepted then.
+    /// The kind of a conversation whose oldest message was accepted at `oldest`.
     #[must_use]
     pub fn of(oldest: Timestamp, now: Timestamp, fresh: Duration) -> Kind {
         if now.since(oldest) < fresh { Kind::Fresh } else { Kind::Late }
@@ -40,34 +40,34 @@ impl Kind {
 /// The other conversations that wait for a turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Fresh ones.
+    /// Fresh conversations.
     pub fresh: u64,
-    /// Late ones.
+    /// Late conversations.
     pub late: u64,
 }
 
-/// About how many messages go before one that has `ahead` of its own conversation before it: its turn comes once for
-/// each of them and once more, and between two of its turns the others have theirs.
+/// Estimates the number of messages that are sent before one that has `ahead` messages of its own conversation before
+/// it. Its conversation gets a turn for each of them and one more; between two of its turns the others get theirs.
 #[must_use]
 pub fn before(kind: Kind, ahead: u64, others: Others) -> u64 {
     let Others { fresh, late } = others;
     let round = match kind {
         Kind::Fresh if late > 0 => fresh + fresh / u64::from(FRESH),
         Kind::Fresh => fresh,
-        // Four fresh turns for each late one, as long as there is a fresh one to take them.
+        // Four fresh turns for each late one, as long as there are fresh conversations.
         Kind::Late => late + fresh.min(u64::from(FRESH) * (late + 1)),
     };
     ahead.saturating_mul(round + 1).saturating_add(round)
 }
 
-/// How many conversations stand among the fresh and still are: for estimates, so it is no more exact than a sixteenth of
-/// `sender.fresh`, and those that stood there before the start are not counted.
+/// Counts the conversations that wait among the fresh. It is for estimates: its resolution is a sixteenth of
+/// `sender.fresh`, and conversations that waited before the start are not counted.
 #[derive(Clone, Debug, Default)]
 pub struct FreshTurns {
     spans: VecDeque<Span>,
 }
 
-/// Turns given one after another.
+/// Consecutive turns.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     since: Timestamp,
@@ -76,7 +76,7 @@ struct Span {
 }
 
 impl FreshTurns {
-    /// A conversation was given this turn; turns are numbered in the order in which they are given.
+    /// Notes that a conversation was given this turn. Turns are numbered in the order in which they are given.
     pub fn given(&mut self, turn: u64, now: Timestamp, fresh: Duration) {
         while self.spans.front().is_some_and(|span| now.since(span.since) >= fresh) {
             self.spans.pop_front();
@@ -87,7 +87,7 @@ impl FreshTurns {
         }
     }
 
-    /// A conversation has left this turn.
+    /// Notes that a conversation has left this turn.
     pub fn left(&mut self, turn: u64) {
         let after = self.spans.partition_point(|span| span.first <= turn);
         if let Some(span) = after.checked_sub(1).and_then(|at| self.spans.get_mut(at)) {
@@ -95,22 +95,22 @@ impl FreshTurns {
         }
     }
 
-    /// How many wait in those that were given a short while ago.
+    /// The number of conversations that wait in turns given within the last `fresh`.
     #[must_use]
     pub fn waiting(&self, now: Timestamp, fresh: Duration) -> u64 {
         self.spans.iter().filter(|span| now.since(span.since) < fresh).map(|span| span.waiting).sum()
     }
 }
 
-/// Where the round of turns stands.
+/// The position in the round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turns {
     taken: u8,
 }
 
 impl Turns {
-    /// Which kind has the next turn, by who waits at all; none where nobody does. Nothing changes before it is
-    /// [`taken`](Turns::taken).
+    /// Returns the kind that has the next turn; `None` if no conversation waits. `fresh` and `late` are true if one of
+    /// that kind waits. Nothing changes before [`taken`](Turns::taken).
     #[must_use]
     pub fn next(self, fresh: bool, late: bool) -> Option<Kind> {
         match (fresh, late) {
@@ -122,7 +122,7 @@ impl Turns {
         }
     }
 
-    /// A turn was taken: an attempt started. What turns out to be dead takes none.
+    /// Notes a taken turn: an attempt started. A message that is dead by then takes no turn.
     pub fn taken(&mut self) {
         self.taken = (self.taken + 1) % ROUND;
     }
@@ -150,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_while_there_is_a_turn_to_be_had() {
+    fn unused_turns_go_to_the_other_kind() {
         assert_eq!(turns(7, true, false), [Some(Kind::Fresh); 7]);
         assert_eq!(turns(7, false, true), [Some(Kind::Late); 7]);
         assert_eq!(turns(7, false, false), [None; 7]);
     }
 
     #[test]
-    fn as_many_go_before_as_have_their_turns_meanwhile() {
+    fn messages_before_one_are_counted_by_turns() {
         let of = |kind, ahead, fresh, late| before(kind, ahead, Others { fresh, late });
         for (ahead, fresh, late, expected) in [
             (0, 0, 0, 0),
@@ -197,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn estimate_is_what_the_turns_come_to() {
+    fn estimate_equals_the_simulated_turns() {
         for (fresh, late) in [(0, 0), (1, 5), (7, 0), (40, 1), (40, 200)] {
             let mut turns = Turns::default();
             let mut waiting = fresh;
             let mut went = 0;
-            // The one asked about stands behind those fresh ones; the late ones never end.
+            // The message in question waits behind `fresh` conversations; there is always a late one.
             while turns.next(true, late > 0) == Some(Kind::Late) || waiting > 0 {
                 if turns.next(true, late > 0) == Some(Kind::Fresh) {
                     waiting -= 1;

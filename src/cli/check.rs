@@ -1,4 +1,4 @@
-//! `connect-relay check`: is this configuration valid, and what does it come to?
+//! `connect-relay check`: validates a configuration and prints the effective one.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -21,10 +21,10 @@ pub struct Args {
     dir: Option<PathBuf>,
 }
 
-/// Checks.
+/// Checks the configuration.
 ///
 /// # Errors
-/// With the faults.
+/// With all errors of the configuration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&Sources::of_process(args.config, args.dir))?;
     let mut notes: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();

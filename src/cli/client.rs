@@ -1,9 +1,9 @@
 //! A very small HTTP/1.1 client for the relay's own Unix sockets: one request, one connection, one reply.
 //!
-//! A connection for each request is dearer than one kept, and simpler: the commands ask seldom, and one that watches
-//! must outlive a restart of the relay anyway.
+//! A connection for each request is slower than a kept one, and simpler: the commands send few requests, and a command
+//! that watches must continue after a restart of the relay anyway.
 //!
-//! Its errors are for people. The commonest one, that no relay is running, names the socket and says what to do.
+//! Its errors are for people. The most frequent one, that no relay is running, names the socket and the next step.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
@@ -24,12 +24,12 @@ use tokio::net::UnixStream;
 
 use crate::control::Refused;
 
-/// The bots' socket, where nothing else is said.
+/// The default bots' socket.
 pub const INGRESS: &str = "/run/connect-relay/relay.sock";
-/// The operators' socket, where nothing else is said.
+/// The default operators' socket.
 pub const CONTROL: &str = "/var/lib/connect-relay/control.sock";
 
-/// Where the operators' door is.
+/// The operators' socket, as a command finds it.
 #[derive(Debug, clap::Args)]
 pub struct ControlSocket {
     /// The relay's control socket [default: $CONNECT_RELAY__CONTROL__SOCKET, then /var/lib/connect-relay/control.sock].
@@ -41,7 +41,7 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// The socket that is meant.
+    /// The path of the socket.
     pub fn path(&self) -> PathBuf {
         let of_dir = || self.dir.as_ref().map(|dir| dir.join("private/control.sock"));
         let of_environment = || std::env::var_os("CONNECT_RELAY__CONTROL__SOCKET").map(PathBuf::from);
@@ -49,10 +49,10 @@ impl ControlSocket {
     }
 }
 
-/// Tells the relay to do something at its control socket, and reads what it answers.
+/// Sends a command to the relay's control socket, and parses the reply.
 ///
 /// # Errors
-/// When it cannot be asked, or refuses.
+/// If the relay does not answer, or refuses.
 pub async fn command<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
@@ -67,10 +67,10 @@ pub async fn command<T: DeserializeOwned>(
     read(socket, &well(ask(socket, request, within).await?)?)
 }
 
-/// What the relay says where it does what it was asked for.
+/// Returns the body of a successful reply.
 ///
 /// # Errors
-/// Its own words, where it does not.
+/// With the relay's own text, if the reply is an error.
 pub fn well(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
     if reply.status().is_success() {
         return Ok(reply.into_body());
@@ -78,10 +78,10 @@ pub fn well(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
     bail!("the relay answers {}: {}", reply.status().as_u16(), refused(reply.body()))
 }
 
-/// Reads a reply of the control socket's.
+/// Parses a reply of the control socket.
 ///
 /// # Errors
-/// When it is none.
+/// If it cannot be parsed.
 pub fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(body).with_context(|| format!("{} is not a relay's control socket", socket.display()))
 }
@@ -96,7 +96,7 @@ fn refused(body: &[u8]) -> String {
 /// Sends one request and reads its whole reply.
 ///
 /// # Errors
-/// When nobody listens, the connection breaks, or the time is over.
+/// If no process listens, the connection breaks, or the time is over.
 pub async fn ask(socket: &Path, request: Request<Full<Bytes>>, within: Duration) -> anyhow::Result<Response<Bytes>> {
     match tokio::time::timeout(within, exchange(socket, request)).await {
         Ok(reply) => reply,
@@ -117,7 +117,8 @@ async fn exchange(socket: &Path, mut request: Request<Full<Bytes>>) -> anyhow::R
         let (head, body) = sender.send_request(request).await?.into_parts();
         Ok::<_, hyper::Error>(Response::from_parts(head, body.collect().await?.to_bytes()))
     });
-    // Both in this task: the connection moves the bytes. When it ends first, what it has read is still to be had.
+    // Both run in this task: the connection moves the bytes. If it ends first, the bytes that it has read are still
+    // available.
     let early = tokio::select! {
         biased;
         reply = &mut reply => Some(reply),
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_told_in_the_relays_words() {
+    fn refusal_is_shown_with_the_relays_text() {
         let reply = |body: &'static str| Response::builder().status(503).body(Bytes::from(body)).unwrap();
         let said = |body| well(reply(body)).unwrap_err().to_string();
         assert_eq!(said(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_relay_is_said_in_words_that_name_the_socket() {
+    async fn missing_relay_is_reported_with_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let error = ask(&path, get(), LONG).await.unwrap_err().to_string();
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_ends() {
+    async fn request_without_an_answer_times_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();

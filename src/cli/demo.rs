@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! bots ──── Unix socket ────▶ relay ──── http on loopback ────▶ simulator ────▶ ledger
-//!   └────────────── what was acknowledged ── audit ── what arrived ──────────────┘
+//!   └──────────── acknowledged messages ── audit ── arrived messages ───────────┘
 //! ```
 //!
-//! The bots write faster than the simulator's quota allows, the relay is told a larger quota than there is, and the
-//! simulator fails and loses replies now and then. At the end the ledger must hold every message that was
-//! acknowledged, once, in its conversation's order; anything else is exit code 1.
+//! The bots write faster than the simulator's quota allows, the relay is configured with a larger quota than the real
+//! one, and the simulator sometimes fails and loses replies. At the end the ledger must contain every acknowledged
+//! message once, in its conversation's order; anything else is exit code 1.
 
 mod audit;
 mod bots;
@@ -45,27 +45,27 @@ pub struct Args {
     conversations: u32,
 }
 
-/// What the simulated Connect grants.
+/// The quota of the simulated Connect.
 const GRANTED: Quota = Quota { rate: 20.0, burst: 15 };
-/// What the relay is told: too much, so that it meets throttles and has to find the rate by itself.
+/// The quota in the relay's configuration: too large, so that it is throttled and has to find the rate by itself.
 const TOLD: Quota = Quota { rate: 80.0, burst: 60 };
 const ERROR_RATE: f64 = 0.02;
 const LOST_REPLY_RATE: f64 = 0.02;
-/// What all dice start from.
+/// The seed of all random generators.
 const SEED: u64 = 7;
-/// Between two looks at the counts.
+/// The time between two reads of the counts.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long the relay may take to leave when everything is delivered.
+/// The time-out for the relay's exit after everything is delivered.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
-/// The same, where the demo is at an end before that.
+/// The same time-out, if the demo ends before that.
 const LEAVE_EARLY_WITHIN: Duration = Duration::from_secs(3);
-/// Without any delivery for so long, nothing will come any more.
+/// The time without a delivery after which none is expected any more.
 const STUCK_AFTER: Duration = Duration::from_secs(40);
 
-/// Runs the demo, until its end or `stop`. The exit code is a success only when the audit found nothing.
+/// Runs the demo, until its end or `stop`. The exit code is a success only if the audit found nothing.
 ///
 /// # Errors
-/// When something could not be set up.
+/// If the set-up failed.
 pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("make a folder")?;
     let log = folder.path().join("relay.log");
@@ -81,7 +81,7 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<E
     say(&report.table(ending));
     let passed = ending == Ending::Complete && report.audit.passed();
     if passed {
-        // The audit is what the demo is run for: if it cannot be written the demo has failed.
+        // The audit is the purpose of the demo: if it cannot be written the demo has failed.
         super::out::print(
             "PASS  Every message that was acknowledged arrived: once, and in its conversation's order.\n",
         )?;
@@ -95,20 +95,20 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<E
     Ok(ExitCode::FAILURE)
 }
 
-/// How it came to its end.
+/// The way in which it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// Everything is done, and the relay has left.
+    /// Everything is done, and the relay has exited.
     Complete,
     /// It took too long.
     TimedOut,
-    /// Somebody stopped it.
+    /// The user stopped it.
     Stopped,
     /// The relay, or a bot, failed.
     Failed,
 }
 
-/// What the table at the end is made of.
+/// The data of the table at the end.
 #[derive(Debug)]
 struct Report {
     audit: Audit,
@@ -201,7 +201,7 @@ fn start_bots(args: Args, relay: &Relay, notebook: &Arc<Notebook>) -> JoinSet<an
     let (messages, conversations) = (args.messages as usize, args.conversations as usize);
     let mut bots = JoinSet::new();
     for number in 0..conversations {
-        // The first ones take what does not divide evenly.
+        // The first ones take the remainder of the division.
         let messages = messages / conversations + usize::from(number < messages % conversations);
         let plan = Plan { socket: relay.socket.clone(), number, messages, seed: SEED };
         bots.spawn(bots::run(plan, Arc::clone(notebook)));
@@ -221,13 +221,13 @@ fn sample(at: Timestamp, args: Args, notebook: &Notebook, bots: usize, simulator
     }
 }
 
-/// How long it may take: six times what the quota alone needs, and not under two minutes.
+/// The longest time that it may take: six times what the quota alone needs, and at least two minutes.
 fn patience(args: Args) -> Duration {
     let requests = f64::from(args.messages) + 2.0 * f64::from(args.conversations);
     Duration::from_secs_f64((6.0 * requests / GRANTED.rate).max(120.0))
 }
 
-/// The relay's log goes to a file: it must not run through the view. False where this process logs elsewhere already.
+/// Sends the relay's log to a file: it must not disturb the view. Returns false if this process logs elsewhere already.
 fn log_to(path: &Path) -> anyhow::Result<bool> {
     let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(file)).finish();
@@ -256,7 +256,7 @@ impl Report {
     fn table(&self, ending: Ending) -> String {
         let Audit { accepted, delivered, lost, duplicated, out_of_order, forged, .. } = &self.audit;
         let Counts { throttled, errors, lost_replies, duplicates, disconnects, .. } = &self.counts;
-        // Only where the relay was given its time is what is missing lost.
+        // Missing messages are lost only if the relay was given its time.
         let missing = match ending {
             Ending::Complete | Ending::Failed => ("lost", *lost, "acknowledged, and not in the ledger".to_owned()),
             Ending::TimedOut | Ending::Stopped => {
@@ -291,7 +291,7 @@ impl Report {
         text
     }
 
-    /// Why it is no pass.
+    /// The reason why it did not pass.
     fn verdict(&self, ending: Ending) -> String {
         let mut text = String::from(match ending {
             Ending::Complete => "FAIL  The ledger is not what was acknowledged.",

@@ -1,6 +1,7 @@
-//! `connect-relay doctor`: a store offline. Whether it is sound, what is in it, and a new one of what verifies.
+//! `connect-relay doctor` works on a store offline: it checks the store, exports its contents, and builds a new store
+//! from the valid records.
 //!
-//! Reports and exported lines go to stdout, everything else to stderr, where a terminal sees a progress bar.
+//! Reports and exported lines go to stdout, everything else to stderr, where a terminal shows a progress bar.
 
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -61,10 +62,10 @@ struct Store {
     key_file: Option<PathBuf>,
 }
 
-/// Does what the arguments say.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When there is no store, a relay runs on it, a newer relay wrote it, or something cannot be read or written.
+/// If there is no store, a relay uses it, a newer relay wrote it, or a file cannot be read or written.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.act {
         Act::Check(store) => {
@@ -113,7 +114,7 @@ fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
 impl Store {
     fn open(&self) -> anyhow::Result<Doctor> {
         let keys = self.key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
-        // indicatif hides it where stderr is no terminal.
+        // indicatif hides it if stderr is no terminal.
         let bar = ProgressBar::new(0);
         bar.set_style(ProgressStyle::with_template("reading {bar:40} {percent}% {eta}").context("a progress bar")?);
         let opened = Doctor::open(&self.path, keys, |read, all| {
@@ -124,7 +125,7 @@ impl Store {
         Ok(opened.map_err(|error| self.explained(error))?)
     }
 
-    /// In the words of this command: it reads no queue.key_file.
+    /// Rewords an error for this command, which does not read queue.key_file.
     fn explained(&self, error: OpenError) -> Failure {
         match (error, &self.key_file) {
             (OpenError::Sealed { path, .. }, None) => {
@@ -138,7 +139,7 @@ impl Store {
     }
 }
 
-/// Shows a terminal that something goes on of which nobody knows how long it takes.
+/// Shows on a terminal that work of unknown length goes on.
 fn busy(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what);
     bar.enable_steady_tick(Duration::from_millis(100));

@@ -1,8 +1,8 @@
-//! A thread that writes lines, so that whoever has one never waits.
+//! A thread that writes lines, so that other threads never wait for stderr.
 //!
-//! Lines wait in a bounded buffer. Where it is full, because stderr does not take them (a full pipe, a stuck log agent),
-//! a line is dropped and counted. Whoever has a line for a thread that sleeps must wake it, which costs as much as the line
-//! itself; so where there are many, the thread rests a little after what there was, in which nobody need.
+//! Lines wait in a bounded buffer. If it is full, because stderr does not take them (a full pipe, a stuck log agent), a
+//! line is dropped and counted. Waking the writer thread costs as much as writing a line, so under load it sleeps
+//! between batches, and no line has to wake it.
 
 use std::io::{self, Write};
 use std::iter;
@@ -17,26 +17,26 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::time::{Clock, Timestamp};
 
-/// Lines that wait: a few seconds of a busy relay, a megabyte or two.
+/// The most waiting lines: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
-/// So many lines in a [`WINDOW`], or in the one before, are many; fewer are written as they come.
+/// The number of lines in a [`WINDOW`], or in the one before, from which the thread sleeps between batches.
 const MANY: usize = 200;
 const WINDOW: Duration = Duration::from_millis(100);
-/// How long it rests; a busy relay makes a hundred lines meanwhile.
+/// The length of that sleep; a busy relay writes a hundred lines meanwhile.
 const REST: Duration = Duration::from_millis(5);
-/// Between two lines that say how many were dropped.
+/// The time between two lines with the number of dropped lines.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
-/// How long the end waits for what is left.
+/// The longest wait at the end for the remaining lines.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where lines go: what is written in one call is one. Clones share the buffer.
+/// The input of the writer: one call writes one line. Clones share the buffer.
 #[derive(Clone, Debug)]
 pub struct Lines {
     buffer: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
 }
 
-/// The thread; dropped, it writes what is left.
+/// The writer thread; dropped, it writes the remaining lines.
 #[derive(Debug)]
 pub struct LineWriter {
     lines: Lines,
@@ -45,10 +45,10 @@ pub struct LineWriter {
 }
 
 impl LineWriter {
-    /// Starts it. Lines that came together are flushed together.
+    /// Starts the thread. Lines that came together are flushed together.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// If the thread cannot be started.
     pub fn start(mut to: impl Write + Send + 'static) -> io::Result<LineWriter> {
         let (buffer, waiting) = sync_channel::<Vec<u8>>(LINES_MAX);
         let (end, ended) = sync_channel::<()>(0);
@@ -62,16 +62,16 @@ impl LineWriter {
             let (mut since, mut lines, mut before) = (clock.now(), 0, 0);
             let (mut told, mut told_at) = (0, Timestamp(0));
             while let Ok(line) = waiting.recv() {
-                // Looked at first: what was there before it was asked is then among what is taken.
+                // Read first: every line that was queued before the end was requested is then among those taken.
                 let last = asked.load(Ordering::Acquire);
-                // Where stderr is closed or broken there is nobody to be told.
+                // If stderr is closed or broken, the error cannot be reported anywhere.
                 for line in iter::once(line).chain(waiting.try_iter()) {
                     let _ = to.write_all(&line);
                     lines += 1;
                 }
                 let _ = to.flush();
                 let now = clock.now();
-                // There is room again: what was dropped is said now, and not again for a while.
+                // There is room again: the number of dropped lines is logged now, and not again for a while.
                 if last || now.since(told_at) >= TOLD_EVERY {
                     let dropped = counted.load(Ordering::Relaxed);
                     if dropped > told {
@@ -97,12 +97,12 @@ impl LineWriter {
         Ok(LineWriter { lines, ending, ended })
     }
 
-    /// Where the lines go in.
+    /// The input of the writer.
     pub fn lines(&self) -> Lines {
         self.lines.clone()
     }
 
-    /// Lines that found the buffer full.
+    /// The number of lines that found the buffer full.
     pub fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.lines.dropped)
     }
@@ -111,7 +111,7 @@ impl LineWriter {
 impl Drop for LineWriter {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::Release);
-        // To wake it. Where the buffer is full it is awake, and sees the end by itself.
+        // This wakes the thread. If the buffer is full the thread is awake, and sees the end by itself.
         let _ = self.lines.buffer.try_send(Vec::new());
         let _ = self.ended.recv_timeout(PATIENCE);
     }
@@ -144,7 +144,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc::channel;
 
-    /// Takes nothing before it is let.
+    /// Takes nothing until it is allowed to.
     struct Stuck {
         let_through: Receiver<()>,
         page: Arc<Mutex<Vec<u8>>>,
@@ -163,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn stuck_log_holds_nobody_up_and_what_it_drops_is_counted() {
+    fn stuck_log_blocks_no_thread_and_dropped_lines_are_counted() {
         let (free, let_through) = channel();
         let page = Arc::default();
         let writer = LineWriter::start(Stuck { let_through, page: Arc::clone(&page) }).unwrap();
         for number in 0..LINES_MAX + 100 {
             (&writer.lines()).write_all(format!("{number}\n").as_bytes()).unwrap();
         }
-        // One may be with the thread, and the buffer has the rest.
+        // The thread may have one line, and the buffer has the others.
         let dropped = writer.dropped().load(Ordering::Relaxed);
         assert!((99..=100).contains(&dropped), "{dropped}");
         drop(free);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn log_that_stays_stuck_does_not_hold_up_the_end() {
+    fn log_that_stays_stuck_does_not_delay_the_exit() {
         let (_never, let_through) = channel();
         let writer = LineWriter::start(Stuck { let_through, page: Arc::default() }).unwrap();
         (&writer.lines()).write_all(b"a line\n").unwrap();

@@ -1,7 +1,7 @@
 //! Log lines on stderr, as JSON or text, from the relay's own events and no library's.
 //!
-//! Writing never blocks the relay: lines wait for a thread that writes them. Those that were dropped because stderr did
-//! not take them are counted in a metric, and a line says so once stderr takes lines again.
+//! Writing never blocks the relay: lines wait for a thread that writes them. Lines that were dropped because stderr did
+//! not take them are counted in a metric, and a log line reports them once stderr takes lines again.
 
 use std::io::{BufWriter, IsTerminal as _, stderr};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::config::{Format, Level};
 /// Lines that came together are written together: under load a write for each costs as much as making it.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// The log of this process; dropped, it writes what is left.
+/// The log of this process; dropped, it writes the remaining lines.
 #[derive(Debug)]
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
@@ -28,10 +28,10 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts it: once in a process.
+    /// Starts the log, once in a process.
     ///
     /// # Errors
-    /// When it was started before, or there can be no thread.
+    /// If it was started before, or the thread cannot be started.
     pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
         let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
         let (filter, handle) = reload::Layer::new(own(level));
@@ -39,14 +39,14 @@ impl Log {
         Ok(Log { filter: handle, writer })
     }
 
-    /// The number of lines that were dropped, as it grows.
+    /// The number of dropped lines, as it grows.
     pub fn dropped(&self) -> Arc<AtomicU64> {
         self.writer.dropped()
     }
 
     /// Changes the least important level that is written.
     pub fn set_level(&self, level: Level) {
-        // It fails only where the subscriber is gone, and the log with it.
+        // This fails only if the subscriber is gone, and the log with it.
         let _ = self.filter.reload(own(level));
     }
 }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_flat_object_and_libraries_say_nothing() {
+    fn line_is_one_flat_object_and_libraries_log_nothing() {
         let page = Page::default();
         let writer = LineWriter::start(page.clone()).unwrap();
         let lines = shape(Format::Json, writer.lines());

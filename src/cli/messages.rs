@@ -1,8 +1,8 @@
-//! `connect-relay messages list|show|redrive|delete`: what is queued and what is dead, at the operators' door.
+//! `connect-relay messages list|show|redrive|delete`: queued messages and dead letters, through the operators' API.
 //!
-//! A table for people, with `--json` the relay's own JSON, a reply a line. What is done in bulk is done a page at a time, so
-//! that there is progress to show, and so that an interrupt ends it between two pages: what was done stays done. A token
-//! comes from a file, contents from a file or stdin: what stands in argv is seen by everybody on the machine.
+//! The output is a table for people, or with `--json` the relay's own JSON, one reply per line. A bulk act is done a
+//! page at a time, so that there is progress to show, and so that an interrupt ends it between two pages: completed
+//! pages stay done. A token comes from a file, contents from a file or stdin: every user of the machine can see argv.
 
 mod print;
 
@@ -28,11 +28,11 @@ use super::out;
 use crate::control::{Deleted, Message, Messages, RedriveWish, Redriven, Status};
 use crate::delivery::Reason;
 
-/// For one page; the relay looks through its queue for two seconds at the most.
+/// The time-out for one page; the relay searches its queue for two seconds at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Messages in one page of a bulk act, and of a list.
 const PAGE: usize = 500;
-/// What stands for itself in a query or a path.
+/// All characters except those that need no encoding in a query or a path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Look at what is queued and what is dead; redrive dead letters, delete messages.
@@ -145,10 +145,10 @@ struct Delete {
     json: bool,
 }
 
-/// Does what the arguments say.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When the relay is not running, or does not do it.
+/// If the relay is not running, or refuses.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::List(args) => list(args).await,
@@ -164,7 +164,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The operators' door.
+/// The operators' API.
 struct Door(PathBuf);
 
 impl Door {
@@ -172,7 +172,7 @@ impl Door {
         Door(control.path())
     }
 
-    /// The relay's own JSON in a line, and what it says.
+    /// The relay's own JSON in a line, and the parsed reply.
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
         self.tell(method, path, Bytes::new()).await
     }
@@ -185,7 +185,7 @@ impl Door {
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }
 
-    /// Does something in bulk, a page at a time; `take` says of each how many it is by now, and where to go on.
+    /// Does a bulk act, a page at a time; `take` returns the total after each page, and the position of the next one.
     async fn go_through<T: DeserializeOwned>(
         &self,
         (method, route): (Method, &str),
@@ -240,7 +240,7 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
 async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
     let wish = RedriveWish {
         connection_token: args.connection_token_file.as_deref().map(text_of).transpose()?.map(|token| {
-            // Files end with a line's end; a token never does.
+            // Files end with a line break; a token never does.
             token.trim_end_matches(['\r', '\n']).to_owned()
         }),
         content: args.content_file.as_deref().map(text_of).transpose()?,
@@ -304,7 +304,7 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("deleted: {}{in_flight}\n", all.deleted) })
 }
 
-/// A bar where its end is known, else a count; nothing where nobody looks.
+/// A bar if the end is known, else a count; nothing without a terminal.
 fn bar(what: &str, most: Option<u64>) -> ProgressBar {
     let (bar, template) = match most {
         Some(most) => (ProgressBar::new(most), "{prefix} [{bar:40}] {pos} of {len}"),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_a_path_is_encoded() {
+    fn parts_of_a_path_are_encoded() {
         let which = Which { conversation: Some("C/a&b+ä".into()), reason: Some("expired".into()) };
         assert_eq!(
             path("/redrive", &which, &[("after", None), ("limit", Some("500"))]),
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn bulk_is_asked_for_in_so_many_words() {
+    fn bulk_needs_an_explicit_request() {
         let parse = |args: &[&str]| Only::try_parse_from([&["messages"], args].concat());
         for right in [
             &["redrive", "a", "b"][..],

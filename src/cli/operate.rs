@@ -1,4 +1,4 @@
-//! `connect-relay pause`, `resume` and `drain`: one request each at the operators' door, and what it came to in a line.
+//! `connect-relay pause`, `resume` and `drain`: one request each to the operators' API, and one line with the result.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::control::{DrainWish, Left, PauseWish, Status};
 
 /// The relay answers a pause once it is on disk.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Beyond the grace: for the last commit and the last replies.
+/// The extra time beyond the grace: for the last commit and the last replies.
 const LEAVING: Duration = Duration::from_secs(10);
-/// Longer than any grace.
+/// A time longer than any grace.
 const EVER: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// Send nothing more to Connect until it is resumed; messages are still accepted.
@@ -49,7 +49,7 @@ pub struct Drain {
 }
 
 /// # Errors
-/// When the relay is not running, or does not do it.
+/// If the relay is not running, or refuses.
 pub async fn pause(args: Pause) -> anyhow::Result<ExitCode> {
     let wish = PauseWish { reason: args.reason };
     let status: Status = command(&args.control.path(), "/pause", &wish, PATIENCE).await?;
@@ -57,16 +57,16 @@ pub async fn pause(args: Pause) -> anyhow::Result<ExitCode> {
 }
 
 /// # Errors
-/// When the relay is not running, or does not do it.
+/// If the relay is not running, or refuses.
 pub async fn resume(args: Resume) -> anyhow::Result<ExitCode> {
     let status: Status = command(&args.control.path(), "/resume", &(), PATIENCE).await?;
     say(&format!("sending goes on: {} queued, at {:.1} a second", status.queued, status.send_rate))
 }
 
 /// # Errors
-/// When the relay is not running, or leaves without a word.
+/// If the relay is not running, or exits without an answer.
 pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
-    // Whole seconds: a part of one counts as one.
+    // Whole seconds, rounded up.
     let timeout = args.timeout.map(|timeout| timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0));
     let within = timeout.map_or(EVER, |seconds| Duration::from_secs(seconds).saturating_add(LEAVING));
     let wish = DrainWish { timeout, wait: true };

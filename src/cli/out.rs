@@ -1,12 +1,12 @@
-//! Standard output of the commands. A command whose output cannot be written (a full disk) has failed, and says so. A
-//! reader that has left (`connect-relay check | head -1`) has what it wanted: the rest is discarded without a word, and the
-//! exit code is that of what was done.
+//! Standard output of the commands. A command whose output cannot be written (a full disk) has failed, and reports it.
+//! If the reader has closed the pipe (`connect-relay check | head -1`), the remaining output is discarded silently, and
+//! the exit code is that of the command's work.
 
 use std::io::{self, Stdout, Write};
 
 use anyhow::Context as _;
 
-/// Standard output, or nothing once its reader has left.
+/// Standard output, or nothing once its reader has closed it.
 #[derive(Debug)]
 pub struct Out<W = Stdout> {
     to: W,
@@ -18,17 +18,17 @@ pub fn stdout() -> Out {
     Out { to: io::stdout(), left: false }
 }
 
-/// Writes a text, all of it.
+/// Writes a whole text.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
 }
 
 impl<W> Out<W> {
-    /// True if the reader has left.
+    /// True if the reader has closed the pipe.
     pub fn has_no_reader(&self) -> bool {
         self.left
     }

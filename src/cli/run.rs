@@ -1,7 +1,7 @@
 //! `connect-relay run`: the daemon, from its configuration to its exit code.
 //!
-//! Signals are the only thing it hears: SIGTERM and SIGINT ask it to drain, a second one to leave at once, SIGHUP to
-//! read its configuration again.
+//! Signals are its only input: SIGTERM and SIGINT ask it to drain, a second one to exit at once, SIGHUP to read its
+//! configuration again.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -23,10 +23,11 @@ use crate::daemon::{Daemon, Ending, Options, Reload, Wish};
 use crate::supervisor::Supervisor;
 use crate::time::Clock;
 
-/// A daemon that was told to leave at once and has not after so long is left behind.
+/// The time after which a daemon that was asked to exit at once is abandoned.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// What a reload applies, beside `ingress.content_chars_max`: what a request finds at the bots' door, and the log.
+/// The keys that a reload applies, beside `ingress.content_chars_max`: those of the bots' API per request, and the
+/// log's.
 const LIVE: [&str; 11] = [
     "ingress.reply",
     "ingress.tcp_reply",
@@ -61,10 +62,10 @@ pub struct Args {
     dir: Option<PathBuf>,
 }
 
-/// Runs until it is told to leave, or fails.
+/// Runs until it is asked to exit, or fails.
 ///
 /// # Errors
-/// With what is wrong with the configuration; what fails later is in the log.
+/// With the errors of the configuration; later failures are logged.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&Sources::of_process(args.config.clone(), args.dir.clone()))?;
     let (format, level) = config.log();
@@ -109,7 +110,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
     }
 }
 
-/// Each part's settings.
+/// The settings of each part.
 pub(super) fn options(config: &Config) -> Options {
     let shape = &config.shape;
     Options {
@@ -134,7 +135,7 @@ pub(super) fn options(config: &Config) -> Options {
     }
 }
 
-/// The service manager, where one started this process and listens.
+/// The service manager, if one started this process and listens.
 fn supervisor() -> Supervisor {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Supervisor::default() };
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -146,13 +147,13 @@ fn supervisor() -> Supervisor {
     })
 }
 
-/// The folders of `--dir`: bots may look into DIR, nobody else into what is not theirs.
+/// Creates the folders of `--dir`: bots may read DIR, only the relay's user its own files.
 pub(super) fn make(dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
 
-/// Passes on what the signals ask for; resolves when it was asked twice to leave and that took too long.
+/// Forwards the requests of signals; resolves when the exit after a second one takes too long.
 async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn()) {
     for next in [Wish::Drain, Wish::Leave] {
         while signals.next().await == Heard::Reload {
@@ -163,7 +164,7 @@ async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn
     sleep(LEAVE_WITHIN).await;
 }
 
-/// Reads the configuration again and applies what can be applied; where it is not valid, the old one stays.
+/// Reads the configuration again and applies the keys that can change; if it is not valid, the old one stays.
 fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
     match Config::load(sources) {
         Ok(config) => {
@@ -187,7 +188,7 @@ fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
     }
 }
 
-/// Whether a reload applies a key.
+/// True if a reload applies the key.
 fn is_live(key: &str) -> bool {
     LIVE.contains(&key) || key.starts_with("ingress.content_chars_max.")
 }

@@ -1,12 +1,12 @@
-//! `connect-relay send`: hands a message, or a file of them, to a running relay; for scripts and for trying it out.
+//! `connect-relay send`: submits a message, or a file of them, to a running relay; for scripts and for trying it out.
 //!
-//! The relay's replies go to stdout as they came, a line of JSON each; everything said to people goes to stderr. The
-//! ConnectionToken comes from the environment or a file: what stands in argv is seen by everybody on the machine.
+//! The relay's replies go to stdout unchanged, one line of JSON each; all texts for people go to stderr. The
+//! ConnectionToken comes from the environment or a file: every user of the machine can see argv.
 //!
-//! A batch (NDJSON, a message per line, each with its own ConnectionToken) goes out in pieces of at most
-//! [`PIECE_MAX`] bytes. Pieces go one after the other, so the file's order is the order of acceptance. Where the relay
-//! takes less at once the piece is halved. After a failure nothing further is sent, and it is said how far it came: the
-//! rest can be sent later, and lines with a ClientToken even again.
+//! A batch (NDJSON, a message per line, each with its own ConnectionToken) is sent in pieces of at most [`PIECE_MAX`]
+//! bytes, one after the other, so the file's order is the order of acceptance. If the relay accepts less at once, the
+//! piece is halved. After a failure no further piece is sent, and the command reports how many were: the rest can be
+//! sent later, and lines with a ClientToken can be repeated.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _, Write};
@@ -26,9 +26,9 @@ use super::client;
 use super::out;
 use crate::message::{ConnectionToken, ConversationKey, Invalid};
 
-/// The most that goes out at once: the default of `ingress.batch_bytes_max`.
+/// The largest piece: the default of `ingress.batch_bytes_max`.
 const PIECE_MAX: usize = 1 << 20;
-/// How long the relay may take, beside a wait that was asked for.
+/// The time-out for the relay's answer, beside a wait that was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Hand a message, or a file of them, to the relay.
@@ -73,17 +73,17 @@ struct Message<'a> {
     client_token: Option<&'a str>,
 }
 
-/// How far a batch came.
+/// The progress of a batch.
 #[derive(Debug, Default, PartialEq)]
 struct Tally {
     accepted: u64,
     refused: u64,
 }
 
-/// Hands over what the arguments say.
+/// Submits the messages of the arguments.
 ///
 /// # Errors
-/// When the relay is not running or does not answer, or a file cannot be read.
+/// If the relay is not running or does not answer, or a file cannot be read.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let of_dir = || args.dir.as_ref().map(|dir| dir.join("relay.sock"));
     let of_environment = || std::env::var_os("CONNECT_RELAY__INGRESS__SOCKET").map(PathBuf::from);
@@ -113,7 +113,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The request for one message; an error here is the caller's.
+/// Builds the request for one message; an error here is the caller's.
 fn request(args: &Args) -> anyhow::Result<Request<Full<Bytes>>> {
     let token = connection_token(args.connection_token_file.as_deref())?;
     let mut bearer = HeaderValue::from_bytes(token.expose()).context("read the ConnectionToken")?;
@@ -122,7 +122,7 @@ fn request(args: &Args) -> anyhow::Result<Request<Full<Bytes>>> {
         "-" => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("read the text from stdin")?;
-            // `echo hello | connect-relay send -` says hello.
+            // `echo hello | connect-relay send -` sends `hello` without the line break.
             text.truncate(text.strip_suffix('\n').map_or(text.len(), |text| text.trim_end_matches('\r').len()));
             text
         }
@@ -139,7 +139,7 @@ fn request(args: &Args) -> anyhow::Result<Request<Full<Bytes>>> {
         request = request.header("relay-conversation", key.as_str());
     }
     if let Some(wait) = args.wait {
-        // Whole seconds, and never less than was asked for.
+        // Whole seconds, rounded up.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         request = request.header("prefer", format!("wait={seconds}"));
     }
@@ -155,7 +155,7 @@ fn connection_token(file: Option<&Path>) -> anyhow::Result<ConnectionToken> {
         },
     };
     let bytes = Zeroizing::new(bytes);
-    // Files end with a line's end; a token never does.
+    // Files end with a line break; a token never does.
     Ok(ConnectionToken::parse(bytes.trim_ascii_end())?)
 }
 
@@ -189,7 +189,7 @@ async fn batch(socket: &Path, mut lines: impl BufRead, most: usize, out: &mut im
     Ok(if tally.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Posts one piece, or its halves where it is too large.
+/// Posts one piece, or its halves if it is too large.
 async fn post(socket: &Path, piece: Bytes, tally: &mut Tally, out: &mut impl Write) -> anyhow::Result<()> {
     let mut pieces = vec![piece];
     while let Some(piece) = pieces.pop() {
@@ -217,7 +217,7 @@ async fn post(socket: &Path, piece: Bytes, tally: &mut Tally, out: &mut impl Wri
     Ok(())
 }
 
-/// Where a line begins in the second half; none where there is but one line.
+/// The start of a line near the middle; `None` if there is only one line.
 fn middle(piece: &[u8]) -> Option<usize> {
     let half = piece.len() / 2;
     let after = piece[half..piece.len() - 1].iter().position(|byte| *byte == b'\n').map(|end| half + end + 1);
@@ -241,7 +241,7 @@ fn print(out: &mut impl Write, body: &[u8]) -> anyhow::Result<()> {
     out.flush().context("write to standard output")
 }
 
-/// What a refusal says, in words; none for a 2xx.
+/// The text of an error reply; `None` for a 2xx.
 fn refusal(reply: &Response<Bytes>) -> Option<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -285,7 +285,7 @@ mod tests {
         Cli::try_parse_from([&["send"], args].concat()).map(|cli| cli.args)
     }
 
-    /// Takes pieces of at most so many bytes; answers a line for a line, and refuses the word `bad`.
+    /// Accepts pieces of at most `most` bytes, answers one line for each line, and refuses the word `bad`.
     fn relay(path: &Path, most: usize, pieces: Arc<Mutex<Vec<usize>>>) -> tokio::task::JoinHandle<()> {
         let listener = bind_unix(path, 0o600).unwrap();
         let limits =
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_said_in_words() {
+    fn refusal_is_shown_as_text() {
         let reply = Response::builder()
             .status(429)
             .header("x-amzn-ErrorType", "ThrottlingException")

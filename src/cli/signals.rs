@@ -1,4 +1,4 @@
-//! The signals that a command hears. From when they are listened for, none is lost.
+//! The signals that a command handles. Once a [`Signals`] exists, none is lost.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,7 +12,7 @@ pub struct Signals {
     _ignored: [Signal; 2],
 }
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// SIGTERM, SIGINT.
@@ -22,10 +22,10 @@ pub enum Heard {
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Registers the handlers.
     ///
     /// # Errors
-    /// When the system does not let it.
+    /// If the system refuses.
     pub fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("listen for signals");
         Ok(Signals {
@@ -36,7 +36,7 @@ impl Signals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Heard {
         tokio::select! {
             _ = self.terminate.recv() => Heard::Stop,

@@ -52,10 +52,10 @@ pub struct Args {
     ledger: Option<PathBuf>,
 }
 
-/// Plays the service until `stop`.
+/// Simulates the service until `stop`.
 ///
 /// # Errors
-/// When the address or the ledger cannot be used.
+/// If the address or the ledger cannot be used.
 pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let listener = bind(args.listen).await?;
     let address = listener.local_addr().context("read the address listened on")?;
@@ -104,7 +104,7 @@ fn open_ledger(path: &Path) -> anyhow::Result<File> {
     opened.with_context(|| format!("open ledger {}", path.display()))
 }
 
-/// What a newcomer needs to know. The first line is for scripts as well.
+/// The introduction for a new user. The first line is for scripts as well.
 fn introduction(args: &Args, address: SocketAddr) -> String {
     let mut text = format!("listening on http://{address}\n\n");
     let mut add = |line: &str| {
@@ -158,12 +158,12 @@ fn summary(counts: &Counts) -> String {
     )
 }
 
-/// Without the crumbs of binary fractions: 0.07 is 7, not 7.000000000000001.
+/// Without the rounding errors of binary fractions: 0.07 is 7, not 7.000000000000001.
 fn percent(share: f64) -> f64 {
     (share * 10_000.0).round() / 100.0
 }
 
-/// A closed stderr is no reason to stop.
+/// Writes to stderr and ignores errors: a closed stderr is no reason to stop.
 fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

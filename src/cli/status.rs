@@ -1,7 +1,7 @@
-//! `connect-relay status`: is it healthy, and if not why; then the figures.
+//! `connect-relay status` reports if the relay is healthy, and if not, why; then the figures.
 //!
-//! It shows what the control door says and judges nothing itself: a relay is healthy when it is ready and names no
-//! problem. With `--json` the reply goes out as it came, one line each, for scripts.
+//! It shows the reply of the operators' API and decides nothing itself: a relay is healthy if it is ready and reports
+//! no problem. With `--json` it prints each reply unchanged, one line each, for scripts.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -19,13 +19,13 @@ use super::client::{self, ControlSocket};
 use super::out;
 use crate::control::Status;
 
-/// The relay answers from memory; longer than its own patience with its store.
+/// Longer than the relay's own time-out for its store; otherwise the relay answers from memory.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks.
+/// The time between two requests.
 const EVERY: Duration = Duration::from_secs(1);
-/// Looks that shares are shown of: a minute.
+/// The number of replies over which shares are shown: a minute.
 const LOOKS: usize = 60;
-/// Something is queued.
+/// Exit code: something is queued.
 const QUEUED: u8 = 75;
 
 /// Say whether the relay is healthy, and if not why; then what waits and how fast it goes.
@@ -44,10 +44,10 @@ pub struct Args {
     exit_code: bool,
 }
 
-/// Asks once, or again and again.
+/// Asks once, or repeatedly.
 ///
 /// # Errors
-/// When the relay is not running or does not answer.
+/// If the relay is not running or does not answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let socket = args.control.path();
     let mut past = Past::default();
@@ -61,7 +61,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut out = out::stdout();
     let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
-        // A relay that restarts is worth watching too.
+        // Watching continues while a relay restarts.
         let text = match look(&socket).await {
             Ok((json, _)) if args.json => json,
             Ok((_, status)) => {
@@ -84,7 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The relay's own JSON in a line, and what it says.
+/// The relay's own JSON in a line, and the parsed status.
 async fn look(socket: &Path) -> anyhow::Result<(String, Status)> {
     let request = Request::get("/status").body(Full::<Bytes>::default())?;
     let body = client::well(client::ask(socket, request, PATIENCE).await?)?;
@@ -92,14 +92,14 @@ async fn look(socket: &Path) -> anyhow::Result<(String, Status)> {
     Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
 }
 
-/// What the last minute of looks has shown; without any, what there was since the relay's start.
+/// The replies of the last minute; without any, the figures since the relay's start count.
 #[derive(Debug, Default)]
 struct Past(VecDeque<Status>);
 
 impl Past {
     fn push(&mut self, status: Status) {
         if self.0.back().is_some_and(|last| last.uptime_seconds > status.uptime_seconds) {
-            // Another process counts anew.
+            // Another process counts from zero.
             self.0.clear();
         }
         if self.0.len() > LOOKS {
@@ -108,7 +108,7 @@ impl Past {
         self.0.push_back(status);
     }
 
-    /// What share of attempts was throttled, and of the time was spent waiting for the quota.
+    /// The share of attempts that were throttled, and the share of the time that was spent waiting for the quota.
     fn shares(&self, now: &Status) -> [(&'static str, String); 2] {
         let nothing = Status::default();
         let then = self.0.front().filter(|then| then.uptime_seconds < now.uptime_seconds).unwrap_or(&nothing);
@@ -167,7 +167,7 @@ fn render(status: &Status, past: &Past) -> String {
     text
 }
 
-/// The answer in a line.
+/// The summary in one line.
 fn headline(status: &Status) -> String {
     let well = status.problems.is_empty();
     let mut line = match (status.state.as_str(), well) {
@@ -251,7 +251,7 @@ relay         1.2.3 eu-west-2
     }
 
     #[test]
-    fn first_lines_say_what_is_wrong() {
+    fn first_lines_show_the_problems() {
         let mut status = status();
         status.queued = 300;
         status.oldest_seconds = 61.9;
@@ -272,7 +272,7 @@ relay         1.2.3 eu-west-2
     }
 
     #[tokio::test]
-    async fn exit_code_tells_whether_something_is_queued() {
+    async fn exit_code_shows_if_messages_are_queued() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let listener = bind_unix(&path, 0o600).unwrap();

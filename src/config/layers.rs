@@ -1,8 +1,8 @@
-//! Lays the sources over one another: defaults, file, environment, flags.
+//! Merges the sources: defaults, file, environment, flags.
 //!
-//! Every setting is first tried alone on top of the defaults. So each fault is found, not only the first, and each one
-//! knows the source it came from; what is left fits together, because settings of different keys cannot spoil one
-//! another's shape.
+//! Every setting is first tried alone on top of the defaults. So every error is found, not only the first, and each has
+//! the source of its setting. The valid settings can then be merged, because settings of different keys cannot
+//! invalidate each other's shape.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,18 +16,18 @@ use super::{Sources, paths};
 const PREFIX: &str = "CONNECT_RELAY__";
 const NEAR_PREFIX: &str = "CONNECT_RELAY_";
 
-/// What the sources come to.
+/// The result of merging the sources.
 #[derive(Debug, Default)]
 pub struct Layers {
-    /// The values; a setting with a fault has its default here.
+    /// The values; a setting with an error has its default here.
     pub shape: Shape,
-    /// Where each key that is set comes from.
+    /// The source of each key that is set.
     pub origins: BTreeMap<String, String>,
-    /// What cannot be right.
+    /// The errors.
     pub faults: Vec<String>,
-    /// What is probably not meant.
+    /// The probable mistakes.
     pub warnings: Vec<String>,
-    /// The file could not be read: what it sets is not known, so nothing is said of what it may have set.
+    /// True if the file could not be read: errors about keys that it may have set are left out.
     pub file_unknown: bool,
 }
 
@@ -39,7 +39,7 @@ struct Setting {
 }
 
 impl Layers {
-    /// Reads the sources and lays them over one another.
+    /// Reads the sources and merges them.
     pub fn of(sources: &Sources) -> Layers {
         let mut layers = Layers::default();
         let mut settings = Vec::new();
@@ -71,7 +71,8 @@ impl Layers {
         layers
     }
 
-    /// What was read from the file that a key names; nothing, and a fault, where it could not be.
+    /// Returns the contents of the file that a key names. If it could not be read, adds an error and returns the
+    /// default.
     pub fn take<T: Default>(&mut self, key: &str, read: Result<T, String>) -> T {
         read.unwrap_or_else(|fault| {
             if !self.is_faulty(key) {
@@ -92,7 +93,7 @@ impl Layers {
         let mut builder = ::config::Config::builder();
         for Setting { source, key, value } in settings {
             match alone(&key, &value) {
-                // An empty table says nothing, and must not lie over what is in it.
+                // An empty table sets no key, and must not replace the values in it.
                 Ok(()) if matches!(value.kind, ValueKind::Table(_)) => {}
                 Ok(()) => {
                     builder = builder.set_override(&key, value).expect("the key was taken a moment ago");
@@ -109,7 +110,7 @@ impl Layers {
         }
     }
 
-    /// Where no region is set, takes the one that AWS's own tools would take.
+    /// Sets the region from the variables that AWS's own tools read, if no key sets it.
     fn take_region(&mut self, environment: &[(OsString, OsString)]) {
         for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
             let found = environment.iter().find(|(key, value)| key == name && !value.is_empty());
@@ -171,10 +172,10 @@ fn variable(name: &OsStr, value: &OsStr) -> Variable {
     }
 }
 
-/// True for what Kubernetes sets in each container for a Service called connect-relay, or connect-relay-ANYTHING, in the
-/// shapes that Docker's links had.
+/// True for the variables that Kubernetes sets in each container for a Service called connect-relay, or
+/// connect-relay-ANYTHING, in the format of Docker's links.
 fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
-    // A port alone is no address of a Service: somebody meant a setting.
+    // A bare port is not an address of a Service: it was meant as a setting.
     let number = value.to_str().is_some_and(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
     let rest = format!("_{rest}");
     let address = |tail: &str| {
@@ -192,13 +193,13 @@ fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
     shaped && close(&rest[1..]).is_none()
 }
 
-/// The key whose variable this would be with two underscores, in capitals.
+/// Returns the key whose variable this would be with two underscores, in capitals.
 fn close(rest: &str) -> Option<String> {
     let keys = super::keys(&Shape::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
     keys.into_iter().find(|key| key.replace('.', "_") == rest.replace("__", "_"))
 }
 
-/// The name that someone who wrote one underscore had in mind.
+/// Returns the name that was probably meant by one with single underscores.
 fn meant(rest: &str) -> String {
     match close(rest) {
         Some(key) => format!("it takes two underscores, {PREFIX}{}", key.replace('.', "__")),
@@ -206,8 +207,8 @@ fn meant(rest: &str) -> String {
     }
 }
 
-/// `--dir`: the bots' socket in DIR itself, which they may be given whole; what is not theirs in a folder of its own. A
-/// relative one is in the folder that the command is called in, as of any command.
+/// `--dir`: the bots' socket is in DIR itself, which may be mounted into their containers; the relay's own files are in
+/// a folder inside it. A relative path starts at the working directory, as for any command.
 fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Setting>, String> {
     let shown = dir.display();
     if !paths::is_plain(dir) {
@@ -226,7 +227,7 @@ fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Set
     Ok(settings.into())
 }
 
-/// A value as it was written, without what may be a secret.
+/// A value as it was written, without possible secrets.
 fn shown(value: &ValueKind) -> String {
     match value {
         ValueKind::String(text) if text.contains('@') => "(not shown)".into(),
@@ -242,7 +243,7 @@ fn shown(value: &ValueKind) -> String {
     }
 }
 
-/// The error's own words, less what the `config` crate adds of keys and origins.
+/// The error's own text, without the keys and origins that the `config` crate adds.
 fn told(error: ConfigError) -> String {
     match error {
         ConfigError::At { error, .. } => told(*error),

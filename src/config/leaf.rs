@@ -1,8 +1,7 @@
-//! How one value is written: what a duration, a size, a mode, an address may look like in the file and, as text, in the
-//! environment.
+//! The syntax of one value: a duration, a size, a mode or an address in the file and, as text, in the environment.
 //!
-//! Stricter than the `config` crate's own conversions, which take `true` for 1, round 1.5 to 2 and read 5 as the region
-//! "5": a value is taken as its kind or not at all.
+//! Stricter than the `config` crate's own conversions, which accept `true` for 1, round 1.5 to 2 and read 5 as the
+//! region "5": a value has to be of its kind.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,9 +18,9 @@ use serde_json::{Value, json};
 pub trait Leaf: Sized {
     /// Completes "must be …".
     const ALLOWED: &'static str;
-    /// Takes it as the file has it, or as the text that the environment has.
+    /// Reads a value of the file, or a text of the environment.
     fn read(value: &ValueKind) -> Option<Self>;
-    /// Writes it as TOML would have it, which for these kinds is what JSON has.
+    /// Writes it as TOML, which for these kinds is the same as JSON.
     fn write(&self) -> Value;
 }
 
@@ -41,7 +40,7 @@ pub fn serialize<T: Leaf, S: Serializer>(value: &T, serializer: S) -> Result<S::
 pub struct Size(pub u64);
 
 impl Size {
-    /// What this machine can address of it.
+    /// The size as a `usize`, at most the largest one of this machine.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -78,8 +77,8 @@ pub struct Mode(pub u32);
 impl Leaf for Mode {
     const ALLOWED: &'static str = "octal permissions in quotes, such as \"0660\": rw at least for the owner, and nothing \
         for others that the group lacks (YAML turns 0660 without quotes into 432)";
-    /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432. A decimal number that comes as text nearly
-    /// always lacks the owner's bits, or has an 8 or a 9.
+    /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432. A decimal number in a text nearly always
+    /// lacks the owner's bits, or has an 8 or a 9.
     fn read(value: &ValueKind) -> Option<Mode> {
         let ValueKind::String(text) = value else { return None };
         let octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
@@ -92,7 +91,7 @@ impl Leaf for Mode {
     }
 }
 
-/// How many nanoseconds a unit has.
+/// The nanoseconds of each unit.
 const DURATION_UNITS: [(u128, &str); 7] = [
     (86_400_000_000_000, "d"),
     (3_600_000_000_000, "h"),
@@ -218,7 +217,7 @@ impl Leaf for Uri {
         let uri: Uri = text.parse().ok()?;
         let web = matches!(uri.scheme_str(), Some("http" | "https"));
         let host = uri.host().is_some_and(|host| !host.is_empty());
-        // `Uri` takes a port that is no number, or too large, for no port at all.
+        // `Uri` treats a port that is no number, or too large, as no port.
         let port = uri.authority().is_some_and(|authority| {
             authority.as_str() == authority.host() || authority.port_u16().is_some_and(|port| port > 0)
         });
@@ -240,7 +239,7 @@ impl Leaf for Option<Uri> {
     }
 }
 
-/// An empty text stands for none.
+/// An empty text means `None`.
 fn optional<T: Leaf>(value: &ValueKind) -> Option<Option<T>> {
     match value {
         ValueKind::String(text) if text.is_empty() => Some(None),
@@ -295,17 +294,17 @@ macro_rules! words {
 }
 
 words! {
-    /// When a message is answered, where its request does not say.
+    /// The moment at which a message is answered if its request does not choose one.
     Reply {
-        /// Once it is on disk.
+        /// On acceptance: when the message is on disk.
         Accepted = "accepted",
-        /// Once its outcome is known.
+        /// On its outcome.
         Delivered = "delivered",
     }
 }
 
 words! {
-    /// Which limits a message's Content has.
+    /// The limits of a message's Content.
     ContentLimits {
         /// Characters by type, and bytes.
         ByType = "by_type",
@@ -315,9 +314,9 @@ words! {
 }
 
 words! {
-    /// What to do about a store that cannot be opened.
+    /// The reaction to a store that cannot be opened.
     Damaged {
-        /// Rename it and carry over what verifies.
+        /// Rename it and rebuild a store from the valid records.
         SetAside = "set_aside",
         /// Leave it and exit.
         Refuse = "refuse",
@@ -325,11 +324,11 @@ words! {
 }
 
 words! {
-    /// What log lines look like.
+    /// The format of log lines.
     Format {
         /// One object a line.
         Json = "json",
-        /// For people.
+        /// Text for people.
         Text = "text",
     }
 }
@@ -337,13 +336,13 @@ words! {
 words! {
     /// The least important events that are still logged.
     Level {
-        /// What needs a person.
+        /// Problems that an operator has to solve.
         Error = "error",
-        /// What may need one.
+        /// Problems that an operator may have to solve.
         Warn = "warn",
-        /// Every message's life.
+        /// The events of every message.
         Info = "info",
-        /// How it came to pass.
+        /// Details.
         Debug = "debug",
         /// Everything.
         Trace = "trace",
@@ -395,7 +394,7 @@ mod tests {
         for right in ["0600", "0666", "0770", "0777", "0640", "622"] {
             assert!(text::<Mode>(right).is_some(), "{right}");
         }
-        // What YAML makes of 0600 to 0777 without quotes, among others.
+        // The values that YAML makes of 0600 to 0777 without quotes, among others.
         for wrong in [
             "0888", "1777", "60", "+660", "", "384", "416", "432", "436", "438", "448", "504", "511", "0000", "0060",
             "0460", "0260", "0606", "0642", "0624", "0661", "0o660", "0x1b0", "0660 ", "660.0",

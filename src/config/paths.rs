@@ -1,16 +1,17 @@
-//! Paths in a configuration are absolute: no shell reads them, and a service's working folder is nobody's choice. This module
-//! finds the path that was probably meant by one that is not.
+//! Paths in a configuration must be absolute: no shell expands them, and the working directory of a service is
+//! arbitrary. This module finds the path that was probably meant by one that is not.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-/// True unless the path begins with what a shell would have replaced: `~`, `$NAME`, `${NAME}`, Kubernetes' `$(NAME)`.
+/// True unless the path begins with a part that a shell would have expanded: `~`, `$NAME`, `${NAME}`, Kubernetes'
+/// `$(NAME)`.
 pub fn is_plain(path: &Path) -> bool {
     !path.to_string_lossy().starts_with(['~', '$'])
 }
 
-/// The absolute path that was probably meant. `default` is the one that the relay uses if none is set; it stands in if the
-/// path names a user or a variable that is not known here.
+/// The absolute path that was probably meant. `default` is the one that the relay uses if none is set. It is returned
+/// if the path names a user or a variable that is unknown here.
 pub fn meant(path: &Path, default: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
     if is_plain(path) {
         return std::path::absolute(path).unwrap_or_else(|_| default.into());
@@ -23,7 +24,7 @@ pub fn meant(path: &Path, default: &Path, environment: &[(OsString, OsString)]) 
         None => value(environment, first.trim_matches(['$', '{', '}', '(', ')'])),
     };
     match root {
-        // Nothing is joined to a path: that would add a slash.
+        // Joining an empty path would add a slash.
         Some(root) if rest.is_empty() => root,
         Some(root) => root.join(rest.trim_start_matches('/')),
         None => default.into(),
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_shell_would_have_made_of_a_path_is_found() {
+    fn path_that_a_shell_would_have_expanded_is_found() {
         let environment = [("HOME", "/home/bot"), ("DATA", "/data"), ("EMPTY", ""), ("NAME", "bot")];
         let environment = environment.map(|(name, value)| (name.into(), value.into()));
         let of = |path: &str| meant(Path::new(path), Path::new("/default"), &environment);

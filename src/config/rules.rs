@@ -1,5 +1,5 @@
-//! What values must be beyond their kind, alone and together. Each rule says what is allowed; [`Rules`] says where the
-//! value came from.
+//! Conditions beyond a value's kind, for one value and for several. Each rule names the allowed values; [`Rules`] adds
+//! the source of the value.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -21,7 +21,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Checks every rule and adds what is broken to the faults.
+/// Checks every rule and adds the violations to the errors.
 pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     let shape = layers.shape.clone();
     let mut rules = Rules(layers, environment);
@@ -144,7 +144,7 @@ impl Rules<'_> {
         self.range("sender.backoff.randomization", backoff.randomization, 0.0, 1.0);
     }
 
-    /// What lies where: the bots' folder holds nothing else, and the queue's folder nothing but the queue.
+    /// Checks the places: the bots' folder contains nothing else, and the queue's folder only the queue.
     fn places(&mut self, shape: &Shape) {
         let (bots, operators) = (resolved(&shape.ingress.socket), resolved(&shape.control.socket));
         let queue = resolved(&shape.queue.path);
@@ -176,7 +176,7 @@ impl Rules<'_> {
         self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
     }
 
-    /// A path that is given has to be whole: no shell reads it, and a service's working folder is nobody's choice.
+    /// Checks that a path is absolute: no shell expands it, and the working directory of a service is arbitrary.
     fn absolute(&mut self, key: &str, path: &Path, default: &Path) {
         let whole = path.as_os_str().is_empty() || path.is_absolute();
         let meant = paths::meant(path, default, self.1);
@@ -193,9 +193,10 @@ impl Rules<'_> {
         self.rule(&[key, bound_key], bare(&value), value <= bound, &allowed);
     }
 
-    /// The source named is that of the first of the keys that is set anywhere.
+    /// Adds an error unless `kept`. It names the source of the first of the keys that is set.
     fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
-        // A key whose value is wrong by itself is not compared as well, nor one that a file may have set which is not read.
+        // A key whose value is wrong by itself is not compared as well, nor is one that an unreadable file may have
+        // set.
         let known = keys.iter().any(|key| self.0.is_faulty(key));
         let unknown = self.0.file_unknown && (keys.len() > 1 || !self.0.origins.contains_key(keys[0]));
         let Layers { origins, faults, .. } = &mut *self.0;
@@ -206,7 +207,7 @@ impl Rules<'_> {
     }
 }
 
-/// A value as one writes it, without quotes.
+/// A value in the usual notation, without quotes.
 fn bare(value: &impl Leaf) -> String {
     let written = value.write();
     written.as_str().map_or_else(|| written.to_string(), str::to_owned)
@@ -217,12 +218,12 @@ fn is_loopback(endpoint: &Uri) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// A clash is said here, before a bind fails on it.
+/// True if the addresses clash: the error is reported before a bind fails.
 fn shares_address(one: IpAddr, other: IpAddr) -> bool {
     one == other || one.is_unspecified() || other.is_unspecified()
 }
 
-/// The path with the links of whatever exists of it followed: /var/run is /run.
+/// The path with the links of its existing part resolved: /var/run is /run.
 fn resolved(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
     path.ancestors()

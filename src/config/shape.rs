@@ -1,5 +1,5 @@
-//! The keys: one struct per table of the file, each key with its kind and its default, written as the environment would
-//! write it. `config/relay.toml` says what each one means; a test keeps the two equal.
+//! The keys: one struct per table of the file, each key with its kind and its default, in the notation of the
+//! environment. `config/relay.toml` explains each one; a test keeps the two equal.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ table! {
 }
 
 table! {
-    /// The bots' door.
+    /// The bots' API.
     Ingress {
         socket: PathBuf = "/run/connect-relay/relay.sock",
         socket_mode: Mode = "0660",
@@ -100,7 +100,7 @@ table! {
 }
 
 table! {
-    /// What goes upstream, and how fast.
+    /// Sending and its rate.
     Sender {
         region: String = "",
         endpoint: Option<Uri> = "",
@@ -137,7 +137,7 @@ table! {
 }
 
 table! {
-    /// The operators' door.
+    /// The operators' API.
     Control {
         socket: PathBuf = "/var/lib/connect-relay/control.sock",
         edit: bool = "false",
@@ -152,7 +152,7 @@ table! {
 }
 
 table! {
-    /// The end.
+    /// The shutdown.
     Shutdown {
         grace: Duration = "25s",
     }

@@ -1,10 +1,10 @@
-//! The configuration as its users meet it: files, variables, flags, and what is said about wrong ones.
+//! The configuration from its users' view: files, variables, flags, and the errors about wrong ones.
 
 use std::path::Path;
 
 use super::*;
 
-/// A file's text and the environment, in an otherwise empty world; `{path}` in a fault is the file's.
+/// Loads a file's text and an environment, and nothing else; `{path}` in an error is the file's path.
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("relay.toml");
@@ -19,7 +19,7 @@ fn faults(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
     load(text, environment).unwrap_err()
 }
 
-/// A configuration that is valid but for `more`.
+/// Loads a configuration that is valid except for `more`.
 fn with(more: &str) -> Result<Config, Vec<String>> {
     load(more, &[("AWS_REGION", "eu-west-2")])
 }
@@ -72,7 +72,7 @@ fn parts_defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn environment_lies_over_the_file_and_flags_over_both() {
+fn environment_overrides_the_file_and_flags_override_both() {
     let text = "[sender]\nregion = 'eu-west-2'\nrate_max = 5\nbackoff.max = '3s'\n[ingress]\nsocket = '/file/a.sock'";
     let config = load(
         text,
@@ -133,7 +133,7 @@ fn every_fault_is_reported_with_its_source_its_key_and_what_is_allowed() {
 }
 
 #[test]
-fn each_rule_refuses_what_it_should_and_says_so() {
+fn each_rule_refuses_its_violations_with_an_error() {
     for (text, expected) in [
         ("ingress.tcp = '0.0.0.0:8480'", "{path}: ingress.tcp = 0.0.0.0:8480: must be a loopback address"),
         (
@@ -237,7 +237,7 @@ fn one_underscore_is_a_warning_that_names_the_right_variable() {
 fn file_that_is_not_read_yields_its_own_error_and_nothing_that_follows_from_it() {
     let found = faults("[sender]\nregion = 'eu-west-2'\nrate_min = = 3", &[("CONNECT_RELAY__SENDER__RATE_MIN", "50")]);
     assert!(found.len() == 1 && found[0].starts_with("{path}: TOML parse error at line 3"), "{found:#?}");
-    // What is wrong with the environment by itself is still said.
+    // Errors of the environment by itself are still reported.
     let found = faults("[sender", &[("CONNECT_RELAY__SHUTDOWN__GRACE", "2h"), ("CONNECT_RELAY__QUEUE__PATH", "q")]);
     assert_eq!(found.len(), 3, "{found:#?}");
     let found = faults("sender = 5", &[]);
@@ -350,7 +350,7 @@ fn the_endpoint_follows_the_region_unless_it_is_set() {
 }
 
 #[test]
-fn what_check_prints_is_a_configuration_that_comes_to_the_same() {
+fn check_output_is_an_equal_configuration() {
     let text = "[sender]\nendpoint = 'http://127.0.0.1:9580'\nrate_max = 3\nconnect_instance = 'a \"b\"'\n\
                 [ingress]\nallow_gids = [5, 6]\nbody_bytes_max = 100000";
     let config = load(text, &[("CONNECT_RELAY__LOG__LEVEL", "debug")]).unwrap();
@@ -362,7 +362,7 @@ fn what_check_prints_is_a_configuration_that_comes_to_the_same() {
 }
 
 #[test]
-fn what_check_prints_differs_from_the_documented_file_where_something_is_set() {
+fn check_output_differs_from_the_documented_file_only_in_settings() {
     let settings = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.starts_with('#')).filter(|line| !line.is_empty()).map(str::to_owned).collect()
     };
@@ -389,7 +389,7 @@ fn a_ca_file_is_read_and_its_change_is_noticed() {
 }
 
 #[test]
-fn a_missing_file_is_said_with_its_path() {
+fn missing_file_is_reported_with_its_path() {
     let sources =
         Sources { file: Some("/nowhere/relay.toml".into()), environment: vec![region("eu-west-2")], dir: None };
     let Faults(found) = Config::load(&sources).unwrap_err();

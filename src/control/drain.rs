@@ -1,20 +1,20 @@
-//! A drain that an operator asked for: between their door and the daemon, which carries it out.
+//! A drain that an operator requested: from the operators' API to the daemon, which executes it.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// The wish, and what came of it; clones share it. A second wish changes nothing.
+/// The request and its result; clones share it. A second request changes nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// The grace that was asked for; the inner one is none where `shutdown.grace` is meant.
+    /// The requested grace; the inner value is `None` for `shutdown.grace`.
     wish: watch::Sender<Option<Option<Duration>>>,
-    /// How many messages are left; the inner one is none where the store did not say.
+    /// The number of messages that are left; the inner value is `None` if the store did not answer.
     left: watch::Sender<Option<Option<u64>>>,
 }
 
 impl Drain {
-    /// Somebody wishes that the relay drains and leaves, within so long.
+    /// Requests that the relay drains and exits, within this time.
     pub fn wish(&self, within: Option<Duration>) {
         self.wish.send_if_modified(|wish| {
             let first = wish.is_none();
@@ -23,29 +23,29 @@ impl Drain {
         });
     }
 
-    /// Whether somebody does.
+    /// True if a drain was requested.
     #[must_use]
     pub fn is_wished(&self) -> bool {
         self.wish.borrow().is_some()
     }
 
-    /// The grace that they asked for, if they did.
+    /// The requested grace, if one was requested.
     #[must_use]
     pub fn grace(&self) -> Option<Duration> {
         self.wish.borrow().flatten()
     }
 
-    /// Resolves with the grace when somebody does.
+    /// Resolves with the grace when a drain is requested.
     pub async fn wished(&self) -> Option<Duration> {
         first(&self.wish).await
     }
 
-    /// The relay leaves now, and leaves so much behind.
+    /// Notes that the relay exits, and the number of messages left.
     pub fn end(&self, left: Option<u64>) {
         self.left.send_replace(Some(left));
     }
 
-    /// Resolves when it does.
+    /// Resolves when the relay exits, with the number of messages left.
     pub async fn ended(&self) -> Option<u64> {
         first(&self.left).await
     }
@@ -54,7 +54,7 @@ impl Drain {
 /// Resolves with the first value.
 async fn first<T: Copy>(of: &watch::Sender<Option<Option<T>>>) -> Option<T> {
     let mut values = of.subscribe();
-    // Its sender is borrowed here, so it is not gone.
+    // The channel's sender is borrowed here, so the channel is open.
     values.wait_for(Option::is_some).await.ok().and_then(|value| *value).flatten()
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn first_wish_counts_and_everybody_hears_of_the_end() {
+    async fn first_request_counts_and_every_waiter_sees_the_end() {
         let drain = Drain::default();
         assert!(!drain.is_wished());
         drain.wish(Some(Duration::from_secs(9)));

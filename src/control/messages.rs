@@ -1,13 +1,13 @@
-//! `/messages` and `/redrive`: what is queued and what is dead, one by one and in bulk.
+//! `/messages` and `/redrive`: queued messages and dead letters, one by one and in bulk.
 //!
-//! A delivered message is not among them: its bot asks for it by its ClientToken, at its own door. Contents are shown only
-//! to those who ask for them, of one message at a time; a text of upstream's may repeat them, so it comes with them. Tokens
-//! are never shown. An operator's wish is read as narrowly as it is written: a parameter that is not known, or stands there
-//! twice, is refused, so that a slip of the pen never deletes more than was meant.
+//! A delivered message is not among them: its bot can ask for it by its ClientToken, at the bots' API. Contents are
+//! returned only if they are requested, for one message at a time. Upstream's error text may repeat them, so it is
+//! returned only with them. Tokens are never returned. A parameter that is unknown or comes twice is refused, so that a
+//! typing error never deletes more messages than intended.
 //!
-//! A list, and a bulk act with a `limit`, ends after so many messages, a list also after [`LIST_WITHIN`], with a `Next` to
-//! go on after; without a limit a bulk act goes on to the end, in pages of the queue's own, between which others have
-//! their turn. Hanging up ends it between two of them.
+//! A list, and a bulk act with a `limit`, ends after that number of messages, a list also after [`LIST_WITHIN`], with a
+//! `Next` to continue from. Without a limit a bulk act runs to the end, in pages, between which the queue serves other
+//! requests. A disconnect of the client ends it between two pages.
 
 mod query;
 mod shapes;
@@ -27,9 +27,9 @@ use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
 
-/// Messages in a list, where nothing is said of it.
+/// The default number of messages in a list.
 const LIMIT: usize = 100;
-/// How long a list is looked for.
+/// The longest search for a list.
 const LIST_WITHIN: Duration = Duration::from_secs(2);
 
 impl Control {
@@ -97,7 +97,7 @@ impl Control {
         Ok(json(StatusCode::OK, &message))
     }
 
-    /// What a message is to say from now on.
+    /// Builds the new body of a message from the given contents and type, or its own.
     async fn edited(
         &self,
         id: MessageId,
@@ -180,7 +180,7 @@ impl Control {
         Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, next: next.map(|next| next.to_string()) }))
     }
 
-    /// Goes on until there is no more, no room, or enough.
+    /// Repeats the act until there is no more, no room, or the limit is reached.
     async fn sweep<F>(&self, query: &Query, act: impl Fn(Selection, Cursor, usize) -> F) -> Result<Sweep, Refusal>
     where
         F: Future<Output = Result<Sweep, StoreFailed>>,
@@ -199,7 +199,7 @@ impl Control {
         Ok(all)
     }
 
-    /// The message of that name; one that was delivered, or is kept no longer, is answered with this status.
+    /// Finds the message with this name; one that was delivered, or is no longer stored, is answered with this status.
     async fn find(&self, name: &str, if_gone: StatusCode) -> Result<MessageId, Refusal> {
         match self.of_queue(self.queue.seek(name)).await? {
             Sought::Here(id) => Ok(id),

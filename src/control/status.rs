@@ -1,22 +1,22 @@
-//! `GET /status`: how the relay is, and what is wrong, in sentences. Its members are names to build on:
+//! `GET /status`: the state of the relay, and its problems in sentences. Clients may rely on the members:
 //!
-//! | members | what |
+//! | members | meaning |
 //! | --- | --- |
-//! | `version`, `region`, `connect_instance` | which relay |
-//! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; since it was started |
+//! | `version`, `region`, `connect_instance` | the identity of the relay |
+//! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; seconds since the start |
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
-//! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | what waits, and for how long |
-//! | `conversations`, `held`, `answer_lost` | of them: waiting for a renewed token; with a message that may have arrived |
-//! | `dead_letters` | kept, not delivered |
-//! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | room; `full` is null, or names what refuses new messages |
+//! | `queued`, `queued_max`, `oldest_seconds`, `oldest_due_seconds` | the waiting messages, and the ages of the oldest |
+//! | `conversations`, `held`, `answer_lost` | conversations with queued messages; of them, waiting for a renewed token; with a message that may have arrived |
+//! | `dead_letters` | stored, not delivered |
+//! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | space; `full` is null, or names the limit that refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
-//! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, those of them that were throttled, and the time in which something was due and only the quota held it |
+//! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, the throttled ones of them, and the time in which something was due and only the quota held it |
 //! | `expiring`, `first_expiry` | queued messages that will expire before they can be sent, and when the first does: an estimate; null if none |
-//! | `problems` | sentences: what is wrong, and what to do about it; none means healthy |
+//! | `problems` | sentences: each problem and its remedy; empty if healthy |
 //!
-//! Nothing in it is contents, a token, or a conversation's name. Dead letters by themselves are no problem: they were
-//! logged and counted when they died, and stay for a week.
+//! The reply contains no contents, no token and no conversation's name. Dead letters by themselves are no problem: each
+//! was logged and counted at its death, and is stored for a week.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,20 +31,21 @@ use crate::pacer::Closed;
 use crate::queue::{Expiring, Full, Overview, Pause};
 use crate::time::{Clock, Timestamp};
 
-/// Something that could have been sent for longer is worth a word.
+/// The time after which a due message that could have been sent is a problem.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
-/// Sending that is only slow ends an attempt more often: at the least rate, and if answers take long.
+/// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also
+/// at the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
-/// Which relay this is, and what bounds it.
+/// The identity and the limits of this relay.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// The build.
     pub version: &'static str,
     /// `sender.region`
     pub region: String,
-    /// Where messages go: `sender.endpoint`, or the region's.
+    /// The destination of messages: `sender.endpoint`, or the region's.
     pub upstream: String,
     /// `sender.connect_instance`
     pub connect_instance: String,
@@ -57,7 +58,7 @@ pub struct About {
 }
 
 impl About {
-    /// The setting that decides where messages go, and its value.
+    /// The setting that decides the destination, and its value.
     fn destination(&self) -> String {
         if !self.region.is_empty() && self.upstream.contains(&self.region) {
             format!("sender.region ({})", self.region)
@@ -67,7 +68,7 @@ impl About {
     }
 }
 
-/// The reply to `GET /status`. A member that another version does not have is read as nothing.
+/// The reply to `GET /status`. A member that another version does not send is read as empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the module's head has the table")]
@@ -105,7 +106,7 @@ pub struct Status {
     pub problems: Vec<String>,
 }
 
-/// Since when sending is paused, and why.
+/// The start and the reason of a pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the module's head has the table")]
@@ -114,12 +115,12 @@ pub struct Paused {
     pub reason: String,
 }
 
-/// What everybody else says of the relay.
+/// The facts from other parts of the relay.
 pub(super) struct Facts {
     pub overview: Overview,
     pub state: State,
     pub stalled: Option<String>,
-    /// The path of the bots' socket, and what is there instead of it.
+    /// The path of the bots' socket, and a description of what is there instead of it.
     pub no_socket: Option<(PathBuf, String)>,
     pub rate: f64,
     pub closed: Option<Closed>,
@@ -130,7 +131,7 @@ pub(super) struct Facts {
     pub clock: Clock,
 }
 
-/// The sender's own measures: what is exported and what is shown cannot differ.
+/// The sender's own metrics: the status and `/metrics` cannot differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Counts {
     in_flight: u64,
@@ -211,7 +212,7 @@ impl Paused {
     }
 }
 
-/// What is wrong and what to do about it, the worst first.
+/// The problems and their remedies, the worst first.
 fn problems(about: &About, facts: &Facts) -> Vec<String> {
     let Facts { overview, state, stalled, rate, closed, seen, now, .. } = facts;
     let due_for = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
@@ -311,7 +312,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     problems
 }
 
-/// A message is due for long, and nothing is known to hold it: attempts that end show that sending is only slow.
+/// The problem of a message that is due for long without a known obstacle: if attempts end, sending is only slow.
 fn slow_or_stuck(facts: &Facts, due: &str) -> String {
     let Facts { overview, rate, seen, counts, now, uptime, .. } = facts;
     let quiet = seen.attempted.map_or(*uptime, |attempted| now.since(attempted));
@@ -337,7 +338,7 @@ fn slow_or_stuck(facts: &Facts, due: &str) -> String {
     format!("Sending is stuck: no attempt has ended for {}, and {what}.{due} What to do: {next}.", span(quiet))
 }
 
-/// To the second.
+/// A duration to the second.
 fn span(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
 }
@@ -365,7 +366,7 @@ fn loss_to_come(facts: &Facts) -> Option<String> {
     ))
 }
 
-/// To two places: an estimate knows no more.
+/// A number to two significant digits: an estimate is no better.
 fn about(count: u64) -> String {
     let unit = 10u64.pow(count.max(1).ilog10().saturating_sub(1));
     grouped(count.saturating_add(unit / 2) / unit * unit)
@@ -406,7 +407,7 @@ fn whole(count: f64) -> u64 {
     count.max(0.0) as u64
 }
 
-/// To three places.
+/// A number to three decimal places.
 fn millis_of(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
@@ -468,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_to_come_is_a_problem_that_says_how_much_and_when_it_begins() {
+    fn expiring_messages_are_a_problem_with_their_number_and_time() {
         let mut facts = facts();
         facts.rate = 1.0;
         facts.overview.queued = 3000;
@@ -575,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_no_problem() {
+    fn temporary_conditions_are_no_problem() {
         let mut facts = facts();
         facts.state = State::Draining;
         facts.overview = Overview {

@@ -1,8 +1,9 @@
-//! What the supervisor hears while the relay runs: that it lives, and a line on how it is.
+//! Notifies the service manager while the relay runs: that it is alive, and a status line.
 //!
-//! The beat is a task of the relay's one event loop and asks what `/livez` asks: a loop that hangs, a sender that makes
-//! no step and a commit that never ends all silence it, and the supervisor starts the relay anew. Connect being down or
-//! throttling, a full queue and a pause do not: a restart mends none of them.
+//! It is a task of the relay's one event loop and checks the same conditions as `/livez`. An event loop that hangs, a
+//! sender that makes no step and a commit that never ends all stop the notifications, and the service manager restarts
+//! the relay. If Connect is down or throttling, the queue full or sending paused, the notifications go on: a restart
+//! repairs none of these.
 
 use std::time::Duration;
 
@@ -14,12 +15,12 @@ use crate::queue::Queue;
 use crate::supervisor::{Supervisor, Word};
 use crate::time::Clock;
 
-/// Between two lines of status.
+/// The time between two status lines.
 const EVERY: Duration = Duration::from_secs(10);
-/// How long the queue is waited for; a stuck one must not keep the beat from saying so.
+/// The time-out for the queue's answer; a stuck queue must not delay the status that reports it.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
 
-/// Tells the supervisor, again and again.
+/// Notifies the service manager regularly.
 #[derive(Clone, Debug)]
 pub struct Beat {
     pub supervisor: Supervisor,
@@ -30,7 +31,7 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// Until it is told to stop. A third of the manager's patience: one beat may get lost.
+    /// Runs until `stop`. It notifies at least three times per watchdog time-out, so that one may get lost.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let every = self.supervisor.watchdog().map_or(EVERY, |patience| EVERY.min(patience / 3));
         let beats = async {
@@ -45,7 +46,7 @@ impl Beat {
         }
     }
 
-    /// One word on how it is now.
+    /// Sends one notification with the present state.
     pub async fn once(&self) {
         let alive = self.health.live(self.clock.awake(), self.queue.stalled());
         let status = match &alive {

@@ -1,7 +1,7 @@
-//! Opening a relay: the queue, the sockets, the tasks, in the order in which each can rely on the one before.
+//! Opening a relay: the queue, the sockets, the tasks, in the order of their dependencies.
 //!
-//! The admin port is served first, so that probes have an answer while a large or damaged queue opens; the bots' sockets
-//! are bound last: whoever can connect to them is served.
+//! The admin port is served first, so that probes have an answer while a large or damaged queue opens. The bots'
+//! sockets are bound last: every client that can connect to them is served.
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -31,7 +31,7 @@ use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Connections at each of the two doors that are not the bots'.
+/// The connection limits of the operators' API and of the admin port.
 const WINDOW_LIMITS: Limits = Limits {
     connections_max: 16,
     idle_timeout: Duration::from_secs(75),
@@ -39,7 +39,7 @@ const WINDOW_LIMITS: Limits = Limits {
     head_bytes_max: 16 << 10,
 };
 
-/// What every part is made with.
+/// The dependencies of every part.
 struct Common {
     participant: Participant,
     metrics: Metrics,
@@ -47,10 +47,10 @@ struct Common {
 }
 
 impl Daemon {
-    /// Opens the queue and the doors: from here on bots are served, while [`run`](Daemon::run) is awaited.
+    /// Opens the queue and the listeners. From here on bots are served, while [`run`](Daemon::run) is awaited.
     ///
     /// # Errors
-    /// When the queue cannot be opened, an address cannot be listened on, or the client cannot be made.
+    /// If the queue cannot be opened, an address cannot be listened on, or the client cannot be made.
     pub async fn open(options: Options, clock: Clock) -> Result<Daemon, Failure> {
         let metrics = Metrics::default();
         let reload_ok = describe(&metrics, &options);
@@ -70,7 +70,7 @@ impl Daemon {
         let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
         windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, |stage| stage.dark))));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
-        // Nobody else sets it.
+        // No other code sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         queue.paced_by(budget.clone());
@@ -116,7 +116,7 @@ impl Daemon {
         let sender = sender.reporting(self.health.destination());
         let stop = until(&self.stage, |stage| stage.nothing_new);
         self.sending.spawn(async move {
-            // A store that has failed tells everybody by itself.
+            // All parts see a failure of the store by themselves.
             let _ = sender.run(stop).await;
             "the sender"
         });
@@ -195,17 +195,17 @@ impl Daemon {
     }
 }
 
-/// Resolves when the daemon has come so far.
+/// Resolves when the shutdown has reached a stage.
 fn until(stage: &watch::Sender<Stage>, wanted: fn(&Stage) -> bool) -> impl Future<Output = ()> + Send + use<> {
     let mut stage = stage.subscribe();
     async move {
-        // A daemon that is gone has no use for its tasks either.
+        // If the daemon is dropped, its tasks end too.
         let _ = stage.wait_for(wanted).await;
     }
 }
 
 async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
-    // The queue opens meanwhile, and takes up the line of its store: a jump that no connection may notice.
+    // The queue opens meanwhile, and sets the clock to its store's line. Connections must not see that jump.
     let clock = probes.clock.detached();
     let service = move |request, _| {
         let probes = probes.clone();
@@ -219,7 +219,7 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// On a thread of its own, so that a large store does not keep signals waiting.
+/// Opens the queue on a thread of its own, so that a large store does not delay signals.
 async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, Writer), Failure> {
     let opened = tokio::task::spawn_blocking(move || Queue::open(options, clock, &metrics)).await;
     match opened {
@@ -232,7 +232,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
     listener.local_addr().map_err(|error| Failure::Failed(format!("read the address listened on: {error}")))
 }
 
-/// What Prometheus is told of the process and the build; gives the gauge of reloads.
+/// Registers the metrics of the process and the build. Returns the gauge of reloads.
 fn describe(metrics: &Metrics, options: &Options) -> IntGauge {
     let help = "Always 1: the build, the region and the instance are its labels.";
     let labels = [VERSION, options.region.as_str(), options.connect_instance.as_str()];

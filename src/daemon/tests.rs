@@ -1,4 +1,4 @@
-//! Whole relays in this process: a temporary folder, a simulated or absent service, and the three doors.
+//! Whole relays in this process: a temporary folder, a simulated or absent service, and all three listeners.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::retry::Hint;
 use crate::simulator::{self, Simulator};
 use crate::time::Clock;
 
-/// Far longer than anything here takes.
+/// Far longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `run --dir` would be told, with every port left to the system.
+/// The options of `run --dir`, with every port chosen by the system.
 fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
     let set = |key: &str, value: &str| (format!("CONNECT_RELAY__{key}").into(), value.into());
     let environment = vec![
@@ -53,7 +53,7 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
     }
 }
 
-/// A daemon at work.
+/// A running daemon.
 struct Relay {
     dir: TempDir,
     bound: Bound,
@@ -92,7 +92,7 @@ impl Relay {
         request(stream, &message(content)).await
     }
 
-    /// What an operator does.
+    /// Sends an operator's request.
     async fn operate(&self, method: &str, path: &str, body: &str) -> String {
         let stream = UnixStream::connect(self.dir.path().join("private/control.sock")).await.unwrap();
         let length = body.len();
@@ -121,7 +121,7 @@ async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request:
     reply
 }
 
-/// A service on a port of its own; it ends with the test's runtime.
+/// A service on its own port; it ends with the test's runtime.
 async fn service() -> (String, Simulator) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -131,7 +131,7 @@ async fn service() -> (String, Simulator) {
     (endpoint, simulator)
 }
 
-/// Nobody listens there.
+/// An address on which no process listens.
 async fn nowhere() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -154,7 +154,7 @@ async fn drain_delivers_what_is_queued_and_removes_the_sockets() {
 }
 
 #[tokio::test]
-async fn doors_stay_open_while_it_drains_and_what_is_left_is_counted() {
+async fn listeners_stay_open_during_a_drain_and_remaining_messages_are_counted() {
     let relay = Relay::start(&nowhere().await, "4s").await;
     assert!(relay.send("before").await.starts_with("HTTP/1.1 202 "));
     relay.wish.send_replace(Wish::Drain);
@@ -230,7 +230,7 @@ async fn waits_are_answered_when_nothing_is_left_to_send() {
 #[tokio::test]
 async fn attempt_that_is_cut_puts_its_own_conversation_in_doubt_and_no_other() {
     for (grace, second) in [("1s", false), ("0s", false), ("1h", true)] {
-        // Takes requests and never answers.
+        // Accepts requests and never answers.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path(), &format!("http://{}", silent.local_addr().unwrap()), grace);
@@ -263,7 +263,7 @@ fn closing_phase_is_a_tenth_of_the_grace_and_at_most_two_seconds() {
 }
 
 #[tokio::test]
-async fn bots_socket_that_is_gone_is_said_by_probe_metric_and_status() {
+async fn missing_bots_socket_is_reported_by_probe_metric_and_status() {
     let relay = Relay::start(&nowhere().await, "1h").await;
     let path = relay.dir.path().join("relay.sock");
     assert!(relay.get("/metrics").await.contains("\nconnect_relay_socket_present 1\n"));
@@ -282,7 +282,7 @@ async fn bots_socket_that_is_gone_is_said_by_probe_metric_and_status() {
 }
 
 #[tokio::test]
-async fn a_wish_to_leave_is_obeyed_at_once_also_while_it_drains() {
+async fn request_to_exit_ends_a_drain_at_once() {
     let relay = Relay::start(&nowhere().await, "1h").await;
     relay.send("left behind").await;
     relay.wish.send_replace(Wish::Drain);
@@ -292,7 +292,7 @@ async fn a_wish_to_leave_is_obeyed_at_once_also_while_it_drains() {
 }
 
 #[tokio::test]
-async fn operators_pause_holds_sending_up_and_nothing_else() {
+async fn pause_stops_sending_and_nothing_else() {
     let (endpoint, simulator) = service().await;
     let relay = Relay::start(&endpoint, "25s").await;
     let paused = relay.operate("POST", "/pause", r#"{"reason": "the instance moves"}"#).await;
@@ -311,7 +311,7 @@ async fn operators_pause_holds_sending_up_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn operator_who_waits_for_a_drain_is_told_what_it_came_to() {
+async fn drain_with_wait_returns_the_messages_left() {
     let (endpoint, simulator) = service().await;
     let relay = Relay::start(&endpoint, "25s").await;
     for number in 0..20 {
@@ -343,7 +343,7 @@ async fn signal_cuts_a_long_drain_short() {
 }
 
 #[tokio::test]
-async fn paused_relay_does_not_wait_for_what_it_will_not_send() {
+async fn drain_of_a_paused_relay_does_not_wait_for_its_queue() {
     let relay = Relay::start(&nowhere().await, "1h").await;
     assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
     relay.wish.send_replace(Wish::Drain);
@@ -353,7 +353,7 @@ async fn paused_relay_does_not_wait_for_what_it_will_not_send() {
 }
 
 #[tokio::test]
-async fn operators_door_tells_what_it_does_not_do() {
+async fn operators_api_reports_requests_that_it_does_not_know() {
     let relay = Relay::start(&nowhere().await, "1h").await;
     for (method, path, body, status) in [
         ("GET", "/", "", 404),
@@ -375,7 +375,7 @@ async fn operators_door_tells_what_it_does_not_do() {
 }
 
 #[tokio::test]
-async fn what_is_left_behind_is_delivered_after_the_next_start() {
+async fn remaining_messages_are_delivered_after_the_next_start() {
     let relay = Relay::start(&nowhere().await, "1h").await;
     relay.send("kept").await;
     relay.wish.send_replace(Wish::Leave);
@@ -391,7 +391,7 @@ async fn what_is_left_behind_is_delivered_after_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_part_that_ends_uninvited_ends_the_whole_by_the_drain_path() {
+async fn unexpected_end_of_a_task_drains_and_ends_the_relay() {
     let (endpoint, simulator) = service().await;
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
@@ -422,7 +422,7 @@ async fn two_relays_run_in_one_process_and_share_no_folder() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_said_before_the_store_is_touched() {
+async fn taken_port_is_reported_before_the_store_is_touched() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = listener.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -447,7 +447,7 @@ async fn the_process_and_the_build_are_measured() {
 }
 
 #[tokio::test]
-async fn the_beat_falls_silent_only_where_a_restart_would_help() {
+async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::system());
     let daemon = Daemon::open(options(dir.path(), "http://127.0.0.1:9", "1m"), clock.clone()).await.unwrap();
     let address = dir.path().join("notify");

@@ -1,4 +1,4 @@
-//! The thread of the queue's writer: the one thing of a relay that is not a task.
+//! The thread of the queue's writer: the only part of a relay that is not a task.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,23 +9,23 @@ use tokio::time::timeout;
 use super::Failure;
 use crate::queue::{StoreFailed, Writer};
 
-/// A writer at work.
+/// A running writer.
 #[derive(Debug)]
 pub struct WriterThread {
     thread: JoinHandle<()>,
-    /// Carries out what follows from its commits; it ends after the thread.
+    /// The task that runs the post-commit actions; it ends after the thread.
     answers: tokio::task::JoinHandle<()>,
     ended: oneshot::Receiver<Result<(), StoreFailed>>,
 }
 
 impl WriterThread {
-    /// Starts it.
+    /// Starts the thread.
     pub fn start(mut writer: Writer) -> Result<WriterThread, Failure> {
         let answers = tokio::spawn(writer.answers().give());
         let (tell, ended) = oneshot::channel();
         let work = move || {
             let result = writer.run();
-            // Nobody listens any more where the wait for it was given up.
+            // The receiver is dropped if the wait for the thread timed out.
             let _ = tell.send(result);
         };
         let thread = thread::Builder::new().name("queue".into()).spawn(work);
@@ -33,11 +33,12 @@ impl WriterThread {
         Ok(WriterThread { thread, answers, ended })
     }
 
-    /// Waits for its end, which comes when the last handle on the queue is gone: not for ever, for a disk may hang.
+    /// Waits for its end, which comes when the last handle on the queue is dropped. The wait is bounded: a disk may
+    /// hang.
     pub async fn join(self, most: Duration) -> Result<(), String> {
         match timeout(most, self.ended).await {
             Ok(Ok(result)) => {
-                // It told its result as its last act.
+                // The thread sends its result as its last action.
                 let _ = self.thread.join();
                 let _ = self.answers.await;
                 result.map_err(|failed| failed.to_string())

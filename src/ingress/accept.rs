@@ -1,13 +1,13 @@
-//! One submission: on disk, and then perhaps its outcome.
+//! One submission: stored on disk, and then, if requested, its outcome.
 //!
 //! ```text
-//! body, headers ─▶ Submission ─▶ queue.accept ─▶ on disk ─┬─ no wait ───────────────▶ 202 (a repeat: what is known)
+//! body, headers ─▶ Submission ─▶ queue.accept ─▶ on disk ─┬─ no wait ───────────────▶ 202 (a repeat: its state)
 //!                                     │                   └─ queue.outcome, at most ▶ 200, 202 or the refusal
-//!                                     └─ not kept ─────────────────────────────────▶ 400 … 500
+//!                                     └─ not stored ───────────────────────────────▶ 400 … 500
 //! ```
 //!
-//! A wait never changes what was promised: at its end, at the door's closing and after a failure of the store the
-//! message is on disk, and the reply says so. The body's share of the budget is given back before a wait.
+//! A wait never changes the promise: at its end, when the API closes and after a failure of the store, the message is
+//! on disk, and the reply says so. The body's permit is returned before a wait.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::queue::{State, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 use crate::time::Clock;
 
-/// What the reply needs of a submission that the queue has taken.
+/// The data of an accepted submission that its reply needs.
 pub(super) struct Stub {
     pub(super) client_token: ClientToken,
     lifetime: Option<Duration>,
@@ -35,7 +35,7 @@ impl Stub {
         Stub { client_token: submission.client_token.clone(), lifetime: submission.lifetime }
     }
 
-    /// Reads the queue's verdict.
+    /// Evaluates the queue's verdict.
     pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<State, Refusal> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
@@ -64,7 +64,7 @@ impl Inner {
         self.submit(submission, headers, body, peer).await
     }
 
-    /// Hands a submission to the queue, waits if it is to, and answers.
+    /// Submits to the queue, waits if requested, and answers.
     pub(super) async fn submit(
         &self,
         submission: Submission,
@@ -89,7 +89,8 @@ impl Inner {
         Ok(applied(answer, wait.applied))
     }
 
-    /// Waits for the outcome of what is queued. An implied wait is not begun, and ends, if no outcome can come within it.
+    /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come
+    /// within it.
     pub(super) async fn outcome(&self, state: State, wait: &Wait) -> State {
         if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
@@ -117,7 +118,7 @@ impl Inner {
     }
 }
 
-/// Puts together what the members and the headers say.
+/// Builds the submission from the members and the headers.
 pub(super) fn submission(
     headers: &HeaderMap,
     body: Body,

@@ -1,11 +1,12 @@
-//! A batch: NDJSON in, NDJSON out, a line for a line, in order. A blank line is none.
+//! A batch: NDJSON in, NDJSON out, one line for each line, in order. Blank lines are ignored.
 //!
-//! Lines are read one by one, and a bad one spoils only itself; the good ones go to the queue together and are on disk
-//! together when the reply starts. There is no wait: a line says `QUEUED`, or for a repeat what is known.
+//! Lines are parsed one by one, and an invalid one affects only itself. The valid ones go to the queue together and are
+//! on disk together when the reply starts. There is no wait: a line of the reply says `QUEUED`, or for a repeat its
+//! state.
 //!
-//! The reply is as long as there are lines, and keeps the body's share of the budget until it has been read. Lines too
-//! short for messages have replies longer than themselves: those take a share of their own before they are written, and a
-//! batch of thousands of them is refused as a whole.
+//! The reply has as many lines as the request, and keeps the body's permit until it has been read. Lines too short for
+//! messages have replies longer than themselves. Those take a permit of their own before they are written, and a batch
+//! with thousands of them is refused as a whole.
 
 use hyper::header::HeaderMap;
 
@@ -19,13 +20,13 @@ use super::request;
 use crate::message::{Caller, Submission};
 use crate::queue::StoreFailed;
 
-/// No line that is a message is shorter.
+/// The length of the shortest line that can be a message.
 const LINE_BYTES_MIN: usize = 64;
-/// Lines that may be shorter, and are answered out of the body's share.
+/// The number of shorter lines that are answered out of the body's permit.
 const SHORT_LINES_FREE: usize = 64;
-/// Lines that may be shorter at all.
+/// The most shorter lines.
 const SHORT_LINES_MAX: usize = 4096;
-/// What is said of a short line is no longer.
+/// The longest reply to a shorter line.
 const SHORT_REPLY_BYTES_MAX: usize = 256;
 
 impl Inner {

@@ -1,11 +1,11 @@
-//! Bodies as they come in: bounded each, and all together.
+//! Incoming bodies: each is limited, and all together.
 //!
-//! Whoever reads a body holds as many permits as it may need bytes, from its first byte until the queue has answered:
-//! a thousand slow uploads cost the relay `ingress.bodies_bytes_max` and no more. One caller has at most a quarter of
-//! them at once, so that its slow uploads keep only its own waiting. Long replies have their shares too, and keep them
-//! until they have been taken: a batch its body's, what is passed on one of another budget. A body that nobody wants is
-//! read to its end and dropped, within bounds, because a connection closed under a client that is still writing may
-//! take the reply with it.
+//! The reader of a body holds as many permits as the body may need bytes, from its first byte until the queue has
+//! answered: a thousand slow uploads cost the relay at most `ingress.bodies_bytes_max`. One caller has at most a
+//! quarter of them at once, so that its slow uploads delay only its own requests. Long replies hold permits too, until
+//! they have been read: a batch its body's, a forwarded reply those of another budget. A body that is not needed is
+//! read to its end and dropped, within limits, because closing a connection under a client that is still writing may
+//! lose the reply.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -22,19 +22,19 @@ use tokio::time::timeout;
 use super::refusal::{Refusal, Rejected};
 use crate::message::Caller;
 
-/// The most that is read of a body only to throw it away.
+/// The most that is read of a body that is not needed.
 const DISCARD_MAX: usize = 16 << 20;
 
-/// What bounds one body.
+/// The limits of one body.
 #[derive(Clone, Copy)]
 pub(super) struct Bound {
-    /// Bytes.
+    /// The most bytes.
     pub(super) most: usize,
     /// The setting's name.
     pub(super) key: &'static str,
-    /// For the whole body to arrive.
+    /// The time for the whole body to arrive.
     pub(super) within: Duration,
-    /// The client waits for leave to send it (`Expect: 100-continue`).
+    /// True if the client waits for permission to send it (`Expect: 100-continue`).
     pub(super) asks: bool,
 }
 
@@ -43,22 +43,22 @@ pub(super) struct Bound {
 pub(super) struct Bodies {
     free: Arc<Semaphore>,
     all: u32,
-    /// A caller's quarter, while it has bodies.
+    /// The quarter of each caller that has bodies.
     quarters: Mutex<HashMap<Caller, Arc<Semaphore>>>,
 }
 
-/// A whole body, and its share of the budget.
+/// A complete body, and its permits.
 pub(super) struct Whole {
     pub(super) bytes: Bytes,
     pub(super) share: Share,
 }
 
-/// A share of the budget, given back when dropped: of the caller's quarter, and of the whole.
+/// Permits, returned when dropped: of the caller's quarter, and of the whole budget.
 #[derive(Default)]
 pub(super) struct Share(#[expect(dead_code, reason = "held, not looked at")] [Option<OwnedSemaphorePermit>; 2]);
 
 impl Share {
-    /// The bytes of a reply, which hold their share until they are written or dropped.
+    /// The bytes of a reply, which hold the permits until they are written or dropped.
     pub(super) fn of(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         struct Held<T>(T, #[expect(dead_code, reason = "held, not looked at")] Share);
 
@@ -116,7 +116,7 @@ impl Bodies {
                 discard(body, bound).await;
                 Err(too_large(None, bound))
             }
-            // Nobody is there to read this reply.
+            // The client is gone: this reply has no reader.
             Ok((Err(Fault::Broken), _)) => Err(Refusal::invalid("the body ended before its time")),
             Err(_) => Err(Refusal::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -129,23 +129,24 @@ impl Bodies {
         }
     }
 
-    /// A share for what the service replies: of the caller's quarter, and all of that for what is longer.
+    /// Takes permits for a forwarded reply: of the caller's quarter, and all of the quarter for a longer one.
     pub(super) async fn reply_share(&self, bytes: usize, caller: Caller) -> Share {
         self.share(u32::try_from(bytes).unwrap_or(u32::MAX).min(self.quarter()), caller).await
     }
 
-    /// First of the caller's quarter: who waits for that does not stand before others.
+    /// First takes those of the caller's quarter, so that a caller that waits for them does not block others.
     async fn share(&self, need: u32, caller: Caller) -> Share {
         let quarter = self.quarter();
         let own = {
             let mut quarters = self.quarters.lock().unwrap_or_else(PoisonError::into_inner);
-            // Callers come and go; those without a body have all of their quarter again.
+            // Removes callers without a body: all their permits are returned.
             if !quarters.contains_key(&caller) {
                 quarters.retain(|_, own| Arc::strong_count(own) > 1);
             }
             Arc::clone(quarters.entry(caller).or_insert_with(|| Arc::new(Semaphore::new(quarter as usize))))
         };
-        // Semaphores that are never closed. A body beyond the quarter, or all of it, waits for that and not for ever.
+        // The semaphores are never closed. A body larger than the quarter waits for all of the quarter, one larger than
+        // the budget for all of the budget.
         let own = own.acquire_many_owned(need.min(quarter)).await.ok();
         Share([own, Arc::clone(&self.free).acquire_many_owned(need.min(self.all)).await.ok()])
     }
@@ -155,7 +156,7 @@ impl Bodies {
     }
 }
 
-/// Reads a body that nobody wants, so that its sender gets to the reply.
+/// Reads and discards a body, so that its client gets to the reply.
 pub(super) async fn discard<B: Body<Data = Bytes>>(body: B, bound: Bound) {
     if bound.asks || body.is_end_stream() || body.size_hint().lower() > DISCARD_MAX as u64 {
         return;
@@ -173,7 +174,7 @@ pub(super) async fn discard<B: Body<Data = Bytes>>(body: B, bound: Bound) {
     .await;
 }
 
-/// One frame is passed on as it is; several are put together.
+/// Returns a single frame as it is; joins several.
 async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, most: usize) -> Result<Bytes, Fault> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
@@ -269,11 +270,11 @@ mod tests {
         let impatient = Bound { within: Duration::from_millis(1), ..bound(6) };
         let refusal = bodies.read(six(), impatient, BOT).await.err().unwrap();
         assert_eq!(refusal.code, "RequestTimeoutException");
-        // Others are not concerned.
+        // Other callers are not affected.
         assert!(bodies.read(six(), impatient, OTHER).await.is_ok());
         drop(first);
         assert!(bodies.read(six(), impatient, BOT).await.is_ok());
-        // Larger than the quarter: it waits for all of it, not for ever.
+        // Larger than the quarter: it waits for all of it, and not for ever.
         assert!(bodies.read(Full::new(Bytes::from("abcdefghij")), bound(10), BOT).await.is_ok());
         assert!(bodies.quarters.lock().unwrap().len() <= 2);
     }
@@ -286,7 +287,7 @@ mod tests {
         assert!(bodies.read(Full::new(Bytes::from("abcdef")), impatient, OTHER).await.is_err());
         drop(first);
         assert!(bodies.read(Full::new(Bytes::from("abcdef")), impatient, OTHER).await.is_ok());
-        // A caller that is gone is forgotten.
+        // A caller that is gone is removed.
         assert!(bodies.read(Full::new(Bytes::from("a")), bound(6), Caller::Tcp).await.is_ok());
         assert_eq!(bodies.quarters.lock().unwrap().len(), 1);
     }

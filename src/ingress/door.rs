@@ -1,8 +1,8 @@
-//! Whether the relay takes messages: one-way, open → draining → ending or closing.
+//! The state of intake: one-way, open → draining → ending or closing.
 //!
-//! While it drains the relay goes on taking messages, because the bots beside it are stopping too and have farewells to
-//! say. Waits for an outcome end, with what is known, when the queue is empty (*ending*) and when the grace is nearly over
-//! (*closing*). Only while it closes the relay turns messages away.
+//! While it drains the relay still accepts messages, because the bots beside it are stopping too and may send last
+//! messages. Waits for an outcome end, with the present state, when the queue is empty (*ending*) and when the grace is
+//! nearly over (*closing*). The relay refuses messages only while it is closing.
 
 use std::sync::Arc;
 
@@ -17,39 +17,39 @@ enum Stand {
     Closing,
 }
 
-/// The one door of a relay; clones share it. It never opens again.
+/// The intake state of a relay; clones share it. It never opens again.
 #[derive(Clone, Debug, Default)]
 pub struct Door(Arc<watch::Sender<Stand>>);
 
 impl Door {
-    /// An open door.
+    /// Creates the open state.
     #[must_use]
     pub fn open() -> Door {
         Door::default()
     }
 
-    /// The relay was asked to stop: messages are still taken.
+    /// Notes that the relay was asked to stop; messages are still accepted.
     pub fn drain(&self) {
         self.go(Stand::Draining);
     }
 
-    /// The queue is empty: waits end, messages are still taken.
+    /// Notes that the queue is empty: waits end, messages are still accepted.
     pub fn end_waits(&self) {
         self.go(Stand::Ending);
     }
 
-    /// The end of the grace: nothing is taken any more, waits end.
+    /// Notes the end of the grace: no message is accepted any more, waits end.
     pub fn close(&self) {
         self.go(Stand::Closing);
     }
 
-    /// Whether the relay was asked to stop.
+    /// True if the relay was asked to stop.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.0.borrow() >= Stand::Draining
     }
 
-    /// Whether nothing is taken any more.
+    /// True if no message is accepted any more.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         *self.0.borrow() == Stand::Closing
@@ -57,7 +57,7 @@ impl Door {
 
     /// Resolves when waits are to end.
     pub async fn waits_end(&self) {
-        // The sender lives in `self`, so the channel cannot end.
+        // The channel's sender is part of `self`, so the channel cannot end.
         let _ = self.0.subscribe().wait_for(|stand| *stand >= Stand::Ending).await;
     }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn door_only_ever_closes_further() {
+    async fn intake_never_opens_again() {
         let door = Door::open();
         assert!(!door.is_draining());
         door.drain();

@@ -1,13 +1,14 @@
-//! What is passed on to the Participant Service at once: typing, connections, and whatever the relay has no part in.
+//! Requests that are forwarded to the Participant Service at once: typing, connections, and all operations that the
+//! relay does not handle.
 //!
-//! None of it is stored, and its replies go back as they came, with what every reply of this door says. Two things are
-//! done in passing. A typing event helps somebody now or nobody: it goes only where nothing of its conversation is queued
-//! before it and the quota has allowance to spare, and else it is dropped. And a new connection token is remembered with
-//! its participant, on disk before the bot hears of it, so that a renewed token continues the conversation.
+//! None of them is stored, and their replies are returned unchanged, with the headers that every reply of this API has.
+//! Two cases get special treatment. A typing event is useful only at once: it is forwarded only if no message of its
+//! conversation is queued and the quota has slots to spare, and else dropped. And a new connection token is stored with
+//! its participant before the bot gets it, so that a renewed token continues the conversation.
 //!
-//! What is between the bot and the relay (`Relay-…`, which can hold a token, and `Prefer`) stays here; `Participant`
-//! drops what belongs to a signature or a connection. Until they are taken, replies are held to a budget of their own,
-//! as bodies are: a transcript can be long, and slow readers many.
+//! Headers between the bot and the relay (`Relay-…`, which can contain a token, and `Prefer`) are not forwarded;
+//! `Participant` drops those that belong to a signature or a connection. Replies hold permits of their own budget until
+//! they have been read, as bodies do: a transcript can be long, and slow readers many.
 
 use bytes::Bytes;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
@@ -27,7 +28,7 @@ use crate::queue::Asker;
 use crate::retry::Hint;
 use crate::serve::Peer;
 
-/// What a reply to CreateParticipantConnection holds of interest.
+/// The members of a reply to CreateParticipantConnection that the relay uses.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Connection {
@@ -63,7 +64,7 @@ impl Inner {
         self.submit(submission, &parts.headers, body, peer).await
     }
 
-    /// Passes a typing event on, if it is worth it; none where it is dropped.
+    /// Forwards a typing event if it is useful; returns `None` if it is dropped.
     async fn typing(
         &self,
         parts: Parts,
@@ -117,7 +118,8 @@ impl Inner {
     }
 }
 
-/// Takes out what is between the bot and the relay. Replies come unencoded: connections are read in passing.
+/// Removes the headers between the bot and the relay. Replies come unencoded, because the relay reads those about
+/// connections.
 fn keep_own(headers: &mut HeaderMap) {
     let own: Vec<HeaderName> = headers
         .keys()
@@ -129,7 +131,7 @@ fn keep_own(headers: &mut HeaderMap) {
     }
 }
 
-/// Any 429, and a ThrottlingException under another status.
+/// True for any 429, and for a ThrottlingException under another status.
 fn is_throttle(forwarded: &Forwarded) -> bool {
     let code = forwarded.headers.get("x-amzn-errortype").and_then(|code| code.to_str().ok()).unwrap_or_default();
     forwarded.status.as_u16() == 429 || code.contains("ThrottlingException")
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_between_bot_and_relay_is_not_passed_on() {
+    fn headers_between_bot_and_relay_are_not_forwarded() {
         let mut headers = HeaderMap::new();
         for name in ["x-amz-bearer", "relay-replaces-token", "relay-conversation", "prefer", "content-type"] {
             headers.append(name, HeaderValue::from_static("x"));

@@ -1,5 +1,5 @@
-//! `openapi/ingress.yaml` has the code's routes and the code's errors, no more and no less. What each route answers is
-//! tested against the binary.
+//! `openapi/ingress.yaml` has the code's routes and the code's errors, no more and no less. Other tests compare each
+//! route's answers with the binary.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +9,11 @@ use super::Route;
 
 const FILE: &str = include_str!("../../openapi/ingress.yaml");
 
-/// Where a code can be written that a bot then reads.
+/// The files that may contain an error code for bots.
 const SOURCES: [&str; 4] =
     [include_str!("../ingress.rs"), include_str!("refusal.rs"), include_str!("body.rs"), include_str!("state.rs")];
 
-/// Methods with their paths: two spaces before a path, four before its methods.
+/// The methods with their paths: two spaces before a path, four before its methods.
 fn operations() -> Vec<(Method, &'static str)> {
     let mut path = "";
     let mut found = Vec::new();

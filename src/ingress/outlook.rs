@@ -1,5 +1,4 @@
-//! What a queued message has to expect: when it is sent, when its lifetime ends, and whether its outcome can come within
-//! a wait.
+//! The outlook of a queued message: when it is sent, when its lifetime ends, and if its outcome can come within a wait.
 //!
 //! | state | `ExpectedTime` | an implied wait |
 //! | --- | --- | --- |
@@ -8,9 +7,9 @@
 //! | Connect refuses every token, and the message is not the next one to be tried | left out | ends |
 //! | its conversation is held for a renewed token | the end of the hold | ends |
 //! | others go before it for longer than the wait, or it backs off for longer | then | ends |
-//! | else | when those before it have gone | is waited for |
+//! | else | when those before it have been sent | is waited for |
 //!
-//! An implied wait that is under way is looked at again each [`LOOK_EVERY`]. A wait that the caller asks for with `Prefer`
+//! The relay checks the outlook of an implied wait every [`LOOK_EVERY`]. A wait that the caller asks for with `Prefer`
 //! goes on whatever the outlook is.
 
 use std::time::Duration;
@@ -22,21 +21,21 @@ use crate::pacer::Closed;
 use crate::queue::{MessageId, State, Status};
 use crate::time::{Timestamp, WallTime};
 
-/// Between two looks at what an implied wait waits for.
+/// The time between two checks of an implied wait.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The outlook of a queued message, as a reply says it.
+/// The outlook of a queued message, as in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outlook {
-    /// When it is likely to be sent; None while sending is paused or Connect is down.
+    /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
     pub(super) expected: Option<WallTime>,
-    /// When its lifetime ends.
+    /// The end of its lifetime.
     pub(super) expires: WallTime,
-    /// Its lifetime ends before it is likely to be sent.
+    /// True if its lifetime ends before it is likely to be sent.
     pub(super) will_expire: bool,
 }
 
-/// How messages go out now.
+/// The present state of sending.
 #[derive(Clone, Copy, Debug)]
 struct Destination {
     rate: f64,
@@ -44,7 +43,7 @@ struct Destination {
 }
 
 impl Inner {
-    /// The outlook of a message; None if it is not queued any more.
+    /// The outlook of a message; `None` if it is not queued any more.
     pub(super) fn outlook(&self, state: &State) -> Option<Outlook> {
         let Status::Queued { expires, .. } = state.status else { return None };
         let expected = expected(&state.status, self.destination(), self.clock.now());
@@ -55,12 +54,12 @@ impl Inner {
         })
     }
 
-    /// True if an implied wait is not worth its while.
+    /// True if an implied wait is useless.
     pub(super) fn is_futile(&self, state: &State, within: Duration) -> bool {
         is_futile(&state.status, self.destination(), within, self.clock.now())
     }
 
-    /// Resolves when nothing more can come of an implied wait; never for a wait that was asked for.
+    /// Resolves when an implied wait has become useless; never for a wait that was asked for.
     pub(super) async fn futile(&self, id: MessageId, wait: &Wait) {
         if !wait.implied {
             return std::future::pending().await;
@@ -71,7 +70,7 @@ impl Inner {
             let left = wait.span.saturating_sub(self.clock.awake().since(began));
             match self.queue.look(id).await {
                 Ok(Some(state)) if !self.is_futile(&state, left) => {}
-                // It is settled: its outcome is on the way.
+                // It is settled: its outcome is about to be returned.
                 Ok(Some(State { status: Status::Delivered(_) | Status::Dead { .. }, .. })) => {}
                 _ => return,
             }
@@ -84,11 +83,11 @@ impl Inner {
     }
 }
 
-/// When a queued message is likely to be sent; None if that cannot be estimated.
+/// The time at which a queued message is likely to be sent; `None` if that cannot be estimated.
 fn expected(status: &Status, destination: Destination, now: Timestamp) -> Option<Timestamp> {
     let Status::Queued { next_attempt, before, .. } = status else { return None };
     let before = before.filter(|_| !destination.down)?;
-    // Nobody counts on a date: a u64 of messages is a fraction of seconds off at most.
+    // The rounding of a large number of messages to f64 shifts the estimate by a fraction of a second at most.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let wait = Duration::try_from_secs_f64(before as f64 / destination.rate).unwrap_or(message::LIFETIME_MAX);
     Some((now + wait.min(message::LIFETIME_MAX)).max(next_attempt.unwrap_or_default()))

@@ -1,8 +1,8 @@
-//! JSON bodies, read once: borrowed where nothing is escaped, and checked member by member.
+//! JSON bodies, parsed once: borrowed if nothing is escaped, and checked member by member.
 //!
-//! A fault names its member and what came in its place, never what stood in it. Members that the relay does not know
-//! are passed over, as AWS does; one that it knows may stand there once. `null` is as good as absent. A string that
-//! holds half of a surrogate pair (a bot cut an emoji in two) is refused, because no UTF-8 can carry it on.
+//! An error names its member and the kind of its value, never the value itself. Unknown members are ignored, as by AWS;
+//! a known one may be there once. `null` counts as absent. A string with half of a surrogate pair (a bot cut an emoji
+//! in two) is refused, because UTF-8 cannot represent it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::message::{
 /// The ContentType of a typing event.
 pub(super) const TYPING: &str = "application/vnd.amazonaws.connect.event.typing";
 
-/// The longest ContentType that the service takes, in characters.
+/// The longest ContentType that the service accepts, in characters.
 const CONTENT_TYPE_CHARS_MAX: usize = 100;
 
 /// The members of a body that the relay knows.
@@ -32,7 +32,7 @@ pub(super) struct Members<'a> {
     lifetime: Member<'a>,
 }
 
-/// What stands in a member.
+/// The value of a member.
 #[derive(Default)]
 enum Member<'a> {
     #[default]
@@ -52,12 +52,12 @@ pub(super) struct Line {
 }
 
 impl<'a> Members<'a> {
-    /// Reads an object; nothing at all counts as an empty one.
+    /// Parses an object; an empty input counts as an empty object.
     pub(super) fn parse(json: &'a [u8]) -> Result<Members<'a>, Invalid> {
         match json.trim_ascii_start().first() {
             None => Ok(Members::default()),
             Some(b'{') => serde_json::from_slice(json).map_err(|error| match error.classify() {
-                // Of our own making, below: the only other kind of it is a body that is no object.
+                // Errors created below: the only other kind of them is a body that is no object.
                 serde_json::error::Category::Data => Invalid(error.to_string()),
                 _ => Invalid(format!("bad JSON: {error}")),
             }),
@@ -93,7 +93,7 @@ impl<'a> Members<'a> {
         Ok(given.unwrap_or_else(ClientToken::mint))
     }
 
-    /// A line of a batch, where what else travels in headers are members.
+    /// A line of a batch, whose members include the values that are headers elsewhere.
     pub(super) fn line(&mut self, limits: &Limits) -> Result<Line, Invalid> {
         let Some(token) = self.connection_token.text("ConnectionToken")? else {
             return Err(Invalid("ConnectionToken is missing".into()));
@@ -102,7 +102,7 @@ impl<'a> Members<'a> {
         let key = key.map(|key| ConversationKey::parse(key.as_bytes())).transpose();
         Ok(Line {
             connection_token: ConnectionToken::parse(token.as_bytes())?,
-            // Here it is a member, not the header.
+            // In a batch it is a member, not the header.
             conversation: key
                 .map_err(|Invalid(what)| Invalid(what.replacen("Relay-Conversation", "Conversation", 1)))?,
             lifetime: self.lifetime()?,
@@ -111,7 +111,7 @@ impl<'a> Members<'a> {
         })
     }
 
-    /// The names of a message, as far as they are valid. They are taken out.
+    /// Takes the names of a message out, as far as they are valid.
     pub(super) fn subject(&mut self) -> Subject {
         let text = |name: &str, member: &mut Member<'a>| member.text(name).ok().flatten();
         let token = text("ConnectionToken", &mut self.connection_token);
@@ -215,7 +215,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Says which member a fault was met in. What serde_json says of syntax never quotes the text.
+/// Names the member of an error. serde_json's texts about syntax never quote the input.
 fn named<E: serde::de::Error>(name: &str, error: &E) -> E {
     let text = error.to_string();
     if text.contains("surrogate") || text.contains("end of hex escape") {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn line_of_a_batch_carries_what_else_travels_in_headers() {
+    fn line_of_a_batch_has_the_header_values_as_members() {
         let line = |rest: &str| {
             let json = format!(r#"{{"ContentType":"text/plain","Content":"x"{rest}}}"#);
             Members::parse(json.as_bytes()).unwrap().line(&Limits::default()).map_err(|invalid| invalid.0)

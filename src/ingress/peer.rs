@@ -1,14 +1,14 @@
-//! Who may come in: the peer's user, its group and its supplementary groups, against `ingress.allow_uids` and
+//! Access control: the peer's user, its group and its supplementary groups, against `ingress.allow_uids` and
 //! `ingress.allow_gids`.
 //!
-//! The kernel vouches for the user, the group and the process of a Unix socket's peer. The supplementary groups stand
-//! in `/proc`, and only for a process that this relay can see: in another container's process namespace it has no
-//! number, and then only the user and the primary group count. They are looked up only where those two did not
-//! suffice. A process that meanwhile runs as another user is another process.
+//! The kernel reports the user, the group and the process of a Unix socket's peer. The supplementary groups are in
+//! `/proc`, and only for a process that this relay can see: in another container's process namespace it has no number,
+//! and then only the user and the primary group count. They are read only if those two are not on a list. If the
+//! process runs as another user by then, it is another process.
 
 use crate::serve::Peer;
 
-/// Whether the peer is let in. Where neither list names anybody, the socket's mode has decided already.
+/// True if the peer is allowed. If both lists are empty, the socket's mode has decided already.
 pub(super) fn is_allowed(uids: &[u32], gids: &[u32], peer: Peer) -> bool {
     if uids.is_empty() && gids.is_empty() {
         return true;
@@ -23,11 +23,11 @@ pub(super) fn is_allowed(uids: &[u32], gids: &[u32], peer: Peer) -> bool {
     }
 }
 
-/// The supplementary groups in a `/proc/PID/status`; none where its process runs as another user.
+/// The supplementary groups in a `/proc/PID/status`; none if its process runs as another user.
 fn supplementary(status: &str, uid: u32) -> impl Iterator<Item = u32> {
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     let numbers = |text: &'_ str| text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
-    // Real, effective, saved, file system: the kernel vouched for the effective one.
+    // Real, effective, saved, file system: the kernel reported the effective one.
     let users: Vec<u32> = numbers(line("Uid:"));
     let groups: Vec<u32> = if users.get(1) == Some(&uid) { numbers(line("Groups:")) } else { Vec::new() };
     groups.into_iter()

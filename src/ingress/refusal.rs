@@ -1,15 +1,16 @@
-//! An error on its way to a bot: which status, which of AWS's codes, and what it says.
+//! An error reply to a bot: the status, the AWS code and the text.
 //!
-//! | error | from |
+//! | error | source |
 //! | --- | --- |
 //! | 400, 404, 408, 413, 415 | the request itself |
-//! | 403 `RelayForbiddenException`, 409, 429, 503 | the door, or the queue's rejection |
-//! | 403 `AccessDeniedException` and whatever else upstream said | the message's death, or its token's |
-//! | 410 | a message that died without a word from upstream |
+//! | 403 `RelayForbiddenException`, 409, 429, 503 | access control, the intake state, or the queue's rejection |
+//! | 403 `AccessDeniedException` and other errors of upstream | the message's dead letter, or its refused token |
+//! | 410 | a message that became a dead letter without an error of upstream |
 //! | 500 | the store |
 //!
-//! The texts of those made here start with `connect-relay: `, name what came and the limit with its key, and never hold
-//! a token, contents or a header's value. Upstream's are passed on as they came: they were scrubbed on arrival.
+//! The texts of errors made here start with `connect-relay: `, name the value and the limit with its key, and never
+//! contain a token, contents or a header's value. Upstream's texts are passed on unchanged: tokens were masked on
+//! arrival.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -23,10 +24,10 @@ use crate::message::{ClientToken, Invalid};
 use crate::queue::{Full, Rejection, StoreFailed};
 use crate::time::Clock;
 
-/// The longest that a full queue asks a bot to stay away.
+/// The longest Retry-After of a full queue.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// Why a submission was not kept: the `reason` label of `messages_rejected_total`.
+/// The reason why a submission was not stored: the `reason` label of `messages_rejected_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
     Invalid,
@@ -42,7 +43,7 @@ pub(super) enum Rejected {
 }
 
 impl Rejected {
-    /// All of them, in the order of their declaration.
+    /// All reasons, in the order of their declaration.
     pub(super) const ALL: [Rejected; 10] = [
         Rejected::Invalid,
         Rejected::Conflict,
@@ -72,19 +73,19 @@ impl Rejected {
     }
 }
 
-/// An error on its way to a bot.
+/// An error reply to a bot.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) code: Cow<'static, str>,
     pub(super) text: Cow<'static, str>,
-    /// When to come again, where more is known than the usual.
+    /// The Retry-After, if a better one than the default is known.
     pub(super) retry: Option<Duration>,
-    /// Upstream's, where the error is.
+    /// Upstream's request id, if the error is upstream's.
     pub(super) request_id: Option<Box<str>>,
-    /// Which rejection it is, if it is one.
+    /// The kind of rejection, if it is one.
     pub(super) counted: Option<Rejected>,
-    /// The message that it refuses, for the log.
+    /// The refused message, for the log.
     pub(super) subject: Option<Box<Subject>>,
 }
 
@@ -109,7 +110,7 @@ impl Refusal {
         }
     }
 
-    /// Adds names to those that are known.
+    /// Adds names to the known ones.
     pub(super) fn about(mut self, names: Subject) -> Refusal {
         let subject = self.subject.get_or_insert_default();
         subject.conversation = subject.conversation.take().or(names.conversation);
@@ -125,13 +126,13 @@ impl Refusal {
         Refusal { counted: Some(reason), ..self }
     }
 
-    /// 400; the text says what is wrong with which member.
+    /// 400; the text names the member and the fault.
     pub(super) fn invalid(what: impl std::fmt::Display) -> Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "ValidationException", format!("connect-relay: {what}"))
             .counted(Rejected::Invalid)
     }
 
-    /// 415; the encoding is cut, and holds nothing that a terminal would obey.
+    /// 415; the encoding is cut, and contains no terminal control characters.
     pub(super) fn encoded(encoding: &HeaderValue) -> Refusal {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
@@ -164,7 +165,7 @@ impl Refusal {
         )
     }
 
-    /// What the service said, as it said it.
+    /// The service's error, unchanged.
     pub(super) fn upstream(error: &ServiceError) -> Refusal {
         let status = StatusCode::from_u16(error.status)
             .ok()
@@ -185,7 +186,7 @@ impl Refusal {
         Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None, subject: None }
     }
 
-    /// What a dead message answers to those who wait for it and to repeats.
+    /// The reply about a dead message, to waiting callers and to repeats.
     pub(super) fn of_dead(reason: Reason, maybe_delivered: bool, error: &ServiceError) -> Refusal {
         let gone = match reason {
             Reason::Expired => "connect-relay: the message is dead: its lifetime ended before it was delivered",
@@ -200,8 +201,8 @@ impl Refusal {
         Refusal::new(StatusCode::GONE, "GoneException", text)
     }
 
-    /// Why the queue did not keep it. `rate` is the learned one, `lifetime` what the bot asked for; `clock` shows
-    /// times.
+    /// The reply to a rejection by the queue. `rate` is the learned one, `lifetime` the one that the bot asked for;
+    /// `clock` converts times.
     pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>, clock: &Clock) -> Refusal {
         match rejection {
             Rejection::OtherContents(accepted) => Refusal::conflict(format!(

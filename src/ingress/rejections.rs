@@ -7,12 +7,12 @@
 //! | a warning | WARN | [`QUIET`] after the last 429, with the number of them |
 //!
 //! A line that is over the bound is counted. The next line of its reason carries the count as `left_out`; if no other
-//! refusal follows, the last line that was left out is written when the bound allows it, so every refusal is in a line or
-//! in a count. Lines contain the status, the code, the reason, the conversation's label and the ClientToken; the warning
-//! contains the relay's own text. Contents, tokens and header values never appear.
+//! refusal follows, the last line that was left out is written when the bound allows it, so every refusal is in a line
+//! or in a count. Lines contain the status, the code, the reason, the conversation's label and the ClientToken; the
+//! warning contains the relay's own text. Contents, tokens and header values never appear.
 //!
-//! The decisions are in [`Rejections`], which takes the time as an argument. [`Reporter`] holds it for the handlers, and
-//! writes what is still due.
+//! The decisions are in [`Rejections`], which takes the time as an argument. [`Reporter`] holds it for the handlers,
+//! and writes what is still due.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -29,14 +29,14 @@ use crate::time::{Clock, Timestamp, millis};
 /// Lines of one reason in any second.
 const LINES_MAX: usize = 10;
 const SECOND: Duration = Duration::from_secs(1);
-/// Answering 429 has ended when none was answered for so long.
+/// The time without a 429 after which answering 429 has ended.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The refusals of a relay, for its log.
+/// Logs the refusals of a relay.
 #[derive(Debug)]
 pub(super) struct Reporter {
     rejections: Mutex<Rejections>,
-    /// Something may become due later.
+    /// Notified when something may become due later.
     wake: Notify,
     clock: Clock,
 }
@@ -61,7 +61,7 @@ impl Reporter {
         }
     }
 
-    /// Writes what becomes due without another refusal, until `stop` resolves; then what was left out last.
+    /// Writes what becomes due without another refusal, until `stop` resolves; then the lines that were left out last.
     pub(super) async fn run(&self, stop: impl Future<Output = ()>) {
         let reports = async {
             loop {
@@ -98,7 +98,7 @@ enum Line {
     ThrottlingEnds { answered: u64, lasted: Duration },
 }
 
-/// One refusal, as its line shows it.
+/// One refusal, as in its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Refused {
     status: u16,
@@ -107,10 +107,10 @@ struct Refused {
     subject: Subject,
 }
 
-/// What was refused of late.
+/// The recent refusals.
 #[derive(Debug, Default)]
 struct Rejections {
-    /// By [`Rejected`].
+    /// Recent refusals by [`Rejected`].
     recent: [Recent; Rejected::ALL.len()],
     throttling: Option<Throttling>,
 }
@@ -118,13 +118,13 @@ struct Rejections {
 /// The refusals of one reason.
 #[derive(Debug, Default)]
 struct Recent {
-    /// When the last lines were written, at most [`LINES_MAX`] of them.
+    /// The times of the last lines, at most [`LINES_MAX`] of them.
     written: VecDeque<Timestamp>,
     /// The last refusal that was left out, and the number of those before it.
     left_out: Option<(Refused, u64)>,
 }
 
-/// Answering 429.
+/// The period of answering 429.
 #[derive(Debug)]
 struct Throttling {
     began: Timestamp,
@@ -160,7 +160,7 @@ impl Rejections {
         }
     }
 
-    /// Gives the lines that time alone makes due.
+    /// Adds the lines that are due by time alone.
     fn due(&mut self, now: Timestamp, lines: &mut Vec<Line>) {
         self.end_throttling(now, lines);
         for recent in &mut self.recent {
@@ -171,7 +171,7 @@ impl Rejections {
         }
     }
 
-    /// Gives the lines that were left out last: no other line follows them.
+    /// Adds the lines that were left out last: no other line follows them.
     fn finish(&mut self, now: Timestamp, lines: &mut Vec<Line>) {
         self.end_throttling(now, lines);
         lines.extend(self.recent.iter_mut().filter_map(Recent::last_left_out));
@@ -241,7 +241,7 @@ mod tests {
         Refusal::new(status, "SomeException", "connect-relay: why").about(subject)
     }
 
-    /// `c-1` for a line, `c-1+3` for one that says that three were left out.
+    /// `c-1` for a line, `c-1+3` for one with three left out before it.
     fn shown(lines: &mut Vec<Line>) -> Vec<String> {
         let shown = |line: Line| match line {
             Line::Rejected { refused, left_out: 0 } => refused.subject.client_token.unwrap_or_default().into(),

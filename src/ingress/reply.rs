@@ -1,9 +1,9 @@
-//! What goes back to a bot: the shapes and headers of every reply.
+//! Replies to bots: the shapes and headers of every reply.
 //!
-//! A reply is a JSON object, unencoded (but for a disconnect that is done: AWS answers that with nothing). An error
-//! carries its code in `x-amzn-ErrorType` and its text in `Message`, because each SDK looks in another place; 429, 500
-//! and 503 say when to come again, in AWS's header and in HTTP's. Everything said of a message stands in headers too,
-//! because SDKs drop members that they do not know.
+//! A reply is a JSON object, unencoded, except for a completed disconnect, for which AWS sends an empty body. An error
+//! has its code in `x-amzn-ErrorType` and its text in `Message`, because each SDK looks in another place. 429, 500 and
+//! 503 announce when to retry, in AWS's header and in HTTP's. All facts about a message are in headers too, because
+//! SDKs drop members that they do not know.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -36,7 +36,7 @@ const RELAY_CLIENT_TOKEN: HeaderName = HeaderName::from_static("relay-client-tok
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
-/// What a ClientToken's header does not carry as it is.
+/// The characters of a ClientToken that are percent-encoded in its header.
 const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 #[derive(Serialize)]
@@ -51,7 +51,7 @@ struct Text<'a> {
 pub(super) struct ErrorPart<'a> {
     pub(super) code: &'a str,
     pub(super) message: &'a str,
-    /// Why a dead message is dead.
+    /// The reason why a dead message is dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
 }
@@ -73,7 +73,7 @@ struct Delivered<'a> {
     message_metadata: Option<MessageMetadata<'a>>,
 }
 
-/// What the service says of a message that it has taken but not yet shown.
+/// The service's metadata of a message that it has accepted but not yet shown.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct MessageMetadata<'a> {
@@ -101,7 +101,7 @@ struct Queued<'a> {
     will_expire: bool,
 }
 
-/// The name that users see.
+/// The name for users.
 pub(super) fn name(status: &Status) -> &'static str {
     match status {
         Status::Queued { .. } => "QUEUED",
@@ -110,8 +110,8 @@ pub(super) fn name(status: &Status) -> &'static str {
     }
 }
 
-/// 200, 202 or the error that a dead message answers, with what is said of a message in headers. `outlook` is what
-/// it has to expect while it is queued; `bare` is for a disconnect, which AWS answers without a body.
+/// 200, 202 or the error for a dead message, with the facts about the message in headers. `outlook` is that of a queued
+/// message; `bare` is for a disconnect, which AWS answers without a body.
 pub(super) fn of_state(
     state: &State,
     client_token: &ClientToken,
@@ -158,7 +158,7 @@ fn of_status(
     }
 }
 
-/// Says in headers which message a reply is about.
+/// Adds the headers that identify the message of a reply.
 pub(super) fn label(answer: &mut Answer, state: &State, client_token: &ClientToken) {
     let headers = answer.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static(name(&state.status)));
@@ -176,12 +176,12 @@ pub(super) fn label(answer: &mut Answer, state: &State, client_token: &ClientTok
     headers.insert(REQUEST_ID, request_id(upstreams));
 }
 
-/// Percent-encoded where it is not visible ASCII, as in the path of a look-up.
+/// The token percent-encoded except for visible ASCII, as in the path of a look-up.
 fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
     HeaderValue::from_str(&Cow::from(utf8_percent_encode(client_token.as_str(), NOT_IN_HEADERS))).ok()
 }
 
-/// An error. `usual` is how long a bot stays away where no more is known.
+/// An error. `usual` is the default Retry-After.
 pub(super) fn of_refusal(refusal: &Refusal, usual: Duration) -> Answer {
     let mut answer = with_json(refusal.status, to_json(&Text { message: &refusal.text }));
     let headers = answer.headers_mut();
@@ -201,7 +201,7 @@ fn says_when(status: StatusCode) -> bool {
     )
 }
 
-/// Says when to come again, in AWS's header and in HTTP's. What stands there already stays.
+/// Adds the time of a retry, in AWS's header and in HTTP's. A header that is present already stays.
 fn say_when(headers: &mut HeaderMap, wait: Duration) {
     let wait = millis(wait).max(1);
     headers.entry(AMZ_RETRY_AFTER).or_insert(HeaderValue::from(wait));
@@ -227,8 +227,8 @@ pub(super) fn dropped(client_token: &ClientToken) -> Answer {
     answer
 }
 
-/// What the service replied to what was passed on, as it came; but a success always can be told by a request id, and what
-/// may be tried again says when, in both headers: a gateway's 429 usually has neither.
+/// The service's reply to a forwarded request, unchanged. But a success always has a request id, and a reply that
+/// allows a retry has both headers for it: a gateway's 429 usually has neither.
 pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: WallTime) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
@@ -237,7 +237,7 @@ pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: D
         let Hint(hint) = Hint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
         say_when(answer.headers_mut(), hint.unwrap_or(usual));
     }
-    // Upstream's own words stand.
+    // Upstream's own headers take precedence.
     answer.headers_mut().extend(headers);
     if status.is_success() {
         answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| request_id(None));
@@ -254,7 +254,7 @@ pub(super) fn of_lines(lines: Bytes) -> Answer {
     answer
 }
 
-/// One line of a batch's reply, about a message that was kept.
+/// One line of a batch's reply, about a stored message.
 pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &State) {
     match &state.status {
         Status::Dead { reason, maybe_delivered, error } => {
@@ -270,7 +270,7 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Stat
     }
 }
 
-/// One line of a batch's reply, about one that was not.
+/// One line of a batch's reply, about a refused message.
 pub(super) fn error_line(lines: &mut Vec<u8>, refusal: &Refusal) {
     push_line(lines, &Failed { error: ErrorPart::of(refusal) });
 }
@@ -287,7 +287,7 @@ fn push_line(lines: &mut Vec<u8>, line: &impl Serialize) {
 }
 
 fn push_json(into: &mut Vec<u8>, value: &impl Serialize) {
-    // These shapes are structs of strings and numbers, and a Vec takes every write.
+    // These shapes are structs of strings and numbers, and a Vec accepts every write.
     serde_json::to_writer(into, value).expect("a reply can be written as JSON");
 }
 
@@ -304,7 +304,7 @@ fn with_json(status: StatusCode, body: Bytes) -> Answer {
     answer
 }
 
-/// Upstream's id of the request, or one of our own. It need not be unguessable.
+/// Upstream's request id, or a generated one. It need not be unguessable.
 fn request_id(upstreams: Option<&str>) -> HeaderValue {
     if let Some(id) = upstreams.and_then(|id| HeaderValue::from_str(id).ok()) {
         return id;
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_goes_back_as_it_came_and_a_success_has_a_request_id() {
+    fn forwarded_reply_is_unchanged_and_a_success_has_a_request_id() {
         let reply = |status: u16, id: Option<&'static str>| {
             let mut headers = HeaderMap::new();
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_and_may_be_tried_again_says_when_in_both_headers() {
+    fn forwarded_reply_that_allows_a_retry_has_both_headers() {
         for (status, given, amz, standard) in [
             (429, &[][..], Some("1500"), Some("2")),
             (503, &[("retry-after", "7")], Some("7000"), Some("7")),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_answers_upstreams_error_or_gone() {
+    fn dead_message_returns_upstreams_error_or_410() {
         let dead = |reason, error| Status::Dead { reason, maybe_delivered: true, error };
         for (reason, given, status, code, text) in [
             (
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_tried_again_says_when_in_both_headers() {
+    fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (refusal, millis, seconds) in [
             (Refusal::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),

@@ -1,4 +1,4 @@
-//! What a request's headers ask for. Pure: every part is a function of header values.
+//! The contents of a request's headers. Pure: every part is a function of header values.
 //!
 //! | header | twice | malformed |
 //! | --- | --- | --- |
@@ -6,7 +6,7 @@
 //! | `Prefer` (RFC 7240) | all of them count, of equal preferences the first | that preference is ignored |
 //! | `traceparent` (W3C) | ignored | ignored |
 //!
-//! What an AWS SDK signs and stamps its requests with is not looked at.
+//! The headers of an AWS SDK's signature and time stamp are ignored.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Whose conversation a request is about.
+/// The conversation of a request.
 pub(super) struct Identity {
     pub(super) token: ConnectionToken,
     pub(super) conversation: Option<ConversationKey>,
@@ -53,7 +53,7 @@ pub(super) fn subject(headers: &HeaderMap) -> Subject {
     Subject { conversation, client_token: None }
 }
 
-/// The token that this request's renews.
+/// The token that this request's token renews.
 pub(super) fn replaces(headers: &HeaderMap) -> Result<Option<ConnectionToken>, Refusal> {
     single(headers, &REPLACES, "Relay-Replaces-Token")?
         .map(|token| ConnectionToken::parse(token.as_bytes()))
@@ -61,12 +61,12 @@ pub(super) fn replaces(headers: &HeaderMap) -> Result<Option<ConnectionToken>, R
         .map_err(|Invalid(what)| Refusal::invalid(format_args!("Relay-Replaces-Token: {what}")))
 }
 
-/// How long the message may wait.
+/// The longest time that the message may wait.
 pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
     let Some(value) = single(headers, &LIFETIME, "Relay-Lifetime")? else { return Ok(None) };
     let digits = value.as_bytes();
     let seconds = match value.to_str() {
-        // The only way for digits not to parse is to be too many.
+        // Digits fail to parse only if they are too many.
         Ok(text) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => text.parse().unwrap_or(u64::MAX),
         _ => {
             return Err(Refusal::invalid(format_args!(
@@ -95,7 +95,7 @@ pub(super) fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
     }
 }
 
-/// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`; a later version may say more behind a dash.
+/// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`; a later version may have more after a dash.
 fn trace_id_of(text: &str) -> Option<&str> {
     let is_hex = |part: &&str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let is_set = |part: &&str| part.bytes().any(|byte| byte != b'0');
@@ -108,21 +108,21 @@ fn trace_id_of(text: &str) -> Option<&str> {
     (version != "00" || parts.next().is_none()).then_some(trace_id)
 }
 
-/// What `Prefer` asks for.
+/// The preferences of `Prefer`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Preference {
-    /// Answer as soon as it is on disk.
+    /// True to answer as soon as the message is on disk.
     pub(super) respond_async: bool,
-    /// Wait so many seconds for the outcome.
+    /// Seconds to wait for the outcome.
     pub(super) wait: Option<u64>,
 }
 
-/// How long to wait, and what to say of it in `Preference-Applied`.
+/// The wait for an outcome, and the `Preference-Applied` of its reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wait {
     pub(super) span: Duration,
     pub(super) applied: Option<String>,
-    /// The caller did not ask for it.
+    /// True if the caller did not ask for it.
     pub(super) implied: bool,
 }
 
@@ -143,8 +143,8 @@ impl Preference {
         preference
     }
 
-    /// An asynchronous reply that may wait (`respond-async, wait=5`) waits as long, and is 202 if that was in vain: just
-    /// what every reply here does.
+    /// An asynchronous reply with a wait (`respond-async, wait=5`) waits too, and is 202 if no outcome comes: as every
+    /// reply here.
     pub(super) fn wait(self, implied: Duration, most: Duration) -> Wait {
         let (span, applied) = match self {
             Preference { wait: Some(seconds), respond_async } => {
@@ -159,7 +159,7 @@ impl Preference {
     }
 }
 
-/// The names and values of a list of preferences; parameters are left out, quotes taken off.
+/// The names and values of a list of preferences; without parameters and quotes.
 fn list(mut rest: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -179,7 +179,7 @@ fn list(mut rest: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         });
         let (item, after) = rest.split_at(end.unwrap_or(rest.len()));
         rest = after.get(1..).unwrap_or_default();
-        // A `;` in quotes cuts short only values that mean nothing here.
+        // A `;` in quotes cuts only values that have no meaning here.
         let preference = item.split(|byte| *byte == b';').next().unwrap_or_default();
         let (name, argument) = match preference.iter().position(|byte| *byte == b'=') {
             Some(at) => (&preference[..at], &preference[at + 1..]),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_cut_and_said() {
+    fn waits_are_limited_and_reported() {
         let (implied, most) = (Duration::from_secs(4), Duration::from_secs(50));
         for (preference, span, applied) in [
             (Preference::default(), 4, None),

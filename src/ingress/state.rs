@@ -1,7 +1,7 @@
-//! What became of a message, and what waits.
+//! The state of a message, and the waiting messages.
 //!
-//! Both are safe to ask at any time, also while the relay is stopping, and both can wait: for the outcome of the
-//! message, for the queue to be empty. A message is shown only to those who present a token of its conversation.
+//! Both requests are safe at any time, also while the relay is stopping, and both can wait: for the outcome of the
+//! message, or for an empty queue. A message is shown only to a caller that presents a token of its conversation.
 
 use std::time::Duration;
 
@@ -110,7 +110,7 @@ impl Inner {
         Ok(applied(reply::of_json(StatusCode::OK, &waiting), wait.applied))
     }
 
-    /// Waits until nothing of the caller's is queued, at most so long.
+    /// Waits at most `wait` until no message of the caller is queued.
     async fn emptied(&self, caller: Caller, wait: Duration) -> Result<Backlog, StoreFailed> {
         let empty = async {
             loop {

@@ -1,5 +1,5 @@
-//! The contract's corner cases, at the door: a real queue in a temporary folder, a real listener as the service. The
-//! sender's part (a lease, a settlement) is played by the tests.
+//! The contract's corner cases at the API: a real queue in a temporary folder, and a real listener as the service. The
+//! tests play the sender's part (a lease, a settlement).
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::{delivery, participant};
 const BOT: Peer = Peer::Unix { uid: 1000, gid: 1000, pid: None };
 const OTHER_BOT: Peer = Peer::Unix { uid: 1001, gid: 1001, pid: None };
 
-/// Longer than any test takes; nothing waits for it to pass.
+/// Longer than any test takes; no test waits for it to pass.
 const GENEROUS: Duration = Duration::from_secs(30);
 
 struct Rig {
@@ -34,7 +34,7 @@ struct Rig {
     budget: Budget,
     metrics: Metrics,
     upstream: Upstream,
-    /// What the queue logs.
+    /// The queue's log lines.
     log: Log,
     _folder: tempfile::TempDir,
 }
@@ -149,7 +149,7 @@ impl Rig {
         Seen { status: parts.status.as_u16(), headers: parts.headers, body: String::from_utf8(body).unwrap() }
     }
 
-    /// A connection to the door, over which bodies come as they come.
+    /// Opens a connection to the API, for bodies in any pieces.
     fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let ingress = self.ingress.clone();
@@ -169,7 +169,7 @@ impl Rig {
         self.ask(BOT, "GET", path, headers, String::new()).await
     }
 
-    /// SendMessage of a text.
+    /// Sends a text with SendMessage.
     async fn say(&self, token: &str, client_token: &str, text: &str) -> Seen {
         self.say_with(&[("x-amz-bearer", token)], client_token, text).await
     }
@@ -178,7 +178,7 @@ impl Rig {
         self.post("/participant/message", headers, said(client_token, text)).await
     }
 
-    /// What the sender does with the next message that is due, as soon as there is one.
+    /// Plays the sender for the next due message, as soon as there is one.
     async fn settle(&self, disposition: Disposition) -> Settled {
         loop {
             let mut poked = std::pin::pin!(self.queue.poked());
@@ -214,7 +214,7 @@ impl Seen {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// It is an error in the shape that every SDK reads.
+    /// Checks that it is an error in the shape that every SDK reads.
     #[track_caller]
     fn assert_error(&self, status: u16, code: &str, text: &str) {
         assert_eq!((self.status, self.header("x-amzn-errortype")), (status, code), "{self:?}");
@@ -227,7 +227,7 @@ impl Seen {
     }
 }
 
-/// A message's head, but for the length of its body.
+/// A message's head, without the length of its body.
 const HEAD: &str = "POST /participant/message HTTP/1.1\r\nx-amz-bearer: t-1\r\n";
 
 async fn write(stream: &mut DuplexStream, text: &str) {
@@ -269,7 +269,7 @@ fn denied() -> ServiceError {
     }
 }
 
-/// A listener that answers what it was told to, and notes what it was asked.
+/// A listener that gives scripted answers and records the requests.
 struct Upstream {
     endpoint: String,
     script: Arc<Mutex<Script>>,
@@ -392,7 +392,7 @@ async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log
     {
         let headers = [("x-amz-bearer", "t-1"), trace];
         let mut asking = std::pin::pin!(rig.say_with(&headers, "c-1", "hello"));
-        // One look hands it to the queue; then the connection is gone, and its request with it.
+        // The first poll submits it to the queue; then the connection is gone, and its request with it.
         let polled = std::future::poll_fn(|task| std::task::Poll::Ready(asking.as_mut().poll(task).is_pending()));
         assert!(polled.await);
     }
@@ -431,10 +431,11 @@ async fn wait_ends_with_the_outcome() {
 }
 
 #[tokio::test]
-async fn refusal_reaches_who_waits_and_stays_at_the_door() {
+async fn refusal_reaches_the_waiting_caller_and_holds_for_later_requests() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    // The caller waits before the refusal comes: the state is answered after its acceptance, and then it has its turn.
+    // The caller waits already when the refusal comes: the state is found only after its acceptance, and the yield
+    // lets its wait begin.
     let (seen, settled) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
         while rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.status != 200 {}
         tokio::task::yield_now().await;
@@ -471,7 +472,7 @@ async fn repeat_never_makes_a_second_message() {
 }
 
 #[tokio::test]
-async fn repeat_of_a_dead_message_answers_what_killed_it() {
+async fn repeat_of_a_dead_message_returns_its_error() {
     let rig = Rig::new().await;
     let invalid = ServiceError {
         status: 400,
@@ -569,7 +570,7 @@ async fn store_that_has_failed_is_500_whatever_was_asked() {
 }
 
 #[tokio::test]
-async fn first_lifetime_stands_whatever_a_repeat_asks_for() {
+async fn repeat_does_not_change_the_lifetime() {
     let rig = Rig::new().await;
     let for_seconds = |seconds| [("x-amz-bearer", "t-1"), ("relay-lifetime", seconds), ("prefer", "wait=60")];
     assert_eq!(rig.say_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
@@ -657,7 +658,7 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_message_is_told_so() {
+async fn request_that_is_not_a_message_gets_an_error() {
     let rig = Rig::with(|settings| {
         settings.door.body_bytes_max = 2000;
         settings.door.batch_bytes_max = 3000;
@@ -727,7 +728,7 @@ async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn body_that_does_not_come_in_time_is_told_so() {
+async fn body_that_does_not_come_in_time_gets_an_error() {
     let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
     let mut stream = rig.connect();
     write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
@@ -740,7 +741,7 @@ async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
     let text = said("c-1", "hello").to_string();
     let rig = Rig::with(|settings| settings.door.bodies_bytes_max = 8 * text.len()).await;
     let (mut one, mut two, mut three) = (rig.connect(), rig.connect(), rig.connect());
-    // Two in a caller's quarter: the third waits until one of the first two is read.
+    // Two fit into a caller's quarter: the third waits until one of the first two is read.
     for stream in [&mut one, &mut two, &mut three] {
         write(stream, &format!("{HEAD}content-length: {}\r\n\r\n", text.len())).await;
     }
@@ -763,7 +764,7 @@ async fn peer_that_is_on_no_list_is_refused() {
 }
 
 #[tokio::test]
-async fn closing_door_ends_waits_and_takes_nothing_more() {
+async fn closing_ends_waits_and_accepts_nothing_more() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
     let (waited, ()) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
@@ -791,7 +792,7 @@ async fn queue_can_be_waited_for_until_it_is_empty() {
 }
 
 #[tokio::test]
-async fn typing_goes_only_where_nothing_waits_and_the_quota_has_some_to_spare() {
+async fn typing_is_forwarded_only_if_nothing_waits_and_quota_is_to_spare() {
     let rig = Rig::new().await;
     let bearer = [("x-amz-bearer", "t-1")];
     let typing = json!({ "ContentType": parse::TYPING });

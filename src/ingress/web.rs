@@ -1,10 +1,10 @@
-//! Keeping web pages out of the TCP port: a browser on the same machine can dial it for any page that it shows.
+//! Refuses web pages at the TCP port: a browser on the same machine can connect to it for any page that it shows.
 //!
-//! | a page's way | what ends it |
+//! | a page's request | obstacle |
 //! | --- | --- |
-//! | a call with a token or JSON | the browser asks first (`OPTIONS`), and gets no leave |
-//! | a plain form or text, sent without asking | it says where it comes from (`Origin`): 403 |
-//! | a name of its own that it turns to 127.0.0.1, and is then at home | the request names that host: 403 |
+//! | a call with a token or JSON | the browser asks first (`OPTIONS`), and gets no permission |
+//! | a plain form or text, sent without asking | it names its origin (`Origin`): 403 |
+//! | to a host name of the page's own that resolves to 127.0.0.1 | the request names that host: 403 |
 //!
 //! No SDK sends `Origin`, and bots name this machine.
 
@@ -15,14 +15,14 @@ use hyper::http::uri::Authority;
 
 use super::refusal::Refusal;
 
-/// Refuses what a browser sends.
+/// Refuses requests of a browser.
 pub(super) fn refuse(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.contains_key(ORIGIN) {
         return Err(Refusal::forbidden("connect-relay: the request comes from a web page (Origin)"));
     }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        // HTTP/1.0; a browser always names one.
+        // HTTP/1.0; a browser always sends a host.
         (None, _) => Ok(()),
         (Some(host), None) if host.to_str().is_ok_and(is_local) => Ok(()),
         _ => Err(Refusal::forbidden("connect-relay: Host is not this machine: localhost or a loopback address is")),

@@ -2,12 +2,12 @@
 
 use crate::time::Timestamp;
 
-/// Why the gate is closed.
+/// The reason why the gate is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// Over the quota.
+    /// The quota is exceeded.
     Throttled,
-    /// The destination is not there.
+    /// The destination does not answer.
     Down,
 }
 
@@ -15,7 +15,7 @@ pub enum Closed {
 pub(super) enum Gate {
     #[default]
     Open,
-    /// Closed for the so-many-th time in a row.
+    /// Closed for the `times`-th time in a row.
     Closed { why: Closed, until: Timestamp, times: u32 },
     /// The probe that started at `since` is under way.
     Probing { why: Closed, since: Timestamp, times: u32 },
@@ -33,7 +33,7 @@ impl Gate {
         }
     }
 
-    /// Until when it is closed.
+    /// The end of the present delay; `None` unless it is closed.
     pub(super) fn until(self) -> Option<Timestamp> {
         match self {
             Gate::Closed { until, .. } => Some(until),
@@ -41,7 +41,7 @@ impl Gate {
         }
     }
 
-    /// How often in a row it was closed.
+    /// The number of times in a row that it was closed.
     pub(super) fn times(self) -> u32 {
         match self {
             Gate::Open => 0,
@@ -49,21 +49,22 @@ impl Gate {
         }
     }
 
-    /// An attempt starts: behind a gate whose time has come it is the probe.
+    /// Notes the start of an attempt: after the delay it is the probe.
     pub(super) fn probe(&mut self, now: Timestamp) {
         if let Gate::Closed { why, times, .. } | Gate::Probing { why, times, .. } = *self {
             *self = Gate::Probing { why, since: now, times };
         }
     }
 
-    /// An attempt was answered by the service: this ends an outage. A throttle ends only if the attempt started after it.
+    /// Notes an answer of the service. It ends an outage; it ends a throttle only if the attempt started after the
+    /// throttle.
     pub(super) fn answered(&mut self) {
         if !matches!(self, Gate::Closed { why: Closed::Throttled, .. }) {
             *self = Gate::Open;
         }
     }
 
-    /// An attempt says nothing of the destination. If it was the probe, the next one may start now.
+    /// Notes an attempt without information about the destination. If it was the probe, the next one may start now.
     pub(super) fn inconclusive(&mut self, started: Timestamp, now: Timestamp) {
         if let Gate::Probing { why, since, times } = *self
             && since == started
@@ -72,14 +73,14 @@ impl Gate {
         }
     }
 
-    /// Closes until a moment; how often in a row that makes.
+    /// Closes until a time. Returns the number of times in a row.
     pub(super) fn close(&mut self, why: Closed, until: Timestamp) -> u32 {
         let times = self.times().saturating_add(1);
         *self = Gate::Closed { why, until, times };
         times
     }
 
-    /// Stays closed at least until then.
+    /// Extends the present delay at least until this time.
     pub(super) fn wait(&mut self, at_least: Timestamp) {
         if let Gate::Closed { until, .. } = self {
             *until = (*until).max(at_least);

@@ -1,107 +1,113 @@
-//! What rate this relay may take: learned from its own answers and throttles alone.
+//! The rate that this relay may take, learned from its own answers and throttles alone.
 //!
-//! Nobody can see the others, but a throttle hits a request whoever sent it, so who sends more is hit more often. If
-//! everybody goes up alike and gives up alike at each throttle, the shares grow equal, and their sum follows the quota:
-//! upstream's burst hides small steps, so nothing is wasted by them. The rest is to do this with few throttles:
+//! No relay can see the others, but upstream throttles any request over the quota, so a relay that sends more is
+//! throttled more often. If all relays raise their rates alike and lower them alike at each throttle, the shares become
+//! equal, and their sum follows the quota: upstream's burst hides small steps, so no quota is lost by them. The rules
+//! below do this with few throttles:
 //!
 //! | when | what |
 //! | --- | --- |
-//! | nothing is heard | the rate creeps up by a step in each *interval*: a throttle is due about then |
-//! | a throttle | a step down: a fifth of the rate at first, a tenth once some have come |
-//! | four throttles in a row that came early | steps of a fifth: the quota is smaller, or has more to share it |
-//! | throttles in a row, nothing accepted between them | a quarter down at each from the fourth on |
-//! | half as many requests again as a throttle is due in have passed | a *search*: faster and faster up, at most a tenth per second |
-//! | a throttle ends the search | back to where it began, less a step: it may have been luck |
-//! | … for the second time running, or very late | no luck: on from what was sent last, less a step, and large steps again |
-//! | … the first throttle of all, or that of a relay alone | believed at once |
+//! | no throttle comes | the rate rises by one step in each *interval*: a throttle is due at about its end |
+//! | a throttle | one step down: a fifth of the rate at first, a tenth after some throttles |
+//! | four early throttles in a row | steps of a fifth: the quota became smaller, or more relays share it |
+//! | throttles in a row without an accepted request between them | a quarter down at each from the fourth on |
+//! | 1.5 times the requests in which a throttle is due have passed | a *search*: the rate rises faster and faster, at most a tenth per second |
+//! | a throttle ends the search | back to the rate at its start, less a step: the late throttle may have been chance |
+//! | … for the second time in a row, or very late | not chance: the last sent rate, less a step, and large steps again |
+//! | … the first throttle of all, or one of a relay that is alone | believed at once |
 //! | the same rate is found again and again | this relay is alone: smaller steps |
 //!
-//! An interval is 17 s, and the time of fifteen requests, and 11 s times the root of the rate: 55 s at half a request
-//! per second, 40 s at two, 53 s at ten, 170 s at a tenth. So it is long for who sends little, since there are many of
-//! those (a hundred relays on ten per second pay ten throttles in a hundred requests, twenty pay four, five pay one),
-//! and long for who sends much, since it is from those that others must get their shares: the first of five to start
-//! takes itself for alone and takes all, is hit by what the others ask for, and comes back up more slowly than they do.
-//! In the first 90 s of sending intervals are shorter, the shorter the slower the relay, so that those that start
-//! together grow equal early; and the first throttles are due within 80, 200 and 500 requests.
+//! An interval is 17 s, plus the time of fifteen requests, plus 11 s times the square root of the rate: 55 s at half a
+//! request per second, 40 s at two, 53 s at ten, 170 s at a tenth. It is long for slow relays, because there are many
+//! of them: a hundred relays on ten per second cause ten throttles in a hundred requests, twenty cause four, five cause
+//! one. It is long for fast relays too, because the others get their shares from them. Of five relays, the first to
+//! start assumes that it is alone and takes everything; then the others' requests cause its throttles, and it rises
+//! again more slowly than they do. In the first 90 s of sending intervals are shorter, the shorter the slower the
+//! relay, so that relays that start together become equal early. The first throttles are due within 80, 200 and 500
+//! requests.
 //!
-//! The first burst is worth a guess: of a full bucket a relay alone gets all; one that got a third shares it with two.
+//! The first burst gives an estimate: a relay that is alone gets all of a full bucket; one that got a third shares it
+//! with two others.
 //!
-//! With headroom intervals are longer: sixteenfold for a tenth, but for the root. A search is as brisk as ever: a bucket
-//! that empties slowly throttles agents and customers for as long as it takes the relay to meet its own throttle.
+//! With headroom intervals are longer: sixteenfold for a tenth, except for the square root's part. A search is as fast
+//! as without: a bucket that empties slowly throttles agents and customers for as long as the relay takes to meet its
+//! own throttle.
 //!
-//! What cannot be had: to know whether there is more, somebody has to ask for it, and in saturation that costs a throttle.
-//! Relays ÷ (quota × seconds to follow a change) is the floor of throttled ÷ requests. And fairness is learned from
-//! nothing but who was hit how often, which is chance: a relay of twenty is hit a dozen times in ten minutes.
+//! Two limits: a relay can only find free quota by asking for it, and at saturation that costs a throttle. Relays ÷
+//! (quota × seconds to follow a change) is the lower bound of throttled ÷ requests. And fairness is learned from the
+//! number of throttles alone, which is random: one of twenty relays gets about a dozen in ten minutes.
 //!
-//! The numbers below were found by simulation (`cargo bench --bench pacing`), all rows of its table at once; it is broad
-//! around them: a fifth more or less of any one moves no figure by much.
+//! The numbers below were found by simulation (`cargo bench --bench pacing`), all rows of its table at once. The
+//! optimum is broad: a change of any one number by a fifth changes no figure by much.
 
 use std::time::Duration;
 
 use super::Options;
 
-/// A step, as a share of the rate: at the start, and in the end.
+/// A step, as a share of the rate: at the start, and at the end.
 const FIRST_STEP: f64 = 0.22;
 const STEP: f64 = 0.09;
-/// After so many throttles it is half way from the one to the other.
+/// The number of throttles after which the step is half way between the two.
 const STEPS_TO_SETTLE: f64 = 3.0;
 
-/// Seconds until a throttle is due, whatever the usual rate; the requests whose time is added; and what is added times the
-/// root of the rate.
+/// The parts of an interval: seconds at any usual rate; a number of requests, whose time is added; and seconds that are
+/// multiplied by the square root of the rate.
 const INTERVAL: f64 = 17.0;
 const REQUESTS: f64 = 15.0;
 const FAST: f64 = 11.0;
-/// By what power the creeping slows down above the usual rate, and by how many throttles the usual rate lags behind.
+/// The exponent by which the rise slows down above the usual rate, and the number of throttles by which that rate lags.
 const PULL: f64 = 0.6;
 const LAG: f64 = 20.0;
 /// The usual rate stays within this factor of the present one.
 const NEAR: f64 = 2.2;
-/// Requests that the first throttle, or the first after a change, is due in at most; and by what factor that grows with each.
+/// The most requests until the first throttle, or the first after a change, is due; and the factor for each later one.
 const SOON: f64 = 80.0;
 const SOON_GROWTH: f64 = 2.5;
 
-/// Seconds of sending in which a relay is young; its interval at first, at half a request per second; and its least,
-/// in requests. It rises with the rate, so that the faster of two is hit the more for it.
+/// Seconds of sending in which a relay is young; a young relay's first interval, at half a request per second; and its
+/// shortest, in requests. It grows with the rate, so that the faster of two relays is throttled more often.
 const YOUTH: f64 = 90.0;
 const YOUNG: f64 = 11.0;
 const REQUESTS_MIN: f64 = 3.3;
 
-/// A throttle is early that comes within half of the requests that it is due in; what so many in a row make of a step.
+/// A throttle within this part of the requests in which it is due is early; the number of early ones in a row that
+/// enlarges the step; and that step.
 const EARLY: f64 = 0.5;
 const EARLY_TIMES: u32 = 4;
 const EARLY_STEP: f64 = 0.2;
-/// Throttles with nothing accepted between them that are still ordinary, and what is kept of the rate at each more.
+/// Throttles without an accepted request between them that are still ordinary, and the factor of the rate at each more.
 const IN_ROW: u32 = 2;
 const KEPT_IN_ROW: f64 = 0.75;
 
-/// A search begins when so many times the requests have passed that a throttle is due in.
+/// The lateness at which a search begins.
 const LATE: f64 = 1.5;
-/// Its acceleration, the most that it rises per second, and what part of the rise is no search but kept.
+/// The acceleration of a search, its fastest rise per second, and the part of the rise that is kept.
 const ACCELERATION: f64 = 2.4;
 const RISE_MAX: f64 = 0.09;
 const KEPT: f64 = 0.06;
-/// So late a throttle comes by luck often enough. What exceeds it adds up, and what falls short of it takes off; from
-/// `DOUBT` on a find is believed in part, and wholly so much beyond.
+/// A throttle this late is still often chance. The excess over it adds up, a shortfall subtracts. From `DOUBT` on a
+/// find is believed in part, and at `DOUBT` + `DOUBT_WIDTH` fully.
 const LUCK: f64 = 1.5;
 const DOUBT: f64 = 2.9;
 const DOUBT_WIDTH: f64 = 2.4;
-/// Seconds by which what counts as sent last lags behind the rate: what a full bucket hides of a rise.
+/// The time in seconds by which the recently sent rate lags behind the rate: a full bucket hides a rise for that time.
 const MEMORY: f64 = 12.0;
 
-/// Two finds this close are the same, where each has so many requests; what each that is makes of the steps.
+/// Two finds this close are the same if each has at least `FIND_MIN` requests; the factor on the steadiness for each,
+/// and its maximum.
 const SAME: f64 = 0.05;
 const FIND_MIN: f64 = 25.0;
 const STEADIER: f64 = 1.75;
 const STEADY_MAX: f64 = 5.0;
-/// From two such finds on a relay is alone, and what a search has multiplied its rate by is there, if it is this much.
+/// The steadiness from which a relay is alone; and the growth from which a search of such a relay has found more quota.
 const ALONE: f64 = 2.0;
 const MORE: f64 = 1.3;
 
-/// How much longer intervals are for each part of the quota that is left as headroom.
+/// The factor of intervals for a headroom of 1.
 const HEADROOM: f64 = 150.0;
 
-/// Seconds that the first burst lasts at most, what is added to what a relay got of it, what one is thought to have got
-/// that got nothing, and the part of the guess that is taken, because others start at the same time.
+/// The longest first burst in seconds; the addition to the requests it got; the assumed number for a relay that got
+/// none; and the part of the estimate that is taken, because others start at the same time.
 const FIRST_BURST: f64 = 5.0;
 const BURST_LEAST: f64 = 1.6;
 const BURST_NONE: f64 = 1.0;
@@ -111,42 +117,43 @@ const BURST_PART: f64 = 0.7;
 pub(super) struct Share {
     /// Requests per second, without a search.
     base: f64,
-    /// What a search has multiplied it by.
+    /// The factor of the current search.
     search: f64,
-    /// What was sent last, per second.
+    /// The recently sent rate, per second.
     recent: f64,
-    /// Where the base is in the long run.
+    /// The long-term average of the base.
     usual: f64,
-    /// Seconds from the last throttle to the next that is due.
+    /// Seconds from the last throttle to the next one that is due.
     interval: f64,
-    /// Only the rate holds something back: time and requests count.
+    /// True while only the rate holds messages back: time and requests count.
     held: bool,
-    /// Since the last throttle: seconds and requests that counted.
+    /// Since the last throttle: the counted seconds and requests.
     seconds: f64,
     accepted: f64,
-    /// Seconds that counted since the start.
+    /// The counted seconds since the start.
     age: f64,
     /// Throttles since the start, or since the last change that was believed.
     throttles: f64,
-    /// Throttles since the last request that was accepted, and since the last that was not early.
+    /// Throttles since the last accepted request, and since the last throttle that was not early.
     in_row: u32,
     early: u32,
-    /// By how much throttles came later than by luck.
+    /// The sum of the times by which throttles came later than chance explains.
     evidence: f64,
-    /// The average rate from throttle to throttle, and how much smaller the steps are for its being the same.
+    /// The average rate between the last two throttles, and the factor by which steps are smaller because it stays the
+    /// same.
     found: f64,
     steady: f64,
-    /// Seconds since the first attempt, and requests accepted in them; none once something was throttled.
+    /// Seconds since the first attempt, and requests accepted in them; `None` after the first throttle.
     untried: Option<(f64, f64)>,
 }
 
 impl Share {
-    /// What the operator was told, less the headroom.
+    /// A share that starts at the configured quota, less the headroom.
     pub(super) fn new(options: &Options) -> Share {
         Share::at(options.quota_rate * (1.0 - options.headroom), options)
     }
 
-    /// A share learned before.
+    /// A share that starts at a learned rate.
     pub(super) fn known(rate: f64, options: &Options) -> Share {
         let mut share = Share::at(rate, options);
         (share.untried, share.age, share.throttles) = (None, YOUTH, 3.0 * STEPS_TO_SETTLE);
@@ -183,7 +190,7 @@ impl Share {
         self.base * self.search
     }
 
-    /// The rate without a search; none where nothing contradicted what the operator told.
+    /// The rate without a search; `None` while no throttle contradicts the configured quota.
     pub(super) fn learned(&self) -> Option<f64> {
         self.untried.is_none().then_some(self.base)
     }
@@ -198,7 +205,7 @@ impl Share {
         self.in_row == 0
     }
 
-    /// Takes back what a throttle took, but never to more than there was before it.
+    /// Takes back the effect of a throttle, but never beyond the rate before it.
     pub(super) fn acquit(&mut self, before: f64, after: f64, options: &Options) {
         if before > after && after > 0.0 {
             self.base = self.base.max((self.base * before / after).min(before));
@@ -209,7 +216,7 @@ impl Share {
         }
     }
 
-    /// An attempt starts, so long after the one before; `held` if it could have started earlier but for the rate.
+    /// Notes the start of an attempt and the time since the one before; `held` if only the rate delayed it.
     pub(super) fn sends(&mut self, since_last: Duration, held: bool, options: &Options) {
         let seconds = since_last.as_secs_f64();
         self.held = held;
@@ -222,7 +229,7 @@ impl Share {
         self.recent += (self.rate() - self.recent) * (1.0 - (-seconds / MEMORY).exp());
     }
 
-    /// An attempt was accepted.
+    /// Notes an accepted attempt.
     pub(super) fn accepted(&mut self) {
         self.accepted += f64::from(u8::from(self.held));
         self.in_row = 0;
@@ -243,7 +250,7 @@ impl Share {
         self.bound(options);
     }
 
-    /// An attempt was throttled that knew of all throttles before.
+    /// Notes the throttle of an attempt that started after all earlier throttles were known.
     pub(super) fn throttled(&mut self, options: &Options) {
         self.early = if self.lateness() < EARLY { self.early + 1 } else { 0 };
         let step = if self.early >= EARLY_TIMES { self.step(options).max(EARLY_STEP) } else { self.step(options) };
@@ -253,7 +260,7 @@ impl Share {
             && running < FIRST_BURST
             && accepted < 0.9 * (burst - 1.0)
         {
-            // Nothing accepted means two throttles: the first one alone is not believed.
+            // No accepted request means two throttles: the first one alone is not believed.
             let least = if accepted > 0.0 { BURST_LEAST } else { BURST_NONE };
             let part = BURST_PART * (accepted + least) / burst;
             self.base = options.quota_rate * (1.0 - options.headroom) * part;
@@ -280,13 +287,13 @@ impl Share {
         self.interval = self.due_in(options);
     }
 
-    /// How many times the requests have passed that a throttle is due in.
+    /// The requests since the last throttle, as a multiple of those in which one is due.
     fn lateness(&self) -> f64 {
         self.accepted / (self.usual * self.interval)
     }
 
-    /// Whether the average since the last throttle is the one before it: others make it differ, a bucket of one's own
-    /// does not.
+    /// Compares the average since the last throttle with the one before. Other relays make it differ; a bucket that
+    /// this relay has alone does not.
     fn compare(&mut self) {
         let found = self.accepted / self.seconds.max(0.001);
         let same = self.accepted > FIND_MIN && self.found > 0.0 && (found / self.found).ln().abs() < SAME;
@@ -317,7 +324,7 @@ impl Share {
     }
 }
 
-/// How much rarer throttles are to be for the headroom.
+/// The factor by which the headroom makes throttles rarer.
 fn rarer(options: &Options) -> f64 {
     1.0 + HEADROOM * options.headroom
 }

@@ -1,5 +1,5 @@
-//! The pacer by itself: slots, bursts, gate, and what moves the share. How many of them get on with one another is
-//! shown by the simulation (`benches/pacing`), and held there by `tests/pacing.rs`.
+//! Tests of one pacer: slots, bursts, gate, and changes of the share. The simulation (`benches/pacing`) shows several
+//! pacers together, and `tests/pacing.rs` checks its figures.
 
 use proptest::prelude::*;
 
@@ -19,7 +19,7 @@ fn pacer() -> Pacer {
     Pacer::new(options(), START, 7)
 }
 
-/// Sends for so long against a bucket of this relay's own, each answered at once; what was accepted and what throttled.
+/// Sends from `from` to `to` against a bucket of its own, with instant answers. Returns the accepted and the throttled.
 fn alone(pacer: &mut Pacer, bucket: &mut (f64, f64, f64), from: u64, to: u64) -> (u32, u32) {
     let (mut accepted, mut throttled) = (0, 0);
     for now in (from..to).map(after) {
@@ -46,7 +46,7 @@ fn burst_goes_one_after_another_and_keeps_a_token_of_slack() {
         pacer.ended(after(sent), after(sent + 1), Signal::Answered);
         sent += 1;
     }
-    // Chance decides whether the last slot has come.
+    // The jitter decides if the last slot has come.
     assert!((13..=14).contains(&sent), "{sent} of 15");
 }
 
@@ -63,7 +63,7 @@ fn sender_that_wakes_up_late_loses_no_slots() {
                     started += 1;
                 }
             }
-            // A tenth of a second late, which is a slot; and answers take as long.
+            // A tenth of a second late is one slot, and answers take as long.
             Allowance::Wait(until) => now = until + Duration::from_millis(100),
             Allowance::Probing(_) => panic!("nothing was throttled"),
         }
@@ -75,11 +75,11 @@ fn sender_that_wakes_up_late_loses_no_slots() {
 }
 
 #[test]
-fn burst_ends_at_the_first_throttle_and_tells_how_many_share_the_bucket() {
+fn first_throttle_ends_the_burst_and_estimates_the_share() {
     for (accepted, least, most) in [(0, 0.4, 0.9), (4, 2.0, 3.0), (14, 7.0, 10.0)] {
         let mut pacer = pacer();
         if accepted == 0 {
-            // The first request of all is tried twice.
+            // A relay's very first request is tried twice.
             pacer.started(START);
             pacer.ended(START, START, Signal::Throttled(Hint::default()));
         }
@@ -112,7 +112,7 @@ fn first_request_that_is_throttled_is_tried_again_within_a_second_and_nothing_is
 }
 
 #[test]
-fn throttle_that_was_not_the_rates_fault_is_taken_back() {
+fn throttle_not_caused_by_the_rate_is_taken_back() {
     let mut pacer = pacer();
     for sent in 0..2 {
         pacer.started(after(sent * 1000));
@@ -206,7 +206,7 @@ fn hint_is_obeyed_within_its_bound() {
 }
 
 #[test]
-fn typing_takes_only_what_is_to_spare() {
+fn typing_takes_only_spare_slots() {
     let mut pacer = pacer();
     assert_eq!((0..100).filter(|_| pacer.take_spare(START)).count(), 7);
     pacer.overheard(START, Hint::default());
@@ -235,7 +235,7 @@ fn kept_rate_is_taken_up_without_a_burst_if_it_is_young() {
 }
 
 #[test]
-fn quiet_relay_learns_nothing_from_its_quiet() {
+fn idle_relay_learns_nothing() {
     for rate in [10.0, 0.5] {
         let mut pacer = Pacer::resumed(options(), Some(Kept { rate, at: START }), START, 7);
         for minute in 1..600 {
@@ -254,7 +254,7 @@ fn headroom_is_left_from_the_first_attempt_on() {
 }
 
 #[test]
-fn throttled_relay_leaves_slots_to_people_where_there_is_headroom() {
+fn throttled_relay_leaves_slots_to_others_if_there_is_headroom() {
     let slots = |headroom: f64| {
         let mut pacer = Pacer::new(Options { headroom, ..options() }, START, 7);
         pacer.started(START);
@@ -278,8 +278,8 @@ fn rate_keeps_within_its_bounds() {
     assert!((pacer.rate() - 3.0).abs() < 1e-9);
 }
 
-/// Whatever it was told, it finds what is there, lower or higher, within three minutes. Now and then chance hides a part
-/// of the quota for longer, which is why the claim is one about many cases, and each of them the same in every run.
+/// From any configured quota the pacer finds the real one, lower or higher, within three minutes. In rare cases chance
+/// hides a part of the quota for longer, so the claim is about many cases, the same ones in every run.
 #[test]
 fn quota_is_found() {
     const CASES: usize = 300;
@@ -303,9 +303,9 @@ fn quota_is_found() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Nothing that may come back makes it panic, or leave its bounds.
+    /// No sequence of answers makes it panic or exceed its bounds.
     #[test]
-    fn any_course_of_things_is_survived(seed in 0u64..1000, course in prop::collection::vec((0u64..70_000, 0u8..5), 1..300)) {
+    fn any_sequence_of_events_is_survived(seed in 0u64..1000, course in prop::collection::vec((0u64..70_000, 0u8..5), 1..300)) {
         let mut pacer = Pacer::new(options(), START, seed);
         let mut now = START;
         for (millis, what) in course {

@@ -1,4 +1,4 @@
-//! What an answer means: a pure function of its status, headers and body.
+//! The meaning of an answer: a pure function of its status, headers and body.
 //!
 //! | answer | outcome |
 //! | --- | --- |
@@ -15,11 +15,11 @@
 //! | any other 4xx | unlisted |
 //!
 //! The code is the header `x-amzn-ErrorType` without its `:tail` and its `ns#` head, else `__type`, else `code` of the
-//! body. A code of the service's own stands where AWS alone writes one (the header, `__type`) or ends in `Exception`, and
-//! is not one that an API gateway answers by itself.
+//! body. A code is the service's own if it is in a place that only AWS uses (the header, `__type`) or ends in
+//! `Exception`, and is not one that an API gateway answers by itself.
 //!
-//! Texts and ids are cut short, because they stand in a row on disk, and hold no token. What goes to the log (`why`)
-//! holds nothing that upstream wrote but its status and its code.
+//! Texts and ids are cut, because a row on disk contains them, and contain no token. The log text (`why`) contains only
+//! upstream's status and code.
 
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
@@ -31,10 +31,10 @@ use crate::message::{Body, ConnectionToken};
 use crate::retry::Hint;
 use crate::time::WallTime;
 
-/// Codes that mean over the quota, whatever the status.
+/// Codes that mean that the quota is exceeded, whatever the status.
 const THROTTLES: [&str; 3] = ["ThrottlingException", "TooManyRequestsException", "LimitExceededException"];
 
-/// Codes that an API gateway answers by itself, before the service has seen the request.
+/// Codes that an API gateway answers by itself, before the service has received the request.
 const GATEWAYS: [&str; 9] = [
     "MissingAuthenticationTokenException",
     "ForbiddenException",
@@ -47,13 +47,13 @@ const GATEWAYS: [&str; 9] = [
     "NotFoundException",
 ];
 
-/// The longest code that is taken for one.
+/// The longest text that is accepted as a code.
 const CODE_MAX: usize = 128;
 /// The longest id or time that is kept, in characters.
 const ID_CHARS_MAX: usize = 256;
 /// The longest error text that is kept, in characters.
 const TEXT_CHARS_MAX: usize = 1024;
-/// How much of an error text is looked at, in bytes.
+/// The longest part of an error text that is read, in bytes.
 const TEXT_BYTES_READ: usize = 64 * 1024;
 
 /// An answer as it arrived.
@@ -61,11 +61,11 @@ const TEXT_BYTES_READ: usize = 64 * 1024;
 pub(super) struct Answer<'a> {
     pub(super) status: StatusCode,
     pub(super) headers: &'a HeaderMap,
-    /// None where it broke off or was too long.
+    /// `None` if it broke off or was too long.
     pub(super) body: Option<&'a [u8]>,
 }
 
-/// What the answer to `sent` means.
+/// Classifies the answer to `sent`.
 pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, now: WallTime) -> Outcome {
     if answer.status.is_success() {
         return success(sent, token, answer);
@@ -138,7 +138,7 @@ fn service_error(
 ) -> ServiceError {
     let text = ["Message", "message"].into_iter().find_map(|name| object.get(name)?.as_str());
     let status = answer.status.as_u16();
-    // A 413 may be a proxy's, without either.
+    // A 413 may come from a proxy, without a code or a text.
     let code = if code.is_empty() { "RequestTooLargeException" } else { code };
     ServiceError {
         status,
@@ -156,7 +156,7 @@ fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> 
 #[derive(Default)]
 struct Code {
     name: String,
-    /// It stands where nobody but AWS writes one: others have a `code` too.
+    /// True if it is in a place that only AWS uses; other servers have a `code` too.
     in_awss_place: bool,
 }
 
@@ -196,12 +196,12 @@ fn header<'a>(answer: &'a Answer<'_>, name: &str) -> Option<&'a str> {
     answer.headers.get(name)?.to_str().ok()
 }
 
-/// What is kept of a text: no token, and not too long.
+/// Prepares a text for storage: masks the token and cuts the length.
 fn kept(text: &str, token: &ConnectionToken) -> Box<str> {
     cut(&scrub(looked_at(text), token.expose()), TEXT_CHARS_MAX)
 }
 
-/// What is kept of an id or a time.
+/// Prepares an id or a time for storage.
 fn kept_id(text: &str, token: &ConnectionToken) -> Box<str> {
     cut(&scrub_id(looked_at(text), token.expose()), ID_CHARS_MAX)
 }
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn success_needs_an_object_and_for_a_message_nothing_less() {
+    fn success_needs_an_object_or_except_for_a_message_an_empty_body() {
         for (sent, status, body, expected) in [
             (message(), 200, Some(OBJECT), "delivered"),
             (message(), 201, Some("{}"), "delivered"),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_found_wherever_it_stands() {
+    fn code_is_found_in_every_place() {
         for (in_header, body, expected) in [
             ("ValidationException", "{}", "ValidationException"),
             ("ValidationException:http://internal.amazon.com/coral/", "{}", "ValidationException"),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn error_that_broke_off_says_what_its_head_says_and_no_more() {
+    fn truncated_error_is_classified_by_its_head_alone() {
         let headers = [("x-amzn-errortype", "ValidationException")];
         assert_eq!(kind(&ask(&message(), 400, &headers, None)), "refused");
         assert_eq!(kind(&ask(&message(), 400, &[], None)), "unavailable");
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn log_words_hold_nothing_that_upstream_wrote_but_its_code() {
+    fn log_text_contains_nothing_of_upstream_but_its_code() {
         for status in [302, 400, 401, 403, 404, 408, 500, 503] {
             let body = r#"{"Message":"canary","message":"secret/token"}"#;
             let outcome = ask(&message(), status, &[("location", "http://canary/"), ("server", "canary")], Some(body));

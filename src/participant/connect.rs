@@ -1,7 +1,7 @@
 //! Connecting to the Participant Service: TCP, a proxy's CONNECT and TLS, all under one time-out.
 //!
-//! Until a connection stands nothing of a request is written; so whatever fails here, the time-out included, cannot
-//! have delivered anything. hyper's own connect time-out ends with TCP, hence the wrapper.
+//! Nothing of a request is written before the connection is complete, so a failure here, the time-out included, cannot
+//! have delivered anything. hyper's own connect time-out covers TCP only, hence the wrapper.
 
 use std::io;
 use std::pin::Pin;
@@ -28,7 +28,7 @@ const PROXY_HEAD_BYTES_MAX: usize = 8 << 10;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// Makes connections, each within the limit or not at all.
+/// Makes connections within the time limit.
 #[derive(Clone)]
 pub(super) struct Connector {
     route: Route,
@@ -42,14 +42,14 @@ enum Route {
 }
 
 impl Connector {
-    /// A connector over `tls`, through the proxy where there is one.
+    /// A connector over `tls`, through the proxy if there is one.
     pub(super) fn new(tls: ClientConfig, proxy: Option<Uri>, limit: Duration) -> Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        // Shared among a name's addresses, so that one that swallows packets leaves time for the next.
+        // The limit is divided among a name's addresses, so that one that drops packets leaves time for the next.
         tcp.set_connect_timeout(Some(limit));
-        // An idle connection whose other end has vanished is found out before a message is written to it.
+        // Keep-alives detect an idle connection whose other end has vanished before a message is written to it.
         tcp.set_keepalive(Some(Duration::from_secs(15)));
         let tls = Arc::new(tls);
         let route = match proxy {
@@ -87,7 +87,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A proxy's CONNECT. hyper-util's own keeps the proxy's status to itself.
+/// A proxy's CONNECT. hyper-util's own does not report the proxy's status.
 #[derive(Clone)]
 struct Tunnel {
     proxy: Uri,
@@ -105,7 +105,7 @@ impl Service<Uri> for Tunnel {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let connecting = self.tcp.call(self.proxy.clone());
-        // Without a user name and a password: `Participant::new` refuses them.
+        // The URI has no user name and no password: `Participant::new` refuses them.
         let name = format!("the proxy {} (sender.proxy)", self.proxy.authority().map_or("", |of| of.as_str()));
         Box::pin(async move {
             let mut stream = connecting.await.map_err(|error| format!("connect to {name}: {}", causes_of(&error)))?;
@@ -115,7 +115,7 @@ impl Service<Uri> for Tunnel {
     }
 }
 
-/// Asks the proxy for a tunnel; the error says what the proxy did.
+/// Asks the proxy for a tunnel; the error describes the proxy's reaction.
 async fn connect_through(stream: &mut TcpStream, to: &Uri) -> Result<(), String> {
     let (host, port) = (to.host().unwrap_or_default(), to.port_u16().unwrap_or(443));
     let failed = |error: io::Error| match error.kind() {
@@ -125,7 +125,7 @@ async fn connect_through(stream: &mut TcpStream, to: &Uri) -> Result<(), String>
     let asked = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
     stream.write_all(asked.as_bytes()).await.map_err(failed)?;
     let mut head = Vec::new();
-    // Byte by byte: what follows the head belongs to the tunnel.
+    // Byte by byte: the bytes after the head belong to the tunnel.
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() == PROXY_HEAD_BYTES_MAX {
             return Err(format!("answered CONNECT with a head of more than {} KiB", PROXY_HEAD_BYTES_MAX >> 10));
@@ -152,7 +152,7 @@ pub(super) fn trusting(extra_pem: &[u8]) -> Result<ClientConfig, String> {
     config(roots(system.certs, problem, extra_pem)?)
 }
 
-/// A TLS client that trusts nobody: for an endpoint without TLS, which never asks it.
+/// A TLS client without roots: for an endpoint without TLS, which never uses it.
 pub(super) fn trusting_nobody() -> Result<ClientConfig, String> {
     config(RootCertStore::empty())
 }

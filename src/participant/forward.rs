@@ -1,11 +1,11 @@
-//! Which headers pass through when a request is handed on, and its reply handed back.
+//! The headers that are forwarded with a request and with its reply.
 
 use hyper::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// Headers that belong to one connection, and those that the next one writes anew.
+/// Headers that belong to one connection, and those that the next connection sets anew.
 const OF_A_CONNECTION: [HeaderName; 9] = [
     CONNECTION,
     CONTENT_LENGTH,
@@ -18,8 +18,8 @@ const OF_A_CONNECTION: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// The service needs no signature, and one made for the relay's address would not hold. The caller's own coding is
-/// not asked for, because a reply to a bot is never encoded.
+/// The service needs no signature, and one made for the relay's address would be invalid. The caller's Accept-Encoding
+/// is not forwarded, because a reply to a bot is never encoded.
 fn stays_here(name: &HeaderName) -> bool {
     let text = name.as_str();
     [HOST, AUTHORIZATION, ACCEPT_ENCODING].contains(name)
@@ -28,7 +28,7 @@ fn stays_here(name: &HeaderName) -> bool {
         || text.starts_with("relay-")
 }
 
-/// A bot's headers as upstream gets them.
+/// A bot's headers as they are forwarded.
 pub(super) fn request(headers: &HeaderMap) -> HeaderMap {
     let mut passed = end_to_end(headers);
     let dropped: Vec<HeaderName> = passed.keys().filter(|name| stays_here(name)).cloned().collect();
@@ -42,7 +42,7 @@ pub(super) fn request(headers: &HeaderMap) -> HeaderMap {
     passed
 }
 
-/// Upstream's headers as a bot gets them.
+/// Upstream's headers as they are returned to a bot.
 pub(super) fn reply(headers: &HeaderMap) -> HeaderMap {
     end_to_end(headers)
 }

@@ -1,18 +1,17 @@
-//! Keeping a credential out of what upstream writes back.
+//! Masks a credential in upstream's texts.
 //!
-//! An error text may echo the token it was given, as it came or escaped on the way: for a URL (`%2F`), for JSON (`\/`,
-//! `\u002f`), or with its bytes read as Latin-1. [`scrub`] finds all of these, mixed as they may be, and a token that
-//! the text's own end has cut short.
+//! An error text may echo the token, unchanged or escaped: for a URL (`%2F`), for JSON (`\/`, `\u002f`), or with its
+//! bytes read as Latin-1. [`scrub`] finds all of these, also mixed, and a token that the end of the text has cut.
 //!
-//! Connect's tokens have hundreds of characters. One of a few is a developer's, `a` or `bot-1`, and its letters stand in
-//! every sentence: it is taken out of a text only where it stands alone, and of an id not at all.
+//! Connect's tokens have hundreds of characters. One of a few characters is a developer's, `a` or `bot-1`, and its
+//! letters are in every sentence: it is masked in a text only as a separate word, and in an id not at all.
 
-/// What stands in a token's place.
+/// The replacement of a token.
 const MASK: &str = "[token]";
-/// From how many characters on a token, or its beginning at the end of a text, is no word that stands there by chance.
+/// The length from which a token, or its beginning at the end of a text, cannot be there by chance.
 const NO_WORD: usize = 8;
 
-/// The text without the token, in any of its spellings.
+/// Returns the text without the token, in any of its spellings.
 pub(super) fn scrub(text: &str, token: &[u8]) -> String {
     let latin: Vec<char> = token.iter().map(|byte| char::from(*byte)).collect();
     let utf8: Vec<char> = String::from_utf8_lossy(token).chars().collect();
@@ -30,7 +29,7 @@ pub(super) fn scrub(text: &str, token: &[u8]) -> String {
     clean
 }
 
-/// The same for an id or a time: one that holds the letters of a short token is an id all the same.
+/// Does the same for an id or a time, which may contain the letters of a short token by chance.
 pub(super) fn scrub_id(id: &str, token: &[u8]) -> String {
     if is_short(token) { id.to_owned() } else { scrub(id, token) }
 }
@@ -39,12 +38,12 @@ fn is_short(token: &[u8]) -> bool {
     token.len() < NO_WORD
 }
 
-/// Whether what is between is no part of a longer word.
+/// True if the spelled token is not part of a longer word.
 fn stands_alone(before: Option<char>, after: &str) -> bool {
     ![before, after.chars().next()].into_iter().flatten().any(char::is_alphanumeric)
 }
 
-/// How many bytes of the text's beginning spell the token.
+/// The number of bytes at the beginning of the text that spell the token.
 fn spelled(text: &str, token: &[char]) -> Option<usize> {
     let mut at = 0;
     for (matched, wanted) in token.iter().enumerate() {
@@ -58,7 +57,7 @@ fn spelled(text: &str, token: &[char]) -> Option<usize> {
     (!token.is_empty()).then_some(at)
 }
 
-/// How many bytes of the text's beginning spell this character.
+/// The number of bytes at the beginning of the text that spell this character.
 fn character(text: &str, wanted: char) -> Option<usize> {
     if text.starts_with(wanted) {
         return Some(wanted.len_utf8());
@@ -80,7 +79,7 @@ fn character(text: &str, wanted: char) -> Option<usize> {
     }
 }
 
-/// The length of `escape` where the text begins with it, in capitals or not.
+/// The length of `escape` if the text begins with it, in any case.
 fn prefix(text: &str, escape: &str) -> Option<usize> {
     let head = text.as_bytes().get(..escape.len())?;
     head.eq_ignore_ascii_case(escape.as_bytes()).then_some(escape.len())
@@ -92,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn token_goes_in_every_spelling() {
+    fn token_is_masked_in_every_spelling() {
         let token = "QVI/b\"+é==".as_bytes();
         for spelling in [
             "QVI/b\"+é==",
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn short_token_goes_where_it_stands_alone_and_nowhere_else() {
+    fn short_token_is_masked_only_as_a_separate_word() {
         for (text, token, clean) in [
             ("Access denied", "d", "Access denied"),
             ("The security token is invalid", "tok", "The security token is invalid"),
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn token_that_the_end_cuts_short_goes_too() {
+    fn token_that_the_end_cuts_is_masked_too() {
         assert_eq!(scrub("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
         assert_eq!(scrub("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
         assert_eq!(scrub("é stays", b"\xff\xfe"), "é stays");

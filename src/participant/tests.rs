@@ -1,4 +1,4 @@
-//! Against real listeners on loopback that follow a script.
+//! The client with real listeners on loopback that follow a script.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::message::ContentType;
 
 const DELIVERED: &str = r#"{"Id":"i-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#;
 
-/// A listener, and the whole of the options that lead to it.
+/// A listener, and the options that lead to it.
 async fn upstream(scheme: &str) -> (TcpListener, Options) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -46,7 +46,7 @@ async fn attempt(participant: &Participant, body: &Body) -> Outcome {
     participant.attempt(body, &client_token, &token).await
 }
 
-/// Both sides of a script, within a time that only a fault exceeds.
+/// Runs both sides of a script, under a time-out that only a fault exceeds.
 async fn both<A, B>(script: impl Future<Output = A>, client: impl Future<Output = B>) -> (A, B) {
     bounded(async { tokio::join!(script, client) }).await
 }
@@ -55,7 +55,7 @@ async fn bounded<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("the script comes to its end")
 }
 
-/// Reads one request: its head, and a body of the length it tells.
+/// Reads one request: its head, and its body by Content-Length.
 async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
     loop {
@@ -78,7 +78,7 @@ fn reply(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Accepts one connection and answers one request; the connection is handed back still open.
+/// Accepts one connection and answers one request; returns the connection still open.
 async fn serve(listener: &TcpListener, answer: &str) -> (String, TcpStream) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let request = request(&mut stream).await;
@@ -152,7 +152,7 @@ async fn events_and_disconnects_go_to_their_own_routes_behind_the_prefix() {
 }
 
 #[tokio::test]
-async fn refused_connection_wrote_nothing() {
+async fn nothing_is_written_if_the_connection_is_refused() {
     let (listener, options) = upstream("http").await;
     drop(listener);
     let outcome = bounded(attempt(&client(options), &message())).await;
@@ -160,13 +160,13 @@ async fn refused_connection_wrote_nothing() {
 }
 
 #[tokio::test]
-async fn handshake_that_never_ends_wrote_nothing() {
+async fn nothing_is_written_if_the_handshake_never_ends() {
     let (listener, mut options) = upstream("https").await;
     options.extra_roots = authority().1.into_bytes();
     options.connect_timeout = Duration::from_millis(50);
     let outcome = bounded(attempt(&client(options.clone()), &message())).await;
     assert_nothing_written(&outcome, "no connection within 50ms");
-    // The same where the attempt's own time is the shorter.
+    // The same if the attempt's own time limit is the shorter one.
     (options.connect_timeout, options.attempt_timeout) = (Duration::from_secs(20), Duration::from_millis(50));
     let outcome = bounded(attempt(&client(options), &message())).await;
     assert_nothing_written(&outcome, "no connection within 50ms");
@@ -174,7 +174,7 @@ async fn handshake_that_never_ends_wrote_nothing() {
 }
 
 #[tokio::test]
-async fn silence_after_the_request_is_unknown() {
+async fn time_out_after_the_request_is_a_lost_answer() {
     let (listener, mut options) = upstream("http").await;
     options.attempt_timeout = Duration::from_millis(200);
     let participant = client(options);
@@ -188,7 +188,7 @@ async fn silence_after_the_request_is_unknown() {
 }
 
 #[tokio::test]
-async fn end_of_the_connection_after_the_request_is_unknown() {
+async fn closed_connection_after_the_request_is_a_lost_answer() {
     for answer in [
         "",
         "HTTP/1.1 200",
@@ -205,7 +205,7 @@ async fn end_of_the_connection_after_the_request_is_unknown() {
 }
 
 #[tokio::test]
-async fn reset_with_the_request_unread_is_unknown() {
+async fn reset_with_the_request_unread_is_a_lost_answer() {
     let (listener, options) = upstream("http").await;
     let participant = client(options);
     let script = async {
@@ -256,7 +256,7 @@ async fn connection_that_closed_while_idle_costs_no_attempt() {
     }
 }
 
-/// Makes the runtime look at its sockets and run what that wakes: the kernel has told of the end before.
+/// Makes the runtime poll its sockets and run the tasks that this wakes: the kernel has reported the end already.
 async fn let_the_client_notice(address: SocketAddr, listener: &TcpListener) {
     let (there, here) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (mut there, mut here) = (there.unwrap(), here.unwrap().0);
@@ -309,7 +309,7 @@ async fn certificate_of_an_extra_root_is_trusted() {
 }
 
 #[tokio::test]
-async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
+async fn untrusted_certificate_is_refused_and_nothing_is_written() {
     let (listener, mut options) = upstream("https").await;
     let (tls, _) = authority();
     options.extra_roots = authority().1.into_bytes();
@@ -320,9 +320,9 @@ async fn certificate_of_a_stranger_is_not_and_nothing_is_written() {
     assert_nothing_written(&outcome, "the signature of the server's certificate is wrong: ");
 }
 
-/// A certificate of each kind that operators get wrong, and the sentence for it.
+/// Tries a certificate of each kind that operators get wrong, and expects a sentence for it.
 #[tokio::test]
-async fn certificate_that_is_not_accepted_is_a_sentence() {
+async fn refused_certificate_is_reported_in_a_sentence() {
     let issued = |edit: &dyn Fn(&mut CertificateParams)| {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         edit(&mut params);
@@ -373,7 +373,7 @@ async fn proxy_gets_a_connect_and_sees_no_more() {
 }
 
 #[tokio::test]
-async fn proxy_that_refuses_or_says_nothing_wrote_nothing() {
+async fn nothing_is_written_if_the_proxy_refuses_or_is_silent() {
     let (listener, mut options) = upstream("https").await;
     options.extra_roots = authority().1.into_bytes();
     options.proxy = Some(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());

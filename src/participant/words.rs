@@ -1,7 +1,7 @@
-//! Errors of connections in plain sentences: what happened, and what the operator can do about it.
+//! Connection errors in plain sentences: the cause, and the operator's next step.
 //!
-//! Libraries nest errors, and some show their parts in Rust's debug form (`Other(OtherError(CaUsedAsEndEntity))`). Those of
-//! TLS have a sentence each here; what is left is shown in words.
+//! Libraries nest errors, and some show their parts in Rust's debug form (`Other(OtherError(CaUsedAsEndEntity))`). Each
+//! TLS error has a sentence here; all other errors are converted to words.
 
 use std::error::Error;
 use std::io;
@@ -29,7 +29,7 @@ pub(super) fn causes_of(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The error of TLS in this error, which may be wrapped in one of input and output.
+/// The TLS error in this error, which may be wrapped in one of input and output.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return Some(error);

@@ -1,15 +1,15 @@
-//! Log lines on the destination: one when its gate closes or opens, or the reason changes; none for each message, and
-//! none for a single throttle or failure.
+//! Log lines about the destination: one when its gate closes or opens, or the reason changes; none for each message,
+//! and none for a single throttle or failure.
 
 use tracing::{info, warn};
 
 use crate::delivery::{NO_OBJECT, Outcome};
 use crate::pacer::Closed;
 
-/// What was last said.
+/// The last logged state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Said {
-    /// Messages go out.
+    /// The gate is open.
     #[default]
     Open,
     /// The quota is used up.
@@ -21,7 +21,7 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// What is to be said after an attempt; the same as before where nothing is.
+    /// Returns the state to log after an attempt; the same as before if there is nothing new.
     pub(super) fn after(self, closed: Option<Closed>, outcome: &Outcome) -> Said {
         match (closed, outcome) {
             (None, _) => Said::Open,
@@ -30,12 +30,12 @@ impl Said {
             (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }) => {
                 Said::Down
             }
-            // Answered by one that was under way when the gate closed: the probe will tell.
+            // An attempt that was in flight when the gate closed was answered: only the probe decides.
             (Some(Closed::Down), _) => self,
         }
     }
 
-    /// Says it, in the operator's words.
+    /// Logs the state, for the operator.
     pub(super) fn say(self, outcome: &Outcome, rate: f64) {
         let (http_status, why) = (outcome.status(), outcome.why());
         let rate = (rate * 100.0).round() / 100.0;
@@ -63,8 +63,8 @@ impl Said {
     }
 }
 
-/// A failed outcome in words that follow "the Participant Service", and the operator's next step; none if it says
-/// nothing of the destination.
+/// Describes a failed outcome in words that follow "the Participant Service", and gives the operator's next step;
+/// `None` if it contains no information about the destination.
 pub(super) fn words(outcome: &Outcome) -> Option<(String, &'static str)> {
     const ELSEWHERE: &str = "Check sender.region, sender.endpoint and sender.proxy.";
     const HEALTH: &str = "Look at AWS's health page for the region. A proxy or a private endpoint on the way can answer so \
@@ -97,7 +97,7 @@ mod tests {
     use crate::retry::Hint;
 
     #[test]
-    fn each_change_is_said_once() {
+    fn each_change_is_logged_once() {
         let hint = Hint::default();
         let down = || Outcome::Down { status: Some(503), hint, why: "503".into() };
         let wrong = |status| Outcome::Misconfigured { status, why: String::new() };
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn service_that_answered_is_not_one_that_cannot_be_reached() {
+    fn service_that_answered_is_not_reported_as_unreachable() {
         let (hint, why) = (Hint::default(), |why: &str| why.to_owned());
         for (outcome, expected) in [
             (Outcome::Down { status: Some(503), hint, why: why("503") }, "answered 503"),

@@ -1,4 +1,4 @@
-//! What the sender measures.
+//! The sender's metrics.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::metrics::{ATTEMPT_SECONDS, Metrics};
 use crate::pacer::{Closed, Pacer};
 use crate::time::Timestamp;
 
-/// Every value of the `outcome` label: a series that is there from the start can be alerted on.
+/// Every value of the `outcome` label. All series exist from the start, so that alerts can use them.
 const OUTCOMES: [&str; 7] =
     ["delivered", "throttled", "unavailable", "answer_lost", "refused", "denied", "misconfigured"];
 
@@ -17,7 +17,7 @@ const OUTCOMES: [&str; 7] =
 pub(super) struct Measures {
     attempts: IntCounterVec,
     attempt_seconds: Histogram,
-    /// Attempts under way.
+    /// The attempts in flight.
     pub(super) in_flight: IntGauge,
     send_rate: Gauge,
     quota_rate: Gauge,
@@ -55,19 +55,19 @@ impl Measures {
         measures
     }
 
-    /// One attempt has come back.
+    /// Counts an attempt that has ended.
     pub(super) fn ended(&self, outcome: &Outcome, took: Duration) {
         self.attempts.with_label_values(&[outcome.name()]).inc();
         self.attempt_seconds.observe(took.as_secs_f64());
     }
 
-    /// What the pacer makes of the destination now.
+    /// Sets the gauges to the pacer's present view of the destination.
     pub(super) fn destination(&self, pacer: &Pacer) {
         self.send_rate.set(pacer.rate());
         self.gate_open.set(i64::from(pacer.closed() != Some(Closed::Down)));
     }
 
-    /// Counts the time since the last call, if the quota held something back then; `held` says whether it does now.
+    /// Counts the time since the last call if the quota held something back then; `held` is true if it does now.
     pub(super) fn quota(&mut self, now: Timestamp, held: bool) {
         if let Some(since) = self.quota_held_since.take() {
             self.quota_wait.inc_by(now.since(since).as_secs_f64());
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn gate_is_closed_where_upstream_is_down_and_not_where_it_throttles() {
+    fn gate_metric_is_closed_if_upstream_is_down_but_not_if_it_throttles() {
         let mut pacer = pacer();
         let measures = Measures::new(&Metrics::default(), &pacer);
         pacer.ended(Timestamp(0), Timestamp(0), Signal::Throttled(Hint::default()));

@@ -1,4 +1,4 @@
-//! The decisions as tables; then `step` and `run` against a real queue in a temporary folder and a scripted upstream.
+//! The decisions as tables; then `step` and `run` with a real queue in a temporary folder and a scripted upstream.
 
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
@@ -50,19 +50,19 @@ fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
 }
 
 #[test]
-fn lease_that_comes_short_ends_the_asking() {
+fn short_lease_stops_further_leases() {
     let mut sight = Sight::default();
     sight.asked();
     sight.leased(5, &Work { next_due: Some(at(300)), ..Work::default() }, NOW);
     assert_eq!(sight, Sight { look: false, next_due: Some(at(300)), ..Sight::default() });
-    // A due time that has come already is no reason to ask in a circle.
+    // A due time that has passed already must not cause a busy loop.
     sight.asked();
     sight.leased(5, &Work { next_due: Some(NOW), ..Work::default() }, NOW);
     assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Wait(DUE_MIN));
 }
 
 #[test]
-fn what_happens_while_the_queue_is_asked_is_worth_another_look() {
+fn event_while_the_queue_is_asked_causes_another_look() {
     let mut sight = Sight::default();
     sight.asked();
     sight.look = true;
@@ -70,7 +70,7 @@ fn what_happens_while_the_queue_is_asked_is_worth_another_look() {
     assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Ask(5));
 }
 
-/// A relay without its doors: a queue on disk, a sender, and an upstream that answers as it is told.
+/// A relay without listeners: a queue on disk, a sender, and an upstream that gives scripted answers.
 struct House {
     queue: Queue,
     sender: Sender,
@@ -81,14 +81,14 @@ struct House {
     _folder: TempDir,
 }
 
-/// One request that upstream got, waiting for its answer.
+/// One request that upstream received and has not answered yet.
 struct Request {
     text: String,
     stream: TcpStream,
 }
 
 impl Request {
-    /// Answers; the connection ends with it.
+    /// Answers, and closes the connection.
     async fn answer(mut self, status: &str, headers: &str, body: &str) {
         let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}content-length: {}\r\n", body.len());
         self.stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
@@ -172,7 +172,7 @@ impl House {
         bounded.await.expect("an attempt is settled")
     }
 
-    /// Lets the sender do what it can for so many turns of the runtime.
+    /// Lets the sender run for `count` turns of the runtime.
     async fn turns(&mut self, count: usize) {
         let steps = async {
             loop {
@@ -190,7 +190,7 @@ impl House {
         }
     }
 
-    /// Lets the sender start what it can now; the number of requests that have arrived upstream and wait for an answer.
+    /// Lets the sender start what it can now. Returns the number of requests that wait for an answer upstream.
     async fn requests_now(&mut self) -> usize {
         self.turns(1000).await;
         while self.sender.sight.asking || self.sender.measures.in_flight.get() != self.requests.len() as i64 {
@@ -204,7 +204,7 @@ impl House {
         self.requests.len()
     }
 
-    /// Steps until there is nothing to do but wait.
+    /// Steps until the sender can only wait.
     async fn quiet(&mut self) {
         while self.sender.sight.look || !self.sender.tasks.is_empty() {
             self.sender.step().await.unwrap();
@@ -235,7 +235,7 @@ fn queue_options(folder: &TempDir) -> queue::Options {
     }
 }
 
-/// Hands over every request that arrives, one to a connection.
+/// Sends every incoming request to a channel, one per connection.
 fn upstream(listener: TcpListener) -> mpsc::UnboundedReceiver<Request> {
     let (requests, arrived) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -244,7 +244,7 @@ fn upstream(listener: TcpListener) -> mpsc::UnboundedReceiver<Request> {
             tokio::spawn(async move {
                 let mut bytes = vec![0; 65536];
                 let mut length = 0;
-                // Every body here is an object without another in it.
+                // Every body here is an object without a nested one.
                 while !bytes[..length].ends_with(b"}") {
                     match stream.read(&mut bytes[length..]).await {
                         Ok(more) if more > 0 => length += more,
@@ -317,7 +317,7 @@ async fn failing_message_is_counted_and_sent_again_the_same() {
     let (settled, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
     assert_eq!((settled, house.state(id).await.attempts), (id, 1));
     house.clock.skip(due.since(house.clock.now()));
-    // The end of the connection with nothing answered: it may have been delivered.
+    // The connection ends without an answer: the message may have been delivered.
     drop(house.request().await);
     let (_, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
     house.clock.skip(due.since(house.clock.now()));
@@ -328,7 +328,7 @@ async fn failing_message_is_counted_and_sent_again_the_same() {
 }
 
 #[tokio::test]
-async fn refused_message_is_buried_not_retried() {
+async fn refused_message_is_dead_lettered_not_retried() {
     let mut house = House::new(15).await;
     let id = house.accept("a", "a-1").await;
     let next = house.accept("a", "a-2").await;
@@ -371,7 +371,7 @@ async fn destination_that_is_down_gets_one_probe_at_a_time() {
     assert!((3..=6).contains(&answered), "three conversations, not one alone: {answered}");
     for _ in 0..2 {
         house.clock.skip(Duration::from_secs(5));
-        // A conversation that has not failed yet is the probe; one that failed may try its luck beside it.
+        // A conversation that has not failed yet is the probe; one that failed may be tried beside it.
         let probes = house.requests_now().await;
         assert!((1..=2).contains(&probes), "{probes}");
         for _ in 0..probes {
@@ -379,7 +379,7 @@ async fn destination_that_is_down_gets_one_probe_at_a_time() {
             assert!(matches!(house.settled().await.1, Settled::Deferred(_)));
         }
     }
-    // It is back: the next probe delivers, and the others follow.
+    // The destination works again: the next probe delivers, and the others follow.
     for _ in &waiting {
         house.clock.skip(Duration::from_secs(8));
         house.request().await.deliver("i").await;
@@ -416,7 +416,7 @@ async fn healthy_conversations_go_before_those_that_keep_failing() {
         house.settled().await;
         house.clock.skip(Duration::from_millis(200));
     }
-    // The first may have been leased before the healthy ones were there.
+    // The first may have been leased before the healthy ones were queued.
     assert!(!order[1..].windows(2).any(|pair| pair == [true, true]), "{order:?}");
     assert!(order.iter().filter(|sick| **sick).count() <= 4, "a tenth, and one each probe_max: {order:?}");
 }
@@ -478,7 +478,7 @@ async fn probe_without_an_answer_does_not_hold_back_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_was_leased_while_the_gate_closed_is_given_back() {
+async fn messages_leased_while_the_gate_closed_are_given_back() {
     let mut house = House::new(1).await;
     let id = house.accept("a", "a-1").await;
     while !matches!(house.sender.step().await.unwrap(), Step::Asked(1)) {}
@@ -500,7 +500,7 @@ async fn idle_sender_asks_nothing_of_the_queue() {
             asked.fetch_add(1, Ordering::Relaxed);
         }
     };
-    // A step that only waits never comes back by itself within so many turns of the runtime.
+    // A step that only waits does not return by itself within this number of turns of the runtime.
     let turns = async {
         for _ in 0..1000 {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! The connections of one listener: who has a place, who waits for one, who has run out of time.
+//! The connections of one listener: those with a place, those that wait for one, and those that have run out of time.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -29,15 +29,15 @@ pub struct Floor<S> {
     limits: Limits,
     clock: Clock,
     connections: Connections,
-    /// What a reply on a connection that stays open says.
+    /// The `Keep-Alive` header of a reply on a connection that stays open.
     keep_alive: Option<HeaderValue>,
     http: http1::Builder,
     service: S,
     tasks: JoinSet<()>,
     seats: Vec<Seat>,
-    /// Accepted, and without a place yet; bounded by [`room::quarter`] (and one).
+    /// Accepted connections without a place; at most [`room::quarter`] plus one.
     waiting: Vec<Newcomer>,
-    /// Set while every reply is to end its connection: somebody waits, or this is the drain.
+    /// Set while every reply is to end its connection: a connection waits, or this is the drain.
     last_reply: Arc<AtomicBool>,
     draining: bool,
 }
@@ -47,11 +47,11 @@ struct Seat {
     peer: Peer,
     pulse: Arc<Pulse>,
     task: AbortHandle,
-    /// Asks it to close as soon as it is in no request; taken once it is on its way out.
+    /// Asks it to close as soon as it has no request; taken once it has been asked.
     finish: Option<oneshot::Sender<()>>,
 }
 
-/// A connection that has none yet.
+/// A connection without a place.
 pub struct Newcomer {
     pub stream: Stream,
     pub peer: Peer,
@@ -65,10 +65,10 @@ where
 {
     pub fn new(limits: Limits, clock: Clock, connections: Connections, service: S) -> Floor<S> {
         let mut http = http1::Builder::new();
-        // Time is kept here: hyper's head timer would also cut connections that are idle, and is armed for every
-        // request.
+        // The time is checked in this module: hyper's head timer would also cut idle connections, and is armed for
+        // every request.
         http.header_read_timeout(None).max_buf_size(limits.head_bytes_max.max(8192));
-        // `printf … | socat - UNIX-CONNECT:…` closes its half once it has sent, and still wants the reply.
+        // `printf … | socat - UNIX-CONNECT:…` closes its half after sending, and still expects the reply.
         http.half_close(true);
         Floor {
             limits,
@@ -89,7 +89,7 @@ where
         self.tasks.is_empty()
     }
 
-    /// Waits for a connection to end, and gives its place away; pending where there is none. Safe to drop.
+    /// Waits for a connection to end, and frees its place; pending if there is none. Safe to drop.
     pub async fn ended(&mut self) {
         match self.tasks.join_next_with_id().await {
             Some(ended) => self.leave(ended),
@@ -97,7 +97,8 @@ where
         }
     }
 
-    /// While those who wait fill their bench and places are about to be free, the next wait in the kernel's backlog.
+    /// False while the waiting list is full and places are about to be free: new connections wait in the kernel's
+    /// backlog.
     pub fn may_accept(&self) -> bool {
         self.waiting.len() < room::quarter(self.limits.connections_max) || !self.is_moving()
     }
@@ -105,7 +106,8 @@ where
     pub fn enter(&mut self, newcomer: Newcomer) {
         self.waiting.push(newcomer);
         self.place_waiting();
-        // Nobody makes room, and the bench is full: the newest is closed. It may come again; the others were first.
+        // No connection can be closed, and the waiting list is full: the newest is closed. Its client may retry; the
+        // others were first.
         if self.waiting.len() > room::quarter(self.limits.connections_max) && !self.is_moving() {
             self.waiting.pop();
         }
@@ -125,7 +127,7 @@ where
         self.place_waiting();
     }
 
-    /// Seats those who wait where places are free, and has others make room for the rest.
+    /// Gives free places to waiting connections, and closes others for the rest.
     fn place_waiting(&mut self) {
         while !self.waiting.is_empty() {
             let places: Vec<Place> = self.seats.iter().map(Seat::place).collect();
@@ -135,7 +137,7 @@ where
                     let newcomer = self.waiting.remove(first);
                     self.seat(newcomer);
                 }
-                // As many are leaving as are waiting.
+                // As many connections are closing as are waiting.
                 Room::Close(_) | Room::Cut(_) if self.leaving() >= self.waiting.len() => break,
                 Room::Close(index) => self.seats[index].close(),
                 Room::Cut(index) => self.seats[index].cut(),
@@ -171,13 +173,13 @@ where
         };
         let connection = self.http.serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&pulse))), service);
         let task = self.tasks.spawn(async move {
-            // Dropped last, so that who waits for zero finds the socket closed.
+            // Dropped last, so that the socket is closed when the count reaches zero.
             let _open = open;
-            // After a turn of the reactor the first read tells whether a request has come with the connection: one that
-            // did must not be taken for idle.
+            // After a turn of the reactor the first read shows if a request has come with the connection. Such a
+            // connection must not be treated as idle.
             tokio::task::yield_now().await;
             let mut connection = pin!(connection);
-            // What a peer does wrong is its own affair: hyper has answered it where it could.
+            // A peer's error concerns only that peer: hyper has answered it if it could.
             tokio::select! {
                 biased;
                 _ = connection.as_mut() => return,
@@ -188,7 +190,7 @@ where
         self.seats.push(Seat { peer, pulse, task, finish: Some(finish) });
     }
 
-    /// Ends what has run out of time; says when to look again.
+    /// Ends the connections that have run out of time. Returns the time of the next sweep.
     pub fn sweep(&mut self) -> Timestamp {
         let now = self.clock.now();
         let mut next = Timestamp(u64::MAX);
@@ -211,12 +213,12 @@ where
         next.min(now + self.shortest())
     }
 
-    /// Nothing that begins now runs out of time before this.
+    /// The shortest limit: no phase that begins now runs out of time before this.
     pub fn shortest(&self) -> Duration {
-        // Nobody tells when a connection becomes idle and could make room: look again soon.
+        // There is no event when a connection becomes idle and could be closed: sweep again soon.
         let look_again = if self.waiting.is_empty() { Duration::MAX } else { Duration::from_millis(20) };
         let limit = self.limits.idle_timeout.min(self.limits.request_timeout).min(look_again);
-        // Never zero: the loop must not spin on a limit that somebody set to nothing.
+        // Never zero: the loop must not spin if a limit is configured as zero.
         limit.max(Duration::from_millis(1))
     }
 
@@ -234,14 +236,14 @@ where
         self.draining = true;
         self.last_reply.store(true, Ordering::Relaxed);
         for seat in &mut self.seats {
-            // A half-read head would be dropped unanswered; its reply ends the connection anyway.
+            // A half-read head would be dropped without an answer; its reply ends the connection anyway.
             if seat.pulse.read().0 != Phase::Head {
                 seat.close();
             }
         }
     }
 
-    /// Places are about to be free, or connections to show whether they are idle.
+    /// True if places are about to be free, or connections are about to show if they are idle.
     fn is_moving(&self) -> bool {
         self.seats.iter().any(|seat| seat.finish.is_none() || seat.pulse.read().0 == Phase::Fresh)
     }
@@ -251,14 +253,14 @@ where
     }
 }
 
-/// The lifetime that a reply promises its connection: a second less than it has, so that a request which is sent at its
-/// very end still finds it open; none below 2 s.
+/// The lifetime that a reply announces for its connection: a second less than the real one, so that a request which is
+/// sent at its very end still finds it open; none below 2 s.
 fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
     let seconds = idle_timeout.as_secs().saturating_sub(1);
     HeaderValue::try_from(format!("timeout={seconds}")).ok().filter(|_| seconds >= 2)
 }
 
-/// True if hyper keeps the connection of such a request open.
+/// True if hyper keeps the connection of a request with this version and these headers open.
 fn stays_open(version: Version, headers: &HeaderMap) -> bool {
     match version {
         Version::HTTP_11 => !closes(headers),
@@ -283,7 +285,7 @@ impl Seat {
 
     fn close(&mut self) {
         if let Some(finish) = self.finish.take() {
-            // It may have ended by itself.
+            // The connection may have ended by itself.
             let _ = finish.send(());
         }
     }

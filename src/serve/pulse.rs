@@ -1,6 +1,6 @@
-//! What a connection is doing, and since when, in one atomic word: written by the connection as it goes, read by the
-//! loop that accepts. The stream underneath tells what hyper does not: that the first byte of a head has come
-//! ([`Watched::poll_read`]) and that a reply has been written whole (`poll_flush`, which hyper calls only then).
+//! The phase of a connection and its start, in one atomic word: written by the connection, read by the accepting loop.
+//! The stream underneath shows what hyper does not: that the first byte of a head has come ([`Watched::poll_read`]) and
+//! that a reply has been written completely (`poll_flush`, which hyper calls only then).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,14 +13,14 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::time::{Clock, Timestamp};
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It was accepted just now; whether something has come is not known yet.
+    /// The connection was just accepted; it is unknown if a byte has come.
     Fresh,
-    /// Nothing of a request has come.
+    /// No byte of a request has come.
     Idle,
-    /// Some of a request's head has come.
+    /// Part of a request's head has come.
     Head,
     /// The service has the request.
     Busy,
@@ -28,7 +28,7 @@ pub enum Phase {
     Replying,
 }
 
-/// A phase and when it began: the time in milliseconds above three bits.
+/// A phase and its start: the time in milliseconds above three bits.
 #[derive(Debug)]
 pub struct Pulse {
     word: AtomicU64,
@@ -47,13 +47,13 @@ impl Pulse {
         (phase(word), Timestamp(word >> 3))
     }
 
-    /// The service has a request. Its time counts from its first byte, so no clock is read.
+    /// Notes that the service has a request. The phase counts from the request's first byte, so no clock is read.
     pub fn busy(&self) {
         let word = self.word.load(Ordering::Relaxed);
         self.word.store((word & !7) | Phase::Busy as u64, Ordering::Relaxed);
     }
 
-    /// The service has answered.
+    /// Notes that the service has answered.
     pub fn replying(&self) {
         self.begin(Phase::Replying);
     }
@@ -84,7 +84,7 @@ pub enum Stream {
     Tcp(TcpStream),
 }
 
-/// A stream that keeps a pulse.
+/// A stream that records its phase.
 #[derive(Debug)]
 pub struct Watched {
     stream: Stream,
@@ -96,7 +96,7 @@ impl Watched {
         Watched { stream, pulse }
     }
 
-    /// A part of a long reply was taken: whoever still reads is not cut.
+    /// Notes progress of a long reply: a client that still reads is not cut.
     fn wrote(&self, written: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(some)) if some < offered) && self.pulse.is(Phase::Replying) {
             self.pulse.begin(Phase::Replying);

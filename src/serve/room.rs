@@ -1,16 +1,17 @@
-//! Who makes room at the limit: pure.
+//! The connection to close at the limit: pure.
 //!
-//! While there are places anybody may have them, so that one busy bot can use them all. At the limit a user (Unix
-//! uid) with more than a quarter of the places is *heavy*, one with less than a quarter *light*:
+//! Below the limit any user gets a place, so that one busy bot can use them all. At the limit a user (Unix uid) with
+//! more than a quarter of the places is *heavy*, one with less than a quarter *light*:
 //!
-//! | newcomer | who makes room, the first that there is |
+//! | newcomer | connection to close, the first that exists |
 //! | --- | --- |
-//! | light | the longest idle of a heavy user; of all; the longest standing of a heavy user; the longest stalled of all |
-//! | not light | the longest idle of its own or of a heavy user; the longest stalled of those |
+//! | light | the longest idle of a heavy user; of all; the longest in its phase of a heavy user; the longest stalled of all |
+//! | not light | the longest idle of its own user or of a heavy user; the longest stalled of those |
 //! | by TCP | the longest idle of all; the longest stalled |
 //!
-//! *Stalled* is whose head came only in part, because heads come whole, and who has taken nothing of its reply for a
-//! second. Cutting a request loses nothing: hanging up withdraws no message, and the same ClientToken asks again.
+//! A connection is *stalled* if its request head is incomplete (clients send heads in one piece), or if its client has
+//! read nothing of the reply for a second. Cutting a request loses nothing: a disconnect withdraws no message, and the
+//! client can repeat it with the same ClientToken.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,32 +20,32 @@ use crate::serve::Peer;
 use crate::serve::pulse::Phase;
 use crate::time::Timestamp;
 
-/// A reply of which nothing is taken for so long has no reader.
+/// A reply of which nothing is read for this long has no reader.
 const UNREAD: Duration = Duration::from_secs(1);
 
 /// A place that is taken.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// By whom.
+    /// The user of the place.
     pub peer: Peer,
-    /// What it does.
+    /// The phase of the connection.
     pub phase: Phase,
-    /// Since when.
+    /// The start of the phase.
     pub since: Timestamp,
-    /// It has been told to go.
+    /// True if it was asked to close.
     pub leaving: bool,
 }
 
-/// What a newcomer finds.
+/// The result for a newcomer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// A place.
+    /// A place is free.
     Free,
-    /// This one is idle and makes room.
+    /// This connection is idle and is closed.
     Close(usize),
-    /// This one is not idle and makes room all the same.
+    /// This connection is not idle and is cut.
     Cut(usize),
-    /// No place.
+    /// No place is available.
     None,
 }
 
@@ -53,7 +54,7 @@ pub fn quarter(most: usize) -> usize {
     (most / 4).max(1)
 }
 
-/// What this newcomer finds.
+/// Finds a place for this newcomer.
 pub fn find(places: &[Place], most: usize, newcomer: Peer, now: Timestamp) -> Room {
     if places.len() < most.max(1) {
         return Room::Free;
@@ -85,13 +86,13 @@ pub fn find(places: &[Place], most: usize, newcomer: Peer, now: Timestamp) -> Ro
         .unwrap_or(Room::None)
 }
 
-/// Which of those who wait comes first: the first light one, else the first.
+/// The index of the waiting connection that comes first: the first light one, else the first.
 pub fn first(places: &[Place], most: usize, mut waiting: impl Iterator<Item = Peer>) -> usize {
     let held = Held::of(places);
     waiting.position(|peer| held.is_light(peer, most)).unwrap_or(0)
 }
 
-/// Places that each user holds, counted once: newcomers can be many.
+/// The number of places of each user, counted once: newcomers can be many.
 struct Held(HashMap<u32, usize>);
 
 impl Held {
@@ -103,7 +104,7 @@ impl Held {
         Held(held)
     }
 
-    /// None where the user is not known.
+    /// `None` if the user is not known.
     fn by(&self, peer: Peer) -> usize {
         user(peer).and_then(|uid| self.0.get(&uid).copied()).unwrap_or(0)
     }
@@ -124,7 +125,7 @@ fn user(peer: Peer) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// When every unread reply has been for long.
+    /// A time at which every unread reply counts as stalled.
     const LATER: Timestamp = Timestamp(1_000_000);
 
     /// Places by uid and phase, each since its index.
@@ -143,27 +144,27 @@ mod tests {
     }
 
     #[test]
-    fn who_makes_room_at_the_limit() {
+    fn connection_to_close_at_the_limit() {
         use Phase::{Busy, Head, Idle, Replying};
         for (taken, most, newcomer, expected) in [
-            // Below the limit everybody has a place, a lone user all of them.
+            // Below the limit every user gets a place, a lone user all of them.
             (&[(1, Busy), (1, Busy), (1, Busy)][..], 4, 1, Room::Free),
-            // A lone user gives up its own.
+            // A lone user loses one of its own.
             (&[(1, Busy), (1, Idle), (1, Idle), (1, Idle)], 4, 1, Room::Close(1)),
             (&[(1, Busy), (1, Busy), (1, Busy), (1, Busy)], 4, 1, Room::None),
             (&[(1, Busy), (1, Head), (1, Replying), (1, Busy)], 4, 1, Room::Cut(1)),
-            // A light one takes from a heavy one first, from its requests last.
+            // A light user takes from a heavy one first, from its requests last.
             (&[(2, Idle), (1, Idle), (1, Idle), (1, Busy)], 4, 3, Room::Close(1)),
             (&[(2, Idle), (1, Busy), (1, Busy), (1, Busy)], 4, 3, Room::Close(0)),
             (&[(2, Busy), (1, Busy), (1, Head), (1, Busy)], 4, 3, Room::Cut(1)),
             // At its quarter a user takes from itself and from heavy ones only.
             (&[(2, Busy), (3, Idle), (1, Busy), (1, Idle)], 4, 2, Room::Close(3)),
             (&[(2, Busy), (3, Idle), (1, Busy), (1, Busy)], 4, 2, Room::None),
-            // Nobody is heavy: nobody is cut.
+            // No user is heavy: no connection is cut.
             (&[(1, Busy), (2, Busy), (3, Busy), (4, Busy)], 4, 5, Room::None),
             (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 5, Room::Cut(2)),
             (&[(1, Busy), (2, Busy), (3, Replying), (4, Head)], 4, 4, Room::Cut(3)),
-            // By TCP all are alike.
+            // All TCP connections are alike.
             (&[(0, Busy), (0, Idle)], 2, 0, Room::Close(1)),
             (&[(0, Busy), (0, Head)], 2, 0, Room::Cut(1)),
             (&[(0, Busy), (0, Busy)], 2, 0, Room::None),
@@ -174,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn who_still_reads_is_not_cut() {
+    fn client_that_still_reads_is_not_cut() {
         let places = places(&[(1, Phase::Replying), (1, Phase::Busy)]);
         assert_eq!(find(&places, 2, peer(1), Timestamp(999)), Room::None);
         assert_eq!(find(&places, 2, peer(1), Timestamp(1000)), Room::Cut(0));
     }
 
     #[test]
-    fn who_is_leaving_is_not_asked_again() {
+    fn closing_connection_is_not_chosen_again() {
         let mut places = places(&[(1, Phase::Idle), (1, Phase::Idle)]);
         places[0].leaving = true;
         assert_eq!(find(&places, 2, peer(1), LATER), Room::Close(1));
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_light_come_first() {
+    fn light_users_come_first() {
         let places = places(&[(1, Phase::Busy), (1, Phase::Busy)]);
         assert_eq!(first(&places, 2, [peer(1), peer(2)].into_iter()), 1);
         assert_eq!(first(&places, 2, [peer(1), peer(1)].into_iter()), 0);

@@ -1,17 +1,17 @@
-//! Opening the addresses that are listened on, and watching over the name of a Unix socket.
+//! Binding of listen addresses, and supervision of a Unix socket's name.
 //!
-//! | step | why |
+//! | step | reason |
 //! | --- | --- |
 //! | lock `NAME.lock` beside the socket | of two relays, only the one that holds the lock may remove a stale socket |
 //! | remove a socket that refuses connections | a relay that was killed leaves its socket behind |
 //! | bind in place | the kernel, `ss -xl` and systemd-tmpfiles know the socket by the path that bots use |
 //! | set its mode, then listen | connections are refused until the socket listens, and by then its mode is in force |
 //!
-//! A live socket, and anything that is not a socket, is left alone, and the bind is refused.
+//! If there is a live socket, or a file of another kind, it is left alone, and the bind is refused.
 //!
-//! A socket can lose its name while its relay runs: to a cleaner of `/run`, to a volume that is mounted over its folder, to
-//! an operator. [`UnixSocket::watch`] looks once, and binds the name anew if nothing has it; if something else has it, that
-//! is left alone. Connections that exist go on. [`Place`] answers at any time if the socket is at its path.
+//! A socket can lose its name while its relay runs: to a cleaner of `/run`, to a volume that is mounted over its
+//! folder, to an operator. [`UnixSocket::watch`] checks once, and binds the name again if it is free; any other file
+//! there is left alone. Existing connections go on. [`Place`] checks at any time if the socket is at its path.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -29,10 +29,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
-/// The longest path of a Unix socket. Linux itself has room for one byte more, but without the zero at its end, which
+/// The longest path of a Unix socket. Linux itself accepts one byte more, but then without the zero at its end, which
 /// most clients need.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// Connections that may wait in the kernel to be accepted. The kernel cuts it to `net.core.somaxconn`.
+/// The most connections that wait in the kernel to be accepted. The kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Sockets do not block and are not inherited.
 const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
@@ -40,13 +40,13 @@ const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 /// The device and the inode of a file.
 type Identity = (u64, u64);
 
-/// The reason why an address cannot be listened on.
+/// The reason why the relay cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("listen on {address}: {cause}")]
 pub struct BindError {
     /// The path, or the address and port.
     pub address: String,
-    /// What is in the way.
+    /// The obstacle.
     pub cause: String,
 }
 
@@ -57,18 +57,18 @@ pub struct UnixSocket {
     mode: u32,
     place: Place,
     lock: Lock,
-    /// The reason of the absence that was last logged; none while the socket is at its path.
+    /// The reason of the absence that was last logged; `None` while the socket is at its path.
     absence: Option<String>,
 }
 
 impl UnixSocket {
-    /// The place of the socket, for those who ask if it is there.
+    /// The place of the socket, for checks from other parts.
     #[must_use]
     pub fn place(&self) -> Place {
         self.place.clone()
     }
 
-    /// Looks at the socket's path, and binds the socket anew if its name is gone. Logs each change once.
+    /// Checks the socket's path, and binds the socket again if its name is free. Logs each change once.
     pub(super) fn watch(&mut self) {
         let socket = self.place.path().to_owned();
         let socket = socket.display();
@@ -106,7 +106,7 @@ impl UnixSocket {
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         if self.place.find().is_ok() {
-            // A socket that stays behind is removed by the next start.
+            // The next start removes a socket that is left.
             let _ = fs::remove_file(self.place.path());
         }
     }
@@ -123,10 +123,10 @@ impl Place {
         &self.0.0
     }
 
-    /// Looks at the path: one system call.
+    /// Checks the path: one system call.
     ///
     /// # Errors
-    /// Says what is there instead of the socket.
+    /// With a description of what is there instead of the socket.
     pub fn look(&self) -> Result<(), String> {
         self.find().map_err(|absence| absence.to_string())
     }
@@ -158,7 +158,7 @@ enum Absence {
     Unknown(io::Error),
 }
 
-/// The lock file beside a socket. Its holder alone may remove what is left of another relay's socket.
+/// The lock file beside a socket. Only its holder may remove the socket of another relay.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
@@ -184,7 +184,7 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
             }
             let lock = Lock { path: path.clone(), file };
-            // The relay that held it may have removed it between the two steps above.
+            // The previous holder may have removed it between the two steps above.
             if lock.is_in_place() {
                 return Ok(lock);
             }
@@ -200,20 +200,20 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if self.is_in_place() {
-            // One that stays behind is taken by the next start.
+            // The next start takes a lock file that is left.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens on a Unix socket with this mode; makes its folder if it is missing. Needs a runtime.
+/// Listens on a Unix socket with this mode; creates its folder if it is missing. Needs a runtime.
 ///
 /// # Errors
-/// If another process listens there, if something else has the name, or if a step fails.
+/// If another process listens there, if another file has the name, or if a step fails.
 pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
     let open = || {
         prepare(path)?;
-        // Before the lock: a process that is no relay is reported as what it is.
+        // Before the lock: a process that is not a relay is reported as such.
         is_stale(path)?;
         let lock = Lock::take(path)?;
         if is_stale(path)? {
@@ -229,15 +229,15 @@ pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
 /// Listens on a TCP port. Needs a runtime.
 ///
 /// # Errors
-/// If the address is taken or not this machine's.
+/// If the address is in use or not this machine's.
 pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
     listen_on(address).map_err(|error| bind_error(address, &error))
 }
 
-/// Listens on a TCP port; on a host without IPv6, on the IPv4 address that means the same. Needs a runtime.
+/// Listens on a TCP port; on a host without IPv6, on the equivalent IPv4 address. Needs a runtime.
 ///
 /// # Errors
-/// If the address is taken or not this machine's.
+/// If the address is in use or not this machine's.
 pub fn bind_tcp_or_ipv4(address: SocketAddr) -> Result<TcpListener, BindError> {
     match listen_on(address) {
         Ok(listener) => Ok(listener),
@@ -250,7 +250,7 @@ pub fn bind_tcp_or_ipv4(address: SocketAddr) -> Result<TcpListener, BindError> {
     }
 }
 
-/// The IPv4 address to listen on after this error; none if the error is not about IPv6 or no address means the same.
+/// The IPv4 address to use after this error; `None` if the error is not about IPv6 or no address is equivalent.
 fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     let missing = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL, Errno::PROTONOSUPPORT];
     let missing = missing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
@@ -265,7 +265,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, FLAGS, None)?;
-    // A restart does not wait for the connections of the relay before it.
+    // A restart does not wait for the connections of the previous relay.
     set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
@@ -289,15 +289,15 @@ fn bind_in_place(path: &Path, mode: u32) -> Result<(UnixListener, Identity), Str
         Ok(identity(&found))
     };
     let identity = open().inspect_err(|_| {
-        // Bound here a moment ago, and useless.
+        // It was bound a moment ago and is not used.
         let _ = fs::remove_file(path);
     })?;
     let listener = UnixListener::from_std(socket.into()).map_err(failed("register"))?;
     Ok((listener, identity))
 }
 
-/// Checks the path of a socket, and makes its folder, for its owner alone to write in, whatever the umask: a user who can write there could
-/// put a socket of their own in this one's place.
+/// Checks the path of a socket, and creates its folder, writable by its owner alone, whatever the umask: a user who can
+/// write there could replace this socket with their own.
 fn prepare(path: &Path) -> Result<(), String> {
     path.file_name().ok_or("it names no file")?;
     let bytes = path.as_os_str().len();
@@ -322,7 +322,7 @@ fn is_stale(path: &Path) -> Result<bool, String> {
     }
     let knock = || {
         let address = SocketAddrUnix::new(path)?;
-        // Non-blocking: a live listener with a full backlog must not hold up the start.
+        // Non-blocking: a live listener with a full backlog must not delay the start.
         connect(&socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?, &address)
     };
     match knock() {
@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv4_stands_in_only_for_an_address_that_means_the_same_and_only_without_ipv6() {
+    fn ipv4_replaces_only_an_equivalent_address_and_only_without_ipv6() {
         let no_ipv6 = io::Error::from(Errno::AFNOSUPPORT);
         let of = |address: &str, error: &io::Error| {
             without_ipv6(address.parse().unwrap(), error).map(|instead| instead.to_string())

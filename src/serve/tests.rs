@@ -1,4 +1,4 @@
-//! Real sockets, raw bytes, and nothing that sleeps: each test waits for what it claims, under one generous time-out.
+//! Real sockets and raw bytes, without sleeps: each test waits for an event, under one generous time-out.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ struct Server {
     folder: tempfile::TempDir,
     connections: Connections,
     clock: Clock,
-    /// Lets requests for `/wait` go.
+    /// Releases the requests for `/wait`.
     release: Arc<Notify>,
     stop: Option<oneshot::Sender<()>>,
     done: JoinHandle<()>,
@@ -99,10 +99,10 @@ async fn get(stream: &mut UnixStream, path: &str) -> (String, String) {
     reply(stream).await
 }
 
-/// Whether the other side has closed: nothing more comes.
+/// Checks that the other side has closed: nothing more comes.
 async fn assert_closed(stream: &mut UnixStream) {
     let mut rest = Vec::new();
-    // A reset is as good as an end.
+    // A reset counts as an end.
     let _ = in_time(stream.read_to_end(&mut rest)).await;
     assert_eq!(String::from_utf8_lossy(&rest), "");
 }
@@ -130,7 +130,7 @@ async fn idle_connection_is_closed_in_the_end() {
 }
 
 #[tokio::test]
-async fn longest_idle_makes_room_at_the_limit() {
+async fn longest_idle_is_closed_at_the_limit() {
     let server = Server::start(|limits| limits.connections_max = 2);
     let (mut first, mut second) = (server.connect().await, server.connect().await);
     get(&mut second, "/a").await;
@@ -216,7 +216,7 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
     let [a, b, c, d] = &mut busy[..] else { unreachable!() };
     let asked = async {
         assert_eq!(reply(&mut newcomer).await.1, "served");
-        // They came within a millisecond: chance decides who counts as the longest idle.
+        // They came within a millisecond: chance decides which counts as the longest idle.
         tokio::select! {
             () = assert_closed(a) => {}
             () = assert_closed(b) => {}
@@ -232,7 +232,7 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
 }
 
 #[tokio::test]
-async fn beyond_the_bench_a_newcomer_is_closed() {
+async fn newcomer_is_closed_if_the_waiting_list_is_full() {
     let server = Server::start(|limits| limits.connections_max = 1);
     let mut busy = server.connect().await;
     send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
@@ -297,7 +297,7 @@ async fn garbage_and_endless_heads_are_refused() {
     let server = Server::start(|_| {});
     for (text, status) in [("\x16\x03\x01\x02\r\n\r\n".to_owned(), "400"), ("x".repeat(9000), "4")] {
         let mut stream = server.connect().await;
-        // The other side may have closed before all was written.
+        // The other side may have closed before everything was written.
         let _ = stream.write_all(format!("GET /{text}").as_bytes()).await;
         let mut all = Vec::new();
         let _ = in_time(stream.read_to_end(&mut all)).await;
@@ -307,7 +307,7 @@ async fn garbage_and_endless_heads_are_refused() {
 }
 
 #[tokio::test]
-async fn long_reply_is_cut_only_when_nobody_reads_it() {
+async fn long_reply_is_cut_only_if_its_client_does_not_read() {
     let server = Server::start(|limits| limits.idle_timeout = SHORT);
     let mut reads = server.connect().await;
     assert_eq!(get(&mut reads, "/long").await.1.len(), 8 << 20);
@@ -359,7 +359,7 @@ async fn stale_socket_is_replaced_and_a_live_one_refused() {
     );
     drop(socket);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left");
-    // Killed: the socket and the lock file stay, and nothing listens.
+    // The relay was killed: the socket and the lock file stay, and no process listens.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     fs::write(folder.path().join("run/made/relay.sock.lock"), "").unwrap();
     let _socket = bind_unix(&path, 0o600).unwrap();
@@ -390,7 +390,7 @@ async fn every_path_that_fits_a_socket_address_is_bound_and_no_longer_one() {
     let folder = tempfile::tempdir().unwrap();
     for length in [99, 100, 103, 106, 107, 108] {
         for name in ["s", "relay.sock"] {
-            // Folders of any length, so that the whole path has this one.
+            // The folders fill the path to exactly this length.
             let fill = length - folder.path().as_os_str().len() - name.len() - 2;
             let path = folder.path().join("d".repeat(fill)).join(name);
             assert_eq!(path.as_os_str().len(), length);
@@ -401,7 +401,7 @@ async fn every_path_that_fits_a_socket_address_is_bound_and_no_longer_one() {
 }
 
 #[tokio::test]
-async fn a_name_that_vanishes_is_made_anew_with_its_folder_and_its_lock() {
+async fn vanished_socket_is_bound_again_with_its_folder_and_its_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
@@ -428,7 +428,7 @@ async fn a_name_that_vanishes_is_made_anew_with_its_folder_and_its_lock() {
 }
 
 #[tokio::test]
-async fn what_stands_at_the_path_of_a_socket_is_left_alone_also_while_it_runs() {
+async fn other_file_at_the_path_of_a_running_socket_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
@@ -448,7 +448,7 @@ async fn what_stands_at_the_path_of_a_socket_is_left_alone_also_while_it_runs() 
 }
 
 #[tokio::test]
-async fn a_socket_that_is_served_is_made_anew_within_five_seconds() {
+async fn vanished_socket_is_bound_again_within_five_seconds() {
     let server = Server::start(|_| {});
     let path = server.folder.path().join("s");
     let mut before = server.connect().await;
@@ -479,7 +479,7 @@ async fn a_backlog_takes_a_burst_of_connections() {
 }
 
 #[tokio::test]
-async fn replies_on_a_connection_that_stays_open_say_for_how_long() {
+async fn replies_on_a_connection_that_stays_open_announce_its_lifetime() {
     let cases = [(75_000, Some("timeout=74")), (4000, Some("timeout=3")), (3000, Some("timeout=2")), (2999, None)];
     for (idle_ms, expected) in cases {
         let server = Server::start(|limits| limits.idle_timeout = Duration::from_millis(idle_ms));
@@ -505,7 +505,7 @@ async fn replies_on_a_connection_that_stays_open_say_for_how_long() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_socket_is_left_alone() {
+async fn file_that_is_not_a_socket_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     fs::write(&path, "mine").unwrap();

@@ -1,11 +1,11 @@
-//! Quotas as the gateway keeps them: a token bucket for each kind of request.
+//! Quotas as in the gateway: a token bucket for each kind of request.
 
 use crate::time::Timestamp;
 
 use super::Options;
 use super::request::Operation;
 
-/// What AWS grants by default to those operations that have a quota of their own: rate and burst.
+/// AWS's default quotas for the operations that have one of their own: rate and burst.
 const CONNECTION: (f64, f64) = (6.0, 9.0);
 const DISCONNECT: (f64, f64) = (3.0, 5.0);
 /// The default quota of messages, to which the two above belong.
@@ -32,7 +32,7 @@ impl Quotas {
         }
     }
 
-    /// Whether one more request may pass; one that may not takes nothing.
+    /// Returns true if one more request may pass; one that may not takes no token.
     pub(super) fn take(&mut self, operation: Operation, now: Timestamp) -> bool {
         match operation {
             Operation::Message | Operation::Event => self.messages.take(now),
@@ -51,8 +51,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket, never smaller than what flows in during one tick of the clock: at a million a second and a burst
-    /// of 15 the burst would be the limit otherwise.
+    /// A full bucket, never smaller than the refill of one tick of the clock: at a million a second and a burst of 15
+    /// the burst would be the limit otherwise.
     fn new(rate: f64, burst: f64, now: Timestamp) -> Bucket {
         let most = burst.max(rate / 1000.0);
         Bucket { rate, most, tokens: most, filled_at: now }

@@ -1,30 +1,30 @@
-//! What was accepted, in order: what an audit compares with what was handed over.
+//! The accepted messages, in order: an audit compares them with the submitted ones.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 
 use serde::Serialize;
 
-/// One accepted message: a line of the ledger. It holds the token and the contents in the clear: the ledger of a
-/// simulator is there to be read.
+/// One accepted message: a line of the ledger. It contains the token and the contents in the clear: a simulator's
+/// ledger is for reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Entry {
-    /// The id it was given.
+    /// The id of the message.
     pub id: String,
-    /// When it was accepted.
+    /// The time of its acceptance.
     pub absolute_time: String,
-    /// The idempotency token it came with, if any.
+    /// The idempotency token of its request, if any.
     pub client_token: Option<String>,
-    /// The credential it came with.
+    /// The credential of its request.
     pub connection_token: String,
-    /// Its type.
+    /// The type of the message.
     pub content_type: String,
-    /// Its contents.
+    /// The contents of the message.
     pub content: String,
 }
 
-/// Where entries go: a file, memory, both, or neither.
+/// The destination of entries: a file, memory, both, or neither.
 #[derive(Debug)]
 pub(super) struct Ledger {
     file: Option<File>,

@@ -1,11 +1,11 @@
-//! What a client asks for, read and held to the limits of AWS's service model.
+//! A client's request, parsed and checked against the limits of AWS's service model.
 
 use hyper::Method;
 use serde::Deserialize;
 
 use crate::message::{CLIENT_TOKEN_CHARS_MAX, ContentType};
 
-/// The operations that are played.
+/// The simulated operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
     /// CreateParticipantConnection
@@ -31,7 +31,7 @@ impl Operation {
     }
 }
 
-/// The members of a body; which of them count depends on the operation, the others are ignored.
+/// The members of a body; the operation decides which of them count.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Members {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn each_operation_minds_its_own_members() {
+    fn each_operation_checks_its_own_members() {
         for (operation, body, fits) in [
             (Operation::Disconnect, "", true),
             (Operation::Disconnect, "{}", true),

@@ -1,8 +1,8 @@
-//! The service itself: what it remembers, and what it answers. Pure but for the ledger: *now* is an argument.
+//! The service itself: its state and its answers. Pure except for the ledger: *now* is an argument.
 //!
-//! A request passes, in this order: its route, the quota, the injected failure, the token, the members, and then it is
-//! carried out. So a request of whatever worth takes its share of the quota, as at a gateway; only those that were
-//! throttled take nothing.
+//! A request passes these steps in order: its route, the quota, the injected failure, the token, the members, and its
+//! execution. So every request, also an invalid one, takes its share of the quota, as at a gateway; only throttled ones
+//! take nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -20,10 +20,10 @@ use super::ledger::{Entry, Ledger};
 use super::request::{Members, Operation};
 use super::{Counts, Options};
 
-/// How long a token lives where no other life is set.
+/// The default lifetime of a token.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A request, as far as the service minds.
+/// The parts of a request that the service uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     pub method: &'a Method,
@@ -41,7 +41,7 @@ pub(super) struct Reply {
     pub body: String,
 }
 
-/// Everything the service remembers.
+/// The state of the service.
 #[derive(Debug)]
 pub(super) struct Service {
     quotas: Quotas,
@@ -54,7 +54,7 @@ pub(super) struct Service {
     tokens: HashMap<Vec<u8>, Token>,
     gone: HashSet<Participant>,
     participants_made: u64,
-    /// What was answered to a ClientToken, by a hash of operation, token and ClientToken: this grows with each message.
+    /// The answers to ClientTokens, by a hash of operation, token and ClientToken; grows with each message.
     answered: HashMap<[u8; 16], (Uuid, Timestamp)>,
     pub ledger: Ledger,
     pub counts: Counts,
@@ -69,7 +69,7 @@ struct Token {
     since: Timestamp,
 }
 
-/// Why a request is not carried out.
+/// The reason why a request is not executed.
 #[derive(Debug)]
 enum Refusal {
     NoSuchOperation,
@@ -97,7 +97,7 @@ impl Service {
         }
     }
 
-    /// Answers one request; none where the reply gets lost.
+    /// Answers one request; `None` if the reply is lost.
     pub(super) fn answer(&mut self, now: Timestamp, request: Request<'_>) -> Option<Reply> {
         match self.try_answer(now, request) {
             Ok(reply) => reply,
@@ -237,14 +237,14 @@ impl Service {
     }
 }
 
-/// A time as AWS writes it. The simulator keeps no store, so its line is the wall clock as it was at the start.
+/// A time as AWS writes it. The simulator has no store, so its line is the wall clock as it was at the start.
 fn shown(time: Timestamp) -> String {
     WallTime(time.0).to_string()
 }
 
-/// The gateway's words for a token that is wrong or too old.
+/// The gateway's text for a token that is wrong or too old.
 const EXPLICIT_DENY: &str = "User is not authorized to access this resource with an explicit deny";
-/// The service's words for a participant that has left.
+/// The service's text for a participant that has left.
 const GONE: &str = "Access denied";
 
 impl Reply {
@@ -265,7 +265,7 @@ impl Reply {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Reply {
         match refusal {
-            // The gateway's own words: it writes `message` where the service writes `Message`.
+            // The gateway's own shape: it writes `message` where the service writes `Message`.
             Refusal::NoSuchOperation => Reply {
                 status: StatusCode::FORBIDDEN,
                 error: Some("MissingAuthenticationTokenException"),
@@ -302,7 +302,7 @@ impl Counts {
     }
 }
 
-/// Injected faults: the n-th request that the quota lets pass always meets the same ones, for the same seed.
+/// Injected faults: for the same seed, the n-th request that the quota lets pass always has the same ones.
 #[derive(Debug)]
 struct Faults {
     error_rate: f64,
@@ -321,8 +321,8 @@ impl Faults {
         }
     }
 
-    /// Fails the request, or says whether its reply gets lost. Both dice are cast each time, so that one rate does not
-    /// move the other's faults.
+    /// Fails the request, or returns true if its reply is lost. Both random numbers are drawn each time, so that one
+    /// rate does not change the other's faults.
     fn draw(&mut self) -> Result<bool, Refusal> {
         let (error, lost) = (self.dice.f64() < self.error_rate, self.dice.f64() < self.lost_reply_rate);
         if error {
@@ -336,7 +336,7 @@ impl Faults {
 
 fn idempotency_key(operation: Operation, bearer: &[u8], client_token: &str) -> [u8; 16] {
     let mut context = Context::new(&SHA256);
-    // A bearer never holds a zero byte, so it ends where it ends.
+    // A bearer never contains a zero byte, so its end is unambiguous.
     for part in [&[operation as u8][..], bearer, &[0], client_token.as_bytes()] {
         context.update(part);
     }

@@ -1,4 +1,4 @@
-//! The rules as a client meets them: a real listener, real requests.
+//! The simulator from a client's view: a real listener, real requests.
 
 use std::collections::HashSet;
 use std::future::pending;
@@ -20,7 +20,7 @@ struct Rig {
     tasks: JoinSet<()>,
 }
 
-/// A reply, or none where the connection was cut.
+/// A reply, or `None` if the connection was cut.
 type Answer = Option<(StatusCode, Option<String>, Value)>;
 
 impl Rig {
@@ -91,7 +91,7 @@ fn refusal(answer: Answer) -> (u16, String, String) {
 }
 
 #[tokio::test]
-async fn message_is_accepted_and_stands_in_the_ledger() {
+async fn accepted_message_is_in_the_ledger() {
     let mut rig = Rig::new(Options::default()).await;
     let (status, error, body) = rig.send("token", "1").await.unwrap();
     assert_eq!((status.as_u16(), error), (200, None));
@@ -231,7 +231,7 @@ async fn malformed_is_400_and_unknown_operations_are_the_gateways_403() {
 }
 
 #[tokio::test]
-async fn events_share_the_quota_and_stand_in_no_ledger() {
+async fn events_share_the_quota_and_are_in_no_ledger() {
     let mut rig = Rig::new(Options { rate: 0.0, burst: 2, ..Options::default() }).await;
     let typing = json!({"ContentType": "application/vnd.amazonaws.connect.event.typing", "ClientToken": "1"});
     let first = rig.post("event", "token", typing.clone()).await;

@@ -131,7 +131,7 @@ fn suspects_and_overdue_attempts_take_a_quarter_of_what_is_in_flight() {
     assert_eq!(suspects.overdue(at(5000)), Some(NOW), "fifteen without an answer in a row");
     assert_eq!(suspects.starts(at(5000)), Starts { suspects_first: 0, suspects_most: 0 });
     assert_eq!(suspects.next_overdue(), None);
-    // What comes of them later is no news of the destination, unless it is an answer.
+    // Their later results are no information about the destination, except an answer.
     assert_eq!(suspects.ended(&7, &failed(), true, true, at(9000)).signal, Signal::Unclear);
     assert_eq!(suspects.ended(&8, &delivered(), true, true, at(9000)).signal, Signal::Answered);
     assert!(suspects.contains(&9) && !suspects.contains(&8));
@@ -171,8 +171,8 @@ enum Sick {
     NeverAnswers,
 }
 
-/// One run: the sick conversations, with the time of their first message, and the healthy messages per second, each of a
-/// conversation of its own.
+/// One run: the sick conversations, with the time of their first message, and the healthy messages per second, each in
+/// its own conversation.
 #[derive(Clone, Debug)]
 struct Scene {
     sick: Vec<(u64, Sick)>,
@@ -184,9 +184,9 @@ struct Scene {
 /// The figures of a run.
 #[derive(Debug, Default)]
 struct Played {
-    /// The longest time from falling due to the first attempt of a healthy message, less the time that the healthy messages
-    /// before it take and one `probe_max` for each sick conversation that was tried for the first time meanwhile: a
-    /// conversation is not known to be sick before.
+    /// The longest time from falling due to the first attempt of a healthy message, less the time that the healthy
+    /// messages before it take and one `probe_max` for each sick conversation that was tried for the first time
+    /// meanwhile: a conversation is not known to be sick before.
     worst: u64,
     /// The same, but nothing is subtracted for first attempts of sick conversations.
     longest: u64,
@@ -216,7 +216,7 @@ const HEALTHY: u32 = 1000;
 
 struct Message {
     due: u64,
-    /// Healthy messages before it.
+    /// The healthy messages before it.
     before: usize,
     /// The lowest rate while it waits.
     slowest: f64,
@@ -352,7 +352,7 @@ fn play(scene: &Scene) -> Played {
     played
 }
 
-/// Takes a conversation out of those that back off.
+/// Removes a conversation from those that back off.
 fn drop_due(due: &mut BTreeMap<(u64, u32), ()>, key: (u64, u32)) -> u32 {
     due.remove(&key);
     key.1
@@ -386,7 +386,7 @@ fn retry_hint_of_another_failure_than_a_503_is_no_hint_for_the_destination() {
     }
 }
 
-/// A scene of up to so many sick conversations of any kinds.
+/// A scene of at most `most` sick conversations of any kinds.
 fn scene(seed: u64, most: usize) -> Scene {
     let mut dice = fastrand::Rng::with_seed(seed ^ 0x51c4);
     let sick = (0..dice.usize(1..=most)).map(|_| {
@@ -399,7 +399,7 @@ fn scene(seed: u64, most: usize) -> Scene {
         (dice.u64(0..30_000), kind)
     });
     let sick = sick.collect();
-    // Up to 0.8 of what is learned at the start; as often once in ten seconds as seven times a second.
+    // Up to 0.8 of the rate at the start; from one message in ten seconds to seven a second, evenly on a log scale.
     let rate = 0.1 * (0.8f64 * 9.0 / 0.1).powf(dice.f64());
     Scene { sick, rate, until: 120_000, seed }
 }

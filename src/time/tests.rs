@@ -10,7 +10,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
 const WALL: WallTime = WallTime(1_795_860_000_000);
 
-/// A store as far as it knows the time, on a machine.
+/// A store on a machine, as far as it uses the time.
 struct Store {
     machine: Machine,
     clock: Clock,
@@ -35,14 +35,14 @@ impl Store {
         self.clock.now()
     }
 
-    /// A tick of the queue, as it comes each second.
+    /// A tick of the queue, once a second.
     fn tick(&mut self) {
         if self.clock.is_stepped(self.anchor) {
             self.commit();
         }
     }
 
-    /// Another process opens the store.
+    /// Opens the store in another process.
     fn restart(&mut self) {
         self.clock = Clock::of(&self.machine);
         self.clock.resume(self.anchor, self.newest);
@@ -210,7 +210,7 @@ fn detached_clock_does_not_notice_that_a_store_is_opened() {
     assert_eq!((detached.now().0, clock.now().0), (WALL.0, WALL.0 + 60_000));
 }
 
-/// An event in the life of a store and its machine.
+/// An event for a store and its machine.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Run(Duration),
@@ -239,10 +239,10 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens, an age is the time that passed: exactly in a boot, and over a reboot at a right clock up to the
-    /// time since the last anchor. It is never negative, and never longer than what passed.
+    /// An age is always the elapsed time: exactly within a boot, and over a reboot with a correct clock up to the time
+    /// since the last anchor. It is never negative, and never longer than the elapsed time.
     #[test]
-    fn age_is_elapsed_time_over_any_life(events in prop::collection::vec(event(), 1..60)) {
+    fn age_is_elapsed_time_over_any_sequence_of_events(events in prop::collection::vec(event(), 1..60)) {
         let mut store = Store::new();
         let accepted = store.commit();
         let mut elapsed = Duration::ZERO;
@@ -277,7 +277,7 @@ proptest! {
                     store.machine.step(-behind);
                     elapsed += off;
                     store.restart();
-                    // What the clock is behind is not counted, up to all that passed since the last anchor.
+                    // The time by which the clock is behind is not counted, at most all time since the last anchor.
                     lost += (before.since(accepted) + off).saturating_sub(store.age(accepted));
                 }
             }

@@ -1,7 +1,7 @@
-//! The audit: what the bots handed over, against what the Participant Service has in its ledger. Pure.
+//! The audit compares the messages that the bots submitted with the Participant Service's ledger. Pure.
 //!
-//! A message is told by its ConnectionToken and ClientToken, and must have arrived with the contents it was given.
-//! Order is judged within a conversation, by first arrivals.
+//! A message is identified by its ConnectionToken and ClientToken, and must have arrived with its original contents.
+//! Order is checked within a conversation, by first arrivals.
 
 use std::collections::HashMap;
 
@@ -9,14 +9,14 @@ use crate::simulator::Entry;
 
 use super::bots::Conversation;
 
-/// What the comparison came to.
+/// The result of the comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Audit {
     /// Messages that the relay acknowledged.
     pub accepted: u64,
-    /// Of the messages handed over, those that arrived at least once.
+    /// Of the submitted messages, those that arrived at least once.
     pub delivered: u64,
-    /// Acknowledged, and never arrived.
+    /// Acknowledged messages that never arrived.
     pub lost: u64,
     /// Arrivals of a message that had arrived before.
     pub duplicated: u64,
@@ -24,14 +24,14 @@ pub(super) struct Audit {
     pub out_of_order: u64,
     /// Arrivals that no bot has written.
     pub forged: u64,
-    /// The first few of what is wrong.
+    /// The first few errors.
     pub examples: Vec<String>,
 }
 
 const EXAMPLES_MAX: usize = 5;
 
 impl Audit {
-    /// Compares.
+    /// Compares the conversations with the ledger.
     pub(super) fn of(conversations: &[Conversation], ledger: &[Entry]) -> Audit {
         let mut audit = Audit::default();
         let written: HashMap<(&str, &str), (usize, usize)> = conversations
@@ -81,7 +81,7 @@ impl Audit {
         audit
     }
 
-    /// Whether every message that was acknowledged arrived once, in order, and nothing else did.
+    /// True if every acknowledged message arrived once, in order, and no other message did.
     pub(super) fn passed(&self) -> bool {
         self.lost == 0 && self.duplicated == 0 && self.out_of_order == 0 && self.forged == 0
     }

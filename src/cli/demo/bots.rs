@@ -1,5 +1,6 @@
-//! The bots: one task for each conversation, which opens it, writes its messages one after the other over the relay's
-//! Unix socket, now and then repeats one as an SDK does that missed a reply, and at times hangs up at the end.
+//! The bots: one task for each conversation. It opens the conversation, writes its messages one after the other over
+//! the relay's Unix socket, sometimes repeats one as an SDK does that missed a reply, and sometimes disconnects at the
+//! end.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +18,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// What a conversation's bot has handed over, in its order.
+/// The submitted messages of one conversation, in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Conversation {
-    /// The ConnectionToken its messages go with.
+    /// The ConnectionToken of its messages.
     pub token: String,
     /// Its messages.
     pub sent: Vec<Sent>,
@@ -33,12 +34,11 @@ pub(super) struct Sent {
     pub client_token: String,
     /// Its contents.
     pub content: String,
-    /// The relay said that it is on disk.
+    /// True if the relay replied that it is on disk.
     pub acknowledged: bool,
 }
 
-/// What all bots together have done so far: each bot writes down what it does, so that it is known even of those that
-/// are stopped half-way.
+/// The shared record of all bots: each bot records its actions at once, so that those of a stopped bot are known too.
 #[derive(Debug, Default)]
 pub(super) struct Notebook(Mutex<Notes>);
 
@@ -49,47 +49,47 @@ pub(super) struct Notes {
     pub conversations: Vec<Conversation>,
     /// Messages acknowledged by the relay.
     pub handed_over: u64,
-    /// Messages handed over once more with the same ClientToken.
+    /// Messages submitted once more with the same ClientToken.
     pub repeats: u64,
     /// Disconnects acknowledged by the relay.
     pub hung_up: u64,
 }
 
 impl Notebook {
-    /// Empty pages for so many conversations.
+    /// An empty record for this number of conversations.
     pub(super) fn new(conversations: usize) -> Arc<Notebook> {
         let conversations = vec![Conversation::default(); conversations];
         Arc::new(Notebook(Mutex::new(Notes { conversations, ..Notes::default() })))
     }
 
-    /// The notes, for a short look; never kept across an await.
+    /// Locks the notes for a short access; the guard is never kept across an await.
     pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What one bot is to do.
+/// The work of one bot.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    /// The relay's door.
+    /// The relay's socket for bots.
     pub socket: PathBuf,
-    /// Which conversation this is, from 0.
+    /// The number of the conversation, from 0.
     pub number: usize,
     /// Messages to write.
     pub messages: usize,
-    /// What its dice start from.
+    /// The seed of its random generator.
     pub seed: u64,
 }
 
-/// Between the first words of one conversation and of the next.
+/// The time between the starts of two conversations.
 const ARRIVALS: Duration = Duration::from_millis(100);
 /// The longest pause between two messages of a bot, in milliseconds.
 const PAUSE_MILLIS_MAX: u64 = 300;
-/// One message in so many is handed over twice.
+/// One message in this many is submitted twice.
 const REPEAT_EVERY: usize = 9;
-/// One conversation in so many is hung up at the end.
+/// One conversation in this many is disconnected at the end.
 const HANG_UP_EVERY: usize = 4;
-/// How often a bot asks again when it is refused for the moment.
+/// The most attempts of a bot that is throttled or gets a 5xx.
 const TRIES_MAX: u32 = 100;
 
 const PHRASES: [&str; 8] = [
@@ -103,7 +103,7 @@ const PHRASES: [&str; 8] = [
     "Thank you for your patience!",
 ];
 
-/// Carries out a plan.
+/// Executes a plan.
 pub(super) async fn run(plan: Plan, notebook: Arc<Notebook>) -> anyhow::Result<()> {
     let Plan { socket, number, messages, seed } = plan;
     let mut dice = fastrand::Rng::with_seed(seed ^ number as u64);
@@ -136,7 +136,7 @@ pub(super) async fn run(plan: Plan, notebook: Arc<Notebook>) -> anyhow::Result<(
     Ok(())
 }
 
-/// CreateParticipantConnection, which the relay passes on at once: so it may meet the quota, and faults, itself.
+/// CreateParticipantConnection, which the relay forwards at once: the request itself may be throttled or fail.
 async fn open(door: &mut Door) -> anyhow::Result<String> {
     let body = json!({"Type": ["CONNECTION_CREDENTIALS"], "ConnectParticipant": true});
     let participant = format!("participant-{}", Uuid::new_v4());
@@ -153,7 +153,7 @@ struct Door {
 }
 
 impl Door {
-    /// Posts until it is taken, as an SDK does: 429 and 5xx are tried again.
+    /// Repeats a request until it is accepted, as an SDK does: after 429 and 5xx.
     async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Value> {
         let mut refused = String::new();
         for _ in 0..TRIES_MAX {

@@ -14,7 +14,7 @@ use crate::config::{Config, Sources};
 use crate::daemon::{Daemon, Ending, Failure, Wish};
 use crate::time::Clock;
 
-/// What the relay is told of its quota.
+/// The quota in the relay's configuration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quota {
     /// Requests per second.
@@ -23,16 +23,16 @@ pub(super) struct Quota {
     pub burst: u32,
 }
 
-/// A relay that runs.
+/// A running relay.
 #[derive(Debug)]
 pub(super) struct Relay {
-    /// The bots' door.
+    /// The bots' socket.
     pub socket: PathBuf,
     wish: watch::Sender<Wish>,
     task: JoinHandle<Result<Ending, Failure>>,
 }
 
-/// For a relay that is told to leave at once.
+/// The time-out for the exit of a relay that is asked to exit at once.
 const LEAVE_AT_ONCE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts a relay in `folder`, with the service at `endpoint`.
@@ -43,7 +43,7 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
         set("SENDER__QUOTA_RATE", &quota.rate.to_string()),
         set("SENDER__QUOTA_BURST", &quota.burst.to_string()),
         set("ADMIN__LISTEN", "127.0.0.1:0"),
-        // Where temporary folders are in memory, the demo's may be.
+        // A temporary folder may be in memory.
         set("QUEUE__VOLATILE", "true"),
     ];
     let config = Config::load(&Sources { file: None, environment, dir: Some(folder.to_owned()) })?;
@@ -56,12 +56,12 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
 }
 
 impl Relay {
-    /// Whether it has ended by itself: a fault.
+    /// True if it has ended by itself: a fault.
     pub(super) fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Lets it deliver what is queued, and leave; after `most` it has to leave at once.
+    /// Lets it deliver the queued messages and exit; after `most` it has to exit at once.
     pub(super) async fn drain(mut self, most: Duration) -> anyhow::Result<()> {
         self.wish.send_replace(Wish::Drain);
         let mut ended = timeout(most, &mut self.task).await;

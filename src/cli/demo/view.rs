@@ -1,4 +1,4 @@
-//! What is seen while the demo runs: bars in a terminal, a plain line about once a second elsewhere.
+//! The output while the demo runs: bars in a terminal, a plain line about once a second elsewhere.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
@@ -10,25 +10,25 @@ use crate::cli::out;
 use crate::simulator::Counts;
 use crate::time::Timestamp;
 
-/// How things stand at a moment.
+/// The state at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     /// The moment.
     pub at: Timestamp,
-    /// Messages that the bots will have handed over in the end.
+    /// Messages that the bots will have submitted in the end.
     pub total: u64,
     /// Messages acknowledged by the relay.
     pub handed_over: u64,
-    /// Messages handed over again.
+    /// Messages submitted again.
     pub repeats: u64,
     /// Bots still at work.
     pub bots: usize,
-    /// What the Participant Service has counted.
+    /// The counts of the Participant Service.
     pub counts: Counts,
 }
 
 impl Sample {
-    /// Acknowledged and not delivered yet.
+    /// Messages acknowledged and not delivered yet.
     pub(super) fn waiting(&self) -> u64 {
         self.handed_over.saturating_sub(self.counts.accepted)
     }
@@ -57,22 +57,22 @@ struct Bars {
     now: ProgressBar,
 }
 
-/// What the rate is counted over.
+/// The time over which the rate is measured.
 const RATE_SPAN: Duration = Duration::from_secs(3);
-/// How long a throttle or a fault is talked about.
+/// The time for which a throttle or a fault is mentioned.
 const NEWS_SPAN: Duration = Duration::from_millis(1200);
-/// Between two plain lines.
+/// The time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
 impl View {
-    /// Bars where standard output is a terminal that can draw them, lines elsewhere.
+    /// Bars if standard output is a terminal that can draw them, else lines.
     pub(super) fn new(total: u64, now: Timestamp) -> View {
         let draws = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let form = if draws { Form::Bars(Box::new(Bars::new(total))) } else { Form::Lines { written: None } };
         View { started: now, recent: VecDeque::new(), form }
     }
 
-    /// Shows how things stand.
+    /// Shows the state.
     pub(super) fn show(&mut self, sample: Sample) {
         self.recent.push_back(sample);
         while self.recent.front().is_some_and(|oldest| sample.at.since(oldest.at) > RATE_SPAN) {
@@ -91,7 +91,7 @@ impl View {
         }
     }
 
-    /// Shows the last state, and leaves it standing.
+    /// Shows the last state, and leaves it on the screen.
     pub(super) fn finish(mut self, sample: Sample) {
         if let Form::Lines { written } = &mut self.form {
             *written = None;
@@ -102,7 +102,7 @@ impl View {
             for bar in [bars.handed_over, bars.delivered, bars.waiting, bars.met] {
                 bar.abandon();
             }
-            // The cursor stands at the end of the last bar.
+            // The cursor is at the end of the last bar.
             say("");
         }
     }
@@ -150,19 +150,19 @@ fn line(elapsed: Duration, sample: &Sample, rate: f64, now: &str) -> String {
     )
 }
 
-/// Deliveries per second over what is remembered.
+/// Deliveries per second over the remembered samples.
 fn rate(recent: &VecDeque<Sample>) -> f64 {
     let (Some(first), Some(last)) = (recent.front(), recent.back()) else { return 0.0 };
     let span = last.at.since(first.at);
     if span.is_zero() {
         return 0.0;
     }
-    // Both are small: what three seconds bring.
+    // Both are small: the deliveries of three seconds.
     let delivered = u32::try_from(last.counts.accepted.saturating_sub(first.counts.accepted)).unwrap_or(u32::MAX);
     f64::from(delivered) / span.as_secs_f64()
 }
 
-/// What happens now, in a sentence: the rarest of the news first.
+/// The present event in a sentence: the rarest one first.
 fn explain(recent: &VecDeque<Sample>) -> &'static str {
     let Some(last) = recent.back() else { return "" };
     let before = recent.iter().find(|sample| last.at.since(sample.at) <= NEWS_SPAN).unwrap_or(last);
@@ -184,7 +184,7 @@ fn explain(recent: &VecDeque<Sample>) -> &'static str {
     }
 }
 
-/// Writes a line to standard output, as far as that is possible.
+/// Writes a line to standard output and ignores errors.
 pub(super) fn say(text: &str) {
     let _ = out::print(&format!("{text}\n"));
 }

@@ -1,10 +1,10 @@
-//! Messages as people read them.
+//! Messages in a form for people.
 
 use std::fmt::Write as _;
 
 use crate::control::Message;
 
-/// A line for each.
+/// One line per message.
 pub fn table(messages: &[Message], head: bool) -> String {
     let mut text = String::new();
     let mut row = |cells: [&str; 6]| {
@@ -23,7 +23,7 @@ pub fn table(messages: &[Message], head: bool) -> String {
     text
 }
 
-/// The state, and what is special about it.
+/// The state, and special facts about it.
 fn state(message: &Message) -> String {
     let mut state = message.state.to_ascii_lowercase();
     if let Some(reason) = &message.reason {
@@ -38,7 +38,7 @@ fn state(message: &Message) -> String {
     state
 }
 
-/// One, as far as it goes.
+/// All known facts about one message.
 pub fn describe(message: &Message) -> String {
     let error = message.error.as_ref().map(|error| {
         let text = error.message.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
@@ -69,7 +69,7 @@ pub fn describe(message: &Message) -> String {
     text
 }
 
-/// A bot's text, or Connect's, without what would steer a terminal.
+/// A text of a bot or of Connect without terminal control characters.
 fn plain(text: &str, but: &[char]) -> String {
     text.chars().map(|c| if c.is_control() && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

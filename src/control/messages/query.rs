@@ -1,4 +1,4 @@
-//! What a path and its parameters ask for.
+//! The meaning of a path and its parameters.
 
 use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
@@ -7,10 +7,10 @@ use crate::control::{Refusal, invalid};
 use crate::delivery::Reason;
 use crate::queue::{Cursor, Part, Selection};
 
-/// Messages in a list at the most.
+/// The most messages in a list.
 const LIMIT_MAX: usize = 1000;
 
-/// What is asked of one message.
+/// A request about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::control) enum Of<'a> {
     /// `/messages/{id}`
@@ -19,7 +19,7 @@ pub(in crate::control) enum Of<'a> {
     Redrive(&'a str),
 }
 
-/// The one message that a path names.
+/// Parses the path of one message.
 pub(in crate::control) fn of(path: &str) -> Option<Of<'_>> {
     let rest = path.strip_prefix("/messages/")?;
     let (id, of) = match rest.strip_suffix("/redrive") {
@@ -39,7 +39,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Reads those that are known here, each once; what is meant is in this part, where nothing else is said.
+    /// Parses the parameters in `known`, each at most once; `part` is the default of `state`.
     pub fn parse(parts: &Parts, known: &[&str], part: Option<Part>) -> Result<Query, Refusal> {
         let mut query = Query { of: Selection { state: part, ..Selection::default() }, ..Query::default() };
         let mut seen: Vec<&str> = Vec::new();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_read_as_narrowly_as_they_are_written() {
+    fn unknown_repeated_and_malformed_parameters_are_refused() {
         let all = ["state", "conversation", "reason", "after", "limit", "contents"];
         let read =
             query("state=DEAD&conversation=a%2Bb+%2F&&reason=expired&after=d7&limit=1000&contents=true", &all, None);
@@ -155,7 +155,7 @@ mod tests {
             let said = query(wrong, &all, None).unwrap_err();
             assert!(said.starts_with(why), "{wrong}: {said}");
         }
-        // What a bulk act means is known without its being said, and the cursor has to fit that.
+        // A bulk act has an implied state, and the cursor has to fit it.
         assert!(
             query("after=d7", &all, Some(Part::Queued)).is_err()
                 && query("after=q7.1", &all, Some(Part::Dead)).is_err()

@@ -1,4 +1,4 @@
-//! What operators hand over and are told, as JSON.
+//! The JSON of requests and replies for operators.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,56 +10,56 @@ use crate::time::Clock;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Message {
-    /// The relay's id of it.
+    /// The relay's id of the message.
     pub id: String,
-    /// The token that Connect knows it by.
+    /// The token by which Connect knows the message.
     pub client_token: String,
     /// `QUEUED` or `DEAD`.
     pub state: String,
-    /// As the log calls it.
+    /// The conversation's label, as in the log.
     pub conversation: String,
-    /// None for a disconnect.
+    /// The content type; `None` for a disconnect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// When it was accepted.
+    /// The time of its acceptance.
     pub accepted_time: String,
-    /// When its lifetime ends, or ended.
+    /// The end of its lifetime.
     pub expiry_time: String,
-    /// Attempts that counted.
+    /// The counted attempts.
     pub attempts: u32,
-    /// Before this nothing of its conversation is sent.
+    /// The time before which nothing of its conversation is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<String>,
-    /// An attempt is under way.
+    /// True while an attempt is in flight.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub in_flight: bool,
-    /// When it died.
+    /// The time at which it became a dead letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_time: Option<String>,
-    /// Why.
+    /// The reason for that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What upstream, or the relay, said.
+    /// The error of upstream, or of the relay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Said>,
-    /// It may have been delivered.
+    /// True if it may have been delivered.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub maybe_delivered: bool,
-    /// The trace it belongs to.
+    /// The trace of the message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// What it says; only where contents were asked for.
+    /// The contents; only if they were requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
 
-/// An error that a message died of.
+/// The error that made a message a dead letter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Said {
-    /// Its code.
+    /// The error code.
     pub code: String,
-    /// Its text; upstream's only where contents were asked for.
+    /// The error text; upstream's only if contents were requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -68,9 +68,9 @@ pub struct Said {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Messages {
-    /// What is queued, in the order of acceptance, and then what is dead.
+    /// The queued messages, in the order of acceptance, and then the dead letters.
     pub messages: Vec<Message>,
-    /// The `after` of the next page; none at the end.
+    /// The `after` of the next page; `None` at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -81,10 +81,10 @@ pub struct Messages {
 pub struct Redriven {
     /// Messages that are queued again.
     pub redriven: u64,
-    /// Why it ended before the end: for what there is no room.
+    /// The limit that stopped it early: there is no room for more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full: Option<String>,
-    /// The `after` of the next page; none at the end.
+    /// The `after` of the next page; `None` at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -93,11 +93,11 @@ pub struct Redriven {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Deleted {
-    /// Messages that are dead now.
+    /// Messages that are dead letters now.
     pub deleted: u64,
-    /// Messages that were left, because an attempt is under way.
+    /// Messages that were not deleted, because an attempt is in flight.
     pub in_flight: u64,
-    /// The `after` of the next page; none at the end.
+    /// The `after` of the next page; `None` at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -106,18 +106,18 @@ pub struct Deleted {
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub struct RedriveWish {
-    /// It goes with this token, in that one's conversation.
+    /// A token to send it with, in that token's conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_token: Option<String>,
-    /// It says this.
+    /// The new contents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// It is of this type.
+    /// The new content type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
 }
 
-/// A token and contents are not shown.
+/// Hides the token and the contents.
 impl std::fmt::Debug for RedriveWish {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RedriveWish(…)")
@@ -125,11 +125,11 @@ impl std::fmt::Debug for RedriveWish {
 }
 
 impl Message {
-    /// `clock` shows the times.
+    /// Converts a message; `clock` converts the times.
     pub(super) fn of(seen: Seen, clock: &Clock) -> Message {
         let shown = |time| clock.shown(time).to_string();
         let Seen { id, client_token, conversation, content_type, trace_id, attempts, maybe_delivered, .. } = seen;
-        // It is there where contents were asked for.
+        // The body is present if contents were requested.
         let asked = seen.body.is_some();
         let content = seen.body.as_ref().and_then(Body::content).map(|content| content.expose().to_owned());
         let message = Message {
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wish_is_not_shown() {
+    fn debug_of_a_redrive_request_shows_no_secrets() {
         let wish =
             RedriveWish { connection_token: Some("canary".into()), content: Some("canary".into()), content_type: None };
         assert!(!format!("{wish:?}").contains("canary"));
