@@ -119,7 +119,7 @@ impl Store {
         let of_sled = |cause: sled::Error| OpenError::of_sled(path, "read the copy of its format stamp", cause.into());
         let copy = match self.memtable.get(&key) {
             Some(copy) => copy.map(<[u8]>::to_vec),
-            None => self.db().get(&key).map_err(of_sled)?.map(|copy| copy.to_vec()),
+            None => self.db().get(key).map_err(of_sled)?.map(|copy| copy.to_vec()),
         };
         let decoded = copy.as_ref().map(|copy| row::decode::<String>(&key, copy));
         if decoded
