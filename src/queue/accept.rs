@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::act::{Asked, Prepared};
-use super::lookup::{Known, Queued};
+use super::queued::{Known, Queued};
 use super::rows::{
-    self, Dead, ErrorRow, Failures, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot,
+    self, Dead, ErrorRow, Failures, Fate, Hash, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot,
     Token, Trial, USED_LINE, USED_PARTICIPANT, USED_TOKEN, keys,
 };
+use super::tokens::newest_token;
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
 use crate::life;
@@ -18,22 +19,6 @@ use crate::time::{Timestamp, millis};
 const USED_STEP_MS: u64 = 3_600_000;
 /// About how many bytes of rows an outcome takes.
 const OUTCOME_WEIGHT: u64 = 300;
-
-/// The token that a token's messages are sent with, itself or the last that renewed it, and its row, which is empty if
-/// there is none.
-pub fn newest_token<E>(
-    hash: &Hash,
-    mut read: impl FnMut(&Key) -> Result<Option<Token>, E>,
-) -> Result<(Hash, Token), E> {
-    let mut newest = (*hash, read(&keys::token(hash))?.unwrap_or_default());
-    // Renewals are a chain. The limit guards against a cycle in damaged rows.
-    for _ in 0..1000 {
-        let Some(next) = newest.1.renewed_by else { break };
-        let Some(row) = read(&keys::token(&next))? else { break };
-        newest = (next, row);
-    }
-    Ok(newest)
-}
 
 impl Writer {
     pub(super) fn accept(&mut self, submission: Prepared, rate: f64, now: Timestamp) -> Result<Verdict, StoreFailed> {

@@ -12,11 +12,11 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::accept::newest_token;
 use super::carry::{self, Carried};
 use super::contents;
 use super::rows::{Record, Table, keys};
 use super::salvage::Salvage;
+use super::tokens::newest_token;
 use super::{Damaged, OpenError, Options};
 use crate::message::Body;
 use crate::storage::{self, Image, Known, Sealer, SealingKey};

@@ -1,9 +1,8 @@
 //! Looking without changing.
 
 use super::act::Asked;
-use super::rows::{
-    self, Entry, Fate, Hash, Line, OtherConversation, Outcome, Place, Record, Slot, Table, Token, Trial, keys,
-};
+use super::queued::{Known, Queued};
+use super::rows::{self, Entry, Fate, Hash, Line, OtherConversation, Place, Record, Slot, Table, Token, Trial, keys};
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;
@@ -11,34 +10,6 @@ use crate::turns::Kind;
 
 /// Packs looked through for the oldest message of one caller.
 const LOOKS: usize = 256;
-
-/// A queued message: its place, and what stands there.
-pub struct Queued {
-    pub slot: Slot,
-    pub record: Record,
-}
-
-/// What is known of a ClientToken.
-pub enum Known {
-    Queued(Queued),
-    Done(Outcome),
-}
-
-impl Known {
-    pub fn contents(&self) -> &Hash {
-        match self {
-            Known::Queued(queued) => &queued.record.contents,
-            Known::Done(outcome) => &outcome.contents,
-        }
-    }
-
-    pub fn accepted(&self) -> Timestamp {
-        match self {
-            Known::Queued(queued) => queued.record.accepted,
-            Known::Done(outcome) => outcome.accepted,
-        }
-    }
-}
 
 impl Writer {
     pub(super) fn find(&mut self, asked: Asked, client_token: &ClientToken) -> Result<Found, StoreFailed> {

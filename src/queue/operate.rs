@@ -26,7 +26,7 @@ mod look;
 use tokio::sync::oneshot;
 
 use super::act::Act;
-use super::lookup::Queued;
+use super::queued::Queued;
 use super::rows::{Dead, ErrorRow, Outcome, Record};
 use super::{Full, MessageId, Queue, StoreFailed, Writer};
 use crate::delivery::{Reason, ServiceError};

@@ -4,12 +4,11 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::lookup::Queued;
+use super::burial::Burial;
+use super::queued::Queued;
 use super::rows::{
     At, Dead, Entry, Fate, Hash, Key, Outcome, Participant, Record, Table, Token, USED_PARTICIPANT, USED_TOKEN, keys,
 };
-use super::schedule::expired;
-use super::settle::Burial;
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
 
@@ -93,7 +92,7 @@ impl Writer {
         let mut line = self.line(&conversation)?;
         let Some(slot) = self.slot(&conversation, &line, sequence)? else { return Ok(true) };
         let maybe_delivered = self.is_doubtful(&line, &slot);
-        let burial = Burial { maybe_delivered, ..expired(record.token) };
+        let burial = Burial { maybe_delivered, ..Burial::expired(record.token) };
         self.bury(Queued { slot, record }, &mut line, burial, now)?;
         self.put_line(&conversation, &line);
         Ok(true)

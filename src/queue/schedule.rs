@@ -11,9 +11,9 @@
 //! says how many of them may go before those whose turn it is, and how many may go at all, so that conversations that
 //! keep failing never hold up the others. One page of turns is read ahead; leases are known in memory only.
 
-use super::lookup::Queued;
+use super::burial::Burial;
+use super::queued::Queued;
 use super::rows::{Hash, Key, Line, Meta, Place, Table, Token, keys};
-use super::settle::Burial;
 use super::{Lease, LeaseRequest, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
@@ -281,7 +281,7 @@ impl Writer {
             let (newest, row) = self.newest(&queued.record.token)?;
             let mut burial = None;
             if queued.record.deadline <= now {
-                burial = Some(Burial { maybe_delivered: doubtful, ..expired(queued.record.token) });
+                burial = Some(Burial { maybe_delivered: doubtful, ..Burial::expired(queued.record.token) });
             } else if let Some(hold) = line.hold.clone() {
                 if newest == hold.token && hold.until <= now && self.all_refused().is_none() {
                     let error = ServiceError::from(hold.error);
@@ -386,15 +386,4 @@ impl Writer {
             _ => Ok(newest),
         }
     }
-}
-
-/// How a message dies whose lifetime ends.
-pub fn expired(token: Hash) -> Burial {
-    let error = ServiceError {
-        status: 410,
-        code: "GoneException".into(),
-        text: "connect-relay: the message's lifetime ended before it could be delivered".into(),
-        request_id: None,
-    };
-    Burial { reason: Reason::Expired, error, maybe_delivered: false, token, logged: true }
 }

@@ -1,22 +1,12 @@
 //! What an attempt came to is recorded: the message leaves, waits, is held, or dies.
 
-use super::lookup::Queued;
+use super::burial::Burial;
+use super::queued::Queued;
 use super::rows::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Line, Outcome, Place, Record, keys};
 use super::{Lease, Settled, State, Status, StoreFailed, Writer};
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::life;
 use crate::time::Timestamp;
-
-/// Why and how a message is buried.
-pub struct Burial {
-    pub reason: Reason,
-    pub error: ServiceError,
-    pub maybe_delivered: bool,
-    /// The token whose refusal killed it, or the one it came with.
-    pub token: Hash,
-    /// The queue says it in the log; else whoever settles does.
-    pub logged: bool,
-}
 
 impl Writer {
     pub(super) fn settle(

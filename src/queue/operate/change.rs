@@ -4,11 +4,11 @@ use super::{Death, Met, Redrive, Unmoved};
 use crate::delivery::{Reason, ServiceError};
 use crate::life;
 use crate::message::{self, ClientToken, ConnectionToken};
-use crate::queue::lookup::{Known, Queued};
+use crate::queue::burial::Burial;
+use crate::queue::queued::{Known, Queued};
 use crate::queue::rows::{
     Dead, Entry, ErrorRow, Fate, Hash, Line, Outcome, Record, Secret, Token, Trial, keys, reason_index,
 };
-use crate::queue::settle::Burial;
 use crate::queue::{StoreFailed, Writer};
 use crate::time::Timestamp;
 

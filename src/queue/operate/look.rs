@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use super::{Cursor, Death, LOOKS, Met, Seen, SeenPlace, Selection, Sought, WRITTEN_MAX};
-use crate::queue::lookup::Queued;
+use crate::queue::queued::Queued;
 use crate::queue::rows::{At, Dead, Entry, Fate, Place, Record, Table, keys, reason_at};
 use crate::queue::{MessageId, StoreFailed, Writer};
 
