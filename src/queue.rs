@@ -5,7 +5,7 @@
 //! `fdatasync`; **answers go out after it**. So whatever anybody has been told, by a reply, an attempt or a metric, is
 //! on disk, two equal submissions in one group are one message, and there is no lock to hold.
 //!
-//! The legal states of a message, by the rows that exist (`codec` has every row's layout):
+//! The legal states of a message, by the rows that exist (`rows` has every row's layout):
 //!
 //! | state | record in a pack `m` | in its conversation's line `v`, `s` | entry `i` | dead letter `x` |
 //! | --- | --- | --- | --- | --- |
@@ -31,8 +31,8 @@
 mod accept;
 mod act;
 mod answers;
+mod burial;
 mod carry;
-mod codec;
 mod contents;
 pub mod doctor;
 mod expiring;
@@ -45,9 +45,12 @@ mod overview;
 mod packs;
 mod pause;
 mod prune;
+mod queued;
+mod rows;
 mod salvage;
 mod schedule;
 mod settle;
+mod tokens;
 mod typed_store;
 mod verdict;
 mod waiters;
@@ -134,7 +137,7 @@ pub enum Damaged {
 #[derive(Clone, Debug)]
 pub struct Queue {
     acts: mpsc::Sender<Act>,
-    hasher: codec::Hasher,
+    hasher: rows::Hasher,
     learned: Option<Kept>,
     shared: Arc<Shared>,
 }
@@ -259,7 +262,7 @@ impl Queue {
     /// # Errors
     /// When the store has failed.
     pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
-        let (participant, hash) = (self.hasher.hash(b'g', &[participant.expose()]), self.hasher.token(&token));
+        let (participant, hash) = (self.hasher.participant(&participant), self.hasher.token(&token));
         self.ask(|reply| Act::Remember { participant, hash, token, reply }).await
     }
 

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use super::act::{Asked, Prepared};
-use super::codec::{
-    self, Dead, ErrorRow, Failures, Fate, Hash, Key, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot,
-    Token, Trial,
+use super::queued::{Known, Queued};
+use super::rows::{
+    self, Dead, ErrorRow, Failures, Fate, Hash, Kind, Line, OtherConversation, Outcome, Participant, Record, Slot,
+    Token, Trial, USED_LINE, USED_PARTICIPANT, USED_TOKEN, keys,
 };
-use super::line::line_key;
-use super::lookup::{Known, Queued, entry_key};
-use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
+use super::tokens::newest_token;
 use super::{Full, Rejection, State, Status, StoreFailed, Verdict, Writer};
 use crate::delivery::{Reason, Receipt};
 use crate::life;
@@ -21,35 +20,11 @@ const USED_STEP_MS: u64 = 3_600_000;
 /// About how many bytes of rows an outcome takes.
 const OUTCOME_WEIGHT: u64 = 300;
 
-pub fn token_key(hash: &Hash) -> Key {
-    Key::new(b't').hash(hash)
-}
-
-/// The token that a token's messages are sent with, itself or the last that renewed it, and its row, which is empty if
-/// there is none.
-pub fn newest_token<E>(
-    hash: &Hash,
-    mut read: impl FnMut(&Key) -> Result<Option<Token>, E>,
-) -> Result<(Hash, Token), E> {
-    let mut newest = (*hash, read(&token_key(hash))?.unwrap_or_default());
-    // Renewals are a chain. The limit guards against a cycle in damaged rows.
-    for _ in 0..1000 {
-        let Some(next) = newest.1.renewed_by else { break };
-        let Some(row) = read(&token_key(&next))? else { break };
-        newest = (next, row);
-    }
-    Ok(newest)
-}
-
-pub fn dead_key(sequence: u64) -> Key {
-    Key::new(b'x').number(sequence)
-}
-
 impl Writer {
     pub(super) fn accept(&mut self, submission: Prepared, rate: f64, now: Timestamp) -> Result<Verdict, StoreFailed> {
-        let mut token: Token = self.store.get(&token_key(&submission.asked.token))?.unwrap_or_default();
+        let mut token: Token = self.store.get(&keys::token(&submission.asked.token))?.unwrap_or_default();
         let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
-            Some(hash) => Some((hash, self.store.get::<Token>(&token_key(&hash))?.unwrap_or_default())),
+            Some(hash) => Some((hash, self.store.get::<Token>(&keys::token(&hash))?.unwrap_or_default())),
             None => None,
         };
         let renewed = old.as_ref().map(|(_, old)| old);
@@ -70,7 +45,7 @@ impl Writer {
         if let Some((hash, _)) = old {
             self.own(&mut token, conversation, &submission, now);
             self.renew(&hash, &submission.asked.token, now)?;
-            token = self.store.get(&token_key(&submission.asked.token))?.unwrap_or(token);
+            token = self.store.get(&keys::token(&submission.asked.token))?.unwrap_or(token);
             line = self.line(&conversation)?;
         }
         if let Some(known) = known {
@@ -149,8 +124,8 @@ impl Writer {
     /// Without a key a conversation is the token's participant, or where no connection was seen the token itself.
     pub(super) fn default_conversation(&self, hash: &Hash, token: &Token) -> Hash {
         match &token.participant {
-            Some(participant) => self.hasher.hash(b'P', &[participant]),
-            None => self.hasher.hash(b'T', &[hash]),
+            Some(participant) => self.hasher.conversation_of_participant(participant),
+            None => self.hasher.conversation_of_token(hash),
         }
     }
 
@@ -177,13 +152,13 @@ impl Writer {
         token.conversation = Some(conversation);
         token.keyed = keyed;
         if new {
-            token.secret = self.sealer.seal(&token_key(&hash), bearer.expose());
+            token.secret = self.sealer.seal(&keys::token(&hash), bearer.expose());
         }
         if stale {
             token.used = now;
             self.used.push((USED_TOKEN, hash));
         }
-        self.store.put(token_key(&hash), token);
+        self.store.put(keys::token(&hash), token);
     }
 
     fn enqueue(
@@ -208,7 +183,7 @@ impl Writer {
             label: submission.label.into(),
             client_token: submission.client_token.into(),
             token: submission.asked.token,
-            caller: codec::caller_number(submission.asked.caller),
+            caller: rows::caller_number(submission.asked.caller),
             trace_id: submission.trace_id.map(Into::into),
             accepted: now,
             lifetime_ms: millis(lifetime),
@@ -247,7 +222,7 @@ impl Writer {
         if record.implied {
             self.meta.implied += 1;
         } else {
-            self.store.put(Key::new(b'e').time(record.deadline).number(record.sequence), &at);
+            self.store.put(keys::expiry(record.deadline, record.sequence), &at);
         }
         self.meta.unknown += u64::from(trial.unknown);
         self.count_queued(record.caller, 1)?;
@@ -289,7 +264,7 @@ impl Writer {
         line: &mut Line,
         now: Timestamp,
     ) -> Result<Option<Verdict>, StoreFailed> {
-        let dead = self.store.get::<Dead>(&dead_key(outcome.sequence))?;
+        let dead = self.store.get::<Dead>(&keys::dead(outcome.sequence))?;
         let Some(mut dead) = dead.filter(|dead| dead.record.entry == *entry) else { return Ok(None) };
         if let Some(full) = self.full() {
             return Ok(Some(Verdict::Rejected(Rejection::Full(full))));
@@ -304,9 +279,9 @@ impl Writer {
     /// Takes a dead letter from among those that are kept, with what its repeats were answered.
     pub(super) fn exhume(&mut self, dead: &Dead) {
         let Dead { record, died, .. } = dead;
-        self.store.remove(dead_key(record.sequence));
-        self.store.remove(Key::new(b'z').time(*died).number(record.sequence));
-        self.store.remove(entry_key(&record.conversation, &record.entry));
+        self.store.remove(keys::dead(record.sequence));
+        self.store.remove(keys::prune_dead(*died, record.sequence));
+        self.store.remove(keys::entry(&record.conversation, &record.entry));
         self.meta.dead = self.meta.dead.saturating_sub(1);
         self.meta.weight = self.meta.weight.saturating_sub(record.dead_weight());
     }
@@ -341,20 +316,20 @@ impl Writer {
     /// The first use of a token whose connection was seen: it takes its predecessor's place. True where it has one.
     pub(super) fn succeed(&mut self, token: &mut Token, hash: &Hash, now: Timestamp) -> Result<bool, StoreFailed> {
         let Some(old) = token.renews.take() else { return Ok(false) };
-        self.store.put(token_key(hash), token);
+        self.store.put(keys::token(hash), token);
         self.renew(&old, hash, now)?;
         Ok(true)
     }
 
     /// `new` takes the place of `old` in what is queued.
     fn renew(&mut self, old: &Hash, new: &Hash, now: Timestamp) -> Result<(), StoreFailed> {
-        let Some(mut row) = self.store.get::<Token>(&token_key(old))? else { return Ok(()) };
+        let Some(mut row) = self.store.get::<Token>(&keys::token(old))? else { return Ok(()) };
         let Some(conversation) = row.conversation else { return Ok(()) };
         if row.renewed_by == Some(*new) {
             return Ok(());
         }
         row.renewed_by = Some(*new);
-        self.store.put(token_key(old), &row);
+        self.store.put(keys::token(old), &row);
         let mut line = self.line(&conversation)?;
         if line.hold.as_ref().is_some_and(|hold| hold.token != *new) {
             // Only a hold for a token that now leads to the new one is lifted.
@@ -386,12 +361,12 @@ impl Writer {
         token: &ConnectionToken,
         now: Timestamp,
     ) -> Result<(), StoreFailed> {
-        let key = Key::new(b'g').hash(&participant);
+        let key = keys::participant(&participant);
         let before = self.store.get::<Participant>(&key)?.map(|row| row.token).filter(|old| *old != hash);
         self.store.put(key, &Participant { token: hash, used: now });
         self.used.push((USED_PARTICIPANT, participant));
         self.used.push((USED_TOKEN, hash));
-        let mut row: Token = self.store.get(&token_key(&hash))?.unwrap_or_default();
+        let mut row: Token = self.store.get(&keys::token(&hash))?.unwrap_or_default();
         row.participant = Some(participant);
         row.used = now;
         row.refused = None;
@@ -399,14 +374,14 @@ impl Writer {
             row.renews = before;
         }
         let Some(before) = before.filter(|_| row.conversation.is_none()) else {
-            self.store.put(token_key(&hash), &row);
+            self.store.put(keys::token(&hash), &row);
             return Ok(());
         };
-        let old: Token = self.store.get(&token_key(&before))?.unwrap_or_default();
+        let old: Token = self.store.get(&keys::token(&before))?.unwrap_or_default();
         let Some(conversation) = old.conversation else {
             // Never used: what it renewed is renewed by this one.
             row.renews = old.renews.or(Some(before));
-            self.store.put(token_key(&hash), &row);
+            self.store.put(keys::token(&hash), &row);
             return Ok(());
         };
         let mut line = self.line(&conversation)?;
@@ -415,14 +390,14 @@ impl Writer {
             row.conversation = Some(conversation);
             row.keyed = old.keyed;
             row.renews = None;
-            row.secret = self.sealer.seal(&token_key(&hash), token.expose());
-            self.store.put(token_key(&hash), &row);
+            row.secret = self.sealer.seal(&keys::token(&hash), token.expose());
+            self.store.put(keys::token(&hash), &row);
             return self.renew(&before, &hash, now);
         }
-        self.store.put(token_key(&hash), &row);
+        self.store.put(keys::token(&hash), &row);
         if line.disconnect.take().is_some() {
             // Connect has let the participant in again.
-            self.store.remove(line_key(&conversation));
+            self.store.remove(keys::line(&conversation));
         }
         Ok(())
     }
@@ -452,7 +427,7 @@ impl Writer {
     /// Counts a message in or out.
     pub(super) fn count_queued(&mut self, caller: u64, by: i64) -> Result<(), StoreFailed> {
         self.meta.queued = self.meta.queued.saturating_add_signed(by);
-        let key = Key::new(b'u').number(caller);
+        let key = keys::caller(caller);
         let count = self.store.get::<u64>(&key)?.unwrap_or(0).saturating_add_signed(by);
         self.store.put(key, &count);
         Ok(())
@@ -460,9 +435,9 @@ impl Writer {
 
     /// What a refused token's row remembers.
     pub(super) fn refuse_token(&mut self, hash: &Hash, error: &ErrorRow, now: Timestamp) -> Result<(), StoreFailed> {
-        if let Some(mut row) = self.store.get::<Token>(&token_key(hash))? {
+        if let Some(mut row) = self.store.get::<Token>(&keys::token(hash))? {
             row.refused = Some((now, error.clone()));
-            self.store.put(token_key(hash), &row);
+            self.store.put(keys::token(hash), &row);
         }
         Ok(())
     }
@@ -470,7 +445,7 @@ impl Writer {
     /// Whether this repeat brings a dead message the renewed token that it died for want of.
     fn revives(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
         let Fate::Dead { reason, token: died_with, .. } = &outcome.fate else { return false };
-        let reason = codec::reason_at(*reason);
+        let reason = rows::reason_at(*reason);
         let for_want_of_a_token = matches!(reason, Reason::TokenRefused | Reason::ChatOver);
         for_want_of_a_token && died_with != hash && self.refusal(token).is_none()
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::codec::{Hash, Hasher, caller_number};
 use super::operate::Operation;
+use super::rows::{Hash, Hasher};
 use super::{Asker, Backlog, Found, Lease, LeaseRequest, MessageId, Overview, Settled, State, Verdict, Work};
 use crate::delivery::Disposition;
 use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
@@ -65,8 +65,7 @@ pub struct Asked {
 
 impl Asked {
     pub fn new(asker: &Asker, hasher: &Hasher) -> Asked {
-        let caller = caller_number(asker.caller).to_be_bytes();
-        let keyed = asker.conversation.as_ref().map(|key| hasher.hash(b'k', &[&caller, key.as_str().as_bytes()]));
+        let keyed = asker.conversation.as_ref().map(|key| hasher.keyed_conversation(asker.caller, key.as_str()));
         Asked { token: hasher.token(&asker.token), keyed, caller: asker.caller }
     }
 }

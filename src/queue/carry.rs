@@ -9,10 +9,10 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::codec::{Dead, Entry, Fate, Hash, Key, Kind, Line, Meta, Place, Record, Slot, hash_at, pack};
-use super::contents::piece_key;
-use super::packs::gone_key;
-use super::prune::{USED_LINE, USED_PARTICIPANT, USED_TOKEN};
+use super::rows::{
+    Dead, Entry, Fate, Hash, Key, Kind, Line, Meta, Place, Record, Slot, Table, USED_LINE, USED_PARTICIPANT,
+    USED_TOKEN, keys, pack,
+};
 use super::salvage::Salvage;
 use super::{Damaged, OpenError, Options, Queue, SealingKey, Writer};
 use crate::metrics::Metrics;
@@ -71,7 +71,7 @@ impl Writer {
     /// Takes over what verifies; this store is new.
     fn carry_over(&mut self, from: &Salvage) -> io::Result<Carried> {
         let log = from.log;
-        if let Some(old) = log.get::<Meta>(&Key::new(b'!'))? {
+        if let Some(old) = log.get::<Meta>(&Table::Meta.key())? {
             let Meta { next_sequence, next_pack, next_turn, next_row, boot, implied_lifetime_ms, learned, .. } = old;
             self.meta = Meta {
                 next_sequence,
@@ -85,14 +85,19 @@ impl Writer {
             };
         }
         // Before anything is written with a time: the new store goes on on the line of the old one.
-        self.resume_line(log.get::<Anchor>(&Key::new(b'c'))?, Timestamp::default());
+        self.resume_line(log.get::<Anchor>(&Table::Anchor.key())?, Timestamp::default());
         self.meta.unclean_boot = self.meta.boot;
         let mut carried = Carried::default();
-        for (letter, used) in [(b't', Some(USED_TOKEN)), (b'g', Some(USED_PARTICIPANT)), (b'h', None), (b'k', None)] {
-            for key in log.keys(letter) {
+        for (table, used) in [
+            (Table::Token, Some(USED_TOKEN)),
+            (Table::Participant, Some(USED_PARTICIPANT)),
+            (Table::Sending, None),
+            (Table::Quarantine, None),
+        ] {
+            for key in log.keys(table.letter()) {
                 if from.holds(key)? {
                     self.take_row(log, key)?;
-                    self.used.extend(used.map(|used| (used, hash_at(key, 1))));
+                    self.used.extend(used.map(|used| (used, keys::hash_in(key))));
                 }
             }
         }
@@ -100,7 +105,7 @@ impl Writer {
             let (key, Dead { record, died, .. }) = dead?;
             self.take_row(log, key)?;
             self.take_pieces(log, &record)?;
-            self.store.put(Key::new(b'z').time(died).number(record.sequence), &());
+            self.store.put(keys::prune_dead(died, record.sequence), &());
             self.meta.dead += 1;
             self.meta.weight += record.weight() + record.dead_weight();
             carried.dead += 1;
@@ -128,23 +133,23 @@ impl Writer {
 
     fn take_pieces(&mut self, log: &Image, record: &Record) -> io::Result<()> {
         for number in record.piece_numbers() {
-            self.take_row(log, &piece_key(record.sequence, number))?;
+            self.take_row(log, &keys::piece(record.sequence, number))?;
         }
         Ok(())
     }
 
     fn take_outcomes(&mut self, log: &Image, carried: &mut Carried) -> io::Result<()> {
-        for key in log.keys(b'i') {
+        for key in log.keys(Table::Entry.letter()) {
             let Some(Entry::Done(outcome)) = log.get(key)? else { continue };
             self.meta.next_sequence = self.meta.next_sequence.max(outcome.sequence + 1);
             match outcome.fate {
                 Fate::Delivered(_) => {
-                    self.outcomes.push((hash_at(key, 1), hash_at(key, 17)));
+                    self.outcomes.push((keys::hash_in(key), keys::entry_in(key)));
                     self.meta.outcomes += 1;
                     carried.outcomes += 1;
                 }
                 // It goes with its dead letter.
-                Fate::Dead { .. } if log.get::<Dead>(&super::accept::dead_key(outcome.sequence))?.is_none() => {
+                Fate::Dead { .. } if log.get::<Dead>(&keys::dead(outcome.sequence))?.is_none() => {
                     continue;
                 }
                 Fate::Dead { .. } => {}
@@ -161,7 +166,7 @@ impl Writer {
             let all = pack::all(pack::count(&raw));
             let gone = queued.iter().fold(all, |gone, (at, _)| gone & !at.bit());
             if let Some((at, _)) = queued.first().filter(|_| gone != 0) {
-                self.store.put(gone_key(at.pack), &gone);
+                self.store.put(keys::gone(at.pack), &gone);
             }
             self.meta.weight += raw.len() as u64;
             self.store.put_raw(key, raw);
@@ -173,7 +178,7 @@ impl Writer {
                     self.meta.implied += 1;
                     self.meta.implied_lifetime_ms = record.lifetime_ms;
                 } else {
-                    self.store.put(Key::new(b'e').time(record.deadline).number(record.sequence), &at);
+                    self.store.put(keys::expiry(record.deadline, record.sequence), &at);
                 }
                 let trial = from.slot(&record).map(|slot| slot.trial.clone()).unwrap_or_default();
                 self.meta.unknown += u64::from(trial.unknown);

@@ -2,19 +2,10 @@
 
 use zeroize::Zeroizing;
 
-use super::codec::{INLINE_MAX, Key, Kind, PIECE, Record, Secret};
+use super::rows::{INLINE_MAX, Key, Kind, PIECE, Record, Secret, keys};
 use super::{StoreFailed, Writer};
 use crate::message::{Body, Content, ContentType};
 use crate::storage::Sealer;
-
-pub fn piece_key(sequence: u64, number: u16) -> Key {
-    Key::new(b'p').number(sequence).with(&number.to_be_bytes())
-}
-
-/// The place that contents in a record are sealed for: their message.
-fn inline_place(sequence: u64) -> Key {
-    Key::new(b'm').number(sequence)
-}
 
 impl Writer {
     /// Takes a body apart: into its record, which has no pieces yet, and into pieces beside it where it is long.
@@ -22,12 +13,12 @@ impl Writer {
         record.kind = Kind::of(body);
         let content = body.content().map_or("", Content::expose).as_bytes();
         if content.len() <= INLINE_MAX {
-            record.inline = self.sealer.seal(&inline_place(record.sequence), content);
+            record.inline = self.sealer.seal(&keys::inline_place(record.sequence), content);
             return;
         }
         for (number, piece) in (record.piece_numbers().start..).zip(content.chunks(PIECE)) {
-            let sealed = self.sealer.seal(&piece_key(record.sequence, number), piece);
-            self.store.put(piece_key(record.sequence, number), &sealed);
+            let sealed = self.sealer.seal(&keys::piece(record.sequence, number), piece);
+            self.store.put(keys::piece(record.sequence, number), &sealed);
             record.pieces += 1;
         }
     }
@@ -39,7 +30,7 @@ impl Writer {
 
     /// Removes what stands beside the record.
     pub(super) fn remove_pieces(&mut self, record: &Record) {
-        record.piece_numbers().for_each(|number| self.store.remove(piece_key(record.sequence, number)));
+        record.piece_numbers().for_each(|number| self.store.remove(keys::piece(record.sequence, number)));
     }
 }
 
@@ -51,12 +42,12 @@ pub fn body<E>(
 ) -> Result<Option<Body>, E> {
     let mut content = Zeroizing::new(Vec::new());
     if record.piece_numbers().is_empty() {
-        let Some(bytes) = sealer.open(&inline_place(record.sequence), &record.inline) else { return Ok(None) };
+        let Some(bytes) = sealer.open(&keys::inline_place(record.sequence), &record.inline) else { return Ok(None) };
         content = bytes;
     }
     for number in record.piece_numbers() {
-        let sealed = read(piece_key(record.sequence, number))?;
-        let piece = sealed.and_then(|sealed| sealer.open(&piece_key(record.sequence, number), &sealed));
+        let sealed = read(keys::piece(record.sequence, number))?;
+        let piece = sealed.and_then(|sealed| sealer.open(&keys::piece(record.sequence, number), &sealed));
         let Some(piece) = piece else { return Ok(None) };
         content.extend_from_slice(&piece);
     }
@@ -67,7 +58,7 @@ pub fn body<E>(
 /// Whether all pieces of a record's contents are there.
 pub fn is_whole<E>(record: &Record, mut read: impl FnMut(Key) -> Result<Option<Secret>, E>) -> Result<bool, E> {
     for number in record.piece_numbers() {
-        if read(piece_key(record.sequence, number))?.is_none() {
+        if read(keys::piece(record.sequence, number))?.is_none() {
             return Ok(false);
         }
     }

@@ -12,11 +12,11 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::accept::{newest_token, token_key};
 use super::carry::{self, Carried};
-use super::codec::{self, Record};
 use super::contents;
+use super::rows::{Record, Table, keys};
 use super::salvage::Salvage;
+use super::tokens::newest_token;
 use super::{Damaged, OpenError, Options};
 use crate::message::Body;
 use crate::storage::{self, Image, Known, Sealer, SealingKey};
@@ -147,7 +147,7 @@ impl Doctor {
             queued: queued.found.len() as u64,
             delivered: salvage.delivered()?,
             rows: self.log.counts().values().sum(),
-            set_aside: self.log.counts().get(&b'k').copied().unwrap_or(0),
+            set_aside: self.log.counts().get(&Table::Quarantine.letter()).copied().unwrap_or(0),
             lost: queued.lost.iter().map(|sequence| self.id(*sequence)).collect(),
             damage: self.log.damage.clone(),
             ..Report::default()
@@ -203,7 +203,7 @@ impl Doctor {
 
     /// The wall clock at a point on the store's line, as far as the store knows.
     fn shown(&self, inner: Timestamp) -> io::Result<WallTime> {
-        let anchor = self.log.get::<Anchor>(&codec::Key::new(b'c'))?;
+        let anchor = self.log.get::<Anchor>(&Table::Anchor.key())?;
         Ok(anchor.map_or(WallTime(inner.0), |anchor| anchor.shown(inner)))
     }
 
@@ -289,7 +289,7 @@ impl Doctor {
             return Ok(None);
         }
         let secret = match &self.sealer {
-            Some(sealer) => sealer.open(&token_key(&hash), &token.secret),
+            Some(sealer) => sealer.open(&keys::token(&hash), &token.secret),
             None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
         };
         Ok(secret.map(|secret| (secret, token.keyed)))

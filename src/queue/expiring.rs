@@ -17,8 +17,7 @@ use std::collections::hash_map::Entry;
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::codec::{Hash, Key, Record, Slot, number_at};
-use super::line::chunks_of;
+use super::rows::{Hash, Record, Slot, Table, keys};
 use super::{StoreFailed, Writer};
 use crate::pacer::Closed;
 use crate::time::Timestamp;
@@ -98,8 +97,8 @@ impl Writer {
     }
 
     fn first_pack(&mut self) -> Result<u64, StoreFailed> {
-        let first = self.store.first_key(Key::new(b'm'))?;
-        Ok(first.map_or(self.meta.next_pack, |key| number_at(&key, 1)))
+        let first = self.store.first_key(Table::Pack.key())?;
+        Ok(first.map_or(self.meta.next_pack, |key| keys::number_in(&key)))
     }
 
     /// Queued messages, evenly spaced.
@@ -134,7 +133,7 @@ impl Writer {
             Entry::Vacant(unknown) => unknown,
         };
         let line = self.line(&conversation)?;
-        let chunks = chunks_of(&conversation);
+        let chunks = keys::chunks(&conversation);
         let behind = chunks.end().map_or(Bound::Unbounded, Bound::Excluded);
         let chunk = if line.count > line.first.len() as u64 { self.store.last_key(chunks, behind)? } else { None };
         let last = match chunk {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::MessageId;
-use super::codec::Hash;
+use super::rows::Hash;
 use crate::delivery::Reason;
 use crate::message::{Body, ClientToken, ConnectionToken};
 use crate::time::Timestamp;

@@ -8,8 +8,7 @@
 
 use std::ops::Bound;
 
-use super::codec::{Entry, Hash, Key, Line, Place, Slot, Trial, hash_at, number_at};
-use super::lookup::entry_key;
+use super::rows::{Entry, Hash, Key, Line, Place, Slot, Trial, keys};
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
 use crate::turns::Kind;
@@ -18,19 +17,6 @@ use crate::turns::Kind;
 const FIRST_MAX: usize = 32;
 /// Messages in a chunk before a new one is begun.
 pub const SLOTS_MAX: usize = 64;
-
-pub fn line_key(conversation: &Hash) -> Key {
-    Key::new(b'v').hash(conversation)
-}
-
-/// How the keys of a conversation's chunks begin.
-pub fn chunks_of(conversation: &Hash) -> Key {
-    Key::new(b's').hash(conversation)
-}
-
-fn chunk_key(conversation: &Hash, first: u64) -> Key {
-    chunks_of(conversation).number(first)
-}
 
 impl Line {
     /// The message that goes next.
@@ -48,7 +34,7 @@ impl Writer {
     /// The line of a conversation; an empty one where it has none.
     pub(super) fn line(&mut self, conversation: &Hash) -> Result<Line, StoreFailed> {
         let corrupt = self.store.corrupt();
-        match self.store.get(&line_key(conversation))? {
+        match self.store.get(&keys::line(conversation))? {
             Some(line) => Ok(line),
             None if self.store.corrupt() > corrupt => self.rebuild_line(conversation),
             None => Ok(Line::default()),
@@ -58,9 +44,9 @@ impl Writer {
     /// Writes a line back, or removes it where nothing is left to say.
     pub(super) fn put_line(&mut self, conversation: &Hash, line: &Line) {
         if line.count == 0 && line.disconnect.is_none() {
-            self.store.remove(line_key(conversation));
+            self.store.remove(keys::line(conversation));
         } else {
-            self.store.put(line_key(conversation), line);
+            self.store.put(keys::line(conversation), line);
         }
     }
 
@@ -99,10 +85,10 @@ impl Writer {
             return Ok(());
         }
         let entry = Entry::Queued { at: slot.at };
-        self.store.put(entry_key(conversation, &slot.entry), &entry);
+        self.store.put(keys::entry(conversation, &slot.entry), &entry);
         if in_chunks > 0 {
-            let to = Bound::Included(chunk_key(conversation, u64::MAX));
-            if let Some(key) = self.store.last_key(chunks_of(conversation), to)? {
+            let to = Bound::Included(keys::chunk(conversation, u64::MAX));
+            if let Some(key) = self.store.last_key(keys::chunks(conversation), to)? {
                 let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
                 if chunk.len() < SLOTS_MAX {
                     chunk.push(slot);
@@ -111,16 +97,16 @@ impl Writer {
                 }
             }
         }
-        self.store.put(chunk_key(conversation, slot.sequence), &vec![slot]);
+        self.store.put(keys::chunk(conversation, slot.sequence), &vec![slot]);
         Ok(())
     }
 
     /// Puts a message that comes back at its old place, but never before one that may have been delivered. Only what is
     /// around that place is written, however long the line is.
     pub(super) fn insert(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
-        let prefix = chunks_of(conversation);
+        let prefix = keys::chunks(conversation);
         let chunks = if line.in_chunks() > 0 { self.store.first_key(prefix)? } else { None };
-        let chunks = chunks.map(|key| number_at(&key, prefix.len()));
+        let chunks = chunks.map(|key| keys::first_in(&key));
         if chunks.is_some_and(|first| first <= slot.sequence) {
             return self.insert_in_chunk(conversation, line, slot);
         }
@@ -136,25 +122,25 @@ impl Writer {
         if line.first.len() > SLOTS_MAX {
             let chunk = line.first.split_off(FIRST_MAX);
             for slot in &chunk {
-                self.store.put(entry_key(conversation, &slot.entry), &Entry::Queued { at: slot.at });
+                self.store.put(keys::entry(conversation, &slot.entry), &Entry::Queued { at: slot.at });
             }
-            self.store.put(chunk_key(conversation, chunk[0].sequence), &chunk);
+            self.store.put(keys::chunk(conversation, chunk[0].sequence), &chunk);
         }
         Ok(())
     }
 
     /// Puts a message into the chunk that it belongs to, which is halved where it is full.
     fn insert_in_chunk(&mut self, conversation: &Hash, line: &mut Line, slot: Slot) -> Result<(), StoreFailed> {
-        let key = chunk_key(conversation, slot.sequence);
-        let key = self.store.last_key(chunks_of(conversation), Bound::Included(key))?.unwrap_or(key);
+        let key = keys::chunk(conversation, slot.sequence);
+        let key = self.store.last_key(keys::chunks(conversation), Bound::Included(key))?.unwrap_or(key);
         let mut chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
-        self.store.put(entry_key(conversation, &slot.entry), &Entry::Queued { at: slot.at });
+        self.store.put(keys::entry(conversation, &slot.entry), &Entry::Queued { at: slot.at });
         let at = chunk.partition_point(|other| other.sequence < slot.sequence);
         chunk.insert(at, slot);
         line.count += 1;
         if chunk.len() > SLOTS_MAX {
             let rest = chunk.split_off(SLOTS_MAX / 2);
-            self.store.put(chunk_key(conversation, rest[0].sequence), &rest);
+            self.store.put(keys::chunk(conversation, rest[0].sequence), &rest);
         }
         self.store.put(key, &chunk);
         Ok(())
@@ -162,7 +148,7 @@ impl Writer {
 
     /// Makes a line of these, and of nothing else.
     pub(super) fn refill(&mut self, conversation: &Hash, line: &mut Line, slots: Vec<Slot>) -> Result<(), StoreFailed> {
-        while let Some(key) = self.store.first_key(chunks_of(conversation))? {
+        while let Some(key) = self.store.first_key(keys::chunks(conversation))? {
             self.store.remove(key);
         }
         line.count = 0;
@@ -195,11 +181,11 @@ impl Writer {
             line.count -= 1;
             self.store.remove(key);
             if let Some(first) = chunk.first() {
-                self.store.put(chunk_key(conversation, first.sequence), &chunk);
+                self.store.put(keys::chunk(conversation, first.sequence), &chunk);
             }
         }
         if line.first.is_empty() && line.count > 0 {
-            if let Some(key) = self.store.first_key(chunks_of(conversation))? {
+            if let Some(key) = self.store.first_key(keys::chunks(conversation))? {
                 line.first = self.store.get(&key)?.unwrap_or_default();
                 self.store.remove(key);
             }
@@ -229,8 +215,8 @@ impl Writer {
 
     /// The chunk that a message stands in, and where.
     fn chunk_of(&mut self, conversation: &Hash, sequence: u64) -> Result<Option<(Key, Vec<Slot>, usize)>, StoreFailed> {
-        let to = Bound::Included(chunk_key(conversation, sequence));
-        let Some(key) = self.store.last_key(chunks_of(conversation), to)? else { return Ok(None) };
+        let to = Bound::Included(keys::chunk(conversation, sequence));
+        let Some(key) = self.store.last_key(keys::chunks(conversation), to)? else { return Ok(None) };
         let chunk = self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default();
         let at = chunk.iter().position(|other| other.sequence == sequence);
         Ok(at.map(|at| (key, chunk, at)))
@@ -239,9 +225,9 @@ impl Writer {
     /// Every message of the line, in order.
     pub(super) fn slots(&mut self, conversation: &Hash, line: &Line) -> Result<Vec<Slot>, StoreFailed> {
         let mut all = line.first.clone();
-        let mut from = Bound::Included(chunks_of(conversation));
+        let mut from = Bound::Included(keys::chunks(conversation));
         while (all.len() as u64) < line.count {
-            let Some(key) = self.store.next_key(chunks_of(conversation), from)? else { break };
+            let Some(key) = self.store.next_key(keys::chunks(conversation), from)? else { break };
             all.extend(self.store.get::<Vec<Slot>>(&key)?.unwrap_or_default());
             from = Bound::Excluded(key);
         }
@@ -253,26 +239,26 @@ impl Writer {
         match line.place {
             Place::None => {}
             Place::Turn(kind, turn) => {
-                self.store.remove(turn_key(kind, turn, conversation));
+                self.store.remove(keys::turn(kind, turn, conversation));
                 if kind == Kind::Fresh {
                     self.fresh.left(turn);
                 }
             }
-            Place::Due(due) => self.store.remove(Key::new(b'd').time(due).hash(conversation)),
+            Place::Due(due) => self.store.remove(keys::due(due, conversation)),
         }
         line.place = place;
         self.throttled.remove(conversation);
         match place {
             Place::None => {}
             Place::Turn(kind, turn) => {
-                self.store.put(turn_key(kind, turn, conversation), &now);
+                self.store.put(keys::turn(kind, turn, conversation), &now);
                 if kind == Kind::Fresh {
                     self.fresh.given(turn, now, self.options.fresh);
                 }
                 self.poke = true;
             }
             Place::Due(due) => {
-                self.store.put(Key::new(b'd').time(due).hash(conversation), &());
+                self.store.put(keys::due(due, conversation), &());
                 self.poke = true;
             }
         }
@@ -286,21 +272,4 @@ impl Writer {
         let kind = Kind::of(oldest, now, self.options.fresh);
         self.move_to(conversation, line, Place::Turn(kind, turn), now);
     }
-}
-
-pub fn turn_key(kind: Kind, turn: u64, conversation: &Hash) -> Key {
-    Key::new(turn_prefix(kind)).number(turn).hash(conversation)
-}
-
-/// The letter of the rows of turns.
-pub fn turn_prefix(kind: Kind) -> u8 {
-    match kind {
-        Kind::Fresh => b'r',
-        Kind::Late => b'q',
-    }
-}
-
-/// The conversation in a key of an `r`, `q` or `d` row.
-pub fn conversation_in(key: &[u8]) -> Hash {
-    hash_at(key, 9)
 }

@@ -1,11 +1,8 @@
 //! Looking without changing.
 
-use super::accept::token_key;
 use super::act::Asked;
-use super::codec::{
-    self, Entry, Fate, Hash, Key, Line, OtherConversation, Outcome, Place, Record, Slot, Token, Trial, number_at,
-};
-use super::line::{turn_key, turn_prefix};
+use super::queued::{Known, Queued};
+use super::rows::{self, Entry, Fate, Hash, Line, OtherConversation, Place, Record, Slot, Table, Token, Trial, keys};
 use super::{Backlog, Found, MessageId, Overview, State, Status, StoreFailed, Writer};
 use crate::message::{Caller, ClientToken};
 use crate::time::Timestamp;
@@ -14,41 +11,9 @@ use crate::turns::Kind;
 /// Packs looked through for the oldest message of one caller.
 const LOOKS: usize = 256;
 
-pub fn entry_key(conversation: &Hash, entry: &Hash) -> Key {
-    Key::new(b'i').hash(conversation).hash(entry)
-}
-
-/// A queued message: its place, and what stands there.
-pub struct Queued {
-    pub slot: Slot,
-    pub record: Record,
-}
-
-/// What is known of a ClientToken.
-pub enum Known {
-    Queued(Queued),
-    Done(Outcome),
-}
-
-impl Known {
-    pub fn contents(&self) -> &Hash {
-        match self {
-            Known::Queued(queued) => &queued.record.contents,
-            Known::Done(outcome) => &outcome.contents,
-        }
-    }
-
-    pub fn accepted(&self) -> Timestamp {
-        match self {
-            Known::Queued(queued) => queued.record.accepted,
-            Known::Done(outcome) => outcome.accepted,
-        }
-    }
-}
-
 impl Writer {
     pub(super) fn find(&mut self, asked: Asked, client_token: &ClientToken) -> Result<Found, StoreFailed> {
-        let Some(token) = self.store.get::<Token>(&token_key(&asked.token))? else { return Ok(Found::Unknown) };
+        let Some(token) = self.store.get::<Token>(&keys::token(&asked.token))? else { return Ok(Found::Unknown) };
         let conversation = match (token.belongs_to(asked.keyed), asked.keyed) {
             (Err(OtherConversation), _) => return Ok(Found::OtherConversation),
             (Ok(Some(own)), _) => own,
@@ -82,7 +47,7 @@ impl Writer {
         if let Some(slot) = line.first.iter().find(|slot| slot.entry == *entry) {
             return Ok(self.queued(slot.clone())?.map(Known::Queued));
         }
-        let at = match self.store.get::<Entry>(&entry_key(conversation, entry))? {
+        let at = match self.store.get::<Entry>(&keys::entry(conversation, entry))? {
             None => return Ok(None),
             Some(Entry::Done(outcome)) => return Ok(Some(Known::Done(outcome))),
             Some(Entry::Queued { at }) => at,
@@ -112,7 +77,7 @@ impl Writer {
         let status = match outcome.fate {
             Fate::Delivered(receipt) => Status::Delivered(receipt.into()),
             Fate::Dead { reason, maybe_delivered, error, .. } => {
-                Status::Dead { reason: codec::reason_at(reason), maybe_delivered, error: error.into() }
+                Status::Dead { reason: rows::reason_at(reason), maybe_delivered, error: error.into() }
             }
         };
         let id = self.id(outcome.sequence, *conversation, *entry);
@@ -145,17 +110,17 @@ impl Writer {
     }
 
     pub(super) fn is_idle(&mut self, asked: Asked) -> Result<bool, StoreFailed> {
-        let token = self.store.get::<Token>(&token_key(&asked.token))?.unwrap_or_default();
+        let token = self.store.get::<Token>(&keys::token(&asked.token))?.unwrap_or_default();
         let conversation =
             token.conversation.or(asked.keyed).unwrap_or_else(|| self.default_conversation(&asked.token, &token));
         Ok(self.line(&conversation)?.count == 0 && self.sending.paused.is_none())
     }
 
     pub(super) fn backlog(&mut self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
-        let Some(caller) = of.map(codec::caller_number) else {
+        let Some(caller) = of.map(rows::caller_number) else {
             return Ok(Backlog { queued: self.meta.queued, oldest: self.oldest(None)? });
         };
-        let queued = self.store.get::<u64>(&Key::new(b'u').number(caller))?.unwrap_or(0);
+        let queued = self.store.get::<u64>(&keys::caller(caller))?.unwrap_or(0);
         let oldest = if queued > 0 { self.oldest(Some(caller))? } else { None };
         Ok(Backlog { queued, oldest })
     }
@@ -209,7 +174,7 @@ impl Writer {
             return Ok(*since);
         }
         Ok(match line.place {
-            Place::Turn(kind, turn) => self.store.get(&turn_key(kind, turn, conversation))?.unwrap_or(now),
+            Place::Turn(kind, turn) => self.store.get(&keys::turn(kind, turn, conversation))?.unwrap_or(now),
             Place::Due(due) => due.min(now),
             Place::None => now,
         })
@@ -218,12 +183,12 @@ impl Writer {
     fn oldest_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
         let mut oldest = Vec::new();
         for kind in [Kind::Fresh, Kind::Late] {
-            if let Some(key) = self.store.first_key(Key::new(turn_prefix(kind)))? {
+            if let Some(key) = self.store.first_key(Table::turns(kind).key())? {
                 oldest.push(self.store.get::<Timestamp>(&key)?.unwrap_or(now));
             }
         }
-        let due = self.store.first_key(Key::new(b'd'))?;
-        let due = due.map(|key| Timestamp(number_at(&key, 1))).filter(|due| *due <= now);
+        let due = self.store.first_key(Table::Due.key())?;
+        let due = due.map(|key| keys::time_in(&key)).filter(|due| *due <= now);
         let throttled = self.throttled.values().min().copied();
         Ok(oldest.into_iter().chain(due).chain(throttled).min())
     }

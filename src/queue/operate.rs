@@ -26,8 +26,8 @@ mod look;
 use tokio::sync::oneshot;
 
 use super::act::Act;
-use super::codec::{Dead, ErrorRow, Outcome, Record};
-use super::lookup::Queued;
+use super::queued::Queued;
+use super::rows::{Dead, ErrorRow, Outcome, Record};
 use super::{Full, MessageId, Queue, StoreFailed, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{Body, ConnectionToken};

@@ -5,12 +5,8 @@
 
 use std::ops::Bound;
 
-use super::codec::{At, Key, Record, number_at, pack};
+use super::rows::{At, Record, Table, keys, pack};
 use super::{StoreFailed, Writer};
-
-pub fn gone_key(pack: u64) -> Key {
-    Key::new(b'l').number(pack)
-}
 
 /// The pack that this commit files records in.
 #[derive(Clone, Copy, Debug)]
@@ -72,27 +68,27 @@ impl Writer {
         if gone & all == all {
             self.store.remove(at.key());
             if count > 1 {
-                self.store.remove(gone_key(at.pack));
+                self.store.remove(keys::gone(at.pack));
             }
             self.meta.weight = self.meta.weight.saturating_sub(bytes as u64);
             self.open_pack = self.open_pack.filter(|open| open.next.pack != at.pack);
         } else {
-            self.store.put(gone_key(at.pack), &gone);
+            self.store.put(keys::gone(at.pack), &gone);
         }
         Ok(())
     }
 
     fn gone(&mut self, pack: u64) -> Result<u64, StoreFailed> {
-        Ok(self.store.get(&gone_key(pack))?.unwrap_or(0))
+        Ok(self.store.get(&keys::gone(pack))?.unwrap_or(0))
     }
 
     /// The first pack after `after`.
     pub(super) fn next_pack(&mut self, after: u64) -> Result<Option<Live>, StoreFailed> {
-        let from = Key::new(b'm').number(after);
-        let Some(key) = self.store.next_key(Key::new(b'm'), Bound::Excluded(from))? else { return Ok(None) };
-        let pack = number_at(&key, 1);
+        let from = keys::pack(after);
+        let Some(key) = self.store.next_key(Table::Pack.key(), Bound::Excluded(from))? else { return Ok(None) };
+        let pack = keys::number_in(&key);
         let gone = self.gone(pack)?;
-        let count = self.store.read(&key, super::codec::pack::count)?.unwrap_or(0);
+        let count = self.store.read(&key, pack::count)?.unwrap_or(0);
         let mut records = Vec::new();
         for at in (0..count).map(|nth| At { pack, nth }).filter(|at| gone & at.bit() == 0) {
             records.extend(self.record(at)?.map(|record| (at, record)));

@@ -15,8 +15,7 @@ use std::ops::Bound;
 
 use tracing::{error, info};
 
-use super::codec::{ErrorRow, Hash, Key, PauseRow, Token};
-use super::line::conversation_in;
+use super::rows::{ErrorRow, Hash, PauseRow, Table, Token, keys};
 use super::{Pause, StoreFailed, Writer};
 use crate::time::Timestamp;
 
@@ -39,8 +38,8 @@ pub struct Trust {
 impl Writer {
     /// Takes up what was written down.
     pub(super) fn begin_sending(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
-        self.sending = self.store.get(&Key::new(b'h'))?.unwrap_or_default();
-        let destination = self.hasher.hash(b'D', &[self.options.destination.as_bytes()]);
+        self.sending = self.store.get(&Table::Sending.key())?.unwrap_or_default();
+        let destination = self.hasher.destination(&self.options.destination);
         let proven = self.sending.delivered_to == Some(destination);
         self.trust = Trust { destination, proven, ..Trust::default() };
         if self.all_refused().is_some() {
@@ -88,16 +87,16 @@ impl Writer {
         let before = self.sending.paused.as_ref().filter(|row| row.operator.is_some() == operator.is_some());
         let since = before.map_or(now, |row| row.since);
         self.sending.paused = Some(PauseRow { since, operator });
-        self.store.put(Key::new(b'h'), &self.sending);
+        self.store.put(Table::Sending.key(), &self.sending);
         // Who waits for the queue to empty has to know that it will not.
         self.left = true;
     }
 
     /// Sending goes on, and refused tokens are forgotten.
     pub(super) fn resume(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
-        let mut from = Bound::Included(Key::new(b'd'));
-        while let Some(key) = self.store.next_key(Key::new(b'd'), from)? {
-            let conversation = conversation_in(&key);
+        let mut from = Bound::Included(Table::Due.key());
+        while let Some(key) = self.store.next_key(Table::Due.key(), from)? {
+            let conversation = keys::conversation_in(&key);
             from = Bound::Excluded(key);
             let mut line = self.line(&conversation)?;
             if line.hold.is_some() {
@@ -110,7 +109,7 @@ impl Writer {
         (self.trust.refused, self.trust.tried_at) = (Vec::new(), None);
         self.sending.forgiven = now;
         self.sending.paused = None;
-        self.store.put(Key::new(b'h'), &self.sending);
+        self.store.put(Table::Sending.key(), &self.sending);
         self.poke = true;
         Ok(())
     }
@@ -133,7 +132,7 @@ impl Writer {
             let after_s = now.since(since).as_secs();
             self.afterwards(move || info!(after_s, "Amazon Connect took a message: sending goes on"));
         }
-        self.store.put(Key::new(b'h'), &self.sending);
+        self.store.put(Table::Sending.key(), &self.sending);
     }
 
     /// Notes that the destination refused a token. The third one before any delivery begins `all_refused`.

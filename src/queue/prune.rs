@@ -4,19 +4,14 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::accept::{dead_key, token_key};
-use super::codec::{At, Dead, Entry, Fate, Hash, Key, Outcome, Participant, Record, Token, number_at};
-use super::line::line_key;
-use super::lookup::{Queued, entry_key};
-use super::schedule::expired;
-use super::settle::Burial;
+use super::burial::Burial;
+use super::queued::Queued;
+use super::rows::{
+    At, Dead, Entry, Fate, Hash, Key, Outcome, Participant, Record, Table, Token, USED_PARTICIPANT, USED_TOKEN, keys,
+};
 use super::{StoreFailed, Writer};
 use crate::time::Timestamp;
 
-/// What a `y` row's hash names.
-pub const USED_TOKEN: u8 = b't';
-pub const USED_PARTICIPANT: u8 = b'g';
-pub const USED_LINE: u8 = b'v';
 /// A connection token lives a day.
 const USED_KEPT_FOR: Duration = Duration::from_secs(25 * 3600);
 /// Outcomes, or rows last used, in one prune row.
@@ -31,11 +26,11 @@ impl Writer {
     pub(super) fn write_prune_rows(&mut self) {
         let now = self.now();
         for hashes in std::mem::take(&mut self.outcomes).chunks(ROW_HASHES) {
-            let key = Key::new(b'o').time(now).number(self.next_row());
+            let key = keys::prune_outcomes(now, self.next_row());
             self.store.put(key, &hashes);
         }
         for used in std::mem::take(&mut self.used).chunks(ROW_HASHES) {
-            let key = Key::new(b'y').time(now).number(self.next_row());
+            let key = keys::prune_used(now, self.next_row());
             self.store.put(key, &used);
         }
     }
@@ -47,10 +42,10 @@ impl Writer {
 
     /// Buries what has outlived its lifetime.
     pub(super) fn expire(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
-        let mut from = Bound::Included(Key::new(b'e'));
+        let mut from = Bound::Included(Table::Expiry.key());
         for _ in 0..DEATHS_A_TICK {
-            let Some(key) = self.store.next_key(Key::new(b'e'), from)? else { break };
-            if Timestamp(number_at(&key, 1)) > now {
+            let Some(key) = self.store.next_key(Table::Expiry.key(), from)? else { break };
+            if keys::time_in(&key) > now {
                 break;
             }
             let at: Option<At> = self.store.get(&key)?;
@@ -97,7 +92,7 @@ impl Writer {
         let mut line = self.line(&conversation)?;
         let Some(slot) = self.slot(&conversation, &line, sequence)? else { return Ok(true) };
         let maybe_delivered = self.is_doubtful(&line, &slot);
-        let burial = Burial { maybe_delivered, ..expired(record.token) };
+        let burial = Burial { maybe_delivered, ..Burial::expired(record.token) };
         self.bury(Queued { slot, record }, &mut line, burial, now)?;
         self.put_line(&conversation, &line);
         Ok(true)
@@ -107,9 +102,13 @@ impl Writer {
     pub(super) fn prune(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
         for _ in 0..ROWS_A_TICK {
             let too_many = self.meta.outcomes > self.options.outcomes_max;
-            let Some((key, at)) = self.oldest_row(b'o', now, self.options.outcomes_kept_for, too_many)? else { break };
+            let Some((key, at)) =
+                self.oldest_row(Table::PruneOutcomes, now, self.options.outcomes_kept_for, too_many)?
+            else {
+                break;
+            };
             for (conversation, entry) in self.store.get::<Vec<(Hash, Hash)>>(&key)?.unwrap_or_default() {
-                let key = entry_key(&conversation, &entry);
+                let key = keys::entry(&conversation, &entry);
                 let Some(Entry::Done(outcome)) = self.store.get::<Entry>(&key)? else { continue };
                 if outcome.at <= at && !self.has_dead_letter(&outcome, &entry)? {
                     self.store.remove(key);
@@ -121,13 +120,15 @@ impl Writer {
         }
         for _ in 0..ROWS_A_TICK {
             let too_many = self.meta.dead > self.options.dead_max;
-            let Some((key, _)) = self.oldest_row(b'z', now, self.options.dead_kept_for, too_many)? else { break };
-            self.forget_dead(number_at(&key, 9))?;
+            let Some((key, _)) = self.oldest_row(Table::PruneDead, now, self.options.dead_kept_for, too_many)? else {
+                break;
+            };
+            self.forget_dead(keys::dead_in(&key))?;
             self.store.remove(key);
             self.commit_if_long()?;
         }
         for _ in 0..ROWS_A_TICK {
-            let Some((key, at)) = self.oldest_row(b'y', now, USED_KEPT_FOR, false)? else { break };
+            let Some((key, at)) = self.oldest_row(Table::PruneUsed, now, USED_KEPT_FOR, false)? else { break };
             for (what, hash) in self.store.get::<Vec<(u8, Hash)>>(&key)?.unwrap_or_default() {
                 self.forget_used(what, &hash, at, now)?;
             }
@@ -139,13 +140,13 @@ impl Writer {
 
     fn oldest_row(
         &mut self,
-        prefix: u8,
+        table: Table,
         now: Timestamp,
         kept_for: Duration,
         too_many: bool,
     ) -> Result<Option<(Key, Timestamp)>, StoreFailed> {
-        let Some(key) = self.store.first_key(Key::new(prefix))? else { return Ok(None) };
-        let at = Timestamp(number_at(&key, 1));
+        let Some(key) = self.store.first_key(table.key())? else { return Ok(None) };
+        let at = keys::time_in(&key);
         Ok((too_many || now.since(at) >= kept_for).then_some((key, at)))
     }
 
@@ -154,18 +155,18 @@ impl Writer {
         Ok(match outcome.fate {
             Fate::Delivered(_) => false,
             Fate::Dead { .. } => {
-                let dead = self.store.get::<Dead>(&dead_key(outcome.sequence))?;
+                let dead = self.store.get::<Dead>(&keys::dead(outcome.sequence))?;
                 dead.is_some_and(|dead| dead.record.entry == *entry)
             }
         })
     }
 
     fn forget_dead(&mut self, sequence: u64) -> Result<(), StoreFailed> {
-        let Some(Dead { record, .. }) = self.store.get(&dead_key(sequence))? else { return Ok(()) };
-        self.store.remove(dead_key(sequence));
+        let Some(Dead { record, .. }) = self.store.get(&keys::dead(sequence))? else { return Ok(()) };
+        self.store.remove(keys::dead(sequence));
         self.meta.weight = self.meta.weight.saturating_sub(record.weight() + record.dead_weight());
         self.remove_pieces(&record);
-        let key = entry_key(&record.conversation, &record.entry);
+        let key = keys::entry(&record.conversation, &record.entry);
         if matches!(self.store.get(&key)?, Some(Entry::Done(outcome)) if outcome.sequence == sequence) {
             self.store.remove(key);
         }
@@ -177,7 +178,7 @@ impl Writer {
     fn forget_used(&mut self, what: u8, hash: &Hash, at: Timestamp, now: Timestamp) -> Result<(), StoreFailed> {
         match what {
             USED_TOKEN => {
-                let Some(mut row) = self.store.get::<Token>(&token_key(hash))? else { return Ok(()) };
+                let Some(mut row) = self.store.get::<Token>(&keys::token(hash))? else { return Ok(()) };
                 if row.used > at {
                     return Ok(());
                 }
@@ -188,13 +189,13 @@ impl Writer {
                 if queued {
                     row.used = now;
                     self.used.push((USED_TOKEN, *hash));
-                    self.store.put(token_key(hash), &row);
+                    self.store.put(keys::token(hash), &row);
                 } else {
-                    self.store.remove(token_key(hash));
+                    self.store.remove(keys::token(hash));
                 }
             }
             USED_PARTICIPANT => {
-                let key = Key::new(b'g').hash(hash);
+                let key = keys::participant(hash);
                 if self.store.get::<Participant>(&key)?.is_some_and(|row| row.used <= at) {
                     self.store.remove(key);
                 }
@@ -203,7 +204,7 @@ impl Writer {
                 let mut line = self.line(hash)?;
                 if line.disconnect.is_some() && line.count == 0 && line.used <= at {
                     line.disconnect = None;
-                    self.store.remove(line_key(hash));
+                    self.store.remove(keys::line(hash));
                 }
             }
         }

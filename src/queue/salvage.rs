@@ -8,13 +8,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 
-use super::codec::{
-    At, Dead, Entry, Fate, Hash, Key, Line, Meta, Participant, Record, Secret, Sending, Slot, Token, decode, hash_at,
-    number_at, pack,
-};
-use super::packs::gone_key;
+use super::rows::{At, Dead, Entry, Fate, Hash, Key, Line, Record, Slot, Table, decode, keys, pack};
 use crate::storage::{self, Image};
-use crate::time::{Anchor, Timestamp};
 
 /// A log, understood.
 #[derive(Debug)]
@@ -62,16 +57,20 @@ impl<'a> Salvage<'a> {
                     Some(false) => *corrupt.entry(char::from(letter)).or_default() += 1,
                     None => salvage.unknown += 1,
                 }
-                match letter {
-                    b'v' => salvage.lines.extend(decode(key, &value).map(|line| (hash_at(key, 1), line))),
-                    b's' => chunks.extend(decode::<Vec<Slot>>(key, &value).map(|slots| (hash_at(key, 1), slots))),
-                    b'i' => {
+                match Table::of(key) {
+                    Some(Table::Line) => {
+                        salvage.lines.extend(decode(key, &value).map(|line| (keys::hash_in(key), line)))
+                    }
+                    Some(Table::Chunk) => {
+                        chunks.extend(decode::<Vec<Slot>>(key, &value).map(|slots| (keys::hash_in(key), slots)))
+                    }
+                    Some(Table::Entry) => {
                         if let Some(Entry::Done(outcome)) = decode(key, &value) {
                             salvage.left.insert(outcome.sequence);
                         }
                     }
-                    b'x' if decode::<Dead>(key, &value).is_some() => {
-                        salvage.left.insert(number_at(key, 1));
+                    Some(Table::Dead) if decode::<Dead>(key, &value).is_some() => {
+                        salvage.left.insert(keys::number_in(key));
                     }
                     _ => {}
                 }
@@ -106,11 +105,11 @@ impl<'a> Salvage<'a> {
     pub fn packs(&self, mut each: impl FnMut(Pack) -> io::Result<()>) -> io::Result<Vec<At>> {
         let mut unreadable = Vec::new();
         let mut seen = HashSet::new();
-        for bytes in self.log.keys(b'm') {
+        for bytes in self.log.keys(Table::Pack.letter()) {
             let Some(key) = Key::of(bytes) else { continue };
             let raw = self.log.raw(bytes)?.unwrap_or_default();
-            let number = number_at(bytes, 1);
-            let gone: u64 = self.log.get(&gone_key(number))?.unwrap_or(0);
+            let number = keys::number_in(bytes);
+            let gone: u64 = self.log.get(&keys::gone(number))?.unwrap_or(0);
             let mut queued = Vec::new();
             for at in (0..pack::count(&raw)).map(|nth| At { pack: number, nth }).filter(|at| gone & at.bit() == 0) {
                 match pack::decode(at, &raw) {
@@ -151,13 +150,14 @@ impl<'a> Salvage<'a> {
     /// Dead letters that verify.
     pub fn dead(&self) -> impl Iterator<Item = io::Result<(&'a [u8], Dead)>> {
         let log = self.log;
-        log.keys(b'x').filter_map(move |key| log.get(key).map(|dead| dead.map(|dead| (key, dead))).transpose())
+        log.keys(Table::Dead.letter())
+            .filter_map(move |key| log.get(key).map(|dead| dead.map(|dead| (key, dead))).transpose())
     }
 
     /// Outcomes of messages that were delivered.
     pub fn delivered(&self) -> io::Result<u64> {
         let mut count = 0;
-        for key in self.log.keys(b'i') {
+        for key in self.log.keys(Table::Entry.letter()) {
             let entry: Option<Entry> = self.log.get(key)?;
             count +=
                 u64::from(matches!(entry, Some(Entry::Done(outcome)) if matches!(outcome.fate, Fate::Delivered(_))));
@@ -166,26 +166,10 @@ impl<'a> Salvage<'a> {
     }
 }
 
-/// Whether a row's sum holds; none where its letter is not known. Packs have a sum for each record instead.
+/// Returns true if a row verifies. `None` if its table is unknown.
 fn verifies(key: &[u8], value: &[u8]) -> Option<bool> {
-    Some(match key.first()? {
-        b'!' => decode::<Meta>(key, value).is_some(),
-        b'm' | b'k' => true,
-        b'l' | b'u' => decode::<u64>(key, value).is_some(),
-        b'c' => decode::<Anchor>(key, value).is_some(),
-        b'p' => decode::<Secret>(key, value).is_some(),
-        b'v' => decode::<Line>(key, value).is_some(),
-        b's' => decode::<Vec<Slot>>(key, value).is_some(),
-        b'i' => decode::<Entry>(key, value).is_some(),
-        b'r' | b'q' => decode::<Timestamp>(key, value).is_some(),
-        b'd' | b'z' => decode::<()>(key, value).is_some(),
-        b'e' => decode::<At>(key, value).is_some(),
-        b't' => decode::<Token>(key, value).is_some(),
-        b'g' => decode::<Participant>(key, value).is_some(),
-        b'h' => decode::<Sending>(key, value).is_some(),
-        b'x' => decode::<Dead>(key, value).is_some(),
-        b'o' => decode::<Vec<(Hash, Hash)>>(key, value).is_some(),
-        b'y' => decode::<Vec<(u8, Hash)>>(key, value).is_some(),
-        _ => return storage::verify_own_row(key, value),
-    })
+    match Table::of(key) {
+        Some(table) => Some(table.verify(key, value)),
+        None => storage::verify_own_row(key, value),
+    }
 }

@@ -11,11 +11,9 @@
 //! says how many of them may go before those whose turn it is, and how many may go at all, so that conversations that
 //! keep failing never hold up the others. One page of turns is read ahead; leases are known in memory only.
 
-use super::accept::token_key;
-use super::codec::{Hash, Key, Line, Meta, Place, Token, number_at};
-use super::line::{conversation_in, turn_key, turn_prefix};
-use super::lookup::{Queued, entry_key};
-use super::settle::Burial;
+use super::burial::Burial;
+use super::queued::Queued;
+use super::rows::{Hash, Key, Line, Meta, Place, Table, Token, keys};
 use super::{Lease, LeaseRequest, StoreFailed, Work, Writer};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
@@ -134,11 +132,11 @@ impl Writer {
     /// True if no other conversation has its turn before this one.
     fn has_next_turn(&self, conversation: &Hash, line: &Line) -> Result<bool, StoreFailed> {
         let Place::Turn(kind, turn) = line.place else { return Ok(false) };
-        let first = |kind| self.store.first_key(Key::new(turn_prefix(kind)));
+        let first = |kind| self.store.first_key(Table::turns(kind).key());
         let (fresh, late) = (first(Kind::Fresh)?, first(Kind::Late)?);
         let next = self.turns.next(fresh.is_some(), late.is_some());
         let first = if kind == Kind::Fresh { fresh } else { late };
-        Ok(next == Some(kind) && first == Some(turn_key(kind, turn, conversation)))
+        Ok(next == Some(kind) && first == Some(keys::turn(kind, turn, conversation)))
     }
 
     pub(super) fn lease(&mut self, request: LeaseRequest, now: Timestamp) -> Result<Work, StoreFailed> {
@@ -154,7 +152,7 @@ impl Writer {
             request: LeaseRequest { most, ..request },
             limit: self.store.pending_bytes() + BURIED_BYTES_MAX,
             backed_off: 0,
-            after: Bound::Included(Key::new(b'd')),
+            after: Bound::Included(Table::Due.key()),
             passed_over: Vec::new(),
             work: Work::default(),
         };
@@ -183,9 +181,9 @@ impl Writer {
     /// Takes out messages of conversations whose time has come, until the round has so many of these.
     fn lease_backed_off(&mut self, round: &mut Round, most: usize, now: Timestamp) -> Result<(), StoreFailed> {
         while round.has_room() && round.backed_off < most && self.store.pending_bytes() < round.limit {
-            let Some(key) = self.store.next_key(Key::new(b'd'), round.after)? else { break };
-            let due = Timestamp(number_at(&key, 1));
-            let conversation = conversation_in(&key);
+            let Some(key) = self.store.next_key(Table::Due.key(), round.after)? else { break };
+            let due = keys::time_in(&key);
+            let conversation = keys::conversation_in(&key);
             // The clock may have stepped back since the time was written: no backing off outlasts its bound.
             if due > now && due.since(now) <= self.options.due_max.max(self.options.token_wait) {
                 round.work.next_due = Some(due);
@@ -229,12 +227,12 @@ impl Writer {
     fn anyone(&mut self, kind: Kind) -> Result<bool, StoreFailed> {
         let page = self.ahead.of(kind);
         if page.turns.is_empty() {
-            let prefix = Key::new(turn_prefix(kind));
-            let mut after = Bound::Excluded(turn_key(kind, page.cursor, &[u8::MAX; 16]));
+            let prefix = Table::turns(kind).key();
+            let mut after = Bound::Excluded(keys::turn(kind, page.cursor, &[u8::MAX; 16]));
             while page.turns.len() < PAGE {
                 let Some(key) = self.store.next_key(prefix, after)? else { break };
-                page.cursor = number_at(&key, 1);
-                page.turns.push_back((page.cursor, conversation_in(&key)));
+                page.cursor = keys::number_in(&key);
+                page.turns.push_back((page.cursor, keys::conversation_in(&key)));
                 after = Bound::Excluded(key);
             }
         }
@@ -260,9 +258,9 @@ impl Writer {
             if line.count == 0
                 && let Place::Turn(kind, turn) = place
             {
-                self.store.remove(turn_key(kind, turn, conversation));
+                self.store.remove(keys::turn(kind, turn, conversation));
             } else if let Place::Due(due) = place {
-                self.store.remove(Key::new(b'd').time(due).hash(conversation));
+                self.store.remove(keys::due(due, conversation));
             }
             return Ok(Met::Nothing);
         }
@@ -271,7 +269,7 @@ impl Writer {
             let Some(queued) = self.queued(slot.clone())? else {
                 // Its record was damaged and is set aside: the line goes on without it.
                 self.take_out(conversation, &mut line, slot.sequence)?;
-                self.store.remove(entry_key(conversation, &slot.entry));
+                self.store.remove(keys::entry(conversation, &slot.entry));
                 self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(slot.trial.unknown));
                 self.meta.queued = self.meta.queued.saturating_sub(1);
                 if line.count == 0 {
@@ -285,7 +283,7 @@ impl Writer {
             let (newest, row) = self.newest(&queued.record.token)?;
             let mut burial = None;
             if queued.record.deadline <= now {
-                burial = Some(Burial { maybe_delivered: doubtful, ..expired(queued.record.token) });
+                burial = Some(Burial { maybe_delivered: doubtful, ..Burial::expired(queued.record.token) });
             } else if let Some(hold) = line.hold.clone() {
                 if newest == hold.token && hold.until <= now && self.all_refused().is_none() {
                     let error = ServiceError::from(hold.error);
@@ -336,7 +334,7 @@ impl Writer {
         let Queued { slot, record } = &queued;
         let (conversation, sequence) = (record.conversation, slot.sequence);
         let body = self.body(record)?;
-        let connection_token = self.sealer.open(&token_key(&hash), &token.secret);
+        let connection_token = self.sealer.open(&keys::token(&hash), &token.secret);
         let connection_token = connection_token.and_then(|bytes| ConnectionToken::parse(&bytes).ok());
         let client_token = ClientToken::parse(&record.client_token).ok().flatten();
         let (Some(body), Some(connection_token), Some(client_token)) = (body, connection_token, client_token) else {
@@ -385,20 +383,9 @@ impl Writer {
         if !doubtful || first == newest.0 {
             return Ok(newest);
         }
-        match self.store.get::<Token>(&token_key(&first))? {
+        match self.store.get::<Token>(&keys::token(&first))? {
             Some(row) if self.refusal(&row).is_none() && !row.secret.bytes().is_empty() => Ok((first, row)),
             _ => Ok(newest),
         }
     }
-}
-
-/// How a message dies whose lifetime ends.
-pub fn expired(token: Hash) -> Burial {
-    let error = ServiceError {
-        status: 410,
-        code: "GoneException".into(),
-        text: "connect-relay: the message's lifetime ended before it could be delivered".into(),
-        request_id: None,
-    };
-    Burial { reason: Reason::Expired, error, maybe_delivered: false, token, logged: true }
 }

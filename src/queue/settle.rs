@@ -1,23 +1,12 @@
 //! What an attempt came to is recorded: the message leaves, waits, is held, or dies.
 
-use super::accept::dead_key;
-use super::codec::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Key, Line, Outcome, Place, Record};
-use super::lookup::{Queued, entry_key};
+use super::burial::Burial;
+use super::queued::Queued;
+use super::rows::{self, Dead, Entry, ErrorRow, Fate, Hash, Hold, Line, Outcome, Place, Record, keys};
 use super::{Lease, Settled, State, Status, StoreFailed, Writer};
 use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
 use crate::life;
 use crate::time::Timestamp;
-
-/// Why and how a message is buried.
-pub struct Burial {
-    pub reason: Reason,
-    pub error: ServiceError,
-    pub maybe_delivered: bool,
-    /// The token whose refusal killed it, or the one it came with.
-    pub token: Hash,
-    /// The queue says it in the log; else whoever settles does.
-    pub logged: bool,
-}
 
 impl Writer {
     pub(super) fn settle(
@@ -113,7 +102,7 @@ impl Writer {
     fn put_outcome(&mut self, record: &Record, attempts: u32, fate: Fate, now: Timestamp) {
         let Record { sequence, contents, accepted, .. } = *record;
         let outcome = Outcome { sequence, contents, accepted, attempts, at: now, fate };
-        self.store.put(entry_key(&record.conversation, &record.entry), &Entry::Done(outcome));
+        self.store.put(keys::entry(&record.conversation, &record.entry), &Entry::Done(outcome));
     }
 
     /// The conversation keeps its place, and is the next to be looked at.
@@ -194,7 +183,7 @@ impl Writer {
         let Burial { reason, error, maybe_delivered, token, logged } = burial;
         let (sequence, attempts) = (queued.record.sequence, queued.slot.trial.attempts);
         let row = ErrorRow::from(&error);
-        let fate = Fate::Dead { reason: codec::reason_index(reason), maybe_delivered, token, error: row };
+        let fate = Fate::Dead { reason: rows::reason_index(reason), maybe_delivered, token, error: row };
         self.put_outcome(&queued.record, attempts, fate, now);
         if line.disconnect == Some(sequence) {
             line.disconnect = None;
@@ -203,14 +192,14 @@ impl Writer {
         let told = self.waiters.anyone(sequence);
         self.gauges.dead.with_label_values(&[reason.as_str(), if told { "true" } else { "false" }]).inc();
         self.meta.dead += 1;
-        self.store.put(Key::new(b'z').time(now).number(sequence), &());
+        self.store.put(keys::prune_dead(now, sequence), &());
         // Of age, or by an operator, it dies without a word from upstream: the error is what its bot is told.
         let of_a_word = !matches!(reason, Reason::Expired | Reason::Deleted) && error.status != 0;
         let (status, request_id) = (of_a_word.then_some(error.status), error.request_id.clone());
         self.tell(&queued.record, attempts, Status::Dead { reason, maybe_delivered, error });
         self.meta.weight += queued.record.dead_weight();
         let dead = Dead { record: queued.record, trial: queued.slot.trial, died: now };
-        self.store.put(dead_key(sequence), &dead);
+        self.store.put(keys::dead(sequence), &dead);
         if logged {
             self.say_dead(dead, (status, request_id), reason, maybe_delivered);
         }
@@ -246,7 +235,7 @@ impl Writer {
         if record.implied {
             self.meta.implied = self.meta.implied.saturating_sub(1);
         } else {
-            self.store.remove(Key::new(b'e').time(record.deadline).number(sequence));
+            self.store.remove(keys::expiry(record.deadline, sequence));
         }
         self.count_queued(record.caller, -1)?;
         self.meta.unknown = self.meta.unknown.saturating_sub(u64::from(slot.trial.unknown));

@@ -5,6 +5,7 @@ mod damaged;
 mod expiring;
 mod journal;
 mod kept;
+mod keys;
 mod model;
 mod operate;
 mod pause;

@@ -7,10 +7,10 @@ use serde::de::DeserializeOwned;
 use tracing::error;
 
 use super::StoreFailed;
-use super::codec::{self, Key};
+use super::rows::{self, Key, keys};
 use crate::storage::Store;
 
-/// A [`Store`] whose rows are encoded as `codec` describes them.
+/// A [`Store`] whose rows are encoded as `rows` describes them.
 pub struct TypedStore {
     store: Store,
     /// The row being encoded; kept for its capacity.
@@ -39,7 +39,7 @@ impl TypedStore {
     /// Reads a row, including uncommitted changes. A row that fails its checksum is quarantined and counted, and reads
     /// as `None`.
     pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
-        let found = self.read(key, |value| codec::decode(key, value))?;
+        let found = self.read(key, |value| rows::decode(key, value))?;
         if let Some(None) = found {
             self.quarantine_row(key)?;
             self.remove(*key);
@@ -50,7 +50,7 @@ impl TypedStore {
     /// Writes a row.
     pub fn put<T: Serialize>(&mut self, key: Key, row: &T) {
         self.row.clear();
-        codec::encode_onto(&mut self.row, &key, row);
+        rows::encode_onto(&mut self.row, &key, row);
         let value = self.row.clone();
         self.put_raw(key, value);
     }
@@ -73,7 +73,7 @@ impl TypedStore {
         self.corrupt += 1;
         let row = char::from(key[0]);
         error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
-        self.put_raw(Key::new(b'k').with(key), raw);
+        self.put_raw(keys::quarantine(key), raw);
     }
 
     /// Damaged rows that were quarantined and not yet reported.

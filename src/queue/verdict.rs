@@ -1,6 +1,6 @@
 //! What a bot is told of its submissions.
 
-use super::codec::Hash;
+use super::rows::Hash;
 use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::message::{Caller, ConnectionToken, ConversationKey};
 use crate::time::Timestamp;

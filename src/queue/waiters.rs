@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokio::sync::oneshot;
 
 use super::State;
-use super::codec::Hash;
+use super::rows::Hash;
 
 type Reply = oneshot::Sender<Option<State>>;
 

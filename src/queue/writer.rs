@@ -14,11 +14,11 @@ use tracing::{debug, error, info};
 
 use super::act::Act;
 use super::answers::{Answer, Answers};
-use super::codec::{Hash, Hasher, Key, Meta, Sending};
 use super::expiring::Expiring;
 use super::gauges::Gauges;
 use super::packs::Open;
 use super::pause::Trust;
+use super::rows::{Hash, Hasher, Meta, Sending, Table};
 use super::schedule::Ahead;
 use super::typed_store::TypedStore;
 use super::waiters::Waiters;
@@ -97,13 +97,13 @@ impl std::fmt::Debug for Writer {
 
 impl Writer {
     pub(super) fn note_meta(&mut self) {
-        self.store.put(Key::new(b'!'), &self.meta);
+        self.store.put(Table::Meta.key(), &self.meta);
     }
 
     /// Records where the inner line is, if the store does not know that well enough.
     fn note_anchor(&mut self) {
         if let Some(anchor) = self.shared.clock.anchor(self.anchor) {
-            self.store.put(Key::new(b'c'), &anchor);
+            self.store.put(Table::Anchor.key(), &anchor);
             self.anchor = Some(anchor);
         }
     }

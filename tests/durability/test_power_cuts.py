@@ -71,7 +71,7 @@ def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, hom
 
 
 # The constants that a mutant changes, and the files that define them.
-CONSTANTS = {"INLINE_MAX": "src/queue/codec.rs", "ROW_MAX": "src/storage/row.rs"}
+CONSTANTS = {"INLINE_MAX": "src/queue/rows/record.rs", "ROW_MAX": "src/storage/row.rs"}
 
 
 def build(home, constants):

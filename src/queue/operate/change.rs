@@ -4,12 +4,11 @@ use super::{Death, Met, Redrive, Unmoved};
 use crate::delivery::{Reason, ServiceError};
 use crate::life;
 use crate::message::{self, ClientToken, ConnectionToken};
-use crate::queue::accept::token_key;
-use crate::queue::codec::{
-    Dead, Entry, ErrorRow, Fate, Hash, Line, Outcome, Record, Secret, Token, Trial, reason_index,
+use crate::queue::burial::Burial;
+use crate::queue::queued::{Known, Queued};
+use crate::queue::rows::{
+    Dead, Entry, ErrorRow, Fate, Hash, Line, Outcome, Record, Secret, Token, Trial, keys, reason_index,
 };
-use crate::queue::lookup::{Known, Queued, entry_key};
-use crate::queue::settle::Burial;
 use crate::queue::{StoreFailed, Writer};
 use crate::time::Timestamp;
 
@@ -44,7 +43,7 @@ impl Writer {
                 let fate =
                     Fate::Dead { reason: reason_index(reason), maybe_delivered, token: record.token, error: row };
                 let outcome = Outcome { fate, ..death.outcome };
-                self.store.put(entry_key(&record.conversation, &record.entry), &Entry::Done(outcome));
+                self.store.put(keys::entry(&record.conversation, &record.entry), &Entry::Done(outcome));
                 self.say_dead(dead, (None, None), reason, maybe_delivered);
             }
         }
@@ -69,7 +68,7 @@ impl Writer {
         }
         let bearer = with.token.map(|bearer| (self.hasher.token(&bearer), bearer));
         let mut token: Token = match &bearer {
-            Some((hash, _)) => self.store.get(&token_key(hash))?.unwrap_or_default(),
+            Some((hash, _)) => self.store.get(&keys::token(hash))?.unwrap_or_default(),
             None => Token::default(),
         };
         if let Some((hash, bearer)) = &bearer {
@@ -88,7 +87,7 @@ impl Writer {
         if let Some(Death { outcome, .. }) = death.as_ref().filter(|_| moved) {
             // Its repeats are answered as before, and it is another message from here on.
             let (left, entry) = (dead.record.conversation, dead.record.entry);
-            self.store.put(entry_key(&left, &entry), &Entry::Done(Outcome { at: now, ..outcome.clone() }));
+            self.store.put(keys::entry(&left, &entry), &Entry::Done(Outcome { at: now, ..outcome.clone() }));
             self.outcomes.push((left, entry));
             self.meta.outcomes += 1;
         }
@@ -135,7 +134,7 @@ impl Writer {
             None => {}
             // It was here before.
             Some(Known::Done(outcome)) if outcome.sequence == record.sequence => {
-                self.store.remove(entry_key(&conversation, &record.entry));
+                self.store.remove(keys::entry(&conversation, &record.entry));
                 self.meta.outcomes = self.meta.outcomes.saturating_sub(1);
             }
             Some(_) => return Ok(false),
@@ -159,7 +158,7 @@ impl Writer {
     ) -> Result<(), StoreFailed> {
         let (newest, mut row) = self.newest(token)?;
         if row.refused.take().is_some() {
-            self.store.put(token_key(&newest), &row);
+            self.store.put(keys::token(&newest), &row);
         }
         if line.hold.as_ref().is_some_and(|hold| hold.token == newest) {
             self.lift_hold(conversation, line, now);

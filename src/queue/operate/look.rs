@@ -3,9 +3,8 @@
 use std::ops::Bound;
 
 use super::{Cursor, Death, LOOKS, Met, Seen, SeenPlace, Selection, Sought, WRITTEN_MAX};
-use crate::queue::accept::dead_key;
-use crate::queue::codec::{At, Dead, Entry, Fate, Key, Place, Record, number_at, reason_at};
-use crate::queue::lookup::{Queued, entry_key};
+use crate::queue::queued::Queued;
+use crate::queue::rows::{At, Dead, Entry, Fate, Place, Record, Table, keys, reason_at};
 use crate::queue::{MessageId, StoreFailed, Writer};
 
 impl Writer {
@@ -47,10 +46,10 @@ impl Writer {
                     at = Cursor::Queued { pack: live.pack, nth: u8::MAX };
                 }
                 Cursor::Dead(sequence) => {
-                    let from = Bound::Excluded(dead_key(sequence));
-                    let Some(key) = self.store.next_key(Key::new(b'x'), from)? else { return Ok(None) };
+                    let from = Bound::Excluded(keys::dead(sequence));
+                    let Some(key) = self.store.next_key(Table::Dead.key(), from)? else { return Ok(None) };
                     looks += 1;
-                    let sequence = number_at(&key, 1);
+                    let sequence = keys::number_in(&key);
                     if let Some(dead) = self.store.get::<Dead>(&key)?
                         && self.means_dead(of, &dead)?
                     {
@@ -82,7 +81,7 @@ impl Writer {
         let here = |writer: &Writer, record: &Record| {
             Ok(Ok(Sought::Here(writer.id(sequence, record.conversation, record.entry))))
         };
-        if let Some(dead) = self.store.get::<Dead>(&dead_key(sequence))? {
+        if let Some(dead) = self.store.get::<Dead>(&keys::dead(sequence))? {
             return here(self, &dead.record);
         }
         let (mut after, mut looks) = (after, 0);
@@ -99,7 +98,7 @@ impl Writer {
 
     /// A message by its id, wherever it is.
     pub(super) fn find_met(&mut self, id: MessageId) -> Result<Option<Met>, StoreFailed> {
-        if let Some(dead) = self.store.get::<Dead>(&dead_key(id.sequence))? {
+        if let Some(dead) = self.store.get::<Dead>(&keys::dead(id.sequence))? {
             return Ok(Some(Met::Dead(dead)));
         }
         let line = self.line(&id.conversation)?;
@@ -155,7 +154,7 @@ impl Writer {
     }
 
     pub(super) fn death(&mut self, record: &Record) -> Result<Option<Death>, StoreFailed> {
-        let key = entry_key(&record.conversation, &record.entry);
+        let key = keys::entry(&record.conversation, &record.entry);
         let Some(Entry::Done(outcome)) = self.store.get(&key)? else { return Ok(None) };
         Ok(match &outcome.fate {
             Fate::Dead { reason, maybe_delivered, error, .. } if outcome.sequence == record.sequence => Some(Death {

@@ -11,11 +11,10 @@ use tracing::error;
 use super::Writer;
 use crate::metrics::Metrics;
 use crate::queue::act::Act;
-use crate::queue::codec::{self, Hasher, Key, Meta, Sending, number_at};
 use crate::queue::expiring::Expiring;
 use crate::queue::gauges::Gauges;
-use crate::queue::line::turn_prefix;
 use crate::queue::pause::Trust;
+use crate::queue::rows::{self, Hasher, Meta, Sending, Table, keys};
 use crate::queue::schedule::Ahead;
 use crate::queue::typed_store::TypedStore;
 use crate::queue::waiters::Waiters;
@@ -36,8 +35,8 @@ impl Writer {
         let of_store = storage::Options {
             volatile: options.volatile,
             keys: options.keys.clone(),
-            write_once: codec::WRITE_ONCE,
-            removal_weight: codec::removal_weight,
+            write_once: rows::WRITE_ONCE,
+            removal_weight: rows::removal_weight,
         };
         let open = || Store::open(&path, of_store.clone(), now);
         let Opened { store, key, sealer, damaged } = match open() {
@@ -91,29 +90,35 @@ impl Writer {
 
     /// Takes up the numbers where the last run left them, and records that this one has begun.
     fn begin(&mut self) -> Result<(), StoreFailed> {
-        if let Some(meta) = self.store.get(&Key::new(b'!'))? {
+        if let Some(meta) = self.store.get(&Table::Meta.key())? {
             self.meta = meta;
         }
         // The counts may be lost with a damaged row; the numbers must never be used twice.
-        let last = |store: &Store, prefix: u8| -> Result<u64, StoreFailed> {
-            let key = store.last_key(Key::new(prefix), Bound::Excluded(Key::new(prefix + 1)))?;
-            Ok(key.map_or(0, |key| number_at(&key, 1)))
+        let last = |store: &Store, table: Table| -> Result<u64, StoreFailed> {
+            let behind = table.key().end().map_or(Bound::Unbounded, Bound::Excluded);
+            let key = store.last_key(table.key(), behind)?;
+            Ok(key.map_or(0, |key| keys::number_in(&key)))
         };
-        let pack = last(&self.store, b'm')?;
+        let pack = last(&self.store, Table::Pack)?;
         let records = self.next_pack(pack.saturating_sub(1))?.map(|live| live.records).unwrap_or_default();
         let sequence = records.iter().map(|(_, record)| record.sequence).max().unwrap_or(0);
-        let sequence = sequence.max(last(&self.store, b'x')?);
+        let sequence = sequence.max(last(&self.store, Table::Dead)?);
         let accepted = records.iter().map(|(_, record)| record.accepted).max();
-        let noted = [last(&self.store, b'o')?, last(&self.store, b'y')?, last(&self.store, b'z')?].map(Timestamp);
+        let noted = [
+            last(&self.store, Table::PruneOutcomes)?,
+            last(&self.store, Table::PruneUsed)?,
+            last(&self.store, Table::PruneDead)?,
+        ]
+        .map(Timestamp);
         let learned = self.meta.learned.map(|kept| kept.at);
         let newest = noted.into_iter().chain(accepted).chain(learned).max().unwrap_or_default();
-        let anchor = self.store.get(&Key::new(b'c'))?;
+        let anchor = self.store.get(&Table::Anchor.key())?;
         self.resume_line(anchor, newest);
         let meta = &mut self.meta;
         meta.next_sequence = meta.next_sequence.max(sequence + 1);
         meta.next_pack = meta.next_pack.max(pack + 1);
         for kind in [Kind::Fresh, Kind::Late] {
-            meta.next_turn = meta.next_turn.max(last(&self.store, turn_prefix(kind))? + 1);
+            meta.next_turn = meta.next_turn.max(last(&self.store, Table::turns(kind))? + 1);
         }
         if !self.meta.clean && self.meta.boot > 0 {
             self.meta.unclean_boot = self.meta.boot;

@@ -7,31 +7,20 @@
 //! A record is found by the number of its pack and its place there, and its sum is over both, so that it cannot pass
 //! for another's. A pack is written once and removed whole, when the last of its messages has left.
 
-use serde::{Deserialize, Serialize};
-
-use super::{Key, Record};
+use super::keys;
+use super::record::Record;
+use super::values::At;
+use crate::storage::{Key, row};
 
 /// Records in a pack: a bit each tells which have left.
 pub const RECORDS_MAX: u8 = 64;
 /// A pack of several records is no longer than this.
 pub const BYTES_MAX: usize = 4 * 1024;
 
-/// Where a record stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct At {
-    pub pack: u64,
-    pub nth: u8,
-}
-
 impl At {
-    /// The pack's key.
-    pub fn key(self) -> Key {
-        Key::new(b'm').number(self.pack)
-    }
-
     /// What the record's sum is over, beside the record.
     fn own_key(self) -> Key {
-        self.key().with(&[self.nth])
+        keys::pack(self.pack).with(&[self.nth])
     }
 
     /// The bit that tells whether it has left.
@@ -44,14 +33,14 @@ impl At {
 pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
     let begins = bytes.len();
     bytes.extend_from_slice(&[0; 2]);
-    super::encode_onto(bytes, &at.own_key(), record);
+    row::encode_onto(bytes, &at.own_key(), record);
     let length = u16::try_from(bytes.len() - begins - 2).expect("a record is shorter than a row");
     bytes[begins..begins + 2].copy_from_slice(&length.to_le_bytes());
 }
 
 /// The record that stands there, if its sum holds and it is well-formed.
 pub fn decode(at: At, pack: &[u8]) -> Option<Record> {
-    super::decode(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
+    row::decode(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
 }
 
 /// How many records a pack holds.

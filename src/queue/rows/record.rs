@@ -4,12 +4,20 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hash, PIECE, Secret};
 use crate::life::Subject;
+use crate::message::Caller;
+use crate::storage::Secret;
 use crate::time::Timestamp;
 
+/// Contents up to here stand in their record.
+pub const INLINE_MAX: usize = 3584;
+/// Longer contents are cut into pieces of this.
+pub const PIECE: usize = 4096;
 /// More than the longest contents have; above these bits of a record's `pieces` stand its changes.
 const PIECES_MAX: u16 = 0xff;
+
+/// 128 bits of a keyed hash.
+pub type Hash = [u8; 16];
 
 /// A queued message. It is never written again: what its attempts came to stands in its conversation's line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,5 +102,13 @@ impl Default for Record {
             pieces: 0,
             inline: Secret::default(),
         }
+    }
+}
+
+/// The number that stands for a caller in keys, records and hashes.
+pub fn caller_number(caller: Caller) -> u64 {
+    match caller {
+        Caller::Uid(uid) => u64::from(uid),
+        Caller::Tcp => u64::MAX,
     }
 }

@@ -2,11 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{At, Hash, Record, Secret};
+use super::record::{Hash, Record};
 use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::pacer::Kept;
+use crate::storage::Secret;
 use crate::time::Timestamp;
 use crate::turns::Kind;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct At {
+    pub pack: u64,
+    pub nth: u8,
+}
 
 /// The next numbers and the counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

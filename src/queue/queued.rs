@@ -1,0 +1,32 @@
+//! A queued message, and the facts known of a ClientToken.
+
+use super::rows::{Hash, Outcome, Record, Slot};
+use crate::time::Timestamp;
+
+/// A queued message: its place, and what stands there.
+pub struct Queued {
+    pub slot: Slot,
+    pub record: Record,
+}
+
+/// What is known of a ClientToken.
+pub enum Known {
+    Queued(Queued),
+    Done(Outcome),
+}
+
+impl Known {
+    pub fn contents(&self) -> &Hash {
+        match self {
+            Known::Queued(queued) => &queued.record.contents,
+            Known::Done(outcome) => &outcome.contents,
+        }
+    }
+
+    pub fn accepted(&self) -> Timestamp {
+        match self {
+            Known::Queued(queued) => queued.record.accepted,
+            Known::Done(outcome) => outcome.accepted,
+        }
+    }
+}

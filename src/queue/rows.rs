@@ -1,0 +1,37 @@
+//! Every byte on disk: keys, rows, checksums.
+//!
+//! A key is the letter of its [`Table`] and parts of fixed width in big-endian order ([`keys`]), so that the order of keys
+//! is the order of sequence numbers, turns and times. A value is a CRC-32 of key and payload, then the payload (postcard:
+//! the fields of the structs in `values` and `record` in their order, integers as varints). The key is part of the
+//! checksum, so a row that is stored under another key fails it.
+//!
+//! **The number and place of rows decides the speed**: a row that is appended costs sled a third of a row between others.
+//! So an accept writes one scattered row, the line of its conversation, which also holds the ClientTokens of what is
+//! queued. The messages themselves go into packs, several to a row, and are never written again: the results of attempts
+//! are in the line. A row for the ClientToken alone is written only when the line is too long to hold it, or the message
+//! has left.
+//!
+//! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,
+//! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage takes one message.
+//! Conversations, participants, ClientTokens and contents are in keys and comparisons as 128 bits of HMAC-SHA-256 under
+//! the store's own key: the folder does not show who spoke.
+
+mod hasher;
+pub mod keys;
+pub mod pack;
+mod record;
+mod table;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::storage::row::{decode, encode_onto};
+pub use crate::storage::{Key, Secret};
+pub use hasher::Hasher;
+pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number};
+pub use table::{Table, USED_LINE, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
+pub use values::{
+    At, Dead, Entry, ErrorRow, Failures, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow,
+    Place, Sending, Slot, Token, Trial, reason_at, reason_index,
+};
