@@ -6,11 +6,11 @@ import subprocess
 
 import yaml
 
-from callers import send
-from patience import until
-from processes import ROOT
-from scene import RULES
-from upstream import CUT, error
+from kit.callers import send
+from kit.monitoring import RULES
+from kit.patience import until
+from kit.processes import ROOT
+from kit.upstream import CUT, error
 
 README = (ROOT / "README.md").read_text()
 

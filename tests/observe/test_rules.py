@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from processes import ROOT
-from scene import RULES, hastened
+from kit.monitoring import RULES, hastened
+from kit.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 
