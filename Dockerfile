@@ -16,8 +16,8 @@ COPY . .
 # A static binary finds no getrandom() by name at run time and would need /dev/urandom: it is told to call it.
 # /image is the whole image; /owned are the folders that the relay writes where no volume lies over them.
 RUN target="$(rustc --print host-tuple)" \
-    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo auditable build --locked --release --target "$target" \
-    && install -D "target/$target/release/connect-relay" /image/usr/bin/connect-relay \
+    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo auditable build --locked --profile dist --target "$target" \
+    && install -D "target/$target/dist/connect-relay" /image/usr/bin/connect-relay \
     && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
     && install -d -m 1777 /image/tmp \
     && install -d -m 755 /owned/run/connect-relay \

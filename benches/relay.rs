@@ -1,6 +1,7 @@
 //! What the relay costs, against what the same work costs without it: one command, one run, one machine.
 //!
 //! ```text
+//! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
 //! cargo bench                                everything but the long parts, in about five minutes
 //! cargo bench -- accept                      one section: accept, deliver, memory
 //! cargo bench -- --quick                     seconds per section: does it run at all? (no figure to quote)
@@ -18,7 +19,7 @@
 //! | deliver | accept, deliver, record | the same client calling the same upstream directly |
 //! | memory | resident, and start to first delivery, with so many queued | sled reopening a copy of the same folder |
 //!
-//! Every process measured is a process of its own: the relay is the release binary, a rival is this program started
+//! Every process measured is a process of its own: the relay is the binary of the same build profile, a rival is this program started
 //! again with a hidden word. The load comes from this process, from one thread, so on two cores the relay and the
 //! generator share them; the rivals are measured under the same burden. Each run is bounded in messages and in time.
 //!

@@ -42,6 +42,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::writer::WriterThread;
+use crate::config::Config;
 use crate::control::Drain;
 use crate::health::{Health, State};
 use crate::ingress::{self, Door, Ingress};
@@ -100,6 +101,33 @@ pub struct Options {
     pub supervisor: Supervisor,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
+}
+
+impl From<&Config> for Options {
+    /// The settings of each part, a seed from the system, and no service manager.
+    fn from(config: &Config) -> Options {
+        let shape = &config.shape;
+        Options {
+            queue: config.queue(),
+            ingress: config.ingress(),
+            ingress_socket: shape.ingress.socket.clone(),
+            socket_mode: shape.ingress.socket_mode.0,
+            tcp: shape.ingress.tcp,
+            connections: config.connections(),
+            sender: config.sender(),
+            pacer: config.pacer(),
+            participant: config.participant(),
+            control_socket: config.control_socket().to_owned(),
+            control_edit: config.control_edit(),
+            admin: shape.admin.listen,
+            grace: config.grace(),
+            region: shape.sender.region.clone(),
+            connect_instance: shape.sender.connect_instance.clone(),
+            seed: fastrand::u64(..),
+            supervisor: Supervisor::default(),
+            log_lines_dropped: Arc::default(),
+        }
+    }
 }
 
 /// A stop request to a daemon; it never goes back to an earlier one.

@@ -1,4 +1,4 @@
-//! The relay under test: the release binary as a process, its folder, and what it says of itself.
+//! The relay under test: the binary as a process, its folder, and what it says of itself.
 //!
 //! Its settings are production's, in a file of its own that hides whatever the machine has in `/etc`, but for what the
 //! measurement needs: room for what is queued, connections for 64 callers of one user, a lifetime that outlasts the run,

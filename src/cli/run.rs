@@ -7,7 +7,6 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -84,7 +83,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
     if let Some(dir) = &args.dir {
         make(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let options = Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), ..options(config) };
+    let options = Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), ..Options::from(config) };
     let daemon = tokio::select! {
         opened = Daemon::open(options, Clock::system()) => opened?,
         () = signals.stop() => {
@@ -107,31 +106,6 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
             warn!("left in the middle of something: what is queued stays on disk");
             Ok(LEFT.into())
         }
-    }
-}
-
-/// The settings of each part.
-pub(super) fn options(config: &Config) -> Options {
-    let shape = &config.shape;
-    Options {
-        queue: config.queue(),
-        ingress: config.ingress(),
-        ingress_socket: shape.ingress.socket.clone(),
-        socket_mode: shape.ingress.socket_mode.0,
-        tcp: shape.ingress.tcp,
-        connections: config.connections(),
-        sender: config.sender(),
-        pacer: config.pacer(),
-        participant: config.participant(),
-        control_socket: config.control_socket().to_owned(),
-        control_edit: config.control_edit(),
-        admin: shape.admin.listen,
-        grace: config.grace(),
-        region: shape.sender.region.clone(),
-        connect_instance: shape.sender.connect_instance.clone(),
-        seed: fastrand::u64(..),
-        supervisor: Supervisor::default(),
-        log_lines_dropped: Arc::default(),
     }
 }
 

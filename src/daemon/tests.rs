@@ -30,26 +30,13 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
         set("SHUTDOWN__GRACE", grace),
     ];
     let config = Config::load(&Sources { file: None, environment, dir: Some(dir.into()) }).unwrap();
-    let shape = &config.shape;
     Options {
-        queue: config.queue(),
-        ingress: config.ingress(),
-        ingress_socket: shape.ingress.socket.clone(),
         socket_mode: 0o600,
         tcp: Some("127.0.0.1:0".parse().unwrap()),
-        connections: config.connections(),
-        sender: config.sender(),
-        pacer: config.pacer(),
-        participant: config.participant(),
-        control_socket: config.control_socket().to_owned(),
-        control_edit: config.control_edit(),
-        admin: shape.admin.listen,
-        grace: config.grace(),
         region: "eu-west-2".into(),
         connect_instance: "test".into(),
         seed: 1,
-        supervisor: Supervisor::default(),
-        log_lines_dropped: Arc::default(),
+        ..Options::from(&config)
     }
 }
 

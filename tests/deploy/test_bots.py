@@ -1,16 +1,21 @@
 """The example bots of deploy/kubernetes, run as they are against a relay and a simulated Connect."""
 
 import json
-import os
 import subprocess
 import urllib.request
 
 import pytest
-from patience import until
-from processes import environment, free_port
-from tools import KUBERNETES
+
+from kit.processes import environment, free_port
+from kit.tools import KUBERNETES
 
 EXAMPLES = KUBERNETES / "examples"
+
+
+@pytest.fixture
+def relay(simulator, relays):
+    """A relay in front of the simulator; its bots reach it by the socket alone."""
+    return relays(simulator.url, tcp=False)
 
 
 @pytest.fixture

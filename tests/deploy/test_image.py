@@ -14,10 +14,11 @@ import threading
 import zlib
 
 import pytest
-from containers import buildah, podman
-from patience import until
-from processes import environment, free_port
-from tools import ROOT, ROOT_USER, WORK, must, run
+
+from kit.containers import buildah, podman
+from kit.patience import until
+from kit.processes import environment, free_port
+from kit.tools import ROOT, ROOT_USER, WORK, must, run
 
 BUILDS = pytest.mark.needs("buildah", "mmdebstrap", "cargo", ROOT_USER)
 

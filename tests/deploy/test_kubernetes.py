@@ -9,8 +9,9 @@ import re
 import kubernetes_validate
 import pytest
 import yaml
-from processes import BINARY, environment
-from tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, named, pod, rendered, run, settings, workload
+
+from kit.processes import BINARY, environment
+from kit.tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, named, pod, rendered, run, settings, workload
 
 pytestmark = pytest.mark.needs(KUBECTL)
 

@@ -5,10 +5,11 @@ import http.client
 import json
 
 import pytest
-from cage import Cage, peak
-from patience import PATIENCE, until
-from processes import Relay, Simulator, free_port
-from tools import KUBECTL, ROOT_USER, mib, named, pod, settings
+
+from kit.cage import Cage, peak
+from kit.patience import PATIENCE, until
+from kit.processes import Relay, Simulator, free_port
+from kit.tools import KUBECTL, ROOT_USER, mib, named, pod, settings
 
 MIB = 1 << 20
 WIDE = "😀"  # four bytes of UTF-8

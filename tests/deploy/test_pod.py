@@ -10,9 +10,10 @@ import json
 
 import pytest
 import yaml
-from containers import debian, image_of, podman
-from patience import until
-from tools import KUBECTL, ROOT_USER, named, pod, rendered, settings
+
+from kit.containers import debian, image_of, podman
+from kit.patience import until
+from kit.tools import KUBECTL, ROOT_USER, named, pod, rendered, settings
 
 pytestmark = [pytest.mark.long, pytest.mark.needs("podman", "buildah", "runc", "mmdebstrap", "cargo", KUBECTL, ROOT_USER)]
 

@@ -5,10 +5,11 @@ import re
 import shutil
 
 import pytest
-from containers import debian, podman
-from patience import until
-from processes import BINARY
-from tools import ROOT, ROOT_USER, run
+
+from kit.containers import debian, podman
+from kit.patience import until
+from kit.processes import BINARY
+from kit.tools import ROOT, ROOT_USER, run
 
 UNIT = ROOT / "deploy/connect-relay.service"
 # Where `simulate` listens, inside.

@@ -5,9 +5,10 @@ import subprocess
 import time
 
 import pytest
-from patience import PATIENCE, until
-from processes import BINARY, Relay, environment
-from tools import ROOT_USER, must
+
+from kit.patience import PATIENCE, until
+from kit.processes import BINARY, Relay, environment
+from kit.tools import ROOT_USER, must
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from cage import Cage, peak
-from callers import MESSAGE, parse
-from neighbours import NEIGHBOUR, VICTIM, Neighbour
-from neighbours import request as asked
-from patience import until
-from raw import dial
-from upstream import CUT, Answer
+from kit.cage import Cage, peak
+from kit.callers import MESSAGE, parse
+from kit.neighbours import request as asked
+from kit.neighbours import NEIGHBOUR, VICTIM, Neighbour
+from kit.patience import until
+from kit.raw import dial
+from kit.upstream import CUT, Answer
 
 pytestmark = pytest.mark.usefixtures("users")
 

@@ -1,5 +1,5 @@
 """Requests that a seeded machine has spoilt, thousands of them, against a real relay: it never dies, answers no 5xx, and
-whatever it answers is HTTP that a client can read. DOORS_SEED repeats a run; a failure shows the bytes."""
+whatever it answers is HTTP that a client can read. TEST_SEED repeats a run; a failure shows the bytes."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ import socket
 
 import pytest
 
-from cage import peak
-from callers import MESSAGE, READ, TYPING
-from neighbours import request
-from raw import dial, received
+from kit.cage import peak
+from kit.callers import MESSAGE, READ, TYPING
+from kit.neighbours import request
+from kit.raw import dial, received
 
 CASES = 4000
 MEMORY = 64 << 20
@@ -135,7 +135,7 @@ def test_spoilt_requests_are_answered_or_hung_up_on(relays, simulators, seed, do
             good = request("POST", MESSAGE, [f"X-Amz-Bearer: good-{case}", "Connection: close"], {**SAID, "ClientToken": f"good-{case}"})
             with dial(relay, door) as stream:
                 stream.sendall(good)
-                assert answers(received(stream), good)[0] in (200, 202), f"after case {case}, DOORS_SEED={seed}"
+                assert answers(received(stream), good)[0] in (200, 202), f"after case {case}, TEST_SEED={seed}"
     print(f"{cases} spoilt requests by {door}: {dict(sorted(seen.items()))}")
     assert len(seen) > 4 and seen[400] > cases // 10 and seen.get(202, 0) + seen.get(200, 0) > cases // 50, seen
     assert relay.process.poll() is None and peak(relay.process.pid) < MEMORY

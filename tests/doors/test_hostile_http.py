@@ -5,11 +5,11 @@ import socket
 
 import pytest
 
-from callers import MESSAGE, curl, queued, send
-from neighbours import asked, request
-from patience import PATIENCE, until
-from processes import Relay
-from raw import dial, received
+from kit.callers import MESSAGE, curl, queued, send
+from kit.neighbours import asked, request
+from kit.patience import PATIENCE, until
+from kit.processes import Relay
+from kit.raw import dial, received
 
 DOWN = "http://127.0.0.1:9"
 SHORT = {"ingress.request_timeout": "1s", "ingress.idle_timeout": "1s"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, look, send
-from neighbours import asked
-from patience import until
-from processes import command
-from upstream import CUT, Answer, error
+from kit.callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, look, send
+from kit.neighbours import asked
+from kit.patience import until
+from kit.processes import command
+from kit.upstream import CUT, Answer, error
 
 TOKEN, RENEWED, PARTICIPANT = "canary-token/+=1", "canary-token/+=2", "canary-participant"
 TEXT = "canary: something private"

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import platform
 import re
@@ -15,13 +14,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE, until
-from processes import BINARY, command, environment, free_port
+from kit.patience import PATIENCE, until
+from kit.processes import Relay, command, free_port
 
 DOWN = "http://127.0.0.1:9"
 
@@ -63,20 +61,17 @@ def test_no_socket_is_ever_wider_than_its_mode(tmp_path):
     if not shutil.which("strace"):
         pytest.skip("NOT RUN: strace is needed")
     trace, folder = tmp_path / "trace", tmp_path / "relay"
-    settings = {"sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true"}
-    with subprocess.Popen(
-        ["strace", "-f", "-qq", "-s", "200", "-o", trace, "-e", "trace=mkdir,mkdirat,bind,listen,chmod,fchmodat,?fchmodat2,rename,renameat,renameat2,umask",
-         BINARY, "run", "--dir", folder],
-        env=environment(settings), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, umask=0, text=True, start_new_session=True,
-    ) as process:
-        try:
-            line = next((line for line in process.stderr if '"started"' in line), None)
-            assert line, "it did not start"
-            [relay] = re.findall(r"^(\d+)", trace.read_text())[:1]
-            os.kill(int(relay), 15)
-            process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
+    calls = "mkdir,mkdirat,bind,listen,chmod,fchmodat,?fchmodat2,rename,renameat,renameat2,umask"
+    strace = ["strace", "-f", "-qq", "-s", "200", "-o", trace, "-e", f"trace={calls}"]
+    relay = Relay(DOWN, tcp=False, folder=folder, before=strace, admin__listen="127.0.0.1:0")
+    relay.spawn(umask=0, start_new_session=True)
+    try:
+        assert relay.started(), f"it did not start: {relay.log()}"
+        [program] = re.findall(r"^(\d+)", trace.read_text())[:1]
+        os.kill(int(program), 15)
+        relay.wait()
+    finally:
+        relay.remove()
     steps = trace.read_text()
     for socket, mode in ((folder / "relay.sock", "0660"), (folder / "private/control.sock", "0600")):
         [number] = re.findall(rf'bind\((\d+), \{{sa_family=AF_UNIX, sun_path="{socket}"\}}, \d+\) = 0', steps)
@@ -180,25 +175,25 @@ def test_check_and_run_agree_on_every_length_of_a_path(relays, key, length):
         fill = length - len(str(root)) - len(name) - 2
         folder = root / ("d" * fill)
         assert len(str(folder / name)) == length
-        settings = {"sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true"}
-        arguments = ["--dir", folder]
+        relay = Relay(DOWN, tcp=False, folder=folder, admin__listen="127.0.0.1:0")
         if key != "--dir":
-            settings |= {
+            relay.settings |= {
                 "ingress.socket": root / "b/s", "control.socket": root / "c/s", "queue.path": root / "q", key: folder / name,
             }
-            arguments = []
-        checked = command("check", *arguments, settings=settings)
+            relay.arguments = []
+        checked = command("check", *relay.arguments, settings=relay.settings)
         assert checked.returncode == (0 if length <= 107 else 78), checked
-        with subprocess.Popen([BINARY, "run", *map(str, arguments)], env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
-            try:
-                line = process.stderr.readline()
-                assert ('"started"' in line) == (length <= 107), line
-                if length <= 107:
-                    connected(folder / name).close()
-                    process.terminate()
-                assert process.wait(PATIENCE) == checked.returncode
-            finally:
-                process.kill()
+        relay.spawn()
+        try:
+            started = relay.started()
+            assert started == (length <= 107), relay.log()
+            if started:
+                assert '"started"' in relay.log().splitlines()[0], relay.log()
+                connected(folder / name).close()
+                relay.terminate()
+            assert relay.wait() == checked.returncode
+        finally:
+            relay.remove()
     finally:
         shutil.rmtree(root)
 
@@ -251,20 +246,18 @@ def without_ipv6():
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="NOT RUN: the filter is written for two machines")
 def test_without_ipv6_the_admin_port_falls_back_to_ipv4(tmp_path):
     port = free_port()
-    settings = {"sender.endpoint": DOWN, "admin.listen": f"[::]:{port}", "queue.volatile": "true"}
-    with subprocess.Popen(
-        [BINARY, "run", "--dir", tmp_path / "relay"], env=environment(settings), stderr=subprocess.PIPE, text=True, preexec_fn=without_ipv6,
-    ) as process:
-        try:
-            warning, started = (json.loads(process.stderr.readline()) for _ in range(2))
-            assert warning["level"] == "WARN" and "no IPv6" in warning["message"] and warning["instead"] == f"0.0.0.0:{port}", warning
-            assert started["admin"] == f"0.0.0.0:{port}", started
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE) as page:
-                assert page.status == 200
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
-        finally:
-            process.kill()
+    relay = Relay(DOWN, tcp=False, folder=tmp_path / "relay", admin__listen=f"[::]:{port}")
+    relay.admin = f"http://127.0.0.1:{port}"
+    relay.spawn(preexec_fn=without_ipv6)
+    try:
+        assert relay.started(), relay.log()
+        warning, started = relay.lines()[:2]
+        assert warning["level"] == "WARN" and "no IPv6" in warning["message"] and warning["instead"] == f"0.0.0.0:{port}", warning
+        assert started["admin"] == f"0.0.0.0:{port}", started
+        assert relay.get("/readyz")[0] == 200
+        assert relay.stop() == 0
+    finally:
+        relay.remove()
 
 
 def connected(path):

@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 
-from callers import MESSAGE, assert_error
-from neighbours import NEIGHBOUR, THIRD, VICTIM, Neighbour, ask, connects, say
-from patience import until
-from upstream import Answer, error
+from kit.callers import MESSAGE, assert_error
+from kit.neighbours import NEIGHBOUR, THIRD, VICTIM, Neighbour, ask, connects, say
+from kit.patience import until
+from kit.upstream import Answer, error
 
 pytestmark = pytest.mark.usefixtures("users")
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from callers import MESSAGE, PLAIN, assert_error
-from neighbours import asked
-from processes import Relay
-from upstream import Upstream
+from kit.callers import MESSAGE, PLAIN, assert_error
+from kit.neighbours import asked
+from kit.processes import Relay
+from kit.upstream import Upstream
 
 ROUTES = [MESSAGE, "/participant/messages", "/participant/event", "/participant/disconnect", "/participant/connection",
           "/participant/queue", f"{MESSAGE}/c", "/participant/transcript", "/participant/views/v", "/", "*"]  # fmt: skip

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-import clocks
-from callers import curl, look, send
-from patience import until
-from relays import Run
-from upstream import Upstream
+from kit import clocks
+from kit.callers import curl, look, send
+from kit.drained import start_on
+from kit.patience import until
+from kit.upstream import Upstream
 
 SETTINGS = {"shutdown.grace": "2100ms", "sender.lifetime": "15m"}
 DAY = clocks.DAY
@@ -23,8 +23,8 @@ class Bench:
         self.run = None
 
     def start(self):
-        self.run = Run(self.folder, self.upstream.url, self.machine.before, **SETTINGS)
-        assert self.run.started(), self.run.log
+        self.run = start_on(self.folder, self.upstream.url, self.machine.before, **SETTINGS)
+        assert self.run.started(), self.run.log()
         return self.run
 
     def control(self, path, method="GET"):
@@ -39,7 +39,7 @@ class Bench:
     def restart(self, how):
         """Ends the relay cleanly or not, and starts another."""
         if how == "stop":
-            assert self.run.drain() in (0, 75)
+            assert self.run.stop() in (0, 75)
         self.run.end()
         return self.start()
 
@@ -87,7 +87,7 @@ def test_a_clock_that_was_a_day_off_and_is_corrected_expires_nothing_and_times_a
     assert {line["State"] for line in again.values()} == {"QUEUED"} and len(again) == 3, again
     assert {name: line["AcceptedTime"] for name, line in again.items()} == {name: line["AcceptedTime"] for name, line in shown.items()}
     assert sorted(bench.deliver()) == ["after", "before", "usual"]
-    waited = [json.loads(line)["waited_ms"] for line in bench.run.log.splitlines() if '"delivered"' in line and "waited_ms" in line]
+    waited = [json.loads(line)["waited_ms"] for line in bench.run.log().splitlines() if '"delivered"' in line and "waited_ms" in line]
     assert len(waited) == 3 and max(waited) < 120_000, waited
     delivered = look(bench.run, "canary-before", "before").json
     assert near(bench, delivered["AcceptedTime"]), delivered
@@ -99,7 +99,7 @@ def test_a_step_between_two_runs_in_one_boot_expires_nothing(bench, how):
     accept(bench, "week", lifetime=7 * DAY)
     for by in (DAY, -3 * DAY, 9 * DAY):
         if how == "stop":
-            assert bench.run.drain() == 75
+            assert bench.run.stop() == 75
         bench.run.end()
         bench.machine.step(by)
         bench.start()
@@ -122,7 +122,7 @@ def test_over_a_reboot_the_time_switched_off_counts(bench, off, left):
     accept(bench, "minutes", lifetime=900)
     accept(bench, "week", lifetime=7 * DAY)
     bench.machine.step(30 * DAY)  # while it runs, and idle: what follows is counted from here
-    until(lambda: "the wall clock was set" in bench.run.log, "the step was noticed")
+    until(lambda: "the wall clock was set" in bench.run.log(), "the step was noticed")
     until(lambda: near(bench, bench.messages()["week"]["AcceptedTime"]), "and is shown")
     bench.run.end()
     bench.machine.reboot(off)

@@ -11,11 +11,12 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import damage
+from kit import damage
 import pytest
-from bots import Bots, chat_token, message, place_of
-from processes import Simulator, command
-from relays import Run, drained
+
+from kit.bots import Bots, chat_token, message, place_of
+from kit.drained import drained, start_on
+from kit.processes import Simulator, command
 
 CASES, STARTS = 200, 40
 CHATS, LENGTH = 30, 12
@@ -48,14 +49,14 @@ def stores(seed, tmp_path_factory):
 
 
 def _live(relay, endpoint, bots, ends):
-    run = Run(relay, endpoint, **{"shutdown.grace": "2100ms"})
+    run = start_on(relay, endpoint, **{"shutdown.grace": "2100ms"})
     try:
-        assert run.started(), run.log
+        assert run.started(), run.log()
         bots.run()
         if ends == "killed":
             run.process.kill()
         else:
-            run.drain()
+            run.stop()
     finally:
         run.end()
 
@@ -112,14 +113,14 @@ def test_export_is_a_batch_that_a_relay_takes(stores, home, workshop):
     store_seed, folder = stores[0]
     lines = workshop / "lines"
     lines.write_text(doctor("export", folder).stdout)
-    run = Run(home / "relay", UNREACHABLE, **{"shutdown.grace": "2100ms"})
+    run = start_on(home / "relay", UNREACHABLE, **{"shutdown.grace": "2100ms"})
     try:
-        assert run.started(), run.log
+        assert run.started(), run.log()
         sent = command("send", "--socket", run.socket, "--batch", lines)
         assert sent.returncode == 0, sent.stderr
         busy = doctor("check", home / "relay/private/queue")
         assert busy.returncode == 1 and "locked by another process" in busy.stderr
-        run.drain()
+        run.stop()
     finally:
         run.end()
     assert of_export(store_seed, home / "relay/private/queue") == of_export(store_seed, folder)

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from callers import send
-from processes import BINARY, Relay, Simulator, command, environment
+from kit.callers import send
+from kit.processes import BINARY, Relay, Simulator, command, environment
 
 DOWN = "http://127.0.0.1:9"
 TEXTS = ["canary: one", "canary: " + "two " * 1500, "canary: three"]

@@ -8,12 +8,11 @@ import random
 
 import pytest
 
-import disk
-import wire
-from audit import Known, faults
-from bots import Bots
-from processes import Simulator
-from relays import Run, drained
+from kit import disk, wire
+from kit.audit import Known, faults
+from kit.bots import Bots
+from kit.drained import drained, start_on
+from kit.processes import Simulator
 
 CHATS, LENGTH = 6, 25
 DONTNEED = 4
@@ -55,11 +54,11 @@ def fails(seed, fault, recorder, folder, why):
     root, file = folder / "disk", folder / "recording"
     root.mkdir(parents=True)
     simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "3ms", "--jitter", "2ms")
-    run = Run(root / "relay", simulator.url, [recorder, file, root, fault, "--"])
+    run = start_on(root / "relay", simulator.url, [recorder, file, root, fault, "--"])
     try:
         if run.started():
             Bots(seed, run.socket, CHATS, LENGTH).run()
-            run.drain()
+            run.stop()
         else:
             run.wait()
         code = run.process.returncode
@@ -68,11 +67,11 @@ def fails(seed, fault, recorder, folder, why):
         simulator.remove()
     events = disk.read(file)
     broken = next((index for index, event in enumerate(events) if event.kind == "!"), None)
-    story = f"{fault}, exit code {code}\n{run.log[-3000:]}"
-    assert "panicked" not in run.log, story
+    story = f"{fault}, exit code {code}\n{run.log()[-3000:]}"
+    assert "panicked" not in run.log(), story
     tolerated = fault.startswith(("fallocate", "open", "unlink"))  # the ballast: there is none then
     assert code == (0 if broken is None else 1) or (tolerated and code == 0), story
-    assert code == 0 or any(why in line for line in run.log.splitlines() if '"ERROR"' in line), story
+    assert code == 0 or any(why in line for line in run.log().splitlines() if '"ERROR"' in line), story
     said, known = wire.said(events), Known(CHATS)
     for _, what, token in said:
         known.note(what, token)

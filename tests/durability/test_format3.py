@@ -3,14 +3,13 @@ whose clock shows the time at which it was made: so this holds in years, too."""
 
 import pytest
 
-import clocks
-import format3
-from callers import curl
-from format3 import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
-from patience import until
-from processes import free_port
-from relays import Run
-from upstream import Upstream
+from kit import clocks, format3
+from kit.callers import curl
+from kit.drained import start_on
+from kit.format3 import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
+from kit.patience import until
+from kit.processes import free_port
+from kit.upstream import Upstream
 
 SETTINGS = {
     "ingress.tcp_reply": "accepted", "sender.lifetime": "6h", "sender.token_wait": "1h", "queue.outcomes_kept_for": "7d",
@@ -28,8 +27,8 @@ class Kept:
         self.upstream = Upstream()
         self.url = f"http://127.0.0.1:{free_port()}"
         settings = {**SETTINGS, "ingress.tcp": self.url.removeprefix("http://")}
-        self.run = Run(folder, self.upstream.url, self.machine.before, **settings)
-        assert self.run.started(), self.run.log
+        self.run = start_on(folder, self.upstream.url, self.machine.before, **settings)
+        assert self.run.started(), self.run.log()
 
     def control(self, path, method="GET"):
         door = type("Door", (), {"socket": str(self.run.folder / "private/control.sock")})

@@ -6,10 +6,10 @@ import signal
 import threading
 import time
 
-from audit import Known, faults
-from bots import Bots
-from processes import Simulator
-from relays import Run
+from kit.audit import Known, faults
+from kit.bots import Bots
+from kit.drained import start_on
+from kit.processes import Simulator
 
 CHATS = 20
 KILLS = 200
@@ -26,15 +26,15 @@ def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
     started = 0
     try:
         for _ in range(KILLS * times):
-            run = Run(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
+            run = start_on(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
             try:
                 started += live(run, bots, dice)
             finally:
                 run.end()
-        run = Run(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
+        run = start_on(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
         try:
-            assert run.started(), run.log
-            assert run.drain() == 0, run.log[-3000:]
+            assert run.started(), run.log()
+            assert run.stop() == 0, run.log()[-3000:]
         finally:
             run.end()
         ledger, counts = simulator.ledger(), simulator.counts()
@@ -48,7 +48,7 @@ def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
         f"{KILLS * times} kills, {started} of them after the start; {bots.acknowledged} messages acknowledged, "
         f"{len(ledger)} delivered, {counts['duplicates']} sent again"
     )
-    assert not (wrong := faults(seed, known, ledger)), f"DURABILITY_SEED={seed}\n" + "\n".join(wrong)
+    assert not (wrong := faults(seed, known, ledger)), f"TEST_SEED={seed}\n" + "\n".join(wrong)
     assert len(ledger) == len({(line["ConnectionToken"], line["ClientToken"]) for line in ledger})
     assert started > KILLS * times // 2 and bots.acknowledged > KILLS * times, "hardly anything happened between the kills"
     assert counts["duplicates"] > 0, "no answer was lost, no attempt cut short: this run shows little"
@@ -72,7 +72,7 @@ def live(run, bots, dice):
         bots.run(gone)
         time.sleep(0.002)  # until it listens, or is gone
     killer.join()
-    code, log = run.wait(), run.log
+    code, log = run.wait(), run.log()
     assert code in (-signal.SIGKILL, 0), f"{code}: {log[-3000:]}"
     assert "panicked" not in log and '"level":"ERROR"' not in log, log[-3000:]
     return '"message":"started"' in log

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import disk
-import mutants
-from cuts import Campaign, Load, choose
-from processes import ROOT
+from kit import disk, mutants
+from kit.cuts import Campaign, Load, choose
+from kit.processes import ROOT
+from kit.tools import MACHINE
 
 CHATS, LENGTH = 20, 150
 # With the small store the log is compacted in the middle of the load.
@@ -38,7 +38,7 @@ def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, 
 
 def test_no_sync_covers_two_segments_of_which_one_vouches_for_the_other(load):
     assert len(disk.segments_opened(load.events)) > 50
-    assert not disk.vouched_too_early(load.events), f"DURABILITY_SEED={load.seed}"
+    assert not disk.vouched_too_early(load.events), f"TEST_SEED={load.seed}"
 
 
 def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
@@ -65,8 +65,7 @@ def test_a_relay_that_syncs_every_second_batch_is_found_out(load, workshop):
 @pytest.mark.long
 def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, home, workshop, monkeypatch):
     binary = build(home, {"INLINE_MAX": 1 << 20, "ROW_MAX": 2 << 20})
-    monkeypatch.setattr("relays.BINARY", str(binary))
-    monkeypatch.setattr("processes.BINARY", str(binary))
+    monkeypatch.setattr("kit.processes.BINARY", str(binary))
     assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), workshop)
 
 
@@ -91,7 +90,7 @@ def build(home, constants):
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutant"
     done = subprocess.run(
         ["cargo", "build", "--release", "--locked", "--bin", "connect-relay"], cwd=source, capture_output=True, text=True,
-        env={**os.environ, "CARGO_TARGET_DIR": str(target)}, check=False,
+        env={**MACHINE, "CARGO_TARGET_DIR": str(target)}, check=False,
     )
     assert done.returncode == 0, done.stderr
     return target / "release/connect-relay"

@@ -11,13 +11,13 @@ import threading
 
 import pytest
 
-from audit import Known, faults
-from bots import Bots
-from callers import queued, send
-from patience import until
-from processes import Relay, Simulator
-from relays import Run, drained
-from upstream import Upstream
+from kit.audit import Known, faults
+from kit.bots import Bots
+from kit.callers import queued, send
+from kit.drained import drained, start_on
+from kit.patience import until
+from kit.processes import Relay, Simulator
+from kit.upstream import Upstream
 
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2  # as `xfs_io -x -c shutdown` does: nothing more reaches the disk
 MIB = 1 << 20
@@ -84,16 +84,16 @@ def test_an_ext4_that_is_shut_down_under_the_relay_keeps_what_was_acknowledged(s
 def shut_down(seed, volume, folder, dice):
     """The disk goes while bots speak; it comes back, and everything that was acknowledged is delivered."""
     simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "15ms", "--jitter", "10ms")
-    run = Run(folder, simulator.url)
+    run = start_on(folder, simulator.url)
     try:
-        assert run.started(), run.log
+        assert run.started(), run.log()
         bots = Bots(seed, run.socket, CHATS, 1 << 30, lambda: 200 - (bots.acknowledged - simulator.accepted()))
         gone = threading.Timer(dice.uniform(0.05, 1.0), volume.shut_down)
         gone.start()
         bots.run(lambda: run.process.poll() is not None)
         gone.join()
         code = run.wait()
-        assert code == 1 and "the store failed" in run.log and "panicked" not in run.log, f"{code}: {run.log[-3000:]}"
+        assert code == 1 and "the store failed" in run.log() and "panicked" not in run.log(), f"{code}: {run.log()[-3000:]}"
         before = simulator.ledger()
     finally:
         run.end()

@@ -9,10 +9,10 @@ import subprocess
 
 import pytest
 
-from callers import send
-from patience import until
-from processes import BINARY, Relay, Simulator, command, environment
-from relays import Run, drained
+from kit.callers import send
+from kit.drained import drained, start_on
+from kit.patience import until
+from kit.processes import BINARY, Relay, Simulator, command, environment
 
 DOWN = "http://127.0.0.1:9"
 GRACE = {"shutdown.grace": "2100ms"}
@@ -61,14 +61,14 @@ def failed(relay):
 def test_a_start_that_sled_does_not_come_back_from_ends_and_the_store_is_set_aside_after_eight(relay, left, tmp_path):
     """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
     (left / "opening").write_text("." * 7)
-    run = Run(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
+    run = start_on(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
     try:
         run.process.wait(timeout=PATIENCE + MORE)
         code = run.wait()
     finally:
         run.end()
-    assert code == 1 and "started" not in run.log, run.log
-    [line] = [json.loads(line) for line in run.log.splitlines() if '"ERROR"' in line]
+    assert code == 1 and "started" not in run.log(), run.log()
+    [line] = [json.loads(line) for line in run.log().splitlines() if '"ERROR"' in line]
     assert f"open sled: nothing was heard of it for {PATIENCE} s" in line["error"], line
     assert (left / "opening").read_text() == "." * 8, "the start was counted"
     ledger, wrong = drained(relay.folder)
@@ -186,15 +186,15 @@ def test_a_clock_that_went_back_a_year_expires_nothing_and_a_repeat_is_one(relay
         return failed;
     }""")
     simulator = Simulator("--rate", 1000, "--burst", 1000)
-    run = Run(relay.folder, simulator.url, back, **GRACE)
+    run = start_on(relay.folder, simulator.url, back, **GRACE)
     try:
-        assert run.started(), run.log
+        assert run.started(), run.log()
         until(lambda: simulator.accepted() == 3, "what was accepted in a year is delivered")
         again = send(run, "canary-token", "canary: 1", "c-1")
         assert again.status == 200 and again.headers["relay-state"] == "DELIVERED"
-        assert run.drain() == 0
+        assert run.stop() == 0
     finally:
         run.end()
         simulator.remove()
-    year = json.loads(run.log.splitlines()[0])["timestamp"][:4]
+    year = json.loads(run.log().splitlines()[0])["timestamp"][:4]
     assert int(year) < left.stat().st_mtime / (365.25 * 86400) + 1970 - 0.5, "the clock did go back"

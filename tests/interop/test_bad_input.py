@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
-from processes import Relay
-from raw import dial, received
+from kit.callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
+from kit.processes import Relay
+from kit.raw import dial, received
 
 TOKEN = "canary-token"
 BEARER = f"X-Amz-Bearer: {TOKEN}"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from callers import PLAIN, READ, TYPING, bot, connect, curl
-from patience import until
-from upstream import CUT, Answer, error
+from kit.callers import PLAIN, READ, TYPING, bot, connect, curl
+from kit.patience import until
+from kit.upstream import CUT, Answer, error
 
 CONTENTS = ["canary: hello", "canary: naïve café, 日本語", "canary: 👩‍👩‍👧 and \"quotes\"\n", "canary: goodbye"]
 

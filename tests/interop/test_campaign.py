@@ -1,11 +1,10 @@
 """The whole promise at once: 2,000 messages over 50 conversations, from boto3 and curl, through errors, lost replies and
 kill -9, and in the end every acknowledged message stands in the ledger exactly once, in its conversation's order.
 
-The seed is printed and can be given (CAMPAIGN_SEED), so that a run can be repeated as far as the clock allows it.
+The seed is printed and can be given (TEST_SEED), so that a run can be repeated as far as the clock allows it.
 """
 
 import json
-import os
 import random
 import subprocess
 import threading
@@ -15,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from callers import MESSAGE, PLAIN, bot, connect
-from patience import until
+from kit.callers import MESSAGE, PLAIN, bot, connect
+from kit.patience import until
 
 CONVERSATIONS = 50
 MESSAGES = 40  # in each: 2,000 together
@@ -169,9 +168,7 @@ class Killer(threading.Thread):
             self.fault = fault
 
 
-def campaign(relays, simulators, rate, burst, patience=PATIENT, **settings):
-    seed = int(os.environ.get("CAMPAIGN_SEED", random.randrange(1 << 32)))
-    print(f"CAMPAIGN_SEED={seed}")
+def campaign(relays, simulators, seed, rate, burst, patience=PATIENT, **settings):
     simulator = simulators(
         "--rate", rate, "--burst", burst, "--latency", "5ms", "--jitter", "5ms",
         "--error-rate", 0.1, "--lost-reply-rate", 0.05, "--seed", seed,
@@ -183,8 +180,8 @@ def campaign(relays, simulators, rate, burst, patience=PATIENT, **settings):
     return Campaign(relay, simulator, seed, patience)
 
 
-def test_every_acknowledged_message_arrives_once_and_in_order(relays, simulators):
-    run = campaign(relays, simulators, 200, 50)
+def test_every_acknowledged_message_arrives_once_and_in_order(relays, simulators, seed):
+    run = campaign(relays, simulators, seed, 200, 50)
     run.run()
     run.audit()
 
@@ -206,17 +203,17 @@ def killed(run):
     run.audit()
 
 
-def test_kill_9_at_any_moment_changes_nothing_in_that(relays, simulators):
-    killed(campaign(relays, simulators, 200, 50))
+def test_kill_9_at_any_moment_changes_nothing_in_that(relays, simulators, seed):
+    killed(campaign(relays, simulators, seed, 200, 50))
 
 
 @pytest.mark.long
-def test_every_acknowledged_message_arrives_once_and_in_order_at_the_true_rate(relays, simulators):
-    run = campaign(relays, simulators, 10, 15, patience=1800)
+def test_every_acknowledged_message_arrives_once_and_in_order_at_the_true_rate(relays, simulators, seed):
+    run = campaign(relays, simulators, seed, 10, 15, patience=1800)
     run.run()
     run.audit()
 
 
 @pytest.mark.long
-def test_kill_9_changes_nothing_at_the_true_rate(relays, simulators):
-    killed(campaign(relays, simulators, 10, 15, patience=1800))
+def test_kill_9_changes_nothing_at_the_true_rate(relays, simulators, seed):
+    killed(campaign(relays, simulators, seed, 10, 15, patience=1800))

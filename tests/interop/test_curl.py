@@ -7,9 +7,9 @@ import urllib.parse
 
 import pytest
 
-from callers import MESSAGE, PLAIN, assert_error, curl, look, queued, send
-from patience import until
-from upstream import Answer, error
+from kit.callers import MESSAGE, PLAIN, assert_error, curl, look, queued, send
+from kit.patience import until
+from kit.upstream import Answer, error
 
 TOKEN = "canary-token"
 

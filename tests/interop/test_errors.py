@@ -8,9 +8,9 @@ import time
 import pytest
 from botocore.exceptions import ClientError
 
-from callers import MESSAGE, PLAIN, assert_error, bot, parse, send
-from patience import until
-from upstream import CUT, Answer, error
+from kit.callers import MESSAGE, PLAIN, assert_error, bot, parse, send
+from kit.patience import until
+from kit.upstream import CUT, Answer, error
 
 TOKEN = "canary-token"
 

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from callers import send
-from patience import until
-from upstream import CUT, Answer, error
+from kit.callers import send
+from kit.patience import until
+from kit.upstream import CUT, Answer, error
 
 PROBE_MAX = 1.0
 # What a busy machine may add to a wait; b1326e8 never attempted these messages while the sick conversations were due.

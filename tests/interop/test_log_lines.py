@@ -3,10 +3,10 @@
 import json
 import os
 
-from callers import curl, send
-from patience import until
-from processes import command
-from upstream import error
+from kit.callers import curl, send
+from kit.patience import until
+from kit.processes import command
+from kit.upstream import error
 
 TOKEN = "canary-token"
 LINE = {"ContentType": "text/plain", "Content": "canary", "ConnectionToken": TOKEN}

@@ -3,9 +3,9 @@
 import re
 import subprocess
 
-from callers import MESSAGE, curl, look, send
-from patience import until
-from upstream import CUT, Answer, error
+from kit.callers import MESSAGE, curl, look, send
+from kit.patience import until
+from kit.upstream import CUT, Answer, error
 
 NONE = frozenset()
 

@@ -4,10 +4,10 @@ import json
 import os
 import threading
 
-from callers import curl, look, queued, send
-from patience import until
-from processes import command
-from upstream import CUT, error
+from kit.callers import curl, look, queued, send
+from kit.patience import until
+from kit.processes import command
+from kit.upstream import CUT, error
 
 TOKEN = "canary-token"
 DOWN = "http://127.0.0.1:9"

@@ -9,10 +9,10 @@ from datetime import datetime
 
 import pytest
 
-from callers import curl, send
-from patience import until
-from processes import CANARY, Relay, command
-from upstream import Upstream, error
+from kit.callers import curl, send
+from kit.patience import until
+from kit.processes import CANARY, Relay, command
+from kit.upstream import Upstream, error
 
 DOWN = "http://127.0.0.1:9"
 

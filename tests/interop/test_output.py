@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from callers import curl
-from patience import PATIENCE, until
-from processes import BINARY, environment
+from kit.callers import curl
+from kit.patience import PATIENCE, until
+from kit.processes import BINARY, environment
 
 TOKEN = "canary-token"
 LINE = {"ContentType": "text/plain", "Content": "canary", "ConnectionToken": TOKEN}

@@ -13,9 +13,9 @@ import urllib.request
 
 import pytest
 
-from callers import PLAIN, assert_error, bot, curl, look, queued, send
-from patience import PATIENCE, until
-from processes import ROOT, command, free_port
+from kit.callers import PLAIN, assert_error, bot, curl, look, queued, send
+from kit.patience import PATIENCE, until
+from kit.processes import ROOT, command, free_port
 
 
 TOKEN = "canary-token"

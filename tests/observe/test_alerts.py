@@ -7,9 +7,9 @@ rarely with a scrape in between. The unit tests have it.
 
 import shutil
 
-from patience import until
-from processes import command, free_port
-from scene import RULES, hastened, say
+from kit.monitoring import RULES, hastened, say
+from kit.patience import until
+from kit.processes import command, free_port
 
 
 class Scene:

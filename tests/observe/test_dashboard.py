@@ -2,9 +2,9 @@
 
 import json
 
-from patience import until
-from processes import ROOT
-from scene import RULES, hastened
+from kit.monitoring import RULES, hastened
+from kit.patience import until
+from kit.processes import ROOT
 
 DASHBOARD = json.loads((ROOT / "deploy/grafana/connect-relay.json").read_text())
 PANELS = DASHBOARD["panels"]

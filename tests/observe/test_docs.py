@@ -6,11 +6,11 @@ import subprocess
 
 import yaml
 
-from callers import send
-from patience import until
-from processes import BINARY, ROOT, command
-from scene import RULES
-from upstream import CUT, error
+from kit.callers import send
+from kit.patience import until
+from kit.processes import BINARY, ROOT, command
+from kit.monitoring import RULES
+from kit.upstream import CUT, error
 
 TESTS = {path.name for path in (ROOT / "tests").rglob("*") if path.suffix in (".py", ".rs") and ".venv" not in str(path)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import BINARY, ROOT, environment
+from kit.processes import BINARY, ROOT, environment
 
 EXAMPLES = ROOT / "examples"
 NODE = ROOT / "tests/.node"
@@ -102,7 +102,7 @@ def test_boto3_over_tcp(scene):
 
 def test_node_over_the_unix_socket(scene):
     relay, arrived = scene
-    assert shutil.which("node"), "node is needed: tests/run installs it"
+    assert shutil.which("node"), "node is needed: tests/setup installs it"
     first, second = run("node", EXAMPLES / "unix-socket.mjs", relay=relay).splitlines()
     assert first.startswith("202 ") and second.startswith("200 ")
     assert arrived() == TWO
@@ -119,7 +119,7 @@ def test_examples_that_follow_one_another_in_a_chat_repeat_its_lines(scene):
 
 def test_aws_sdk_v3_over_tcp(scene):
     relay, arrived = scene
-    assert (NODE / "node_modules").is_dir(), "tests/run installs the packages of examples/package.json into tests/.node"
+    assert (NODE / "node_modules").is_dir(), "tests/setup installs the packages of examples/package.json into tests/.node"
     # An ES module's packages are looked for beside it.
     shutil.copy(EXAMPLES / "aws-sdk.mjs", NODE)
     first, second = run("node", NODE / "aws-sdk.mjs", relay=relay).splitlines()

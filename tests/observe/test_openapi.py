@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 
-from callers import send
-from patience import until
-from processes import ROOT, Relay, Simulator
-from upstream import error
+from kit.callers import send
+from kit.patience import until
+from kit.processes import ROOT, Relay, Simulator
+from kit.upstream import error
 
 INGRESS = schemathesis.openapi.from_path(ROOT / "openapi/ingress.yaml")
 CONTROL = schemathesis.openapi.from_path(ROOT / "openapi/control.yaml")

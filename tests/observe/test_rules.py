@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from processes import ROOT
-from scene import RULES, hastened
+from kit.monitoring import RULES, hastened
+from kit.processes import ROOT
 
 ALERTS = (ROOT / "docs/alerts.md").read_text()
 BASE = re.search(r"base of these links is\s`(https://\S+)`", ALERTS)[1]

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::cli::run;
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Ending, Failure, Wish};
+use crate::daemon::{Daemon, Ending, Failure, Options, Wish};
 use crate::time::Clock;
 
 /// The quota in the relay's configuration.
@@ -48,7 +48,7 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
     ];
     let config = Config::load(&Sources { file: None, environment, dir: Some(folder.to_owned()) })?;
     run::make(folder).with_context(|| format!("make {}", folder.display()))?;
-    let options = run::options(&config);
+    let options = Options::from(&config);
     let socket = options.ingress_socket.clone();
     let daemon = Daemon::open(options, Clock::system()).await?;
     let (wish, stop) = watch::channel(Wish::Run);

@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import socket
 
-from callers import MESSAGE, PLAIN, parse
-from patience import PATIENCE
-from raw import dial, received
+from kit.callers import MESSAGE, PLAIN, parse
+from kit.patience import PATIENCE
+from kit.raw import dial, received
 
 # Users that nobody is.
 VICTIM, NEIGHBOUR, THIRD = 61001, 61002, 61003

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from patience import PATIENCE, until
-from processes import ROOT, free_port
+from kit.patience import PATIENCE, until
+from kit.processes import ROOT, free_port
 
 RULES = ROOT / "deploy/prometheus/rules.yaml"
 

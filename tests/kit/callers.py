@@ -11,7 +11,7 @@ import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from processes import CANARY
+from kit.processes import CANARY
 
 PLAIN = "text/plain"
 TYPING = "application/vnd.amazonaws.connect.event.typing"

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from patience import PATIENCE, until
+from kit.patience import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("CONNECT_RELAY_BINARY", str(ROOT / "target/debug/connect-relay"))
@@ -53,13 +53,24 @@ def command(*args, settings=None, stdin="", timeout=PATIENCE, env=None):
 
 
 class Relay:
-    """`connect-relay run --dir DIR`, to be started, stopped, killed and started again on the same folder."""
+    """`connect-relay run --dir FOLDER`, to be started, stopped, killed and started again on the same folder.
 
-    def __init__(self, endpoint, tcp=True, **settings):
-        # Short, because a socket's path may have 107 bytes; made here, because a power of the test is to look inside.
-        self.folder = Path(tempfile.mkdtemp(prefix="relay-"))
+    Without a `folder` it has one of its own, which `remove` deletes. `before` is the command that runs it, such as a
+    recorder with its arguments.
+    """
+
+    def __init__(self, endpoint, tcp=True, folder=None, before=(), **settings):
+        self._owned = folder is None
+        # Short, because a socket's path may have 107 bytes.
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="relay-"))
         self.socket = str(self.folder / "relay.sock")
-        self.log_path = self.folder / "log"
+        if self._owned:
+            self.log_path = self.folder / "log"
+        else:  # what lies in a given folder is compared or recorded; the file goes with this object
+            self._log = tempfile.NamedTemporaryFile(prefix="relay-log-")
+            self.log_path = Path(self._log.name)
+        self._begins = 0  # where the log of the latest start begins
+        self.before = list(before)
         self.admin = f"http://127.0.0.1:{free_port()}"
         self.url = f"http://127.0.0.1:{free_port()}" if tcp else ""
         self.secrets = {CANARY}
@@ -78,17 +89,30 @@ class Relay:
         until(self.ready, "the relay is ready")
         return self
 
-    def spawn(self):
-        """Starts it without waiting for anything."""
+    def spawn(self, **options):
+        """Starts it without waiting for anything; `options` are those of `Popen`."""
         with open(self.log_path, "ab") as log:
+            self._begins = log.tell()
             self.process = subprocess.Popen(
-                [BINARY, "run", *self.arguments],
+                [*map(str, self.before), BINARY, "run", *self.arguments],
                 env=environment(self.settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 restore_signals=False,  # SIGXFSZ stays ignored: a test that bounds its files makes writes fail
+                **options,
             )
+        return self
+
+    def started(self):
+        """Waits for the line `started`; False if it has exited without it."""
+
+        def decided():
+            left = self.process.poll() is not None  # before the log is read, which is complete then
+            said = b'"message":"started"' in self.log_path.read_bytes()[self._begins :]
+            return (said,) if said or left else None
+
+        return until(decided, "the relay says that it has started, or exits")[0]
 
     def ready(self):
         if self.process.poll() is not None:
@@ -134,7 +158,17 @@ class Relay:
         return self.wait()
 
     def wait(self):
-        return self.process.wait(timeout=PATIENCE)
+        """Waits until it has exited; gives back the exit code."""
+        try:
+            return self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise AssertionError(f"the relay had not exited after {PATIENCE:.0f} s:\n{self.log()[-4000:]}") from None
+
+    def end(self):
+        """Kills it if it still runs. The log stays."""
+        if self.process and self.process.poll() is None:
+            self.kill()
 
     def log(self):
         return self.log_path.read_text(errors="replace")
@@ -153,11 +187,11 @@ class Relay:
         return found
 
     def remove(self):
-        """Ends it, looks whether it kept its secrets, and leaves nothing behind."""
-        if self.process and self.process.poll() is None:
-            self.kill()
+        """Ends it, checks that it kept its secrets, and leaves nothing behind."""
+        self.end()
         log = self.log() if self.log_path.exists() else ""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._owned:
+            shutil.rmtree(self.folder, ignore_errors=True)
         print(log[-4000:])  # pytest shows it where the test failed
         told = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
         assert not told, f"a token or contents stand in the log: {told[0]}"

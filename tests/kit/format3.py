@@ -1,6 +1,6 @@
 """A store as the relay of commit b1326e8 wrote it (format 3), kept in `format3.tar.gz`; and the script that made it:
 
-    tests/.venv/bin/python tests/durability/format3.py BINARY
+    PYTHONPATH=tests tests/.venv/bin/python -m kit.format3 BINARY
 
 BINARY is a relay of that commit. It runs twice: the first run sends, is paused, accepts and ends cleanly, so its rows are
 in sled's log; the second accepts more and is killed, so those rows are in the journal alone. All callers come over TCP,
@@ -16,8 +16,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+from kit import processes
+from kit.patience import until
+from kit.upstream import CUT, Upstream, error
 
 ARCHIVE = Path(__file__).with_suffix(".tar.gz")
 PLAIN, JSON = "text/plain", "application/json"
@@ -78,8 +79,6 @@ def send(url, client_token, *more, **changed):
 
 def script(request):
     """What the service answered while the store was made."""
-    from upstream import CUT, error
-
     name = (request.token or "").removeprefix("canary-")
     return {
         "invalid": lambda: error(400, "ValidationException", "no"),
@@ -115,10 +114,6 @@ def pack(folder):
 
 def make(binary):
     """Runs that relay and keeps its queue."""
-    import processes
-    from patience import until
-    from upstream import Upstream
-
     processes.BINARY = binary
     upstream = Upstream(script)
     relay = processes.Relay(

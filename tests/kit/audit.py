@@ -12,7 +12,7 @@ For each chat, with the places of its messages counted from 0:
 What is sent now are consecutive places in order, each with the contents, token and ClientToken that were offered.
 """
 
-from bots import chat_token, message, place_of
+from kit.bots import chat_token, message, place_of
 
 NAMES = ("offered", "accepted", "told", "sent", "answered")
 

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import disk
-import wire
-from audit import Known, faults
-from bots import Bots
-from disk import Disk
-from processes import Simulator
-from relays import Run, drained
+from kit import disk, wire
+from kit.audit import Known, faults
+from kit.bots import Bots
+from kit.disk import Disk
+from kit.drained import drained, start_on
+from kit.processes import Simulator
 
 QUEUED = 200  # at most, so that a drain is short
 KEPT = Path(os.environ.get("CUTS_KEPT", "/tmp/connect-relay-cuts"))  # what a failure leaves behind
@@ -33,12 +32,12 @@ class Load:
             "--rate", 1e9, "--burst", 1_000_000_000, "--latency", "15ms", "--jitter", "10ms",
             "--error-rate", 0.01, "--lost-reply-rate", 0.01, "--seed", seed,
         )
-        run = Run(self.root / "relay", simulator.url, [recorder, self.file, self.root, "--"], **settings)
+        run = start_on(self.root / "relay", simulator.url, [recorder, self.file, self.root, "--"], **settings)
         try:
-            assert run.started(), run.log
+            assert run.started(), run.log()
             bots = Bots(seed, run.socket, chats, length, lambda: QUEUED - (bots.acknowledged - simulator.accepted()))
             bots.run()
-            assert run.drain() == 0, run.log[-3000:]
+            assert run.stop() == 0, run.log()[-3000:]
             known = Known(chats)
             for chat in range(chats):
                 known.note("offered", f"{chat}-{length - 1}")
@@ -135,7 +134,7 @@ class Campaign:
     def failure(self):
         lines = [f"{name}:\n    " + "\n    ".join(wrong[:5]) for name, wrong in self.faults[:10]]
         return (
-            f"{self.report()}\nto repeat: DURABILITY_SEED={self.load.seed} (the disk after the first of these, and the "
+            f"{self.report()}\nto repeat: TEST_SEED={self.load.seed} (the disk after the first of these, and the "
             f"recording, are kept in {KEPT})\n" + "\n".join(lines)
         )
 

@@ -1,15 +1,22 @@
-"""The tools that these tests run, and what deploy/ comes to with them."""
+"""The tools that check `deploy/`, and what they make of it."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from kit.processes import ROOT
+
+# hadolint lies beside Python; checkov has an environment of its own.
+_ENVIRONMENT = Path(sys.executable).parent
+# The machine's own environment, from before `kit.plugin` takes the proxies out of it.
+MACHINE = {**os.environ, "PATH": f"{_ENVIRONMENT}:{os.environ['PATH']}:{ROOT}/tests/.venv-checkov/bin"}
+
 KUBERNETES = ROOT / "deploy/kubernetes"
 EXAMPLES = ("deployment", "statefulset", "job")
 # Images, root file systems: made once, and left for the next run.
@@ -18,7 +25,7 @@ WORK = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "de
 # Components came with kubectl 1.21.
 KUBECTL = "kubectl 1.21 or newer"
 ROOT_USER = "root"
-# The Prometheus operator's schemas, which `npm ci` put beside this file.
+# The Prometheus operator's schemas, which `npm ci` put into tests/deploy.
 SCHEMAS = "node and npm's packages of tests/deploy"
 
 
@@ -32,17 +39,17 @@ def _had(tool):
     if tool == ROOT_USER:
         return os.geteuid() == 0
     if tool == SCHEMAS:
-        return bool(shutil.which("node")) and (Path(__file__).parent / "node_modules").is_dir()
+        return bool(shutil.which("node")) and (ROOT / "tests/deploy/node_modules").is_dir()
     if tool == KUBECTL:
         said = run("kubectl", "version", "--client").stdout if shutil.which("kubectl") else ""
         version = re.search(r"v1\.(\d+)\.", said)
         return bool(version) and int(version[1]) >= 21
-    return bool(shutil.which(tool))
+    return bool(shutil.which(tool, path=MACHINE["PATH"]))
 
 
 def run(*command, **options):
     """Runs a tool to its end, whatever comes of it."""
-    options = {"capture_output": True, "text": True, "timeout": 600, **options}
+    options = {"capture_output": True, "text": True, "timeout": 600, "env": MACHINE, **options}
     return subprocess.run([str(word) for word in command], **options)
 
 

@@ -2,12 +2,11 @@
 touched, and nothing stays when the tests are over."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import uuid
 
-from tools import WORK, must, run
+from kit.tools import MACHINE, WORK, must, run
 
 STORE = WORK / "containers"
 # podman remembers the two together; sockets lie in the second, so it is short.
@@ -33,7 +32,7 @@ def podman(*words, check=True):
     conf = WORK / "containers.conf"
     conf.write_text(CONF)
     command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
-    env = {**os.environ, "CONTAINERS_CONF": str(conf)}
+    env = {**MACHINE, "CONTAINERS_CONF": str(conf)}
     if check:
         return must(*command, env=env)
     done = run(*command, env=env)

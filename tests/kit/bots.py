@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 
-import wire
+from kit import wire
 
 PLAIN, JSON = "text/plain", "application/json"
 

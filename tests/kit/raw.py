@@ -2,7 +2,7 @@
 
 import socket
 
-from patience import PATIENCE
+from kit.patience import PATIENCE
 
 
 def dial(relay, door="unix"):

@@ -6,7 +6,7 @@ import socketserver
 import threading
 from dataclasses import dataclass, field
 
-from patience import PATIENCE
+from kit.patience import PATIENCE
 
 CUT = "close the connection without an answer"
 

@@ -1,0 +1,15 @@
+"""The kit of the tests in Python: every suite imports it, and pytest loads `kit.plugin` for all of them.
+
+| modules | contents |
+| --- | --- |
+| `plugin` | options, markers and fixtures |
+| `processes` | the binary under test: a relay, the simulator, single commands; the only place that starts a relay |
+| `patience` | waiting for a condition |
+| `upstream` | a scripted Participant Service |
+| `callers`, `raw`, `neighbours` | bots: curl and boto3, plain bytes, other users of the machine |
+| `cage` | memory limits |
+| `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
+| `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |
+| `monitoring` | Prometheus and the load in front of it |
+| `tools`, `containers` | deploy: the tools and containers that check `deploy/` |
+"""
