@@ -117,10 +117,9 @@ def with_a_backlog(volume, request, **settings):
     """A relay with its folder on that volume and 50 messages queued; its upstream, which is down, and its ballast."""
     upstream = Upstream()
     upstream.stop()
-    relay = Relay(upstream.url, queue__bytes_max="64MiB", sender__probe_max="100ms", sender__quota_rate=1000, **settings)
-    os.rmdir(relay.folder)
-    relay.folder = volume.path / "relay"
-    relay.socket, relay.log_path = str(relay.folder / "relay.sock"), volume.image.parent / "log"
+    folder = volume.path / "relay"
+    limits = {"queue__bytes_max": "64MiB", "sender__probe_max": "100ms", "sender__quota_rate": 1000}
+    relay = Relay(upstream.url, folder=folder, **limits, **settings)
     request.addfinalizer(upstream.stop)
     request.addfinalizer(relay.remove)
     relay.start()
