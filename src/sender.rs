@@ -27,8 +27,11 @@
 //!   all attempts in flight are settled. If the store fails, everything ends at once: the messages in flight are sent
 //!   again, unchanged, after a restart.
 //!
-//! The sender knows no bot and no reply. It keeps nothing per waiting message, and only two facts about the past: the
-//! time of the last delivery and the recent duration of an attempt.
+//! * A conversation that keeps failing, is always throttled or is never answered does not hold up the others:
+//!   [`suspects`](crate::suspects) decides what an outcome says of the destination, and what may start.
+//!
+//! The sender knows no bot and no reply. It keeps nothing per waiting message. Of the past it keeps the time of the last
+//! delivery, the recent duration of an attempt, and the suspects.
 
 mod gate;
 mod measures;
