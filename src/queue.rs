@@ -148,7 +148,7 @@ struct Shared {
     clock: Clock,
     poked: Notify,
     drained: Notify,
-    /// When the commit under way began, by [`Clock::awake`]; 0 when there is none.
+    /// The start of the commit under way, by [`Clock::awake`]; 0 if there is none.
     commit_began: AtomicU64,
     /// The rate at which messages go out, and whether the destination is down.
     budget: OnceLock<Budget>,
@@ -193,7 +193,7 @@ impl Queue {
     /// None where nothing is known of it any more.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<State>, StoreFailed> {
         self.outcome_until(id, tokio::time::sleep(wait)).await
     }
@@ -201,7 +201,7 @@ impl Queue {
     /// The same until `over` resolves.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn outcome_until(
         &self,
         id: MessageId,
@@ -226,7 +226,7 @@ impl Queue {
     /// Returns the present state of an accepted submission; None if nothing is known of it any more.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn look(&self, id: MessageId) -> Result<Option<State>, StoreFailed> {
         self.ask(|reply| Act::Look { id, reply }).await
     }
@@ -240,7 +240,7 @@ impl Queue {
     /// Looks a submission up by its ClientToken.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn find(&self, asker: Asker, client_token: ClientToken) -> Result<Found, StoreFailed> {
         let asked = Asked::new(&asker, &self.hasher);
         self.ask(|reply| Act::Find { asked, client_token, reply }).await
@@ -250,7 +250,7 @@ impl Queue {
     /// sending is not paused.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn is_idle(&self, asker: Asker) -> Result<bool, StoreFailed> {
         let asked = Asked::new(&asker, &self.hasher);
         self.ask(|reply| Act::IsIdle { asked, reply }).await
@@ -260,7 +260,7 @@ impl Queue {
     /// participant's earlier token goes with this one from now on.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
         let (participant, hash) = (self.hasher.participant(&participant), self.hasher.token(&token));
         self.ask(|reply| Act::Remember { participant, hash, token, reply }).await
@@ -269,7 +269,7 @@ impl Queue {
     /// What waits, all in all or of one caller.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
         self.ask(|reply| Act::Backlog { of, reply }).await
     }
@@ -277,7 +277,7 @@ impl Queue {
     /// What an operator sees; also brings the metrics that depend on the time up to date.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn overview(&self) -> Result<Overview, StoreFailed> {
         self.ask(|reply| Act::Overview { reply }).await
     }
@@ -285,7 +285,7 @@ impl Queue {
     /// Takes out messages that are due, each of another conversation, in turn.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Work, StoreFailed> {
         self.ask(|reply| Act::Lease { request, reply }).await
     }
@@ -306,7 +306,7 @@ impl Queue {
     /// Pauses sending: what is in flight is settled, and nothing more is leased, also after a restart.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn pause(&self, why: String) -> Result<(), StoreFailed> {
         self.ask(|reply| Act::Pause { why, reply }).await
     }
@@ -314,7 +314,7 @@ impl Queue {
     /// Ends a pause, whoever began it, and forgets refused tokens.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn resume(&self) -> Result<(), StoreFailed> {
         self.ask(|reply| Act::Resume { reply }).await
     }

@@ -9,7 +9,7 @@
 //! | at the learned rate, its conversation alone has more messages before it than go out within its lifetime | order within a conversation is fixed |
 //! | all other messages whose lifetimes end no later use up what goes out until then | the rate is shared, whatever the order |
 //!
-//! What is lost uses no quota: it is expired, and not sent. While sending is paused or the destination is down, the estimate
+//! A lost message uses no quota: it is expired, and not sent. While sending is paused or the destination is down, the estimate
 //! assumes that sending resumes now, and adds all whose lifetime ends within [`SOON`].
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ const SOON: Duration = Duration::from_secs(300);
 pub struct Expiring {
     /// About how many queued messages will expire before they can be sent.
     pub messages: u64,
-    /// When the first of them does.
+    /// The time at which the first of them does.
     pub first: Option<Timestamp>,
 }
 
@@ -50,7 +50,7 @@ struct Sample {
     ahead: f64,
 }
 
-/// How messages go out.
+/// The pace at which messages are sent.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     /// Messages a second, once they do.
@@ -59,7 +59,7 @@ struct Pace {
     stopped: bool,
 }
 
-/// What is known of the places in one conversation's line.
+/// The known places of one conversation's messages.
 struct Places {
     first: Vec<u64>,
     count: u64,

@@ -257,7 +257,7 @@ impl Queue {
     /// The next of what is meant, at most so many.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn list(&self, of: Selection, after: Cursor, most: usize) -> Result<Page, StoreFailed> {
         self.ask(|reply| Act::Operate(Operation::List { of, after, most, reply })).await
     }
@@ -265,7 +265,7 @@ impl Queue {
     /// Finds a message by its id as it is shown.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn seek(&self, name: &str) -> Result<Sought, StoreFailed> {
         let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Sought::Never) };
         let mut after = 0;
@@ -281,7 +281,7 @@ impl Queue {
     /// What is known of a message that is queued or dead; its contents where they are asked for.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn show(&self, id: MessageId, contents: bool) -> Result<Option<Seen>, StoreFailed> {
         self.ask(|reply| Act::Operate(Operation::Show { id, contents, reply })).await
     }
@@ -289,7 +289,7 @@ impl Queue {
     /// Queues a dead letter again, with a fresh lifetime, and forgets that its token was refused.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn redrive(&self, id: MessageId, with: Redrive) -> Result<Result<Seen, Unmoved>, StoreFailed> {
         self.ask(|reply| Act::Operate(Operation::Redrive { id, with, reply })).await
     }
@@ -298,7 +298,7 @@ impl Queue {
     /// reason is named. Ends at the first for which there is no room.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
         let of = Selection { state: Some(Part::Dead), ..of };
         self.ask(|reply| Act::Operate(Operation::RedriveAll { of, after, most, reply })).await
@@ -307,7 +307,7 @@ impl Queue {
     /// Makes a message a dead letter that was deleted.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn delete(&self, id: MessageId) -> Result<Result<Seen, Unmoved>, StoreFailed> {
         self.ask(|reply| Act::Operate(Operation::Delete { id, reply })).await
     }
@@ -315,7 +315,7 @@ impl Queue {
     /// Deletes the next of what is queued and meant, at most so many.
     ///
     /// # Errors
-    /// When the store has failed.
+    /// If the store has failed.
     pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
         let of = Selection { state: Some(Part::Queued), ..of };
         self.ask(|reply| Act::Operate(Operation::DeleteAll { of, after, most, reply })).await

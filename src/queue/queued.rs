@@ -9,7 +9,7 @@ pub struct Queued {
     pub record: Record,
 }
 
-/// What is known of a ClientToken.
+/// The message or the outcome that a ClientToken names.
 pub enum Known {
     Queued(Queued),
     Done(Outcome),

@@ -48,7 +48,7 @@ pub enum Status {
         held: bool,
         /// An attempt is under way.
         in_flight: bool,
-        /// When its lifetime ends.
+        /// The end of its lifetime.
         expires: Timestamp,
     },
     /// Connect has it.

@@ -1,4 +1,4 @@
-//! What tests of the modules above do to a store's files, and see in them.
+//! Access to a store's files for the tests of the modules above.
 
 use std::collections::BTreeMap;
 use std::path::Path;

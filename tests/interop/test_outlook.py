@@ -1,4 +1,4 @@
-"""What a bot and an operator are told of what is to come: when it is sent, whether it will expire, whether waiting helps."""
+"""The outlook of queued messages in replies, status and waits: when each is sent, if it will expire, if a wait helps."""
 
 import json
 import re

@@ -9,7 +9,7 @@ use crate::storage::Secret;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
-/// Where a record stands.
+/// The place of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct At {
     pub pack: u64,
