@@ -10,7 +10,7 @@
 //! | failure, while the destination is down | any | the destination, unless the attempt was not the probe | `Down`, or nothing |
 //! | throttle | is no suspect | the destination | `Throttled` |
 //! | throttle | is a suspect, and no other conversation was delivered since its last failure or throttle | the destination; nothing new is known of the rate | `StillThrottled` |
-//! | throttle | is a suspect, and another conversation was delivered since its last failure or throttle | the conversation | nothing; what its earlier throttles took from the rate is given back |
+//! | throttle | is a suspect, and another conversation was delivered since its last failure or throttle | the conversation | nothing; what the throttles of the present suspects took from the rate is given back |
 //! | any other answer of the service | any | neither: it ends an outage | `Answered` |
 //!
 //! A failure is a 5xx, an answer that was lost, a connection that failed or a 4xx without a code of the service. A
@@ -260,21 +260,19 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
                 }
                 if judgement.own {
                     judgement.signal = if down { Signal::Answered } else { Signal::Unclear };
-                    judgement.acquitted = before.and_then(|suspect| suspect.blamed);
+                    judgement.acquitted = self.acquit_all();
                 }
                 None
             }
             Class::Failed(hint) => Some(hint),
         };
-        let mut suspect = before.unwrap_or(Suspect { row: 0, last: now, chronic: false, blamed: None });
+        let known = self.known.get(conversation).copied();
+        let mut suspect = known.unwrap_or(Suspect { row: 0, last: now, chronic: false, blamed: None });
         suspect.row = suspect.row.saturating_add(1);
         suspect.last = now;
         // This was a suspect's start, whatever was known of the conversation when it began.
         (self.last_start, self.had_turn) = (self.last_start.max(flight.map(|flight| flight.started)), true);
         suspect.chronic |= others_delivered;
-        if judgement.own {
-            suspect.blamed = None;
-        }
         self.insert(*conversation, suspect);
         judgement.row = suspect.row;
         if let Some(hint) = hint {
@@ -304,6 +302,14 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
             let first = suspect.blamed.map_or(before, |(first, _)| first);
             suspect.blamed = Some((first, after));
         }
+    }
+
+    /// Takes back every throttle that was taken for the destination's and was not followed by a delivery of its
+    /// conversation: the one that is known to be a conversation's own began the run or is part of it. Returns the highest
+    /// rate before them and the lowest after them.
+    fn acquit_all(&mut self) -> Option<(f64, f64)> {
+        let blamed = self.known.values_mut().filter_map(|suspect| suspect.blamed.take());
+        blamed.reduce(|(before, after), (higher, lower)| (before.max(higher), after.min(lower)))
     }
 
     fn insert(&mut self, conversation: K, suspect: Suspect) {

@@ -102,6 +102,18 @@ fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rat
 }
 
 #[test]
+fn one_throttle_that_is_a_conversations_own_acquits_the_run_that_it_is_part_of() {
+    let mut suspects = suspects();
+    for (conversation, before, after) in [(1, 9.0, 7.0), (2, 7.0, 5.0), (3, 5.0, 4.0)] {
+        assert_eq!(attempt(&mut suspects, conversation, &throttled(), false, 0).signal, THROTTLED);
+        suspects.blamed(&conversation, before, after);
+    }
+    attempt(&mut suspects, 4, &delivered(), false, 1);
+    assert_eq!(attempt(&mut suspects, 2, &throttled(), false, 2).acquitted, Some((9.0, 4.0)));
+    assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 3).acquitted, None, "once");
+}
+
+#[test]
 fn suspects_get_a_tenth_of_the_starts_and_one_each_probe_max() {
     let mut suspects = suspects();
     for _ in 0..2 {
