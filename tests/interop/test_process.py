@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -564,3 +565,10 @@ def test_the_simulator_denies_and_disconnects(simulators):
     assert call(simulator, "/participant/disconnect", {}, token)[0] == 200
     status, text, headers = call(simulator, "/participant/message", body, token)
     assert status == 403 and b"Access denied" in text and headers["x-amzn-ErrorType"].startswith("AccessDeniedException")
+
+
+def test_user_signals_are_ignored(relay):
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(relay.process.pid, number)
+        assert send(relay, "canary", "canary: still there").status == 202
+    assert relay.process.poll() is None
