@@ -92,7 +92,7 @@ class Relay:
     def spawn(self, **options):
         """Starts it without waiting for anything; `options` are those of `Popen`."""
         with open(self.log_path, "ab") as log:
-            self._begins = log.tell()
+            self._begins = os.fstat(log.fileno()).st_size
             self.process = subprocess.Popen(
                 [*map(str, self.before), BINARY, "run", *self.arguments],
                 env=environment(self.settings),
