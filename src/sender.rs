@@ -333,12 +333,11 @@ impl Sender {
                 pacer.acquit(before, after);
             }
             self.measures.destination(&pacer);
+            self.destination.answered(now, pacer.closed() == Some(Closed::Down), gate::words(&outcome));
             (judgement, pacer.jitter(), self.said.after(pacer.held_up(), &outcome), pacer.rate())
         };
         self.measures.in_flight.dec();
         self.measures.ended(&outcome, now.since(started));
-        let down = self.budget.pacer().closed() == Some(Closed::Down);
-        self.destination.answered(now, down, gate::words(&outcome));
         self.say(said, &outcome, rate);
         let facts = Facts {
             disconnect: matches!(lease.body, Body::Disconnect),

@@ -97,7 +97,7 @@ def unpack(folder):
 
 
 def pack(folder):
-    """Writes the archive: the names in order, nobody's, and no other time than that of the stamp."""
+    """Writes the archive: the names in order, without an owner, all with the time of the stamp."""
     made = int((folder / "private/queue/journal.0").stat().st_mtime)
     names = [name for name in sorted((folder / "private/queue").rglob("*")) if name.name not in ("ballast", "lock")]
     packed = io.BytesIO()
