@@ -42,7 +42,7 @@ use crate::message::Limits;
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::{Peer, Place, Reply};
+use crate::serve::{Peer, Reply, SocketPath};
 use crate::time::{Clock, Timestamp};
 
 /// The time-out for an answer of the queue.
@@ -80,8 +80,8 @@ pub struct Control {
     pub edit: bool,
     /// The limits of contents.
     pub limits: watch::Receiver<Limits>,
-    /// The place of the bots' socket.
-    pub place: Option<Place>,
+    /// The path of the bots' socket.
+    pub socket_path: Option<SocketPath>,
 }
 
 /// The body of `POST /pause`.
@@ -212,7 +212,7 @@ impl Control {
                 state => state,
             },
             stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
+            no_socket: self.socket_path.as_ref().and_then(|path| Some((path.path().to_owned(), path.check().err()?))),
             rate,
             closed,
             seen: self.health.destination().seen(),
@@ -329,7 +329,7 @@ mod tests {
                 clock,
                 edit: true,
                 limits: watch::Sender::new(Limits::default()).subscribe(),
-                place: None,
+                socket_path: None,
             };
             let ask = |method, path| {
                 let control = control.clone();

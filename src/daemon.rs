@@ -49,7 +49,7 @@ use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
 use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
-use crate::serve::{Connections, Limits};
+use crate::serve::{ConnectionCount, Limits};
 use crate::supervisor::{Supervisor, Word};
 use crate::{message, participant, sender};
 
@@ -190,7 +190,7 @@ pub struct Daemon {
     supervisor: Supervisor,
     participant: Participant,
     door: Door,
-    connections: Connections,
+    connections: ConnectionCount,
     drain: Drain,
     stage: watch::Sender<Stage>,
     /// The sender's task: until [`Stage::nothing_new`].
@@ -292,7 +292,7 @@ impl Daemon {
             self.health.set(State::Draining);
             self.supervisor.tell(&[Word::Stopping]);
             self.door.drain();
-            self.connections.end_with_their_replies();
+            self.connections.close_after_replies();
             self.tell_what_is_queued().await;
             if !self.sending.is_empty() {
                 tokio::select! {

@@ -272,7 +272,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
+    use crate::serve::{ConnectionCount, Limits, Listener, Reply, bind_unix, serve};
     use crate::time::Clock;
 
     #[derive(Parser)]
@@ -307,7 +307,7 @@ mod tests {
             Listener::Unix(listener),
             limits,
             Clock::system(),
-            Connections::default(),
+            ConnectionCount::default(),
             service,
             std::future::pending(),
         );

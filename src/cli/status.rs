@@ -208,7 +208,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
+    use crate::serve::{ConnectionCount, Limits, Listener, Reply, bind_unix, serve};
     use crate::time::Clock;
 
     fn status() -> Status {
@@ -284,7 +284,8 @@ relay         1.2.3 eu-west-2
             async move { Reply::new(Full::from(format!("{{\"state\": \"ready\", \"queued\": {queued}}}"))) }
         };
         let never = std::future::pending();
-        let serving = serve(Listener::Unix(listener), limits, Clock::system(), Connections::default(), service, never);
+        let serving =
+            serve(Listener::Unix(listener), limits, Clock::system(), ConnectionCount::default(), service, never);
         let asking = async {
             for (exit_code, expected) in [(true, 0), (true, QUEUED), (false, 0)] {
                 let control = ControlSocket { socket: Some(path.clone()), dir: None };

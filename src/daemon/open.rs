@@ -25,7 +25,7 @@ use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
 use crate::queue::{self, OpenError, Pause, Queue, Writer};
 use crate::sender::Sender;
-use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::serve::{BindError, ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::supervisor::Word;
 use crate::time::Clock;
 
@@ -62,11 +62,12 @@ impl Daemon {
             metrics: metrics.clone(),
             health: Health::new(Arc::clone(&pulse)),
             queue: Arc::new(OnceLock::new()),
-            place: Arc::new(OnceLock::new()),
-            present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
+            socket_path: Arc::new(OnceLock::new()),
+            socket_present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
-        let (health, opened, place) = (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.place));
+        let (health, opened) = (probes.health.clone(), Arc::clone(&probes.queue));
+        let socket_path = Arc::clone(&probes.socket_path);
         let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
         windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, |stage| stage.dark))));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
@@ -78,7 +79,7 @@ impl Daemon {
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
-        let place = place.get_or_init(|| unix.place()).clone();
+        let socket_path = socket_path.get_or_init(|| unix.socket_path()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
         announce(&options, bound, &queue, &clock).await;
 
@@ -93,7 +94,7 @@ impl Daemon {
             supervisor: options.supervisor.clone(),
             participant: participant.clone(),
             door: Door::open(),
-            connections: Connections::default(),
+            connections: ConnectionCount::default(),
             drain: Drain::default(),
             stage,
             sending: Tasks::new(),
@@ -103,7 +104,7 @@ impl Daemon {
         let common = Common { participant, metrics, clock };
         daemon.spawn_sender(&options, &common, pulse);
         daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_windows(&options, common, place, Listener::Unix(control));
+        daemon.spawn_windows(&options, common, socket_path, Listener::Unix(control));
         daemon.health.set(State::Ready);
         daemon.supervisor.tell(&[Word::Ready]);
         Ok(daemon)
@@ -150,7 +151,7 @@ impl Daemon {
         }
     }
 
-    fn spawn_windows(&mut self, options: &Options, common: Common, place: Place, control: Listener) {
+    fn spawn_windows(&mut self, options: &Options, common: Common, socket_path: SocketPath, control: Listener) {
         let Common { metrics, clock, .. } = common;
         let operators = Control {
             queue: self.queue.clone(),
@@ -171,13 +172,13 @@ impl Daemon {
             clock: clock.clone(),
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
-            place: Some(place),
+            socket_path: Some(socket_path),
         };
         let service = move |request, peer| {
             let operators = operators.clone();
             async move { operators.answer(request, peer).await }
         };
-        let (connections, stop) = (Connections::default(), until(&self.stage, |stage| stage.dark));
+        let (connections, stop) = (ConnectionCount::default(), until(&self.stage, |stage| stage.dark));
         let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
         self.windows.spawn(named("the operators' door", served));
 
@@ -205,13 +206,13 @@ fn until(stage: &watch::Sender<Stage>, wanted: fn(&Stage) -> bool) -> impl Futur
 }
 
 async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
-    // The queue opens meanwhile, and sets the clock to its store's line. Connections must not see that jump.
+    // The queue opens meanwhile, and sets the clock to its store's line. ConnectionCount must not see that jump.
     let clock = probes.clock.detached();
     let service = move |request, _| {
         let probes = probes.clone();
         async move { probes.answer(&request).await }
     };
-    serve(Listener::Tcp(listener), WINDOW_LIMITS, clock, Connections::default(), service, stop).await;
+    serve(Listener::Tcp(listener), WINDOW_LIMITS, clock, ConnectionCount::default(), service, stop).await;
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
