@@ -39,7 +39,7 @@ mod status;
 use signals::Signals;
 
 /// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
-const LEFT: u8 = 75;
+const UNDELIVERED: u8 = 75;
 /// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
 const CONFIG: u8 = 78;
 

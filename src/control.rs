@@ -190,9 +190,9 @@ impl Control {
             return Err(invalid(format!("timeout: 0 to {TIMEOUT_MAX} seconds")));
         }
         info!(act = "drain", uid, timeout_seconds = timeout, "an operator drains the relay: it leaves after that");
-        self.drain.wish(timeout.map(Duration::from_secs));
+        self.drain.request(timeout.map(Duration::from_secs));
         if wait {
-            return Ok(json(StatusCode::OK, &Left { queued: self.drain.ended().await }));
+            return Ok(json(StatusCode::OK, &Left { queued: self.drain.finished().await }));
         }
         self.status(StatusCode::ACCEPTED).await
     }
@@ -208,7 +208,7 @@ impl Control {
             overview,
             state: match self.health.state() {
                 // The daemon sees the request a moment later.
-                State::Ready if self.drain.is_wished() => State::Draining,
+                State::Ready if self.drain.is_requested() => State::Draining,
                 state => state,
             },
             stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),

@@ -10,7 +10,7 @@
 //! | any other `/participant/…` | forwarded |
 //! | anything else, and other methods on these | 404 |
 //!
-//! The steps of a request: check that the `peer` is allowed, that it is no `web` page and that the `door` is open →
+//! The steps of a request: check that the `peer` is allowed, that it is no `web` page and that the relay is not closing (`drain_state`) →
 //! read its `body`, within limits → parse its headers (`request`) and members (`parse`) → call the queue once, which
 //! answers when the request is on disk → write the `reply` or the `refusal`. Nothing is kept here between requests. A
 //! client that disconnects withdraws nothing.
@@ -22,7 +22,7 @@
 mod accept;
 mod batch;
 mod body;
-mod door;
+mod drain_state;
 mod forward;
 #[cfg(test)]
 mod openapi;
@@ -51,7 +51,7 @@ use percent_encoding::percent_decode_str;
 use prometheus::{Histogram, IntCounter};
 
 use self::body::{Bodies, Bound};
-pub use self::door::Door;
+pub use self::drain_state::DrainState;
 use self::refusal::{Refusal, Rejected};
 use self::rejections::Reporter;
 use self::reply::Answer;
@@ -131,7 +131,7 @@ struct Inner {
     queue: Queue,
     participant: Participant,
     budget: Budget,
-    door: Door,
+    drain_state: DrainState,
     clock: Clock,
     bodies: Arc<Bodies>,
     /// The budget for replies to forwarded requests, and for replies to lines that are shorter than their replies.
@@ -173,7 +173,7 @@ impl Ingress {
         queue: Queue,
         participant: Participant,
         budget: Budget,
-        door: Door,
+        drain_state: DrainState,
         clock: Clock,
         metrics: &Metrics,
     ) -> Ingress {
@@ -181,7 +181,8 @@ impl Ingress {
         let replies = Arc::new(Bodies::new(options.bodies_bytes_max));
         let measures = Arc::new(Measures::new(metrics));
         let reporter = Arc::new(Reporter::new(clock.clone()));
-        let inner = Inner { options, queue, participant, budget, door, clock, bodies, replies, measures, reporter };
+        let inner =
+            Inner { options, queue, participant, budget, drain_state, clock, bodies, replies, measures, reporter };
         Ingress(Arc::new(inner))
     }
 
@@ -236,7 +237,7 @@ impl Inner {
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
-        if self.door.is_closing() && !matches!(route, Route::State | Route::Queue) {
+        if self.drain_state.is_closing() && !matches!(route, Route::State | Route::Queue) {
             return Err(Refusal::unavailable("connect-relay: the relay is stopping, nothing was kept")
                 .counted(Rejected::Draining));
         }

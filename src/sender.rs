@@ -86,7 +86,7 @@ pub struct Sender {
     budget: Budget,
     clock: Clock,
     measures: Measures,
-    pulse: Arc<AtomicU64>,
+    last_step: Arc<AtomicU64>,
     tasks: JoinSet<Done>,
     poke: Pin<Box<dyn Future<Output = ()> + Send>>,
     sight: Sight,
@@ -114,7 +114,7 @@ pub enum Step {
 }
 
 impl Sender {
-    /// A sender that has not asked the queue yet. `pulse` gets the time of every step, in milliseconds of
+    /// A sender that has not asked the queue yet. `last_step` gets the time of every step, in milliseconds of
     /// [`Clock::awake`].
     #[must_use]
     pub fn new(
@@ -124,10 +124,10 @@ impl Sender {
         budget: Budget,
         clock: Clock,
         metrics: &Metrics,
-        pulse: Arc<AtomicU64>,
+        last_step: Arc<AtomicU64>,
     ) -> Sender {
         let measures = Measures::new(metrics, &budget.pacer());
-        pulse.store(clock.awake().0, Ordering::Relaxed);
+        last_step.store(clock.awake().0, Ordering::Relaxed);
         Sender {
             options,
             poke: next_poke(queue.clone()),
@@ -136,7 +136,7 @@ impl Sender {
             budget,
             clock,
             measures,
-            pulse,
+            last_step,
             tasks: JoinSet::new(),
             sight: Sight::default(),
             said: Said::default(),
@@ -183,7 +183,7 @@ impl Sender {
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();
-        self.pulse.store(self.clock.awake().0, Ordering::Relaxed);
+        self.last_step.store(self.clock.awake().0, Ordering::Relaxed);
         self.measures.quota(now, false);
         if let Some(done) = self.tasks.try_join_next() {
             return self.take_in(done);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::LEFT;
+use super::UNDELIVERED;
 use super::client::{ControlSocket, command};
 use super::out;
 use crate::control::{DrainWish, Left, PauseWish, Status};
@@ -75,7 +75,7 @@ pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
         Some(0) => say("drained: nothing is queued"),
         Some(queued) => {
             say(&format!("left: {queued} queued, on disk, for the next start"))?;
-            Ok(ExitCode::from(LEFT))
+            Ok(ExitCode::from(UNDELIVERED))
         }
         None => bail!("the relay left, and its store did not say how much is queued; it is on disk"),
     }

@@ -106,7 +106,7 @@ impl Inner {
         };
         let later = tokio::select! {
             later = self.queue.outcome_until(state.id, over) => later.ok().flatten(),
-            () = self.door.waits_end() => None,
+            () = self.drain_state.waits_end() => None,
         };
         let state = later.unwrap_or(state);
         match state.status {

@@ -105,7 +105,7 @@ impl Inner {
             queued: backlog.queued,
             oldest_seconds: backlog.oldest.map_or(0.0, |oldest| self.clock.now().since(oldest).as_secs_f64()),
             rate: (self.budget.pacer().rate() * 1000.0).round() / 1000.0,
-            draining: self.door.is_draining(),
+            draining: self.drain_state.is_draining(),
         };
         Ok(applied(reply::of_json(StatusCode::OK, &waiting), wait.applied))
     }
@@ -126,7 +126,7 @@ impl Inner {
         tokio::select! {
             backlog = empty => return backlog,
             () = tokio::time::sleep(wait) => {}
-            () = self.door.waits_end() => {}
+            () = self.drain_state.waits_end() => {}
         }
         self.queue.backlog(Some(caller)).await
     }

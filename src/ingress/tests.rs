@@ -29,7 +29,7 @@ const GENEROUS: Duration = Duration::from_secs(30);
 struct Rig {
     ingress: Ingress,
     queue: Queue,
-    door: Door,
+    drain_state: DrainState,
     clock: Clock,
     budget: Budget,
     metrics: Metrics,
@@ -66,7 +66,7 @@ impl Log {
 
 struct Settings {
     store_fails: bool,
-    door: Options,
+    ingress: Options,
     queue: queue::Options,
     pacer: pacer::Options,
 }
@@ -88,7 +88,7 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             store_fails: false,
-            door: Options { wait: GENEROUS, ..Options::default() },
+            ingress: Options { wait: GENEROUS, ..Options::default() },
             queue: queue::Options {
                 path: folder.path().join("queue"),
                 messages_max: 1000,
@@ -112,7 +112,7 @@ impl Rig {
             pacer: pacer::Options::default(),
         };
         change(&mut settings);
-        let (clock, metrics, door) = (Clock::system(), Metrics::default(), Door::open());
+        let (clock, metrics, drain_state) = (Clock::system(), Metrics::default(), DrainState::open());
         let (queue, writer) = Queue::open(settings.queue, clock.clone(), &metrics).unwrap();
         let log = Log::default();
         let page = log.clone();
@@ -133,9 +133,16 @@ impl Rig {
             extra_roots: Vec::new(),
         };
         let client = Participant::new(client, clock.clone()).unwrap();
-        let ingress =
-            Ingress::new(settings.door, queue.clone(), client, budget.clone(), door.clone(), clock.clone(), &metrics);
-        Rig { ingress, queue, door, clock, budget, metrics, upstream, log, _folder: folder }
+        let ingress = Ingress::new(
+            settings.ingress,
+            queue.clone(),
+            client,
+            budget.clone(),
+            drain_state.clone(),
+            clock.clone(),
+            &metrics,
+        );
+        Rig { ingress, queue, drain_state, clock, budget, metrics, upstream, log, _folder: folder }
     }
 
     async fn ask(&self, peer: Peer, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Seen {
@@ -660,8 +667,8 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
 #[tokio::test]
 async fn request_that_is_not_a_message_gets_an_error() {
     let rig = Rig::with(|settings| {
-        settings.door.body_bytes_max = 2000;
-        settings.door.batch_bytes_max = 3000;
+        settings.ingress.body_bytes_max = 2000;
+        settings.ingress.batch_bytes_max = 3000;
     })
     .await;
     let bearer = [("x-amz-bearer", "t-1")];
@@ -694,7 +701,7 @@ async fn request_that_is_not_a_message_gets_an_error() {
 
 #[tokio::test]
 async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
-    let rig = Rig::with(|settings| settings.door.body_bytes_max = 32 << 10).await;
+    let rig = Rig::with(|settings| settings.ingress.body_bytes_max = 32 << 10).await;
     let mut stream = rig.connect();
     let text = said("c-1", "hello").to_string();
     let long = "x".repeat(900_000);
@@ -729,7 +736,7 @@ async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn body_that_does_not_come_in_time_gets_an_error() {
-    let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
+    let rig = Rig::with(|settings| settings.ingress.request_timeout = Duration::from_millis(50)).await;
     let mut stream = rig.connect();
     write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
     let (status, body) = reply(&mut stream).await;
@@ -739,7 +746,7 @@ async fn body_that_does_not_come_in_time_gets_an_error() {
 #[tokio::test]
 async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
     let text = said("c-1", "hello").to_string();
-    let rig = Rig::with(|settings| settings.door.bodies_bytes_max = 8 * text.len()).await;
+    let rig = Rig::with(|settings| settings.ingress.bodies_bytes_max = 8 * text.len()).await;
     let (mut one, mut two, mut three) = (rig.connect(), rig.connect(), rig.connect());
     // Two fit into a caller's quarter: the third waits until one of the first two is read.
     for stream in [&mut one, &mut two, &mut three] {
@@ -754,7 +761,7 @@ async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
 
 #[tokio::test]
 async fn peer_that_is_on_no_list_is_refused() {
-    let rig = Rig::with(|settings| settings.door.allow_uids = vec![1001]).await;
+    let rig = Rig::with(|settings| settings.ingress.allow_uids = vec![1001]).await;
     rig.say("t-1", "c-1", "hello").await.assert_error(403, "RelayForbiddenException", "ingress.allow_uids");
     let seen = rig
         .ask(OTHER_BOT, "POST", "/participant/message", &[("x-amz-bearer", "t-1")], said("c", "x").to_string())
@@ -769,9 +776,9 @@ async fn closing_ends_waits_and_accepts_nothing_more() {
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
     let (waited, ()) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
         while rig.queue.backlog(None).await.unwrap().queued == 0 {}
-        rig.door.drain();
-        assert_eq!(rig.say("t-1", "c-2", "farewell").await.status, 202, "a draining door is open");
-        rig.door.close();
+        rig.drain_state.drain();
+        assert_eq!(rig.say("t-1", "c-2", "farewell").await.status, 202, "a draining relay accepts");
+        rig.drain_state.close();
     });
     assert_eq!(waited.status, 202, "what is on disk is on disk");
     rig.say("t-1", "c-3", "hello").await.assert_error(503, "ServiceUnavailableException", "connect-relay: ");

@@ -76,7 +76,7 @@ struct House {
     sender: Sender,
     clock: Clock,
     requests: mpsc::UnboundedReceiver<Request>,
-    pulse: Arc<AtomicU64>,
+    last_step: Arc<AtomicU64>,
     writer: JoinHandle<Result<(), StoreFailed>>,
     _folder: TempDir,
 }
@@ -118,11 +118,11 @@ impl House {
         let pacer = pacer::Options { quota_burst, ..pacer::Options::default() };
         let budget = Budget::new(Pacer::new(pacer, clock.now(), 7));
         let policy = Policy { backoff: Backoff::default(), hint_max: Duration::from_secs(60), attempts_max: 10 };
-        let pulse = Arc::new(AtomicU64::new(0));
+        let last_step = Arc::new(AtomicU64::new(0));
         let options = Options { policy, in_flight_max: 4, probe_max: Duration::from_secs(5) };
         let sender =
-            Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&pulse));
-        House { queue, sender, clock, requests: upstream(listener), pulse, writer, _folder: folder }
+            Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&last_step));
+        House { queue, sender, clock, requests: upstream(listener), last_step, writer, _folder: folder }
     }
 
     async fn accept(&self, conversation: &str, client_token: &str) -> MessageId {
@@ -267,7 +267,7 @@ async fn delivered_message_is_settled_with_its_receipt() {
     assert_eq!(house.settled().await, (id, Settled::Delivered));
     let Status::Delivered(receipt) = house.state(id).await.status else { panic!("it is delivered") };
     assert_eq!(receipt.id.as_deref(), Some("i-1"));
-    assert!(time::millis(house.clock.awake().since(Timestamp(house.pulse.load(Ordering::Relaxed)))) < 60_000);
+    assert!(time::millis(house.clock.awake().since(Timestamp(house.last_step.load(Ordering::Relaxed)))) < 60_000);
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ def test_a_short_grace_is_kept_and_says_what_is_left(relays, grace):
     assert send(relay, TOKEN, "canary").status == 202
     relay.terminate()
     assert relay.wait() == 75
-    assert "left: what is queued stays on disk" in relay.log()
+    assert "stopped with messages queued; they stay on disk" in relay.log()
 
 
 def test_idle_connections_do_not_hold_up_a_drain_of_an_empty_queue(relays, upstream):

@@ -13,7 +13,7 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry", "storage"],
     &["message", "delivery"],
-    &["life", "pacer", "turns", "suspects", "health", "supervisor"],
+    &["life", "pacer", "turns", "suspects", "health", "service_manager"],
     &["queue", "participant", "serve"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
