@@ -35,7 +35,7 @@ use crate::message::Limits;
 use crate::retry::Backoff;
 use crate::{ingress, pacer, participant, queue, sender, serve};
 
-pub use leaf::{ContentLimits, Damaged, Format, Level, Reply};
+pub use leaf::{ContentLimits, Damaged, Format, Level, ReplyMode};
 pub(crate) use shape::Shape;
 
 /// The configuration file if none is named; it need not exist.
@@ -244,13 +244,13 @@ impl Config {
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
         let ingress = &self.shape.ingress;
-        let when = |reply| match reply {
-            Reply::Accepted => ingress::Reply::Accepted,
-            Reply::Delivered => ingress::Reply::Delivered,
+        let mode = |mode| match mode {
+            ReplyMode::Accepted => ingress::ReplyMode::Accepted,
+            ReplyMode::Delivered => ingress::ReplyMode::Delivered,
         };
         ingress::Options {
-            reply: when(ingress.reply),
-            tcp_reply: when(ingress.tcp_reply),
+            reply: mode(ingress.reply),
+            tcp_reply: mode(ingress.tcp_reply),
             wait: ingress.wait,
             wait_max: ingress.wait_max,
             request_timeout: ingress.request_timeout,

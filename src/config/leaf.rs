@@ -295,7 +295,7 @@ macro_rules! words {
 
 words! {
     /// The moment at which a message is answered if its request does not choose one.
-    Reply {
+    ReplyMode {
         /// On acceptance: when the message is on disk.
         Accepted = "accepted",
         /// On its outcome.

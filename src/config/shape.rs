@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::leaf::{self, ContentLimits, Damaged, Format, Leaf, Level, Mode, Reply, Size};
+use super::leaf::{self, ContentLimits, Damaged, Format, Leaf, Level, Mode, ReplyMode, Size};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -54,8 +54,8 @@ table! {
         socket: PathBuf = "/run/connect-relay/relay.sock",
         socket_mode: Mode = "0660",
         tcp: Option<SocketAddr> = "",
-        reply: Reply = "accepted",
-        tcp_reply: Reply = "delivered",
+        reply: ReplyMode = "accepted",
+        tcp_reply: ReplyMode = "delivered",
         wait: Duration = "4s",
         wait_max: Duration = "50s",
         connections_max: usize = "256",

@@ -93,7 +93,7 @@ def test_in_the_last_tenth_of_the_grace_nothing_more_is_taken(relays, upstreams)
     finally:
         answers.set()
     assert relay.wait() == 75
-    assert "what is queued stays on disk" in relay.log()
+    assert "the queued messages stay on disk" in relay.log()
 
 
 @pytest.mark.parametrize("grace", ["0s", "1s"])
