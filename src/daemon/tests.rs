@@ -12,7 +12,7 @@ use super::watchdog::Watchdog;
 use super::*;
 use crate::config::{Config, Sources};
 use crate::delivery::Signal;
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::simulator::{self, Simulator};
 use crate::time::Clock;
 
@@ -453,7 +453,7 @@ async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
         clock: clock.clone(),
     };
     watchdog.health.set(State::Ready);
-    watchdog.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(Hint::default()));
+    watchdog.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(RetryHint::default()));
     watchdog.notify().await;
     assert_eq!(received(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
     last_step.store(clock.awake().0 - 61_000, Ordering::Relaxed);

@@ -25,7 +25,7 @@ use super::{Handled, Inner, caller};
 use crate::message::{Caller, ConnectionToken};
 use crate::participant::{Forwarded, Unreachable};
 use crate::queue::Asker;
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::serve::{Peer, Reply};
 
 /// The members of a reply to CreateParticipantConnection that the relay uses.
@@ -79,8 +79,8 @@ impl Inner {
         if is_throttle(&forwarded) {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
-            let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), self.clock.wall());
-            self.budget.pacer().overheard(now, hint);
+            let hint = RetryHint::parse(text("x-amz-retry-after"), text("retry-after"), self.clock.wall());
+            self.budget.pacer().throttled_without_slot(now, hint);
             return Ok(None);
         }
         Ok(Some(self.forwarded_reply(forwarded)))

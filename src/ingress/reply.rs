@@ -21,7 +21,7 @@ use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
 use crate::queue::{State, Status};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::serve::Reply;
 use crate::time::{WallTime, millis};
 
@@ -236,7 +236,7 @@ pub(super) fn of_forwarded(
     *reply.status_mut() = status;
     if allows_retry(status) {
         let hint = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let Hint(hint) = Hint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
+        let RetryHint(hint) = RetryHint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
         set_retry_headers(reply.headers_mut(), hint.unwrap_or(retry_after));
     }
     // Upstream's own headers take precedence.
