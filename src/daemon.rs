@@ -106,23 +106,23 @@ pub struct Options {
 impl From<&Config> for Options {
     /// The settings of each part, a seed from the system, and no service manager.
     fn from(config: &Config) -> Options {
-        let shape = &config.shape;
+        let settings = &config.settings;
         Options {
             queue: config.queue(),
             ingress: config.ingress(),
-            ingress_socket: shape.ingress.socket.clone(),
-            socket_mode: shape.ingress.socket_mode.0,
-            tcp: shape.ingress.tcp,
+            ingress_socket: settings.ingress.socket.clone(),
+            socket_mode: settings.ingress.socket_mode.0,
+            tcp: settings.ingress.tcp,
             connections: config.connections(),
             sender: config.sender(),
             pacer: config.pacer(),
             participant: config.participant(),
             control_socket: config.control_socket().to_owned(),
             control_edit: config.control_edit(),
-            admin: shape.admin.listen,
+            admin: settings.admin.listen,
             grace: config.grace(),
-            region: shape.sender.region.clone(),
-            connect_instance: shape.sender.connect_instance.clone(),
+            region: settings.sender.region.clone(),
+            connect_instance: settings.sender.connect_instance.clone(),
             seed: fastrand::u64(..),
             service_manager: ServiceManager::default(),
             log_lines_dropped: Arc::default(),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::log::Log;
+use super::logging::Log;
 use super::signals::{Signal, Signals};
 use super::{UNDELIVERED, code};
 use crate::config::{Config, Sources};
@@ -41,22 +41,22 @@ const LIVE: [&str; 11] = [
     "log.level",
 ];
 
-/// Run the relay: take messages from bots, keep them on disk, deliver them to Amazon Connect in order.
+/// Run the relay: accept messages from bots, keep them on disk, deliver them to Amazon Connect in order.
 ///
-/// Needs to know the region of the Connect instance, and nothing else: sender.region in the configuration file, or
+/// The only required setting is the region of the Connect instance: sender.region in the configuration file, or
 /// CONNECT_RELAY__SENDER__REGION, or AWS_REGION.
 ///
-/// SIGTERM or SIGINT: it goes on sending until everything is delivered or shutdown.grace is nearly over, then exits
-/// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP: it reads its
-/// configuration again, applies what it can (log.level, and in ingress who may come in, the limits of bodies and
-/// contents, and the waits) and says what needs a restart.
+/// SIGTERM or SIGINT: the relay continues to send until all messages are delivered or shutdown.grace is nearly over,
+/// then exits with 0, or with 75 if messages remain on disk. A second signal: it exits at once. SIGHUP: it reads its
+/// configuration again, applies some keys (log.level, and of ingress the access lists, the limits of bodies and
+/// contents, and the waits), and logs the keys that need a restart.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Put sockets and queue under this folder: DIR/relay.sock for bots; DIR/private/control.sock and
-    /// DIR/private/queue, for nobody else. All other settings stay
+    /// DIR/private/queue for the relay alone. Other settings do not change
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     if let Some(dir) = &args.dir {
-        make(dir).with_context(|| format!("make {}", dir.display()))?;
+        create_folders(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let options =
         Options { service_manager: service_manager(), log_lines_dropped: log.dropped(), ..Options::from(config) };
@@ -123,7 +123,7 @@ fn service_manager() -> ServiceManager {
 }
 
 /// Creates the folders of `--dir`: bots may read DIR, only the relay's user its own files.
-pub(super) fn make(dir: &Path) -> std::io::Result<()> {
+pub(super) fn create_folders(dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
@@ -151,14 +151,13 @@ fn reload(running: &Config, sources: &Sources, log: &Log, live: &Reload) {
                 [] => info!("configuration reloaded"),
                 keys => warn!(
                     keys = keys.join(", "),
-                    "configuration reloaded in part: these keys changed, or the files that they name, and keep what they \
-                     had until a restart"
+                    "configuration reloaded in part: these keys, or the files that they name, changed and need a restart"
                 ),
             }
         }
         Err(faults) => {
             live.reject();
-            error!(faults = %faults, "configuration not reloaded: the old one stays");
+            error!(faults = %faults, "configuration not reloaded: it is not valid, and the old one stays in force");
         }
     }
 }

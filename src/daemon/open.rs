@@ -17,7 +17,7 @@ use super::watchdog::Watchdog;
 use super::writer::WriterThread;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
 use crate::admin::Admin;
-use crate::control::{About, Control, Drain};
+use crate::control::{Control, Drain, RelayInfo};
 use crate::health::{Health, State};
 use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
@@ -163,7 +163,7 @@ impl Daemon {
             health: self.health.clone(),
             drain: self.drain.clone(),
             metrics: metrics.clone(),
-            about: About {
+            relay: RelayInfo {
                 version: VERSION,
                 region: options.region.clone(),
                 upstream: options.participant.endpoint.to_string(),

@@ -455,7 +455,7 @@ async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
     watchdog.health.set(State::Ready);
     watchdog.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(RetryHint::default()));
     watchdog.notify().await;
-    assert_eq!(received(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
+    assert_eq!(received(), "STATUS=ready: 0 queued, at 9.0 a second; Connect accepts no messages\nWATCHDOG=1");
     last_step.store(clock.awake().0 - 61_000, Ordering::Relaxed);
     watchdog.notify().await;
     assert_eq!(received(), "STATUS=hangs: the sender's loop has made no step for 61 s");

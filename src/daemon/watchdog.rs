@@ -72,7 +72,7 @@ impl Watchdog {
             _ if overview.all_refused.is_some() => "; Connect refuses every token",
             None => "",
             Some(Closed::Throttled) => ", throttled",
-            Some(Closed::Down) => "; Connect takes no messages",
+            Some(Closed::Down) => "; Connect accepts no messages",
         };
         format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
     }

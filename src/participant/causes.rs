@@ -49,8 +49,7 @@ fn tls(error: &rustls::Error) -> String {
             format!("the server refused the TLS connection: {}", words_of_debug(&format!("{alert:?}")))
         }
         rustls::Error::InvalidMessage(_) => {
-            "what answers does not speak TLS: it is another port, or something between \
-                                             (sender.endpoint, sender.proxy)"
+            "the server does not speak TLS: the port is wrong, or a proxy answers (sender.endpoint, sender.proxy)"
                 .into()
         }
         error => format!("TLS failed: {}", words_of_debug(&error.to_string())),

@@ -40,23 +40,26 @@ impl Announced {
         let (http_status, why) = (outcome.status(), outcome.why());
         let rate = (rate * 100.0).round() / 100.0;
         match self {
-            Announced::Open => info!(rate, "Amazon Connect takes messages again: sending goes on"),
+            Announced::Open => info!(rate, "Amazon Connect accepts messages again; sending resumes"),
             Announced::Throttled => {
                 warn!(
                     rate,
-                    http_status, "Amazon Connect throttles: sending pauses, then goes on at this rate per second"
+                    http_status, "Amazon Connect throttles; sending pauses, then continues at this rate per second"
                 );
             }
             Announced::Down => {
                 let Some((what, _)) = describe_failure(outcome) else { return };
-                warn!(http_status, why, "the Participant Service {what}; messages wait on disk and a probe goes ahead");
+                warn!(
+                    http_status,
+                    why, "the Participant Service {what}; messages wait on disk while single attempts probe it"
+                );
             }
             Announced::NotTheService(_) => {
                 warn!(
                     http_status,
                     why,
-                    "what answers is not the Participant Service: check sender.region, sender.endpoint, sender.proxy; \
-                     messages wait on disk and a probe goes ahead"
+                    "another server answers in place of the Participant Service: check sender.region, sender.endpoint, \
+                     sender.proxy; messages wait on disk while single attempts probe it"
                 );
             }
         }
@@ -78,10 +81,12 @@ pub(super) fn describe_failure(outcome: &Outcome) -> Option<(String, &'static st
             "Check the network and DNS, and sender.region, sender.endpoint and sender.proxy.",
         )),
         Outcome::AnswerLost { why } if why.contains(NO_OBJECT) => {
-            Some((format!("is not what answers: {why}"), ELSEWHERE))
+            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
         }
-        Outcome::AnswerLost { why } => Some((format!("gives no whole answer: {why}"), HEALTH)),
-        Outcome::Misconfigured { why, .. } => Some((format!("is not what answers: {why}"), ELSEWHERE)),
+        Outcome::AnswerLost { why } => Some((format!("gives no complete answer: {why}"), HEALTH)),
+        Outcome::Misconfigured { why, .. } => {
+            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
+        }
         Outcome::Delivered(_)
         | Outcome::Throttled { .. }
         | Outcome::Refused(_)
@@ -147,10 +152,10 @@ mod tests {
             (Outcome::Down { status: None, hint, why: why("connect to x") }, "cannot be reached: connect to x"),
             (
                 Outcome::AnswerLost { why: why("200 without a JSON object: a page") },
-                "is not what answers: 200 without a JSON object: a page",
+                "was not reached, another server answered: 200 without a JSON object: a page",
             ),
-            (Outcome::AnswerLost { why: why("x: reset") }, "gives no whole answer: x: reset"),
-            (Outcome::Misconfigured { status: 404, why: why("404") }, "is not what answers: 404"),
+            (Outcome::AnswerLost { why: why("x: reset") }, "gives no complete answer: x: reset"),
+            (Outcome::Misconfigured { status: 404, why: why("404") }, "was not reached, another server answered: 404"),
         ] {
             let (what, advice) = describe_failure(&outcome).unwrap();
             assert_eq!(what, expected);

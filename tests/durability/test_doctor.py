@@ -62,7 +62,7 @@ def test_without_the_key_there_is_a_count_a_listing_and_no_copy(store, tmp_path)
     assert [(line["ClientToken"], line["State"], line["Conversation"]) for line in lines] == [(f"c-{n}", "QUEUED", "chat/bot") for n in range(3)]
     assert all(set(line) == {"Id", "State", "ClientToken", "Conversation", "AcceptedTime"} for line in lines)
     repaired = doctor("repair", store, "--into", tmp_path / "new")
-    assert repaired.returncode == 78 and f"{store}: it is sealed, --key-file names what opens it" in repaired.stderr
+    assert repaired.returncode == 78 and f"{store}: the store is sealed; name its key file with --key-file" in repaired.stderr
     assert not (tmp_path / "new").exists() and files(store) == before
 
 
@@ -70,7 +70,7 @@ def test_with_another_key_every_command_says_so(store, tmp_path):
     other = key(tmp_path / "other", 2, 3)
     for args in (["check"], ["export"], ["repair", "--into", tmp_path / "new"]):
         done = doctor(args[0], store, "--key-file", other, *args[1:])
-        assert done.returncode == 78 and f"it is sealed, and no key in {other} opens it" in done.stderr, done.stderr
+        assert done.returncode == 78 and f"the store is sealed, and no key in {other} opens it" in done.stderr, done.stderr
         assert not done.stdout and not (tmp_path / "new").exists()
     for path, text in ((tmp_path / "none", "No such file"), (key(tmp_path / "short"), "holds no key")):
         done = doctor("check", store, "--key-file", path)

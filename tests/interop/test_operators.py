@@ -37,7 +37,7 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
     assert [line for line in relay.lines() if "still paused" in line.get("message", "")]
     assert upstream.messages() == [] and queued(relay) == 1
-    assert operate(relay, "resume").startswith("sending goes on: ")
+    assert operate(relay, "resume").startswith("sending resumed: ")
     relay.until_empty()
     assert len(upstream.messages()) == 1 and status(relay)["paused"] is None
 
@@ -103,7 +103,7 @@ def test_drain_delivers_what_is_queued_and_the_relay_leaves(relays, upstreams):
 def test_drain_says_what_is_left_and_its_timeout_is_the_grace(relays):
     relay = relays(DOWN, shutdown__grace="1h")
     send(relay, TOKEN, "canary", "mine")
-    assert operate(relay, "drain", "--timeout", "3s", code=75) == "left: 1 queued, on disk, for the next start\n"
+    assert operate(relay, "drain", "--timeout", "3s", code=75) == "stopped with 1 queued; they stay on disk and are sent at the next start\n"
     assert relay.wait() == 75
     relay.start()
     assert look(relay, TOKEN, "mine").json["State"] == "QUEUED"

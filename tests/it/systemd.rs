@@ -35,7 +35,7 @@ fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
     let status = hear(&manager, "STATUS=ready: 1 queued");
     assert!(status.contains("\nWATCHDOG=1"), "{status}");
     for _ in 0..3 {
-        hear(&manager, "Connect takes no messages\nWATCHDOG=1");
+        hear(&manager, "Connect accepts no messages\nWATCHDOG=1");
     }
     relay.signal(Signal::TERM);
     hear(&manager, "STOPPING=1");

@@ -47,7 +47,7 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
         set("QUEUE__VOLATILE", "true"),
     ];
     let config = Config::load(&Sources { file: None, environment, dir: Some(folder.to_owned()) })?;
-    run::make(folder).with_context(|| format!("make {}", folder.display()))?;
+    run::create_folders(folder).with_context(|| format!("create {}", folder.display()))?;
     let options = Options::from(&config);
     let socket = options.ingress_socket.clone();
     let daemon = Daemon::open(options, Clock::system()).await?;
@@ -69,7 +69,7 @@ impl Relay {
             self.stop.send_replace(StopRequest::Exit);
             ended = timeout(EXIT_TIMEOUT, &mut self.task).await;
         }
-        match ended.context("stop the relay: it did not leave in time")?.context("stop the relay")?? {
+        match ended.context("stop the relay: it did not exit in time")?.context("stop the relay")?? {
             Exit::Drained => Ok(()),
             Exit::Undelivered { queued: Some(queued) } => bail!("stop the relay: {queued} messages are still queued"),
             Exit::Undelivered { queued: None } => bail!("stop the relay: its store did not report the queued messages"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::leaf::{self, ContentLimits, Damaged, Format, Leaf, Level, Mode, ReplyMode, Size};
+use super::value::{self, ConfigValue, ContentLimits, Damaged, Format, Level, Mode, ReplyMode, Size};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -19,7 +19,7 @@ macro_rules! table {
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default, expecting = "a table")]
         pub(crate) struct $name {
-            $(#[serde(with = "leaf")] pub(crate) $key: $kind,)*
+            $(#[serde(with = "value")] pub(crate) $key: $kind,)*
             $(pub(crate) $inner: $table,)*
         }
 
@@ -31,13 +31,13 @@ macro_rules! table {
     };
 }
 
-fn written<T: Leaf>(default: &str) -> T {
+fn written<T: ConfigValue>(default: &str) -> T {
     T::read(&::config::ValueKind::String(default.into())).expect("a default is well-formed")
 }
 
 table! {
     /// The whole file.
-    Shape {
+    Settings {
         + ingress: Ingress,
         + queue: Queue,
         + sender: Sender,
