@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn store_that_has_failed_is_500_and_one_that_hangs_is_503_whatever_was_asked() {
+    async fn failed_store_is_500_and_a_hung_store_is_503_on_every_route() {
         for (hangs, status, text) in
             [(false, 500, "the store failed: "), (true, 503, "the store has not answered for 5 s: ")]
         {

@@ -328,7 +328,7 @@ fn a_body_that_is_too_small_for_the_longest_content_is_a_warning() {
 }
 
 #[test]
-fn a_region_is_taken_where_the_tools_of_aws_would_take_it() {
+fn region_is_read_from_the_variables_of_aws_tools() {
     let both = [("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_REGION", "eu-west-2")];
     assert_eq!(load("", &both).unwrap().settings.sender.region, "eu-west-2");
     assert_eq!(load("", &both[..1]).unwrap().settings.sender.region, "us-east-1");

@@ -125,7 +125,7 @@ async fn closed_port() -> String {
 }
 
 #[tokio::test]
-async fn drain_delivers_what_is_queued_and_removes_the_sockets() {
+async fn drain_delivers_queued_messages_and_removes_the_sockets() {
     let (endpoint, simulator) = service().await;
     let relay = Relay::start(&endpoint, "25s").await;
     relay.until_ready_says(200).await;

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn expected_time_is_when_those_before_it_have_gone() {
+    fn expected_time_is_after_the_messages_before_it() {
         let of = |before, next, rate| {
             expected(&queued(Some(before), next), SendingState { rate, ..OPEN }, NOW).map(|time| time.since(NOW))
         };

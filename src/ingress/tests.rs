@@ -562,7 +562,7 @@ async fn full_disk_is_429_that_names_it() {
 }
 
 #[tokio::test]
-async fn store_that_has_failed_is_500_whatever_was_asked() {
+async fn failed_store_is_500_on_every_route() {
     let rig = Rig::with(|settings| settings.store_fails = true).await;
     let bearer = [("x-amz-bearer", "t-1")];
     let mut line = text_message("c-1", "hello");
@@ -635,7 +635,7 @@ async fn disconnect_ends_its_conversation() {
 }
 
 #[tokio::test]
-async fn bad_line_of_a_batch_spoils_only_itself() {
+async fn bad_line_of_a_batch_affects_only_itself() {
     let rig = Rig::new().await;
     let line = |client_token: &str, text: &str| {
         let mut line = text_message(client_token, text);
@@ -865,7 +865,7 @@ async fn renewed_token_continues_the_conversation_of_its_participant() {
 }
 
 #[tokio::test]
-async fn other_operations_go_through_as_they_come() {
+async fn other_operations_are_forwarded_unchanged() {
     let rig = Rig::new().await;
     rig.upstream.answers(418, &[("x-amzn-errortype", "TeapotException"), ("x-more", "1")], "short");
     let headers = [("x-amz-bearer", "t-1"), ("relay-replaces-token", "secret"), ("content-type", "application/json")];

@@ -221,7 +221,7 @@ fn enormous_quota_is_not_held_up_by_timers() {
 }
 
 #[test]
-fn kept_rate_is_taken_up_without_a_burst_if_it_is_young() {
+fn stored_rate_is_used_without_a_burst_if_it_is_recent() {
     let start = after(10 * 3_600_000);
     let kept = |minutes: u64| Some(Kept { rate: 0.5, at: Timestamp(start.0 - minutes * 60_000) });
     let mut young = Pacer::resumed(options(), kept(59), start, 7);

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn token_that_the_end_cuts_is_masked_too() {
+    fn token_cut_off_at_the_end_is_masked() {
         assert_eq!(redact("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
         assert_eq!(redact("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
         assert_eq!(redact("é stays", b"\xff\xfe"), "é stays");

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn error_table_is_kept() {
+    fn answers_are_classified_by_the_table() {
         for (status, code, body, expected) in [
             (400, "ValidationException", "{}", "refused"),
             (422, "ValidationException", "{}", "unlisted"),

@@ -490,7 +490,7 @@ async fn messages_leased_while_the_gate_closed_are_given_back() {
 }
 
 #[tokio::test]
-async fn idle_sender_asks_nothing_of_the_queue() {
+async fn idle_sender_does_not_ask_the_queue() {
     let mut fixture = Fixture::new(15).await;
     fixture.quiet().await;
     let asked = AtomicUsize::new(0);

@@ -108,7 +108,7 @@ async fn assert_closed(stream: &mut UnixStream) {
 }
 
 #[tokio::test]
-async fn slow_head_is_cut() {
+async fn slow_head_times_out() {
     let server = Server::start(|limits| limits.request_timeout = SHORT);
     let mut fresh = server.connect().await;
     send(&mut fresh, "GET / HT").await;

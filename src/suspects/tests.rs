@@ -74,7 +74,7 @@ fn lone_conversation_shows_an_outage_by_its_third_failure() {
 }
 
 #[test]
-fn chronic_conversation_says_nothing_of_the_destination() {
+fn failures_of_a_chronic_conversation_are_not_the_destinations() {
     let mut suspects = suspects();
     attempt(&mut suspects, 1, &failed(), false, 0);
     attempt(&mut suspects, 2, &delivered(), false, 1);
@@ -87,7 +87,7 @@ fn chronic_conversation_says_nothing_of_the_destination() {
 }
 
 #[test]
-fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rate() {
+fn second_throttle_among_deliveries_is_the_conversations_own_and_restores_the_rate() {
     let mut suspects = suspects();
     assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 0).signal, THROTTLED);
     suspects.record_rate_cut(&1, 9.0, 7.0);
@@ -105,7 +105,7 @@ fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rat
 }
 
 #[test]
-fn one_throttle_that_is_a_conversations_own_acquits_the_run_that_it_is_part_of() {
+fn own_throttle_of_a_conversation_undoes_the_rate_cuts_of_its_run() {
     let mut suspects = suspects();
     for (conversation, before, after) in [(1, 9.0, 7.0), (2, 7.0, 5.0), (3, 5.0, 4.0)] {
         assert_eq!(attempt(&mut suspects, conversation, &throttled(), false, 0).signal, THROTTLED);
@@ -167,7 +167,7 @@ fn probe_fails_for_the_destination_and_an_attempt_beside_it_for_itself() {
 }
 
 #[test]
-fn oldest_suspect_is_forgotten_first() {
+fn oldest_suspect_is_removed_first() {
     let mut suspects = suspects();
     for conversation in 0..=u32::try_from(SUSPECTS_MAX).unwrap() {
         attempt(&mut suspects, conversation, &failed(), false, u64::from(conversation));
@@ -420,7 +420,7 @@ fn scene(seed: u64, most: usize) -> Scene {
 }
 
 #[test]
-fn healthy_message_never_waits_for_sick_conversations() {
+fn healthy_message_never_waits_for_failing_conversations() {
     for seed in 0..1000 {
         let scene = scene(seed, 8);
         let with = play(&scene);

@@ -47,7 +47,7 @@ def post(port, body):
     [["python3", EXAMPLES / "deployment/bot.py"], pytest.param(["node", EXAMPLES / "statefulset/bot.mjs"], marks=pytest.mark.needs("node"))],
     ids=["python", "node"],
 )
-def test_a_bot_connects_types_answers_says_farewell_and_leaves(program, relay, simulator, started):
+def test_bot_connects_types_answers_and_disconnects(program, relay, simulator, started):
     port = free_port()
     bot = started(*program, RELAY_SOCKET=relay.socket, PORT=str(port))
     assert bot.stdout.readline() == f"listening on {port}\n"
@@ -65,7 +65,7 @@ def test_a_bot_connects_types_answers_says_farewell_and_leaves(program, relay, s
     assert relay.stop() == 0
 
 
-def test_a_job_is_complete_when_all_is_delivered_and_says_nothing_twice(relay, simulator, started, tmp_path):
+def test_job_completes_when_all_is_delivered_and_sends_nothing_twice(relay, simulator, started, tmp_path):
     chats = [{"ContactId": f"contact-{n}", "ConnectionToken": f"canary-{n}", "Text": f"notice {n}"} for n in range(25)]
     (tmp_path / "chats.ndjson").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     env = {"RELAY_SOCKET": relay.socket, "CHATS": str(tmp_path / "chats.ndjson")}
@@ -76,7 +76,7 @@ def test_a_job_is_complete_when_all_is_delivered_and_says_nothing_twice(relay, s
         assert sorted(line["ClientToken"] for line in simulator.ledger()) == sorted(f"contact-{n}-notice" for n in range(25))
 
 
-def test_a_job_whose_line_is_refused_fails(relay, started, tmp_path):
+def test_job_with_a_rejected_line_fails(relay, started, tmp_path):
     (tmp_path / "chats.ndjson").write_text(json.dumps({"ContactId": "c", "ConnectionToken": "canary", "Text": "x" * 1025}) + "\n")
     job = started("python3", EXAMPLES / "job/job.py", RELAY_SOCKET=relay.socket, CHATS=str(tmp_path / "chats.ndjson"))
     assert job.wait(timeout=60) == 1

@@ -50,7 +50,7 @@ def caged(cage):
 
 @pytest.mark.needs(KUBECTL, ROOT_USER)
 @pytest.mark.parametrize("what", FILLS)
-def test_a_full_queue_and_its_delivery_leave_the_relay_within_the_containers_limit(caged, cage, limit, capsys, what):
+def test_full_queue_and_its_delivery_keep_the_relay_within_the_containers_memory_limit(caged, cage, limit, capsys, what):
     message, ends = FILLS[what]
     queued = fill(caged, *message, ends)
     full = peak(caged.process.pid)

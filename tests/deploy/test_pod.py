@@ -76,7 +76,7 @@ def play(image, tmp_path):
         print(podman("logs", "--tail", "15", container, check=False))
 
 
-def test_what_a_pod_leaves_behind_is_delivered_by_the_next_one_on_its_volume(play, tmp_path):
+def test_messages_of_a_deleted_pod_are_delivered_by_the_next_one_on_its_volume(play, tmp_path):
     def delivered():
         ledger = tmp_path / "ledger"
         text = ledger.read_text() if ledger.exists() else ""

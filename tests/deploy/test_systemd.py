@@ -27,7 +27,7 @@ def unit(tmp_path):
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_systemd_has_nothing_to_say_about_the_unit(unit):
+def test_systemd_finds_no_fault_in_the_unit(unit):
     done = run("systemd-analyze", "verify", unit)
     assert (done.returncode, done.stderr) == (0, "")
     unit.write_text(unit.read_text().replace("RestartSec=", "RestartSecs="))
@@ -35,7 +35,7 @@ def test_systemd_has_nothing_to_say_about_the_unit(unit):
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_the_sandbox_is_tight(unit):
+def test_sandbox_exposure_is_low(unit):
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit)
     assert done.returncode == 0, done.stdout
     level = re.search(r"Overall exposure level for \S+ ([\d.]+)", done.stdout.replace(":", ""))
@@ -88,7 +88,7 @@ def send(machine, text, *properties):
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)
-def test_under_systemd_bots_are_served_and_the_relay_is_watched_and_its_exit_codes_are_understood(machine):
+def test_systemd_starts_watches_and_stops_the_relay(machine):
     assert show(machine, "ActiveState") == {"ActiveState": "active"}, "READY was heard"
     assert json.loads(send(machine, "hello", "-p", "SupplementaryGroups=connect-bots"))["State"] == "QUEUED"
     assert "this user may not" in send(machine, "hello"), "who is not of the bots' group is kept out"

@@ -30,7 +30,7 @@ def relay(simulator, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.needs("mkfs.ext4", "fsfreeze", ROOT_USER)
-def test_a_commit_that_hangs_silences_the_watchdog_and_one_that_goes_on_wakes_it(relay, simulator, monkeypatch):
+def test_hung_commit_stops_watchdog_notifications_until_it_continues(relay, simulator, monkeypatch):
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(relay.folder / "notify"))
     manager.settimeout(PATIENCE)

@@ -57,7 +57,7 @@ def caged(cage, shared, upstreams):
     ("batches whose replies nobody reads", 200),
     ("transcripts that nobody reads", 100),
 ])  # fmt: skip
-def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage, capsys, what, wanted):
+def test_flood_keeps_the_relay_within_64_mib_and_others_are_answered(caged, cage, capsys, what, wanted):
     work = {"connections": connections, "bytes": bodies, "batches": deaf_batches, "transcripts": deaf_transcripts}[what.split()[0]]
     done = multiprocessing.Value("q", 0)
     bot = Neighbour(VICTIM, answered, caged)

@@ -110,7 +110,7 @@ def bodiless(asked, said, length):
 
 
 @pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_spoilt_requests_are_answered_or_hung_up_on(relays, simulators, seed, door, pytestconfig):
+def test_malformed_requests_get_a_reply_or_a_closed_connection(relays, simulators, seed, door, pytestconfig):
     cases = CASES * (20 if pytestconfig.getoption("--long") else 1)
     simulator = simulators("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "0ms", "--jitter", "0ms")
     relay = relays(

@@ -67,21 +67,21 @@ def untouched():
 
 @pytest.mark.parametrize("door", ["unix", "tcp"])
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_a_head_that_means_two_things_is_refused_and_ends_the_connection(untouched, name, door):
+def test_ambiguous_head_is_refused_and_closes_the_connection(untouched, name, door):
     answer = told(untouched, AMBIGUOUS[name] + HIDDEN, door)
     assert answer.startswith(b"HTTP/1.") and b" 400 " in answer.splitlines()[0], answer[:200]
     assert answer.count(b"HTTP/1.") == 1 and queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("name", CHUNKS)
-def test_chunks_that_end_in_two_places_are_refused_and_end_the_connection(untouched, name):
+def test_ambiguous_chunks_are_refused_and_close_the_connection(untouched, name):
     answer = told(untouched, POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[name] + HIDDEN)
     assert answer.count(b"HTTP/1.") <= 1 and (not answer or b" 400 " in answer.splitlines()[0]), answer[:200]
     assert queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 3\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nContent-Length: 3"])
-def test_beside_an_encoding_a_length_does_not_count_and_the_connection_ends(stranded, lengths):
+def test_content_length_beside_a_transfer_encoding_is_ignored_and_closes_the_connection(stranded, lengths):
     """RFC 9112, 6.1 and 6.3."""
     answer = told(stranded, POST + lengths + b"\r\n\r\n" + CHUNKED + HIDDEN)
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")] == [b"", b"202"]
@@ -113,7 +113,7 @@ STALLS = {
 
 
 @pytest.mark.parametrize("name", STALLS)
-def test_who_stalls_is_ended_and_keeps_nobody_waiting(relays, name):
+def test_stalled_client_is_closed_and_delays_no_other(relays, name):
     """All places of the Unix socket, by one user: the next one is served, and in the end all of them are closed."""
     relay = relays(DOWN, ingress__connections_max=16, **{key.replace(".", "__"): value for key, value in SHORT.items()})
     with contextlib.ExitStack() as streams:
@@ -147,7 +147,7 @@ def attempt(relay, door):
         return asked(relay, "GET", "/participant/queue", door=door)
 
 
-def test_who_drips_is_ended_all_the_same(relays):
+def test_client_that_sends_byte_by_byte_is_closed(relays):
     """A byte at a time is progress, and no way to stay."""
     relay = relays(DOWN, ingress__request_timeout="500ms")
     for head, drop in ((b"GET /participant/queue HTTP/1.1\r\n", b"A: b\r\n"), (POST + b"Content-Length: 100000\r\n\r\n", b" ")):
@@ -168,7 +168,7 @@ def dripped(stream, drop):
         return False
 
 
-def test_who_never_reads_is_ended(relays):
+def test_client_that_never_reads_is_closed(relays):
     """Batches of which nobody takes the replies: each keeps its share of the bodies until it is cut, and only its own user's."""
     relay = relays(DOWN, ingress__idle_timeout="1s", ingress__bodies_bytes_max="4MiB")
     body = b"{}" + b" " * 62 + b"\n"
@@ -191,14 +191,14 @@ def closed(stream):
     return False
 
 
-def test_lines_that_are_no_messages_do_not_make_a_reply_many_times_the_body(stranded):
+def test_invalid_lines_do_not_make_a_reply_many_times_the_body(stranded):
     reply = curl(stranded, "/participant/messages", b"x\n" * (1 << 18))
     assert reply.status == 400 and "262144 lines in 524288 bytes, at most 12288" in reply.json["Message"]
     reply = curl(stranded, "/participant/messages", b"x\n" * 64)
     assert reply.status == 200 and len(reply.lines) == 64
 
 
-def test_a_long_pipeline_is_answered_in_order_to_who_reads_it(stranded):
+def test_long_pipeline_is_answered_in_order(stranded):
     one = request("GET", "/participant/queue")
     last = request("GET", "/participant/queue", ["Connection: close"])
     with dial(stranded) as stream:
@@ -206,7 +206,7 @@ def test_a_long_pipeline_is_answered_in_order_to_who_reads_it(stranded):
         assert received(stream).count(b"HTTP/1.1 200 OK") == 201
 
 
-def test_a_pipeline_whose_replies_nobody_reads_stops_being_read(relays):
+def test_pipeline_without_a_reader_is_not_read_any_further(relays):
     """Its requests stay in the client's own buffers; the relay takes no more than one at a time."""
     relay = relays(DOWN, ingress__idle_timeout="1s")
     with dial(relay) as stream:

@@ -59,7 +59,7 @@ class Echo:
         return None
 
 
-def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
+def test_planted_tokens_and_texts_are_found_nowhere(relays, upstreams, key_file):
     echo = Echo()
     upstream = upstreams(echo)
     relay = relays(
@@ -133,7 +133,7 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
     assert_nowhere(private / "queue")
 
 
-def test_the_search_finds_what_is_there(relays):
+def test_search_finds_an_existing_text(relays):
     """Without keys texts and tokens are on disk as they are, in the journal first: the search above would find them."""
     relay = relays(DOWN)
     send(relay, TOKEN, TEXT, "c-0")
@@ -142,7 +142,7 @@ def test_the_search_finds_what_is_there(relays):
         assert_nowhere(relay.folder / "private/queue")
 
 
-def test_an_echoed_token_is_scrubbed_from_what_a_waiting_bot_is_told(relays, upstreams):
+def test_echoed_token_is_redacted_in_the_reply_to_a_waiting_bot(relays, upstreams):
     relay = relays(upstreams(Echo()).url)
     reply = send(relay, TOKEN, TEXT, "c", headers=["Prefer: wait=20"])
     assert_error(reply, 400, "ValidationException", "you said token [token], [token]", own=False)

@@ -25,7 +25,7 @@ DOWN = "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("control", ["{bots}/control.sock", "{bots}/../bots/control.sock", "{link}/control.sock"])
-def test_the_control_socket_refuses_to_lie_where_bots_can_reach_it(tmp_path, control):
+def test_control_socket_in_the_bots_folder_is_refused(tmp_path, control):
     bots, link = tmp_path / "bots", tmp_path / "link"
     bots.mkdir()
     link.symlink_to(bots)
@@ -42,20 +42,20 @@ def test_the_control_socket_refuses_to_lie_where_bots_can_reach_it(tmp_path, con
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8480", "[::]:8480", "10.0.0.1:8480", "[::ffff:10.0.0.1]:8480", "[2001:db8::1]:8480"])
-def test_a_port_for_others_than_this_machine_is_refused(tmp_path, address):
+def test_bots_port_on_a_non_loopback_address_is_refused(tmp_path, address):
     done = command("run", "--dir", tmp_path / "relay", settings={"sender.endpoint": DOWN, "ingress.tcp": address})
     assert done.returncode == 78 and "ingress.tcp" in done.stderr and "loopback" in done.stderr, done.stderr
     assert not (tmp_path / "relay").exists()
 
 
 @pytest.mark.parametrize("lists", [{"ingress.allow_uids": "1000"}, {"ingress.allow_gids": "1000"}])
-def test_a_port_beside_a_list_of_users_is_refused(tmp_path, lists):
+def test_bots_port_beside_an_access_list_is_refused(tmp_path, lists):
     settings = {"sender.endpoint": DOWN, "ingress.tcp": f"127.0.0.1:{free_port()}", **lists}
     done = command("run", "--dir", tmp_path / "relay", settings=settings)
     assert done.returncode == 78 and "TCP has no peer credentials" in done.stderr, done.stderr
 
 
-def test_no_socket_is_ever_wider_than_its_mode(tmp_path):
+def test_no_socket_ever_has_more_permissions_than_its_mode(tmp_path):
     """Under the widest umask there is: each socket is bound in its place, gets its mode, and only then listens. Before it
     listens, the kernel refuses every connection."""
     if not shutil.which("strace"):
@@ -92,7 +92,7 @@ def test_the_kernel_knows_each_socket_by_its_path(relays):
 
 
 @pytest.mark.parametrize("lost", ["socket", "lock", "folder"])
-def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays, tmp_path, lost):
+def test_vanished_socket_is_bound_again_and_connections_continue(relays, tmp_path, lost):
     socket_path = tmp_path / "run/bots/relay.sock"
     relay = relays(DOWN, start=False, ingress__socket=socket_path)
     # --dir would win over it.
@@ -121,7 +121,7 @@ def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays,
 
 
 @pytest.mark.parametrize("kind", ["file", "socket", "folder"])
-def test_what_stands_at_the_path_of_the_socket_is_left_alone(relays, kind):
+def test_other_file_at_the_path_of_the_socket_is_left_alone(relays, kind):
     relay = relays(DOWN)
     path = Path(relay.socket)
     path.unlink()
@@ -142,7 +142,7 @@ def test_what_stands_at_the_path_of_the_socket_is_left_alone(relays, kind):
     assert relay.stop() == 0 and path.lstat().st_ino == inode
 
 
-def test_the_operators_socket_is_made_anew_too(relays):
+def test_vanished_control_socket_is_bound_again(relays):
     relay = relays(DOWN)
     control = relay.folder / "private/control.sock"
     control.unlink()
@@ -152,7 +152,7 @@ def test_the_operators_socket_is_made_anew_too(relays):
     assert control.stat().st_mode & 0o777 == 0o600
 
 
-def test_what_a_killed_relay_leaves_is_replaced_by_one_of_two_that_start(relays):
+def test_stale_socket_is_replaced_by_one_of_two_starting_relays(relays):
     relay = relays(DOWN)
     relay.kill()
     assert Path(relay.socket).exists() and Path(relay.socket + ".lock").exists()
@@ -198,7 +198,7 @@ def test_check_and_run_agree_on_every_length_of_a_path(relays, key, length):
         shutil.rmtree(root)
 
 
-def test_a_burst_of_connections_to_the_port_is_taken_whole(relays):
+def test_burst_of_connections_to_the_port_is_accepted_completely(relays):
     """None has to send its SYN again, which it would after a second: all wait in the kernel at once."""
     relay = relays(DOWN)
     port = int(relay.url.rsplit(":", 1)[1])
@@ -272,7 +272,7 @@ def asked(stream):
     return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_under_the_widest_umask_folders_and_files_are_still_the_owners(relays):
+def test_files_and_folders_are_private_under_the_widest_umask(relays):
     old = os.umask(0)
     try:
         relay = relays(DOWN)

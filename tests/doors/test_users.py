@@ -38,7 +38,7 @@ def ask_whether(relay, uid, **who):
     (dict(uid=NEIGHBOUR, gid=62001, groups=[VICTIM]), False),
     (dict(uid=0, gid=0), False),
 ], ids=["the user", "another user", "the group", "a supplementary group", "other groups", "root"])
-def test_only_listed_users_and_groups_get_in(shared, who, allowed):
+def test_only_listed_users_and_groups_can_submit(shared, who, allowed):
     relay = shared(DOWN, tcp=False, ingress__allow_uids=VICTIM, ingress__allow_gids=62000)
     reply = say(relay, token="canary-token", content="canary", client_token="c", **who)
     if allowed:
@@ -100,7 +100,7 @@ class Chats:
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["under a key", "without a key"])
 @pytest.mark.parametrize("thief", [NEIGHBOUR, VICTIM], ids=["another user", "a bot of the same user"])
-def test_queued_text_cannot_be_pulled_into_a_strangers_chat(shared, upstreams, keyed, thief):
+def test_queued_text_cannot_be_redirected_to_a_chat_of_another_user(shared, upstreams, keyed, thief):
     """The victim's token has expired, and its text is held. The thief has a chat of its own, knows the victim's key and
     its ClientToken, and tries every way by which a renewed token takes over what is queued."""
     upstream = upstreams(Chats())

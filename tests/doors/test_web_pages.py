@@ -32,7 +32,7 @@ def relay(upstream):
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_no_preflight_gets_leave(relay, upstream, path, door):
+def test_preflight_requests_are_refused(relay, upstream, path, door):
     headers = [PAGE, "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: x-amz-bearer"]
     for more in (headers, headers[1:]):
         reply = asked(relay, "OPTIONS", path, more, door=door)
@@ -41,7 +41,7 @@ def test_no_preflight_gets_leave(relay, upstream, path, door):
 
 
 @pytest.mark.parametrize("origin", [PAGE, "Origin: null", "Origin: http://127.0.0.1:8480"])
-def test_what_a_page_sends_without_asking_is_refused(relay, upstream, origin):
+def test_requests_of_a_page_without_preflight_are_refused(relay, upstream, origin):
     for path, body in ((MESSAGE, LINE), ("/participant/messages", LINE), ("/participant/transcript", {})):
         headers = [origin, "Content-Type: text/plain", "X-Amz-Bearer: canary-token"]
         assert_error(asked(relay, "POST", path, headers, json.dumps(body).encode(), "tcp"), 403, "RelayForbiddenException", "web page")
@@ -53,7 +53,7 @@ def test_what_a_page_sends_without_asking_is_refused(relay, upstream, origin):
     ("page.example:8480", 403), ("127.0.0.1.page.example", 403), ("10.0.0.1", 403), ("", 403), ("127.0.0.1, x", 403),
     ("127.0.0.1:8480", 200), ("localhost:8480", 200), ("[::1]:8480", 200),
 ])  # fmt: skip
-def test_a_name_that_leads_here_is_not_this_machine(relay, host, status):
+def test_foreign_host_name_that_resolves_to_loopback_is_refused(relay, host, status):
     """What a page does whose own name has come to mean 127.0.0.1."""
     reply = asked(relay, "GET", "/participant/queue", [f"Host: {host}"], door="tcp")
     assert reply.status == status

@@ -102,14 +102,14 @@ def damaged_copy(workshop, source, seed, case):
     return folder, kind.__name__
 
 
-def test_stores_as_relays_leave_them_are_sound(stores):
+def test_stores_of_stopped_relays_are_sound(stores):
     for store_seed, folder in stores:
         done = doctor("check", folder)
         assert done.returncode == 0 and "sound" in done.stdout, done.stdout
         assert in_order(of_export(store_seed, folder))
 
 
-def test_export_is_a_batch_that_a_relay_takes(stores, home, workshop):
+def test_export_is_a_batch_that_a_relay_accepts(stores, home, workshop):
     store_seed, folder = stores[0]
     lines = workshop / "lines"
     lines.write_text(doctor("export", folder).stdout)
@@ -126,7 +126,7 @@ def test_export_is_a_batch_that_a_relay_takes(stores, home, workshop):
     assert of_export(store_seed, home / "relay/private/queue") == of_export(store_seed, folder)
 
 
-def test_doctor_reads_and_repairs_what_verifies(seed, stores, workshop, times):
+def test_doctor_reads_and_repairs_valid_records(seed, stores, workshop, times):
     queued = {store_seed: set(of_export(store_seed, folder)) for store_seed, folder in stores}
     tally = defaultdict(Counter)
 
@@ -163,7 +163,7 @@ def test_doctor_reads_and_repairs_what_verifies(seed, stores, workshop, times):
     assert total["carried over"] > 0.75 * total["messages"] and total["said to be sound"] < total["cases"] / 2
 
 
-def test_relay_starts_on_damaged_stores_and_delivers_what_verifies(seed, stores, workshop, times):
+def test_relay_starts_on_damaged_stores_and_delivers_valid_records(seed, stores, workshop, times):
     queued = {store_seed: set(of_export(store_seed, folder)) for store_seed, folder in stores}
     tally = defaultdict(Counter)
 

@@ -51,7 +51,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_the_key_there_is_a_count_a_listing_and_no_copy(store, tmp_path):
+def test_without_the_key_doctor_counts_and_lists_but_copies_nothing(store, tmp_path):
     before = files(store)
     checked = doctor("check", store)
     assert checked.returncode == 0 and "sealed" in checked.stdout and "queued: 3\n" in checked.stdout
@@ -66,7 +66,7 @@ def test_without_the_key_there_is_a_count_a_listing_and_no_copy(store, tmp_path)
     assert not (tmp_path / "new").exists() and files(store) == before
 
 
-def test_with_another_key_every_command_says_so(store, tmp_path):
+def test_wrong_key_is_reported_by_every_command(store, tmp_path):
     other = key(tmp_path / "other", 2, 3)
     for args in (["check"], ["export"], ["repair", "--into", tmp_path / "new"]):
         done = doctor(args[0], store, "--key-file", other, *args[1:])
@@ -77,7 +77,7 @@ def test_with_another_key_every_command_says_so(store, tmp_path):
         assert done.returncode == 1 and str(path) in done.stderr and text in done.stderr
 
 
-def test_with_the_key_lines_go_to_another_relay_and_come_out_as_they_went_in(store, keys, tmp_path):
+def test_lines_exported_with_the_key_are_delivered_unchanged_by_another_relay(store, keys, tmp_path):
     checked = doctor("check", store, "--key-file", keys)
     assert checked.returncode == 0 and checked.stdout.endswith("\nsound\n"), checked.stdout
     exported = doctor("export", store, "--key-file", keys)
@@ -131,7 +131,7 @@ def assert_delivered(simulator):
     assert {line["ConnectionToken"] for line in ledger} == {"canary-token"}
 
 
-def test_a_record_that_its_key_does_not_open_is_told_by_name(store, keys, tmp_path):
+def test_record_that_no_key_opens_is_reported_by_name(store, keys, tmp_path):
     """Two keys: the later messages are sealed by the second, which is not given."""
     relay = Relay(DOWN, queue__key_file=key(tmp_path / "two", 2, 1), sender__lifetime="6h")
     (relay.folder / "private").mkdir(mode=0o700)
@@ -150,7 +150,7 @@ def test_a_record_that_its_key_does_not_open_is_told_by_name(store, keys, tmp_pa
         relay.remove()
 
 
-def test_a_terminal_sees_how_far_it_has_come_and_a_pipe_does_not(store, keys):
+def test_progress_is_shown_on_a_terminal_only(store, keys):
     args = [BINARY, "doctor", "check", str(store), "--key-file", str(keys)]
     ours, theirs = pty.openpty()
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs, env=environment(TERM="xterm")) as process:

@@ -27,7 +27,7 @@ def load(request, seed, recorder, tmp_path_factory):
     return Load(seed, tmp_path_factory.mktemp("load"), recorder, CHATS, LENGTH, **STORES[request.param])
 
 
-def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, times):
+def test_acknowledged_messages_are_delivered_after_any_power_cut(load, workshop, times):
     assert load.written > 50 << 20, "segments of the log are used again"
     campaign = Campaign(load, workshop)
     campaign.run(choose(load, 120 * times))
@@ -36,7 +36,7 @@ def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, 
     assert campaign.cuts >= 150 * times
 
 
-def test_no_sync_covers_two_segments_of_which_one_vouches_for_the_other(load):
+def test_no_sync_covers_two_segments_of_which_one_confirms_the_other(load):
     assert len(disk.segments_opened(load.events)) > 50
     assert not disk.vouched_too_early(load.events), f"TEST_SEED={load.seed}"
 
@@ -49,21 +49,21 @@ def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
     return campaign.faults
 
 
-def test_a_relay_without_fdatasync_is_found_out(load, workshop):
+def test_mutant_without_fdatasync_is_detected(load, workshop):
     assert found(load, workshop, mutants.no_fdatasync)
 
 
-def test_a_relay_that_syncs_no_folder_is_found_out(load, workshop):
+def test_mutant_without_folder_sync_is_detected(load, workshop):
     assert found(load, workshop, mutants.no_folder_sync)
 
 
-def test_a_relay_that_syncs_every_second_batch_is_found_out(load, workshop):
+def test_mutant_that_syncs_every_second_batch_is_detected(load, workshop):
     passed_over, said = mutants.two_batches(load.events, load.said)
     assert found(load, workshop, lambda index, _call: index in passed_over, said, passed_over)
 
 
 @pytest.mark.long
-def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, home, workshop, monkeypatch):
+def test_mutant_with_contents_in_one_row_is_detected(seed, recorder, home, workshop, monkeypatch):
     binary = build(home, {"INLINE_MAX": 1 << 20, "ROW_MAX": 2 << 20})
     monkeypatch.setattr("kit.processes.BINARY", str(binary))
     assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), workshop)

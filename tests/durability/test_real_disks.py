@@ -69,7 +69,7 @@ def ext4(home):
         volume.unmount()
 
 
-def test_an_ext4_that_is_shut_down_under_the_relay_keeps_what_was_acknowledged(seed, ext4, times):
+def test_ext4_shut_down_under_the_relay_keeps_acknowledged_messages(seed, ext4, times):
     volume, dice = ext4(256 * MIB), random.Random(f"{seed} ext4")
     acknowledged = 0
     for cut in range(6 * times):
@@ -130,7 +130,7 @@ def with_a_backlog(volume, request, **settings):
     return relay, upstream, ballast
 
 
-def test_a_start_on_a_full_disk_gives_the_ballast_up_and_what_is_queued_leaves(ext4, request):
+def test_start_on_a_full_disk_releases_the_ballast_and_delivers_queued_messages(ext4, request):
     volume = ext4(200 * MIB)
     relay, upstream, ballast = with_a_backlog(volume, request)
     relay.kill()

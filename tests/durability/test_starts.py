@@ -58,7 +58,7 @@ def failed(relay):
     return code, line["error"]
 
 
-def test_a_start_that_sled_does_not_come_back_from_ends_and_the_store_is_set_aside_after_eight(relay, left, tmp_path):
+def test_store_is_quarantined_after_eight_hung_starts(relay, left, tmp_path):
     """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
     (left / "opening").write_text("." * 7)
     run = start_on(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
@@ -85,7 +85,7 @@ def spoilt(left):
     path.write_bytes(journal)
 
 
-def test_a_damaged_store_is_left_alone_and_the_exit_code_is_1_where_that_is_wanted(relay, left):
+def test_damaged_store_is_left_alone_with_exit_code_1_if_queue_damaged_is_refuse(relay, left):
     spoilt(left)
     before = files(left)
     relay.settings["queue.damaged"] = "refuse"
@@ -101,7 +101,7 @@ def test_a_damaged_store_is_left_alone_and_the_exit_code_is_1_where_that_is_want
     assert done.returncode == 1 and "queued: 2" in done.stdout and "DAMAGED" in done.stdout, done.stdout
 
 
-def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
+def test_quarantine_is_logged_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
     spoilt(left)
     relay.start()
     [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
@@ -125,7 +125,7 @@ def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_it
     ("\x02", "none of the 1 key(s) in queue.key_file opens it"),
 ], ids=["none", "another"])
 @pytest.mark.parametrize("stamped", [True, False], ids=["", "without its stamp"])
-def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, stamped):
+def test_sealed_store_opens_only_with_its_key(relay, tmp_path, given, why, stamped):
     def keys(byte):
         path = tmp_path / "keys"
         path.write_text(base64.b64encode(byte.encode() * 32).decode() + "\n")
@@ -152,14 +152,14 @@ def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, 
     (lambda path: path.write_text("x"), "make the folder: File exists (os error 17); it is no folder"),
     (lambda path: path.symlink_to("/nowhere/at/all"), "it is a link that leads nowhere"),
 ], ids=["a file", "a link that leads nowhere"])
-def test_a_path_that_is_no_folder_is_named(relay, make, why):
+def test_queue_path_that_is_not_a_folder_is_reported(relay, make, why):
     (relay.folder / "private").mkdir(mode=0o700)
     make(relay.folder / "private/queue")
     code, said = failed(relay)
     assert code == 1 and said.endswith(why), said
 
 
-def test_a_folder_of_somebody_elses_is_named(relay, left):
+def test_queue_folder_of_another_user_is_reported(relay, left):
     """Started as another user, who may come that far."""
     if os.geteuid() != 0:
         pytest.skip("NOT RUN: needs root")
@@ -179,7 +179,7 @@ def command_as(user, folder):
         )  # fmt: skip
 
 
-def test_a_clock_that_went_back_a_year_expires_nothing_and_a_repeat_is_one(relay, left, tmp_path):
+def test_clock_set_back_a_year_expires_nothing_and_repeats_are_recognised(relay, left, tmp_path):
     back = before(tmp_path, """int clock_gettime(clockid_t which, struct timespec *time) {
         int failed = syscall(SYS_clock_gettime, which, time);
         if (which == CLOCK_REALTIME) time->tv_sec -= 365 * 86400;

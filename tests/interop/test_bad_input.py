@@ -208,7 +208,7 @@ def test_header(relay, name):
     assert_error(curl(relay, MESSAGE, GOOD, headers), 400, "ValidationException", *words)
 
 
-def test_token_that_renews_one_nobody_knows(relay):
+def test_renewal_of_an_unknown_token(relay):
     headers = [BEARER, "Relay-Replaces-Token: canary-unknown"]
     assert_error(curl(relay, MESSAGE, GOOD, headers), 403, "RelayForbiddenException")
 
@@ -220,7 +220,7 @@ def test_body_over_the_limit(relay, extra):
     assert_error(reply, 413, "ValidationException", "ingress.body_bytes_max")
 
 
-def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(relay):
+def test_too_large_body_with_expect_continue_is_refused_before_it_is_sent(relay):
     with dial(relay, "unix") as stream:
         stream.sendall(POST + b"X-Amz-Bearer: t\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
         answer = stream.recv(65536)
@@ -228,7 +228,7 @@ def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("POST", "/status", 405), ("POST", MESSAGE, 404)])
-def test_control_refuses_what_it_does_not_know(relay, method, path, status):
+def test_operators_api_refuses_unknown_requests(relay, method, path, status):
     [control] = [path for path in relay.folder.rglob("control.sock")]
     reply = curl(SimpleNamespace(socket=str(control)), path, method=method)
     assert reply.status == status and reply.json["Error"].startswith("connect-relay: ")
@@ -288,7 +288,7 @@ def test_state_of_an_impossible_client_token(relay, path, word):
     assert_error(curl(relay, f"{MESSAGE}/{path}", headers=[BEARER]), 400, "ValidationException", "ClientToken", word)
 
 
-def test_state_of_what_nobody_knows(relay):
+def test_state_of_an_unknown_message(relay):
     for headers in ([BEARER], ["X-Amz-Bearer: canary-other"]):
         reply = curl(relay, f"{MESSAGE}/unknown", headers=headers)
         assert_error(reply, 404, "ResourceNotFoundException")
@@ -315,7 +315,7 @@ def test_state_without_a_token(relay):
 
 @pytest.mark.parametrize("door", ["unix", "tcp"])
 @pytest.mark.parametrize("name", RAW)
-def test_what_is_no_request_gets_a_bare_status_and_the_end(relay, name, door):
+def test_malformed_request_gets_a_bare_status_and_closes_the_connection(relay, name, door):
     sent, status = RAW[name]
     with dial(relay, door) as stream:
         try:
@@ -344,21 +344,21 @@ def test_bad_chunks(relay):
     b"POST /participant/message HTTP/1.1\r\nHost:",
     b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: canary\r\nContent-Length: 100\r\n\r\n{\"ContentType\"",
 ], ids=["in its head", "in its body"])
-def test_a_request_that_never_ends_is_ended(relay, sent):
+def test_incomplete_request_times_out(relay, sent):
     with dial(relay, "unix") as stream:
         stream.sendall(sent)
         answer = received(stream)  # returns when the relay closes: request_timeout is 2 s
         assert answer == b"" or b" 408 " in answer.splitlines()[0] or b" 400 " in answer.splitlines()[0]
 
 
-def test_hanging_up_in_the_middle_of_a_body_leaves_nothing(relay):
+def test_disconnect_within_a_body_stores_nothing(relay):
     with dial(relay, "unix") as stream:
         body = json.dumps(GOOD).encode()
         head = f"POST {MESSAGE} HTTP/1.1\r\nHost: x\r\n{BEARER}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         stream.sendall(head + body[:-1])
 
 
-def test_two_requests_in_one_packet_are_two_answers(relay):
+def test_two_requests_in_one_packet_get_two_replies(relay):
     request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
     last = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with dial(relay, "unix") as stream:
@@ -376,7 +376,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("path", ENCODED)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "aws-chunked", "identity, zstd"])
-def test_an_encoded_body_is_refused_by_its_name(relay, path, encoding):
+def test_error_about_an_encoded_body_names_the_encoding(relay, path, encoding):
     before = relay.metrics()['messages_rejected_total{reason="invalid"}']
     body = gzip.compress(json.dumps(ENCODED[path]).encode())
     headers = [BEARER, f"Content-Encoding: {encoding}"]
@@ -385,6 +385,6 @@ def test_an_encoded_body_is_refused_by_its_name(relay, path, encoding):
     assert relay.metrics()['messages_rejected_total{reason="invalid"}'] == before + 1
 
 
-def test_an_identity_encoding_is_none(relay):
+def test_identity_encoding_is_accepted(relay):
     for encoding in ("identity", "Identity"):
         assert send(relay, TOKEN, "canary", "kept", headers=[f"Content-Encoding: {encoding}"]).status == 202

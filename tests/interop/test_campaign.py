@@ -203,7 +203,7 @@ def killed(run):
     run.audit()
 
 
-def test_kill_9_at_any_moment_changes_nothing_in_that(relays, simulators, seed):
+def test_kill_9_at_any_moment_loses_and_repeats_nothing(relays, simulators, seed):
     killed(campaign(relays, simulators, seed, 200, 50))
 
 
@@ -215,5 +215,5 @@ def test_every_acknowledged_message_arrives_once_and_in_order_at_the_true_rate(r
 
 
 @pytest.mark.long
-def test_kill_9_changes_nothing_at_the_true_rate(relays, simulators, seed):
+def test_kill_9_loses_and_repeats_nothing_at_the_true_rate(relays, simulators, seed):
     killed(campaign(relays, simulators, seed, 10, 15, patience=1800))

@@ -38,7 +38,7 @@ def sick():
     "kinds",
     [("500", "500"), ("503", "503", "503"), ("429",), ("429", "429"), ("never", "never", "never"), ("500", "429", "never")],
 )
-def test_healthy_conversations_do_not_wait_for_sick_ones(relays, upstreams, sick, kinds):
+def test_healthy_conversations_do_not_wait_for_failing_ones(relays, upstreams, sick, kinds):
     upstream = upstreams(sick)
     relay = relays(upstream.url, sender__probe_max=f"{PROBE_MAX:g}s", sender__rate_min="1", sender__attempt_timeout="2s")
     for number, kind in enumerate(kinds):
@@ -55,7 +55,7 @@ def test_healthy_conversations_do_not_wait_for_sick_ones(relays, upstreams, sick
     assert relay.get("/livez")[0] == 200
 
 
-def test_retry_hint_of_a_sick_conversation_delays_no_other(relays, upstreams, sick):
+def test_retry_hint_of_a_failing_conversation_delays_no_other(relays, upstreams, sick):
     upstream = upstreams(sick)
     relay = relays(upstream.url, sender__probe_max=f"{PROBE_MAX:g}s", sender__retry_hint_max="60s")
     assert send(relay, "canary-sick-503-hint", "canary", "sick").status == 202
@@ -93,7 +93,7 @@ def test_outage_makes_no_message_poison(relays, upstreams):
     assert relay.metrics()["messages_delivered_total"] == 4 and not relay.lines("dead")
 
 
-def test_first_request_of_a_cold_relay_that_is_throttled_is_tried_again_soon(relays, upstreams):
+def test_throttled_first_request_of_a_new_relay_is_retried_soon(relays, upstreams):
     answers = [error(429, "ThrottlingException")]
     upstream = upstreams(lambda _: answers.pop() if answers else None)
     relay = relays(upstream.url)

@@ -93,7 +93,7 @@ def check(relay):
     return series
 
 
-def test_every_name_is_there_from_the_first_scrape_with_its_closed_labels(relays, upstream):
+def test_every_metric_and_label_exists_from_the_first_scrape(relays, upstream):
     relay = relays(upstream.url, sender__region="eu-west-2", sender__connect_instance="my-instance")
     series = check(relay)
     [info] = series["connect_relay_info"]
@@ -103,7 +103,7 @@ def test_every_name_is_there_from_the_first_scrape_with_its_closed_labels(relays
     assert any(name.startswith("process_") for name in series)
 
 
-def test_what_happens_is_counted_and_no_token_or_content_shows(relays, upstreams):
+def test_events_are_counted_and_metrics_contain_no_token_or_contents(relays, upstreams):
     def script(request):
         content = request.json["Content"]
         if "denied" in content:
@@ -147,7 +147,7 @@ def test_what_happens_is_counted_and_no_token_or_content_shows(relays, upstreams
     assert [line["event"] for line in relay.lines("accepted")] == ["accepted"] * 3
 
 
-def test_an_outage_and_a_stuck_queue_show(relays, upstreams):
+def test_metrics_show_an_outage_and_a_stuck_queue(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -173,7 +173,7 @@ def test_a_reply_that_never_came_counts_as_unknown(relays, upstreams):
     assert look(relay, "canary-1", "mine").json["State"] == "DELIVERED"
 
 
-def test_the_admin_port_is_read_only_and_shows_no_more(relay):
+def test_admin_port_is_read_only_and_has_no_other_page(relay):
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
     for path in ("/", "/status", "/messages", "/participant/queue"):
         assert relay.get(path)[0] == 404

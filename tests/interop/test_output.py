@@ -58,7 +58,7 @@ def test_output_that_cannot_be_written_is_a_failure(run, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_reader_that_has_left_is_no_failure_and_nothing_is_said_of_it(run, name):
+def test_closed_output_pipe_is_no_failure_and_prints_nothing(run, name):
     reader, writer = os.pipe()
     os.close(reader)
     code, said = run(name, writer)
@@ -66,7 +66,7 @@ def test_a_reader_that_has_left_is_no_failure_and_nothing_is_said_of_it(run, nam
     assert code == 0 and "roken pipe" not in said and "panicked" not in said, said
 
 
-def test_dropped_log_lines_are_counted_and_said_while_the_relay_runs(relays):
+def test_dropped_log_lines_are_counted_and_logged_while_the_relay_runs(relays):
     relay = relays("http://127.0.0.1:9", start=False, queue__messages_max=20000, ingress__batch_bytes_max="4MiB")
     os.mkfifo(relay.log_path)
     pipe = os.open(relay.log_path, os.O_RDONLY | os.O_NONBLOCK)

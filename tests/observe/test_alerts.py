@@ -58,7 +58,7 @@ def flipped(folder):
     path.write_bytes(journal)
 
 
-def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
+def test_each_induced_fault_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
     fast = ("--rate", 100, "--burst", 100)
     denied = [option for number in range(6) for option in ("--deny", f"canary-denied-{number}")]
     outage = Scene("outage", relays, simulators, *fast, queue__messages_max=60, sender__quota_rate=20)

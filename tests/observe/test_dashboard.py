@@ -18,7 +18,7 @@ def resolved(expression):
     return expression
 
 
-def test_it_is_well_formed_for_import():
+def test_dashboard_is_well_formed_for_import():
     assert DASHBOARD["title"] and DASHBOARD["uid"] and DASHBOARD["schemaVersion"] >= 36
     assert "id" not in DASHBOARD, "an id belongs to one Grafana"
     names = {variable["name"]: variable["type"] for variable in DASHBOARD["templating"]["list"]}

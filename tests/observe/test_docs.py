@@ -61,7 +61,7 @@ def test_what_the_worked_example_says_of_the_other_ends(relays, upstreams):
     assert all(f"`{line['event']}`" in table for line in lines)
 
 
-def test_the_wrapped_rules_are_the_rules():
+def test_prometheusrule_equals_the_rules():
     made = yaml.safe_load((ROOT / "deploy/kubernetes/monitor/prometheusrule.yaml").read_text())
     assert made["kind"] == "PrometheusRule" and made["spec"] == yaml.safe_load(RULES.read_text())
 
@@ -74,7 +74,7 @@ def found_by(query):
     return [json.loads(line) for line in output(query).splitlines()]
 
 
-def test_seven_tenths_of_the_quota_go_through_without_a_throttle(relays, simulators, loads):
+def test_seven_tenths_of_the_quota_cause_no_throttle(relays, simulators, loads):
     chats = section("docs/operations.md", "## How many chats")
     assert "0.7 × quota × 60 ÷ messages per chat and minute" in chats and "/ 0.7" in RULES.read_text()
     assert round(0.7 * 10 * 60 / 6) == 70 and round(200 * 6 / 60 / 0.7, 1) == 28.6  # the document's figures

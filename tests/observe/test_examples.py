@@ -57,7 +57,7 @@ def test_curl(scene):
     assert arrived() == TWO[:1]
 
 
-def test_curl_fails_and_says_why(scene):
+def test_curl_example_reports_a_failure(scene):
     relay, _ = scene
     with pytest.raises(AssertionError, match="ingress.content_chars_max.plain"):
         run(EXAMPLES / "curl.sh", "x" * 1025, "long-1", relay=relay)

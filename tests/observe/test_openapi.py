@@ -262,7 +262,7 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simu
     assert statuses(CONTROL) == seen | elsewhere
 
 
-def test_the_operators_door_does_nothing_else(relay):
+def test_operators_api_has_no_other_route(relay):
     door = Door(relay, set(), CONTROL, control_socket(relay))
     for method, path, status in [("GET", "/", 404), ("GET", "/messages/", 404), ("GET", "/redrive", 405), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
         assert door.session.request(method, "http://relay" + path).status_code == status
@@ -329,13 +329,13 @@ def throw(schema, socket_path, long, leave_out=()):
     return thrown
 
 
-def test_no_request_to_the_bots_door_gets_a_reply_that_is_not_said(fuzzed, request):
+def test_bots_api_gives_only_documented_replies(fuzzed, request):
     thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"))
     assert sum(thrown.values()) > 300 and ("POST /participant/message", 202) in thrown
     assert all(status < 500 for _, status in thrown)
 
 
-def test_no_request_to_the_operators_door_gets_a_reply_that_is_not_said(fuzzed, request):
+def test_operators_api_gives_only_documented_replies(fuzzed, request):
     # One that is drained is gone.
     thrown = throw(CONTROL, control_socket(fuzzed), request.config.getoption("--long"), leave_out={"/drain"})
     assert set(thrown) == {

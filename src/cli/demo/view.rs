@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn rate_is_what_the_remembered_span_brought() {
+    fn rate_is_the_deliveries_of_the_last_samples() {
         assert!(rate(&VecDeque::new()).abs() < 1e-9);
         let recent = VecDeque::from([sample(1000, 9, 1, accepted(10)), sample(3000, 90, 1, accepted(50))]);
         assert!((rate(&recent) - 20.0).abs() < 1e-9);
     }
 
     #[test]
-    fn sentence_follows_what_has_just_happened() {
+    fn sentence_describes_the_last_event() {
         let quiet = sample(0, 10, 3, accepted(5));
         let says = |counts: Counts, millis| explain(&VecDeque::from([quiet, sample(millis, 10, 3, counts)]));
         assert!(says(Counts { throttled: 1, ..accepted(5) }, 1000).starts_with("Connect throttles"));
