@@ -1,4 +1,4 @@
-"""The example bots of deploy/kubernetes, run as they are against a relay and a simulated Connect."""
+"""The example bots of deploy/kubernetes, run unchanged against a relay and a simulated Connect."""
 
 import json
 import subprocess
@@ -14,13 +14,13 @@ EXAMPLES = KUBERNETES / "examples"
 
 @pytest.fixture
 def relay(simulator, relays):
-    """A relay in front of the simulator; its bots reach it by the socket alone."""
+    """A relay in front of the simulator; bots can use only its socket."""
     return relays(simulator.url, tcp=False)
 
 
 @pytest.fixture
 def started():
-    """Starts programs; ends those that are left."""
+    """Starts programs; ends the remaining ones."""
     processes = []
 
     def start(*command, **env):
@@ -54,7 +54,7 @@ def test_bot_connects_types_answers_and_disconnects(program, relay, simulator, s
     for contact in ("contact-1", "contact-2"):
         assert post(port, {"ContactId": contact, "ParticipantToken": f"canary-{contact}"}) == 200
     bot.terminate()
-    assert bot.wait(timeout=30) == 0, "it ends when it is told to"
+    assert bot.wait(timeout=30) == 0, "it ends on request"
     relay.until_empty()
     by_chat = {}
     for line in simulator.ledger():
@@ -72,7 +72,7 @@ def test_job_completes_when_all_is_delivered_and_sends_nothing_twice(relay, simu
     for _ in range(2):
         job = started("python3", EXAMPLES / "job/job.py", **env)
         assert job.wait(timeout=120) == 0
-        # No waiting here: complete means delivered.
+        # No wait here: a complete job means that all is delivered.
         assert sorted(line["ClientToken"] for line in simulator.ledger()) == sorted(f"contact-{n}-notice" for n in range(25))
 
 

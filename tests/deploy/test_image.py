@@ -16,7 +16,7 @@ import zlib
 import pytest
 
 from kit.containers import buildah, podman
-from kit.patience import until
+from kit.wait import until
 from kit.processes import environment, free_port
 from kit.tools import ROOT, ROOT_USER, WORK, must, run
 

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: rendered by kubectl, validated against every Kubernetes it is for, and what it promises in words."""
+"""deploy/kubernetes: rendered by kubectl, validated for each supported version, and compared with its documentation."""
 
 import base64
 import copy
@@ -15,7 +15,7 @@ from kit.tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, n
 
 pytestmark = pytest.mark.needs(KUBECTL)
 
-# Native sidecars are there from 1.29 on.
+# Native sidecars exist since 1.29.
 VERSIONS = [
     version
     for version in sorted(set(map(kubernetes_validate.utils.major_minor, kubernetes_validate.utils.all_versions())))
@@ -74,7 +74,7 @@ def test_policy_checker_finds_only_the_listed_exceptions(tmp_path):
     for example in EXAMPLES:
         resources = copy.deepcopy(rendered(example))
         spec = next(one for one in resources if one["kind"] == workload(example)["kind"])["spec"]["template"]["spec"]
-        # It does not look at init containers: here the relay is a container like any other.
+        # The checker ignores init containers, so here the relay is an ordinary container.
         spec["containers"].append({key: value for key, value in spec.pop("initContainers")[0].items() if key != "restartPolicy"})
         (tmp_path / f"{example}.yaml").write_text(yaml.safe_dump_all(resources))
     done = run("checkov", "-d", tmp_path, "--framework", "kubernetes", "--skip-download", "-o", "json")
@@ -99,7 +99,7 @@ def test_relay_accepts_its_settings(example, tmp_path):
 @each_example
 def test_limits_in_the_manifests_are_consistent(example):
     spec, told = pod(example), settings(example)
-    # What the bot may take to end, before the relay is told to.
+    # The time that the bot may need before the relay is asked to stop.
     assert seconds(told["CONNECT_RELAY__SHUTDOWN__GRACE"]) + 30 <= spec["terminationGracePeriodSeconds"]
     queue = mib(told["CONNECT_RELAY__QUEUE__BYTES_MAX"])
     if example == "statefulset":
@@ -147,7 +147,7 @@ def test_only_the_sockets_mount_is_added_to_the_bot(example):
     assert mine["securityContext"]["runAsUser"] != relay(example)["securityContext"]["runAsUser"]
     added = {key for key in after if after[key] != before.get(key)} - {"containers", "volumes"}
     expected = {"initContainers", "terminationGracePeriodSeconds"}
-    # A fresh claim belongs to root: said where it is done.
+    # A new claim belongs to root; the file says so.
     assert added == (expected | {"securityContext"} if example == "statefulset" else expected)
 
 

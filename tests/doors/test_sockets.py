@@ -1,4 +1,4 @@
-"""Where the doors are, and that nobody slips in while they are being made."""
+"""Sockets and ports: their places, and no access while they are being created."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import Relay, command, free_port
 
 DOWN = "http://127.0.0.1:9"
@@ -56,7 +56,7 @@ def test_bots_port_beside_an_access_list_is_refused(tmp_path, lists):
 
 
 def test_no_socket_ever_has_more_permissions_than_its_mode(tmp_path):
-    """Under the widest umask there is: each socket is bound in its place, gets its mode, and only then listens. Before it
+    """Under the widest umask: each socket is bound at its path, gets its mode, and only then listens. Before it
     listens, the kernel refuses every connection."""
     if not shutil.which("strace"):
         pytest.skip("NOT RUN: strace is needed")
@@ -95,14 +95,14 @@ def test_the_kernel_knows_each_socket_by_its_path(relays):
 def test_vanished_socket_is_bound_again_and_connections_continue(relays, tmp_path, lost):
     socket_path = tmp_path / "run/bots/relay.sock"
     relay = relays(DOWN, start=False, ingress__socket=socket_path)
-    # --dir would win over it.
+    # --dir would override it.
     relay.settings |= {"queue.path": relay.folder / "queue", "control.socket": relay.folder / "private/control.sock"}
     relay.arguments = []
     relay.socket = str(socket_path)
     with contextlib.ExitStack() as stack:
         relay.start()
         before = stack.enter_context(connected(socket_path))
-        assert asked(before)
+        assert get_reply(before)
         if lost == "folder":
             shutil.rmtree(socket_path.parent)
         else:
@@ -110,8 +110,8 @@ def test_vanished_socket_is_bound_again_and_connections_continue(relays, tmp_pat
         if lost == "lock":
             socket_path.with_name("relay.sock.lock").unlink()
         assert relay.get("/readyz")[0] == 503 and relay.metrics()["socket_present"] == 0
-        until(socket_path.exists, "the socket is made anew", 6)
-        assert asked(before) and asked(stack.enter_context(connected(socket_path)))
+        until(socket_path.exists, "the socket is bound again", 6)
+        assert get_reply(before) and get_reply(stack.enter_context(connected(socket_path)))
         assert socket_path.stat().st_mode & 0o777 == 0o660
         assert relay.get("/readyz")[0] == 200 and relay.metrics()["socket_present"] == 1
     warned = [line for line in relay.lines() if line["level"] == "WARN" and "socket" in line["message"]]
@@ -147,7 +147,7 @@ def test_vanished_control_socket_is_bound_again(relays):
     control = relay.folder / "private/control.sock"
     control.unlink()
     assert relay.get("/readyz")[0] == 200, "bots are served"
-    until(control.exists, "the socket is made anew", 6)
+    until(control.exists, "the socket is bound again", 6)
     assert command("status", "--socket", control).returncode == 0
     assert control.stat().st_mode & 0o777 == 0o600
 
@@ -157,13 +157,13 @@ def test_stale_socket_is_replaced_by_one_of_two_starting_relays(relays):
     relay.kill()
     assert Path(relay.socket).exists() and Path(relay.socket + ".lock").exists()
     relay.start()
-    assert asked(connected(relay.socket))
+    assert get_reply(connected(relay.socket))
     second = command("run", "--config", "/dev/null", settings={
         "sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true", "ingress.socket": relay.socket,
         "queue.path": relay.folder / "other/queue", "control.socket": relay.folder / "other/control.sock",
     })
     assert second.returncode == 1 and "another process is listening there" in second.stderr, second
-    assert asked(connected(relay.socket))
+    assert get_reply(connected(relay.socket))
 
 
 @pytest.mark.parametrize("length", [99, 100, 104, 107, 108])
@@ -199,7 +199,7 @@ def test_check_and_run_agree_on_every_length_of_a_path(relays, key, length):
 
 
 def test_burst_of_connections_to_the_port_is_accepted_completely(relays):
-    """None has to send its SYN again, which it would after a second: all wait in the kernel at once."""
+    """No client has to repeat its SYN, which takes a second: all wait in the kernel at once."""
     relay = relays(DOWN)
     port = int(relay.url.rsplit(":", 1)[1])
     listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True) if shutil.which("ss") else None
@@ -217,11 +217,11 @@ def test_burst_of_connections_to_the_port_is_accepted_completely(relays):
                 waiting.register(stream, selectors.EVENT_WRITE)
             connected_ones = set()
             while len(connected_ones) < min(500, most):
-                ready = waiting.select(PATIENCE)
+                ready = waiting.select(TIMEOUT)
                 assert ready, f"{len(connected_ones)} connected"
                 for key, _ in ready:
                     assert key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-                    # How often the SYN was sent: tcpi_total_retrans.
+                    # The number of repeated SYNs: tcpi_total_retrans.
                     info = key.fileobj.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
                     assert int.from_bytes(info[100:104], sys.byteorder) == 0, "a SYN was lost"
                     connected_ones.add(key.fileobj)
@@ -231,7 +231,7 @@ def test_burst_of_connections_to_the_port_is_accepted_completely(relays):
 
 
 def without_ipv6():
-    """From here on this process cannot make an IPv6 socket: seccomp answers EAFNOSUPPORT, as a host without IPv6 does."""
+    """Makes IPv6 sockets fail in this process: seccomp returns EAFNOSUPPORT, as on a host without IPv6."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
     load, jump_if_equal, give = 0x20, 0x15, 0x06
@@ -262,12 +262,12 @@ def test_without_ipv6_the_admin_port_falls_back_to_ipv4(tmp_path):
 
 def connected(path):
     stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(PATIENCE)
+    stream.settimeout(TIMEOUT)
     stream.connect(str(path))
     return stream
 
 
-def asked(stream):
+def get_reply(stream):
     stream.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n")
     return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
 

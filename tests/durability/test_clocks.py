@@ -7,7 +7,7 @@ import pytest
 from kit import clocks
 from kit.callers import curl, look, send
 from kit.drained import start_on
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import Upstream
 
 SETTINGS = {"shutdown.grace": "2100ms", "sender.lifetime": "15m"}
@@ -28,8 +28,8 @@ class Bench:
         return self.run
 
     def control(self, path, method="GET"):
-        door = type("Door", (), {"socket": str(self.folder / "private/control.sock")})
-        reply = curl(door, path, method=method)
+        listener = type("Listener", (), {"socket": str(self.folder / "private/control.sock")})
+        reply = curl(listener, path, method=method)
         assert reply.status == 200, reply
         return reply.json
 
@@ -37,7 +37,7 @@ class Bench:
         return {line["ClientToken"]: line for line in self.control("/messages")["Messages"]}
 
     def restart(self, how):
-        """Ends the relay cleanly or not, and starts another."""
+        """Ends the relay, cleanly or not, and starts another one."""
         if how == "stop":
             assert self.run.stop() in (0, 75)
         self.run.end()

@@ -1,4 +1,4 @@
-"""`doctor` on a store with keys: what it tells to whom has them, to whom has none, and to whom has others."""
+"""`doctor` on a sealed store: with its keys, without keys, and with other keys."""
 
 import base64
 import json
@@ -103,7 +103,7 @@ def test_a_repaired_store_is_sound_and_a_relay_delivers_from_it(store, keys, tmp
     before = files(store)
     assert doctor("check", store, "--key-file", keys).returncode == 1
     simulator = Simulator("--rate", 1000, "--burst", 1000)
-    # Another key seals from now on, the old one still opens.
+    # Another key seals new records; the old one still opens the others.
     rotated = key(tmp_path / "rotated", 9, 1)
     relay = Relay(simulator.url, queue__key_file=rotated)
     try:
@@ -132,7 +132,7 @@ def assert_delivered(simulator):
 
 
 def test_record_that_no_key_opens_is_reported_by_name(store, keys, tmp_path):
-    """Two keys: the later messages are sealed by the second, which is not given."""
+    """Two keys: the later messages are sealed by the second one, which is missing."""
     relay = Relay(DOWN, queue__key_file=key(tmp_path / "two", 2, 1), sender__lifetime="6h")
     (relay.folder / "private").mkdir(mode=0o700)
     store.rename(relay.folder / "private/queue")

@@ -7,7 +7,7 @@ from kit import clocks, format3
 from kit.callers import curl
 from kit.drained import start_on
 from kit.format3 import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
-from kit.patience import until
+from kit.wait import until
 from kit.processes import free_port
 from kit.upstream import Upstream
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 class Kept:
-    """A relay on the store that was kept, which so long after it was made starts for the first time."""
+    """A relay that opens the stored format-3 folder for the first time, at a chosen later time."""
 
     def __init__(self, folder, shim, later):
         made = format3.unpack(folder)
@@ -31,8 +31,8 @@ class Kept:
         assert self.run.started(), self.run.log()
 
     def control(self, path, method="GET"):
-        door = type("Door", (), {"socket": str(self.run.folder / "private/control.sock")})
-        reply = curl(door, path, method=method)
+        listener = type("Listener", (), {"socket": str(self.run.folder / "private/control.sock")})
+        reply = curl(listener, path, method=method)
         assert reply.status == 200, reply
         return reply.json
 
@@ -63,7 +63,7 @@ def kept(home, shim):
 
 
 def by_conversation(client_tokens):
-    """In the order of each conversation."""
+    """Contents in the order of each conversation."""
     lines = {}
     for client_token in client_tokens:
         lines.setdefault(token(client_token), []).append(client_token)

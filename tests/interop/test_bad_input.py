@@ -9,7 +9,7 @@ import pytest
 
 from kit.callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
 from kit.processes import Relay
-from kit.raw import dial, received
+from kit.raw_http import dial, received
 
 TOKEN = "canary-token"
 BEARER = f"X-Amz-Bearer: {TOKEN}"
@@ -21,7 +21,7 @@ def without(member):
     return {name: value for name, value in GOOD.items() if name != member}
 
 
-# What is posted to /participant/message with a good token, and words that the error must say.
+# Bodies for /participant/message with a valid token, and words that the error must contain.
 BODIES = {
     "nothing": (b"", []),
     "no JSON": (b"canary", []),
@@ -66,7 +66,7 @@ BODIES = {
     "ClientToken a number": ({**GOOD, "ClientToken": 7}, []),
 }
 
-# Headers beside a good body.
+# Headers with a valid body.
 HEADERS = {
     "no token": ([], ["ConnectionToken"]),
     "empty token": (["X-Amz-Bearer;"], ["ConnectionToken"]),
@@ -93,7 +93,7 @@ HEADERS = {
     "lifetime beyond any integer": ([BEARER, "Relay-Lifetime: 99999999999999999999999"], ["Relay-Lifetime"]),
 }
 
-# What is posted to /participant/event with a good token.
+# Bodies for /participant/event with a valid token.
 EVENTS = {
     "no ContentType": ({}, ["ContentType is missing"]),
     "empty ContentType": ({"ContentType": ""}, ["ContentType"]),
@@ -161,7 +161,7 @@ RAW = {
     "a space before the colon": (b"GET /participant/queue HTTP/1.1\r\nHost : x\r\n\r\n", 400),
     "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
     "a negative length": (POST + b"Content-Length: -1\r\n\r\n", 400),
-    "an encoding nobody knows": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
+    "an unknown encoding": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
     "a head without end": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000, 431),
     "a path without end": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
     "too many headers": (b"GET /participant/queue HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
@@ -171,7 +171,7 @@ RAW = {
 
 @pytest.fixture(scope="module")
 def relay():
-    """One relay for the whole table, with one message that stays queued: what must not change."""
+    """One relay for the whole table, with one queued message, which must not change."""
     relay = Relay("http://127.0.0.1:9", ingress__request_timeout="2s").start()
     try:
         assert send(relay, TOKEN, "canary", "kept").status == 202
@@ -271,7 +271,7 @@ def test_batch_without_lines(relay):
 
 
 @pytest.mark.parametrize("method,path", [("POST", "/participant/connection"), ("POST", "/participant/transcript"), ("GET", "/participant/views/v")])
-def test_what_is_passed_on_to_nobody(relay, method, path):
+def test_forwarded_request_without_an_upstream_is_503(relay, method, path):
     reply = curl(relay, path, b"{}" if method == "POST" else None, [BEARER], method=method)
     assert_error(reply, 503, "ServiceUnavailableException", "cannot be reached")
     assert int(reply.headers["x-amz-retry-after"]) > 0 and int(reply.headers["retry-after"]) > 0
@@ -313,17 +313,17 @@ def test_state_without_a_token(relay):
     assert_error(curl(relay, f"{MESSAGE}/kept"), 400, "ValidationException", "ConnectionToken")
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
+@pytest.mark.parametrize("listener", ["unix", "tcp"])
 @pytest.mark.parametrize("name", RAW)
-def test_malformed_request_gets_a_bare_status_and_closes_the_connection(relay, name, door):
+def test_malformed_request_gets_a_bare_status_and_closes_the_connection(relay, name, listener):
     sent, status = RAW[name]
-    with dial(relay, door) as stream:
+    with dial(relay, listener) as stream:
         try:
             stream.sendall(sent)
             stream.shutdown(socket.SHUT_WR)
             answer = received(stream)
         except OSError:
-            assert len(sent) > 65536, "only who is still writing may be hung up on"
+            assert len(sent) > 65536, "the relay may close a connection only while the client writes"
             return
     if status is None:
         assert answer == b""

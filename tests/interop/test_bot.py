@@ -1,11 +1,11 @@
-"""boto3 itself as a whole bot: one client, turned to the relay by one variable."""
+"""boto3 as a complete bot: one client that reaches the relay by one variable."""
 
 import json
 
 import pytest
 
 from kit.callers import PLAIN, READ, TYPING, bot, connect, curl
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 CONTENTS = ["canary: hello", "canary: naïve café, 日本語", "canary: 👩‍👩‍👧 and \"quotes\"\n", "canary: goodbye"]
@@ -101,7 +101,7 @@ def test_throttle_delays_messages_and_loses_none(relays, upstreams):
         error(400, "ThrottlingException"),
     ]
     upstream = upstreams(lambda request: throttled.pop(0) if throttled else None)
-    # A first message that is throttled looks like a quota with many to share it: its repeats take their time.
+    # A throttled first message looks like a quota that many clients share: its repeats are delayed.
     relay = relays(upstream.url, sender__backoff__initial="20ms", ingress__wait="45s")
     answer = bot(relay.url).send_message(ContentType=PLAIN, Content="canary", ConnectionToken="canary-token")
     assert answer["Id"] == "id-5"
@@ -171,7 +171,7 @@ def test_other_operations_are_forwarded_unchanged(relays, upstreams):
 
 
 def test_throttled_forwarded_request_gets_retry_headers(relays, upstreams):
-    """A gateway's own 429 carries neither of the two headers, and SDKs look at different ones."""
+    """A gateway's 429 has neither of the two headers, and SDKs read different ones."""
     hints = iter([{}, {"Retry-After": "7"}])
     relay = relays(upstreams(lambda request: error(429, "", "Too Many Requests", **next(hints))).url)
     for expected in (("1000", "1"), ("7000", "7")):

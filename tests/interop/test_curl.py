@@ -1,4 +1,4 @@
-"""curl on the Unix socket: what a bot in any language sees."""
+"""curl on the Unix socket: the API as a bot in any language sees it."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import urllib.parse
 import pytest
 
 from kit.callers import MESSAGE, PLAIN, assert_error, curl, look, queued, send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import Answer, error
 
 TOKEN = "canary-token"
@@ -121,7 +121,7 @@ def test_replacing_token_sends_the_queued_messages(relays, upstreams):
     upstream.start()
     relay.until_empty()
     by_content = {request.json["Content"]: request.token for request in upstream.messages()}
-    # The first may have been tried with its own token while nobody listened: then it keeps it.
+    # The first message may have been tried with its own token before the upstream listened: then it keeps that token.
     assert by_content["canary: 1"] == "canary-new" and by_content["canary: 0"] in ("canary-new", "canary-old")
 
 
@@ -218,7 +218,7 @@ def test_full_queue_answers_429_and_stores_nothing(relays):
     relay = relays("http://127.0.0.1:9", queue__messages_max=2)
     assert [send(relay, TOKEN, "canary", f"t-{number}").status for number in range(2)] == [202, 202]
     assert_throttled(send(relay, TOKEN, "canary", "t-2"), "ThrottlingException", "queue.messages_max", "2")
-    assert send(relay, TOKEN, "canary", "t-1").status == 202, "a repeat needs no room"
+    assert send(relay, TOKEN, "canary", "t-1").status == 202, "a repeat needs no space"
     assert queued(relay) == 2
     assert look(relay, TOKEN, "t-2").status == 404
 
@@ -234,7 +234,7 @@ def test_a_lifetime_that_cannot_be_met_is_refused_at_once(relays):
 
 def test_expired_message_is_dead_lettered_in_time_and_its_repeat_gets_410(stranded):
     send(stranded, TOKEN, "canary", "mine", headers=["Relay-Lifetime: 1"])
-    until(lambda: look(stranded, TOKEN, "mine").json["State"] == "DEAD", "it is dead", patience=15)
+    until(lambda: look(stranded, TOKEN, "mine").json["State"] == "DEAD", "it is dead", timeout=15)
     assert_error(send(stranded, TOKEN, "canary", "mine"), 410, "GoneException")
     assert queued(stranded) == 0
     assert stranded.metrics()['messages_dead_total{reason="expired",told="false"}'] == 1

@@ -1,4 +1,4 @@
-"""Every error of SendMessage arrives in boto3 as a class of its own."""
+"""Every error of SendMessage becomes its own exception class in boto3."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from kit.callers import MESSAGE, PLAIN, assert_error, bot, parse, send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 TOKEN = "canary-token"
@@ -26,7 +26,7 @@ def silent(request):
 
 
 def of(caught):
-    """Status, code and text of what boto3 raised."""
+    """The status, code and text of a boto3 exception."""
     response = caught.value.response
     return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"], response["Error"]["Message"]
 
@@ -58,7 +58,7 @@ def test_access_denied(relays, upstreams, text):
     with pytest.raises(client.exceptions.AccessDeniedException) as caught:
         message(client)
     assert of(caught)[0] == 403 and of(caught)[2] == text
-    # For a while the same token is refused at the door, without asking again.
+    # For a while the relay rejects the same token without an attempt.
     with pytest.raises(client.exceptions.AccessDeniedException):
         message(client, "canary: another")
     assert len(upstream.requests) == 1
@@ -125,7 +125,7 @@ def test_conflict_by_the_service(relays, upstreams):
 
 
 def test_gone_after_the_message_expired(relays, upstreams):
-    # An attempt in flight is always waited for; Connect being down is not.
+    # A wait continues during an attempt in flight, and ends while Connect is down.
     relay = relays(upstreams(silent).url, sender__lifetime="1s", ingress__wait="20s", sender__attempt_timeout="2s")
     client = bot(relay.url)
     with pytest.raises(ClientError) as caught:
@@ -207,7 +207,7 @@ def test_letters_of_a_short_token_within_words_are_not_redacted(relays, upstream
 
 
 def test_limits_by_size_are_those_that_aws_documents(relays):
-    """16,384 bytes for every type, and the text names what came, the limit and its key."""
+    """16,384 bytes for every type; the text names the value, the limit and its key."""
     relay = relays("http://127.0.0.1:9", ingress__content_limits="by_size")
     for content_type in (PLAIN, "text/markdown", "application/json"):
         assert send(relay, TOKEN, "é" * 8192, content_type=content_type).status == 202

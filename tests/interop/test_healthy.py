@@ -5,17 +5,17 @@ import threading
 import pytest
 
 from kit.callers import send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 PROBE_MAX = 1.0
-# What a busy machine may add to a wait; b1326e8 never attempted these messages while the sick conversations were due.
+# The delay that a busy machine may add. Before the fix these messages never got an attempt while failing ones were due.
 SLACK = 8.0
 
 
 @pytest.fixture
 def sick():
-    """The answers to conversations whose token names them; what never answers is let go at the end."""
+    """Answers by the name in the token; unanswered requests are released at the end."""
     over = threading.Event()
 
     def script(request):
@@ -46,7 +46,7 @@ def test_healthy_conversations_do_not_wait_for_failing_ones(relays, upstreams, s
     until(lambda: len({request.token for request in upstream.messages()}) == len(kinds), "each is tried once")
     for number in range(12):
         assert send(relay, f"canary-healthy-{number}", "canary", f"healthy-{number}").status == 202
-        # The next one comes when the sick ones had a turn again, or this one is delivered.
+        # The next message is sent after the failing ones had a turn, or when this one is delivered.
         tried = len(upstream.messages())
         until(lambda: len(upstream.messages()) > tried, "something is tried")
     until(lambda: relay.metrics()["messages_delivered_total"] == 12, "each is delivered")

@@ -1,10 +1,10 @@
-"""The log as an operator reads it: refused messages, redriven and deleted ones, and who did it."""
+"""Log lines for operators: rejected, redriven and deleted messages, and the uid of each act."""
 
 import json
 import os
 
 from kit.callers import curl, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import error
 
@@ -20,7 +20,7 @@ def operate(relay, *args):
 
 
 def rejected(relay, number):
-    """So many `rejected` lines, once they are there."""
+    """Waits for this many `rejected` lines and returns them."""
     return until(lambda: len(found := relay.lines("rejected")) >= number and found, f"{number} refusals are logged")
 
 

@@ -1,11 +1,11 @@
-"""What operators do to a relay at work: pause, resume and drain, on the command line."""
+"""Operators' commands on a running relay: pause, resume, drain, and messages."""
 
 import json
 import os
 import threading
 
 from kit.callers import curl, look, queued, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import CUT, error
 
@@ -14,7 +14,7 @@ DOWN = "http://127.0.0.1:9"
 
 
 def operate(relay, *args, code=0):
-    """Runs a command at the relay's control socket; gives back what it says."""
+    """Runs a command on the relay's control socket; returns its output."""
     done = command(*args, "--dir", relay.folder)
     assert done.returncode == code, done
     return done.stdout
@@ -29,7 +29,7 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     relay = relays(upstream.url)
     assert operate(relay, "pause", "--reason", "the instance moves") == "sending is paused: 0 queued, 0 in flight\n"
     reply = send(relay, TOKEN, "canary", "mine")
-    assert reply.status == 202 and "ExpectedTime" not in reply.json, "nobody can tell when"
+    assert reply.status == 202 and "ExpectedTime" not in reply.json, "the time cannot be estimated"
     relay.kill()
     relay.start()
     assert status(relay)["paused"]["reason"] == "the instance moves"
@@ -83,7 +83,7 @@ def test_resume_forgets_the_tokens_that_were_refused(relays, upstreams):
     relay = relays(upstream.url)
     assert send(relay, TOKEN, "canary: 0").status == 202
     until(lambda: relay.lines("held"), "its conversation is held")
-    assert send(relay, TOKEN, "canary: 1").status == 403, "and refused at the door"
+    assert send(relay, TOKEN, "canary: 1").status == 403, "and rejected at submission"
     refuses[0] = False
     operate(relay, "resume")
     assert send(relay, TOKEN, "canary: 2").status == 202
@@ -123,7 +123,7 @@ def messages(relay, *args, code=0):
 
 
 def refuse_bad(request):
-    """A service that takes everything but what is bad."""
+    """A service that accepts everything except contents that are marked as bad."""
     return error(400, "ValidationException", "canary: it is bad") if "bad" in request.json["Content"] else None
 
 
@@ -132,7 +132,7 @@ def dies(relay, count=1):
 
 
 def control(relay, path, method="GET", body=None):
-    """The operators' door itself."""
+    """The operators' API."""
     return curl(relay, path, body, method=method, extra=("--unix-socket", relay.folder / "private/control.sock"))
 
 
@@ -232,7 +232,7 @@ def test_deleted_messages_are_dead_letters_and_are_not_sent(relays, upstreams):
     died = relay.lines("dead")
     assert [(line["reason"], line["conversation"]) for line in died[:1] + died[-3:]] == [("deleted", "C/bot")] * 4
     assert relay.metrics()['messages_dead_total{reason="deleted",told="false"}'] == 4
-    assert operate(relay, "messages", "redrive", "--all") == "queued again: 0\n", "nobody asked for what was deleted"
+    assert operate(relay, "messages", "redrive", "--all") == "queued again: 0\n", "the command did not ask for what was deleted"
     operate(relay, "resume")
     relay.until_empty()
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: other"]
@@ -249,7 +249,7 @@ def test_message_in_flight_is_not_deleted_and_one_that_may_have_arrived_is_marke
     done = command("messages", "delete", message["Id"], "--dir", relay.folder)
     assert done.returncode == 1 and "in flight" in done.stderr
     answers.set()
-    until(lambda: relay.lines("deferred"), "nobody knows whether it arrived")
+    until(lambda: relay.lines("deferred"), "it is unknown if it arrived")
     assert operate(relay, "messages", "delete", message["Id"]) == f"{message['Id']} is deleted; it may have been delivered before\n"
     assert look(relay, TOKEN, "mine").json["MaybeDelivered"] is True
 

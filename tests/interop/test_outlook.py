@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from kit.callers import curl, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import CANARY, Relay, command
 from kit.upstream import Upstream, error
 
@@ -111,7 +111,7 @@ def post(relay, client_token, *headers, token=None):
         return reply.status, json.loads(reply.read()), time.monotonic() - began
 
 
-# An implied wait is made so long that one that is waited out is found by the clock, however busy the machine is.
+# An implied wait is so long that a completed one is detected by the clock, however busy the machine is.
 LONG = {"ingress__wait": "40s", "ingress__wait_max": "50s"}
 
 
@@ -126,7 +126,7 @@ def test_an_implied_wait_is_not_begun_while_sending_is_paused(relays, upstream):
 
 
 def control(relay):
-    return type("Door", (), {"socket": str(relay.folder / "private/control.sock")})
+    return type("Listener", (), {"socket": str(relay.folder / "private/control.sock")})
 
 
 def test_an_implied_wait_ends_while_connect_is_down(relays):

@@ -1,4 +1,4 @@
-"""The process: its exit codes, its doors at start and stop, and each command on the command line."""
+"""The process: exit codes, listeners at start and stop, and each command."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from kit.callers import PLAIN, assert_error, bot, curl, look, queued, send
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import ROOT, command, free_port
 
 
@@ -23,7 +23,7 @@ TOKEN = "canary-token"
 DOWN = "http://127.0.0.1:9"
 
 
-# Leaving and coming back
+# Stop and restart
 
 
 def test_sigterm_with_nothing_queued_is_0(relay):
@@ -72,10 +72,10 @@ def test_listeners_stay_open_while_draining(relays, upstreams):
 
 def test_no_message_is_accepted_in_the_last_tenth_of_the_grace(relays, upstreams):
     answers = threading.Event()
-    upstream = upstreams(lambda request: answers.wait(PATIENCE) and None)
+    upstream = upstreams(lambda request: answers.wait(TIMEOUT) and None)
     relay = relays(upstream.url, shutdown__grace="4s")
     try:
-        # An attempt that is in flight keeps the doors there until the end.
+        # An attempt in flight keeps the listeners open until the end.
         send(relay, TOKEN, "canary: in flight", "first")
         upstream.wait_for(1)
         relay.terminate()
@@ -109,7 +109,7 @@ def test_idle_connections_do_not_hold_up_a_drain_of_an_empty_queue(relays, upstr
     relay = relays(upstream.url, shutdown__grace="1h")
     with socket.socket(socket.AF_UNIX) as silent, socket.create_connection(relay.url.removeprefix("http://").split(":")) as used:
         silent.connect(relay.socket)
-        used.settimeout(PATIENCE)
+        used.settimeout(TIMEOUT)
         used.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         head = used.recv(65536)
         assert b"\r\nkeep-alive: timeout=74\r\n" in head.lower(), head
@@ -161,7 +161,7 @@ def test_longest_idle_connection_is_closed_at_the_limit(relays):
 
         def connect():
             stream = all_of_them.enter_context(socket.socket(socket.AF_UNIX))
-            stream.settimeout(PATIENCE)
+            stream.settimeout(TIMEOUT)
             stream.connect(relay.socket)
             return stream
 
@@ -174,7 +174,7 @@ def test_longest_idle_connection_is_closed_at_the_limit(relays):
         assert served(connect())
         assert first.recv(1) == b"", "it was idle for longest"
         assert all(served(stream) for stream in others)
-        # On the other listener is room of its own.
+        # The other listener has its own limit.
         assert urllib.request.build_opener(urllib.request.ProxyHandler({})).open(relay.url + "/participant/queue", timeout=20).status == 200
 
 
@@ -195,7 +195,7 @@ def test_second_relay_on_the_same_folder_is_refused_and_the_first_continues(rela
 
 
 def test_a_live_socket_is_refused(relay, tmp_path):
-    # Another folder's relay, told to listen where the first one does.
+    # A relay of another folder that is configured with the first one's addresses.
     text = f"""
         [ingress]
         socket = "{relay.socket}"
