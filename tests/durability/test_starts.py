@@ -69,7 +69,7 @@ def test_store_is_quarantined_after_eight_hung_starts(relay, left, tmp_path):
         run.end()
     assert code == 1 and "started" not in run.log(), run.log()
     [line] = [json.loads(line) for line in run.log().splitlines() if '"ERROR"' in line]
-    assert f"open sled: nothing was heard of it for {TIMEOUT} s" in line["error"], line
+    assert f"open sled: no result within {TIMEOUT} s" in line["error"], line
     assert (left / "opening").read_text() == "." * 8, "the start was counted"
     ledger, wrong = drained(relay.folder)
     assert [line["Content"] for line in ledger] == [f"canary: {number}" for number in range(3)]
@@ -149,7 +149,7 @@ def test_sealed_store_opens_only_with_its_key(relay, tmp_path, given, why, stamp
 
 
 @pytest.mark.parametrize("make,why", [
-    (lambda path: path.write_text("x"), "make the folder: File exists (os error 17); it is no folder"),
+    (lambda path: path.write_text("x"), "create the folder: File exists (os error 17); it is no folder"),
     (lambda path: path.symlink_to("/nowhere/at/all"), "it is a link that leads nowhere"),
 ], ids=["a file", "a link that leads nowhere"])
 def test_queue_path_that_is_not_a_folder_is_reported(relay, make, why):
