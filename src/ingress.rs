@@ -379,7 +379,7 @@ impl IngressMetrics {
     fn new(metrics: &Metrics) -> IngressMetrics {
         let rejected = metrics.counters(
             "messages_rejected_total",
-            "Messages that were not kept, by reason. The bot was told so.",
+            "Messages that were rejected, by reason. The bot got an error.",
             &["reason"],
         );
         let waits = metrics.counters(

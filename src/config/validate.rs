@@ -62,7 +62,7 @@ impl Validator<'_> {
         self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
         if self.0.faults.is_empty() && content_bytes_max > body_bytes_max {
             self.0.warnings.push(format!(
-                "ingress.content_bytes_max = {} is more than fits into ingress.body_bytes_max, {}: what is longer is \
+                "ingress.content_bytes_max = {} exceeds ingress.body_bytes_max, {}: longer bodies are \
                  answered 413",
                 plain_text(content_bytes_max),
                 plain_text(body_bytes_max)
@@ -174,7 +174,7 @@ impl Validator<'_> {
         self.require_path(key, path);
         self.absolute(key, path, default);
         let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
-        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, for a Unix socket has no room for more");
+        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, the limit of a Unix socket's path");
         self.require(&[key], path.display(), fits, &allowed);
     }
 

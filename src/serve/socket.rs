@@ -304,7 +304,7 @@ fn prepare_path(path: &Path) -> Result<(), String> {
     path.file_name().ok_or("it names no file")?;
     let bytes = path.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
-        return Err(format!("the path has {bytes} bytes, a Unix socket has room for {SOCKET_PATH_BYTES_MAX}"));
+        return Err(format!("the path has {bytes} bytes, a Unix socket allows {SOCKET_PATH_BYTES_MAX}"));
     }
     match path.parent() {
         Some(folder) if folder != Path::new("") => {
