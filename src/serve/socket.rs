@@ -81,9 +81,7 @@ impl UnixSocket {
             Err(absence) => (Some(absence.to_string()), false),
         };
         match (&self.absence, &absence) {
-            (None, None) if renewed => {
-                warn!(%socket, "the socket was gone from its path; the relay has bound it there again")
-            }
+            (None, None) if renewed => warn!(%socket, "the socket was gone from its path; it is bound there again"),
             (None, None) => {}
             (Some(_), None) => info!(%socket, "the socket is at its path again"),
             (before, Some(why)) if before.as_ref() == Some(why) => {}
