@@ -61,7 +61,7 @@ pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
     if let Some(last) = settled.map(|(page, _)| *page).max() {
         let there = newest.keys().filter(|page| **page <= last).count() as u64;
         if there <= last {
-            damage.push(format!("pages that are nowhere in the log: {}", last + 1 - there));
+            damage.push(format!("pages missing from the log: {}", last + 1 - there));
         }
     }
     damage.extend(found.judge(&file, made)?);
@@ -254,7 +254,7 @@ mod tests {
             let mut bytes = whole.clone();
             frames.iter().for_each(|(base, frame)| cancel(&mut bytes, *base, frame));
             fs::write(folder.path().join(names::LOG), bytes).unwrap();
-            assert_eq!(find_damage(folder.path()).unwrap(), ["pages that are nowhere in the log: 1"], "page {page}");
+            assert_eq!(find_damage(folder.path()).unwrap(), ["pages missing from the log: 1"], "page {page}");
         }
     }
 }
