@@ -27,7 +27,7 @@ export function say(socketPath, token, contact, content, clientToken, headers = 
         reject(error);
       }
     });
-    // Node only tells of a time-out; ending the request is ours.
+    // Node only reports a time-out; this code ends the request.
     request.on("timeout", () => request.destroy(new Error("the relay did not answer in time")));
     request.on("error", reject);
     request.end(body);

@@ -12,7 +12,7 @@ import yaml
 
 from kit.processes import ROOT
 
-# hadolint lies beside Python; checkov has an environment of its own.
+# hadolint is beside Python; checkov has an environment of its own.
 _ENVIRONMENT = Path(sys.executable).parent
 # The machine's own environment, from before `kit.plugin` takes the proxies out of it.
 MACHINE = {**os.environ, "PATH": f"{_ENVIRONMENT}:{os.environ['PATH']}:{ROOT}/tests/.venv-checkov/bin"}
@@ -56,13 +56,13 @@ def run(*command, **options):
 def must(*command, **options):
     """Runs a tool that has to succeed; gives its output."""
     done = run(*command, **options)
-    assert done.returncode == 0, f"{command} left with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @cache
 def rendered(example):
-    """What `kubectl apply -k` would send: no cluster, no network."""
+    """The objects that `kubectl apply -k` would send: no cluster, no network."""
     return list(yaml.safe_load_all(must("kubectl", "kustomize", KUBERNETES / "examples" / example)))
 
 
