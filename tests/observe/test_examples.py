@@ -17,6 +17,7 @@ from kit.upstream import CUT, Answer, error
 
 EXAMPLES = ROOT / "examples"
 NODE = ROOT / "tests/.node"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 TOKEN, CONTACT = "canary-token", "0d2c7a2e-contact"
 
 
@@ -178,6 +179,15 @@ def test_aws_sdk_for_go(scene):
     settings = {"GO111MODULE": "off", "GOPATH": str(GOPATH), "GOCACHE": str(ROOT / "tests/.tools/go-cache")}
     first, second = run("go", "run", EXAMPLES / "go/main.go", relay=relay, **settings).splitlines()
     assert first.startswith("greeting-1") and second.startswith("farewell-1")
+    assert arrived() == CHAT
+
+
+def test_aws_sdk_for_rust(scene):
+    relay, arrived = scene
+    # tests/setup has built it.
+    build = ("--manifest-path", EXAMPLES / "rust-sdk/Cargo.toml", "--target-dir", TARGET / "rust-sdk")
+    first, second = run("cargo", "run", "--quiet", "--locked", *build, relay=relay).splitlines()
+    assert first.startswith("greeting-1 ") and second.startswith("farewell-1 ")
     assert arrived() == CHAT
 
 
