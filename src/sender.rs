@@ -28,7 +28,7 @@
 //!   again, unchanged, after a restart.
 //!
 //! * A conversation that keeps failing, is always throttled or is never answered does not hold up the others:
-//!   [`suspects`](crate::suspects) decides what an outcome says of the destination, and what may start.
+//!   [`suspects`] decides what an outcome says of the destination, and what may start.
 //!
 //! The sender knows no bot and no reply. It keeps nothing per waiting message. Of the past it keeps the time of the last
 //! delivery, the recent duration of an attempt, and the suspects.

@@ -27,6 +27,9 @@ KUBECTL = "kubectl 1.21 or newer"
 ROOT_USER = "root"
 # The Prometheus operator's schemas, which `npm ci` put into tests/deploy.
 SCHEMAS = "node and npm's packages of tests/deploy"
+# Go, and the source code of its AWS SDK under its path: Debian's packages, which tests/setup unpacks.
+GO = "Debian's packages of Go and its AWS SDK"
+GOPATH = ROOT / "tests/.tools/usr/share/gocode"
 
 
 def missing(wanted):
@@ -40,6 +43,8 @@ def _had(tool):
         return os.geteuid() == 0
     if tool == SCHEMAS:
         return bool(shutil.which("node")) and (ROOT / "tests/deploy/node_modules").is_dir()
+    if tool == GO:
+        return bool(shutil.which("go", path=MACHINE["PATH"])) and GOPATH.is_dir()
     if tool == KUBECTL:
         said = run("kubectl", "version", "--client").stdout if shutil.which("kubectl") else ""
         version = re.search(r"v1\.(\d+)\.", said)
