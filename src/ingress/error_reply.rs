@@ -137,7 +137,7 @@ impl ErrorReply {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
         let text =
-            format!("connect-relay: Content-Encoding is {shown}, only identity is taken: send the body as it is");
+            format!("connect-relay: Content-Encoding is {shown}, only identity is allowed: send the body as it is");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(RejectReason::Invalid)
     }
 

@@ -408,7 +408,7 @@ def test_secrets_in_settings_are_not_printed():
     (["send"], ["TEXT"]),
     (["send", "--wait", "soon", "x"], ["--wait"]),
     (["send", "--batch", "file", "x"], ["--batch"]),
-    (["send", "--conversation", "a b", "x"], ["--conversation holds a space"]),
+    (["send", "--conversation", "a b", "x"], ["--conversation contains a space"]),
     (["send", "--conversation", "x" * 257, "x"], ["--conversation has 257 characters", "256"]),
     (["send", "--connection-token-file", "/nonexistent", "x"], ["/nonexistent"]),
     (["status", "--watch", "--exit-code"], ["--watch"]),
