@@ -93,7 +93,7 @@ def test_no_message_is_accepted_in_the_last_tenth_of_the_grace(relays, upstreams
     finally:
         answers.set()
     assert relay.wait() == 75
-    assert "the queued messages stay on disk" in relay.log()
+    assert "stopped with messages queued; they stay on disk" in relay.log()
 
 
 @pytest.mark.parametrize("grace", ["0s", "1s"])
