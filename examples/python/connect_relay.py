@@ -1,5 +1,7 @@
 """A client of connect-relay for bots in Python. Copy this file into your bot; it needs boto3.
 
+    from connect_relay import Relay, RelayUnavailable
+
     relay = Relay("/run/connect-relay/relay.sock", "eu-west-2")
     reply = relay.send_message("Hello!", connection_token, conversation=f"{contact_id}/bot")
 
@@ -266,7 +268,10 @@ class Relay:
 
 
 class _Message:
-    """What identifies a message; without its content, because it is kept until its outcome is known."""
+    """What identifies a message; without its content, because it is kept until its outcome is known.
+
+    With another connection token it is another one: Connect may recognise a ClientToken only together with its token.
+    """
 
     def __init__(self, client_token, connection_token, conversation):
         self.client_token, self.connection_token = client_token, connection_token
@@ -276,7 +281,8 @@ class _Message:
             self.headers["Relay-Conversation"] = conversation
 
     def __eq__(self, other):
-        return other is not None and self.client_token == other.client_token
+        tokens = (self.client_token, self.connection_token)
+        return other is not None and tokens == (other.client_token, other.connection_token)
 
 
 class _Chat:

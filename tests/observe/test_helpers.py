@@ -208,7 +208,23 @@ def test_a_lost_reply_and_a_lost_direct_answer_hold_the_chat_back(scripted_relay
     assert (reply["Error"], reply["ClientToken"]) == ("RelayUnavailable", "1") and upstream.messages()
     reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
     assert reply["Error"] == "RelayUnavailable" and "earlier message" in reply["Message"]
-    assert "2" not in {request.json["ClientToken"] for request in upstream.messages()}
+    assert {request.json["ClientToken"] for request in upstream.messages()} == {"1"}
+
+
+def test_a_message_whose_answer_was_lost_is_repeated_directly_with_its_own_connection_token_only(
+    scripted_relays, upstreams, helpers
+):
+    """Connect may not recognise its ClientToken together with a renewed connection token."""
+    relay = scripted_relays(lambda request: CUT)
+    upstream = upstreams(lambda request: CUT)
+    helper = helpers(relay.path, upstream.url)
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Error"] == "RelayUnavailable"
+    relay.stop()
+    upstream.script = lambda request: None
+    assert result(helper.send("canary: 1", "canary-renewed", "1", CHAT))["Error"] == "RelayUnavailable"
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Direct"]
+    assert result(helper.send("canary: 2", "canary-renewed", "2", CHAT))["Direct"]
+    assert {request.token for request in upstream.messages() if request.json["ClientToken"] == "1"} == {"canary-token"}
 
 
 def test_one_message_of_a_conversation_at_a_time(scripted_relays, upstream, helpers):
