@@ -126,6 +126,15 @@ def test_boto3_over_the_unix_socket_raises_botocores_exceptions(scripted_relays,
         example.client.send_message(**message)
 
 
+def test_aiobotocore_over_the_unix_socket(scene):
+    relay, arrived = scene
+    python = ROOT / "tests/.venv-aiobotocore/bin/python"
+    assert python.exists(), "tests/setup makes it"
+    first, second = run(python, EXAMPLES / "aiobotocore_socket.py", relay=relay).splitlines()
+    assert first.startswith("DELIVERED ") and second.startswith("DELIVERED ")
+    assert arrived() == CHAT
+
+
 def test_boto3_over_tcp(scene):
     relay, arrived = scene
     first, second = run(sys.executable, EXAMPLES / "boto3_tcp.py", relay=relay).splitlines()
