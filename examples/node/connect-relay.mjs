@@ -33,7 +33,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import * as sdk from "@aws-sdk/client-connectparticipant";
 
 const WAIT = 4; // The seconds for which the relay waits for the outcome, before it answers "queued".
-const WAITS_MAX = 64; // The calls that may wait at once. Any further call is answered as soon as its message is on disk.
+const WAITS_MAX = 64; // The calls that may wait at once. A further one is answered as soon as its message is on disk.
 // Connect's refusals of one message.
 const FINAL = ["ValidationException", "AccessDeniedException", "ConflictException"];
 
@@ -85,7 +85,7 @@ export class Relay {
   /** Sends a message, and resolves to its state as the head of this file describes it. */
   async sendMessage({ content, connectionToken, clientToken, conversation, contentType = "text/plain" }) {
     const deadline = performance.now() + 1000 * this.#retryFor;
-    // What identifies the message; without its content, because it is kept until its outcome is known. With another
+    // The identity of the message; without its content, because it is kept until its outcome is known. With another
     // connection token it is another one: Connect may recognise a ClientToken only together with its token.
     const message = { connectionToken, clientToken: clientToken || randomUUID() };
     message.id = JSON.stringify([message.clientToken, connectionToken]);
@@ -206,7 +206,7 @@ export class Relay {
     return new RelayUnavailable(text, message.clientToken, cause);
   }
 
-  // What is known.
+  // Outcomes and order.
 
   /** The calls of a conversation one after the other, in their order. */
   async #inTurn(key, work) {
@@ -243,13 +243,17 @@ export class Relay {
   async #watch() {
     if (this.#isWatching) return;
     this.#isWatching = true;
-    for (;;) {
-      await delay(1000, undefined, { ref: false });
+    // The pause is shorter again when an outcome has become known.
+    for (let pause = 1000; ; pause = Math.min(2 * pause, 5000)) {
+      await delay(pause, undefined, { ref: false });
       const chats = [...this.#chats].filter(([, chat]) => chat.unknown.size > 0);
       if (chats.length === 0) break;
       try {
         for (const [key, chat] of chats) {
-          if (chat.users === 0) await this.#inTurn(key, (current) => this.#learn(current));
+          if (chat.users > 0) continue;
+          const before = chat.unknown.size;
+          await this.#inTurn(key, (current) => this.#learn(current));
+          if (chat.unknown.size < before) pause = 500;
         }
       } catch {
         // The relay is down: the next round asks again.

@@ -119,7 +119,7 @@ def test_a_direct_call_does_not_enter_a_relay_by_its_tcp_port(relays, simulators
     assert send(relay, "canary-token", "canary: 1", "1", headers=[f"Relay-Conversation: {CHAT}"]).status in (200, 202)
 
 
-# What a relay may answer, one case after the other.
+# Answers of a scripted relay, one case after the other.
 
 
 QUEUED = Answer(202, {"ClientToken": "1", "State": "QUEUED"})
@@ -275,7 +275,7 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
     assert waiting.acquire(timeout=PATIENCE), "it waits again"
 
 
-# Everything at once.
+# The campaign.
 
 
 CHATS, ROUNDS = 6, 8
