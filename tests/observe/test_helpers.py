@@ -148,6 +148,7 @@ def test_an_outcome_is_asked_for_until_it_is_known(scripted_relays, upstream, he
     helper = helpers(relay.path, upstream.url)
     assert result(helper.send("canary: 1", "canary-token", "a/b é", CHAT))["State"] == "QUEUED"
     assert asked.wait(PATIENCE)
+    until(lambda: not relay.connected, "the helper has read the answer and closed its connection")
     relay.stop()
     assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Direct"]
     assert [request.json["ClientToken"] for request in upstream.messages()] == ["2"]
@@ -264,7 +265,7 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
         return QUEUED
 
     relay = scripted_relays(script)
-    helper = helpers(relay.path, upstream.url)
+    helper = helpers(relay.path, upstream.url, retry_for=PATIENCE)
     replies = [helper.send("canary", f"canary-{number}") for number in range(64)]
     for _ in replies:
         assert waiting.acquire(timeout=PATIENCE)
