@@ -119,7 +119,7 @@ def test_a_direct_call_does_not_enter_a_relay_by_its_tcp_port(relays, simulators
     assert send(relay, "canary-token", "canary: 1", "1", headers=[f"Relay-Conversation: {CHAT}"]).status in (200, 202)
 
 
-# What a relay may answer, one case after the other.
+# Answers of a scripted relay, one case after the other.
 
 
 QUEUED = Answer(202, {"ClientToken": "1", "State": "QUEUED"})
@@ -148,6 +148,7 @@ def test_an_outcome_is_asked_for_until_it_is_known(scripted_relays, upstream, he
     helper = helpers(relay.path, upstream.url)
     assert result(helper.send("canary: 1", "canary-token", "a/b é", CHAT))["State"] == "QUEUED"
     assert asked.wait(TIMEOUT)
+    until(lambda: not relay.connected, "the helper has read the answer and closed its connection")
     relay.stop()
     assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Direct"]
     assert [request.json["ClientToken"] for request in upstream.messages()] == ["2"]
@@ -208,7 +209,23 @@ def test_a_lost_reply_and_a_lost_direct_answer_hold_the_chat_back(scripted_relay
     assert (reply["Error"], reply["ClientToken"]) == ("RelayUnavailable", "1") and upstream.messages()
     reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
     assert reply["Error"] == "RelayUnavailable" and "earlier message" in reply["Message"]
-    assert "2" not in {request.json["ClientToken"] for request in upstream.messages()}
+    assert {request.json["ClientToken"] for request in upstream.messages()} == {"1"}
+
+
+def test_a_message_whose_answer_was_lost_is_repeated_directly_with_its_own_connection_token_only(
+    scripted_relays, upstreams, helpers
+):
+    """Connect may not recognise its ClientToken together with a renewed connection token."""
+    relay = scripted_relays(lambda request: CUT)
+    upstream = upstreams(lambda request: CUT)
+    helper = helpers(relay.path, upstream.url)
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Error"] == "RelayUnavailable"
+    relay.stop()
+    upstream.script = lambda request: None
+    assert result(helper.send("canary: 1", "canary-renewed", "1", CHAT))["Error"] == "RelayUnavailable"
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Direct"]
+    assert result(helper.send("canary: 2", "canary-renewed", "2", CHAT))["Direct"]
+    assert {request.token for request in upstream.messages() if request.json["ClientToken"] == "1"} == {"canary-token"}
 
 
 def test_one_message_of_a_conversation_at_a_time(scripted_relays, upstream, helpers):
@@ -248,7 +265,7 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
         return QUEUED
 
     relay = scripted_relays(script)
-    helper = helpers(relay.path, upstream.url)
+    helper = helpers(relay.path, upstream.url, retry_for=TIMEOUT)
     replies = [helper.send("canary", f"canary-{number}") for number in range(64)]
     for _ in replies:
         assert waiting.acquire(timeout=TIMEOUT)
@@ -259,7 +276,7 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
     assert waiting.acquire(timeout=TIMEOUT), "it waits again"
 
 
-# Everything at once.
+# The campaign.
 
 
 CHATS, ROUNDS = 6, 8
