@@ -12,5 +12,5 @@
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
 | `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |
 | `monitoring` | Prometheus and the load in front of it |
-| `tools`, `containers` | deploy: the tools and containers that check `deploy/` |
+| `tools`, `helm_engine`, `containers` | deploy: the tools and containers that check `deploy/` |
 """
