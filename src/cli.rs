@@ -30,14 +30,18 @@ mod log;
 mod messages;
 mod operate;
 mod out;
+mod places;
 mod run;
 mod send;
 mod signals;
 mod simulate;
 mod status;
+mod steer;
 
 use signals::Signals;
 
+/// Exit code: the command failed.
+const FAILED: u8 = 1;
 /// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
 const LEFT: u8 = 75;
 /// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
@@ -71,6 +75,8 @@ enum Command {
     Pause(operate::Pause),
     Resume(operate::Resume),
     Drain(operate::Drain),
+    Reload(operate::Reload),
+    LogLevel(operate::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
@@ -87,6 +93,8 @@ impl Command {
             Command::Pause(args) => operate::pause(args).await,
             Command::Resume(args) => operate::resume(args).await,
             Command::Drain(args) => operate::drain(args).await,
+            Command::Reload(args) => operate::reload(args).await,
+            Command::LogLevel(args) => operate::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
@@ -133,7 +141,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
 
 fn code(error: &anyhow::Error) -> u8 {
     let config = error.is::<Faults>() || matches!(error.downcast_ref(), Some(Failure::Config(_)));
-    if config { CONFIG } else { 1 }
+    if config { CONFIG } else { FAILED }
 }
 
 fn explained(error: &anyhow::Error) -> String {

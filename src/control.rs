@@ -7,17 +7,21 @@
 //! | `POST /pause` `{"reason"?}` | stops sending until it is resumed, also after a restart; bots notice nothing |
 //! | `POST /resume` | starts sending again, and forgets which tokens were refused |
 //! | `POST /drain` `{"timeout"?, "wait"?}` | as SIGTERM: delivers the queued messages, within the time-out in seconds (`shutdown.grace`), and exits |
+//! | `POST /reload` | as SIGHUP: reads the configuration again, and returns what changed (`steer.rs`) |
+//! | `POST /log-level` `{"Level", "For"?}` | changes the log's level, for a time if `For` is given (`steer.rs`) |
 //! | `GET /messages`, `GET /messages/{id}` | shows queued messages and dead letters (`messages.rs` has the members) |
 //! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only if `control.edit` allows them |
 //! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of queued messages |
 //!
 //! The first four answer with the present status. A drain with `wait` answers when the relay exits, with the number of
 //! messages that are left. Each completed act is logged once, with its operator's uid. Other parts carry out the
-//! requests: the queue stops giving out messages during a pause, and the daemon executes a [`Drain`].
+//! requests: the queue stops giving out messages during a pause, the daemon executes a [`Drain`], and the command line
+//! what comes through [`Steer`].
 
 mod drain;
 mod messages;
 mod status;
+mod steer;
 
 use std::error::Error;
 use std::time::Duration;
@@ -37,6 +41,7 @@ use self::messages::Of;
 pub use self::messages::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
 pub use self::status::{About, Paused, Status};
 use self::status::{Counts, Facts};
+pub use self::steer::{LogLevel, LogLevelWish, Reloaded, Request as SteerRequest, Requests, Steer, name_of};
 use crate::health::{Health, State};
 use crate::message::Limits;
 use crate::metrics::Metrics;
@@ -68,6 +73,8 @@ pub struct Control {
     pub health: Health,
     /// The request to drain, for the daemon.
     pub drain: Drain,
+    /// Passes changes of configuration and log level to the command line.
+    pub steer: Steer,
     /// The source of the counts.
     pub metrics: Metrics,
     /// The identity of the relay.
@@ -133,7 +140,7 @@ impl Control {
         let one = messages::of(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
-            "/pause" | "/resume" | "/drain" | "/redrive" => &[Method::POST],
+            "/pause" | "/resume" | "/drain" | "/redrive" | "/reload" | "/log-level" => &[Method::POST],
             "/messages" => &[Method::GET, Method::HEAD, Method::DELETE],
             _ => match one {
                 Some(Of::Itself(_)) => &[Method::GET, Method::HEAD, Method::DELETE],
@@ -153,6 +160,8 @@ impl Control {
                 "/pause" => self.pause(wish(&whole(body, BODY_MAX).await?)?, uid).await,
                 "/resume" => self.resume(uid).await,
                 "/drain" => self.drain(wish(&whole(body, BODY_MAX).await?)?, uid).await,
+                "/reload" => self.reload(uid).await,
+                "/log-level" => self.log_level(wish(&whole(body, BODY_MAX).await?)?, uid).await,
                 "/redrive" => self.redrive_all(&parts, uid).await,
                 "/messages" if parts.method == Method::DELETE => self.delete_all(&parts, uid).await,
                 "/messages" => self.list(&parts).await,
@@ -323,6 +332,7 @@ mod tests {
                 budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
                 health: Health::default(),
                 drain: Drain::default(),
+                steer: Steer::default(),
                 metrics,
                 about: About::default(),
                 started: clock.now(),

@@ -43,7 +43,7 @@ use tracing::{error, info, warn};
 
 use self::writer::WriterThread;
 use crate::config::Config;
-use crate::control::Drain;
+use crate::control::{Drain, Steer};
 use crate::health::{Health, State};
 use crate::ingress::{self, Door, Ingress};
 use crate::pacer::{self, Budget};
@@ -101,10 +101,12 @@ pub struct Options {
     pub supervisor: Supervisor,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// Passes an operator's changes of configuration and log level to the owner of both.
+    pub steer: Steer,
 }
 
 impl From<&Config> for Options {
-    /// The settings of each part, a seed from the system, and no service manager.
+    /// The settings of each part, a seed from the system, no service manager, and no part that carries out a [`Steer`].
     fn from(config: &Config) -> Options {
         let shape = &config.shape;
         Options {
@@ -126,6 +128,7 @@ impl From<&Config> for Options {
             seed: fastrand::u64(..),
             supervisor: Supervisor::default(),
             log_lines_dropped: Arc::default(),
+            steer: Steer::default(),
         }
     }
 }

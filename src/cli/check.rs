@@ -7,10 +7,17 @@ use std::process::ExitCode;
 use super::out;
 use crate::config::{Config, Sources};
 
+mod online;
+
 /// Check a configuration without starting anything, and print what it comes to.
 ///
 /// Prints every key with its effective value as TOML on stdout (a file of it is a configuration that comes to the
 /// same), and on stderr where each setting comes from. Exits with 78 and a list of all faults where it is not valid.
+///
+/// With --online it also tries what a start needs, and changes nothing: folders writable, ports free, and by one request
+/// without a token, which sends nothing, that the Participant Service is resolved, connected, verified and answers. A
+/// line on stderr for each says ok, or what is wrong and what to do. Exits with 1 if one of them fails, with 78 if it is
+/// one for which a start would exit with 78.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
@@ -19,6 +26,9 @@ pub struct Args {
     /// As `run --dir` would have it: sockets and queue under this folder
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Also try what a start needs: folders, ports, and the way to the Participant Service
+    #[arg(long)]
+    online: bool,
 }
 
 /// Checks the configuration.
@@ -26,6 +36,7 @@ pub struct Args {
 /// # Errors
 /// With all errors of the configuration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let with_dir = args.dir.is_some();
     let config = Config::load(&Sources::of_process(args.config, args.dir))?;
     let mut notes: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     for (key, source) in config.set() {
@@ -38,5 +49,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // The notes are an extra: the exit code and the configuration do not depend on them.
     let _ = std::io::stderr().write_all(notes.as_bytes());
     out::print(&config.effective())?;
-    Ok(ExitCode::SUCCESS)
+    if !args.online {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let findings = online::run(&config, with_dir).await;
+    std::io::stderr().write_all(findings.text.as_bytes())?;
+    Ok(findings.code.into())
 }

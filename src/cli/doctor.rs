@@ -19,6 +19,9 @@ use crate::queue::doctor::{Doctor, named};
 use crate::queue::{Carried, OpenError, SealingKey};
 use crate::time::Clock;
 
+/// The places of the queue below the folder of `run --dir`, and below /var/lib/connect-relay.
+const BELOW: [&str; 3] = ["private/queue", "queue", "connect-relay/queue"];
+
 /// Look into the queue of a relay that is not running, or into a damaged one that a relay has set aside.
 ///
 /// Nothing is changed in the folder. A running relay holds it: stop that first, or copy the folder.
@@ -125,6 +128,12 @@ impl Store {
         Ok(opened.map_err(|error| self.explained(error))?)
     }
 
+    /// The store in a folder below, if there is none at the path itself.
+    fn store_below(&self) -> Option<PathBuf> {
+        let below = BELOW.iter().map(|name| self.path.join(name)).find(|folder| is_store(folder));
+        below.filter(|_| !is_store(&self.path))
+    }
+
     /// Rewords an error for this command, which does not read queue.key_file.
     fn explained(&self, error: OpenError) -> Failure {
         match (error, &self.key_file) {
@@ -134,9 +143,19 @@ impl Store {
             (OpenError::Sealed { path, .. }, Some(keys)) => {
                 Failure::Config(format!("{}: it is sealed, and no key in {} opens it", path.display(), keys.display()))
             }
-            (error, _) => error.into(),
+            (error, _) => match self.store_below() {
+                Some(found) => {
+                    Failure::Failed(format!("{} is no queue; the queue is {}", self.path.display(), found.display()))
+                }
+                None => error.into(),
+            },
         }
     }
+}
+
+/// True if a store was made in this folder.
+fn is_store(folder: &Path) -> bool {
+    ["db", "format"].iter().any(|name| folder.join(name).exists())
 }
 
 /// Shows on a terminal that work of unknown length goes on.

@@ -180,7 +180,7 @@ impl Door {
     async fn tell<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
         let reply = client::ask(&self.0, request.body(Full::new(body))?, PATIENCE).await?;
-        let body = client::well(reply)?;
+        let body = client::well(&self.0, reply)?;
         let read = client::read(&self.0, &body)?;
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }

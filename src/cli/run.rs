@@ -1,7 +1,7 @@
 //! `connect-relay run`: the daemon, from its configuration to its exit code.
 //!
-//! Signals are its only input: SIGTERM and SIGINT ask it to drain, a second one to exit at once, SIGHUP to read its
-//! configuration again.
+//! SIGTERM and SIGINT ask it to drain, a second one to exit at once, SIGHUP to read its configuration again. An operator
+//! can ask for the latter through the control socket too.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -12,34 +12,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::log::Log;
 use super::signals::{Heard, Signals};
-use super::{LEFT, code};
+use super::steer::Steering;
+use super::{LEFT, code, places};
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Ending, Options, Reload, Wish};
+use crate::control::{Requests, Steer};
+use crate::daemon::{Daemon, Ending, Failure, Options, Wish};
 use crate::supervisor::Supervisor;
 use crate::time::Clock;
 
 /// The time after which a daemon that was asked to exit at once is abandoned.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
-
-/// The keys that a reload applies, beside `ingress.content_chars_max`: those of the bots' API per request, and the
-/// log's.
-const LIVE: [&str; 11] = [
-    "ingress.reply",
-    "ingress.tcp_reply",
-    "ingress.wait",
-    "ingress.wait_max",
-    "ingress.body_bytes_max",
-    "ingress.batch_bytes_max",
-    "ingress.allow_uids",
-    "ingress.allow_gids",
-    "ingress.content_limits",
-    "ingress.content_bytes_max",
-    "log.level",
-];
 
 /// Run the relay: take messages from bots, keep them on disk, deliver them to Amazon Connect in order.
 ///
@@ -47,9 +33,9 @@ const LIVE: [&str; 11] = [
 /// CONNECT_RELAY__SENDER__REGION, or AWS_REGION.
 ///
 /// SIGTERM or SIGINT: it goes on sending until everything is delivered or shutdown.grace is nearly over, then exits
-/// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP: it reads its
-/// configuration again, applies what it can (log.level, and in ingress who may come in, the limits of bodies and
-/// contents, and the waits) and says what needs a restart.
+/// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP, or `connect-relay
+/// reload`: it reads its configuration again, applies what it can (log.level, and in ingress who may come in, the limits
+/// of bodies and contents, and the waits) and says what needs a restart.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
@@ -83,29 +69,42 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
     if let Some(dir) = &args.dir {
         make(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let options = Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), ..Options::from(config) };
+    let (steer, requests) = Steer::new();
+    let options =
+        Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), steer, ..Options::from(config) };
     let daemon = tokio::select! {
-        opened = Daemon::open(options, Clock::system()) => opened?,
+        opened = Daemon::open(options, Clock::system()) => opened.map_err(|failure| hinted(failure, args, config))?,
         () = signals.stop() => {
             warn!("left before the queue was open: what is in it stays on disk");
             return Ok(LEFT.into());
         }
     };
     let (wish, stop) = watch::channel(Wish::Run);
-    let door = daemon.reload();
-    let reload = || {
-        let sources = Sources::of_process(args.config.clone(), args.dir.clone());
-        reload(config, &sources, log, &door);
-    };
+    let sources = || Sources::of_process(args.config.clone(), args.dir.clone());
+    let steering = Steering::new(config, sources, log, daemon.reload());
     tokio::select! {
         ending = daemon.run(stop) => Ok(match ending? {
             Ending::Drained => ExitCode::SUCCESS,
             Ending::Left { .. } => LEFT.into(),
         }),
-        () = obey(&mut signals, &wish, reload) => {
+        () = obey(&mut signals, requests, &wish, steering) => {
             warn!("left in the middle of something: what is queued stays on disk");
             Ok(LEFT.into())
         }
+    }
+}
+
+/// Adds the way out for an ordinary user who may not write to the default folders.
+fn hinted(failure: Failure, args: &Args, config: &Config) -> Failure {
+    let options = Options::from(config);
+    let folder = |socket: &Path| places::writable(socket.parent().unwrap_or(Path::new("/")));
+    let all = [places::own(&options.queue.path), folder(&options.control_socket), folder(&options.ingress_socket)];
+    match failure {
+        Failure::Failed(text) if args.dir.is_none() && all.iter().any(Result::is_err) => Failure::Failed(format!(
+            "{text}; `connect-relay run --dir DIR` puts sockets and queue under a folder of this user, `connect-relay check \
+             --online` tries each of them"
+        )),
+        failure => failure,
     }
 }
 
@@ -127,42 +126,21 @@ pub(super) fn make(dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
 
-/// Forwards the requests of signals; resolves when the exit after a second one takes too long.
-async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn()) {
+/// Carries out the requests of signals and operators; resolves when the exit after a second signal takes too long.
+async fn obey(signals: &mut Signals, mut requests: Requests, wish: &watch::Sender<Wish>, mut steering: Steering<'_>) {
     for next in [Wish::Drain, Wish::Leave] {
-        while signals.next().await == Heard::Reload {
-            reload();
+        loop {
+            tokio::select! {
+                heard = signals.next() => match heard {
+                    // A fault is logged.
+                    Heard::Reload => drop(steering.reload(None, false)),
+                    Heard::Stop => break,
+                },
+                request = requests.next() => steering.carry_out(request),
+                () = steering.restored() => {}
+            }
         }
         wish.send_replace(next);
     }
     sleep(LEAVE_WITHIN).await;
-}
-
-/// Reads the configuration again and applies the keys that can change; if it is not valid, the old one stays.
-fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
-    match Config::load(sources) {
-        Ok(config) => {
-            log.set_level(config.log().1);
-            door.taken(config.ingress());
-            let mut restart = running.changes(&config);
-            restart.retain(|key| !is_live(key));
-            match restart.as_slice() {
-                [] => info!("configuration reloaded"),
-                keys => warn!(
-                    keys = keys.join(", "),
-                    "configuration reloaded in part: these keys changed, or the files that they name, and keep what they \
-                     had until a restart"
-                ),
-            }
-        }
-        Err(faults) => {
-            door.refused();
-            error!(faults = %faults, "configuration not reloaded: the old one stays");
-        }
-    }
-}
-
-/// True if a reload applies the key.
-fn is_live(key: &str) -> bool {
-    LIVE.contains(&key) || key.starts_with("ingress.content_chars_max.")
 }

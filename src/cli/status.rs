@@ -87,7 +87,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The relay's own JSON in a line, and the parsed status.
 async fn look(socket: &Path) -> anyhow::Result<(String, Status)> {
     let request = Request::get("/status").body(Full::<Bytes>::default())?;
-    let body = client::well(client::ask(socket, request, PATIENCE).await?)?;
+    let body = client::well(socket, client::ask(socket, request, PATIENCE).await?)?;
     let status: Status = client::read(socket, &body)?;
     Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
 }

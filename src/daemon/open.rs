@@ -157,6 +157,7 @@ impl Daemon {
             budget: self.budget.clone(),
             health: self.health.clone(),
             drain: self.drain.clone(),
+            steer: options.steer.clone(),
             metrics: metrics.clone(),
             about: About {
                 version: VERSION,

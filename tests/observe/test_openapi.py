@@ -258,7 +258,18 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simu
     until(lambda: silent.metrics()["in_flight"] == 1, "an attempt is under way")
     [flying] = door.ask(200, "GET", "/messages").json()["Messages"]
     door.ask(409, "DELETE", one, target=f"/messages/{flying['Id']}")
-    elsewhere = {(method, route, status) for method, route, _ in seen for status in ("500", "503")}
+    door.ask(200, "POST", "/log-level", {"Level": "info", "For": "1m"})
+    door.ask(400, "POST", "/log-level", {"Level": "loud"})
+    door.ask(200, "POST", "/reload")
+    broken = relays("http://127.0.0.1:9", start=False)
+    broken.folder.joinpath("relay.toml").write_text("")
+    broken.arguments += ["--config", str(broken.folder / "relay.toml")]
+    door = Door(broken.start(), seen, CONTROL, control_socket(broken))
+    broken.folder.joinpath("relay.toml").write_text("[log]\nlevel = 'loud'")
+    door.ask(400, "POST", "/reload")
+    # Those two need no store.
+    storeless = ("/reload", "/log-level")
+    elsewhere = {(method, route, status) for method, route, _ in seen for status in ("500", "503") if route not in storeless}
     assert statuses(CONTROL) == seen | elsewhere
 
 
@@ -303,7 +314,7 @@ schemathesis.openapi.media_type("application/x-ndjson", LINES.map(lambda lines: 
 
 
 # What they take cannot be wrong by a schema: lines of text, a header that is passed over, nothing.
-NOTHING_WRONG = {BATCH, QUEUE, "/status", "/resume"}
+NOTHING_WRONG = {BATCH, QUEUE, "/status", "/resume", "/reload"}
 
 
 def throw(schema, socket_path, long, leave_out=()):
@@ -344,5 +355,6 @@ def test_no_request_to_the_operators_door_gets_a_reply_that_is_not_said(fuzzed, 
         ("GET /messages/{Id}", 400), ("GET /messages/{Id}", 404), ("DELETE /messages/{Id}", 404),
         ("POST /messages/{Id}/redrive", 400), ("POST /messages/{Id}/redrive", 404),
         ("POST /redrive", 200), ("POST /redrive", 400),
+        ("POST /reload", 200), ("POST /log-level", 200), ("POST /log-level", 400),
     }
     session(str(control_socket(fuzzed))).post("http://relay/resume")
