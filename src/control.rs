@@ -3,7 +3,7 @@
 //!
 //! | route | action |
 //! | --- | --- |
-//! | `GET /status` | returns the state (`status.rs` has the members) |
+//! | `GET /status` | returns the state ([`crate::status`] has the members) |
 //! | `POST /pause` `{"reason"?}` | stops sending until it is resumed, also after a restart; bots notice nothing |
 //! | `POST /resume` | starts sending again, and forgets which tokens were refused |
 //! | `POST /drain` `{"timeout"?, "wait"?}` | as SIGTERM: delivers the queued messages, within the time-out in seconds (`shutdown.grace`), and exits |
@@ -20,7 +20,6 @@
 
 mod drain;
 mod messages;
-mod status;
 mod steer;
 
 use std::error::Error;
@@ -39,16 +38,13 @@ use tracing::info;
 pub use self::drain::Drain;
 use self::messages::Of;
 pub use self::messages::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
-pub use self::status::{About, Paused, Status};
-use self::status::{Counts, Facts};
 pub use self::steer::{LogLevel, LogLevelWish, Reloaded, Request as SteerRequest, Requests, Steer, name_of};
-use crate::health::{Health, State};
 use crate::message::Limits;
-use crate::metrics::Metrics;
-use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::{Peer, Place, Reply};
-use crate::time::{Clock, Timestamp};
+use crate::serve::{Peer, Reply};
+use crate::status::Reporter;
+pub use crate::status::{About, Paused, Status};
+use crate::time::Clock;
 
 /// The time-out for an answer of the queue.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -62,33 +58,23 @@ const REASON_MAX: usize = 200;
 /// The longest drain that can be requested: the longest lifetime of a message.
 const TIMEOUT_MAX: u64 = 7 * 24 * 3600;
 
-/// The handler of the operators' API; clones are cheap except for [`About`].
+/// The handler of the operators' API; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Control {
     /// The queue with the waiting messages.
     pub queue: Queue,
-    /// The source of the rates.
-    pub budget: Budget,
-    /// The source of the state.
-    pub health: Health,
     /// The request to drain, for the daemon.
     pub drain: Drain,
     /// Passes changes of configuration and log level to the command line.
     pub steer: Steer,
-    /// The source of the counts.
-    pub metrics: Metrics,
-    /// The identity of the relay.
-    pub about: About,
-    /// The time at which it was started.
-    pub started: Timestamp,
+    /// The source of the status.
+    pub reporter: Reporter,
     /// The clock for ages.
     pub clock: Clock,
     /// `control.edit`: true if contents of dead letters may be changed.
     pub edit: bool,
     /// The limits of contents.
     pub limits: watch::Receiver<Limits>,
-    /// The place of the bots' socket.
-    pub place: Option<Place>,
 }
 
 /// The body of `POST /pause`.
@@ -207,30 +193,8 @@ impl Control {
     }
 
     async fn status(&self, status: StatusCode) -> Result<Reply, Refusal> {
-        let overview = self.of_queue(self.queue.overview()).await?;
-        let (rate, closed) = {
-            let pacer = self.budget.pacer();
-            (pacer.rate(), pacer.closed())
-        };
-        let now = self.clock.now();
-        let facts = Facts {
-            overview,
-            state: match self.health.state() {
-                // The daemon sees the request a moment later.
-                State::Ready if self.drain.is_wished() => State::Draining,
-                state => state,
-            },
-            stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
-            rate,
-            closed,
-            seen: self.health.destination().seen(),
-            counts: Counts::read(&self.metrics),
-            uptime: now.since(self.started),
-            now,
-            clock: self.clock.clone(),
-        };
-        Ok(json(status, &Status::of(&self.about, &facts)))
+        let reported = self.of_queue(self.reporter.status(self.drain.is_wished())).await?;
+        Ok(json(status, &reported))
     }
 
     /// Returns the queue's answer, unless it takes too long.
@@ -289,11 +253,15 @@ fn json(status: StatusCode, body: &impl Serialize) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http_body_util::Full;
 
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::pacer::{self, Pacer};
+    use crate::health::Health;
+    use crate::metrics::Metrics;
+    use crate::pacer::{self, Budget, Pacer};
 
     #[test]
     fn body_is_an_object_of_known_members_or_empty() {
@@ -327,19 +295,24 @@ mod tests {
                 Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
             // A writer that exists and does not run simulates a disk that hangs.
             let _writer = hangs.then_some(writer);
-            let control = Control {
-                queue,
+            let reporter = Reporter {
+                queue: queue.clone(),
                 budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
                 health: Health::default(),
+                metrics,
+                about: Arc::default(),
+                started: clock.now(),
+                clock: clock.clone(),
+                place: None,
+            };
+            let control = Control {
+                queue,
                 drain: Drain::default(),
                 steer: Steer::default(),
-                metrics,
-                about: About::default(),
-                started: clock.now(),
+                reporter,
                 clock,
                 edit: true,
                 limits: watch::Sender::new(Limits::default()).subscribe(),
-                place: None,
             };
             let ask = |method, path| {
                 let control = control.clone();

@@ -24,6 +24,7 @@
 //! | --- | --- |
 //! | program | [`cli`], over [`daemon`], over [`config`] |
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
+//! | the state in words | [`status`] |
 //! | their services | [`queue`], [`participant`], [`serve`] |
 //! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
@@ -54,6 +55,7 @@ pub mod retry;
 pub mod sender;
 pub mod serve;
 pub mod simulator;
+pub mod status;
 pub mod storage;
 pub mod supervisor;
 pub mod suspects;

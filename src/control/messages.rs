@@ -21,11 +21,11 @@ use tracing::info;
 use self::query::Query;
 pub(super) use self::query::{Of, of};
 pub use self::shapes::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
-use super::status::full;
 use super::{Control, Refusal, Reply, invalid, json, wish};
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
+use crate::status::full;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;

@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::beat::Beat;
 use super::writer::WriterThread;
 use super::{Bound, Daemon, Failure, Options, Reload, Stage, Tasks};
-use crate::admin::Admin;
-use crate::control::{About, Control, Drain};
+use crate::admin::{Admin, Sources};
+use crate::control::{Control, Drain};
 use crate::health::{Health, State};
 use crate::ingress::{Door, Ingress};
 use crate::metrics::Metrics;
@@ -26,6 +26,7 @@ use crate::participant::Participant;
 use crate::queue::{self, OpenError, Pause, Queue, Writer};
 use crate::sender::Sender;
 use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::status::{About, History, Reporter};
 use crate::supervisor::Word;
 use crate::time::Clock;
 
@@ -62,11 +63,13 @@ impl Daemon {
             metrics: metrics.clone(),
             health: Health::new(Arc::clone(&pulse)),
             queue: Arc::new(OnceLock::new()),
+            sources: Arc::new(OnceLock::new()),
             place: Arc::new(OnceLock::new()),
             present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
         let (health, opened, place) = (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.place));
+        let sources = Arc::clone(&probes.sources);
         let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
         windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, |stage| stage.dark))));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
@@ -103,7 +106,7 @@ impl Daemon {
         let common = Common { participant, metrics, clock };
         daemon.spawn_sender(&options, &common, pulse);
         daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_windows(&options, common, place, Listener::Unix(control));
+        daemon.spawn_windows(&options, common, place, Listener::Unix(control), &sources);
         daemon.health.set(State::Ready);
         daemon.supervisor.tell(&[Word::Ready]);
         Ok(daemon)
@@ -150,16 +153,21 @@ impl Daemon {
         }
     }
 
-    fn spawn_windows(&mut self, options: &Options, common: Common, place: Place, control: Listener) {
+    fn spawn_windows(
+        &mut self,
+        options: &Options,
+        common: Common,
+        place: Place,
+        control: Listener,
+        sources: &OnceLock<Sources>,
+    ) {
         let Common { metrics, clock, .. } = common;
-        let operators = Control {
+        let reporter = Reporter {
             queue: self.queue.clone(),
             budget: self.budget.clone(),
             health: self.health.clone(),
-            drain: self.drain.clone(),
-            steer: options.steer.clone(),
             metrics: metrics.clone(),
-            about: About {
+            about: Arc::new(About {
                 version: VERSION,
                 region: options.region.clone(),
                 upstream: options.participant.endpoint.to_string(),
@@ -167,12 +175,23 @@ impl Daemon {
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,
                 bytes_max: options.queue.bytes_max,
-            },
+            }),
             started: clock.now(),
+            clock: clock.clone(),
+            place: Some(place),
+        };
+        let history = History::new(metrics, clock.clone());
+        self.windows.spawn(named("the history", history.clone().run(until(&self.stage, |stage| stage.dark))));
+        // No other code sets it.
+        let _ = sources.set(Sources { reporter: reporter.clone(), history });
+        let operators = Control {
+            queue: self.queue.clone(),
+            drain: self.drain.clone(),
+            steer: options.steer.clone(),
+            reporter,
             clock: clock.clone(),
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
-            place: Some(place),
         };
         let service = move |request, peer| {
             let operators = operators.clone();

@@ -180,6 +180,9 @@ def test_sample_output_has_the_members_of_real_output(relays, simulators):
     assert list(json.loads(sample)) == list(delivered.json)
 
     [log] = samples(*NEVER_ANSWERED, "json")
+    bytes_each = len(log)
+    cost = section("docs/operations.md", "### What the log costs")
+    assert f"about {bytes_each} bytes together" in cost and f"{round(864_000 * bytes_each / 1e9, 2)} GB a day" in cost
     real = until(lambda: len(lines := [line for line in relay.lines() if "event" in line]) == 4 and lines, "it is logged")
     members = {line["event"]: list(line) for line in real}
     assert {sample["event"]: list(sample) for sample in map(json.loads, log.splitlines())} == members
