@@ -206,7 +206,7 @@ mod tests {
         });
         assert!(fault(socket(&path, Api::Control).await).contains("another program listens there"));
         answer.join().unwrap();
-        assert_eq!(socket(&path, Api::Control).await, Place::Free, "nobody listens any more: a start removes it");
+        assert_eq!(socket(&path, Api::Control).await, Place::Free, "no process listens any more: a start removes it");
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ def test_reload_of_a_bad_file_changes_nothing_and_exits_with_78(configured):
     assert relay.metrics()["config_reload_ok"] == 0
     reply = control(relay, "/reload")
     assert reply.status == 400 and reply.json["Error"].startswith("connect-relay: ") and "loud" in reply.json["Error"]
-    assert send(relay, TOKEN, "canary").status == 202, "nobody is shut out"
+    assert send(relay, TOKEN, "canary").status == 202, "no caller is shut out"
     lines = until(lambda: len(found := acts(relay, "reload")) == 2 and found, "each is logged once")
     assert all(line["level"] == "ERROR" and "loud" in line["faults"] for line in lines)
     relay.write("[ingress]\nwait = '1s'")

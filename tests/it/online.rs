@@ -181,10 +181,10 @@ fn name_that_does_not_exist_names_the_setting() {
 #[test]
 fn connection_that_is_refused_or_blocked_says_what_to_allow() {
     let dir = tempfile::tempdir().unwrap();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let endpoint = format!("https://{nobody}");
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("https://{unused}");
     let said = fault(&run(dir.path(), &[("SENDER__ENDPOINT", &endpoint)]), 1);
-    assert!(said.starts_with(&format!("connect {nobody}: nothing listens there, or a firewall refuses it")), "{said}");
+    assert!(said.starts_with(&format!("connect {unused}: nothing listens there, or a firewall refuses it")), "{said}");
     assert!(said.contains("check sender.endpoint (https://127.0.0.1:"), "{said}");
     // What accepts and says nothing is to a client as what drops packets.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -210,8 +210,8 @@ fn proxy_that_refuses_is_named_with_its_answer() {
         assert!(said.starts_with(&format!("connect 127.0.0.1:1 through the proxy {}: ", proxy.at)), "{said}");
         assert!(proxy.request().starts_with("CONNECT 127.0.0.1:1 "));
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let at = format!("http://{nobody}");
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let at = format!("http://{unused}");
     let said = fault(&run(dir.path(), &[("SENDER__ENDPOINT", "https://127.0.0.1:1"), ("SENDER__PROXY", &at)]), 1);
     assert!(said.contains(&format!("check sender.proxy ({at}/)")), "{said}");
 }
@@ -339,7 +339,7 @@ fn store_that_a_start_would_refuse_with_78_is_78() {
 }
 
 #[test]
-fn disk_that_is_too_full_is_said() {
+fn disk_that_is_too_full_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let said = fault(&with_service(dir.path(), &[("QUEUE__FREE_DISK_MIN", "1024TiB")]), 1);
     assert!(said.contains("queue.free_disk_min is 1.0 PiB: free some space"), "{said}");
