@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Faults;
 use crate::daemon::Failure;
 
+mod availability;
 mod check;
 mod client;
 mod control;
@@ -30,6 +31,8 @@ mod log_writer;
 mod logging;
 mod messages;
 mod out;
+
+mod live_settings;
 mod run;
 mod send;
 mod signals;
@@ -38,6 +41,8 @@ mod status;
 
 use signals::Signals;
 
+/// Exit code: the command failed.
+const FAILED: u8 = 1;
 /// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
 const UNDELIVERED: u8 = 75;
 /// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
@@ -71,6 +76,8 @@ enum Command {
     Pause(control::Pause),
     Resume(control::Resume),
     Drain(control::Drain),
+    Reload(control::Reload),
+    LogLevel(control::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
@@ -87,6 +94,8 @@ impl Command {
             Command::Pause(args) => control::pause(args).await,
             Command::Resume(args) => control::resume(args).await,
             Command::Drain(args) => control::drain(args).await,
+            Command::Reload(args) => control::reload(args).await,
+            Command::LogLevel(args) => control::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
@@ -133,7 +142,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
 
 fn code(error: &anyhow::Error) -> u8 {
     let config = error.is::<Faults>() || matches!(error.downcast_ref(), Some(Failure::Config(_)));
-    if config { CONFIG } else { 1 }
+    if config { CONFIG } else { FAILED }
 }
 
 fn error_text(error: &anyhow::Error) -> String {

@@ -43,7 +43,7 @@ use tracing::{error, info, warn};
 
 use self::writer::WriterThread;
 use crate::config::Config;
-use crate::control::Drain;
+use crate::control::{Drain, SettingsSender};
 use crate::health::{Health, State};
 use crate::ingress::{self, DrainState, Ingress};
 use crate::pacer::{self, Budget};
@@ -101,10 +101,12 @@ pub struct Options {
     pub service_manager: ServiceManager,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// Passes an operator's changes of configuration and log level to the owner of both.
+    pub settings_sender: SettingsSender,
 }
 
 impl From<&Config> for Options {
-    /// The settings of each part, a seed from the system, and no service manager.
+    /// The settings of each part, a seed from the system, no service manager, and no part that carries out requests of [`SettingsSender`].
     fn from(config: &Config) -> Options {
         let settings = &config.settings;
         Options {
@@ -126,6 +128,7 @@ impl From<&Config> for Options {
             seed: fastrand::u64(..),
             service_manager: ServiceManager::default(),
             log_lines_dropped: Arc::default(),
+            settings_sender: SettingsSender::default(),
         }
     }
 }
@@ -228,7 +231,7 @@ impl Reload {
     }
 }
 
-/// The shutdown of the shutdown, which ends the tasks.
+/// The stage of the shutdown, which ends the tasks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shutdown {
     /// True if the sender starts no more attempts.

@@ -21,11 +21,11 @@ use tracing::info;
 use self::query::Query;
 pub(super) use self::query::{Target, target};
 pub use self::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
-use super::status::describe_full;
 use super::{Control, ErrorReply, Reply, invalid, json, parse_body};
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
+use crate::status::describe_full;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;
