@@ -23,12 +23,12 @@ use crate::daemon::Failure;
 
 mod check;
 mod client;
+mod control;
 mod demo;
 mod doctor;
-mod lines;
-mod log;
+mod log_writer;
+mod logging;
 mod messages;
-mod operate;
 mod out;
 mod places;
 mod run;
@@ -43,15 +43,15 @@ use signals::Signals;
 /// Exit code: the command failed.
 const FAILED: u8 = 1;
 /// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
-const LEFT: u8 = 75;
+const UNDELIVERED: u8 = 75;
 /// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
 const CONFIG: u8 = 78;
 
-/// Takes Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
+/// Accepts Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
 ///
-/// A bot beside it sends messages to its Unix socket as it would to the Participant Service; AWS's SDKs, which cannot
-/// dial one, do so through a loopback port. What the relay acknowledges survives a crash, and is delivered in its
-/// conversation's order, at the rate that Connect grants.
+/// A bot beside it sends messages to its Unix socket as it would to the Participant Service, with an AWS SDK or without; a
+/// loopback port serves clients that accept only a URL. What the relay acknowledges survives a crash, and is delivered in
+/// its conversation's order, at the rate that Connect grants.
 #[derive(Debug, Parser)]
 #[command(name = "connect-relay", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -60,7 +60,7 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-See it at work, without AWS:  connect-relay demo
+Try it without AWS:           connect-relay demo
 Run it:                       AWS_REGION=eu-west-2 connect-relay run
 See every setting:            AWS_REGION=eu-west-2 connect-relay check
 
@@ -72,11 +72,11 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Status(status::Args),
-    Pause(operate::Pause),
-    Resume(operate::Resume),
-    Drain(operate::Drain),
-    Reload(operate::Reload),
-    LogLevel(operate::LogLevel),
+    Pause(control::Pause),
+    Resume(control::Resume),
+    Drain(control::Drain),
+    Reload(control::Reload),
+    LogLevel(control::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
@@ -90,11 +90,11 @@ impl Command {
             Command::Check(args) => check::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
-            Command::Pause(args) => operate::pause(args).await,
-            Command::Resume(args) => operate::resume(args).await,
-            Command::Drain(args) => operate::drain(args).await,
-            Command::Reload(args) => operate::reload(args).await,
-            Command::LogLevel(args) => operate::log_level(args).await,
+            Command::Pause(args) => control::pause(args).await,
+            Command::Resume(args) => control::resume(args).await,
+            Command::Drain(args) => control::drain(args).await,
+            Command::Reload(args) => control::reload(args).await,
+            Command::LogLevel(args) => control::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
@@ -126,7 +126,7 @@ pub fn main() -> ExitCode {
         }
     };
     execute(cli.command).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "connect-relay: {}", explained(&error));
+        let _ = writeln!(std::io::stderr(), "connect-relay: {}", error_text(&error));
         code(&error).into()
     })
 }
@@ -144,7 +144,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if config { CONFIG } else { FAILED }
 }
 
-fn explained(error: &anyhow::Error) -> String {
+fn error_text(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Faults>() {
         Some(Faults(faults)) => format!("bad configuration:\n  {}", faults.join("\n  ")),
         None => format!("{error:#}"),

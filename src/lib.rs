@@ -26,7 +26,7 @@
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | the state in words | [`status`] |
 //! | their services | [`queue`], [`participant`], [`serve`] |
-//! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
+//! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # Restrictions
@@ -54,10 +54,10 @@ pub mod queue;
 pub mod retry;
 pub mod sender;
 pub mod serve;
+pub mod service_manager;
 pub mod simulator;
 pub mod status;
 pub mod storage;
-pub mod supervisor;
 pub mod suspects;
 pub mod time;
 pub mod turns;

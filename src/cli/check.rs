@@ -9,10 +9,10 @@ use crate::config::{Config, Sources};
 
 mod online;
 
-/// Check a configuration without starting anything, and print what it comes to.
+/// Check a configuration without starting anything, and print the effective one.
 ///
-/// Prints every key with its effective value as TOML on stdout (a file of it is a configuration that comes to the
-/// same), and on stderr where each setting comes from. Exits with 78 and a list of all faults where it is not valid.
+/// Prints every key with its effective value as TOML on stdout (as a file, that is the same configuration), and the
+/// source of each setting on stderr. Exits with 78 and a list of all faults if the configuration is not valid.
 ///
 /// With --online it also tries what a start needs, and changes nothing: folders writable, ports free, and by one request
 /// without a token, which sends nothing, that the Participant Service is resolved, connected, verified and answers. A
@@ -23,7 +23,7 @@ pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// As `run --dir` would have it: sockets and queue under this folder
+    /// Check what `run --dir DIR` would use: sockets and queue under this folder
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Also try what a start needs: folders, ports, and the way to the Participant Service

@@ -124,7 +124,7 @@ pub async fn socket(path: &Path, api: Api) -> Place {
         Ok(_) => {}
     }
     let Ok(request) = Request::get(api.path()).body(Full::<Bytes>::default()) else { return Place::Free };
-    match client::ask(path, request, ANSWER_WITHIN).await {
+    match client::send(path, request, ANSWER_WITHIN).await {
         Ok(reply) if api.has_answered(reply.body()) => Place::OfARelay,
         _ => Place::Taken("another program listens there: stop it".into()),
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 use tracing::{Level, error, info, warn};
 
-use super::log::{Log, level_of};
+use super::logging::{Log, level_of};
 use crate::config::{Config, Faults, Sources};
 use crate::control::{Reloaded, SteerRequest, name_of};
 use crate::daemon::Reload;
@@ -42,7 +42,7 @@ pub struct Steering<'a> {
     applied: Config,
     sources: Box<dyn Fn() -> Sources + 'a>,
     log: &'a Log,
-    door: Reload,
+    live: Reload,
     /// The end of a level that was set for a time.
     restore: Option<Pin<Box<Sleep>>>,
     level: Level,
@@ -50,9 +50,9 @@ pub struct Steering<'a> {
 
 impl<'a> Steering<'a> {
     /// The settings as they are after the start; `sources` reads the environment again.
-    pub fn new(started: &'a Config, sources: impl Fn() -> Sources + 'a, log: &'a Log, door: Reload) -> Steering<'a> {
+    pub fn new(started: &'a Config, sources: impl Fn() -> Sources + 'a, log: &'a Log, live: Reload) -> Steering<'a> {
         let (applied, level) = (started.clone(), level_of(started.log().1));
-        Steering { started, applied, sources: Box::new(sources), log, door, restore: None, level }
+        Steering { started, applied, sources: Box::new(sources), log, live, restore: None, level }
     }
 
     /// Carries out a request of an operator.
@@ -76,13 +76,13 @@ impl<'a> Steering<'a> {
     pub fn reload(&mut self, uid: Option<u32>, by_operator: bool) -> Result<Reloaded, Faults> {
         let act = by_operator.then_some("reload");
         let config = Config::load(&(self.sources)()).inspect_err(|faults| {
-            self.door.refused();
+            self.live.reject();
             error!(act, uid, faults = %faults, "configuration not reloaded: the old one stays");
         })?;
         let changed = self.applied.changes(&config).into_iter().filter(|key| is_live(key)).collect();
         let needs_restart = self.started.changes(&config).into_iter().filter(|key| !is_live(key)).collect();
         self.applied = config;
-        self.door.taken(self.applied.ingress());
+        self.live.apply(self.applied.ingress());
         if self.restore.is_none() {
             self.set(self.configured());
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Level;
 
-use super::{Control, Refusal, Reply, invalid, json};
+use super::{Control, ErrorReply, Reply, invalid, json};
 
 /// The longest time for which a level can be requested.
 const FOR_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -70,7 +70,7 @@ pub struct Reloaded {
 /// The body of `POST /log-level`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
-pub struct LogLevelWish {
+pub struct LogLevelRequest {
     /// The level's name.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub level: Value,
@@ -127,7 +127,7 @@ impl Requests {
 
 impl Control {
     /// `POST /reload`
-    pub(super) async fn reload(&self, uid: Option<u32>) -> Result<Reply, Refusal> {
+    pub(super) async fn reload(&self, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         match self.steer.ask(|reply| Request::Reload { uid, reply }).await {
             Some(Ok(reloaded)) => Ok(json(StatusCode::OK, &reloaded)),
             Some(Err(faults)) => Err(invalid(format!("bad configuration, the one before stays: {faults}"))),
@@ -136,9 +136,9 @@ impl Control {
     }
 
     /// `POST /log-level`
-    pub(super) async fn log_level(&self, wish: LogLevelWish, uid: Option<u32>) -> Result<Reply, Refusal> {
-        let level = level_of(&wish.level)?;
-        let lasts = duration_of(&wish.lasts)?;
+    pub(super) async fn log_level(&self, request: LogLevelRequest, uid: Option<u32>) -> Result<Reply, ErrorReply> {
+        let level = level_of(&request.level)?;
+        let lasts = duration_of(&request.lasts)?;
         let configured = self.steer.ask(|reply| Request::LogLevel { level, lasts, uid, reply }).await;
         let configured = name_of(configured.ok_or_else(embedded)?).to_owned();
         let until = lasts.map(|lasts| self.clock.shown(self.clock.now() + lasts).to_string());
@@ -152,7 +152,7 @@ pub fn name_of(level: Level) -> &'static str {
     LEVELS.iter().find(|(_, known)| *known == level).map_or("info", |(name, _)| name)
 }
 
-fn level_of(given: &Value) -> Result<Level, Refusal> {
+fn level_of(given: &Value) -> Result<Level, ErrorReply> {
     let found = LEVELS.iter().find(|(name, _)| given == name);
     found.map(|(_, level)| *level).ok_or_else(|| {
         let given = if given.is_null() { "missing".to_owned() } else { given.to_string() };
@@ -160,7 +160,7 @@ fn level_of(given: &Value) -> Result<Level, Refusal> {
     })
 }
 
-fn duration_of(lasts: &Value) -> Result<Option<Duration>, Refusal> {
+fn duration_of(lasts: &Value) -> Result<Option<Duration>, ErrorReply> {
     let read = match lasts {
         Value::Null => return Ok(None),
         Value::String(text) => humantime::parse_duration(text.trim()).ok(),
@@ -176,8 +176,8 @@ fn duration_of(lasts: &Value) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-fn embedded() -> Refusal {
-    Refusal(StatusCode::SERVICE_UNAVAILABLE, "this relay runs inside another program, or leaves: ask that".into())
+fn embedded() -> ErrorReply {
+    ErrorReply(StatusCode::SERVICE_UNAVAILABLE, "this relay runs inside another program, or leaves: ask that".into())
 }
 
 #[cfg(test)]
@@ -195,7 +195,7 @@ mod tests {
         for (level, given) in
             [(json!("loud"), "\"loud\""), (json!("DEBUG"), "\"DEBUG\""), (Value::Null, "missing"), (json!(3), "3")]
         {
-            let Err(Refusal(status, why)) = level_of(&level) else { panic!("{level} is taken") };
+            let Err(ErrorReply(status, why)) = level_of(&level) else { panic!("{level} is taken") };
             let expected = format!("Level is {given}: must be error, warn, info, debug, trace");
             assert_eq!((status.as_u16(), why), (400, expected));
         }
@@ -218,7 +218,7 @@ mod tests {
         for given in
             [json!("0s"), json!(0), json!(-1), json!("10"), json!("soon"), json!("8d"), json!(true), json!([1])]
         {
-            let Err(Refusal(status, why)) = duration_of(&given) else { panic!("{given} is taken") };
+            let Err(ErrorReply(status, why)) = duration_of(&given) else { panic!("{given} is taken") };
             assert!(status == 400 && why.starts_with(&format!("For is {given}: must be ")), "{why}");
         }
     }

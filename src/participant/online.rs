@@ -21,8 +21,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::answer::{self, Answer};
-use super::words::{causes, tls_error};
+use super::causes::{causes, tls_error};
+use super::response::{self, Response};
 use super::{ANSWER_BYTES_MAX, Options, Participant};
 use crate::time::Clock;
 
@@ -128,8 +128,8 @@ impl Trial<'_> {
         };
         let connection = capture_connection(&mut request);
         let exchange = async {
-            let response = participant.0.client.request(request).await?;
-            let (head, body) = response.into_parts();
+            let reply = participant.0.client.request(request).await?;
+            let (head, body) = reply.into_parts();
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.ok().map(|body| body.to_bytes());
             Ok::<_, legacy::Error>((head.status, head.headers, body))
         };
@@ -139,8 +139,8 @@ impl Trial<'_> {
         };
         match timeout(self.attempt_timeout, exchange).await {
             Ok(Ok((status, headers, body))) => {
-                let answer = Answer { status, headers: &headers, body: body.as_deref() };
-                let stage = match answer::recognised(&answer) {
+                let response = Response { status, headers: &headers, body: body.as_deref() };
+                let stage = match response::recognised(&response) {
                     Ok(remark) => passed(&answered, remark),
                     Err(why) if status.is_server_error() => failed(
                         &answered,

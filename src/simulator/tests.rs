@@ -168,7 +168,7 @@ async fn each_connection_is_a_new_token_of_the_same_participant() {
 }
 
 #[tokio::test]
-async fn websocket_is_given_only_to_those_who_ask() {
+async fn websocket_is_returned_only_if_requested() {
     let mut rig = Rig::new(Options::default()).await;
     for (types, credentials, websocket) in [
         (json!(["CONNECTION_CREDENTIALS"]), true, false),
@@ -335,7 +335,7 @@ async fn stop_cuts_connections_and_another_listener_continues_where_it_was() {
         timeout(ENOUGH, serving.join_next()).await.unwrap();
         let ended = timeout(ENOUGH, rig.tasks.join_next()).await.unwrap();
         assert!(ended.is_some(), "the client's connection ends");
-        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nobody listens any more");
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "no process listens any more");
     }
     assert_eq!(simulator.counts().accepted, 2);
 }

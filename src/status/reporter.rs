@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{About, Counts, Facts, Status};
+use super::{Counts, Facts, RelayInfo, Status};
 use crate::health::{Health, State};
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::Place;
+use crate::serve::SocketPath;
 use crate::time::{Clock, Timestamp};
 
 /// The parts of a relay that its status is read from; clones share them.
@@ -22,13 +22,13 @@ pub struct Reporter {
     /// The source of the counts.
     pub metrics: Metrics,
     /// The identity of the relay.
-    pub about: Arc<About>,
+    pub relay: Arc<RelayInfo>,
     /// The time at which it was started.
     pub started: Timestamp,
     /// The clock for ages.
     pub clock: Clock,
-    /// The place of the bots' socket.
-    pub place: Option<Place>,
+    /// The path of the bots' socket.
+    pub socket_path: Option<SocketPath>,
 }
 
 impl Reporter {
@@ -50,7 +50,7 @@ impl Reporter {
                 state => state,
             },
             stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
+            no_socket: self.socket_path.as_ref().and_then(|path| Some((path.path().to_owned(), path.check().err()?))),
             rate,
             closed,
             seen: self.health.destination().seen(),
@@ -59,6 +59,6 @@ impl Reporter {
             now,
             clock: self.clock.clone(),
         };
-        Ok(Status::of(&self.about, &facts))
+        Ok(Status::of(&self.relay, &facts))
     }
 }

@@ -8,8 +8,8 @@ use super::Status;
 /// The summary in one line.
 #[must_use]
 pub fn headline(status: &Status) -> String {
-    let well = status.problems.is_empty();
-    let mut line = match (status.state.as_str(), well) {
+    let healthy = status.problems.is_empty();
+    let mut line = match (status.state.as_str(), healthy) {
         ("ready", true) => "healthy: ".to_owned(),
         ("ready", false) => return "not healthy:".into(),
         (state, true) => format!("{state}: "),

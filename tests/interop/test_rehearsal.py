@@ -5,7 +5,7 @@ import re
 import subprocess
 
 from kit.callers import bot, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import ROOT, command
 
 TOKEN = "my-first-chat"

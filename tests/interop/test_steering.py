@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from kit.callers import curl, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 
 DOWN = "http://127.0.0.1:9"

@@ -14,7 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, Stream};
 
-use super::process::{PATIENCE, Relay, program, relay, text};
+use super::process::{Relay, TIMEOUT, program, relay, text};
 
 const REFUSED: &str =
     "HTTP/1.1 403 Forbidden\r\nx-amzn-ErrorType: AccessDeniedException\r\nContent-Length: 2\r\n\r\n{}";
@@ -35,7 +35,7 @@ impl Answers {
         let at = listener.local_addr().unwrap().to_string();
         let request = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             serve(stream)
         });
         Answers { at, request }

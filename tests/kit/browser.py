@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 
 
 class Browser:
@@ -78,7 +78,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         with self._arrived:
-            done = self._arrived.wait_for(lambda: self._answers is None or message["id"] in self._answers, PATIENCE)
+            done = self._arrived.wait_for(lambda: self._answers is None or message["id"] in self._answers, TIMEOUT)
             assert done and self._answers is not None, f"{method}: no answer of the browser"
             answer = self._answers.pop(message["id"])
         assert "error" not in answer, (method, answer["error"])

@@ -1,4 +1,4 @@
-"""What a disk could hold after a power cut, from a recording of everything that was done to it.
+"""The possible contents of a disk after a power cut, from a recording of all its writes and syncs.
 
 A file is its durable bytes and the list of what was done to it since; a folder is its durable entries, and so on. What a
 call did is durable once an fsync or fdatasync of that file (of that folder, for its entries) *began after it had ended*
@@ -95,7 +95,7 @@ def _resize(data, size, shrink):
 
 
 class Disk:
-    """Goes through a recording event by event. What lies in the folder now was there, durable, when the recording began,
+    """Goes through a recording event by event. The folder's present files were there, durable, when the recording began,
     unless it began `empty`; `ignore` names what does not count as a sync: the mutants."""
 
     def __init__(self, root, events, ignore=None, empty=False):
@@ -220,27 +220,27 @@ class Disk:
                 _rename(change.args, lambda folder: folder.entries)
             self.names = [change for change in self.names if change not in mine]
 
-    def tree(self, style, dice):
-        """What a cut now could leave, by path below the root: bytes of a file, None of a folder."""
+    def tree(self, style, rng):
+        """The possible contents after a cut now, by path below the root: bytes of a file, None of a folder."""
         seen, names = {}, self.names
         if style == "synced":
             names = []
         elif style != "all":
-            names = names[: dice.randint(0, len(names))]
+            names = names[: rng.randint(0, len(names))]
         for change in names:
             _rename(change.args, lambda folder: seen.setdefault(folder, dict(folder.entries)))
         tree = {}
-        self._collect(self.top, "", seen, tree, style, dice)
+        self._collect(self.top, "", seen, tree, style, rng)
         return tree
 
-    def _collect(self, folder, prefix, seen, tree, style, dice):
+    def _collect(self, folder, prefix, seen, tree, style, rng):
         for name, found in seen.get(folder, folder.entries).items():
             path = prefix + name
             if isinstance(found, Folder):
                 tree[path] = None
-                self._collect(found, path + "/", seen, tree, style, dice)
+                self._collect(found, path + "/", seen, tree, style, rng)
             else:
-                tree[path] = _contents(found, style, dice)
+                tree[path] = _contents(found, style, rng)
 
 
 def _folder_of(args):
@@ -261,7 +261,7 @@ def _rename(args, entries):
         entries(target)[new] = found
 
 
-def _contents(file, style, dice):
+def _contents(file, style, rng):
     data = bytearray(file.durable)
     if style == "synced" or not file.later:
         pass
@@ -269,24 +269,24 @@ def _contents(file, style, dice):
         for change in file.later:
             _apply(data, change)
     elif style == "torn":
-        last = dice.randrange(len(file.later))
+        last = rng.randrange(len(file.later))
         for change in file.later[:last]:
             _apply(data, change)
         if file.later[last].what == "write":
             offset, piece = file.later[last].args
-            end = dice.randrange(offset, offset + len(piece) + 512) // 512 * 512
+            end = rng.randrange(offset, offset + len(piece) + 512) // 512 * 512
             _apply(data, Change("write", 0, (offset, piece[: max(0, end - offset)])))
     else:
-        _scatter(data, file.later, 4096 if style == "blocks" else 512, dice)
+        _scatter(data, file.later, 4096 if style == "blocks" else 512, rng)
     return data
 
 
-def _scatter(data, changes, unit, dice):
+def _scatter(data, changes, unit, rng):
     """Each unit holds the state after some number of the writes to it."""
     pieces, size = {}, len(data)
     for change in changes:
         if change.what == "size":
-            if dice.random() < 0.5:
+            if rng.random() < 0.5:
                 _resize(data, *change.args)
             continue
         offset, piece = change.args
@@ -298,9 +298,9 @@ def _scatter(data, changes, unit, dice):
             pieces.setdefault(block, []).append((offset + at, piece[at : at + step]))
             at += step
     for writes in pieces.values():
-        for offset, piece in writes[: dice.randint(0, len(writes))]:
+        for offset, piece in writes[: rng.randint(0, len(writes))]:
             _apply(data, Change("write", 0, (offset, piece)))
-    if dice.random() < 0.5:
+    if rng.random() < 0.5:
         _resize(data, size, False)
 
 
@@ -339,14 +339,14 @@ def files_called(events, name):
 
 
 def segments_opened(events):
-    """Where the log begins a segment: a write at its boundary."""
+    """The events at which the log begins a segment: writes at its boundary."""
     logs = files_called(events, "db")
     writes = ((i, event) for i, event in enumerate(events) if event.kind == "W" and event.inode in logs)
     return [i for i, event in writes if event.a > 0 and event.a % SEGMENT == 0]
 
 
 def checkpoints(events):
-    """Where the journal has begun its next epoch, and sled is given the one before."""
+    """The events at which the journal has begun its next epoch, and sled gets the one before."""
     journals = files_called(events, "journal.0") | files_called(events, "journal.1")
     return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 

@@ -1,4 +1,4 @@
-"""What stands around a relay in production: a bot that talks on and on, and a Prometheus that scrapes and alerts."""
+"""Production around a relay: a bot that sends continuously, and a Prometheus that scrapes and alerts."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import ROOT, free_port
 
 RULES = ROOT / "deploy/prometheus/rules.yaml"
@@ -24,7 +24,7 @@ class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path):
-        super().__init__("relay", timeout=PATIENCE)
+        super().__init__("relay", timeout=TIMEOUT)
         self.path = path
 
     def connect(self):
@@ -70,13 +70,14 @@ class Load:
 
     def stop(self):
         self._over.set()
-        self._thread.join(timeout=PATIENCE)
+        self._thread.join(timeout=TIMEOUT)
 
 
 class Prometheus:
-    """A real one, which scrapes and evaluates every second."""
+    """A real one, which scrapes and evaluates every second; the relays under each of the jobs, with these labels. Other
+    `scrape_configs` take the place of the jobs."""
 
-    def __init__(self, relays, rules):
+    def __init__(self, relays, rules, jobs=("connect-relay",), labels=None, scrape_configs=None):
         self.folder = Path(tempfile.mkdtemp(prefix="prometheus-"))
         self.url = f"http://127.0.0.1:{free_port()}"
         (self.folder / "rules.yaml").write_text(rules)
@@ -84,7 +85,8 @@ class Prometheus:
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yaml"],
-            "scrape_configs": [{"job_name": "connect-relay", "static_configs": [{"targets": targets}]}],
+            "scrape_configs": scrape_configs
+            or [{"job_name": job, "static_configs": [{"targets": targets, "labels": labels or {}}]} for job in jobs],
         }
         (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         self.log = open(self.folder / "log", "wb")
@@ -119,22 +121,22 @@ class Prometheus:
                 if alert["state"] == state and wanted.items() <= alert["labels"].items()]
 
     def fired(self, name, **labels):
-        """Whether it has fired since the test began, even if it has cleared meanwhile."""
+        """True if it has fired since the test began, even if it has cleared meanwhile."""
         matchers = ",".join(f'{label}="{value}"' for label, value in {"alertname": name, **labels}.items())
         return self.query(f'max_over_time(ALERTS{{alertstate="firing",{matchers}}}[1h])')
 
     def until_fires(self, name, **labels):
-        until(lambda: self.fired(name, **labels), f"{name} fires {labels}: {self.alerts()}", patience=2 * PATIENCE)
+        until(lambda: self.fired(name, **labels), f"{name} fires {labels}: {self.alerts()}", timeout=2 * TIMEOUT)
 
     def until_clears(self, name=None, **labels):
-        until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", patience=2 * PATIENCE)
+        until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", timeout=2 * TIMEOUT)
 
     def until_scraped(self, target, up):
         until(lambda: self.query(f'up{{instance="{target["instance"]}"}} == {up}'), f"{target} is seen with up = {up}")
 
     def remove(self):
         self.process.terminate()
-        self.process.wait(timeout=PATIENCE)
+        self.process.wait(timeout=TIMEOUT)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -146,7 +148,8 @@ def hastened(rules):
     def shorter(match):
         return f"{match[1]}{int(match[2]) * seconds[match[3]]}s{match[4]}"
 
-    rules = re.sub(r"(\[)(\d+)([mhd])(\])", shorter, rules)
+    rules = rules.replace(":30s]", ":1s]").replace("[1h]) / 3600", "[1h]) / 30")
+    rules = re.sub(r"(\[)(\d+)([mhd])(\]|:)", shorter, rules)
     rules = re.sub(r"(\boffset )(\d+)([mhd])(\b)", shorter, rules)
     rules = re.sub(r"(\bfor: )(\d+)([mhd])(\b)", shorter, rules)
     return rules.replace("oldest_due_seconds > 60", "oldest_due_seconds > 5")

@@ -13,10 +13,11 @@ import pytest
 
 from kit import clocks, drained, processes
 from kit.containers import buildah, debian, forget, image_of
+from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
-from kit.upstream import Upstream
+from kit.upstream import ScriptedRelay, Upstream
 
 # The machine's own AWS settings and proxies are not under test; a bot needs NO_PROXY, as the README says. The tools of
 # `kit.tools` keep them (MACHINE): they download.
@@ -71,12 +72,12 @@ def times(pytestconfig):
     return 10 if pytestconfig.getoption("--long") else 1
 
 
-# Relays and what stands around them.
+# Relays, upstreams and simulators.
 
 
 @pytest.fixture
 def upstreams():
-    """Makes upstreams: `upstreams(script)`."""
+    """Creates upstreams: `upstreams(script)`."""
     made = []
 
     def make(script=None):
@@ -92,13 +93,13 @@ def upstreams():
 
 @pytest.fixture
 def upstream(upstreams):
-    """One that answers as a healthy service does."""
+    """A healthy service."""
     return upstreams()
 
 
 @pytest.fixture
 def simulators():
-    """Makes simulators: `simulators("--rate", 10)`."""
+    """Creates simulators: `simulators("--rate", 10)`."""
     made = []
 
     def make(*args, **options):
@@ -118,7 +119,7 @@ def simulator(simulators):
 
 @pytest.fixture
 def relays():
-    """Makes relays: `relays(endpoint, sender__lifetime="1m")`; started unless `start=False`."""
+    """Creates relays: `relays(endpoint, sender__lifetime="1m")`; started unless `start=False`."""
     made = []
 
     def make(endpoint, start=True, **settings):
@@ -136,6 +137,39 @@ def relays():
 
 
 @pytest.fixture
+def scripted_relays():
+    """Makes relays that a test scripts: `scripted_relays(script)`."""
+    made = []
+
+    def make(script):
+        # Short, because a socket's path may have 107 bytes.
+        made.append(ScriptedRelay(Path(tempfile.mkdtemp(prefix="scripted-")) / "relay.sock", script))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.path.exists():
+            one.stop()
+        shutil.rmtree(one.path.parent)
+    faults = [fault for one in made for fault in one.faults]
+    assert not faults, faults
+
+
+@pytest.fixture(params=[PythonHelper, NodeHelper], ids=["python", "node"])
+def helpers(request):
+    """Makes bots with one of the two helper files: `helpers(socket, endpoint)`."""
+    made = []
+
+    def make(socket, endpoint, retry_for=0.5):
+        made.append(request.param(str(socket), endpoint, retry_for))
+        return made[-1]
+
+    yield make
+    for helper in made:
+        helper.close()
+
+
+@pytest.fixture
 def relay(relays, upstream):
     """A relay in front of a healthy service."""
     return relays(upstream.url)
@@ -143,7 +177,7 @@ def relay(relays, upstream):
 
 @pytest.fixture
 def stranded(relays):
-    """A relay whose upstream is absent: what it accepts stays queued."""
+    """A relay without an upstream: accepted messages stay queued."""
     return relays("http://127.0.0.1:9", sender__probe_max="500ms")
 
 
@@ -159,7 +193,7 @@ def users():
 
 @pytest.fixture
 def shared(relays):
-    """Makes relays whose socket every user can reach: `shared(endpoint, …)`."""
+    """Creates relays whose socket every user can reach: `shared(endpoint, …)`."""
 
     def make(endpoint, start=True, **settings):
         relay = relays(endpoint, start=False, ingress__socket_mode="0666", **settings)
@@ -193,9 +227,9 @@ def home():
 
 
 @pytest.fixture
-def workshop():
+def scratch():
     """A folder in which disks are rebuilt."""
-    folder = drained.workshop()
+    folder = drained.scratch()
     yield folder
     shutil.rmtree(folder)
 
@@ -222,8 +256,8 @@ def prometheus():
     """`prometheus(relays, rules)`: scrapes them every second."""
     made = []
 
-    def make(relays, rules):
-        made.append(Prometheus(relays, rules))
+    def make(relays, rules, **options):
+        made.append(Prometheus(relays, rules, **options))
         return made[-1]
 
     assert shutil.which("prometheus") and shutil.which("promtool"), "prometheus and promtool are needed: tests/setup installs them"

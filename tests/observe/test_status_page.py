@@ -16,7 +16,7 @@ import pytest
 
 from kit.browser import Browser
 from kit.callers import send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import error
 

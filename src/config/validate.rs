@@ -1,0 +1,260 @@
+//! Conditions beyond a value's kind, for one value and for several. Each rule names the allowed values; [`Validator`] adds
+//! the source of the value.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Uri;
+
+use super::layers::Layers;
+use super::paths;
+use super::schema::{Backoff, Control, Ingress, Queue, Sender, Settings};
+use super::value::{ConfigValue, ContentLimits, Size};
+use crate::message::LIFETIME_MAX;
+use crate::serve::SOCKET_PATH_BYTES_MAX;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Checks every rule and adds the violations to the errors.
+pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
+    let settings = layers.settings.clone();
+    let mut validator = Validator(layers, environment);
+    validator.ingress(&settings.ingress);
+    validator.queue(&settings.queue);
+    validator.sender(&settings.sender);
+    validator.backoff(&settings.sender.backoff);
+    validator.paths(&settings);
+    validator.range("shutdown.grace", settings.shutdown.grace, Duration::ZERO, HOUR);
+}
+
+struct Validator<'a>(&'a mut Layers, &'a [(OsString, OsString)]);
+
+impl Validator<'_> {
+    fn ingress(&mut self, ingress: &Ingress) {
+        let Ingress { tcp, body_bytes_max, batch_bytes_max, bodies_bytes_max, content_bytes_max, .. } = ingress;
+        self.socket("ingress.socket", &ingress.socket, &Ingress::default().socket);
+        if let Some(tcp) = tcp {
+            let loopback = tcp.ip().to_canonical().is_loopback();
+            self.rule(
+                &["ingress.tcp"],
+                tcp,
+                loopback,
+                "a loopback address, such as 127.0.0.1:8480: it has no credentials",
+            );
+            let open = ingress.allow_uids.is_empty() && ingress.allow_gids.is_empty();
+            let keys = ["ingress.tcp", "ingress.allow_uids", "ingress.allow_gids"];
+            self.rule(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
+        }
+        self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
+        self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
+        self.range("ingress.connections_max", ingress.connections_max, 1, 65_536);
+        self.range("ingress.idle_timeout", ingress.idle_timeout, SECOND, HOUR);
+        self.range("ingress.request_timeout", ingress.request_timeout, 100 * MILLISECOND, HOUR);
+        self.range("ingress.content_bytes_max", *content_bytes_max, Size(1), Size(256 << 10));
+        self.range("ingress.body_bytes_max", *body_bytes_max, Size(1 << 10), Size(16 << 20));
+        self.range("ingress.batch_bytes_max", *batch_bytes_max, Size(1 << 10), Size(64 << 20));
+        self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
+        if self.0.faults.is_empty() && content_bytes_max > body_bytes_max {
+            self.0.warnings.push(format!(
+                "ingress.content_bytes_max = {} exceeds ingress.body_bytes_max, {}: longer bodies are \
+                 answered 413",
+                plain_text(content_bytes_max),
+                plain_text(body_bytes_max)
+            ));
+        }
+        let mut set = self.0.origins.keys().filter(|key| key.starts_with("ingress.content_chars_max."));
+        if let (ContentLimits::BySize, Some(key)) = (ingress.content_limits, set.next()) {
+            let warning = format!("{key} is not used: ingress.content_limits is \"by_size\"");
+            self.0.warnings.push(warning);
+        }
+        self.within("ingress.body_bytes_max", *body_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
+        self.within("ingress.batch_bytes_max", *batch_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
+        let chars = &ingress.content_chars_max;
+        self.range("ingress.content_chars_max.plain", chars.plain, 0, 256 << 10);
+        self.range("ingress.content_chars_max.markdown", chars.markdown, 0, 256 << 10);
+        self.range("ingress.content_chars_max.json", chars.json, 0, 256 << 10);
+        self.range("ingress.content_chars_max.interactive", chars.interactive, 0, 256 << 10);
+    }
+
+    fn queue(&mut self, queue: &Queue) {
+        let defaults = Queue::default();
+        self.require_path("queue.path", &queue.path);
+        self.absolute("queue.path", &queue.path, &defaults.path);
+        self.absolute("queue.key_file", &queue.key_file, Path::new("/etc/connect-relay/queue.keys"));
+        self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
+        self.range("queue.bytes_max", queue.bytes_max, Size(16 << 20), Size(1 << 40));
+        self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 50));
+        self.range("queue.outcomes_kept_for", queue.outcomes_kept_for, SECOND, 30 * DAY);
+        self.range("queue.outcomes_max", queue.outcomes_max, 1, 10_000_000);
+        self.range("queue.dead_kept_for", queue.dead_kept_for, SECOND, 365 * DAY);
+        self.range("queue.dead_max", queue.dead_max, 1, 10_000_000);
+    }
+
+    fn sender(&mut self, sender: &Sender) {
+        let Sender { region, quota_rate, rate_min, rate_max, .. } = sender;
+        let (either, allowed) = (["sender.region", "sender.endpoint"], "set, or AWS_REGION, or sender.endpoint");
+        self.rule(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
+        let word = region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        let named = word && region.len() <= 40 && !region.starts_with('-') && !region.ends_with('-');
+        self.rule(&["sender.region"], region, named, "a region's name, such as eu-west-2");
+        if let Some(endpoint) = &sender.endpoint {
+            let safe = endpoint.scheme_str() == Some("https") || is_loopback(endpoint);
+            self.rule(&["sender.endpoint"], endpoint, safe, "https, or http to a loopback address: it carries tokens");
+        }
+        if let Some(proxy) = &sender.proxy {
+            let plain = proxy.scheme_str() == Some("http") && proxy.port().is_some() && proxy.path() == "/";
+            self.rule(&["sender.proxy"], proxy, plain, "http://host:port");
+        }
+        self.absolute("sender.ca_file", &sender.ca_file, Path::new("/etc/connect-relay/ca.pem"));
+        let label = sender.connect_instance.chars().count();
+        self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
+        self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
+        self.range("sender.quota_burst", sender.quota_burst, 1, 1_000_000);
+        self.range("sender.rate_max", *rate_max, 0.0, 100_000.0);
+        self.range("sender.rate_min", *rate_min, 0.001, 100_000.0);
+        self.within("sender.rate_min", *rate_min, "sender.quota_rate", *quota_rate);
+        if *rate_max > 0.0 {
+            self.within("sender.rate_min", *rate_min, "sender.rate_max", *rate_max);
+        }
+        let share = (0.0..1.0).contains(&sender.headroom);
+        self.rule(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
+        self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
+        self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
+        self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
+        self.range("sender.lifetime", sender.lifetime, SECOND, LIFETIME_MAX);
+        self.range("sender.fresh", sender.fresh, Duration::ZERO, LIFETIME_MAX);
+        self.range("sender.attempts_max", sender.attempts_max, 1, 10_000);
+        self.range("sender.token_wait", sender.token_wait, Duration::ZERO, LIFETIME_MAX);
+        self.range("sender.refused_for", sender.refused_for, Duration::ZERO, DAY);
+        self.range("sender.probe_max", sender.probe_max, 10 * MILLISECOND, HOUR);
+        self.range("sender.retry_hint_max", sender.retry_hint_max, Duration::ZERO, HOUR);
+    }
+
+    fn backoff(&mut self, backoff: &Backoff) {
+        self.range("sender.backoff.initial", backoff.initial, MILLISECOND, HOUR);
+        self.range("sender.backoff.max", backoff.max, MILLISECOND, HOUR);
+        self.within("sender.backoff.initial", backoff.initial, "sender.backoff.max", backoff.max);
+        self.range("sender.backoff.multiplier", backoff.multiplier, 1.0, 10.0);
+        self.range("sender.backoff.randomization", backoff.randomization, 0.0, 1.0);
+    }
+
+    /// Checks the places: the bots' folder contains nothing else, and the queue's folder only the queue.
+    fn paths(&mut self, settings: &Settings) {
+        let (bots, operators) = (resolved(&settings.ingress.socket), resolved(&settings.control.socket));
+        let queue = resolved(&settings.queue.path);
+        let apart = bots.parent() != operators.parent();
+        let allowed = "in another folder than ingress.socket, which bots can reach";
+        self.socket("control.socket", &settings.control.socket, &Control::default().socket);
+        self.rule(&["control.socket", "ingress.socket"], settings.control.socket.display(), apart, allowed);
+        for (key, written, socket) in [
+            ("ingress.socket", &settings.ingress.socket, &bots),
+            ("control.socket", &settings.control.socket, &operators),
+        ] {
+            self.rule(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
+        }
+        if let Some(tcp) = settings.ingress.tcp {
+            let admin = settings.admin.listen;
+            let clash = tcp.port() != 0 && tcp.port() == admin.port() && shares_address(tcp.ip(), admin.ip());
+            self.rule(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
+        }
+    }
+
+    fn socket(&mut self, key: &str, path: &Path, default: &Path) {
+        self.require_path(key, path);
+        self.absolute(key, path, default);
+        let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
+        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, the limit of a Unix socket's path");
+        self.rule(&[key], path.display(), fits, &allowed);
+    }
+
+    fn require_path(&mut self, key: &str, path: &Path) {
+        self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
+    }
+
+    /// Checks that a path is absolute: no shell expands it, and the working directory of a service is arbitrary.
+    fn absolute(&mut self, key: &str, path: &Path, default: &Path) {
+        let whole = path.as_os_str().is_empty() || path.is_absolute();
+        let meant = paths::probable_path(path, default, self.1);
+        self.rule(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
+    }
+
+    fn range<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
+        let allowed = format!("{} to {}", plain_text(&least), plain_text(&most));
+        self.rule(&[key], plain_text(&value), least <= value && value <= most, &allowed);
+    }
+
+    fn within<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
+        let allowed = format!("at most {bound_key}, which is {}", plain_text(&bound));
+        self.rule(&[key, bound_key], plain_text(&value), value <= bound, &allowed);
+    }
+
+    /// Adds an error unless `kept`. It names the source of the first of the keys that is set.
+    fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
+        // A key whose value is wrong by itself is not compared as well, nor is one that an unreadable file may have
+        // set.
+        let known = keys.iter().any(|key| self.0.is_faulty(key));
+        let unknown = self.0.file_unknown && (keys.len() > 1 || !self.0.origins.contains_key(keys[0]));
+        let Layers { origins, faults, .. } = &mut *self.0;
+        if !kept && !known && !unknown {
+            let source = keys.iter().find_map(|key| origins.get(*key)).map_or("default", String::as_str);
+            faults.push(format!("{source}: {} = {value}: must be {allowed}", keys[0]));
+        }
+    }
+}
+
+/// A value in the usual notation, without quotes.
+fn plain_text(value: &impl ConfigValue) -> String {
+    let written = value.write();
+    written.as_str().map_or_else(|| written.to_string(), str::to_owned)
+}
+
+fn is_loopback(endpoint: &Uri) -> bool {
+    let host = endpoint.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// True if the addresses clash: the error is reported before a bind fails.
+fn shares_address(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_unspecified() || other.is_unspecified()
+}
+
+/// The path with the links of its existing part resolved: /var/run is /run.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    path.ancestors()
+        .find_map(|ancestor| Some(ancestor.canonicalize().ok()?.join(path.strip_prefix(ancestor).ok()?)))
+        .unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_as_far_as_the_path_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("run")).unwrap();
+        std::os::unix::fs::symlink(root.join("run"), root.join("var-run")).unwrap();
+        assert_eq!(resolved(&root.join("var-run/relay/relay.sock")), root.join("run/relay/relay.sock"));
+    }
+
+    #[test]
+    fn loopback_is_an_address_or_localhost() {
+        for (url, expected) in [
+            ("http://127.0.0.1:9580", true),
+            ("http://[::1]:9580", true),
+            ("http://localhost", true),
+            ("http://127.0.0.1.example", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+}
