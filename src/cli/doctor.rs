@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::out;
 use crate::daemon::Failure;
-use crate::queue::doctor::{Doctor, named};
-use crate::queue::{Carried, OpenError, SealingKey};
+use crate::queue::recovery::{Doctor, Rebuilt, named};
+use crate::queue::{OpenError, SealingKey};
 use crate::time::Clock;
 
 /// Look into the queue of a relay that is not running, or into a damaged one that a relay has set aside.
@@ -80,9 +80,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Act::Repair { store, into } => {
             let doctor = store.open()?;
             let busy = busy("writing the new store");
-            let carried = doctor.repair(&into, &Clock::system()).map_err(|error| store.explained(error))?;
+            let rebuilt = doctor.repair(&into, &Clock::system()).map_err(|error| store.explained(error))?;
             busy.finish_and_clear();
-            let Carried { queued, dead, outcomes, lost } = carried;
+            let Rebuilt { queued, dead, outcomes, lost } = rebuilt;
             eprintln!(
                 "connect-relay: {}: {queued} messages queued, {dead} dead letters, {outcomes} outcomes; lost: {lost}",
                 into.display()

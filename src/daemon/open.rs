@@ -23,7 +23,7 @@ use crate::ingress::{Door, Ingress};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
-use crate::queue::{self, OpenError, Pause, Queue, Writer};
+use crate::queue::{self, OpenError, Pause, Queue, QueueThread};
 use crate::sender::Sender;
 use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::supervisor::Word;
@@ -220,7 +220,7 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 }
 
 /// Opens the queue on a thread of its own, so that a large store does not delay signals.
-async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, Writer), Failure> {
+async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, QueueThread), Failure> {
     let opened = tokio::task::spawn_blocking(move || Queue::open(options, clock, &metrics)).await;
     match opened {
         Ok(opened) => Ok(opened?),

@@ -20,7 +20,7 @@ use super::reply::{self, Answer};
 use super::request::{self, Identity, Preference, Wait};
 use super::{Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
-use crate::queue::{State, Status, StoreFailed, Verdict};
+use crate::queue::{MessageState, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 use crate::time::Clock;
 
@@ -36,7 +36,7 @@ impl Stub {
     }
 
     /// Evaluates the queue's verdict.
-    pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<State, Refusal> {
+    pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, Refusal> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
             Verdict::Rejected(rejection) => {
@@ -91,7 +91,7 @@ impl Inner {
 
     /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come
     /// within it.
-    pub(super) async fn outcome(&self, state: State, wait: &Wait) -> State {
+    pub(super) async fn outcome(&self, state: MessageState, wait: &Wait) -> MessageState {
         if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
         }

@@ -18,7 +18,7 @@ use super::Inner;
 use super::request::Wait;
 use crate::message;
 use crate::pacer::Closed;
-use crate::queue::{MessageId, State, Status};
+use crate::queue::{MessageId, MessageState, Status};
 use crate::time::{Timestamp, WallTime};
 
 /// The time between two checks of an implied wait.
@@ -44,7 +44,7 @@ struct Destination {
 
 impl Inner {
     /// The outlook of a message; `None` if it is not queued any more.
-    pub(super) fn outlook(&self, state: &State) -> Option<Outlook> {
+    pub(super) fn outlook(&self, state: &MessageState) -> Option<Outlook> {
         let Status::Queued { expires, .. } = state.status else { return None };
         let expected = expected(&state.status, self.destination(), self.clock.now());
         Some(Outlook {
@@ -55,7 +55,7 @@ impl Inner {
     }
 
     /// True if an implied wait is useless.
-    pub(super) fn is_futile(&self, state: &State, within: Duration) -> bool {
+    pub(super) fn is_futile(&self, state: &MessageState, within: Duration) -> bool {
         is_futile(&state.status, self.destination(), within, self.clock.now())
     }
 
@@ -71,7 +71,7 @@ impl Inner {
             match self.queue.look(id).await {
                 Ok(Some(state)) if !self.is_futile(&state, left) => {}
                 // It is settled: its outcome is about to be returned.
-                Ok(Some(State { status: Status::Delivered(_) | Status::Dead { .. }, .. })) => {}
+                Ok(Some(MessageState { status: Status::Delivered(_) | Status::Dead { .. }, .. })) => {}
                 _ => return,
             }
         }

@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
-use crate::queue::{State, Status};
+use crate::queue::{MessageState, Status};
 use crate::retry::Hint;
 use crate::time::{WallTime, millis};
 
@@ -113,7 +113,7 @@ pub(super) fn name(status: &Status) -> &'static str {
 /// 200, 202 or the error for a dead message, with the facts about the message in headers. `outlook` is that of a queued
 /// message; `bare` is for a disconnect, which AWS answers without a body.
 pub(super) fn of_state(
-    state: &State,
+    state: &MessageState,
     client_token: &ClientToken,
     outlook: Option<Outlook>,
     bare: bool,
@@ -159,7 +159,7 @@ fn of_status(
 }
 
 /// Adds the headers that identify the message of a reply.
-pub(super) fn label(answer: &mut Answer, state: &State, client_token: &ClientToken) {
+pub(super) fn label(answer: &mut Answer, state: &MessageState, client_token: &ClientToken) {
     let headers = answer.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static(name(&state.status)));
     if let Ok(id) = HeaderValue::try_from(state.id.to_string()) {
@@ -255,7 +255,7 @@ pub(super) fn of_lines(lines: Bytes) -> Answer {
 }
 
 /// One line of a batch's reply, about a stored message.
-pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &State) {
+pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &MessageState) {
     match &state.status {
         Status::Dead { reason, maybe_delivered, error } => {
             error_line(lines, &Refusal::of_dead(*reason, *maybe_delivered, error));

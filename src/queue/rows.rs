@@ -30,8 +30,9 @@ pub use crate::storage::row::{decode, encode_onto};
 pub use crate::storage::{Key, Secret};
 pub use hasher::Hasher;
 pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number};
-pub use table::{Table, USED_LINE, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
+pub use table::{Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
 pub use values::{
-    At, Dead, Entry, ErrorRow, Failures, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow,
-    Place, Sending, Slot, Token, Trial, reason_at, reason_index,
+    Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hold, Meta, OtherConversation,
+    Outcome, Participant, PauseRow, PauseState, QueuedRef, REFS_MAX, RecordPos, Schedule, Token, reason_at,
+    reason_index,
 };

@@ -12,10 +12,11 @@ mod pause;
 mod sealed;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
+use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::message::{Body, Content, ContentType, ConversationKey};
 use crate::storage::testing;
 
@@ -118,7 +119,7 @@ impl Rig {
         self.runtime.block_on(self.queue.accept(submissions, 0.0)).unwrap()
     }
 
-    fn accepted(&self, submission: Submission) -> State {
+    fn accepted(&self, submission: Submission) -> MessageState {
         match self.push(submission) {
             Verdict::Accepted { state, .. } => state,
             Verdict::Rejected(rejection) => panic!("rejected: {rejection:?}"),
@@ -142,7 +143,7 @@ impl Rig {
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
-        self.runtime.block_on(self.queue.settle(lease, disposition, None)).unwrap()
+        self.runtime.block_on(self.queue.settle(lease, None, disposition, None)).unwrap()
     }
 
     fn pause(&self, why: &str) {
@@ -369,7 +370,7 @@ fn long_conversation_keeps_its_order_through_chunks_and_restarts() {
     for some in numbers.chunks(100) {
         rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
     }
-    let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), "1234") else {
+    let Found::State(MessageState { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), "1234") else {
         panic!("it is queued")
     };
     assert_eq!(ahead, 1234);
@@ -469,7 +470,7 @@ fn message_dies_when_its_lifetime_ends_wherever_it_waits() {
     rig.accepted(message("a", "usual", "x"));
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(5000)), ..message("b", "long", "x") });
     let dead = |client_token: &str, bearer: &str| match rig.find(asker(bearer), client_token) {
-        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+        Found::State(MessageState { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
             Some((reason, maybe_delivered))
         }
         _ => None,
@@ -483,7 +484,7 @@ fn message_dies_when_its_lifetime_ends_wherever_it_waits() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (1, 2));
     assert!(matches!(
         rig.push(message("a", "short", "x")),
-        Verdict::Accepted { state: State { status: Status::Dead { .. }, .. }, repeat: true }
+        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true }
     ));
 }
 
@@ -507,7 +508,7 @@ fn head_of_a_conversation_is_in_doubt_after_an_unclean_stop_only() {
     let rig = rig.reopen();
     rig.skip(Duration::from_secs(1000));
     let maybe = |client_token| match rig.find(asker("a"), client_token) {
-        Found::State(State { status: Status::Dead { maybe_delivered, .. }, .. }) => maybe_delivered,
+        Found::State(MessageState { status: Status::Dead { maybe_delivered, .. }, .. }) => maybe_delivered,
         other => panic!("{other:?}"),
     };
     assert_eq!((maybe("1"), maybe("2")), (true, false));
@@ -664,7 +665,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
             let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
-            queue.settle(lease, denied("Access denied"), None).await.unwrap()
+            queue.settle(lease, None, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling)
     });
@@ -711,7 +712,7 @@ fn learned_rate_outlives_a_restart() {
     rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
     let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
     let lease = rig.lease(1).pop().unwrap();
-    rig.runtime.block_on(rig.queue.settle(lease, delivered(), learned)).unwrap();
+    rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     // One of which nothing was learned takes nothing away.
     rig.drain();
     assert_eq!(rig.reopen().queue.learned(), learned);

@@ -9,7 +9,7 @@
 
 use super::keys;
 use super::record::Record;
-use super::values::At;
+use super::values::RecordPos;
 use crate::storage::{Key, row};
 
 /// Records in a pack: a bit each tells which have left.
@@ -17,7 +17,7 @@ pub const RECORDS_MAX: u8 = 64;
 /// A pack of several records is no longer than this.
 pub const BYTES_MAX: usize = 4 * 1024;
 
-impl At {
+impl RecordPos {
     /// What the record's sum is over, beside the record.
     fn own_key(self) -> Key {
         keys::pack(self.pack).with(&[self.nth])
@@ -30,7 +30,7 @@ impl At {
 }
 
 /// Puts a record, as it stands in a pack, behind what there is.
-pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
+pub fn encode_onto(bytes: &mut Vec<u8>, at: RecordPos, record: &Record) {
     let begins = bytes.len();
     bytes.extend_from_slice(&[0; 2]);
     row::encode_onto(bytes, &at.own_key(), record);
@@ -39,7 +39,7 @@ pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
 }
 
 /// The record that stands there, if its sum holds and it is well-formed.
-pub fn decode(at: At, pack: &[u8]) -> Option<Record> {
+pub fn decode(at: RecordPos, pack: &[u8]) -> Option<Record> {
     row::decode(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
 }
 

@@ -37,7 +37,7 @@ pub struct Record {
     pub lifetime_ms: u64,
     pub deadline: Timestamp,
     /// Counted by the order of acceptance; else it has an `e` row.
-    pub implied: bool,
+    pub default_lifetime: bool,
     pub kind: Kind,
     /// How many pieces there are, and above that how often an operator changed the contents: [`Record::piece_numbers`].
     /// Where there are pieces, `inline` is empty.
@@ -97,7 +97,7 @@ impl Default for Record {
             accepted: Timestamp(0),
             lifetime_ms: 0,
             deadline: Timestamp(0),
-            implied: false,
+            default_lifetime: false,
             kind: Kind::Disconnect,
             pieces: 0,
             inline: Secret::default(),

@@ -154,14 +154,14 @@ fn outcome_learned_rate_and_refused_token_age_by_elapsed_time() {
     rig.accepted(message("a", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();
     let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
-    rig.runtime.block_on(rig.queue.settle(lease, delivered(), learned)).unwrap();
+    rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     rig.accepted(message("b", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();
     assert!(matches!(rig.settle(lease, denied("Access denied")), Settled::Held(_)));
     machine.step(DAY_MS);
     let rig = rig.restarted(&machine);
     rig.skip(Duration::from_secs(2));
-    assert!(matches!(rig.find(asker("a"), "1"), Found::State(State { status: Status::Delivered(_), .. })));
+    assert!(matches!(rig.find(asker("a"), "1"), Found::State(MessageState { status: Status::Delivered(_), .. })));
     let kept = rig.queue.learned().unwrap();
     assert!(rig.clock.now().since(kept.at) < MINUTE, "it is as old as it is");
     assert!(matches!(rig.rejected(message("b", "2", "x")), Rejection::TokenRefused(_)));

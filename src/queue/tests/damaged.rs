@@ -132,13 +132,13 @@ fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
     assert!(fresh.sequence > id.sequence, "numbers are never used twice");
 
     let damaged = aside(&rig.options.path);
-    let report = doctor::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    let report = recovery::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(!report.is_sound() && report.damage[0].contains("the log cannot be read from byte"), "{report}");
     std::fs::remove_dir_all(damaged).unwrap();
     rig.skip(Duration::from_secs(2));
     assert!(!rig.overview().set_aside, "until the folder is gone");
     let (_folder, options, _) = rig.close();
-    let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    let report = recovery::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(report.is_sound(), "{report}");
 }
 
@@ -188,7 +188,7 @@ fn busy_store_is_carried_over_whole() {
         let counts = |o: &Overview| (o.queued, o.conversations, o.held, o.answer_lost, o.dead);
         assert_eq!(counts(&after), counts(&before), "seed {seed}");
         let (_folder, options, _) = rig.close();
-        let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+        let report = recovery::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
         assert!(report.is_sound() && report.queued == before.queued, "{report}");
     }
 }
@@ -252,7 +252,7 @@ fn files_of_two_stores_are_told_apart() {
         });
         assert!(rig.overview().set_aside, "{file}");
         assert_eq!(rig.drain(), left, "{file}");
-        let damaged = doctor::Doctor::open(&aside(&rig.options.path), Vec::new(), |_, _| ()).unwrap();
+        let damaged = recovery::Doctor::open(&aside(&rig.options.path), Vec::new(), |_, _| ()).unwrap();
         let report = damaged.check().unwrap();
         assert!(report.damage.iter().any(|damage| damage.contains("another store's")), "{report}");
     }

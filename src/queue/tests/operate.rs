@@ -79,7 +79,7 @@ fn bury_all(rig: &Rig) -> Vec<MessageId> {
 
 fn dead_of(rig: &Rig, bearer: &str, client_token: &str) -> Option<(Reason, bool)> {
     match rig.find(asker(bearer), client_token) {
-        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+        Found::State(MessageState { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
             Some((reason, maybe_delivered))
         }
         _ => None,
@@ -180,7 +180,7 @@ fn redrive_with_a_token_goes_to_its_conversation_and_repeats_where_it_was_are_an
     rig.redrive(seen.id, Redrive { token: Some(token("old")), body: None }).unwrap();
     assert_eq!(rig.overview().dead, 0);
     assert_eq!(rig.drain(), ["one", "other"]);
-    let Found::State(State { status: Status::Delivered(_), .. }) = rig.find(asker("old"), "1") else {
+    let Found::State(MessageState { status: Status::Delivered(_), .. }) = rig.find(asker("old"), "1") else {
         panic!("it was delivered")
     };
     rig.skip(Duration::from_secs(3601));
@@ -295,7 +295,8 @@ fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
     assert_eq!(rig.redrive_all(&of), 400);
     assert_eq!((rig.overview().queued, rig.overview().conversations), (701, 2));
     for at in [0, 1, 33, 399, 400, 500, 699] {
-        let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), &numbers[at])
+        let Found::State(MessageState { status: Status::Queued { ahead, .. }, .. }) =
+            rig.find(asker("a"), &numbers[at])
         else {
             panic!("it is queued")
         };

@@ -106,7 +106,7 @@ fn caller_that_waits_gets_the_third_refusal_itself() {
         let waiting = async { queue.outcome(third.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
             let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
-            queue.settle(lease, denied("Access denied"), None).await.unwrap()
+            queue.settle(lease, None, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling).0
     });
@@ -134,7 +134,7 @@ fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
 #[test]
 fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refused() {
     let rig = careful();
-    let outlook = |state: State| match state.status {
+    let outlook = |state: MessageState| match state.status {
         Status::Queued { next_attempt, before, .. } => (next_attempt, before),
         other => panic!("{other:?}"),
     };

@@ -116,7 +116,8 @@ fn message_whose_key_is_gone_is_buried_and_the_line_goes_on() {
     rig.accepted(message("a", "2", "new"));
     let rig = rig.reopen_with(&[SECOND]);
     assert!(rig.drain().is_empty(), "the token was sealed by the old key too");
-    let Found::State(State { status: Status::Dead { reason, error, .. }, .. }) = rig.find(asker("a"), "1") else {
+    let Found::State(MessageState { status: Status::Dead { reason, error, .. }, .. }) = rig.find(asker("a"), "1")
+    else {
         panic!("it is dead")
     };
     assert_eq!(reason, Reason::Poison);

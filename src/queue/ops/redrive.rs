@@ -1,0 +1,174 @@
+//! Redriving dead letters: they are queued again, as they are or changed.
+//!
+//! | queued | in flight | dead letter | delivered, or pruned |
+//! | --- | --- | --- | --- |
+//! | refused | refused | queued again, at its old place | refused |
+//!
+//! A redriven message keeps its id, the length of its lifetime and the contents that repeats are compared with; its attempts
+//! begin again. If it may have been delivered, it keeps the token that it was sent with. With other contents it is another
+//! message to Connect, with a new ClientToken, but not to the bot: its entry stays that of the bot's ClientToken. With a
+//! token of another conversation it gets an entry there too; repeats in the conversation that it left are answered with its
+//! outcome there.
+
+use super::browse::{Stored, death_of, scan, stored, view};
+use super::requeue::{requeue, take_dead_letter};
+use crate::delivery::Reason;
+use crate::message::{self, Body, ClientToken, ConnectionToken};
+use crate::queue::api::{Cursor, MessageId, Redrive, Seen, Selection, Sweep, Unmoved};
+use crate::queue::rows::{Attempts, ClientTokenRow, Dead, Hash, Outcome, Record, Secret, Token, keys};
+use crate::queue::state::State;
+use crate::queue::state::event::{Event, Redriven};
+use crate::queue::state::queued::{Known, Queued};
+use crate::storage::StoreFailed;
+use crate::time::Timestamp;
+
+/// Redrives a dead letter.
+pub fn redrive(
+    state: &mut State,
+    id: MessageId,
+    with: Redrive,
+    now: Timestamp,
+) -> Result<Result<Seen, Unmoved>, StoreFailed> {
+    Ok(match stored(state, id, now)? {
+        Some(Stored::Dead(dead)) => match redrive_dead(state, dead, with, now)? {
+            Ok(queued) => Ok(view(state, Stored::Queued(queued), false, now)?),
+            Err(unmoved) => Err(unmoved),
+        },
+        Some(Stored::Queued(_)) => Err(Unmoved::Queued),
+        None => Err(Unmoved::Gone),
+    })
+}
+
+/// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason. Ends
+/// when the queue is full.
+pub fn redrive_all(
+    state: &mut State,
+    of: &Selection,
+    after: Cursor,
+    most: usize,
+    now: Timestamp,
+) -> Result<Sweep, StoreFailed> {
+    let mut progress = Sweep::default();
+    progress.next = scan(state, of, (after, most), now, |state, message| {
+        let Stored::Dead(dead) = message else { return Ok(true) };
+        let death = death_of(state, &dead.record)?;
+        if of.reason.is_none() && death.is_some_and(|death| death.reason == Reason::Deleted) {
+            return Ok(true);
+        }
+        match redrive_dead(state, dead, Redrive::default(), now)? {
+            Err(Unmoved::Full(full)) => progress.full = Some(full),
+            Err(_) => {}
+            Ok(_) => progress.done += 1,
+        }
+        Ok(progress.full.is_none())
+    })?;
+    Ok(progress)
+}
+
+fn redrive_dead(
+    state: &mut State,
+    dead: Dead,
+    with: Redrive,
+    now: Timestamp,
+) -> Result<Result<Queued, Unmoved>, StoreFailed> {
+    if let Some(full) = state.full() {
+        return Ok(Err(Unmoved::Full(full)));
+    }
+    let death = death_of(state, &dead.record)?;
+    let mut again = dead.clone();
+    let record = &mut again.record;
+    if with.body.is_some() {
+        record.client_token = ClientToken::mint().as_str().to_owned();
+    }
+    let bearer = with.token.map(|bearer| (state.hasher.token(&bearer), bearer));
+    let mut token = match &bearer {
+        Some((hash, _)) => state.token(hash)?,
+        None => Token::default(),
+    };
+    if let Some((hash, bearer)) = &bearer {
+        record.token = *hash;
+        record.conversation = token.conversation.unwrap_or_else(|| state.default_conversation(hash, &token));
+        if record.conversation != dead.record.conversation && !move_into(state, record, &token, bearer, now)? {
+            return Ok(Err(Unmoved::Taken));
+        }
+    }
+    let conversation = record.conversation;
+    let moved = conversation != dead.record.conversation;
+
+    let (attempts, reason, edited) =
+        (dead.attempts.count, death.as_ref().map(|death| death.reason), with.body.is_some());
+    take_dead_letter(state, &dead);
+    if let Some(death) = death.as_ref().filter(|_| moved) {
+        // Repeats in the conversation that it leaves are answered as before.
+        let (left, entry) = (dead.record.conversation, dead.record.entry);
+        let outcome = Outcome { at: now, ..death.outcome.clone() };
+        state.store.put(keys::entry(&left, &entry), &ClientTokenRow::Done(outcome));
+        state.outcomes.push((left, entry));
+        state.meta.outcomes += 1;
+    }
+    if let Some((hash, bearer)) = &bearer {
+        let keyed = token.keyed;
+        state.bind_token_to(&mut token, *hash, (conversation, keyed), bearer, now);
+        state.apply_renewal(&mut token, hash, now)?;
+    }
+    let doubtful = death.map_or(dead.attempts.unknown, |death| death.maybe_delivered);
+    again.attempts = if moved || edited {
+        if moved && doubtful && !edited {
+            state.events.push(Event::DuplicatePossible);
+        }
+        Attempts::default()
+    } else {
+        let sent_with = dead.attempts.sent_with.or(Some(dead.record.token)).filter(|_| doubtful);
+        Attempts { unknown: doubtful, sent_with, ..Attempts::default() }
+    };
+    if let Some(body) = &with.body {
+        replace_body(state, &mut again.record, body);
+    }
+    let token = again.record.token;
+    let mut row = state.conversation(&conversation, now)?;
+    let queued = requeue(state, again, &mut row, now)?;
+    state.forget_refusal(&token, &conversation, now)?;
+    let record = queued.record.clone();
+    let id = state.id(record.sequence, record.conversation, record.entry);
+    state.events.push(Event::Redriven(Box::new(Redriven { id, record, attempts, at: now, reason, edited })));
+    Ok(Ok(queued))
+}
+
+fn replace_body(state: &mut State, record: &mut Record, body: &Body) {
+    state.meta.weight = state.meta.weight.saturating_sub(record.weight());
+    state.remove_pieces(record);
+    record.change_pieces();
+    record.inline = Secret::default();
+    state.put_body(record, body);
+    state.meta.weight += record.weight();
+}
+
+/// Gives a message its entry and its label in the conversation that it moves to. Returns false if another message has that
+/// entry.
+fn move_into(
+    state: &mut State,
+    record: &mut Record,
+    token: &Token,
+    bearer: &ConnectionToken,
+    now: Timestamp,
+) -> Result<bool, StoreFailed> {
+    let conversation: Hash = record.conversation;
+    record.entry = state.hasher.entry(&conversation, &record.client_token);
+    let row = state.conversation(&conversation, now)?;
+    match state.known(&conversation, &row, &record.entry)? {
+        None => {}
+        // It was in this conversation before.
+        Some(Known::Done(outcome)) if outcome.sequence == record.sequence => {
+            state.store.remove(keys::entry(&conversation, &record.entry));
+            state.meta.outcomes = state.meta.outcomes.saturating_sub(1);
+        }
+        Some(_) => return Ok(false),
+    }
+    // The store contains a conversation's key only in its messages' labels.
+    let neighbour = match row.head().filter(|_| token.keyed) {
+        Some(head) => state.record(head.at)?,
+        None => None,
+    };
+    record.label = neighbour.map_or_else(|| message::label(None, bearer).into(), |neighbour| neighbour.label);
+    Ok(true)
+}
