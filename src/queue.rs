@@ -67,8 +67,7 @@ pub use self::api::{
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
 use self::state::State;
-use self::thread::request::Request;
-use self::thread::shared::Shared;
+use self::thread::request::{Request, Shared};
 pub use self::thread::{Effects, QueueThread};
 use crate::delivery::{Disposition, Outcome};
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
@@ -86,6 +85,8 @@ pub struct Queue {
     shared: Arc<Shared>,
 }
 
+/// Every request fails if the store has failed. Nothing of it was acknowledged then, and a message whose outcome is not
+/// recorded is sent again.
 impl Queue {
     /// Opens the queue's folder, or creates it. A damaged store is set aside and rebuilt first, if the options say so. The
     /// [`QueueThread`] must run on a thread of its own before the first request.
@@ -112,9 +113,6 @@ impl Queue {
 
     /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery: a lifetime that cannot
     /// be met at this rate is rejected.
-    ///
-    /// # Errors
-    /// If the store has failed: nothing was acknowledged.
     pub async fn accept(&self, submissions: Vec<Submission>, rate: f64) -> Result<Vec<Verdict>, StoreFailed> {
         let hashed: Vec<_> =
             submissions.into_iter().map(|submission| HashedSubmission::new(submission, &self.hasher)).collect();
@@ -128,17 +126,11 @@ impl Queue {
     /// refusal of the message's token makes it a dead letter at once, because the caller gets the error.
     ///
     /// Returns `None` if nothing is known of the submission any more.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<MessageState>, StoreFailed> {
         self.outcome_until(id, tokio::time::sleep(wait)).await
     }
 
     /// The same until `over` resolves.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn outcome_until(
         &self,
         id: MessageId,
@@ -161,9 +153,6 @@ impl Queue {
     }
 
     /// Returns the present state of an accepted submission; `None` if nothing is known of it any more.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn look(&self, id: MessageId) -> Result<Option<MessageState>, StoreFailed> {
         self.call(move |state, now| ops::query::look(state, id, now)).await
     }
@@ -175,9 +164,6 @@ impl Queue {
     }
 
     /// Finds a submission by its ClientToken.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn find(&self, asker: Asker, client_token: ClientToken) -> Result<Found, StoreFailed> {
         let asked = CallerKeys::new(&asker, &self.hasher);
         self.call(move |state, now| ops::query::find(state, asked, &client_token, now)).await
@@ -185,9 +171,6 @@ impl Queue {
 
     /// Returns true if a request of this caller may bypass the queue: no message of its conversation is queued or in
     /// flight, and sending is not paused.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn is_idle(&self, asker: Asker) -> Result<bool, StoreFailed> {
         let asked = CallerKeys::new(&asker, &self.hasher);
         self.call(move |state, now| ops::query::is_idle(state, asked, now)).await
@@ -195,43 +178,28 @@ impl Queue {
 
     /// Records that a participant got a connection token, by keyed hashes only. Messages that are queued with the
     /// participant's earlier token are sent with this one.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
         let (participant, hash) = (self.hasher.participant(&participant), self.hasher.token(&token));
         self.call(move |state, now| state.remember(participant, hash, &token, now)).await
     }
 
     /// The queued messages of one caller, or of all.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
         self.call(move |state, _| ops::query::backlog(state, of)).await
     }
 
     /// The queue's state for operators; also updates the metrics that depend on the time.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn overview(&self) -> Result<Overview, StoreFailed> {
         self.call(ops::query::overview).await
     }
 
     /// Takes out messages that are due, each of another conversation, in turn.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Work, StoreFailed> {
         self.call(move |state, now| ops::lease::lease(state, request, now)).await
     }
 
     /// Records the result of a lease: the outcome of its attempt, or `None` if the message was not sent, and the learned
     /// rate, if there is one.
-    ///
-    /// # Errors
-    /// If the store has failed: the outcome is not recorded, and the message will be sent again.
     pub async fn settle(
         &self,
         lease: Lease,
@@ -250,9 +218,6 @@ impl Queue {
     }
 
     /// Pauses sending: attempts in flight are settled, and no message is leased, also after a restart.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn pause(&self, why: String) -> Result<(), StoreFailed> {
         self.call(move |state, now| {
             ops::pause::pause(state, why, now);
@@ -262,9 +227,6 @@ impl Queue {
     }
 
     /// Ends a pause, and resets refusals of tokens.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn resume(&self) -> Result<(), StoreFailed> {
         let mut resumed = None;
         loop {
@@ -276,17 +238,11 @@ impl Queue {
     }
 
     /// The next messages of a selection, at most `most`.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn list(&self, of: Selection, after: Cursor, most: usize) -> Result<Page, StoreFailed> {
         self.call(move |state, now| ops::browse::list(state, &of, after, most, now)).await
     }
 
     /// Finds a message by the displayed form of its id.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn seek(&self, name: &str) -> Result<Sought, StoreFailed> {
         let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Sought::Never) };
         let mut after = 0;
@@ -299,46 +255,31 @@ impl Queue {
     }
 
     /// A message that is queued or dead, with its contents if `contents` is true.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn show(&self, id: MessageId, contents: bool) -> Result<Option<Seen>, StoreFailed> {
         self.call(move |state, now| ops::browse::show(state, id, contents, now)).await
     }
 
     /// Queues a dead letter again, with a fresh lifetime, and removes the refusal of its token.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn redrive(&self, id: MessageId, with: Redrive) -> Result<Result<Seen, Unmoved>, StoreFailed> {
         self.call(move |state, now| ops::redrive::redrive(state, id, with, now)).await
     }
 
     /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason.
     /// Ends when the queue is full.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
         let of = Selection { state: Some(Part::Dead), ..of };
         self.call(move |state, now| ops::redrive::redrive_all(state, &of, after, most, now)).await
     }
 
     /// Makes a message a dead letter with the reason `deleted`.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn delete(&self, id: MessageId) -> Result<Result<Seen, Unmoved>, StoreFailed> {
-        self.call(move |state, now| ops::delete::delete(state, id, now)).await
+        self.call(move |state, now| ops::redrive::delete(state, id, now)).await
     }
 
     /// Deletes the next queued messages of a selection, at most `most`.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
         let of = Selection { state: Some(Part::Queued), ..of };
-        self.call(move |state, now| ops::delete::delete_all(state, &of, after, most, now)).await
+        self.call(move |state, now| ops::redrive::delete_all(state, &of, after, most, now)).await
     }
 
     /// The rate that was learned before this start.

@@ -11,3 +11,6 @@ pub use messages::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Soug
 pub use options::{Damaged, Options};
 pub use overview::{Backlog, Expiring, Overview, Pause};
 pub use verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Verdict};
+
+/// The result of a step that reads or writes the store.
+pub type Result<T, E = crate::storage::StoreFailed> = std::result::Result<T, E>;

@@ -1,15 +1,15 @@
-//! The operations on the queue: `fn op(&mut State, …, now) -> Result<T, StoreFailed>`.
+//! The operations on the queue: `fn op(&mut State, …, now) -> Result<T>`.
 //!
 //! An operation reads and writes rows, pushes events, and returns its result. `thread` commits the rows of a group of
 //! operations, and then sends the replies and applies the events. An operation that would write more than one commit takes
-//! (`expire`, `prune`, `pause::resume`) returns after a part of its work, and is called again.
+//! (`expire`, `pause::resume`) returns after a part of its work, and is called again.
 //!
 //! | operation | caller |
 //! | --- | --- |
 //! | `accept`, `query`, [`State::remember`](super::state::State::remember) | bots, by ingress |
 //! | `lease`, `settle` | the sender |
-//! | `pause`, `browse`, `redrive`, `delete` | operators, by control |
-//! | `begin`, `expire`, `prune`, `estimate` | the queue's thread itself |
+//! | `pause`, `browse`, `redrive` | operators, by control |
+//! | `begin`, `expire`, `estimate` | the queue's thread itself |
 //!
 //! `dead_letter` and `requeue` are the two transitions that several operations share.
 
@@ -17,12 +17,10 @@ pub mod accept;
 pub mod begin;
 pub mod browse;
 mod dead_letter;
-pub mod delete;
 pub mod estimate;
 pub mod expire;
 pub mod lease;
 pub mod pause;
-pub mod prune;
 pub mod query;
 pub mod redrive;
 mod requeue;

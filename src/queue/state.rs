@@ -11,29 +11,26 @@
 //! | `typed_store` | encoded rows; quarantines damaged ones |
 //! | `packs`, `contents` | the records and contents of messages |
 //! | `conversation` | the messages of a conversation in order, and its schedule |
-//! | `sending` | pauses and refusals |
-//! | `tokens` | ConnectionTokens and their renewals |
-//! | `lookup` | the state of one message, and its outlook |
+//! | `tokens` | ConnectionTokens, their renewals and refusals |
+//! | `lookup` | the state of one message, its outlook, and the pause of sending |
 
 pub mod contents;
 mod conversation;
 pub mod event;
 mod lookup;
-pub mod memory;
 mod packs;
-pub mod queued;
-mod sending;
+pub mod parts;
 pub mod tokens;
 mod typed_store;
 
 use std::collections::HashMap;
 
 use self::event::Event;
-use self::memory::{OpenPack, ReadAhead, Trust};
+use self::parts::{OpenPack, ReadAhead, Trust};
 use self::typed_store::TypedStore;
-use super::api::{Expiring, Full, MessageId, Options};
+use super::api::{Expiring, Full, MessageId, Options, Result};
 use super::rows::{Hash, Hasher, Meta, PauseState, Table, keys};
-use crate::storage::{Key, Sealer, Space, Store, StoreFailed};
+use crate::storage::{Key, Sealer, Space, Store};
 use crate::time::Timestamp;
 use crate::turns::{FreshTurns, Turns};
 
@@ -171,7 +168,7 @@ impl State {
     }
 
     /// Counts a message in or out.
-    pub fn count_queued(&mut self, caller: u64, by: i64) -> Result<(), StoreFailed> {
+    pub fn count_queued(&mut self, caller: u64, by: i64) -> Result<()> {
         self.meta.queued = self.meta.queued.saturating_add_signed(by);
         let key = keys::caller(caller);
         let count = self.store.get::<u64>(&key)?.unwrap_or(0).saturating_add_signed(by);

@@ -7,7 +7,6 @@
 mod effects;
 mod metrics;
 pub mod request;
-pub mod shared;
 mod waiters;
 
 use std::sync::Arc;
@@ -21,11 +20,11 @@ use tracing::{debug, error, info};
 pub use self::effects::Effects;
 use self::effects::{Committed, Effect};
 use self::metrics::QueueMetrics;
-use self::request::Request;
-use self::shared::Shared;
+use self::request::{Request, Shared};
 use self::waiters::{Waiters, is_any_open};
-use super::api::{Options, Status};
-use super::ops::{self, COMMIT_BYTES, estimate::Pace};
+use super::api::{Options, Result, Status};
+use super::ops::estimate::Pace;
+use super::ops::{self, COMMIT_BYTES, expire};
 use super::rows::{self, Hasher, Table};
 use super::state::State;
 use super::state::event::Event;
@@ -46,15 +45,15 @@ const TICK: Duration = Duration::from_secs(1);
 const GIVE_BACK: Duration = Duration::from_secs(60);
 
 /// A part of a tick. It returns true if it has to be called again after a commit; the number is what is left of its work.
-type TickPart = fn(&mut State, Timestamp, &mut usize) -> Result<bool, StoreFailed>;
+type TickPart = fn(&mut State, Timestamp, &mut usize) -> Result<bool>;
 
 /// The parts of a tick that change rows, each with the most work of one tick: other requests wait meanwhile.
 const TICK_PARTS: [(TickPart, usize); 5] = [
-    (ops::expire::own_lifetimes, 4096),
-    (ops::expire::default_lifetimes, 4096),
-    (ops::prune::outcomes, 256),
-    (ops::prune::dead_letters, 256),
-    (ops::prune::last_uses, 256),
+    (expire::expire_own_lifetimes, 4096),
+    (expire::expire_default_lifetimes, 4096),
+    (expire::prune_outcomes, 256),
+    (expire::prune_dead_letters, 256),
+    (expire::prune_last_uses, 256),
 ];
 
 /// The thread that owns the store.
@@ -122,7 +121,7 @@ impl QueueThread {
     }
 
     /// Continues where the last run ended, and records that this one has begun.
-    fn begin(&mut self) -> Result<(), StoreFailed> {
+    fn begin(&mut self) -> Result<()> {
         let (anchor, newest) = ops::begin::begin(&mut self.state)?;
         self.resume_clock(anchor, newest);
         ops::pause::begin(&mut self.state)?;
@@ -172,7 +171,7 @@ impl QueueThread {
     ///
     /// # Errors
     /// If the store has failed: from then on every request fails, and nothing is acknowledged.
-    pub fn run(mut self) -> Result<(), StoreFailed> {
+    pub fn run(mut self) -> Result<()> {
         let result = self.work();
         if let Err(failure) = &result {
             error!(%failure, "the store failed; nothing more is acknowledged or sent");
@@ -183,7 +182,7 @@ impl QueueThread {
         result
     }
 
-    fn work(&mut self) -> Result<(), StoreFailed> {
+    fn work(&mut self) -> Result<()> {
         self.tick()?;
         self.commit()?;
         loop {
@@ -216,7 +215,7 @@ impl QueueThread {
         self.state.store.checkpoint()
     }
 
-    fn handle(&mut self, request: Request) -> Result<(), StoreFailed> {
+    fn handle(&mut self, request: Request) -> Result<()> {
         let now = self.now();
         match request {
             Request::Call(mut call) => {
@@ -248,7 +247,7 @@ impl QueueThread {
     }
 
     /// The work that is due by time.
-    fn tick(&mut self) -> Result<(), StoreFailed> {
+    fn tick(&mut self) -> Result<()> {
         let now = self.now();
         self.ticked = now;
         self.waiters.sweep();
@@ -274,7 +273,7 @@ impl QueueThread {
         Ok(())
     }
 
-    fn compact(&mut self, now: Timestamp) -> Result<(), StoreFailed> {
+    fn compact(&mut self, now: Timestamp) -> Result<()> {
         let spare = COMPACT_BYTES.min(self.state.options.bytes_max / 4);
         let live = self.state.live_bytes();
         if let Some(bytes) = self.state.store.compact(live, spare)? {
@@ -318,7 +317,7 @@ impl QueueThread {
     }
 
     /// Commits everything since the last commit, then applies its effects, then advances the checkpoint.
-    pub(super) fn commit(&mut self) -> Result<(), StoreFailed> {
+    pub(super) fn commit(&mut self) -> Result<()> {
         self.take_events();
         self.state.write_common_rows(self.now());
         let changed = self.state.store.pending_bytes() > 0 || self.state.store.is_checkpointing();
@@ -350,7 +349,7 @@ impl QueueThread {
     }
 
     /// Commits if the commit is long: between two commits the store is consistent.
-    pub(super) fn commit_if_long(&mut self) -> Result<(), StoreFailed> {
+    pub(super) fn commit_if_long(&mut self) -> Result<()> {
         if self.state.store.pending_bytes() >= COMMIT_BYTES { self.commit() } else { Ok(()) }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::storage::SealingKey;
 
 /// The queue's settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// The folder.
     pub path: PathBuf,
@@ -47,9 +47,10 @@ pub struct Options {
 }
 
 /// The treatment of a damaged store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Damaged {
     /// It is set aside, and its valid rows are copied into a new one.
+    #[default]
     SetAside,
     /// It is not changed, and not opened.
     Refuse,

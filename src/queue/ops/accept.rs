@@ -3,13 +3,12 @@
 use super::requeue::{add_to_queue, requeue, take_dead_letter};
 use crate::delivery::Receipt;
 use crate::message::Body;
-use crate::queue::api::{MessageState, Rejection, Status, Verdict};
+use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};
 use crate::queue::hashed::HashedSubmission;
 use crate::queue::rows::{self, Attempts, Conversation, Dead, Hash, Record, Token, USED_CONVERSATION, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::Event;
-use crate::queue::state::queued::Known;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Known;
 use crate::time::{Timestamp, millis};
 
 /// A submission on its way through the checks, with the rows that they read.
@@ -23,12 +22,7 @@ struct Admission {
 
 /// Accepts a submission, or rejects it. `rate` is the learned rate of delivery: a lifetime that cannot be met at this rate
 /// is rejected.
-pub fn accept(
-    state: &mut State,
-    submission: HashedSubmission,
-    rate: f64,
-    now: Timestamp,
-) -> Result<Verdict, StoreFailed> {
+pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: Timestamp) -> Result<Verdict> {
     let mut token = state.token(&submission.asked.token)?;
     let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
         Some(hash) => Some((hash, state.token(&hash)?)),
@@ -71,12 +65,7 @@ pub fn accept(
 
 /// Answers a submission whose ClientToken is known with the first one's state. Requeues it if it is a dead letter that
 /// waits for this token.
-fn answer_repeat(
-    state: &mut State,
-    admission: Admission,
-    known: Known,
-    now: Timestamp,
-) -> Result<Verdict, StoreFailed> {
+fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Timestamp) -> Result<Verdict> {
     let Admission { submission, conversation, entry, mut token, mut row } = admission;
     state.events.push(Event::Repeated);
     if token.conversation.is_none() {
@@ -106,7 +95,7 @@ fn answer_repeat(
 
 /// Checks a new submission: its token, the conversation's disconnect, its lifetime, the queue's limits. `None` if it can be
 /// stored.
-fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>, StoreFailed> {
+fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
     let Admission { submission, token, row, .. } = admission;
     let rejected = |rejection| Ok(Some(Verdict::Rejected(rejection)));
     if let Some((at, error)) = state.refusal(token)
@@ -133,12 +122,7 @@ fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) ->
 }
 
 /// Answers a second disconnect with the state of the first, whatever its ClientToken.
-fn answer_disconnected(
-    state: &mut State,
-    admission: &Admission,
-    sequence: u64,
-    now: Timestamp,
-) -> Result<Verdict, StoreFailed> {
+fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, now: Timestamp) -> Result<Verdict> {
     let Admission { conversation, entry, row, .. } = admission;
     state.events.push(Event::Repeated);
     let first = match state.reference(conversation, row, sequence)? {
@@ -158,7 +142,7 @@ fn answer_disconnected(
 }
 
 /// Stores a new message at the end of its conversation.
-fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<MessageState, StoreFailed> {
+fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<MessageState> {
     let Admission { submission, conversation, entry, mut row, .. } = admission;
     let sequence = state.meta.next_sequence;
     state.meta.next_sequence += 1;

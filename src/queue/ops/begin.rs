@@ -2,20 +2,21 @@
 
 use std::ops::Bound;
 
+use crate::queue::api::Result;
 use crate::queue::rows::{Table, keys};
 use crate::queue::state::State;
-use crate::storage::{Store, StoreFailed};
+use crate::storage::Store;
 use crate::time::{Anchor, Timestamp};
 use crate::turns::Kind;
 
 /// Continues the numbers of the last run, and records that this one has begun. Returns the anchor of the store's times,
 /// and the newest time that it contains: the clock resumes there.
-pub fn begin(state: &mut State) -> Result<(Option<Anchor>, Timestamp), StoreFailed> {
+pub fn begin(state: &mut State) -> Result<(Option<Anchor>, Timestamp)> {
     if let Some(meta) = state.store.get(&Table::Meta.key())? {
         state.meta = meta;
     }
     // The counts may be lost with a damaged row; a number must never be used twice.
-    let last = |store: &Store, table: Table| -> Result<u64, StoreFailed> {
+    let last = |store: &Store, table: Table| -> Result<u64> {
         let behind = table.key().end().map_or(Bound::Unbounded, Bound::Excluded);
         let key = store.last_key(table.key(), behind)?;
         Ok(key.map_or(0, |key| keys::number_in(&key)))

@@ -11,13 +11,12 @@
 use std::ops::Bound;
 
 use crate::delivery::Reason;
-use crate::queue::api::{Cursor, MessageId, Page, Seen, SeenPlace, Selection, Sought};
+use crate::queue::api::{Cursor, MessageId, Page, Result, Seen, SeenPlace, Selection, Sought};
 use crate::queue::rows::{
     ClientTokenRow, Dead, ErrorRow, FinalState, Outcome, Record, RecordPos, Schedule, Table, keys, reason_at,
 };
 use crate::queue::state::State;
-use crate::queue::state::queued::Queued;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 
 /// The most messages that one step looks at.
@@ -40,13 +39,7 @@ pub struct DeathRow {
 }
 
 /// The next messages of a selection, at most `most`.
-pub fn list(
-    state: &mut State,
-    of: &Selection,
-    after: Cursor,
-    most: usize,
-    now: Timestamp,
-) -> Result<Page, StoreFailed> {
+pub fn list(state: &mut State, of: &Selection, after: Cursor, most: usize, now: Timestamp) -> Result<Page> {
     let mut messages = Vec::new();
     let next = scan(state, of, (after, most), now, |state, stored| {
         messages.push(view(state, stored, false, now)?);
@@ -62,8 +55,8 @@ pub fn scan(
     of: &Selection,
     (after, most): (Cursor, usize),
     now: Timestamp,
-    mut act: impl FnMut(&mut State, Stored) -> Result<bool, StoreFailed>,
-) -> Result<Option<Cursor>, StoreFailed> {
+    mut act: impl FnMut(&mut State, Stored) -> Result<bool>,
+) -> Result<Option<Cursor>> {
     let (mut at, mut looks, mut acts) = (after, 0, 0);
     let limit = state.store.pending_bytes() + WRITTEN_MAX;
     while looks < LOOKS_MAX && state.store.pending_bytes() < limit {
@@ -113,7 +106,7 @@ pub fn scan(
 }
 
 /// Returns true if a dead letter is selected.
-fn has_dead(state: &mut State, of: &Selection, dead: &Dead) -> Result<bool, StoreFailed> {
+fn has_dead(state: &mut State, of: &Selection, dead: &Dead) -> Result<bool> {
     Ok(of.has(&dead.record)
         && match of.reason {
             None => true,
@@ -123,7 +116,7 @@ fn has_dead(state: &mut State, of: &Selection, dead: &Dead) -> Result<bool, Stor
 
 /// Searches for a message by its sequence number, in the packs after `after`. `Err` is the pack to continue after. Packs
 /// have no index of sequence numbers, so this takes several steps.
-pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<Result<Sought, u64>, StoreFailed> {
+pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<Result<Sought, u64>> {
     if store != state.store.nonce || !(1..state.meta.next_sequence).contains(&sequence) {
         return Ok(Ok(Sought::Never));
     }
@@ -145,7 +138,7 @@ pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<
 }
 
 /// A message by its id, for an operator; `None` if it was delivered or pruned.
-pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) -> Result<Option<Seen>, StoreFailed> {
+pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) -> Result<Option<Seen>> {
     match stored(state, id, now)? {
         Some(stored) => view(state, stored, contents, now).map(Some),
         None => Ok(None),
@@ -153,7 +146,7 @@ pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) ->
 }
 
 /// A stored message by its id.
-pub fn stored(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option<Stored>, StoreFailed> {
+pub fn stored(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option<Stored>> {
     if let Some(dead) = state.store.get::<Dead>(&keys::dead(id.sequence))? {
         return Ok(Some(Stored::Dead(dead)));
     }
@@ -165,19 +158,14 @@ pub fn stored(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option
 }
 
 /// A record with the reference to it; `None` if its conversation's row has lost that.
-fn in_conversation(
-    state: &mut State,
-    at: RecordPos,
-    record: Record,
-    now: Timestamp,
-) -> Result<Option<Queued>, StoreFailed> {
+fn in_conversation(state: &mut State, at: RecordPos, record: Record, now: Timestamp) -> Result<Option<Queued>> {
     let row = state.conversation(&record.conversation, now)?;
     let reference = state.reference(&record.conversation, &row, record.sequence)?;
     Ok(reference.filter(|reference| reference.at == at).map(|reference| Queued { reference, record }))
 }
 
 /// A message as an operator sees it.
-pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -> Result<Seen, StoreFailed> {
+pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -> Result<Seen> {
     let (record, attempts, maybe_delivered, place) = match stored {
         Stored::Queued(Queued { reference, record }) => {
             let row = state.conversation(&record.conversation, now)?;
@@ -216,7 +204,7 @@ pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -
 }
 
 /// The reason of a dead letter; `None` if its outcome is damaged.
-pub fn death_of(state: &mut State, record: &Record) -> Result<Option<DeathRow>, StoreFailed> {
+pub fn death_of(state: &mut State, record: &Record) -> Result<Option<DeathRow>> {
     let key = keys::entry(&record.conversation, &record.entry);
     let Some(ClientTokenRow::Done(outcome)) = state.store.get(&key)? else { return Ok(None) };
     Ok(match &outcome.fate {

@@ -1,13 +1,13 @@
 //! The transition of a message out of the queue: it was delivered, or it is a dead letter.
 
 use crate::delivery::{Reason, ServiceError};
+use crate::queue::api::Result;
 use crate::queue::rows::{
     self, ClientTokenRow, Conversation, Dead, ErrorRow, FinalState, Hash, Outcome, Record, Schedule, keys,
 };
 use crate::queue::state::State;
 use crate::queue::state::event::{Death, Event, LastAnswer};
-use crate::queue::state::queued::Queued;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 
 /// The reason and the circumstances of a dead letter.
@@ -56,7 +56,7 @@ pub fn dead_letter(
     row: &mut Conversation,
     cause: Cause,
     now: Timestamp,
-) -> Result<(), StoreFailed> {
+) -> Result<()> {
     let answer = cause.last_answer();
     let Cause { reason, error, maybe_delivered, token, .. } = cause;
     let (sequence, attempts) = (queued.record.sequence, queued.reference.attempts.count);
@@ -87,7 +87,7 @@ pub fn put_outcome(state: &mut State, record: &Record, attempts: u32, fate: Fina
 }
 
 /// Takes a message out of the queue; the next message of its conversation gets a turn. The pieces of its contents stay.
-pub fn dequeue(state: &mut State, queued: &Queued, row: &mut Conversation, now: Timestamp) -> Result<(), StoreFailed> {
+pub fn dequeue(state: &mut State, queued: &Queued, row: &mut Conversation, now: Timestamp) -> Result<()> {
     let Queued { reference, record } = queued;
     let sequence = record.sequence;
     state.unfile(reference.at)?;

@@ -16,10 +16,9 @@ use std::collections::hash_map::Entry;
 use std::ops::Bound;
 use std::time::Duration;
 
-use crate::queue::api::Expiring;
+use crate::queue::api::{Expiring, Result};
 use crate::queue::rows::{Hash, QueuedRef, Record, Table, keys};
 use crate::queue::state::State;
-use crate::storage::StoreFailed;
 use crate::time::Timestamp;
 
 /// The most packs that are read for one estimate.
@@ -73,7 +72,7 @@ impl Positions {
 }
 
 /// Makes the estimate again, if it is time to.
-pub fn estimate_loss(state: &mut State, pace: Pace, now: Timestamp) -> Result<(), StoreFailed> {
+pub fn estimate_loss(state: &mut State, pace: Pace, now: Timestamp) -> Result<()> {
     let exact = state.meta.next_pack.saturating_sub(first_pack(state)?) <= PACKS;
     if state.meta.queued > 0 && !exact && now.since(state.estimated_at) < SAMPLED_EVERY {
         return Ok(());
@@ -85,14 +84,14 @@ pub fn estimate_loss(state: &mut State, pace: Pace, now: Timestamp) -> Result<()
     Ok(())
 }
 
-fn first_pack(state: &State) -> Result<u64, StoreFailed> {
+fn first_pack(state: &State) -> Result<u64> {
     let first = state.store.first_key(Table::Pack.key())?;
     Ok(first.map_or(state.meta.next_pack, |key| keys::number_in(&key)))
 }
 
 /// Queued messages, evenly spaced.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn samples(state: &mut State, now: Timestamp) -> Result<Vec<Sample>, StoreFailed> {
+fn samples(state: &mut State, now: Timestamp) -> Result<Vec<Sample>> {
     let first = first_pack(state)?;
     let packs = state.meta.next_pack.saturating_sub(first);
     let points = packs.min(PACKS);
@@ -120,7 +119,7 @@ fn positions<'a>(
     record: &Record,
     known: &'a mut HashMap<Hash, Positions>,
     now: Timestamp,
-) -> Result<&'a Positions, StoreFailed> {
+) -> Result<&'a Positions> {
     let conversation = record.conversation;
     let unknown = match known.entry(conversation) {
         Entry::Occupied(known) => return Ok(known.into_mut()),

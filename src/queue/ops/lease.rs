@@ -17,11 +17,10 @@ use std::ops::Bound;
 use super::dead_letter::{Cause, dead_letter};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
-use crate::queue::api::{Lease, LeaseRequest, Work};
+use crate::queue::api::{Lease, LeaseRequest, Result, Work};
 use crate::queue::rows::{Conversation, Hash, Key, Schedule, Table, Token, keys};
 use crate::queue::state::State;
-use crate::queue::state::queued::Queued;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
@@ -56,7 +55,7 @@ impl Round {
 }
 
 /// Takes out messages that are due, each of another conversation, in turn.
-pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result<Work, StoreFailed> {
+pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result<Work> {
     if state.paused().is_some() {
         return Ok(Work::default());
     }
@@ -109,7 +108,7 @@ fn most_while_refused(state: &mut State, most: usize, now: Timestamp) -> Option<
 }
 
 /// Leases messages of conversations whose delay is over, until the round has `most` of them.
-fn lease_backed_off(state: &mut State, round: &mut Round, most: usize, now: Timestamp) -> Result<(), StoreFailed> {
+fn lease_backed_off(state: &mut State, round: &mut Round, most: usize, now: Timestamp) -> Result<()> {
     while round.has_room() && round.backed_off < most && state.store.pending_bytes() < round.limit {
         let Some(key) = state.store.next_key(Table::Due.key(), round.after)? else { break };
         let due = keys::time_in(&key);
@@ -134,7 +133,7 @@ fn lease_backed_off(state: &mut State, round: &mut Round, most: usize, now: Time
 }
 
 /// Leases messages that were passed over if there is room left. The others are looked at again in the next round.
-fn lease_passed_over(state: &mut State, round: &mut Round, now: Timestamp) -> Result<(), StoreFailed> {
+fn lease_passed_over(state: &mut State, round: &mut Round, now: Timestamp) -> Result<()> {
     let all_met = state.store.pending_bytes() < round.limit;
     let mut left = Vec::new();
     for (conversation, schedule) in std::mem::take(&mut round.passed_over) {
@@ -156,7 +155,7 @@ fn lease_passed_over(state: &mut State, round: &mut Round, now: Timestamp) -> Re
 }
 
 /// Returns true if a conversation of this kind has a turn. Reads a page of them ahead.
-fn has_ready(state: &mut State, kind: Kind) -> Result<bool, StoreFailed> {
+fn has_ready(state: &mut State, kind: Kind) -> Result<bool> {
     let page = state.ahead.of(kind);
     if page.turns.is_empty() {
         let prefix = Table::turns(kind).key();
@@ -199,7 +198,7 @@ fn try_lease(
     limit: usize,
     in_time: Timestamp,
     now: Timestamp,
-) -> Result<Candidate, StoreFailed> {
+) -> Result<Candidate> {
     if state.leased.contains_key(conversation) {
         return Ok(Candidate::None);
     }
@@ -232,7 +231,7 @@ fn next_live_head(
     row: &mut Conversation,
     limit: usize,
     now: Timestamp,
-) -> Result<Option<LiveHead>, StoreFailed> {
+) -> Result<Option<LiveHead>> {
     while state.store.pending_bytes() < limit {
         let Some(reference) = row.head().cloned() else { return Ok(None) };
         let Some(queued) = state.queued(reference.clone())? else {
@@ -315,7 +314,7 @@ fn check_hold(
 }
 
 /// Leases a message. `None` if it cannot be sent as it was accepted: then it is a dead letter.
-fn take(state: &mut State, head: LiveHead, backed_off: bool, now: Timestamp) -> Result<Option<Lease>, StoreFailed> {
+fn take(state: &mut State, head: LiveHead, backed_off: bool, now: Timestamp) -> Result<Option<Lease>> {
     let LiveHead { queued, doubtful, current } = head;
     let (hash, token) = credential(state, &queued, doubtful, current)?;
     let Queued { reference, record } = &queued;
@@ -359,12 +358,7 @@ fn take(state: &mut State, head: LiveHead, backed_off: bool, now: Timestamp) -> 
 
 /// The token to send with: the current one. If the message may have been delivered, it is the token of that attempt, unless
 /// that was refused: Connect recognises a repeat by both tokens.
-fn credential(
-    state: &mut State,
-    queued: &Queued,
-    doubtful: bool,
-    current: (Hash, Token),
-) -> Result<(Hash, Token), StoreFailed> {
+fn credential(state: &mut State, queued: &Queued, doubtful: bool, current: (Hash, Token)) -> Result<(Hash, Token)> {
     let first = queued.reference.attempts.sent_with.unwrap_or(queued.record.token);
     if !doubtful || first == current.0 {
         return Ok(current);

@@ -14,18 +14,18 @@
 use std::ops::Bound;
 
 use super::COMMIT_BYTES;
+use crate::queue::api::Result;
 use crate::queue::rows::{Hash, Key, PauseRow, Table, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::Event;
-use crate::queue::state::memory::Trust;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Trust;
 use crate::time::Timestamp;
 
 /// So many different tokens, all refused, are no coincidence.
 const REFUSED_MAX: usize = 3;
 
 /// Reads the pause of the last run.
-pub fn begin(state: &mut State) -> Result<(), StoreFailed> {
+pub fn begin(state: &mut State) -> Result<()> {
     state.sending = state.store.get(&Table::PauseState.key())?.unwrap_or_default();
     let destination = state.hasher.destination(&state.options.destination);
     let proven = state.sending.delivered_to == Some(destination);
@@ -52,7 +52,7 @@ fn set_pause(state: &mut State, operator: Option<String>, now: Timestamp) {
 pub struct Resumed(Key);
 
 /// Resumes sending, and resets all refusals. Returns its progress if the commit is long: then it is called again with it.
-pub fn resume(state: &mut State, done: Option<Resumed>, now: Timestamp) -> Result<Option<Resumed>, StoreFailed> {
+pub fn resume(state: &mut State, done: Option<Resumed>, now: Timestamp) -> Result<Option<Resumed>> {
     let mut from = done.map_or(Bound::Included(Table::Due.key()), |Resumed(key)| Bound::Excluded(key));
     while let Some(key) = state.store.next_key(Table::Due.key(), from)? {
         let conversation = keys::conversation_in(&key);

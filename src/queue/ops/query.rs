@@ -1,12 +1,11 @@
 //! Reads for bots and operators: the state of a submission, the backlog, the overview.
 
 use crate::message::{Caller, ClientToken};
-use crate::queue::api::{Backlog, Found, MessageId, MessageState, Overview};
+use crate::queue::api::{Backlog, Found, MessageId, MessageState, Overview, Result};
 use crate::queue::hashed::CallerKeys;
 use crate::queue::rows::{self, Hash, OtherConversation, Table, Token, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::Event;
-use crate::storage::StoreFailed;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
@@ -14,12 +13,7 @@ use crate::turns::Kind;
 const PACKS_MAX: usize = 256;
 
 /// Finds a submission by its ClientToken.
-pub fn find(
-    state: &mut State,
-    asked: CallerKeys,
-    client_token: &ClientToken,
-    now: Timestamp,
-) -> Result<Found, StoreFailed> {
+pub fn find(state: &mut State, asked: CallerKeys, client_token: &ClientToken, now: Timestamp) -> Result<Found> {
     let Some(token) = state.store.get::<Token>(&keys::token(&asked.token))? else { return Ok(Found::Unknown) };
     let conversation = match (token.belongs_to(asked.keyed), asked.keyed) {
         (Err(OtherConversation), _) => return Ok(Found::OtherConversation),
@@ -32,16 +26,11 @@ pub fn find(
 }
 
 /// The state of a submission by its id; `None` if nothing is known of it any more.
-pub fn look(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option<MessageState>, StoreFailed> {
+pub fn look(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option<MessageState>> {
     state_of(state, &id.conversation, &id.entry, now)
 }
 
-fn state_of(
-    state: &mut State,
-    conversation: &Hash,
-    entry: &Hash,
-    now: Timestamp,
-) -> Result<Option<MessageState>, StoreFailed> {
+fn state_of(state: &mut State, conversation: &Hash, entry: &Hash, now: Timestamp) -> Result<Option<MessageState>> {
     let row = state.conversation(conversation, now)?;
     match state.known(conversation, &row, entry)? {
         Some(known) => state.state_of(conversation, &row, entry, known, now).map(Some),
@@ -50,7 +39,7 @@ fn state_of(
 }
 
 /// Returns true if the caller's conversation has no queued message, and sending is not paused.
-pub fn is_idle(state: &mut State, asked: CallerKeys, now: Timestamp) -> Result<bool, StoreFailed> {
+pub fn is_idle(state: &mut State, asked: CallerKeys, now: Timestamp) -> Result<bool> {
     let token = state.token(&asked.token)?;
     let conversation =
         token.conversation.or(asked.keyed).unwrap_or_else(|| state.default_conversation(&asked.token, &token));
@@ -58,7 +47,7 @@ pub fn is_idle(state: &mut State, asked: CallerKeys, now: Timestamp) -> Result<b
 }
 
 /// The queued messages of one caller, or of all.
-pub fn backlog(state: &mut State, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
+pub fn backlog(state: &mut State, of: Option<Caller>) -> Result<Backlog> {
     let Some(caller) = of.map(rows::caller_number) else {
         return Ok(Backlog { queued: state.meta.queued, oldest: oldest(state, None)? });
     };
@@ -69,7 +58,7 @@ pub fn backlog(state: &mut State, of: Option<Caller>) -> Result<Backlog, StoreFa
 
 /// The acceptance of the oldest message of a caller, or of all. The search ends after some packs of other callers' messages,
 /// and returns the last of those: no message of the caller is older.
-fn oldest(state: &mut State, caller: Option<u64>) -> Result<Option<Timestamp>, StoreFailed> {
+fn oldest(state: &mut State, caller: Option<u64>) -> Result<Option<Timestamp>> {
     let (mut after, mut seen) = (0, None);
     for _ in 0..PACKS_MAX {
         let Some(live) = state.next_pack(after)? else { break };
@@ -84,7 +73,7 @@ fn oldest(state: &mut State, caller: Option<u64>) -> Result<Option<Timestamp>, S
 }
 
 /// The queue's state for operators. The gauges show it after the commit.
-pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview, StoreFailed> {
+pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview> {
     let overview = Overview {
         queued: state.meta.queued,
         oldest: oldest(state, None)?,
@@ -107,7 +96,7 @@ pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview, StoreFail
 }
 
 /// The time since which the longest waiting conversation could have been sent.
-fn oldest_due(state: &mut State, now: Timestamp) -> Result<Option<Timestamp>, StoreFailed> {
+fn oldest_due(state: &mut State, now: Timestamp) -> Result<Option<Timestamp>> {
     let mut oldest = Vec::new();
     for kind in [Kind::Fresh, Kind::Late] {
         if let Some(key) = state.store.first_key(Table::turns(kind).key())? {

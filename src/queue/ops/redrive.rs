@@ -1,8 +1,9 @@
-//! Redriving dead letters: they are queued again, as they are or changed.
+//! The changes of operators: dead letters are queued again, as they are or changed; messages are deleted.
 //!
-//! | queued | in flight | dead letter | delivered, or pruned |
-//! | --- | --- | --- | --- |
-//! | refused | refused | queued again, at its old place | refused |
+//! | operation | queued | in flight | dead letter | delivered, or pruned |
+//! | --- | --- | --- | --- | --- |
+//! | redrive | refused | refused | queued again, at its old place | refused |
+//! | delete | dead-lettered, with the reason `deleted` | refused | gets that reason, and is kept as long as before | unknown |
 //!
 //! A redriven message keeps its id, the length of its lifetime and the contents that repeats are compared with; its attempts
 //! begin again. If it may have been delivered, it keeps the token that it was sent with. With other contents it is another
@@ -10,25 +11,22 @@
 //! token of another conversation it gets an entry there too; repeats in the conversation that it left are answered with its
 //! outcome there.
 
-use super::browse::{Stored, death_of, scan, stored, view};
+use super::browse::{DeathRow, Stored, death_of, scan, stored, view};
+use super::dead_letter::{Cause, dead_letter};
 use super::requeue::{requeue, take_dead_letter};
-use crate::delivery::Reason;
+use crate::delivery::{Reason, ServiceError};
 use crate::message::{self, Body, ClientToken, ConnectionToken};
-use crate::queue::api::{Cursor, MessageId, Redrive, Seen, Selection, Sweep, Unmoved};
-use crate::queue::rows::{Attempts, ClientTokenRow, Dead, Hash, Outcome, Record, Secret, Token, keys};
+use crate::queue::api::{Cursor, MessageId, Redrive, Result, Seen, Selection, Sweep, Unmoved};
+use crate::queue::rows::{
+    Attempts, ClientTokenRow, Dead, ErrorRow, FinalState, Hash, Outcome, Record, Secret, Token, keys, reason_index,
+};
 use crate::queue::state::State;
-use crate::queue::state::event::{Event, Redriven};
-use crate::queue::state::queued::{Known, Queued};
-use crate::storage::StoreFailed;
+use crate::queue::state::event::{Death, Event, LastAnswer, Redriven};
+use crate::queue::state::parts::{Known, Queued};
 use crate::time::Timestamp;
 
 /// Redrives a dead letter.
-pub fn redrive(
-    state: &mut State,
-    id: MessageId,
-    with: Redrive,
-    now: Timestamp,
-) -> Result<Result<Seen, Unmoved>, StoreFailed> {
+pub fn redrive(state: &mut State, id: MessageId, with: Redrive, now: Timestamp) -> Result<Result<Seen, Unmoved>> {
     Ok(match stored(state, id, now)? {
         Some(Stored::Dead(dead)) => match redrive_dead(state, dead, with, now)? {
             Ok(queued) => Ok(view(state, Stored::Queued(queued), false, now)?),
@@ -41,13 +39,7 @@ pub fn redrive(
 
 /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason. Ends
 /// when the queue is full.
-pub fn redrive_all(
-    state: &mut State,
-    of: &Selection,
-    after: Cursor,
-    most: usize,
-    now: Timestamp,
-) -> Result<Sweep, StoreFailed> {
+pub fn redrive_all(state: &mut State, of: &Selection, after: Cursor, most: usize, now: Timestamp) -> Result<Sweep> {
     let mut progress = Sweep::default();
     progress.next = scan(state, of, (after, most), now, |state, message| {
         let Stored::Dead(dead) = message else { return Ok(true) };
@@ -65,12 +57,7 @@ pub fn redrive_all(
     Ok(progress)
 }
 
-fn redrive_dead(
-    state: &mut State,
-    dead: Dead,
-    with: Redrive,
-    now: Timestamp,
-) -> Result<Result<Queued, Unmoved>, StoreFailed> {
+fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) -> Result<Result<Queued, Unmoved>> {
     if let Some(full) = state.full() {
         return Ok(Err(Unmoved::Full(full)));
     }
@@ -151,7 +138,7 @@ fn move_into(
     token: &Token,
     bearer: &ConnectionToken,
     now: Timestamp,
-) -> Result<bool, StoreFailed> {
+) -> Result<bool> {
     let conversation: Hash = record.conversation;
     record.entry = state.hasher.entry(&conversation, &record.client_token);
     let row = state.conversation(&conversation, now)?;
@@ -171,4 +158,70 @@ fn move_into(
     };
     record.label = neighbour.map_or_else(|| message::label(None, bearer).into(), |neighbour| neighbour.label);
     Ok(true)
+}
+
+/// Deletes a message.
+pub fn delete(state: &mut State, id: MessageId, now: Timestamp) -> Result<Result<Seen, Unmoved>> {
+    let Some(message) = stored(state, id, now)? else { return Ok(Err(Unmoved::Gone)) };
+    if let Err(unmoved) = delete_stored(state, message, now)? {
+        return Ok(Err(unmoved));
+    }
+    Ok(match stored(state, id, now)? {
+        Some(dead) => Ok(view(state, dead, false, now)?),
+        None => Err(Unmoved::Gone),
+    })
+}
+
+/// Deletes the next messages of a selection, at most `most`.
+pub fn delete_all(state: &mut State, of: &Selection, after: Cursor, most: usize, now: Timestamp) -> Result<Sweep> {
+    let mut progress = Sweep::default();
+    progress.next = scan(state, of, (after, most), now, |state, message| {
+        match delete_stored(state, message, now)? {
+            Ok(()) => progress.done += 1,
+            Err(_) => progress.in_flight += 1,
+        }
+        Ok(true)
+    })?;
+    Ok(progress)
+}
+
+fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<Result<(), Unmoved>> {
+    let error = ServiceError {
+        status: 410,
+        code: "GoneException".into(),
+        text: "connect-relay: the message was deleted by an operator".into(),
+        request_id: None,
+    };
+    match message {
+        Stored::Queued(queued) => {
+            if state.is_in_flight(&queued.record) {
+                return Ok(Err(Unmoved::InFlight));
+            }
+            let (conversation, token) = (queued.record.conversation, queued.record.token);
+            let mut row = state.conversation(&conversation, now)?;
+            let maybe_delivered = state.is_doubtful(&row, &queued.reference);
+            let cause = Cause::new(Reason::Deleted, error, maybe_delivered, token);
+            dead_letter(state, queued, &mut row, cause, now)?;
+            state.save_conversation(&conversation, &row);
+            state.wake_sender = true;
+        }
+        Stored::Dead(dead) => {
+            let (record, died) = (dead.record, dead.died);
+            let Some(DeathRow { reason, maybe_delivered, outcome, .. }) = death_of(state, &record)? else {
+                return Ok(Ok(()));
+            };
+            if reason == Reason::Deleted {
+                return Ok(Ok(()));
+            }
+            let (index, token) = (reason_index(Reason::Deleted), record.token);
+            let fate = FinalState::Dead { reason: index, maybe_delivered, token, error: ErrorRow::from(&error) };
+            let outcome = Outcome { fate, ..outcome };
+            state.store.put(keys::entry(&record.conversation, &record.entry), &ClientTokenRow::Done(outcome));
+            let (reason, answer) = (Reason::Deleted, LastAnswer { maybe_delivered, ..LastAnswer::default() });
+            let (id, attempts) = (state.id(record.sequence, record.conversation, record.entry), dead.attempts.count);
+            let death = Death { id, record, attempts, died, reason, error, maybe_delivered, answer };
+            state.events.push(Event::Deleted(Box::new(death)));
+        }
+    }
+    Ok(Ok(()))
 }

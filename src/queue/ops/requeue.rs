@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use crate::queue::api::Result;
 use crate::queue::rows::{Attempts, Conversation, Dead, Failures, Kind, QueuedRef, Record, USED_CONVERSATION, keys};
 use crate::queue::state::State;
-use crate::queue::state::queued::Queued;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 
 /// Files the record of a message that is queued from now on, and counts it.
-pub fn add_to_queue(state: &mut State, record: &Record, attempts: Attempts) -> Result<QueuedRef, StoreFailed> {
+pub fn add_to_queue(state: &mut State, record: &Record, attempts: Attempts) -> Result<QueuedRef> {
     let at = state.file(record);
     if record.default_lifetime {
         state.meta.default_lifetimes += 1;
@@ -32,7 +32,7 @@ pub fn take_dead_letter(state: &mut State, dead: &Dead) {
 }
 
 /// Queues a dead letter again: at its old place, with a fresh lifetime of the same length.
-pub fn requeue(state: &mut State, dead: Dead, row: &mut Conversation, now: Timestamp) -> Result<Queued, StoreFailed> {
+pub fn requeue(state: &mut State, dead: Dead, row: &mut Conversation, now: Timestamp) -> Result<Queued> {
     let Dead { mut record, mut attempts, .. } = dead;
     record.deadline = now + Duration::from_millis(record.lifetime_ms);
     record.default_lifetime = false;

@@ -3,12 +3,11 @@
 use super::dead_letter::{Cause, dead_letter, dequeue, put_outcome};
 use super::pause;
 use crate::delivery::{Disposition, Outcome, Reason, Receipt, ServiceError};
-use crate::queue::api::{Lease, Settled};
+use crate::queue::api::{Lease, Result, Settled};
 use crate::queue::rows::{Conversation, ErrorRow, FinalState, Hash, Hold, Schedule, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::{Event, LastAnswer};
-use crate::queue::state::queued::Queued;
-use crate::storage::StoreFailed;
+use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 
 /// The result of an attempt, or of a lease without one.
@@ -26,7 +25,7 @@ pub fn settle(
     attempted: Attempted,
     waiting: impl Fn() -> Vec<u64>,
     now: Timestamp,
-) -> Result<Settled, StoreFailed> {
+) -> Result<Settled> {
     let Attempted { lease, outcome, disposition } = attempted;
     let (conversation, sequence) = (lease.conversation, lease.id.sequence);
     state.leased.remove(&conversation);
@@ -116,13 +115,7 @@ fn last_answer(outcome: Option<&Outcome>) -> LastAnswer {
     }
 }
 
-fn deliver(
-    state: &mut State,
-    queued: Queued,
-    row: &mut Conversation,
-    receipt: &Receipt,
-    now: Timestamp,
-) -> Result<(), StoreFailed> {
+fn deliver(state: &mut State, queued: Queued, row: &mut Conversation, receipt: &Receipt, now: Timestamp) -> Result<()> {
     let Queued { reference, record } = &queued;
     put_outcome(state, record, reference.attempts.count + 1, FinalState::Delivered(receipt.into()), now);
     state.outcomes.push((record.conversation, record.entry));
@@ -147,13 +140,7 @@ struct Denied {
 }
 
 /// Records the refusal of a token. Messages whose callers wait are dead letters; the others wait for a renewed token.
-fn deny(
-    state: &mut State,
-    denied: Denied,
-    row: &mut Conversation,
-    waiting: &[u64],
-    now: Timestamp,
-) -> Result<Settled, StoreFailed> {
+fn deny(state: &mut State, denied: Denied, row: &mut Conversation, waiting: &[u64], now: Timestamp) -> Result<Settled> {
     let Denied { lease, outcome, record_token, error } = denied;
     let (conversation, sequence, refused) = (lease.conversation, lease.id.sequence, lease.token);
     let error_row = ErrorRow::from(&error);
@@ -211,12 +198,7 @@ fn deny(
 }
 
 /// The time since which the head of a conversation could have been sent.
-fn due_since(
-    state: &mut State,
-    conversation: &Hash,
-    row: &Conversation,
-    now: Timestamp,
-) -> Result<Timestamp, StoreFailed> {
+fn due_since(state: &mut State, conversation: &Hash, row: &Conversation, now: Timestamp) -> Result<Timestamp> {
     if let Some(since) = state.throttled.get(conversation) {
         return Ok(*since);
     }

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::rebuild::{Rebuilt, rebuild};
 use super::survey::Survey;
 use crate::message::Body;
-use crate::queue::api::{Damaged, Options};
+use crate::queue::api::Options;
 use crate::queue::rows::{Record, Table, keys};
 use crate::queue::state::contents;
 use crate::queue::state::tokens::current_token;
@@ -250,26 +250,8 @@ impl Doctor {
         if self.is_sealed() {
             return Err(OpenError::Sealed { path: self.path.clone(), keys: self.keys.len() });
         }
-        let options = Options {
-            path: into.into(),
-            messages_max: u64::MAX,
-            bytes_max: u64::MAX,
-            free_disk_min: 0,
-            outcomes_kept_for: Duration::MAX,
-            outcomes_max: u64::MAX,
-            dead_kept_for: Duration::MAX,
-            dead_max: u64::MAX,
-            volatile: true,
-            damaged: Damaged::Refuse,
-            keys: self.keys.clone(),
-            lifetime: Duration::from_secs(1),
-            fresh: Duration::ZERO,
-            token_wait: Duration::ZERO,
-            refused_for: Duration::ZERO,
-            probe_max: Duration::ZERO,
-            due_max: Duration::ZERO,
-            destination: String::new(),
-        };
+        // No message is accepted or pruned: the limits do not matter.
+        let options = Options { path: into.into(), keys: self.keys.clone(), ..Options::default() };
         rebuild(&self.log, &self.path, into, &options, clock).map_err(|cause| failed("make a store", cause))
     }
 

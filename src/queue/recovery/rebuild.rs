@@ -18,7 +18,7 @@ use crate::queue::rows::{
     USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, keys, pack,
 };
 use crate::queue::thread::QueueThread;
-use crate::queue::thread::shared::Shared;
+use crate::queue::thread::request::Shared;
 use crate::storage::{self, Image};
 use crate::time::{Anchor, Clock, Timestamp};
 

@@ -4,8 +4,9 @@ use zeroize::Zeroizing;
 
 use super::State;
 use crate::message::{Body, Content, ContentType};
+use crate::queue::api::Result;
 use crate::queue::rows::{INLINE_MAX, Key, Kind, PIECE, Record, Secret, keys};
-use crate::storage::{Sealer, StoreFailed};
+use crate::storage::Sealer;
 
 impl State {
     /// Stores a body in its record, which has no pieces yet, or in pieces beside it if it is long.
@@ -24,7 +25,7 @@ impl State {
     }
 
     /// Reads the body of a record. `None` if a part is missing or damaged, or sealed by a key that is not known.
-    pub fn body(&mut self, record: &Record) -> Result<Option<Body>, StoreFailed> {
+    pub fn body(&mut self, record: &Record) -> Result<Option<Body>> {
         body(record, &self.sealer, |key| self.store.get(&key))
     }
 

@@ -9,8 +9,8 @@
 use std::ops::Bound;
 
 use super::State;
+use crate::queue::api::Result;
 use crate::queue::rows::{Attempts, ClientTokenRow, Conversation, Hash, Key, QueuedRef, REFS_MAX, Schedule, keys};
-use crate::storage::StoreFailed;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
@@ -19,7 +19,7 @@ const FIRST_MAX: usize = 32;
 
 impl State {
     /// The row of a conversation; an empty one if it has none.
-    pub fn conversation(&mut self, id: &Hash, now: Timestamp) -> Result<Conversation, StoreFailed> {
+    pub fn conversation(&mut self, id: &Hash, now: Timestamp) -> Result<Conversation> {
         let corrupt = self.store.corrupt();
         match self.store.get(&keys::conversation(id))? {
             Some(row) => Ok(row),
@@ -38,7 +38,7 @@ impl State {
     }
 
     /// Makes a damaged row again from the packs, which are the truth. The results of its attempts are lost.
-    fn rebuild_conversation(&mut self, id: &Hash, now: Timestamp) -> Result<Conversation, StoreFailed> {
+    fn rebuild_conversation(&mut self, id: &Hash, now: Timestamp) -> Result<Conversation> {
         let mut references = Vec::new();
         let mut after = 0;
         while let Some(live) = self.next_pack(after)? {
@@ -63,7 +63,7 @@ impl State {
     }
 
     /// Adds a message at the end.
-    pub fn append(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<(), StoreFailed> {
+    pub fn append(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<()> {
         let in_chunks = row.in_chunks();
         row.count += 1;
         if in_chunks == 0 && row.first.len() < FIRST_MAX {
@@ -93,7 +93,7 @@ impl State {
 
     /// Inserts a requeued message at its old place, but never before a message that may have been delivered. Only the rows
     /// around that place are written, however long the conversation is.
-    pub fn insert(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<(), StoreFailed> {
+    pub fn insert(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<()> {
         let prefix = keys::chunks(id);
         let chunks = if row.in_chunks() > 0 { self.store.first_key(prefix)? } else { None };
         let chunks = chunks.map(|key| keys::first_in(&key));
@@ -118,7 +118,7 @@ impl State {
     }
 
     /// Inserts a message into its chunk, which is halved if it is full.
-    fn insert_in_chunk(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<(), StoreFailed> {
+    fn insert_in_chunk(&mut self, id: &Hash, row: &mut Conversation, reference: QueuedRef) -> Result<()> {
         let key = keys::chunk(id, reference.sequence);
         let key = self.store.last_key(keys::chunks(id), Bound::Included(key))?.unwrap_or(key);
         let mut chunk = self.store.get::<Vec<QueuedRef>>(&key)?.unwrap_or_default();
@@ -135,7 +135,7 @@ impl State {
     }
 
     /// Replaces all messages of a conversation.
-    pub fn refill(&mut self, id: &Hash, row: &mut Conversation, references: Vec<QueuedRef>) -> Result<(), StoreFailed> {
+    pub fn refill(&mut self, id: &Hash, row: &mut Conversation, references: Vec<QueuedRef>) -> Result<()> {
         while let Some(key) = self.store.first_key(keys::chunks(id))? {
             self.store.remove(key);
         }
@@ -154,13 +154,7 @@ impl State {
     }
 
     /// Takes a message out. Returns true if it was the head.
-    pub fn take_out(
-        &mut self,
-        id: &Hash,
-        row: &mut Conversation,
-        sequence: u64,
-        now: Timestamp,
-    ) -> Result<bool, StoreFailed> {
+    pub fn take_out(&mut self, id: &Hash, row: &mut Conversation, sequence: u64, now: Timestamp) -> Result<bool> {
         let was_head = row.head().is_some_and(|head| head.sequence == sequence);
         if let Some(at) = row.first.iter().position(|other| other.sequence == sequence) {
             row.first.remove(at);
@@ -187,12 +181,7 @@ impl State {
     }
 
     /// The reference to a message of the conversation.
-    pub fn reference(
-        &mut self,
-        id: &Hash,
-        row: &Conversation,
-        sequence: u64,
-    ) -> Result<Option<QueuedRef>, StoreFailed> {
+    pub fn reference(&mut self, id: &Hash, row: &Conversation, sequence: u64) -> Result<Option<QueuedRef>> {
         if let Some(reference) = row.first.iter().find(|reference| reference.sequence == sequence) {
             return Ok(Some(reference.clone()));
         }
@@ -203,7 +192,7 @@ impl State {
     }
 
     /// The chunk that contains a message, with its key and the message's index.
-    fn chunk_of(&mut self, id: &Hash, sequence: u64) -> Result<Option<(Key, Vec<QueuedRef>, usize)>, StoreFailed> {
+    fn chunk_of(&mut self, id: &Hash, sequence: u64) -> Result<Option<(Key, Vec<QueuedRef>, usize)>> {
         let to = Bound::Included(keys::chunk(id, sequence));
         let Some(key) = self.store.last_key(keys::chunks(id), to)? else { return Ok(None) };
         let chunk = self.store.get::<Vec<QueuedRef>>(&key)?.unwrap_or_default();
@@ -212,7 +201,7 @@ impl State {
     }
 
     /// All messages of the conversation, in order.
-    pub fn references(&mut self, id: &Hash, row: &Conversation) -> Result<Vec<QueuedRef>, StoreFailed> {
+    pub fn references(&mut self, id: &Hash, row: &Conversation) -> Result<Vec<QueuedRef>> {
         let mut all = row.first.clone();
         let mut from = Bound::Included(keys::chunks(id));
         while (all.len() as u64) < row.count {

@@ -1,23 +1,17 @@
 //! The state of one message, and its outlook: the messages before it, and the time of its next attempt.
 
 use super::State;
-use super::queued::{Known, Queued};
-use crate::queue::api::{MessageState, Status};
+use super::parts::{Known, Queued};
+use crate::queue::api::{MessageState, Pause, Result, Status};
 use crate::queue::rows::{
     self, Attempts, ClientTokenRow, Conversation, FinalState, Hash, Meta, QueuedRef, Record, Schedule, Table, keys,
 };
-use crate::storage::StoreFailed;
 use crate::time::Timestamp;
 use crate::turns::{self, Kind, Others};
 
 impl State {
     /// The message or outcome of a ClientToken: a queued one is in the conversation's row or has a row of its own.
-    pub fn known(
-        &mut self,
-        conversation: &Hash,
-        row: &Conversation,
-        entry: &Hash,
-    ) -> Result<Option<Known>, StoreFailed> {
+    pub fn known(&mut self, conversation: &Hash, row: &Conversation, entry: &Hash) -> Result<Option<Known>> {
         if let Some(reference) = row.first.iter().find(|reference| reference.entry == *entry) {
             return Ok(self.queued(reference.clone())?.map(Known::Queued));
         }
@@ -33,7 +27,7 @@ impl State {
     }
 
     /// A queued message; `None` if its record is damaged.
-    pub fn queued(&mut self, reference: QueuedRef) -> Result<Option<Queued>, StoreFailed> {
+    pub fn queued(&mut self, reference: QueuedRef) -> Result<Option<Queued>> {
         Ok(self.record(reference.at)?.map(|record| Queued { reference, record }))
     }
 
@@ -45,7 +39,7 @@ impl State {
         entry: &Hash,
         known: Known,
         now: Timestamp,
-    ) -> Result<MessageState, StoreFailed> {
+    ) -> Result<MessageState> {
         let outcome = match known {
             Known::Queued(queued) => return self.state_of_queued(row, queued, now),
             Known::Done(outcome) => outcome,
@@ -61,12 +55,7 @@ impl State {
     }
 
     /// The state of a queued message, for callers.
-    pub fn state_of_queued(
-        &mut self,
-        row: &Conversation,
-        queued: Queued,
-        now: Timestamp,
-    ) -> Result<MessageState, StoreFailed> {
+    pub fn state_of_queued(&mut self, row: &Conversation, queued: Queued, now: Timestamp) -> Result<MessageState> {
         let Queued { reference, record } = queued;
         let ahead = match row.first.iter().position(|other| other.sequence == reference.sequence) {
             Some(at) => at,
@@ -125,7 +114,7 @@ impl State {
         row: &Conversation,
         ahead: u64,
         now: Timestamp,
-    ) -> Result<(Option<Timestamp>, Option<u64>), StoreFailed> {
+    ) -> Result<(Option<Timestamp>, Option<u64>)> {
         if self.all_refused().is_some() {
             let next = ahead == 0 && self.has_next_turn(conversation, row)?;
             return Ok(if next { (self.next_try(), Some(0)) } else { (None, None) });
@@ -135,12 +124,29 @@ impl State {
     }
 
     /// Returns true if no other conversation has its turn before this one.
-    fn has_next_turn(&self, conversation: &Hash, row: &Conversation) -> Result<bool, StoreFailed> {
+    fn has_next_turn(&self, conversation: &Hash, row: &Conversation) -> Result<bool> {
         let Schedule::Ready(kind, turn) = row.schedule else { return Ok(false) };
         let first = |kind| self.store.first_key(Table::turns(kind).key());
         let (fresh, late) = (first(Kind::Fresh)?, first(Kind::Late)?);
         let next = self.turns.next(fresh.is_some(), late.is_some());
         let first = if kind == Kind::Fresh { fresh } else { late };
         Ok(next == Some(kind) && first == Some(keys::turn(kind, turn, conversation)))
+    }
+
+    /// The operator's pause, if sending is paused.
+    pub fn paused(&self) -> Option<Pause> {
+        let row = self.sending.paused.as_ref()?;
+        row.operator.clone().map(|why| Pause { since: row.since, why })
+    }
+
+    /// The time since which the destination, which has never delivered a message, refuses every token.
+    pub fn all_refused(&self) -> Option<Timestamp> {
+        self.sending.paused.as_ref().filter(|row| row.operator.is_none()).map(|row| row.since)
+    }
+
+    /// The time of the next attempt while every token is refused.
+    pub fn next_try(&self) -> Option<Timestamp> {
+        self.all_refused()?;
+        self.trust.tried_at.map(|tried| tried + self.options.probe_max)
     }
 }

@@ -7,9 +7,9 @@
 use std::ops::Bound;
 
 use super::State;
-use super::memory::OpenPack;
+use super::parts::OpenPack;
+use crate::queue::api::Result;
 use crate::queue::rows::{Record, RecordPos, Table, keys, pack};
-use crate::storage::StoreFailed;
 
 /// The records of a pack whose messages have not left.
 pub struct LivePack {
@@ -46,7 +46,7 @@ impl State {
     }
 
     /// Reads a record. `None` if it has left, or if it is damaged: then it is quarantined and counted.
-    pub fn record(&mut self, at: RecordPos) -> Result<Option<Record>, StoreFailed> {
+    pub fn record(&mut self, at: RecordPos) -> Result<Option<Record>> {
         let found = self.store.read(&at.key(), |bytes| pack::decode(at, bytes))?;
         if let Some(None) = found {
             self.store.quarantine_row(&at.key())?;
@@ -56,7 +56,7 @@ impl State {
     }
 
     /// Marks a record as left, and removes its pack if it was the last one.
-    pub fn unfile(&mut self, at: RecordPos) -> Result<(), StoreFailed> {
+    pub fn unfile(&mut self, at: RecordPos) -> Result<()> {
         let Some((bytes, count)) = self.store.read(&at.key(), |pack| (pack.len(), pack::count(pack)))? else {
             return Ok(());
         };
@@ -75,12 +75,12 @@ impl State {
         Ok(())
     }
 
-    fn gone(&mut self, pack: u64) -> Result<u64, StoreFailed> {
+    fn gone(&mut self, pack: u64) -> Result<u64> {
         Ok(self.store.get(&keys::gone(pack))?.unwrap_or(0))
     }
 
     /// The first pack after `after`, with the records that have not left.
-    pub fn next_pack(&mut self, after: u64) -> Result<Option<LivePack>, StoreFailed> {
+    pub fn next_pack(&mut self, after: u64) -> Result<Option<LivePack>> {
         let from = keys::pack(after);
         let Some(key) = self.store.next_key(Table::Pack.key(), Bound::Excluded(from))? else { return Ok(None) };
         let pack = keys::number_in(&key);

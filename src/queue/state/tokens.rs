@@ -9,13 +9,13 @@
 use super::State;
 use crate::delivery::Reason;
 use crate::message::ConnectionToken;
-use crate::queue::api::Rejection;
+use crate::queue::api::{Rejection, Result};
 use crate::queue::hashed::{CallerKeys, HashedSubmission};
 use crate::queue::rows::{
     self, ErrorRow, FinalState, Hash, OtherConversation, Outcome, Participant, Token, USED_PARTICIPANT, USED_TOKEN,
     keys,
 };
-use crate::storage::{Key, StoreFailed};
+use crate::storage::Key;
 use crate::time::Timestamp;
 
 /// The age at which the time of a token's last use is written again.
@@ -40,12 +40,12 @@ pub fn current_token<E>(
 
 impl State {
     /// The row of a token; an empty one if it has none.
-    pub fn token(&mut self, hash: &Hash) -> Result<Token, StoreFailed> {
+    pub fn token(&mut self, hash: &Hash) -> Result<Token> {
         Ok(self.store.get(&keys::token(hash))?.unwrap_or_default())
     }
 
     /// The token that the messages of a token are sent with: itself, or the last one that renewed it.
-    pub fn current_token(&mut self, hash: &Hash) -> Result<(Hash, Token), StoreFailed> {
+    pub fn current_token(&mut self, hash: &Hash) -> Result<(Hash, Token)> {
         current_token(hash, |key| self.store.get(key))
     }
 
@@ -105,7 +105,7 @@ impl State {
     }
 
     /// Links a token to the participant's token before it, at its first use. Returns true if there was one.
-    pub fn apply_renewal(&mut self, token: &mut Token, hash: &Hash, now: Timestamp) -> Result<bool, StoreFailed> {
+    pub fn apply_renewal(&mut self, token: &mut Token, hash: &Hash, now: Timestamp) -> Result<bool> {
         let Some(old) = token.renews.take() else { return Ok(false) };
         self.store.put(keys::token(hash), token);
         self.link_renewal(&old, hash, now)?;
@@ -113,7 +113,7 @@ impl State {
     }
 
     /// Makes `new` the token that the queued messages of `old` are sent with, and ends the hold that waited for it.
-    pub fn link_renewal(&mut self, old: &Hash, new: &Hash, now: Timestamp) -> Result<(), StoreFailed> {
+    pub fn link_renewal(&mut self, old: &Hash, new: &Hash, now: Timestamp) -> Result<()> {
         let Some(mut token) = self.store.get::<Token>(&keys::token(old))? else { return Ok(()) };
         let Some(conversation) = token.conversation else { return Ok(()) };
         if token.renewed_by == Some(*new) {
@@ -134,13 +134,7 @@ impl State {
 
     /// Records that a participant got a token. The queued messages of the participant's token before it are sent with this
     /// one.
-    pub fn remember(
-        &mut self,
-        participant: Hash,
-        hash: Hash,
-        bearer: &ConnectionToken,
-        now: Timestamp,
-    ) -> Result<(), StoreFailed> {
+    pub fn remember(&mut self, participant: Hash, hash: Hash, bearer: &ConnectionToken, now: Timestamp) -> Result<()> {
         let key = keys::participant(&participant);
         let before = self.store.get::<Participant>(&key)?.map(|row| row.token).filter(|old| *old != hash);
         self.store.put(key, &Participant { token: hash, used: now });
@@ -183,7 +177,7 @@ impl State {
     }
 
     /// Records that the destination refused a token.
-    pub fn refuse_token(&mut self, hash: &Hash, error: &ErrorRow, now: Timestamp) -> Result<(), StoreFailed> {
+    pub fn refuse_token(&mut self, hash: &Hash, error: &ErrorRow, now: Timestamp) -> Result<()> {
         if let Some(mut token) = self.store.get::<Token>(&keys::token(hash))? {
             token.refused = Some((now, error.clone()));
             self.store.put(keys::token(hash), &token);
@@ -192,7 +186,7 @@ impl State {
     }
 
     /// Removes the refusal of the token that a message is sent with, and ends the hold that waits for its renewal.
-    pub fn forget_refusal(&mut self, token: &Hash, conversation: &Hash, now: Timestamp) -> Result<(), StoreFailed> {
+    pub fn forget_refusal(&mut self, token: &Hash, conversation: &Hash, now: Timestamp) -> Result<()> {
         let (current, mut token) = self.current_token(token)?;
         if token.refused.take().is_some() {
             self.store.put(keys::token(&current), &token);
@@ -211,5 +205,10 @@ impl State {
         let FinalState::Dead { reason, token: refused, .. } = &outcome.fate else { return false };
         let token_was_refused = matches!(rows::reason_at(*reason), Reason::TokenRefused | Reason::ChatOver);
         token_was_refused && refused != hash && self.refusal(token).is_none()
+    }
+
+    /// The time and the error of the refusal of a token; `None` if it was not refused, or refusals were reset since.
+    pub fn refusal<'a>(&self, token: &'a Token) -> Option<&'a (Timestamp, ErrorRow)> {
+        token.refused.as_ref().filter(|(at, _)| *at > self.sending.refusals_reset_at)
     }
 }

@@ -5,8 +5,9 @@ use std::ops::{Deref, DerefMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::queue::api::Result;
 use crate::queue::rows::{self, Key, keys};
-use crate::storage::{Store, StoreFailed};
+use crate::storage::Store;
 
 /// A [`Store`] whose rows are encoded as `rows` describes them.
 pub struct TypedStore {
@@ -38,7 +39,7 @@ impl TypedStore {
 
     /// Reads a row, including uncommitted changes. A row that fails its checksum is quarantined and counted, and reads
     /// as `None`.
-    pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>, StoreFailed> {
+    pub fn get<T: DeserializeOwned>(&mut self, key: &Key) -> Result<Option<T>> {
         let found = self.read(key, |value| rows::decode(key, value))?;
         if let Some(None) = found {
             self.quarantine_row(key)?;
@@ -61,7 +62,7 @@ impl TypedStore {
     }
 
     /// Keeps a copy of the damaged row under a key, and counts it.
-    pub fn quarantine_row(&mut self, key: &Key) -> Result<(), StoreFailed> {
+    pub fn quarantine_row(&mut self, key: &Key) -> Result<()> {
         if let Some(raw) = self.read(key, <[u8]>::to_vec)? {
             self.quarantine(key, raw);
         }

@@ -1,12 +1,16 @@
-//! The requests to the queue's thread.
+//! The requests to the queue's thread, and the values that it shares with the handles.
 
-use tokio::sync::oneshot;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::{Notify, oneshot};
 
 use super::waiters::{Waiter, Waiters};
-use crate::queue::api::MessageId;
+use crate::pacer::Budget;
+use crate::queue::api::{MessageId, Result};
 use crate::queue::state::State;
 use crate::storage::StoreFailed;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// A request of a handle.
 pub enum Request {
@@ -19,7 +23,7 @@ pub enum Request {
 /// An operation with its reply, in one allocation.
 pub trait Call: Send {
     /// Runs the operation and keeps its result.
-    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<(), StoreFailed>;
+    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<()>;
 
     /// Sends the result.
     fn reply(self: Box<Self>);
@@ -35,7 +39,7 @@ struct Operation<T, F> {
 impl Request {
     /// A request to run `op`, and the receiver of its reply.
     pub fn call<T: Send + 'static>(
-        op: impl FnOnce(&mut State, &Waiters, Timestamp) -> Result<T, StoreFailed> + Send + 'static,
+        op: impl FnOnce(&mut State, &Waiters, Timestamp) -> Result<T> + Send + 'static,
     ) -> (Request, oneshot::Receiver<T>) {
         let (reply, answer) = oneshot::channel();
         (Request::Call(Box::new(Operation { op: Some(op), result: None, reply })), answer)
@@ -45,9 +49,9 @@ impl Request {
 impl<T, F> Call for Operation<T, F>
 where
     T: Send,
-    F: FnOnce(&mut State, &Waiters, Timestamp) -> Result<T, StoreFailed> + Send,
+    F: FnOnce(&mut State, &Waiters, Timestamp) -> Result<T> + Send,
 {
-    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<(), StoreFailed> {
+    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<()> {
         if let Some(op) = self.op.take() {
             self.result = Some(op(state, waiters, now)?);
         }
@@ -58,6 +62,36 @@ where
         if let Some(result) = self.result {
             // A caller that hung up does not need it.
             let _ = self.reply.send(result);
+        }
+    }
+}
+
+/// The values that a handle reads without a request.
+#[derive(Debug)]
+pub struct Shared {
+    pub clock: Clock,
+    /// Wakes the sender: a message may have become due.
+    pub poked: Notify,
+    /// Wakes those that wait for the queue to empty.
+    pub drained: Notify,
+    /// The start of the commit under way, by [`Clock::awake`]; 0 if there is none.
+    pub commit_began: AtomicU64,
+    /// The rate at which messages are sent, and whether the destination is down.
+    pub budget: OnceLock<Budget>,
+    pub failure: OnceLock<StoreFailed>,
+    pub failed: Notify,
+}
+
+impl Shared {
+    pub fn new(clock: Clock) -> Shared {
+        Shared {
+            clock,
+            poked: Notify::new(),
+            drained: Notify::new(),
+            commit_began: AtomicU64::new(0),
+            budget: OnceLock::new(),
+            failure: OnceLock::new(),
+            failed: Notify::new(),
         }
     }
 }

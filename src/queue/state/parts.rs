@@ -1,10 +1,38 @@
-//! The parts of the state that are in memory only.
+//! The types of the state: messages with their references, and the parts that are in memory only.
 
 use std::collections::VecDeque;
 
-use crate::queue::rows::{Hash, RecordPos};
+use crate::queue::rows::{Hash, Outcome, QueuedRef, Record, RecordPos};
 use crate::time::Timestamp;
 use crate::turns::Kind;
+
+/// A queued message.
+pub struct Queued {
+    pub reference: QueuedRef,
+    pub record: Record,
+}
+
+/// The message or the outcome that a ClientToken names.
+pub enum Known {
+    Queued(Queued),
+    Done(Outcome),
+}
+
+impl Known {
+    pub fn contents(&self) -> &Hash {
+        match self {
+            Known::Queued(queued) => &queued.record.contents,
+            Known::Done(outcome) => &outcome.contents,
+        }
+    }
+
+    pub fn accepted(&self) -> Timestamp {
+        match self {
+            Known::Queued(queued) => queued.record.accepted,
+            Known::Done(outcome) => outcome.accepted,
+        }
+    }
+}
 
 /// The pack in which this commit files records.
 #[derive(Clone, Copy, Debug)]
