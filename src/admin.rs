@@ -22,7 +22,7 @@ use prometheus::{IntGauge, TextEncoder};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::serve::{Place, Reply};
+use crate::serve::{Reply, SocketPath};
 use crate::time::Clock;
 
 /// The longest wait of a scrape for the queue's own figures.
@@ -38,9 +38,9 @@ pub struct Admin {
     /// The queue whose figures are refreshed, once it is open.
     pub queue: Arc<OnceLock<Queue>>,
     /// The path of the bots' socket, once it is bound.
-    pub place: Arc<OnceLock<Place>>,
+    pub socket_path: Arc<OnceLock<SocketPath>>,
     /// 1 if the bots' socket was at its path at the last check.
-    pub present: IntGauge,
+    pub socket_present: IntGauge,
     /// For the age of the sender's last step.
     pub clock: Clock,
 }
@@ -51,8 +51,8 @@ enum Page {
     Metrics,
     Live,
     Ready,
-    Nowhere,
-    Unreadable,
+    NotFound,
+    MethodNotAllowed,
 }
 
 impl Admin {
@@ -65,16 +65,16 @@ impl Admin {
                     let _ = tokio::time::timeout(REFRESH_MAX, queue.overview()).await;
                 }
                 // This call refreshes the gauge; its result is not needed here.
-                let _ = self.socket();
+                let _ = self.check_socket();
                 render(&self.metrics)
             }
             Page::Live => {
                 let commit = self.queue.get().map_or(Duration::ZERO, Queue::stalled);
                 probe(self.health.live(self.clock.awake(), commit), "alive")
             }
-            Page::Ready => probe(self.health.ready().and_then(|()| self.socket()), "ready"),
-            Page::Nowhere => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
-            Page::Unreadable => {
+            Page::Ready => probe(self.health.ready().and_then(|()| self.check_socket()), "ready"),
+            Page::NotFound => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
+            Page::MethodNotAllowed => {
                 let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
                 reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
                 reply
@@ -85,10 +85,10 @@ impl Admin {
 
 impl Admin {
     /// Checks that the bots' socket is at its path. Before it is bound it is not.
-    fn socket(&self) -> Result<(), String> {
-        let seen = self.place.get().map_or(Err("it is not bound yet".into()), Place::look);
-        self.present.set(i64::from(seen.is_ok()));
-        seen.map_err(|why| format!("the bots' socket is not at its path: {why}"))
+    fn check_socket(&self) -> Result<(), String> {
+        let checked = self.socket_path.get().map_or(Err("it is not bound yet".into()), SocketPath::check);
+        self.socket_present.set(i64::from(checked.is_ok()));
+        checked.map_err(|why| format!("the bots' socket is not at its path: {why}"))
     }
 }
 
@@ -97,14 +97,14 @@ fn page(method: &Method, path: &str) -> Page {
         "/metrics" => Page::Metrics,
         "/livez" => Page::Live,
         "/readyz" => Page::Ready,
-        _ => return Page::Nowhere,
+        _ => return Page::NotFound,
     };
-    if method == Method::GET || method == Method::HEAD { page } else { Page::Unreadable }
+    if method == Method::GET || method == Method::HEAD { page } else { Page::MethodNotAllowed }
 }
 
-fn probe(result: Result<(), String>, well: &str) -> Reply {
+fn probe(result: Result<(), String>, healthy: &str) -> Reply {
     match result {
-        Ok(()) => text(StatusCode::OK, well),
+        Ok(()) => text(StatusCode::OK, healthy),
         Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
 }
@@ -141,15 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn three_pages_for_get_and_head() {
+    fn admin_port_has_three_pages_for_get_and_head() {
         for method in [Method::GET, Method::HEAD] {
             assert_eq!(page(&method, "/metrics"), Page::Metrics);
             assert_eq!(page(&method, "/livez"), Page::Live);
             assert_eq!(page(&method, "/readyz"), Page::Ready);
         }
-        assert_eq!(page(&Method::POST, "/metrics"), Page::Unreadable);
+        assert_eq!(page(&Method::POST, "/metrics"), Page::MethodNotAllowed);
         for path in ["/", "/metrics/", "/status", "/participant/message"] {
-            assert_eq!(page(&Method::GET, path), Page::Nowhere);
+            assert_eq!(page(&Method::GET, path), Page::NotFound);
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_probe_says_why_in_one_line() {
+    fn failed_probe_returns_its_reason_in_one_line() {
         let reply = probe(Err("failed: write:\nno space left".into()), "ready");
         assert_eq!(reply.status(), 503);
         assert_eq!(body(reply), "failed: write: no space left\n");

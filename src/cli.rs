@@ -23,12 +23,12 @@ use crate::daemon::Failure;
 
 mod check;
 mod client;
+mod control;
 mod demo;
 mod doctor;
-mod lines;
-mod log;
+mod log_writer;
+mod logging;
 mod messages;
-mod operate;
 mod out;
 mod run;
 mod send;
@@ -39,15 +39,15 @@ mod status;
 use signals::Signals;
 
 /// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
-const LEFT: u8 = 75;
+const UNDELIVERED: u8 = 75;
 /// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
 const CONFIG: u8 = 78;
 
-/// Takes Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
+/// Accepts Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
 ///
 /// A bot beside it sends messages to its Unix socket as it would to the Participant Service; AWS's SDKs, which cannot
-/// dial one, do so through a loopback port. What the relay acknowledges survives a crash, and is delivered in its
-/// conversation's order, at the rate that Connect grants.
+/// dial one, do so through a loopback port. An acknowledged message survives a crash, and is delivered in
+/// the order of its conversation, at the rate that Connect grants.
 #[derive(Debug, Parser)]
 #[command(name = "connect-relay", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -56,7 +56,7 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-See it at work, without AWS:  connect-relay demo
+Try it without AWS:           connect-relay demo
 Run it:                       AWS_REGION=eu-west-2 connect-relay run
 See every setting:            AWS_REGION=eu-west-2 connect-relay check
 
@@ -68,9 +68,9 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Status(status::Args),
-    Pause(operate::Pause),
-    Resume(operate::Resume),
-    Drain(operate::Drain),
+    Pause(control::Pause),
+    Resume(control::Resume),
+    Drain(control::Drain),
     Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
@@ -84,9 +84,9 @@ impl Command {
             Command::Check(args) => check::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
-            Command::Pause(args) => operate::pause(args).await,
-            Command::Resume(args) => operate::resume(args).await,
-            Command::Drain(args) => operate::drain(args).await,
+            Command::Pause(args) => control::pause(args).await,
+            Command::Resume(args) => control::resume(args).await,
+            Command::Drain(args) => control::drain(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {
@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
         }
     };
     execute(cli.command).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "connect-relay: {}", explained(&error));
+        let _ = writeln!(std::io::stderr(), "connect-relay: {}", error_text(&error));
         code(&error).into()
     })
 }
@@ -136,7 +136,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if config { CONFIG } else { 1 }
 }
 
-fn explained(error: &anyhow::Error) -> String {
+fn error_text(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Faults>() {
         Some(Faults(faults)) => format!("bad configuration:\n  {}", faults.join("\n  ")),
         None => format!("{error:#}"),

@@ -1,10 +1,10 @@
 //! Configuration: keys, defaults, validation and error messages.
 //!
 //! ```text
-//! defaults ─▶ file ─▶ environment ─▶ flags      layers: merges the sources, and tries each setting by itself
+//! defaults ─▶ file ─▶ environment ─▶ flags      layers: merges the sources, and tries each entry by itself
 //!                      │
-//!                    Shape                      shape: the tables and keys; leaf: the syntax of one value
-//!                      │  rules                 conditions beyond a value's kind, for one value and for several
+//!                  Settings                     schema: the tables and keys; value: the syntax of one value
+//!                      │  validate              conditions beyond a value's kind, for one value and for several
 //!                      ▼
 //!                    Config ─▶ each part's Options
 //! ```
@@ -18,10 +18,10 @@
 //! Below the command line only this module reads files: parts get bytes and numbers. No part below knows this module.
 
 mod layers;
-mod leaf;
 mod paths;
-mod rules;
-mod shape;
+mod schema;
+mod validate;
+mod value;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ use crate::message::Limits;
 use crate::retry::Backoff;
 use crate::{ingress, pacer, participant, queue, sender, serve};
 
-pub use leaf::{ContentLimits, Damaged, Format, Level, Reply};
-pub(crate) use shape::Shape;
+pub(crate) use schema::Settings;
+pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode};
 
 /// The configuration file if none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
@@ -78,7 +78,7 @@ impl Sources {
 pub struct Config {
     /// Probable mistakes, one sentence each.
     pub warnings: Vec<String>,
-    pub(crate) shape: Shape,
+    pub(crate) settings: Settings,
     origins: std::collections::BTreeMap<String, String>,
     endpoint: Uri,
     extra_roots: Vec<u8>,
@@ -97,16 +97,16 @@ impl Config {
     /// With all errors; warnings come after them, because they often explain them.
     pub fn load(sources: &Sources) -> Result<Config, Faults> {
         let mut layers = layers::Layers::of(sources);
-        rules::check(&mut layers, &sources.environment);
-        let extra_roots = certificates(&layers.shape.sender.ca_file);
-        let extra_roots = layers.take(CA_FILE, extra_roots);
-        let sealing_keys = sealing_keys(&layers.shape.queue.key_file);
-        let sealing_keys = layers.take(KEY_FILE, sealing_keys);
-        let endpoint = endpoint(&layers.shape.sender);
+        validate::check(&mut layers, &sources.environment);
+        let extra_roots = certificates(&layers.settings.sender.ca_file);
+        let extra_roots = layers.value_or_fault(CA_FILE, extra_roots);
+        let sealing_keys = sealing_keys(&layers.settings.queue.key_file);
+        let sealing_keys = layers.value_or_fault(KEY_FILE, sealing_keys);
+        let endpoint = endpoint(&layers.settings.sender);
         match endpoint {
             Some(endpoint) if layers.faults.is_empty() => Ok(Config {
                 warnings: layers.warnings,
-                shape: layers.shape,
+                settings: layers.settings,
                 origins: layers.origins,
                 endpoint,
                 extra_roots,
@@ -121,8 +121,8 @@ impl Config {
     /// no secrets, because no key has one as its value.
     #[must_use]
     pub fn effective(&self) -> String {
-        let map = |shape| keys(shape).into_iter().collect::<std::collections::BTreeMap<String, String>>();
-        let (values, defaults) = (map(&self.shape), map(&Shape::default()));
+        let map = |settings| keys(settings).into_iter().collect::<std::collections::BTreeMap<String, String>>();
+        let (values, defaults) = (map(&self.settings), map(&Settings::default()));
         let mut text = String::new();
         let mut table = "";
         for line in DOCUMENTED.lines() {
@@ -149,7 +149,7 @@ impl Config {
     /// The keys whose values differ.
     #[must_use]
     pub fn changes(&self, other: &Config) -> Vec<String> {
-        let pairs = keys(&self.shape).into_iter().zip(keys(&other.shape));
+        let pairs = keys(&self.settings).into_iter().zip(keys(&other.settings));
         let mut changes: Vec<String> = pairs.filter(|(one, two)| one != two).map(|((key, _), _)| key).collect();
         let files =
             [(CA_FILE, self.extra_roots == other.extra_roots), (KEY_FILE, self.sealing_keys == other.sealing_keys)];
@@ -170,7 +170,7 @@ impl Config {
     /// The queue's settings.
     #[must_use]
     pub fn queue(&self) -> queue::Options {
-        let Shape { queue, sender, .. } = &self.shape;
+        let Settings { queue, sender, .. } = &self.settings;
         queue::Options {
             path: queue.path.clone(),
             messages_max: queue.messages_max,
@@ -199,7 +199,7 @@ impl Config {
     /// The pacer's settings.
     #[must_use]
     pub fn pacer(&self) -> pacer::Options {
-        let sender = &self.shape.sender;
+        let sender = &self.settings.sender;
         pacer::Options {
             quota_rate: sender.quota_rate,
             quota_burst: sender.quota_burst,
@@ -215,14 +215,14 @@ impl Config {
     /// The settings for retrying and giving up.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        let sender = &self.shape.sender;
+        let sender = &self.settings.sender;
         Policy { backoff: self.backoff(), hint_max: sender.retry_hint_max, attempts_max: sender.attempts_max }
     }
 
     /// The client's settings.
     #[must_use]
     pub fn participant(&self) -> participant::Options {
-        let sender = &self.shape.sender;
+        let sender = &self.settings.sender;
         participant::Options {
             endpoint: self.endpoint.clone(),
             connect_timeout: sender.connect_timeout,
@@ -236,21 +236,21 @@ impl Config {
     /// The sender's settings.
     #[must_use]
     pub fn sender(&self) -> sender::Options {
-        let sender = &self.shape.sender;
+        let sender = &self.settings.sender;
         sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
     }
 
     /// The settings of the bots' API.
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
-        let ingress = &self.shape.ingress;
-        let when = |reply| match reply {
-            Reply::Accepted => ingress::Reply::Accepted,
-            Reply::Delivered => ingress::Reply::Delivered,
+        let ingress = &self.settings.ingress;
+        let mode = |mode| match mode {
+            ReplyMode::Accepted => ingress::ReplyMode::Accepted,
+            ReplyMode::Delivered => ingress::ReplyMode::Delivered,
         };
         ingress::Options {
-            reply: when(ingress.reply),
-            tcp_reply: when(ingress.tcp_reply),
+            reply: mode(ingress.reply),
+            tcp_reply: mode(ingress.tcp_reply),
             wait: ingress.wait,
             wait_max: ingress.wait_max,
             request_timeout: ingress.request_timeout,
@@ -267,7 +267,7 @@ impl Config {
     /// The limits of the bots' connections, per listener.
     #[must_use]
     pub fn connections(&self) -> serve::Limits {
-        let ingress = &self.shape.ingress;
+        let ingress = &self.settings.ingress;
         serve::Limits {
             connections_max: ingress.connections_max,
             idle_timeout: ingress.idle_timeout,
@@ -279,7 +279,7 @@ impl Config {
     /// The limits of a message's Content.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let ingress = &self.shape.ingress;
+        let ingress = &self.settings.ingress;
         let chars = &ingress.content_chars_max;
         Limits {
             content_bytes: ingress.content_bytes_max.in_memory(),
@@ -293,7 +293,7 @@ impl Config {
     /// The sentence on limits that an operator should know; `None` if the relay has those that AWS documents today.
     #[must_use]
     pub fn note_on_limits(&self) -> Option<&'static str> {
-        (self.shape.ingress.content_limits == ContentLimits::ByType).then_some(
+        (self.settings.ingress.content_limits == ContentLimits::ByType).then_some(
             "AWS documents 16,384 bytes for every type of message since October 2026; this relay has the older, shorter \
              limits by type until ingress.content_limits is \"by_size\"",
         )
@@ -302,29 +302,29 @@ impl Config {
     /// The operators' socket.
     #[must_use]
     pub fn control_socket(&self) -> &Path {
-        &self.shape.control.socket
+        &self.settings.control.socket
     }
 
     /// True if operators may change contents.
     #[must_use]
     pub fn control_edit(&self) -> bool {
-        self.shape.control.edit
+        self.settings.control.edit
     }
 
     /// The time from the signal to the end.
     #[must_use]
     pub fn grace(&self) -> Duration {
-        self.shape.shutdown.grace
+        self.settings.shutdown.grace
     }
 
     /// The format of log lines, and the least important level that is written.
     #[must_use]
     pub fn log(&self) -> (Format, Level) {
-        (self.shape.log.format, self.shape.log.level)
+        (self.settings.log.format, self.settings.log.level)
     }
 
     fn backoff(&self) -> Backoff {
-        let backoff = &self.shape.sender.backoff;
+        let backoff = &self.settings.sender.backoff;
         Backoff {
             initial: backoff.initial,
             multiplier: backoff.multiplier,
@@ -335,7 +335,7 @@ impl Config {
 }
 
 /// Every key, dotted, with its value as TOML has it.
-fn keys(shape: &Shape) -> Vec<(String, String)> {
+fn keys(settings: &Settings) -> Vec<(String, String)> {
     fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<(String, String)>) {
         match value {
             serde_json::Value::Object(members) => {
@@ -344,16 +344,16 @@ fn keys(shape: &Shape) -> Vec<(String, String)> {
                     walk(&key, member, into);
                 }
             }
-            leaf => into.push((prefix.into(), leaf.to_string())),
+            value => into.push((prefix.into(), value.to_string())),
         }
     }
     let mut all = Vec::new();
-    walk("", &serde_json::to_value(shape).unwrap_or_default(), &mut all);
+    walk("", &serde_json::to_value(settings).unwrap_or_default(), &mut all);
     all
 }
 
 /// The endpoint that is set, or the region's; `None` if neither gives one.
-fn endpoint(sender: &shape::Sender) -> Option<Uri> {
+fn endpoint(sender: &schema::Sender) -> Option<Uri> {
     let region = &sender.region;
     let suffix = match region {
         region if region.starts_with("cn-") => "amazonaws.com.cn",

@@ -33,16 +33,16 @@ use tokio::sync::watch;
 use tracing::info;
 
 pub use self::drain::Drain;
-use self::messages::Of;
-pub use self::messages::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
-pub use self::status::{About, Paused, Status};
+use self::messages::Target;
+pub use self::messages::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
 use self::status::{Counts, Facts};
+pub use self::status::{Paused, RelayInfo, Status};
 use crate::health::{Health, State};
 use crate::message::Limits;
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::{Peer, Place, Reply};
+use crate::serve::{Peer, Reply, SocketPath};
 use crate::time::{Clock, Timestamp};
 
 /// The time-out for an answer of the queue.
@@ -57,7 +57,7 @@ const REASON_MAX: usize = 200;
 /// The longest drain that can be requested: the longest lifetime of a message.
 const TIMEOUT_MAX: u64 = 7 * 24 * 3600;
 
-/// The handler of the operators' API; clones are cheap except for [`About`].
+/// The handler of the operators' API; clones are cheap except for [`RelayInfo`].
 #[derive(Clone, Debug)]
 pub struct Control {
     /// The queue with the waiting messages.
@@ -71,7 +71,7 @@ pub struct Control {
     /// The source of the counts.
     pub metrics: Metrics,
     /// The identity of the relay.
-    pub about: About,
+    pub relay: RelayInfo,
     /// The time at which it was started.
     pub started: Timestamp,
     /// The clock for ages.
@@ -80,14 +80,14 @@ pub struct Control {
     pub edit: bool,
     /// The limits of contents.
     pub limits: watch::Receiver<Limits>,
-    /// The place of the bots' socket.
-    pub place: Option<Place>,
+    /// The path of the bots' socket.
+    pub socket_path: Option<SocketPath>,
 }
 
 /// The body of `POST /pause`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct PauseWish {
+pub struct PauseRequest {
     /// The operator's reason.
     pub reason: String,
 }
@@ -95,7 +95,7 @@ pub struct PauseWish {
 /// The body of `POST /drain`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct DrainWish {
+pub struct DrainRequest {
     /// The time-out in seconds, instead of `shutdown.grace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
@@ -112,7 +112,7 @@ pub struct Left {
 
 /// The body of an error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct ErrorBody {
     /// The reason.
     #[serde(rename = "Error")]
     pub error: String,
@@ -130,75 +130,75 @@ impl Control {
             Peer::Unix { uid, .. } => Some(uid),
             Peer::Tcp => None,
         };
-        let one = messages::of(path);
+        let one = messages::target(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
             "/pause" | "/resume" | "/drain" | "/redrive" => &[Method::POST],
             "/messages" => &[Method::GET, Method::HEAD, Method::DELETE],
             _ => match one {
-                Some(Of::Itself(_)) => &[Method::GET, Method::HEAD, Method::DELETE],
-                Some(Of::Redrive(_)) => &[Method::POST],
-                None => return refuse(StatusCode::NOT_FOUND, &format!("no such operation: {method} {path}")),
+                Some(Target::Message(_)) => &[Method::GET, Method::HEAD, Method::DELETE],
+                Some(Target::Redrive(_)) => &[Method::POST],
+                None => return error_reply(StatusCode::NOT_FOUND, &format!("no such operation: {method} {path}")),
             },
         };
         if !allowed.contains(method) {
             let names = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
             let mut reply =
-                refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is answered for {names}, not {method}"));
+                error_reply(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is answered for {names}, not {method}"));
             reply.headers_mut().extend(HeaderValue::try_from(names).ok().map(|names| (ALLOW, names)));
             return reply;
         }
         let reply = async {
             match path {
-                "/pause" => self.pause(wish(&whole(body, BODY_MAX).await?)?, uid).await,
+                "/pause" => self.pause(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
                 "/resume" => self.resume(uid).await,
-                "/drain" => self.drain(wish(&whole(body, BODY_MAX).await?)?, uid).await,
+                "/drain" => self.drain(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
                 "/redrive" => self.redrive_all(&parts, uid).await,
                 "/messages" if parts.method == Method::DELETE => self.delete_all(&parts, uid).await,
                 "/messages" => self.list(&parts).await,
                 _ => match one {
-                    Some(Of::Itself(id)) if parts.method == Method::DELETE => self.delete(&parts, id, uid).await,
-                    Some(Of::Itself(id)) => self.show(&parts, id).await,
-                    Some(Of::Redrive(id)) => {
+                    Some(Target::Message(id)) if parts.method == Method::DELETE => self.delete(&parts, id, uid).await,
+                    Some(Target::Message(id)) => self.show(&parts, id).await,
+                    Some(Target::Redrive(id)) => {
                         let most = BODY_MAX + JSON_BYTES_MAX * self.limits.borrow().content_bytes;
-                        self.redrive(&parts, id, &whole(body, most).await?, uid).await
+                        self.redrive(&parts, id, &read_body(body, most).await?, uid).await
                     }
                     None => self.status(StatusCode::OK).await,
                 },
             }
         };
-        reply.await.unwrap_or_else(|Refusal(status, why)| refuse(status, &why))
+        reply.await.unwrap_or_else(|ErrorReply(status, why)| error_reply(status, &why))
     }
 
-    async fn pause(&self, PauseWish { reason }: PauseWish, uid: Option<u32>) -> Result<Reply, Refusal> {
+    async fn pause(&self, PauseRequest { reason }: PauseRequest, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         if reason.chars().count() > REASON_MAX || reason.chars().any(char::is_control) {
             return Err(invalid(format!("reason: one line of at most {REASON_MAX} characters")));
         }
-        self.of_queue(self.queue.pause(reason.clone())).await?;
-        info!(act = "pause", uid, reason, "sending is paused by an operator, until it is resumed");
+        self.ask_queue(self.queue.pause(reason.clone())).await?;
+        info!(act = "pause", uid, reason, "an operator paused sending; `connect-relay resume` resumes it");
         self.status(StatusCode::OK).await
     }
 
-    async fn resume(&self, uid: Option<u32>) -> Result<Reply, Refusal> {
-        self.of_queue(self.queue.resume()).await?;
-        info!(act = "resume", uid, "sending is resumed by an operator; refused tokens are tried again");
+    async fn resume(&self, uid: Option<u32>) -> Result<Reply, ErrorReply> {
+        self.ask_queue(self.queue.resume()).await?;
+        info!(act = "resume", uid, "an operator resumed sending; refused tokens are tried again");
         self.status(StatusCode::OK).await
     }
 
-    async fn drain(&self, DrainWish { timeout, wait }: DrainWish, uid: Option<u32>) -> Result<Reply, Refusal> {
+    async fn drain(&self, DrainRequest { timeout, wait }: DrainRequest, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         if timeout.is_some_and(|seconds| seconds > TIMEOUT_MAX) {
             return Err(invalid(format!("timeout: 0 to {TIMEOUT_MAX} seconds")));
         }
-        info!(act = "drain", uid, timeout_seconds = timeout, "an operator drains the relay: it leaves after that");
-        self.drain.wish(timeout.map(Duration::from_secs));
+        info!(act = "drain", uid, timeout_seconds = timeout, "an operator drains the relay; it exits after that");
+        self.drain.request(timeout.map(Duration::from_secs));
         if wait {
-            return Ok(json(StatusCode::OK, &Left { queued: self.drain.ended().await }));
+            return Ok(json(StatusCode::OK, &Left { queued: self.drain.finished().await }));
         }
         self.status(StatusCode::ACCEPTED).await
     }
 
-    async fn status(&self, status: StatusCode) -> Result<Reply, Refusal> {
-        let overview = self.of_queue(self.queue.overview()).await?;
+    async fn status(&self, status: StatusCode) -> Result<Reply, ErrorReply> {
+        let overview = self.ask_queue(self.queue.overview()).await?;
         let (rate, closed) = {
             let pacer = self.budget.pacer();
             (pacer.rate(), pacer.closed())
@@ -208,11 +208,11 @@ impl Control {
             overview,
             state: match self.health.state() {
                 // The daemon sees the request a moment later.
-                State::Ready if self.drain.is_wished() => State::Draining,
+                State::Ready if self.drain.is_requested() => State::Draining,
                 state => state,
             },
             stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.place.as_ref().and_then(|place| Some((place.path().to_owned(), place.look().err()?))),
+            no_socket: self.socket_path.as_ref().and_then(|path| Some((path.path().to_owned(), path.check().err()?))),
             rate,
             closed,
             seen: self.health.destination().seen(),
@@ -221,17 +221,17 @@ impl Control {
             now,
             clock: self.clock.clone(),
         };
-        Ok(json(status, &Status::of(&self.about, &facts)))
+        Ok(json(status, &Status::of(&self.relay, &facts)))
     }
 
     /// Returns the queue's answer, unless it takes too long.
-    async fn of_queue<T>(&self, answer: impl Future<Output = Result<T, StoreFailed>>) -> Result<T, Refusal> {
+    async fn ask_queue<T>(&self, answer: impl Future<Output = Result<T, StoreFailed>>) -> Result<T, ErrorReply> {
         match tokio::time::timeout(ANSWER_MAX, answer).await {
-            Ok(answer) => answer.map_err(|failed| Refusal(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())),
-            Err(_) => Err(Refusal(
+            Ok(answer) => answer.map_err(|failed| ErrorReply(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())),
+            Err(_) => Err(ErrorReply(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!(
-                    "the store has not answered for {} s: look at the disk under queue.path",
+                    "the store has not answered for {} s: check the disk under queue.path",
                     self.queue.stalled().max(ANSWER_MAX).as_secs()
                 ),
             )),
@@ -240,10 +240,10 @@ impl Control {
 }
 
 /// An error reply to an operator.
-struct Refusal(StatusCode, String);
+struct ErrorReply(StatusCode, String);
 
 /// Reads the whole body, if it is short and arrives in time.
-async fn whole<B>(body: B, most: usize) -> Result<Bytes, Refusal>
+async fn read_body<B>(body: B, most: usize) -> Result<Bytes, ErrorReply>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
 {
@@ -254,19 +254,19 @@ where
 }
 
 /// Parses a request's body; an empty body has no members.
-fn wish<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
+fn parse_body<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ErrorReply> {
     if body.trim_ascii().is_empty() {
         return Ok(T::default());
     }
     serde_json::from_slice(body).map_err(|error| invalid(format!("the body: {error}")))
 }
 
-fn invalid(what: String) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, what)
+fn invalid(what: String) -> ErrorReply {
+    ErrorReply(StatusCode::BAD_REQUEST, what)
 }
 
-fn refuse(status: StatusCode, why: &str) -> Reply {
-    json(status, &Refused { error: format!("connect-relay: {why}") })
+fn error_reply(status: StatusCode, why: &str) -> Reply {
+    json(status, &ErrorBody { error: format!("connect-relay: {why}") })
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Reply {
@@ -288,10 +288,12 @@ mod tests {
 
     #[test]
     fn body_is_an_object_of_known_members_or_empty() {
-        let of = |text: &str| wish::<DrainWish>(text.as_bytes()).map_err(|Refusal(status, why)| (status.as_u16(), why));
-        let expected = DrainWish { timeout: Some(60), wait: true };
+        let of = |text: &str| {
+            parse_body::<DrainRequest>(text.as_bytes()).map_err(|ErrorReply(status, why)| (status.as_u16(), why))
+        };
+        let expected = DrainRequest { timeout: Some(60), wait: true };
         assert_eq!(of(r#"{"timeout": 60, "wait": true}"#), Ok(expected));
-        assert_eq!(of(" \n"), Ok(DrainWish::default()));
+        assert_eq!(of(" \n"), Ok(DrainRequest::default()));
         for wrong in ["{", "[]]", r#"{"time": 60}"#, r#"{"timeout": -1}"#, r#"{"timeout": "1m"}"#] {
             let (status, why) = of(wrong).unwrap_err();
             assert!(status == 400 && why.starts_with("the body: "), "{wrong}");
@@ -300,12 +302,12 @@ mod tests {
 
     #[tokio::test]
     async fn body_is_bounded() {
-        assert!(whole(Full::from(vec![b' '; BODY_MAX]), BODY_MAX).await.is_ok());
-        assert!(whole(Full::from(vec![b' '; BODY_MAX + 1]), BODY_MAX).await.is_err());
+        assert!(read_body(Full::from(vec![b' '; BODY_MAX]), BODY_MAX).await.is_ok());
+        assert!(read_body(Full::from(vec![b' '; BODY_MAX + 1]), BODY_MAX).await.is_err());
     }
 
     #[tokio::test]
-    async fn store_that_has_failed_is_500_and_one_that_hangs_is_503_whatever_was_asked() {
+    async fn failed_store_is_500_and_a_hung_store_is_503_on_every_route() {
         for (hangs, status, text) in
             [(false, 500, "the store failed: "), (true, 503, "the store has not answered for 5 s: ")]
         {
@@ -324,12 +326,12 @@ mod tests {
                 health: Health::default(),
                 drain: Drain::default(),
                 metrics,
-                about: About::default(),
+                relay: RelayInfo::default(),
                 started: clock.now(),
                 clock,
                 edit: true,
                 limits: watch::Sender::new(Limits::default()).subscribe(),
-                place: None,
+                socket_path: None,
             };
             let ask = |method, path| {
                 let control = control.clone();
@@ -351,7 +353,7 @@ mod tests {
             ];
             for reply in asked {
                 let (parts, body) = reply.await.unwrap().into_parts();
-                let Refused { error } = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+                let ErrorBody { error } = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
                 assert_eq!(parts.status, status);
                 assert!(error.starts_with(&format!("connect-relay: {text}")), "{error}");
             }

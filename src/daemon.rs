@@ -18,14 +18,14 @@
 //! and recorded as lost answers, so that the stop is clean and only their own conversations are in doubt.
 //!
 //! The operators' API and the probes are open until *gone*. An operator's request to drain is the same as a signal's,
-//! with its own grace if the operator sets one. Of two requests, the grace that ends first counts. [`Wish::Leave`]
-//! leads to *gone* from any state. Messages that are still queued at the end are on disk, and [`Ending::Left`] has
-//! their number.
+//! with its own grace if the operator sets one. Of two requests, the grace that ends first counts. [`StopRequest::Exit`]
+//! leads to *gone* from any state. Messages that are still queued at the end are on disk, and [`Exit::Undelivered`]
+//! has their number.
 
-mod beat;
 mod open;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 mod writer;
 
 use std::net::SocketAddr;
@@ -45,12 +45,12 @@ use self::writer::WriterThread;
 use crate::config::Config;
 use crate::control::Drain;
 use crate::health::{Health, State};
-use crate::ingress::{self, Door, Ingress};
+use crate::ingress::{self, DrainState, Ingress};
 use crate::pacer::{self, Budget};
 use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
-use crate::serve::{Connections, Limits};
-use crate::supervisor::{Supervisor, Word};
+use crate::serve::{ConnectionCount, Limits};
+use crate::service_manager::{Notification, ServiceManager};
 use crate::{message, participant, sender};
 
 /// The longest closing phase: it is for the attempts in flight; no message is accepted in it.
@@ -98,7 +98,7 @@ pub struct Options {
     /// The seed of the jitter.
     pub seed: u64,
     /// The service manager that is notified.
-    pub supervisor: Supervisor,
+    pub service_manager: ServiceManager,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
 }
@@ -106,25 +106,25 @@ pub struct Options {
 impl From<&Config> for Options {
     /// The settings of each part, a seed from the system, and no service manager.
     fn from(config: &Config) -> Options {
-        let shape = &config.shape;
+        let settings = &config.settings;
         Options {
             queue: config.queue(),
             ingress: config.ingress(),
-            ingress_socket: shape.ingress.socket.clone(),
-            socket_mode: shape.ingress.socket_mode.0,
-            tcp: shape.ingress.tcp,
+            ingress_socket: settings.ingress.socket.clone(),
+            socket_mode: settings.ingress.socket_mode.0,
+            tcp: settings.ingress.tcp,
             connections: config.connections(),
             sender: config.sender(),
             pacer: config.pacer(),
             participant: config.participant(),
             control_socket: config.control_socket().to_owned(),
             control_edit: config.control_edit(),
-            admin: shape.admin.listen,
+            admin: settings.admin.listen,
             grace: config.grace(),
-            region: shape.sender.region.clone(),
-            connect_instance: shape.sender.connect_instance.clone(),
+            region: settings.sender.region.clone(),
+            connect_instance: settings.sender.connect_instance.clone(),
             seed: fastrand::u64(..),
-            supervisor: Supervisor::default(),
+            service_manager: ServiceManager::default(),
             log_lines_dropped: Arc::default(),
         }
     }
@@ -132,26 +132,26 @@ impl From<&Config> for Options {
 
 /// A stop request to a daemon; it never goes back to an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wish {
+pub enum StopRequest {
     /// No request.
     #[default]
-    Run,
+    None,
     /// Deliver the queued messages, within the grace, and end.
     Drain,
     /// End at once.
-    Leave,
+    Exit,
 }
 
 /// Receives stop requests. A dropped sender counts as a request to drain.
-pub type Stop = watch::Receiver<Wish>;
+pub type Stop = watch::Receiver<StopRequest>;
 
 /// The end of a daemon without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Exit {
     /// Nothing is queued.
     Drained,
     /// Messages are queued, on disk.
-    Left {
+    Undelivered {
         /// The number of messages; `None` if the store did not answer.
         queued: Option<u64>,
     },
@@ -187,18 +187,18 @@ pub struct Daemon {
     writer: WriterThread,
     budget: Budget,
     health: Health,
-    supervisor: Supervisor,
+    service_manager: ServiceManager,
     participant: Participant,
-    door: Door,
-    connections: Connections,
+    drain_state: DrainState,
+    connections: ConnectionCount,
     drain: Drain,
-    stage: watch::Sender<Stage>,
-    /// The sender's task: until [`Stage::nothing_new`].
-    sending: Tasks,
-    /// The tasks of the bots' listeners: until [`Stage::doors_shut`].
-    doors: Tasks,
-    /// The tasks of the operators' API and the probes: until [`Stage::dark`].
-    windows: Tasks,
+    shutdown: watch::Sender<Shutdown>,
+    /// The sender's task: until [`Shutdown::sender_stopped`].
+    sender_tasks: Tasks,
+    /// The tasks of the bots' listeners: until [`Shutdown::ingress_closed`].
+    ingress_tasks: Tasks,
+    /// The tasks of the operators' API and the probes: until [`Shutdown::all_closed`].
+    admin_tasks: Tasks,
 }
 
 /// The settings that can change while a daemon runs; clones change the same daemon.
@@ -214,29 +214,29 @@ pub struct Reload {
 
 impl Reload {
     /// Applies a configuration that was read again: the bots' API continues with these settings.
-    pub fn taken(&self, ingress: ingress::Options) {
+    pub fn apply(&self, ingress: ingress::Options) {
         self.limits.send_replace(ingress.limits);
-        if let Some(door) = self.ingress.upgrade() {
-            door.send_modify(|door| *door = door.with(ingress));
+        if let Some(current) = self.ingress.upgrade() {
+            current.send_modify(|current| *current = current.with(ingress));
         }
         self.ok.set(1);
     }
 
     /// Notes a configuration that was read again and was not valid.
-    pub fn refused(&self) {
+    pub fn reject(&self) {
         self.ok.set(0);
     }
 }
 
-/// The stage of the shutdown, which ends the tasks.
+/// The shutdown of the shutdown, which ends the tasks.
 #[derive(Clone, Copy, Debug, Default)]
-struct Stage {
+struct Shutdown {
     /// True if the sender starts no more attempts.
-    nothing_new: bool,
+    sender_stopped: bool,
     /// True if the bots' listeners close.
-    doors_shut: bool,
+    ingress_closed: bool,
     /// True if the operators' API and the probes close.
-    dark: bool,
+    all_closed: bool,
 }
 
 /// Long-lived tasks; each returns its name when it ends.
@@ -259,64 +259,65 @@ impl Daemon {
     ///
     /// # Errors
     /// If the store failed, or a task ended unexpectedly.
-    pub async fn run(mut self, stop: Stop) -> Result<Ending, Failure> {
+    pub async fn run(mut self, stop: Stop) -> Result<Exit, Failure> {
         let ended = {
             let queue = self.queue.clone();
             tokio::select! {
                 biased;
                 failed = queue.failed() => Err(failed),
-                uninvited = self.live(stop.clone()) => Ok(uninvited),
-                () = wished(stop, Wish::Leave) => Ok(None),
+                unexpected = self.serve_until_drained(stop.clone()) => Ok(unexpected),
+                () = requested(stop, StopRequest::Exit) => Ok(None),
             }
         };
         match ended {
-            Ok(uninvited) => self.end(uninvited).await,
+            Ok(unexpected) => self.exit(unexpected).await,
             Err(failed) => Err(self.fail(failed).await),
         }
     }
 
     /// Serves, drains and closes. Returns the name of the task that ended unexpectedly, if one did.
-    async fn live(&mut self, stop: Stop) -> Option<&'static str> {
+    async fn serve_until_drained(&mut self, stop: Stop) -> Option<&'static str> {
         let drain = self.drain.clone();
-        let uninvited = tokio::select! {
-            () = wished(stop.clone(), Wish::Drain) => None,
-            _ = drain.wished() => None,
-            part = self.uninvited() => Some(part),
+        let unexpected = tokio::select! {
+            () = requested(stop.clone(), StopRequest::Drain) => None,
+            _ = drain.requested() => None,
+            part = self.unexpected_exit() => Some(part),
         };
-        if let Some(part) = uninvited {
-            error!(part, "a part of the relay ended that nobody had told to: the relay drains and leaves");
-            drain.wish(None);
+        if let Some(part) = unexpected {
+            error!(part, "a part of the relay ended unexpectedly; the relay drains and exits");
+            drain.request(None);
         }
-        let (last_words, end) = (self.over(stop.clone(), closing), self.over(stop, |_| Duration::ZERO));
+        let (closing_starts, grace_ends) =
+            (self.deadline(stop.clone(), closing), self.deadline(stop, |_| Duration::ZERO));
         let finish = async {
             self.health.set(State::Draining);
-            self.supervisor.tell(&[Word::Stopping]);
-            self.door.drain();
-            self.connections.end_with_their_replies();
-            self.tell_what_is_queued().await;
-            if !self.sending.is_empty() {
+            self.service_manager.notify(&[Notification::Stopping]);
+            self.drain_state.drain();
+            self.connections.close_after_replies();
+            self.report_backlog().await;
+            if !self.sender_tasks.is_empty() {
                 tokio::select! {
                     () = self.finish_requests() => {}
-                    () = last_words => {}
+                    () = closing_starts => {}
                 }
             }
-            self.door.close();
-            self.stage.send_modify(|stage| stage.nothing_new = true);
-            all(&mut self.sending).await;
-            self.stage.send_modify(|stage| stage.doors_shut = true);
-            all(&mut self.doors).await;
+            self.drain_state.close();
+            self.shutdown.send_modify(|shutdown| shutdown.sender_stopped = true);
+            all(&mut self.sender_tasks).await;
+            self.shutdown.send_modify(|shutdown| shutdown.ingress_closed = true);
+            all(&mut self.ingress_tasks).await;
         };
         tokio::select! {
             () = finish => {}
-            () = end => warn!("the grace is over before everything in flight was finished"),
+            () = grace_ends => warn!("the grace is over, and some requests or attempts in flight have not finished: they are cut"),
         }
-        uninvited
+        unexpected
     }
 
     /// Resolves when nothing is left to send and no request is in progress: then no message can come any more.
     async fn finish_requests(&mut self) {
         loop {
-            self.sent().await;
+            self.wait_until_sent().await;
             tokio::select! {
                 () = self.connections.none() => {}
                 () = sleep(LINGER) => {}
@@ -325,44 +326,44 @@ impl Daemon {
                 break;
             }
         }
-        self.door.end_waits();
-        self.stage.send_modify(|stage| stage.doors_shut = true);
-        all(&mut self.doors).await;
+        self.drain_state.end_waits();
+        self.shutdown.send_modify(|shutdown| shutdown.ingress_closed = true);
+        all(&mut self.ingress_tasks).await;
         // The last requests may have been messages.
-        self.sent().await;
+        self.wait_until_sent().await;
     }
 
     /// Resolves `before` ahead of the drain deadline: the earlier one of the signal's and the operator's.
-    fn over(&self, stop: Stop, before: fn(Duration) -> Duration) -> impl Future<Output = ()> + use<> {
+    fn deadline(&self, stop: Stop, before: fn(Duration) -> Duration) -> impl Future<Output = ()> + use<> {
         let (drain, grace) = (self.drain.clone(), self.grace);
         async move {
-            let told = async {
-                wished(stop, Wish::Drain).await;
+            let signalled = async {
+                requested(stop, StopRequest::Drain).await;
                 sleep(grace.saturating_sub(before(grace))).await;
             };
-            let asked = async {
-                let asked = drain.wished().await.unwrap_or(grace);
-                sleep(asked.saturating_sub(before(asked))).await;
+            let by_operator = async {
+                let grace = drain.requested().await.unwrap_or(grace);
+                sleep(grace.saturating_sub(before(grace))).await;
             };
             tokio::select! {
-                () = told => {}
-                () = asked => {}
+                () = signalled => {}
+                () = by_operator => {}
             }
         }
     }
 
     /// Resolves with the name of a task that has ended.
-    async fn uninvited(&mut self) -> &'static str {
+    async fn unexpected_exit(&mut self) -> &'static str {
         let ended = tokio::select! {
-            Some(ended) = self.sending.join_next() => ended,
-            Some(ended) = self.doors.join_next() => ended,
-            Some(ended) = self.windows.join_next() => ended,
+            Some(ended) = self.sender_tasks.join_next() => ended,
+            Some(ended) = self.ingress_tasks.join_next() => ended,
+            Some(ended) = self.admin_tasks.join_next() => ended,
         };
         ended.unwrap_or("a part that panicked")
     }
 
     /// Resolves when there is nothing to send.
-    async fn sent(&self) {
+    async fn wait_until_sent(&self) {
         loop {
             let mut drained = pin!(self.queue.drained());
             drained.as_mut().enable();
@@ -382,7 +383,7 @@ impl Daemon {
         self.queue.backlog(None).await.ok().map(|backlog| backlog.queued)
     }
 
-    async fn tell_what_is_queued(&self) {
+    async fn report_backlog(&self) {
         let Ok(Overview { queued, paused, .. }) = self.queue.overview().await else { return };
         let paused = paused.is_some();
         let rate = self.budget.pacer().rate();
@@ -390,62 +391,67 @@ impl Daemon {
         let expected_seconds = (queued as f64 / rate).ceil();
         let grace_seconds = self.drain.grace().unwrap_or(self.grace).as_secs_f64();
         info!(queued, rate, expected_seconds, grace_seconds, paused, connections = self.connections.open(), "draining");
-        self.supervisor.tell(&[Word::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
+        self.service_manager
+            .notify(&[Notification::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
     }
 
     /// Ends the remaining tasks, waits for the queue's thread, and reports the messages that are left.
-    async fn end(mut self, uninvited: Option<&'static str>) -> Result<Ending, Failure> {
+    async fn exit(mut self, unexpected: Option<&'static str>) -> Result<Exit, Failure> {
         self.cut().await;
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
-        self.drain.end(left);
-        self.stop_everything().await;
+        self.drain.finish(left);
+        self.stop_all_tasks().await;
         let Daemon { queue, writer, .. } = self;
         drop(queue);
         writer.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
         match left {
-            Some(0) => info!("left: nothing is queued"),
-            Some(queued) => warn!(queued, "left: what is queued stays on disk, for the next start"),
-            None => warn!("left: what is queued stays on disk, for the next start; the store did not say how much"),
+            Some(0) => info!("stopped with no message queued"),
+            Some(queued) => {
+                warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start")
+            }
+            None => warn!(
+                "stopped with messages queued, their number unknown; they stay on disk and are sent at the next start"
+            ),
         }
-        match (uninvited, left) {
-            (Some(part), _) => Err(Failure::Failed(format!("{part} ended that nobody had told to"))),
-            (None, Some(0)) => Ok(Ending::Drained),
-            (None, queued) => Ok(Ending::Left { queued }),
+        match (unexpected, left) {
+            (Some(part), _) => Err(Failure::Failed(format!("{part} ended unexpectedly"))),
+            (None, Some(0)) => Ok(Exit::Drained),
+            (None, queued) => Ok(Exit::Undelivered { queued }),
         }
     }
 
     /// Cuts the attempts in flight, and waits until that is recorded and the last requests are answered.
     async fn cut(&mut self) {
-        self.door.close();
-        self.stage.send_modify(|stage| (stage.nothing_new, stage.doors_shut) = (true, true));
+        self.drain_state.close();
+        self.shutdown.send_modify(|shutdown| (shutdown.sender_stopped, shutdown.ingress_closed) = (true, true));
         self.participant.cut();
-        let Daemon { sending, doors, .. } = self;
+        let Daemon { sender_tasks, ingress_tasks, .. } = self;
         // The relay does not wait longer for the store: the next start treats every conversation's head as in doubt.
-        let _ = timeout(LAST_REPLIES, async { tokio::join!(all(sending), all(doors)) }).await;
+        let _ = timeout(LAST_REPLIES, async { tokio::join!(all(sender_tasks), all(ingress_tasks)) }).await;
     }
 
     /// Ends after a failure of the store: nothing is acknowledged or sent any more, and waiting callers get an error.
     async fn fail(mut self, failed: StoreFailed) -> Failure {
-        error!(error = %failed, "nothing is accepted or sent any more: the relay leaves");
+        error!(error = %failed, "the store failed: the relay accepts and sends nothing more, and exits");
         self.health.set(State::Failed(failed.0.clone()));
-        self.supervisor.tell(&[Word::Stopping, Word::Status(&format!("failed: {failed}"))]);
-        self.drain.end(None);
-        self.door.close();
-        self.stage.send_modify(|stage| stage.doors_shut = true);
+        self.service_manager.notify(&[Notification::Stopping, Notification::Status(&format!("failed: {failed}"))]);
+        self.drain.finish(None);
+        self.drain_state.close();
+        self.shutdown.send_modify(|shutdown| shutdown.ingress_closed = true);
         // Requests that are still in progress after that hang.
-        let _ = timeout(LAST_REPLIES, all(&mut self.doors)).await;
-        self.stop_everything().await;
+        let _ = timeout(LAST_REPLIES, all(&mut self.ingress_tasks)).await;
+        self.stop_all_tasks().await;
         let Daemon { queue, writer, .. } = self;
         drop(queue);
         let _ = writer.join(LAST_COMMIT).await;
         Failure::Failed(failed.to_string())
     }
 
-    async fn stop_everything(&mut self) {
-        self.stage.send_modify(|stage| stage.dark = true);
+    async fn stop_all_tasks(&mut self) {
+        self.shutdown.send_modify(|shutdown| shutdown.all_closed = true);
         // An operator who waits for the end gets the reply.
-        let _ = timeout(LAST_REPLIES, all(&mut self.windows)).await;
-        for tasks in [&mut self.sending, &mut self.doors, &mut self.windows] {
+        let _ = timeout(LAST_REPLIES, all(&mut self.admin_tasks)).await;
+        for tasks in [&mut self.sender_tasks, &mut self.ingress_tasks, &mut self.admin_tasks] {
             tasks.shutdown().await;
         }
     }
@@ -461,9 +467,9 @@ async fn all(tasks: &mut Tasks) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Resolves when at least `wish` is requested; a dropped sender counts as a request to drain.
-async fn wished(mut stop: Stop, wish: Wish) {
-    if stop.wait_for(|current| *current >= wish).await.is_err() && wish > Wish::Drain {
+/// Resolves when at least this is requested; a dropped sender counts as a request to drain.
+async fn requested(mut stop: Stop, request: StopRequest) {
+    if stop.wait_for(|current| *current >= request).await.is_err() && request > StopRequest::Drain {
         std::future::pending().await
     }
 }

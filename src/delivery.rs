@@ -1,6 +1,6 @@
 //! The outcome of an attempt, and its consequence for the message.
 //!
-//! [`Outcome`] is the answer of the Participant Service, or of whatever answered in its place. [`settle`] turns it into
+//! [`Outcome`] is the answer of the Participant Service, or of whatever answered in its place. [`decide`] turns it into
 //! a [`Disposition`]. It is pure, so the whole table can be read and tested in one place:
 //!
 //! | outcome | the message | the destination ([`Outcome::signal`]) |
@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use crate::retry::{Backoff, Hint};
+use crate::retry::{Backoff, RetryHint};
 use crate::time::Timestamp;
 
 /// The number of answers with an unlisted code after which a message is dead.
@@ -37,7 +37,7 @@ pub enum Outcome {
         /// The status.
         status: u16,
         /// The wait that upstream asks for.
-        hint: Hint,
+        hint: RetryHint,
         /// The cause, for the log.
         why: String,
     },
@@ -46,7 +46,7 @@ pub enum Outcome {
         /// The status, if there was one.
         status: Option<u16>,
         /// The wait that upstream asks for.
-        hint: Hint,
+        hint: RetryHint,
         /// The cause, for the log.
         why: String,
     },
@@ -55,7 +55,7 @@ pub enum Outcome {
         /// The status.
         status: u16,
         /// The wait that upstream asks for.
-        hint: Hint,
+        hint: RetryHint,
         /// The cause, for the log.
         why: String,
     },
@@ -111,11 +111,11 @@ pub enum Signal {
     /// The service answered: the request used its share of the quota.
     Answered,
     /// The request was over the quota.
-    Throttled(Hint),
+    Throttled(RetryHint),
     /// The same conversation was over the quota again, with no delivery between: no new information about the rate.
-    StillThrottled(Hint),
+    StillThrottled(RetryHint),
     /// The destination does not answer, or another server answers.
-    Down(Hint),
+    Down(RetryHint),
     /// No information about the destination: the failure or the throttle is one conversation's own.
     Unclear,
 }
@@ -141,7 +141,7 @@ impl Outcome {
         match self {
             Outcome::Throttled { hint, .. } => Signal::Throttled(*hint),
             Outcome::Down { hint, .. } => Signal::Down(*hint),
-            Outcome::Misconfigured { .. } => Signal::Down(Hint::default()),
+            Outcome::Misconfigured { .. } => Signal::Down(RetryHint::default()),
             _ => Signal::Answered,
         }
     }
@@ -251,7 +251,7 @@ pub struct Facts {
     /// True if another conversation was delivered since this message last failed.
     pub others_delivered: bool,
     /// Failures and throttles of the conversation in a row, with this one.
-    pub row: u32,
+    pub streak: u32,
     /// True if a throttle is the conversation's own, not the destination's.
     pub own_throttle: bool,
     /// True if the destination waits: then the hint applies to it.
@@ -301,23 +301,23 @@ pub enum Disposition {
 
 /// Decides the consequence of an attempt for its message. `jitter` is in 0..1.
 #[must_use]
-pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
-    let after = |failures: u32, hint: Hint| {
+pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
+    let after = |failures: u32, hint: RetryHint| {
         let asked = if facts.destination_waits { Duration::ZERO } else { hint.at_most(policy.hint_max) };
         now + policy.backoff.delay(failures, jitter).max(asked)
     };
-    let later = |hint: Hint, answer_lost: bool, strike: bool, counted: bool| {
-        let due = after(facts.row.max(facts.attempts + 1), hint);
+    let later = |hint: RetryHint, answer_lost: bool, strike: bool, counted: bool| {
+        let due = after(facts.streak.max(facts.attempts + 1), hint);
         Disposition::Retry { due, answer_lost, strike, counted }
     };
     let counts = facts.others_delivered;
     let poisonous = counts && u32::from(facts.counted) + 1 >= policy.attempts_max;
     match outcome {
         Outcome::Delivered(receipt) => Disposition::Deliver(receipt.clone()),
-        Outcome::Throttled { hint, .. } if facts.own_throttle => Disposition::Wait { due: after(facts.row, *hint) },
+        Outcome::Throttled { hint, .. } if facts.own_throttle => Disposition::Wait { due: after(facts.streak, *hint) },
         Outcome::Throttled { .. } => Disposition::Wait { due: now },
-        Outcome::Down { status: None, hint, .. } => Disposition::Wait { due: after(facts.row, *hint) },
-        Outcome::Misconfigured { .. } => Disposition::Wait { due: after(facts.row, Hint::default()) },
+        Outcome::Down { status: None, hint, .. } => Disposition::Wait { due: after(facts.streak, *hint) },
+        Outcome::Misconfigured { .. } => Disposition::Wait { due: after(facts.streak, RetryHint::default()) },
         Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }
             if poisonous =>
         {
@@ -333,7 +333,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
             )
         }
         Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => later(*hint, false, false, counts),
-        Outcome::AnswerLost { .. } => later(Hint::default(), true, false, counts),
+        Outcome::AnswerLost { .. } => later(RetryHint::default(), true, false, counts),
         Outcome::Denied(error) if facts.disconnect => {
             Disposition::Deliver(Receipt { request_id: error.request_id.clone(), ..Receipt::default() })
         }
@@ -341,7 +341,7 @@ pub fn settle(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         Outcome::Unlisted(error) if facts.strikes + 1 >= STRIKES_MAX => {
             Disposition::Bury(Reason::Refused, error.clone())
         }
-        Outcome::Unlisted(_) => later(Hint::default(), false, true, false),
+        Outcome::Unlisted(_) => later(RetryHint::default(), false, true, false),
         Outcome::Refused(error) => {
             let invalid = &*error.code == "ValidationException" && error.status == 400;
             Disposition::Bury(if invalid { Reason::Invalid } else { Reason::Refused }, error.clone())
@@ -363,33 +363,33 @@ mod tests {
         ServiceError { status, code: code.into(), ..ServiceError::default() }
     }
 
-    fn decide(outcome: Outcome, facts: Facts) -> Disposition {
-        settle(&outcome, facts, &policy(), NOW, 0.5)
+    fn decided(outcome: Outcome, facts: Facts) -> Disposition {
+        decide(&outcome, facts, &policy(), NOW, 0.5)
     }
 
     #[test]
     fn throttle_or_unreachable_destination_is_not_counted_as_an_attempt() {
-        let hint = Hint(Some(Duration::from_secs(9)));
+        let hint = RetryHint(Some(Duration::from_secs(9)));
         let throttled = || Outcome::Throttled { status: 429, hint, why: String::new() };
-        let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: String::new() };
+        let unreachable = || Outcome::Down { status: None, hint: RetryHint::default(), why: String::new() };
         let page = || Outcome::Misconfigured { status: 404, why: String::new() };
-        let facts = Facts { attempts: 99, counted: 99, others_delivered: true, row: 2, ..Facts::default() };
+        let facts = Facts { attempts: 99, counted: 99, others_delivered: true, streak: 2, ..Facts::default() };
         for (outcome, own_throttle, wait) in
             [(throttled(), false, 0), (throttled(), true, 9000), (unreachable(), false, 400), (page(), false, 400)]
         {
             let wait = Disposition::Wait { due: Timestamp(NOW.0 + wait) };
-            assert_eq!(decide(outcome, Facts { own_throttle, ..facts }), wait);
+            assert_eq!(decided(outcome, Facts { own_throttle, ..facts }), wait);
         }
     }
 
     #[test]
     fn hint_does_not_delay_the_message_if_the_destination_waits() {
-        let hint = Hint(Some(Duration::from_secs(9)));
+        let hint = RetryHint(Some(Duration::from_secs(9)));
         for (destination_waits, wait) in [(false, 9000), (true, 200)] {
             let outcome = Outcome::Down { status: Some(503), hint, why: String::new() };
             let due = Timestamp(NOW.0 + wait);
             let retry = Disposition::Retry { due, answer_lost: false, strike: false, counted: false };
-            assert_eq!(decide(outcome, Facts { destination_waits, ..Facts::default() }), retry);
+            assert_eq!(decided(outcome, Facts { destination_waits, ..Facts::default() }), retry);
         }
     }
 
@@ -400,10 +400,10 @@ mod tests {
             [(0, None, 200), (1, None, 400), (8, None, 5000), (0, Some(9), 9000), (0, Some(99), 60_000)]
         {
             let facts = Facts { attempts, ..Facts::default() };
-            let hint = Hint(hint.map(Duration::from_secs));
+            let hint = RetryHint(hint.map(Duration::from_secs));
             let due = Timestamp(NOW.0 + wait);
             assert_eq!(
-                decide(failed(hint), facts),
+                decided(failed(hint), facts),
                 Disposition::Retry { due, answer_lost: false, strike: false, counted: false }
             );
         }
@@ -413,27 +413,27 @@ mod tests {
     fn poison_needs_both_its_own_failures_and_the_others_deliveries() {
         let unknown = || Outcome::AnswerLost { why: "reset".into() };
         let facts = |counted, others_delivered| Facts { counted, others_delivered, attempts: 50, ..Facts::default() };
-        assert!(matches!(decide(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
-        assert!(matches!(decide(unknown(), facts(9, false)), Disposition::Retry { counted: false, .. }));
+        assert!(matches!(decided(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
+        assert!(matches!(decided(unknown(), facts(9, false)), Disposition::Retry { counted: false, .. }));
         assert!(matches!(
-            decide(unknown(), facts(8, true)),
+            decided(unknown(), facts(8, true)),
             Disposition::Retry { answer_lost: true, counted: true, .. }
         ));
     }
 
     #[test]
     fn only_an_error_of_the_service_makes_a_dead_letter() {
-        let bury = |outcome| match decide(outcome, Facts::default()) {
+        let dead_letter = |outcome| match decided(outcome, Facts::default()) {
             Disposition::Bury(reason, _) => Some(reason),
             _ => None,
         };
-        assert_eq!(bury(Outcome::Refused(error(400, "ValidationException"))), Some(Reason::Invalid));
-        assert_eq!(bury(Outcome::Refused(error(409, "ConflictException"))), Some(Reason::Refused));
-        assert_eq!(bury(Outcome::Refused(error(413, ""))), Some(Reason::Refused));
-        assert_eq!(bury(Outcome::Unlisted(error(418, "TeapotException"))), None);
+        assert_eq!(dead_letter(Outcome::Refused(error(400, "ValidationException"))), Some(Reason::Invalid));
+        assert_eq!(dead_letter(Outcome::Refused(error(409, "ConflictException"))), Some(Reason::Refused));
+        assert_eq!(dead_letter(Outcome::Refused(error(413, ""))), Some(Reason::Refused));
+        assert_eq!(dead_letter(Outcome::Unlisted(error(418, "TeapotException"))), None);
         let fifth = Facts { strikes: 4, ..Facts::default() };
         assert!(matches!(
-            decide(Outcome::Unlisted(error(418, "TeapotException")), fifth),
+            decided(Outcome::Unlisted(error(418, "TeapotException")), fifth),
             Disposition::Bury(Reason::Refused, _)
         ));
     }
@@ -441,9 +441,9 @@ mod tests {
     #[test]
     fn denial_of_a_disconnect_means_gone_already() {
         let denied = || Outcome::Denied(error(403, "AccessDeniedException"));
-        assert!(matches!(decide(denied(), Facts::default()), Disposition::Deny(_)));
+        assert!(matches!(decided(denied(), Facts::default()), Disposition::Deny(_)));
         let disconnect = Facts { disconnect: true, ..Facts::default() };
-        assert_eq!(decide(denied(), disconnect), Disposition::Deliver(Receipt::default()));
+        assert_eq!(decided(denied(), disconnect), Disposition::Deliver(Receipt::default()));
     }
 
     #[test]

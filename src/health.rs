@@ -91,15 +91,15 @@ impl Destination {
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     state: Arc<RwLock<State>>,
-    sender_pulse: Arc<AtomicU64>,
+    last_step: Arc<AtomicU64>,
     destination: Destination,
 }
 
 impl Health {
     /// The health of a starting relay. Its sender stores the milliseconds of its last step here (0 before the first).
     #[must_use]
-    pub fn new(sender_pulse: Arc<AtomicU64>) -> Health {
-        Health { sender_pulse, ..Health::default() }
+    pub fn new(last_step: Arc<AtomicU64>) -> Health {
+        Health { last_step, ..Health::default() }
     }
 
     /// The destination, as the sender sees it.
@@ -144,9 +144,9 @@ impl Health {
         if commit >= STALL_MAX {
             return Err(format!("a commit to the queue has made no step for {} s", commit.as_secs()));
         }
-        let pulse = self.sender_pulse.load(Ordering::Relaxed);
-        let still = now.since(Timestamp(pulse));
-        if pulse > 0 && still >= STALL_MAX {
+        let last_step = self.last_step.load(Ordering::Relaxed);
+        let still = now.since(Timestamp(last_step));
+        if last_step > 0 && still >= STALL_MAX {
             return Err(format!("the sender's loop has made no step for {} s", still.as_secs()));
         }
         Ok(())
@@ -161,15 +161,15 @@ mod tests {
 
     #[test]
     fn only_missing_progress_is_not_alive() {
-        let pulse = Arc::new(AtomicU64::new(0));
-        let health = Health::new(Arc::clone(&pulse));
+        let last_step = Arc::new(AtomicU64::new(0));
+        let health = Health::new(Arc::clone(&last_step));
         assert_eq!(health.live(NOW, Duration::ZERO), Ok(()), "the sender has not begun");
-        pulse.store(NOW.0 - 59_999, Ordering::Relaxed);
+        last_step.store(NOW.0 - 59_999, Ordering::Relaxed);
         for state in [State::Ready, State::Draining, State::Failed("x".into())] {
             health.set(state);
             assert_eq!(health.live(NOW, Duration::from_secs(59)), Ok(()));
         }
-        pulse.store(NOW.0 - 75_000, Ordering::Relaxed);
+        last_step.store(NOW.0 - 75_000, Ordering::Relaxed);
         assert_eq!(health.live(NOW, Duration::ZERO).unwrap_err(), "the sender's loop has made no step for 75 s");
         assert_eq!(
             health.live(NOW, Duration::from_secs(60)).unwrap_err(),

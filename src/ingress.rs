@@ -10,9 +10,9 @@
 //! | any other `/participant/…` | forwarded |
 //! | anything else, and other methods on these | 404 |
 //!
-//! The steps of a request: check that the `peer` is allowed, that it is no `web` page and that the `door` is open →
+//! The steps of a request: check that the `peer` is allowed, that it is no `web` page and that the relay is not closing (`drain_state`) →
 //! read its `body`, within limits → parse its headers (`request`) and members (`parse`) → call the queue once, which
-//! answers when the request is on disk → write the `reply` or the `refusal`. Nothing is kept here between requests. A
+//! answers when the request is on disk → write the `reply` or the `error_reply`. Nothing is kept here between requests. A
 //! client that disconnects withdraws nothing.
 //!
 //! This module promises: a 2xx for a message means that the queue has confirmed it; AWS's SDKs can read every error; no
@@ -22,14 +22,14 @@
 mod accept;
 mod batch;
 mod body;
-mod door;
+mod drain_state;
+mod error_reply;
 mod forward;
 #[cfg(test)]
 mod openapi;
 mod outlook;
 mod parse;
 mod peer;
-mod refusal;
 mod rejections;
 mod reply;
 mod request;
@@ -42,31 +42,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Body;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use prometheus::{Histogram, IntCounter};
 
-use self::body::{Bodies, Bound};
-pub use self::door::Door;
-use self::refusal::{Refusal, Rejected};
+use self::body::{BodyBudget, BodyLimit};
+pub use self::drain_state::DrainState;
+use self::error_reply::{ErrorReply, RejectReason};
 use self::rejections::Reporter;
-use self::reply::Answer;
 use self::request::{PREFERENCE_APPLIED, Preference, Wait};
 use crate::message::{Caller, Limits};
 use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::pacer::Budget;
 use crate::participant::Participant;
 use crate::queue::Queue;
-use crate::serve::Peer;
+use crate::serve::{Peer, Reply};
 use crate::time::Clock;
+
+/// The reply to a request.
+type Handled = Result<Reply, ErrorReply>;
 
 /// The moment at which a message is answered if its bot does not choose one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum ReplyMode {
     /// Once it is on disk.
     Accepted,
     /// Once its outcome is known, or the implied wait has ended.
@@ -77,9 +78,9 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// The reply mode on the Unix socket.
-    pub reply: Reply,
+    pub reply: ReplyMode,
     /// The reply mode on the TCP port.
-    pub tcp_reply: Reply,
+    pub tcp_reply: ReplyMode,
     /// The length of an implied wait.
     pub wait: Duration,
     /// The longest `Prefer: wait`.
@@ -105,8 +106,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            reply: Reply::Accepted,
-            tcp_reply: Reply::Delivered,
+            reply: ReplyMode::Accepted,
+            tcp_reply: ReplyMode::Delivered,
             wait: Duration::from_secs(4),
             wait_max: Duration::from_secs(50),
             request_timeout: Duration::from_secs(10),
@@ -131,20 +132,20 @@ struct Inner {
     queue: Queue,
     participant: Participant,
     budget: Budget,
-    door: Door,
+    drain_state: DrainState,
     clock: Clock,
-    bodies: Arc<Bodies>,
+    bodies: Arc<BodyBudget>,
     /// The budget for replies to forwarded requests, and for replies to lines that are shorter than their replies.
-    replies: Arc<Bodies>,
-    measures: Arc<Measures>,
+    replies: Arc<BodyBudget>,
+    metrics: Arc<IngressMetrics>,
     reporter: Arc<Reporter>,
 }
 
 /// The metrics of this module.
 #[derive(Debug)]
-struct Measures {
-    /// Counters by [`Rejected`].
-    rejected: [IntCounter; Rejected::ALL.len()],
+struct IngressMetrics {
+    /// Counters by [`RejectReason`].
+    rejected: [IntCounter; RejectReason::ALL.len()],
     waits_delivered: IntCounter,
     waits_queued: IntCounter,
     waits_dead: IntCounter,
@@ -173,15 +174,16 @@ impl Ingress {
         queue: Queue,
         participant: Participant,
         budget: Budget,
-        door: Door,
+        drain_state: DrainState,
         clock: Clock,
         metrics: &Metrics,
     ) -> Ingress {
-        let bodies = Arc::new(Bodies::new(options.bodies_bytes_max));
-        let replies = Arc::new(Bodies::new(options.bodies_bytes_max));
-        let measures = Arc::new(Measures::new(metrics));
+        let bodies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
+        let replies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
+        let metrics = Arc::new(IngressMetrics::new(metrics));
         let reporter = Arc::new(Reporter::new(clock.clone()));
-        let inner = Inner { options, queue, participant, budget, door, clock, bodies, replies, measures, reporter };
+        let inner =
+            Inner { options, queue, participant, budget, drain_state, clock, bodies, replies, metrics, reporter };
         Ingress(Arc::new(inner))
     }
 
@@ -202,46 +204,46 @@ impl Ingress {
     }
 
     /// Answers one request. A client that disconnects drops this future; accepted messages stay.
-    pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Response<Full<Bytes>> {
+    pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Reply {
         let inner = &*self.0;
         let (parts, body) = request.into_parts();
         let route = Route::of(&parts.method, parts.uri.path());
-        let bound = inner.bound(route, &parts);
-        let answer = match inner.admit(route, &parts, peer) {
-            Ok(()) => inner.answer(route, parts, body, bound, peer).await,
-            Err(refusal) => {
-                body::discard(body, bound).await;
-                Err(refusal.about(request::subject(&parts.headers)))
+        let limit = inner.body_limit(route, &parts);
+        let reply = match inner.admit(route, &parts, peer) {
+            Ok(()) => inner.answer(route, parts, body, limit, peer).await,
+            Err(error) => {
+                body::discard(body, limit).await;
+                Err(error.about(request::subject(&parts.headers)))
             }
         };
-        answer.unwrap_or_else(|refusal| {
+        reply.unwrap_or_else(|error| {
             if route.takes_messages() {
-                inner.rejected(&refusal);
+                inner.record_rejection(&error);
             }
-            reply::of_refusal(&refusal, inner.options.retry_after)
+            reply::of_error(&error, inner.options.retry_after)
         })
     }
 }
 
 impl Inner {
-    fn admit(&self, route: Route, parts: &Parts, peer: Peer) -> Result<(), Refusal> {
+    fn admit(&self, route: Route, parts: &Parts, peer: Peer) -> Result<(), ErrorReply> {
         if !peer::is_allowed(&self.options.allow_uids, &self.options.allow_gids, peer) {
-            return Err(Refusal::forbidden(
+            return Err(ErrorReply::forbidden(
                 "connect-relay: this user is in neither ingress.allow_uids nor ingress.allow_gids",
             ));
         }
         if peer == Peer::Tcp {
-            web::refuse(&parts.headers)?;
+            web::reject_browser(&parts.headers)?;
         }
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
-        if self.door.is_closing() && !matches!(route, Route::State | Route::Queue) {
-            return Err(Refusal::unavailable("connect-relay: the relay is stopping, nothing was kept")
-                .counted(Rejected::Draining));
+        if self.drain_state.is_closing() && !matches!(route, Route::State | Route::Queue) {
+            return Err(ErrorReply::unavailable("connect-relay: the relay is stopping, nothing was kept")
+                .counted(RejectReason::Draining));
         }
         if let Some(encoding) = route.reads_body().then(|| encoding(&parts.headers)).flatten() {
-            return Err(Refusal::encoded(encoding));
+            return Err(ErrorReply::encoded(encoding));
         }
         Ok(())
     }
@@ -251,46 +253,46 @@ impl Inner {
         route: Route,
         parts: Parts,
         body: B,
-        bound: Bound,
+        limit: BodyLimit,
         peer: Peer,
-    ) -> Result<Answer, Refusal> {
+    ) -> Handled {
         let caller = caller(peer);
         match route {
             Route::State => self.state(&parts, caller).await,
             Route::Queue => self.backlog(&parts, caller).await,
             Route::Message => {
-                let answer = match self.bodies.read(body, bound, caller).await {
+                let reply = match self.bodies.read(body, limit, caller).await {
                     Ok(body) => self.message(&parts.headers, body, peer).await,
-                    Err(refusal) => Err(refusal),
+                    Err(error) => Err(error),
                 };
-                answer.map_err(|refusal| refusal.about(request::subject(&parts.headers)))
+                reply.map_err(|error| error.about(request::subject(&parts.headers)))
             }
             Route::Batch => {
-                let body = self.bodies.read(body, bound, caller).await?;
+                let body = self.bodies.read(body, limit, caller).await?;
                 self.batch(&parts.headers, body, caller).await
             }
             Route::Disconnect => {
-                let answer = match self.bodies.read(body, bound, caller).await {
+                let reply = match self.bodies.read(body, limit, caller).await {
                     Ok(body) => self.disconnect(&parts.headers, body, peer).await,
-                    Err(refusal) => Err(refusal),
+                    Err(error) => Err(error),
                 };
-                answer.map_err(|refusal| refusal.about(request::subject(&parts.headers)))
+                reply.map_err(|error| error.about(request::subject(&parts.headers)))
             }
             // The remaining routes are rare and need much state: boxing them keeps every request's future small.
             Route::Event => {
                 let subject = request::subject(&parts.headers);
-                let answer = match self.bodies.read(body, bound, caller).await {
+                let reply = match self.bodies.read(body, limit, caller).await {
                     Ok(body) => Box::pin(self.event(parts, body, peer)).await,
-                    Err(refusal) => Err(refusal),
+                    Err(error) => Err(error),
                 };
-                answer.map_err(|refusal| refusal.about(subject))
+                reply.map_err(|error| error.about(subject))
             }
             Route::Connection => {
-                let body = self.bodies.read(body, bound, caller).await?;
+                let body = self.bodies.read(body, limit, caller).await?;
                 Box::pin(self.connection(parts, body.bytes.clone(), caller)).await
             }
             Route::Forward => {
-                let body = self.bodies.read(body, bound, caller).await?;
+                let body = self.bodies.read(body, limit, caller).await?;
                 Box::pin(self.forward(parts, body.bytes.clone(), caller)).await
             }
             Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
@@ -298,31 +300,36 @@ impl Inner {
     }
 
     /// Counts a refused message, and logs it.
-    fn rejected(&self, refusal: &Refusal) {
-        if let Some(reason) = refusal.counted {
-            self.measures.rejected[reason as usize].inc();
-            self.reporter.refused(reason, refusal);
+    fn record_rejection(&self, error: &ErrorReply) {
+        if let Some(reason) = error.counted {
+            self.metrics.rejected[reason as usize].inc();
+            self.reporter.rejected(reason, error);
         }
     }
 
-    fn bound(&self, route: Route, parts: &Parts) -> Bound {
+    fn body_limit(&self, route: Route, parts: &Parts) -> BodyLimit {
         let (most, key) = match route {
             Route::Batch => (self.options.batch_bytes_max, "ingress.batch_bytes_max"),
             _ => (self.options.body_bytes_max, "ingress.body_bytes_max"),
         };
-        Bound { most, key, within: self.options.request_timeout, asks: parts.headers.contains_key(EXPECT) }
+        BodyLimit {
+            most,
+            key,
+            within: self.options.request_timeout,
+            expects_continue: parts.headers.contains_key(EXPECT),
+        }
     }
 
     /// The wait for an outcome of a request about one message.
-    fn wait(&self, preference: Preference, reply: Reply) -> Wait {
-        let implied = match reply {
-            Reply::Accepted => Duration::ZERO,
-            Reply::Delivered => self.options.wait,
+    fn wait(&self, preference: Preference, mode: ReplyMode) -> Wait {
+        let implied = match mode {
+            ReplyMode::Accepted => Duration::ZERO,
+            ReplyMode::Delivered => self.options.wait,
         };
         preference.wait(implied, self.options.wait_max)
     }
 
-    fn reply(&self, peer: Peer) -> Reply {
+    fn reply_mode(&self, peer: Peer) -> ReplyMode {
         match peer {
             Peer::Unix { .. } => self.options.reply,
             Peer::Tcp => self.options.tcp_reply,
@@ -346,7 +353,7 @@ impl Route {
             // Routes of the relay itself, or queued under one method only: no other method reaches the service.
             (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
             _ if operation.starts_with("message/") => Route::Unknown,
-            // A browser asks this before a page may call: no page may, whatever the service would answer.
+            // A browser asks this before a page may call: no page may, whatever the service would reply.
             (&Method::OPTIONS, _) => Route::Unknown,
             // A forwarded path stays under /participant/, also if upstream decodes it before it checks.
             _ if percent_decode_str(operation).collect::<Vec<u8>>().split(|byte| *byte == b'/').any(is_dots) => {
@@ -362,14 +369,14 @@ impl Route {
         self.takes_messages()
     }
 
-    /// True if a refusal on this route is a rejected message.
+    /// True if an error reply on this route counts as a rejected message.
     fn takes_messages(self) -> bool {
         matches!(self, Route::Message | Route::Disconnect | Route::Event | Route::Batch)
     }
 }
 
-impl Measures {
-    fn new(metrics: &Metrics) -> Measures {
+impl IngressMetrics {
+    fn new(metrics: &Metrics) -> IngressMetrics {
         let rejected = metrics.counters(
             "messages_rejected_total",
             "Messages that were not kept, by reason. The bot was told so.",
@@ -380,8 +387,8 @@ impl Measures {
             "Requests that waited for a message's outcome, by what was known when they were answered.",
             &["outcome"],
         );
-        Measures {
-            rejected: Rejected::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+        IngressMetrics {
+            rejected: RejectReason::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
             waits_delivered: waits.with_label_values(&["delivered"]),
             waits_queued: waits.with_label_values(&["queued"]),
             waits_dead: waits.with_label_values(&["dead"]),
@@ -420,17 +427,17 @@ fn caller(peer: Peer) -> Caller {
 }
 
 /// Adds `Preference-Applied` with the result of `Prefer`.
-fn applied(mut answer: Answer, applied: Option<String>) -> Answer {
+fn applied(mut reply: Reply, applied: Option<String>) -> Reply {
     if let Some(value) = applied.and_then(|applied| HeaderValue::try_from(applied).ok()) {
-        answer.headers_mut().insert(PREFERENCE_APPLIED, value);
+        reply.headers_mut().insert(PREFERENCE_APPLIED, value);
     }
-    answer
+    reply
 }
 
 /// 404. The path is cut, and contains no terminal control characters.
-fn unknown(method: &Method, path: &str) -> Refusal {
+fn unknown(method: &Method, path: &str) -> ErrorReply {
     let path: String = path.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
     let method: String = method.as_str().chars().take(20).collect();
     let text = format!("connect-relay: no such operation: {method} {path}");
-    Refusal::new(StatusCode::NOT_FOUND, "UnknownOperationException", text)
+    ErrorReply::new(StatusCode::NOT_FOUND, "UnknownOperationException", text)
 }

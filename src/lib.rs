@@ -25,7 +25,7 @@
 //! | program | [`cli`], over [`daemon`], over [`config`] |
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | their services | [`queue`], [`participant`], [`serve`] |
-//! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`supervisor`], over [`message`], [`delivery`] |
+//! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
 //!
 //! # Restrictions
@@ -53,9 +53,9 @@ pub mod queue;
 pub mod retry;
 pub mod sender;
 pub mod serve;
+pub mod service_manager;
 pub mod simulator;
 pub mod storage;
-pub mod supervisor;
 pub mod suspects;
 pub mod time;
 pub mod turns;

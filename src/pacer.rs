@@ -16,7 +16,7 @@
 //!   relay's part of the burst less one. They are used one after another, each after the answer to the one before, so a
 //!   burst that meets an empty bucket costs one throttle. The same holds for the first burst after a relay's first
 //!   start.
-//! * The **share** (`share.rs`): the rate that this relay may take. It rises slowly, so that a throttle is due about
+//! * The **share** (`estimator.rs`): the rate that this relay may take. It rises slowly, so that a throttle is due about
 //!   every 50 seconds (every two to three minutes for a relay that sends one message in ten seconds), and falls by
 //!   about a tenth at each throttle. All relays do the same, and a relay that sends more is throttled more often, so
 //!   the shares become equal, also if one relay started before the others.
@@ -35,8 +35,8 @@
 //! [`Budget`] is the one pacer of a relay, shared by the parts that draw on it. The pacer knows no message, no
 //! conversation, no clock and no socket.
 
+mod estimator;
 mod gate;
-mod share;
 #[cfg(test)]
 mod tests;
 
@@ -45,10 +45,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::estimator::RateEstimator;
 use self::gate::Gate;
-use self::share::Share;
 use crate::delivery::Signal;
-use crate::retry::{Backoff, Hint};
+use crate::retry::{Backoff, RetryHint};
 use crate::time::Timestamp;
 
 pub use self::gate::Closed;
@@ -131,7 +131,7 @@ const QUIET: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Pacer {
     options: Options,
-    share: Share,
+    estimator: RateEstimator,
     gate: Gate,
     /// Slots that have come and were not used.
     tokens: f64,
@@ -150,17 +150,17 @@ pub struct Pacer {
     answered: Timestamp,
     /// The time of the last throttle or outage. Attempts that started before it contain no new information.
     closed_at: Timestamp,
-    dice: fastrand::Rng,
+    rng: fastrand::Rng,
 }
 
 impl Pacer {
     /// A pacer that starts at the configured quota with a burst.
     #[must_use]
     pub fn new(options: Options, now: Timestamp, seed: u64) -> Pacer {
-        let share = Share::new(&options);
+        let estimator = RateEstimator::new(&options);
         let mut pacer = Pacer {
             options,
-            share,
+            estimator,
             gate: Gate::default(),
             tokens: 0.0,
             needed: 1.0,
@@ -170,7 +170,7 @@ impl Pacer {
             apart: Timestamp::default(),
             answered: Timestamp::default(),
             closed_at: Timestamp::default(),
-            dice: fastrand::Rng::with_seed(seed),
+            rng: fastrand::Rng::with_seed(seed),
         };
         pacer.tokens = pacer.depth();
         pacer
@@ -182,8 +182,8 @@ impl Pacer {
     pub fn resumed(options: Options, kept: Option<Kept>, now: Timestamp, seed: u64) -> Pacer {
         let mut pacer = Pacer::new(options, now, seed);
         if let Some(kept) = kept.filter(|kept| now.since(kept.at) < KEPT_FOR && kept.rate > 0.0) {
-            pacer.share = Share::known(kept.rate, &pacer.options);
-            pacer.tokens = -pacer.dice.f64();
+            pacer.estimator = RateEstimator::known(kept.rate, &pacer.options);
+            pacer.tokens = -pacer.rng.f64();
         }
         pacer
     }
@@ -191,7 +191,7 @@ impl Pacer {
     /// The rate to store over a restart; `None` before anything was learned.
     #[must_use]
     pub fn kept(&self, now: Timestamp) -> Option<Kept> {
-        self.share.learned().map(|rate| Kept { rate, at: now })
+        self.estimator.learned().map(|rate| Kept { rate, at: now })
     }
 
     /// Returns the attempts that may start now.
@@ -209,7 +209,7 @@ impl Pacer {
             }
         }
         self.fill(now);
-        let rate = self.share.rate();
+        let rate = self.estimator.rate();
         let soon =
             |slots: f64| Allowance::Wait(now + Duration::from_secs_f64(slots / rate).max(Duration::from_millis(1)));
         if self.tokens < self.needed {
@@ -237,16 +237,16 @@ impl Pacer {
     pub fn started_beside(&mut self, now: Timestamp) {
         self.fill(now);
         // Only time in which the rate held back a message counts. A start at its slot was held back.
-        let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.share.rate());
+        let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.estimator.rate());
         let held = self.gate.why() != Some(Closed::Down) && self.slot.is_some_and(|slot| now <= slot + slack);
         if let Some(last) = self.last_start {
-            self.share.sends(now.since(last).min(QUIET), held, &self.options);
+            self.estimator.sends(now.since(last).min(QUIET), held, &self.options);
         }
         self.tokens -= 1.0;
-        self.needed = 1.0 + JITTER * (2.0 * self.dice.f64() - 1.0);
+        self.needed = 1.0 + JITTER * (2.0 * self.rng.f64() - 1.0);
         let was_to = self.slot.unwrap_or(self.apart).max(self.apart);
         let late = now.since(was_to) <= LAG_MAX;
-        self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.share.rate());
+        self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.estimator.rate());
         self.last_start = Some(now);
         self.await_slot(now);
     }
@@ -258,7 +258,7 @@ impl Pacer {
         match signal {
             Signal::Answered => {
                 self.gate.answered();
-                self.share.accepted();
+                self.estimator.accepted();
             }
             Signal::Throttled(hint) => self.throttled(started, now, hint),
             Signal::StillThrottled(hint) => {
@@ -275,12 +275,12 @@ impl Pacer {
     }
 
     /// Takes back a throttle that lowered the rate from `before` to `after` but was not caused by the rate.
-    pub fn acquit(&mut self, before: f64, after: f64) {
-        self.share.acquit(before, after, &self.options);
+    pub fn undo_rate_cut(&mut self, before: f64, after: f64) {
+        self.estimator.undo_rate_cut(before, after, &self.options);
     }
 
     /// Notes the throttle of a request that took no slot of its own: a typing event.
-    pub fn overheard(&mut self, now: Timestamp, hint: Hint) {
+    pub fn throttled_without_slot(&mut self, now: Timestamp, hint: RetryHint) {
         self.fill(now);
         self.throttled(now, now, hint);
     }
@@ -298,7 +298,7 @@ impl Pacer {
     /// The learned rate, requests per second.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.share.rate()
+        self.estimator.rate()
     }
 
     /// The configured quota, requests per second.
@@ -309,7 +309,7 @@ impl Pacer {
 
     /// A number in 0..1 from the relay's one seeded generator.
     pub fn jitter(&mut self) -> f64 {
-        self.dice.f64()
+        self.rng.f64()
     }
 
     /// The reason why only a probe may start; `None` while the gate is open.
@@ -320,24 +320,24 @@ impl Pacer {
 
     /// The same, except after a single throttle: that is the normal cost of measuring.
     #[must_use]
-    pub fn held_up(&self) -> Option<Closed> {
+    pub fn closed_persistently(&self) -> Option<Closed> {
         self.gate.why().filter(|why| *why == Closed::Down || self.gate.times() > 1)
     }
 
-    fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: Hint) {
-        if self.share.is_first_request() {
+    fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: RetryHint) {
+        if self.estimator.is_first_request() {
             // The throttle of one request contains no information about the rate. The request is repeated within a
             // second, at a random time, because other relays may have started at the same moment.
             self.close(started, now, Closed::Throttled, hint);
-            self.gate.wait(now + FIRST_RETRY.mul_f64(0.5 + 0.5 * self.dice.f64()));
+            self.gate.wait(now + FIRST_RETRY.mul_f64(0.5 + 0.5 * self.rng.f64()));
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
             return;
         }
         // Slots are left to others once; a further throttle before anything was accepted only waits for its own slot.
-        let left = if self.share.was_accepted() { YIELD * self.options.headroom } else { 0.0 };
+        let left = if self.estimator.was_accepted() { YIELD * self.options.headroom } else { 0.0 };
         self.tokens = self.tokens.min(-left);
         if self.close(started, now, Closed::Throttled, hint) {
-            self.share.throttled(&self.options);
+            self.estimator.throttled(&self.options);
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
         }
     }
@@ -345,11 +345,11 @@ impl Pacer {
     /// Stores the time of the next slot; `None` if one is free already.
     fn await_slot(&mut self, from: Timestamp) {
         let slots = self.needed - self.tokens;
-        self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.share.rate()));
+        self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.estimator.rate()));
     }
 
     /// Closes the gate. Returns false if the attempt started before the gate was last closed.
-    fn close(&mut self, started: Timestamp, now: Timestamp, why: Closed, hint: Hint) -> bool {
+    fn close(&mut self, started: Timestamp, now: Timestamp, why: Closed, hint: RetryHint) -> bool {
         let asked = now + hint.at_most(self.options.hint_max);
         if started < self.closed_at {
             self.gate.wait(asked);
@@ -359,7 +359,7 @@ impl Pacer {
         // Probes behind a throttle may be of conversations that are always throttled: a healthy one is not far behind.
         let max = if why == Closed::Down { self.options.probe_max } else { self.options.probe_max / 2 };
         let backoff = Backoff { max, ..self.options.backoff };
-        let delay = backoff.delay(self.gate.close(why, asked), self.dice.f64());
+        let delay = backoff.delay(self.gate.close(why, asked), self.rng.f64());
         // The starts of two probes are less than `probe_max` apart, however slow the answers are: two of them, and the
         // other steps of a start, fit into twice `probe_max`.
         self.gate.wait((now + delay).min(started + self.options.probe_max.mul_f64(APART_MAX)));
@@ -368,13 +368,13 @@ impl Pacer {
 
     fn fill(&mut self, now: Timestamp) {
         let most = self.depth().max(self.tokens);
-        self.tokens = (self.tokens + self.share.rate() * now.since(self.filled_at).as_secs_f64()).min(most);
+        self.tokens = (self.tokens + self.estimator.rate() * now.since(self.filled_at).as_secs_f64()).min(most);
         self.filled_at = self.filled_at.max(now);
     }
 
     /// This relay's part of upstream's burst, less one slot of slack; enough for one attempt in any case.
     fn depth(&self) -> f64 {
-        let part = (self.share.rate() / self.options.quota_rate).min(1.0);
+        let part = (self.estimator.rate() / self.options.quota_rate).min(1.0);
         (f64::from(self.options.quota_burst) * part - 1.0).max(1.0 + JITTER)
     }
 }

@@ -14,7 +14,7 @@
 //! | an idle connection that had closed before the request was written | tried on another one, else `Down` |
 //! | reset, end, garbage or `attempt_timeout` on an open connection | `AnswerLost`: it may have been delivered |
 //! | the relay exits meanwhile ([`Participant::cut`]) | as `attempt_timeout` |
-//! | none: an answer came | as `answer` classifies it |
+//! | none: an answer came | as `response` classifies it |
 //!
 //! * One attempt is one request: no redirect is followed, and a request that was written is not written again.
 //! * HTTP/1.1 on kept connections, at most `idle_max` of them idle, and none for longer than the usual idle time-outs
@@ -26,13 +26,13 @@
 //!
 //! The module knows no queue, no rate and no retry: it does not decide the consequence of an outcome.
 
-mod answer;
+mod causes;
 mod connect;
 mod forward;
-mod scrub;
+mod redact;
+mod response;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::error::Error;
 use std::fmt;
@@ -52,12 +52,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use self::answer::Answer;
+use self::causes::causes;
 use self::connect::Connector;
-use self::words::causes;
+use self::response::Response;
 use crate::delivery::{Outcome, ServiceError};
 use crate::message::{Body, ClientToken, ConnectionToken, Content};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::time::Clock;
 
 /// The longest body read of an answer to an attempt.
@@ -123,9 +123,9 @@ impl Participant {
             return Err("the proxy is not http://host:port".into());
         }
         let connector = if scheme == Scheme::HTTPS {
-            Connector::new(connect::trusting(&options.extra_roots)?, options.proxy, options.connect_timeout)
+            Connector::new(connect::with_roots(&options.extra_roots)?, options.proxy, options.connect_timeout)
         } else if scheme == Scheme::HTTP {
-            Connector::new(connect::trusting_nobody()?, None, options.connect_timeout)
+            Connector::new(connect::without_roots()?, None, options.connect_timeout)
         } else {
             return Err(format!("the endpoint's scheme is {scheme}, it takes https or http"));
         };
@@ -156,16 +156,16 @@ impl Participant {
         };
         match self.0.exchange(request, ANSWER_BYTES_MAX, async |_| ()).await {
             Ok(Reply { status, headers, body: bytes }) => {
-                let answer = Answer { status, headers: &headers, body: bytes.as_deref() };
-                answer::judge(body, token, &answer, self.0.clock.wall())
+                let answer = Response { status, headers: &headers, body: bytes.as_deref() };
+                response::classify(body, token, &answer, self.0.clock.wall())
             }
-            Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: Hint::default(), why },
+            Err(Failure::Unsent(why)) => Outcome::Down { status: None, hint: RetryHint::default(), why },
             Err(Failure::Broken(why)) => Outcome::AnswerLost { why },
         }
     }
 
     /// Forwards a request and returns its reply, unchanged except for signing and connection headers. The reply's body
-    /// is read once `room` has reserved that many bytes.
+    /// is read once `reserve` has reserved that many bytes.
     ///
     /// # Errors
     /// If no complete reply came; it is then unknown if the request arrived.
@@ -175,7 +175,7 @@ impl Participant {
         path_and_query: &str,
         headers: &HeaderMap,
         body: Bytes,
-        room: impl AsyncFnOnce(usize),
+        reserve: impl AsyncFnOnce(usize),
     ) -> Result<Forwarded, Unreachable> {
         let uri = self.0.uri(path_and_query).map_err(|_| Unreachable("the path is not one of a URL".into()))?;
         let mut headers = forward::request(headers);
@@ -184,7 +184,7 @@ impl Participant {
         }
         let mut request = Request::new(Full::new(body));
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
-        match self.0.exchange(request, FORWARDED_BYTES_MAX, room).await {
+        match self.0.exchange(request, FORWARDED_BYTES_MAX, reserve).await {
             Ok(Reply { status, headers, body: Some(body) }) => {
                 Ok(Forwarded { status, headers: forward::reply(&headers), body })
             }
@@ -278,15 +278,15 @@ impl Inner {
         &self,
         mut request: Request<Full<Bytes>>,
         bytes_max: usize,
-        room: impl AsyncFnOnce(usize),
+        reserve: impl AsyncFnOnce(usize),
     ) -> Result<Reply, Failure> {
         let connection = capture_connection(&mut request);
         let mut limit = pin!(self.limit());
         let response = tokio::select! {
             response = self.client.request(request) => response.map_err(|error| self.failure(&error))?,
             limit = &mut limit => {
-                let stood = connection.connection_metadata().is_some();
-                return Err(if stood {
+                let connected = connection.connection_metadata().is_some();
+                return Err(if connected {
                     Failure::Broken(format!("{}: no answer {limit}", self.authority))
                 } else {
                     Failure::Unsent(format!("connect to {}: no connection {limit}", self.authority))
@@ -295,7 +295,7 @@ impl Inner {
         };
         let (head, body) = response.into_parts();
         let whole = async {
-            room(body.size_hint().upper().map_or(bytes_max, |upper| upper.min(bytes_max as u64) as usize)).await;
+            reserve(body.size_hint().upper().map_or(bytes_max, |upper| upper.min(bytes_max as u64) as usize)).await;
             Limited::new(body, bytes_max).collect().await
         };
         let body = tokio::select! {
@@ -313,7 +313,7 @@ impl Inner {
                 format!("within {}", humantime::format_duration(self.attempt_timeout))
             }
             // The channel's sender is part of `self`, so the channel cannot end.
-            _ = cut.wait_for(|cut| *cut) => "before the relay left".into(),
+            _ = cut.wait_for(|cut| *cut) => "before the relay exited".into(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! used. The interval follows from the attempt count in the record, so that a restart resumes the schedule. The jitter
 //! is an argument, so that a simulation can be repeated.
 //!
-//! [`Hint`] reads the wait that upstream asks for: `x-amz-retry-after` (milliseconds) and `Retry-After` (seconds or an
+//! [`RetryHint`] reads the wait that upstream asks for: `x-amz-retry-after` (milliseconds) and `Retry-After` (seconds or an
 //! HTTP date). If both are present the larger one counts. The caller limits it.
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -60,12 +60,12 @@ impl Backoff {
 
 /// The wait that upstream asks for in its two headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hint(pub Option<Duration>);
+pub struct RetryHint(pub Option<Duration>);
 
-impl Hint {
+impl RetryHint {
     /// Reads the values of both headers and ignores a malformed one. A date is compared with the wall clock.
     #[must_use]
-    pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: WallTime) -> Hint {
+    pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: WallTime) -> RetryHint {
         let amz = amz_millis.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
         let standard = retry_after.map(str::trim).and_then(|text| match text.parse() {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -74,7 +74,7 @@ impl Hint {
                 Some(WallTime(millis(date)).since(now))
             }
         });
-        Hint(amz.max(standard))
+        RetryHint(amz.max(standard))
     }
 
     /// The wait asked for, at most `bound`; zero without a hint.
@@ -110,7 +110,7 @@ mod tests {
             (Some("999999999999999999999999"), Some("soon"), 0),
             (Some("-1"), Some("100000000"), 60_000),
         ] {
-            assert_eq!(millis(Hint::parse(amz, standard, now).at_most(minute)), expected, "{amz:?} {standard:?}");
+            assert_eq!(millis(RetryHint::parse(amz, standard, now).at_most(minute)), expected, "{amz:?} {standard:?}");
         }
     }
 

@@ -28,13 +28,13 @@
 //!   again, unchanged, after a restart.
 //!
 //! * A conversation that keeps failing, is always throttled or is never answered does not hold up the others:
-//!   [`suspects`](crate::suspects) decides what an outcome says of the destination, and what may start.
+//!   [`suspects`] decides what an outcome says of the destination, and what may start.
 //!
 //! The sender knows no bot and no reply. It keeps nothing per waiting message. Of the past it keeps the time of the last
 //! delivery, the recent duration of an attempt, and the suspects.
 
-mod gate;
-mod measures;
+mod metrics;
+mod outage;
 #[cfg(test)]
 mod tests;
 
@@ -48,16 +48,16 @@ use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 
-use self::gate::Said;
-use self::measures::Measures;
-use crate::delivery::{Disposition, Facts, Outcome, Policy, Signal, settle};
+use self::metrics::SenderMetrics;
+use self::outage::Announced;
+use crate::delivery::{Disposition, Facts, Outcome, Policy, Signal, decide};
 use crate::health::Destination;
 use crate::message::Body;
 use crate::metrics::Metrics;
 use crate::pacer::{Allowance, Budget, Closed};
 use crate::participant::Participant;
 use crate::queue::{Lease, LeaseRequest, MessageId, Queue, Settled, StoreFailed, Work};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::suspects::{self, Suspects};
 use crate::time::{Clock, Timestamp};
 
@@ -84,17 +84,17 @@ pub struct Sender {
     participant: Participant,
     budget: Budget,
     clock: Clock,
-    measures: Measures,
-    pulse: Arc<AtomicU64>,
+    metrics: SenderMetrics,
+    last_step: Arc<AtomicU64>,
     tasks: JoinSet<Done>,
-    poke: Pin<Box<dyn Future<Output = ()> + Send>>,
-    sight: Sight,
-    said: Said,
+    wake_up: Pin<Box<dyn Future<Output = ()> + Send>>,
+    poll: PollState,
+    announced: Announced,
     suspects: Suspects<[u8; 16]>,
     destination: Destination,
     last_delivery: Option<Timestamp>,
     /// The recent average duration of an attempt until its answer.
-    takes: Duration,
+    attempt_ewma: Duration,
 }
 
 /// The action of one step.
@@ -113,7 +113,7 @@ pub enum Step {
 }
 
 impl Sender {
-    /// A sender that has not asked the queue yet. `pulse` gets the time of every step, in milliseconds of
+    /// A sender that has not asked the queue yet. `last_step` gets the time of every step, in milliseconds of
     /// [`Clock::awake`].
     #[must_use]
     pub fn new(
@@ -123,29 +123,29 @@ impl Sender {
         budget: Budget,
         clock: Clock,
         metrics: &Metrics,
-        pulse: Arc<AtomicU64>,
+        last_step: Arc<AtomicU64>,
     ) -> Sender {
-        let measures = Measures::new(metrics, &budget.pacer());
-        pulse.store(clock.awake().0, Ordering::Relaxed);
+        let metrics = SenderMetrics::new(metrics, &budget.pacer());
+        last_step.store(clock.awake().0, Ordering::Relaxed);
         Sender {
             options,
-            poke: next_poke(queue.clone()),
+            wake_up: next_wake_up(queue.clone()),
             queue,
             participant,
             budget,
             clock,
-            measures,
-            pulse,
+            metrics,
+            last_step,
             tasks: JoinSet::new(),
-            sight: Sight::default(),
-            said: Said::default(),
+            poll: PollState::default(),
+            announced: Announced::default(),
             suspects: Suspects::new(suspects::Options {
                 probe_max: options.probe_max,
                 in_flight_max: options.in_flight_max,
             }),
             destination: Destination::default(),
             last_delivery: None,
-            takes: Duration::ZERO,
+            attempt_ewma: Duration::ZERO,
         }
     }
 
@@ -168,7 +168,7 @@ impl Sender {
                 stepped = self.step() => stepped?,
             };
         }
-        self.sight.stopping = true;
+        self.poll.stopping = true;
         while !self.tasks.is_empty() {
             self.step().await?;
         }
@@ -182,28 +182,28 @@ impl Sender {
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();
-        self.pulse.store(self.clock.awake().0, Ordering::Relaxed);
-        self.measures.quota(now, false);
+        self.last_step.store(self.clock.awake().0, Ordering::Relaxed);
+        self.metrics.quota(now, false);
         if let Some(done) = self.tasks.try_join_next() {
-            return self.take_in(done);
+            return self.handle_ended_task(done);
         }
         self.note_overdue(now);
         let (allowance, closed) = {
             let mut pacer = self.budget.pacer();
             (pacer.allowance(now), pacer.closed())
         };
-        let room = self.options.in_flight_max.max(1).saturating_sub(self.tasks.len());
-        let wait = match self.sight.next(allowance, room, now) {
-            Next::Ask(most) => return Ok(self.ask(most, now)),
-            Next::Wait(wait) => self.suspects.next_overdue().map_or(wait, |overdue| wait.min(overdue.since(now))),
+        let capacity = self.options.in_flight_max.max(1).saturating_sub(self.tasks.len());
+        let wait = match self.poll.next_action(allowance, capacity, now) {
+            Action::Lease(most) => return Ok(self.ask(most, now)),
+            Action::Wait(wait) => self.suspects.next_overdue().map_or(wait, |overdue| wait.min(overdue.since(now))),
         };
         let waits = matches!(allowance, Allowance::Wait(_) | Allowance::Probing(_));
-        self.measures.quota(now, self.sight.more && waits && room > 0 && closed != Some(Closed::Down));
+        self.metrics.quota(now, self.poll.more && waits && capacity > 0 && closed != Some(Closed::Down));
         tokio::select! {
             biased;
-            Some(done) = self.tasks.join_next() => self.take_in(done),
-            () = &mut self.poke => {
-                self.poked();
+            Some(done) = self.tasks.join_next() => self.handle_ended_task(done),
+            () = &mut self.wake_up => {
+                self.woken();
                 Ok(Step::Woken)
             }
             () = tokio::time::sleep(wait) => Ok(Step::Woken),
@@ -213,21 +213,21 @@ impl Sender {
     /// Makes sure that no later wake-up is missed.
     async fn arm(&mut self) {
         // The first poll registers for the wake-up. If one has come already, it is consumed and the next one is armed.
-        while poll_fn(|task| Poll::Ready(self.poke.as_mut().poll(task).is_ready())).await {
-            self.poked();
+        while poll_fn(|task| Poll::Ready(self.wake_up.as_mut().poll(task).is_ready())).await {
+            self.woken();
         }
     }
 
-    fn poked(&mut self) {
-        self.poke = next_poke(self.queue.clone());
-        self.sight.look = true;
+    fn woken(&mut self) {
+        self.wake_up = next_wake_up(self.queue.clone());
+        self.poll.may_be_due = true;
     }
 
     fn ask(&mut self, most: usize, now: Timestamp) -> Step {
-        self.sight.asked();
+        self.poll.lease_requested();
         let starts = self.suspects.starts(now);
         let (backed_off_first, backed_off_most) = (starts.suspects_first, starts.suspects_most);
-        let request = LeaseRequest { most, backed_off_first, backed_off_most, takes: self.takes };
+        let request = LeaseRequest { most, backed_off_first, backed_off_most, takes: self.attempt_ewma };
         let queue = self.queue.clone();
         self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(request).await } });
         Step::Asked(most)
@@ -238,30 +238,32 @@ impl Sender {
         let Some(started) = self.suspects.overdue(now) else { return };
         let mut pacer = self.budget.pacer();
         if pacer.closed() != Some(Closed::Down) {
-            pacer.ended(started, now, Signal::Down(Hint::default()));
+            pacer.ended(started, now, Signal::Down(RetryHint::default()));
             let why = format!("no answer within {}", humantime::format_duration(self.options.probe_max));
-            let (said, rate) =
-                (self.said.after(pacer.held_up(), &Outcome::AnswerLost { why: why.clone() }), pacer.rate());
-            self.measures.destination(&pacer);
+            let (announced, rate) = (
+                self.announced.after(pacer.closed_persistently(), &Outcome::AnswerLost { why: why.clone() }),
+                pacer.rate(),
+            );
+            self.metrics.destination(&pacer);
             drop(pacer);
-            self.say(said, &Outcome::AnswerLost { why }, rate);
+            self.announce(announced, &Outcome::AnswerLost { why }, rate);
         }
     }
 
-    fn say(&mut self, said: Said, outcome: &Outcome, rate: f64) {
-        if said != self.said {
-            said.say(outcome, rate);
-            self.said = said;
+    fn announce(&mut self, announced: Announced, outcome: &Outcome, rate: f64) {
+        if announced != self.announced {
+            announced.log(outcome, rate);
+            self.announced = announced;
         }
     }
 
-    fn take_in(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
+    fn handle_ended_task(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
         // These tasks are never aborted: one that did not end normally has panicked.
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
             Done::Leased { asked, work } => Ok(self.start(asked, work?)),
             Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
             Done::Settled { id, settled } => {
-                self.sight.look = true;
+                self.poll.may_be_due = true;
                 Ok(Step::Settled(id, settled?))
             }
         }
@@ -269,23 +271,23 @@ impl Sender {
 
     fn start(&mut self, asked: usize, work: Work) -> Step {
         let now = self.clock.now();
-        self.sight.leased(asked, &work, now);
+        self.poll.leased(asked, &work, now);
         let mut started = 0;
         let in_turn = work.leases.iter().filter(|lease| !lease.backed_off).count();
         for lease in work.leases {
             if !lease.backed_off && self.suspects.contains(&lease.conversation) {
                 // A new message of a suspect: it is sent with the suspects, not with the others.
-                self.sight.more = true;
+                self.poll.more = true;
                 self.settle(lease, Disposition::Wait { due: now }, None);
                 continue;
             }
             let others_wait = work.turns_left || in_turn > usize::from(!lease.backed_off);
-            if self.starts(&lease, others_wait, now) {
+            if self.may_start(&lease, others_wait, now) {
                 started += 1;
                 self.attempt(lease, now);
             } else {
                 // The gate closed, or a typing event took the slot, while the queue was asked.
-                self.sight.more = true;
+                self.poll.more = true;
                 self.settle(lease, Disposition::Keep, None);
             }
         }
@@ -293,9 +295,9 @@ impl Sender {
     }
 
     /// Returns true if the attempt may start, and counts it as started.
-    fn starts(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
+    fn may_start(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
         let mut pacer = self.budget.pacer();
-        if self.sight.stopping || !matches!(pacer.allowance(now), Allowance::Start(_)) {
+        if self.poll.stopping || !matches!(pacer.allowance(now), Allowance::Start(_)) {
             return false;
         }
         let failed = lease.failed_at.map(|last| (lease.attempts, last));
@@ -309,7 +311,7 @@ impl Sender {
 
     fn attempt(&mut self, lease: Lease, started: Timestamp) {
         let participant = self.participant.clone();
-        self.measures.in_flight.inc();
+        self.metrics.in_flight.inc();
         self.tasks.spawn(async move {
             let outcome = participant.attempt(&lease.body, &lease.client_token, &lease.connection_token).await;
             Done::Ended { lease: Box::new(lease), outcome, started }
@@ -318,39 +320,39 @@ impl Sender {
 
     fn ended(&mut self, lease: Lease, outcome: Outcome, started: Timestamp) -> Step {
         let now = self.clock.now();
-        let (judgement, jitter, said, rate) = {
+        let (attribution, jitter, announced, rate) = {
             let mut pacer = self.budget.pacer();
             let (down, before) = (pacer.closed() == Some(Closed::Down), pacer.rate());
-            let judgement = self.suspects.ended(&lease.conversation, &outcome, down, self.sight.turns_left, now);
-            pacer.ended(started, now, judgement.signal);
+            let attribution = self.suspects.ended(&lease.conversation, &outcome, down, self.poll.turns_left, now);
+            pacer.ended(started, now, attribution.signal);
             if pacer.rate() < before {
-                self.suspects.blamed(&lease.conversation, before, pacer.rate());
+                self.suspects.record_rate_cut(&lease.conversation, before, pacer.rate());
             }
-            if let Some((before, after)) = judgement.acquitted {
-                pacer.acquit(before, after);
+            if let Some((before, after)) = attribution.wrong_rate_cut {
+                pacer.undo_rate_cut(before, after);
             }
-            self.measures.destination(&pacer);
-            self.destination.answered(now, pacer.closed() == Some(Closed::Down), gate::words(&outcome));
-            (judgement, pacer.jitter(), self.said.after(pacer.held_up(), &outcome), pacer.rate())
+            self.metrics.destination(&pacer);
+            self.destination.answered(now, pacer.closed() == Some(Closed::Down), outage::describe_failure(&outcome));
+            (attribution, pacer.jitter(), self.announced.after(pacer.closed_persistently(), &outcome), pacer.rate())
         };
-        self.measures.in_flight.dec();
-        self.measures.ended(&outcome, now.since(started));
-        self.say(said, &outcome, rate);
+        self.metrics.in_flight.dec();
+        self.metrics.ended(&outcome, now.since(started));
+        self.announce(announced, &outcome, rate);
         let facts = Facts {
             disconnect: matches!(lease.body, Body::Disconnect),
             attempts: lease.attempts,
             strikes: lease.strikes,
             counted: lease.counted,
             others_delivered: lease.failed_at.is_some_and(|failed| self.last_delivery > Some(failed)),
-            row: judgement.row,
-            own_throttle: judgement.own,
-            destination_waits: matches!(judgement.signal, Signal::Down(_)),
+            streak: attribution.streak,
+            own_throttle: attribution.own_throttle,
+            destination_waits: matches!(attribution.signal, Signal::Down(_)),
         };
         if matches!(outcome, Outcome::Delivered(_)) {
             self.last_delivery = Some(now);
-            self.takes = self.takes * 7 / 8 + now.since(started) / 8;
+            self.attempt_ewma = self.attempt_ewma * 7 / 8 + now.since(started) / 8;
         }
-        let disposition = settle(&outcome, facts, &self.options.policy, now, jitter);
+        let disposition = decide(&outcome, facts, &self.options.policy, now, jitter);
         let name = outcome.name();
         self.settle(lease, disposition, Some(outcome));
         Step::Ended(name)
@@ -374,15 +376,15 @@ enum Done {
 
 /// The sender's knowledge of the queue, and its next action: pure.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Sight {
+struct PollState {
     /// True if something may be due that was not asked for yet.
-    look: bool,
+    may_be_due: bool,
     /// True if the last lease left something due behind.
     more: bool,
     /// True if the last lease left conversations behind whose turn it is.
     turns_left: bool,
-    /// True while the queue is being asked.
-    asking: bool,
+    /// True while a request to the queue is in progress.
+    leasing: bool,
     /// The time of the next due message.
     next_due: Option<Timestamp>,
     /// True if no attempt may start any more.
@@ -390,52 +392,52 @@ struct Sight {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Next {
+enum Action {
     /// Ask the queue for this many messages.
-    Ask(usize),
+    Lease(usize),
     /// Wait this long, unless something ends or the queue wakes the sender.
     Wait(Duration),
 }
 
-impl Default for Sight {
+impl Default for PollState {
     /// The state before the queue is first asked.
-    fn default() -> Sight {
-        Sight { look: true, more: false, turns_left: false, asking: false, next_due: None, stopping: false }
+    fn default() -> PollState {
+        PollState { may_be_due: true, more: false, turns_left: false, leasing: false, next_due: None, stopping: false }
     }
 }
 
-impl Sight {
-    fn next(&self, allowance: Allowance, room: usize, now: Timestamp) -> Next {
-        if self.stopping || self.asking || room == 0 {
-            return Next::Wait(HEARTBEAT);
+impl PollState {
+    fn next_action(&self, allowance: Allowance, capacity: usize, now: Timestamp) -> Action {
+        if self.stopping || self.leasing || capacity == 0 {
+            return Action::Wait(HEARTBEAT);
         }
-        let due = self.look || self.next_due.is_some_and(|due| due <= now);
+        let due = self.may_be_due || self.next_due.is_some_and(|due| due <= now);
         let until = match allowance {
-            Allowance::Start(most) if due && most > 0 => return Next::Ask(most.min(room)),
+            Allowance::Start(most) if due && most > 0 => return Action::Lease(most.min(capacity)),
             Allowance::Wait(until) | Allowance::Probing(until) if due => Some(until),
             _ if due => None,
             _ => self.next_due,
         };
         // A sleep that is a millisecond too short would only need a second sleep.
         let wait = until.map_or(HEARTBEAT, |until| until.since(now).max(Duration::from_millis(1)));
-        Next::Wait(wait.min(HEARTBEAT))
+        Action::Wait(wait.min(HEARTBEAT))
     }
 
-    /// An event while the queue is being asked needs another look, so `look` is reset now and not after the answer.
-    fn asked(&mut self) {
-        (self.asking, self.look, self.next_due) = (true, false, None);
+    /// A wake-up while the queue is being asked needs another request, so `may_be_due` is reset now, not after the answer.
+    fn lease_requested(&mut self) {
+        (self.leasing, self.may_be_due, self.next_due) = (true, false, None);
     }
 
     fn leased(&mut self, asked: usize, work: &Work, now: Timestamp) {
-        self.asking = false;
+        self.leasing = false;
         self.more = work.leases.len() >= asked;
         self.turns_left = work.turns_left;
-        self.look |= self.more;
+        self.may_be_due |= self.more;
         self.next_due = work.next_due.map(|due| due.max(now + DUE_MIN));
     }
 }
 
 /// The queue's next wake-up. The first poll arms it.
-fn next_poke(queue: Queue) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+fn next_wake_up(queue: Queue) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move { queue.poked().await })
 }

@@ -2,20 +2,20 @@
 //! input is a request and its peer, its output a reply of known length.
 //!
 //! ```text
-//! listener ─▶ waiting (at most a quarter) ─▶ a place: Idle ─▶ Head ─▶ Busy ─▶ Replying ─▶ Idle …
+//! listener ─▶ pending (at most a quarter) ─▶ a place: Idle ─▶ ReadingHead ─▶ Handling ─▶ Writing ─▶ Idle …
 //! ```
 //!
 //! | state of a connection | ends by itself after | at the limit | on drain |
 //! | --- | --- | --- | --- |
-//! | `Fresh`: just accepted, for one turn of the reactor | `idle_timeout` | stays | closed |
+//! | `New`: just accepted, for one turn of the reactor | `idle_timeout` | stays | closed |
 //! | `Idle`: no byte of a request has come | `idle_timeout` | the longest idle one is closed first | closed |
-//! | `Head`: bytes, but no complete head | `request_timeout` | next after the idle | finishes its request, then closed |
-//! | `Busy`: the service has the request | when the service answers | stays | the same |
-//! | `Replying`: the answer is being written | `idle_timeout` without progress | as a `Head`, once it makes none | the same |
+//! | `ReadingHead`: bytes, but no complete head | `request_timeout` | next after the idle | finishes its request, then closed |
+//! | `Handling`: the service has the request | when the service answers | stays | the same |
+//! | `Writing`: the answer is being written | `idle_timeout` without progress | as `ReadingHead`, once it makes none | the same |
 //!
-//! *Stays* has one exception, in `room`: a user with more than a quarter of the places has to give up one for a user
-//! with less, whatever its connections are doing. A connection without a place waits; while one waits, every reply ends
-//! its connection. Everything is bounded: places, waiting connections, the bytes of a head, and time. A reply on a
+//! *Stays* has one exception, in `admission`: a user with more than a quarter of the places has to give up one for a user
+//! with less, whatever its connections are doing. A connection without a place is pending; while one is, every reply
+//! ends its connection. Everything is bounded: places, pending connections, the bytes of a head, and time. A reply on a
 //! connection that stays open announces the time (`Keep-Alive: timeout=N`): a second less than `idle_timeout`, so that
 //! a client does not send into a connection that is about to close.
 //!
@@ -41,15 +41,15 @@ use tracing::warn;
 
 use crate::time::{Clock, Timestamp, millis};
 
-mod floor;
-mod pulse;
-mod room;
+mod activity;
+mod admission;
+mod connections;
 mod socket;
 
-pub use socket::{BindError, Place, SOCKET_PATH_BYTES_MAX, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
+pub use socket::{BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
 
-use floor::{Floor, Newcomer};
-use pulse::Stream;
+use activity::Stream;
+use connections::{Connections, Pending};
 
 /// The time between two checks of a Unix socket's path: a name that vanished is bound again within 5 s.
 const WATCH_EVERY: Duration = Duration::from_millis(4500);
@@ -95,18 +95,18 @@ pub struct Limits {
     pub head_bytes_max: usize,
 }
 
-/// The number of open connections, over all [`serve`]s that it was given to. Clones share the count.
+/// The number of open connections of all [`serve`]s that share it. Clones share the count.
 #[derive(Clone, Debug, Default)]
-pub struct Connections(Arc<Count>);
+pub struct ConnectionCount(Arc<Counter>);
 
 #[derive(Debug, Default)]
-struct Count {
+struct Counter {
     open: AtomicUsize,
     none: Notify,
     last_replies: AtomicBool,
 }
 
-impl Connections {
+impl ConnectionCount {
     /// The number of open connections now.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -127,7 +127,7 @@ impl Connections {
     }
 
     /// Makes each reply from now on end its connection.
-    pub fn end_with_their_replies(&self) {
+    pub fn close_after_replies(&self) {
         self.0.last_replies.store(true, Ordering::Relaxed);
     }
 
@@ -135,16 +135,16 @@ impl Connections {
         self.0.last_replies.load(Ordering::Relaxed)
     }
 
-    fn enter(&self) -> Open {
+    fn enter(&self) -> CountedConnection {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Open(Arc::clone(&self.0))
+        CountedConnection(Arc::clone(&self.0))
     }
 }
 
 /// Counts one connection until it is dropped.
-struct Open(Arc<Count>);
+struct CountedConnection(Arc<Counter>);
 
-impl Drop for Open {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.none.notify_waiters();
@@ -158,14 +158,14 @@ pub async fn serve<S, F>(
     mut listener: Listener,
     limits: Limits,
     clock: Clock,
-    connections: Connections,
+    count: ConnectionCount,
     service: S,
     stop: impl Future<Output = ()>,
 ) where
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    let mut floor = Floor::new(limits, clock.clone(), connections.clone(), service);
+    let mut connections = Connections::new(limits, clock.clone(), count.clone(), service);
     let mut stop = pin!(stop);
     let mut pause = Pause::default();
     let mut sweep_at = clock.now();
@@ -175,38 +175,38 @@ pub async fn serve<S, F>(
         tokio::select! {
             biased;
             () = &mut stop => break,
-            () = floor.ended() => {}
-            () = sleep(sweep_at.since(now)), if !floor.is_empty() => sweep_at = floor.sweep(),
+            () = connections.join_next() => {}
+            () = sleep(sweep_at.since(now)), if !connections.is_empty() => sweep_at = connections.sweep(),
             () = sleep(watch_at.since(now)), if matches!(listener, Listener::Unix(_)) => {
                 if let Listener::Unix(socket) = &mut listener {
                     socket.watch();
                 }
                 watch_at = clock.now() + WATCH_EVERY;
             }
-            accepted = pause.accept(&listener, now), if floor.may_accept() => match accepted {
+            accepted = pause.accept(&listener, now), if connections.may_accept() => match accepted {
                 Ok((stream, peer)) => {
                     pause = Pause::default();
-                    floor.enter(Newcomer { stream, peer, open: connections.enter() });
+                    connections.add(Pending { stream, peer, counted: count.enter() });
                 }
-                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) if is_of_one_peer(&error) => {}
                 Err(error) => {
                     pause = pause.longer(clock.now());
-                    warn!(%error, retry_in_ms = millis(pause.length), "accept a connection");
+                    warn!(%error, retry_in_ms = millis(pause.length), "cannot accept a connection");
                     // The process is probably out of file descriptors, and an idle connection holds one.
-                    floor.shrink();
+                    connections.close_longest_idle();
                 }
             },
         }
-        sweep_at = sweep_at.min(clock.now() + floor.shortest());
+        sweep_at = sweep_at.min(clock.now() + connections.shortest_limit());
     }
     drop(listener);
-    floor.finish();
-    while !floor.is_empty() {
+    connections.drain();
+    while !connections.is_empty() {
         let now = clock.now();
         tokio::select! {
             biased;
-            () = floor.ended() => {}
-            () = sleep(sweep_at.since(now)) => sweep_at = floor.sweep(),
+            () = connections.join_next() => {}
+            () = sleep(sweep_at.since(now)) => sweep_at = connections.sweep(),
         }
     }
 }
@@ -246,7 +246,7 @@ impl Pause {
 }
 
 /// True if the error concerns one peer, which is gone; the listener works.
-fn is_about_one_connection(error: &io::Error) -> bool {
+fn is_of_one_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NotConnected, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | WouldBlock)
 }

@@ -32,7 +32,7 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use crate::delivery::{Outcome, Signal};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::time::Timestamp;
 
 /// The most suspects in memory; the one with the oldest last failure is removed first.
@@ -74,12 +74,12 @@ pub struct Suspects<K> {
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
     /// Failures and throttles in a row.
-    row: u32,
+    streak: u32,
     last: Timestamp,
     /// True if others were delivered while this one failed.
     chronic: bool,
     /// The rate before and after the first throttle that was attributed to the destination.
-    blamed: Option<(f64, f64)>,
+    rate_cut: Option<(f64, f64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,24 +100,24 @@ pub struct Starts {
     pub suspects_most: usize,
 }
 
-/// The meaning of an outcome.
+/// The attribution of an outcome.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Judgement {
+pub struct Attribution {
     /// The part of it that concerns the destination.
     pub signal: Signal,
     /// The failures and throttles of the conversation in a row, with this one; 0 if the service answered.
-    pub row: u32,
+    pub streak: u32,
     /// True if a throttle is the conversation's own.
-    pub own: bool,
+    pub own_throttle: bool,
     /// The rate before and after a throttle that was wrongly attributed to the destination.
-    pub acquitted: Option<(f64, f64)>,
+    pub wrong_rate_cut: Option<(f64, f64)>,
 }
 
 enum Class {
     Delivered,
     Answered,
     Throttled,
-    Failed(Hint),
+    Failed(RetryHint),
 }
 
 impl Class {
@@ -127,7 +127,7 @@ impl Class {
             Outcome::Refused(_) | Outcome::Unlisted(_) | Outcome::Denied(_) => Class::Answered,
             Outcome::Throttled { .. } => Class::Throttled,
             Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => Class::Failed(*hint),
-            Outcome::AnswerLost { .. } | Outcome::Misconfigured { .. } => Class::Failed(Hint::default()),
+            Outcome::AnswerLost { .. } | Outcome::Misconfigured { .. } => Class::Failed(RetryHint::default()),
         }
     }
 }
@@ -159,11 +159,11 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
     #[must_use]
     pub fn starts(&self, now: Timestamp) -> Starts {
         let in_flight = self.flights.values().filter(|flight| flight.suspect || flight.overdue).count();
-        let room = (self.options.in_flight_max / 4).max(1).saturating_sub(in_flight);
+        let capacity = (self.options.in_flight_max / 4).max(1).saturating_sub(in_flight);
         let since = self.last_start.map_or(Duration::MAX, |last| now.since(last));
         let due = (self.earned >= 1.0 || since >= self.options.probe_max) && !self.had_turn;
         let due = due || since >= 2 * self.options.probe_max;
-        Starts { suspects_first: room.min(usize::from(due)), suspects_most: room }
+        Starts { suspects_first: capacity.min(usize::from(due)), suspects_most: capacity }
     }
 
     /// Notes the start of an attempt. `failed` has the failures of the message and the time of the last one, as they
@@ -176,10 +176,10 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         others_wait: bool,
         now: Timestamp,
     ) -> bool {
-        if let Some((row, last)) = failed
+        if let Some((streak, last)) = failed
             && !self.contains(&conversation)
         {
-            self.insert(conversation, Suspect { row, last, chronic: false, blamed: None });
+            self.insert(conversation, Suspect { streak, last, chronic: false, rate_cut: None });
         }
         let suspect = self.contains(&conversation);
         self.had_turn = suspect;
@@ -217,7 +217,7 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
                 let started = flight.started;
                 self.first_failures += 1;
                 self.failures += 1;
-                self.insert(conversation, Suspect { row: 0, last: now, chronic: false, blamed: None });
+                self.insert(conversation, Suspect { streak: 0, last: now, chronic: false, rate_cut: None });
                 if self.first_failures >= DOWN_AFTER {
                     down = Some(started);
                 }
@@ -226,7 +226,7 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         down
     }
 
-    /// Judges the outcome of an attempt. `down` is true while the destination counts as down; `others_wait` as in
+    /// Attributes the outcome of an attempt to the destination or to its conversation. `down` is true while the destination counts as down; `others_wait` as in
     /// [`started`](Suspects::started).
     pub fn ended(
         &mut self,
@@ -235,11 +235,12 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
         down: bool,
         others_wait: bool,
         now: Timestamp,
-    ) -> Judgement {
+    ) -> Attribution {
         let flight = self.flights.remove(conversation);
         let before = self.known.get(conversation).copied();
         let others_delivered = before.is_some_and(|suspect| self.last_delivery > Some(suspect.last));
-        let mut judgement = Judgement { signal: outcome.signal(), row: 0, own: false, acquitted: None };
+        let mut attribution =
+            Attribution { signal: outcome.signal(), streak: 0, own_throttle: false, wrong_rate_cut: None };
         let hint = match Class::of(outcome) {
             class @ (Class::Delivered | Class::Answered) => {
                 (self.first_failures, self.failures) = (0, 0);
@@ -247,69 +248,68 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
                     self.known.remove(conversation);
                     self.last_delivery = Some(now);
                 }
-                return judgement;
+                return attribution;
             }
             Class::Throttled => {
                 // This is an answer of the service itself.
                 (self.first_failures, self.failures) = (0, 0);
-                judgement.own = before.is_some_and(|suspect| suspect.chronic || others_delivered);
+                attribution.own_throttle = before.is_some_and(|suspect| suspect.chronic || others_delivered);
                 if before.is_some()
-                    && let Signal::Throttled(hint) = judgement.signal
+                    && let Signal::Throttled(hint) = attribution.signal
                 {
-                    judgement.signal = Signal::StillThrottled(hint);
+                    attribution.signal = Signal::StillThrottled(hint);
                 }
-                if judgement.own {
-                    judgement.signal = if down { Signal::Answered } else { Signal::Unclear };
-                    judgement.acquitted = self.acquit_all();
+                if attribution.own_throttle {
+                    attribution.signal = if down { Signal::Answered } else { Signal::Unclear };
+                    attribution.wrong_rate_cut = self.take_rate_cuts();
                 }
                 None
             }
             Class::Failed(hint) => Some(hint),
         };
         let known = self.known.get(conversation).copied();
-        let mut suspect = known.unwrap_or(Suspect { row: 0, last: now, chronic: false, blamed: None });
-        suspect.row = suspect.row.saturating_add(1);
+        let mut suspect = known.unwrap_or(Suspect { streak: 0, last: now, chronic: false, rate_cut: None });
+        suspect.streak = suspect.streak.saturating_add(1);
         suspect.last = now;
         // This was a suspect's start, whatever was known of the conversation when it began.
         (self.last_start, self.had_turn) = (self.last_start.max(flight.map(|flight| flight.started)), true);
         suspect.chronic |= others_delivered;
         self.insert(*conversation, suspect);
-        judgement.row = suspect.row;
+        attribution.streak = suspect.streak;
         if let Some(hint) = hint {
             let counted_already = flight.is_some_and(|flight| flight.overdue && !flight.suspect);
             self.first_failures += u32::from(before.is_none());
             self.failures += u32::from(!suspect.chronic && !counted_already);
             let alone = !others_wait && !self.flights.values().any(|flight| !flight.suspect && !flight.overdue);
-            let judged_down =
+            let is_down =
                 self.first_failures >= DOWN_AFTER || (alone && !suspect.chronic && self.failures >= DOWN_AFTER);
             let not_the_probe = flight.is_some_and(|flight| flight.beside || flight.overdue);
-            judgement.signal = match outcome {
+            attribution.signal = match outcome {
                 _ if down && not_the_probe => Signal::Unclear,
                 // Only a 503 asks the whole destination to wait.
-                Outcome::Down { .. } if down || judged_down => Signal::Down(hint),
-                _ if down || judged_down => Signal::Down(Hint::default()),
+                Outcome::Down { .. } if down || is_down => Signal::Down(hint),
+                _ if down || is_down => Signal::Down(RetryHint::default()),
                 // The quota let it pass.
                 Outcome::Unavailable { .. } => Signal::Answered,
                 _ => Signal::Unclear,
             };
         }
-        judgement
+        attribution
     }
 
     /// Remembers the change of the rate by a throttle that was attributed to the destination.
-    pub fn blamed(&mut self, conversation: &K, before: f64, after: f64) {
+    pub fn record_rate_cut(&mut self, conversation: &K, before: f64, after: f64) {
         if let Some(suspect) = self.known.get_mut(conversation) {
-            let first = suspect.blamed.map_or(before, |(first, _)| first);
-            suspect.blamed = Some((first, after));
+            let first = suspect.rate_cut.map_or(before, |(first, _)| first);
+            suspect.rate_cut = Some((first, after));
         }
     }
 
-    /// Takes back every throttle that was taken for the destination's and was not followed by a delivery of its
-    /// conversation: the one that is known to be a conversation's own began the run or is part of it. Returns the highest
-    /// rate before them and the lowest after them.
-    fn acquit_all(&mut self) -> Option<(f64, f64)> {
-        let blamed = self.known.values_mut().filter_map(|suspect| suspect.blamed.take());
-        blamed.reduce(|(before, after), (higher, lower)| (before.max(higher), after.min(lower)))
+    /// Takes the rate cuts of all suspects: a throttle is known to be one conversation's own, and the cuts since the last
+    /// delivery of each suspect belong to the same run. Returns the highest rate before them and the lowest after them.
+    fn take_rate_cuts(&mut self) -> Option<(f64, f64)> {
+        let rate_cut = self.known.values_mut().filter_map(|suspect| suspect.rate_cut.take());
+        rate_cut.reduce(|(before, after), (higher, lower)| (before.max(higher), after.min(lower)))
     }
 
     fn insert(&mut self, conversation: K, suspect: Suspect) {

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use connect_relay::delivery::Signal;
-use connect_relay::retry::Hint;
+use connect_relay::retry::RetryHint;
 use connect_relay::time::Timestamp;
 
 /// Milliseconds since the run began.
@@ -156,8 +156,8 @@ pub fn run(upstream: &Upstream, clients: &mut [Box<dyn Client>], until: Millis, 
             Event::Answer { client, started, mark, fate } => {
                 let signal = match fate {
                     0 => Signal::Answered,
-                    1 => Signal::Throttled(Hint::default()),
-                    _ => Signal::Down(Hint::default()),
+                    1 => Signal::Throttled(RetryHint::default()),
+                    _ => Signal::Down(RetryHint::default()),
                 };
                 clients[client].answered(now, Attempt { started, mark }, signal);
                 client

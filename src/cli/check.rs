@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use super::out;
 use crate::config::{Config, Sources};
 
-/// Check a configuration without starting anything, and print what it comes to.
+/// Check a configuration without starting anything, and print the effective one.
 ///
-/// Prints every key with its effective value as TOML on stdout (a file of it is a configuration that comes to the
-/// same), and on stderr where each setting comes from. Exits with 78 and a list of all faults where it is not valid.
+/// Prints every key with its effective value as TOML on stdout (as a file, that is the same configuration), and the
+/// source of each setting on stderr. Exits with 78 and a list of all faults if the configuration is not valid.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// As `run --dir` would have it: sockets and queue under this folder
+    /// Check what `run --dir DIR` would use: sockets and queue under this folder
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::control::Refused;
+use crate::control::ErrorBody;
 
 /// The default bots' socket.
 pub const INGRESS: &str = "/run/connect-relay/relay.sock";
@@ -56,40 +56,40 @@ impl ControlSocket {
 pub async fn command<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
-    wish: &impl Serialize,
+    command: &impl Serialize,
     within: Duration,
 ) -> anyhow::Result<T> {
-    let wish = match serde_json::to_vec(wish)? {
+    let body = match serde_json::to_vec(command)? {
         null if null == b"null" => Bytes::new(),
         object => object.into(),
     };
-    let request = Request::post(path).header(CONTENT_TYPE, "application/json").body(Full::new(wish))?;
-    read(socket, &well(ask(socket, request, within).await?)?)
+    let request = Request::post(path).header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
+    parse(socket, &success_body(send(socket, request, within).await?)?)
 }
 
 /// Returns the body of a successful reply.
 ///
 /// # Errors
 /// With the relay's own text, if the reply is an error.
-pub fn well(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
+pub fn success_body(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
     if reply.status().is_success() {
         return Ok(reply.into_body());
     }
-    bail!("the relay answers {}: {}", reply.status().as_u16(), refused(reply.body()))
+    bail!("the relay answers {}: {}", reply.status().as_u16(), error_text(reply.body()))
 }
 
 /// Parses a reply of the control socket.
 ///
 /// # Errors
 /// If it cannot be parsed.
-pub fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<T> {
+pub fn parse<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(body).with_context(|| format!("{} is not a relay's control socket", socket.display()))
 }
 
-fn refused(body: &[u8]) -> String {
+fn error_text(body: &[u8]) -> String {
     serde_json::from_slice(body).map_or_else(
         |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
-        |Refused { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
+        |ErrorBody { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
     )
 }
 
@@ -97,7 +97,7 @@ fn refused(body: &[u8]) -> String {
 ///
 /// # Errors
 /// If no process listens, the connection breaks, or the time is over.
-pub async fn ask(socket: &Path, request: Request<Full<Bytes>>, within: Duration) -> anyhow::Result<Response<Bytes>> {
+pub async fn send(socket: &Path, request: Request<Full<Bytes>>, within: Duration) -> anyhow::Result<Response<Bytes>> {
     match tokio::time::timeout(within, exchange(socket, request)).await {
         Ok(reply) => reply,
         Err(_) => {
@@ -140,10 +140,12 @@ fn unreachable(socket: &Path, error: &std::io::Error) -> anyhow::Error {
         }
         ErrorKind::ConnectionRefused if !is_socket => anyhow!("connect to {socket}: it is not a socket"),
         ErrorKind::ConnectionRefused => {
-            anyhow!("the relay is not running: nobody listens on {socket}, a relay that was killed left it behind")
+            anyhow!("the relay is not running: no process listens on {socket}; a relay that was killed left it there")
         }
         ErrorKind::PermissionDenied => {
-            anyhow!("connect to {socket}: this user may not; the relay's user, or one its mode lets in, may")
+            anyhow!(
+                "connect to {socket}: permission denied: only the relay's user, and users that the socket's mode allows, can connect"
+            )
         }
         _ => anyhow!("connect to {socket}: {error}"),
     }
@@ -163,12 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_shown_with_the_relays_text() {
+    fn error_reply_is_shown_with_the_relays_text() {
         let reply = |body: &'static str| Response::builder().status(503).body(Bytes::from(body)).unwrap();
-        let said = |body| well(reply(body)).unwrap_err().to_string();
-        assert_eq!(said(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
-        assert_eq!(said("<html>"), "the relay answers 503: <html>");
-        assert_eq!(well(Response::new(Bytes::from("{}"))).unwrap(), "{}");
+        let error = |body| success_body(reply(body)).unwrap_err().to_string();
+        assert_eq!(error(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
+        assert_eq!(error("<html>"), "the relay answers 503: <html>");
+        assert_eq!(success_body(Response::new(Bytes::from("{}"))).unwrap(), "{}");
     }
 
     #[test]
@@ -181,20 +183,20 @@ mod tests {
     async fn missing_relay_is_reported_with_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let error = ask(&path, get(), LONG).await.unwrap_err().to_string();
+        let error = send(&path, get(), LONG).await.unwrap_err().to_string();
         assert_eq!(
             error,
             format!("the relay is not running: there is no socket {} (--socket names another)", path.display())
         );
         drop(UnixListener::bind(&path).unwrap());
-        let error = ask(&path, get(), LONG).await.unwrap_err().to_string();
-        assert!(error.starts_with("the relay is not running: nobody listens on "), "{error}");
-        let error = ask(folder.path(), get(), LONG).await.unwrap_err().to_string();
+        let error = send(&path, get(), LONG).await.unwrap_err().to_string();
+        assert!(error.starts_with("the relay is not running: no process listens on "), "{error}");
+        let error = send(folder.path(), get(), LONG).await.unwrap_err().to_string();
         assert_eq!(error, format!("connect to {}: it is not a socket", folder.path().display()));
     }
 
     #[tokio::test]
-    async fn reply_is_read_whole_though_the_connection_ends_with_it() {
+    async fn reply_is_read_to_its_end_if_the_connection_closes_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
@@ -210,8 +212,8 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").await.unwrap();
         };
         let ask_twice = async {
-            assert_eq!(ask(&path, get(), LONG).await.unwrap().into_body(), "ok");
-            assert!(ask(&path, get(), LONG).await.unwrap_err().to_string().starts_with("talk to the relay at "));
+            assert_eq!(send(&path, get(), LONG).await.unwrap().into_body(), "ok");
+            assert!(send(&path, get(), LONG).await.unwrap_err().to_string().starts_with("talk to the relay at "));
         };
         tokio::join!(serve, ask_twice);
     }
@@ -221,7 +223,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();
-        let error = ask(&path, get(), Duration::from_millis(20)).await.unwrap_err().to_string();
+        let error = send(&path, get(), Duration::from_millis(20)).await.unwrap_err().to_string();
         assert!(error.ends_with("did not answer within 20ms"), "{error}");
     }
 }

@@ -30,11 +30,11 @@ use tokio::task::JoinSet;
 use crate::simulator::{Counts, Options, Simulator};
 use crate::time::{Clock, Timestamp};
 use audit::Audit;
-use bots::{Notebook, Plan};
+use bots::{Plan, Record};
 use relay::{Quota, Relay};
-use view::{Sample, View, say};
+use view::{Sample, View, print_line};
 
-/// Watch bots, a relay and a simulated Amazon Connect for about half a minute, and see the books checked.
+/// Run bots, a relay and a simulated Amazon Connect for about half a minute, and audit the result.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Args {
     /// Messages to send, all conversations together.
@@ -48,17 +48,17 @@ pub struct Args {
 /// The quota of the simulated Connect.
 const GRANTED: Quota = Quota { rate: 20.0, burst: 15 };
 /// The quota in the relay's configuration: too large, so that it is throttled and has to find the rate by itself.
-const TOLD: Quota = Quota { rate: 80.0, burst: 60 };
+const CONFIGURED: Quota = Quota { rate: 80.0, burst: 60 };
 const ERROR_RATE: f64 = 0.02;
 const LOST_REPLY_RATE: f64 = 0.02;
 /// The seed of all random generators.
 const SEED: u64 = 7;
 /// The time between two reads of the counts.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// The time-out for the relay's exit after everything is delivered.
-const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same time-out, if the demo ends before that.
-const LEAVE_EARLY_WITHIN: Duration = Duration::from_secs(3);
+const EARLY_EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time without a delivery after which none is expected any more.
 const STUCK_AFTER: Duration = Duration::from_secs(40);
 
@@ -67,19 +67,19 @@ const STUCK_AFTER: Duration = Duration::from_secs(40);
 /// # Errors
 /// If the set-up failed.
 pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
-    let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("make a folder")?;
+    let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("create a folder")?;
     let log = folder.path().join("relay.log");
     let logs = log_to(&log)?;
-    say(&introduction(args));
-    say(&format!("Folder   {}, kept only if something goes wrong.", folder.path().display()));
+    print_line(&introduction(args));
+    print_line(&format!("Folder   {}, kept only if the audit or a part fails.", folder.path().display()));
     if logs {
-        say(&format!("Log      {}", log.display()));
+        print_line(&format!("Log      {}", log.display()));
     }
-    say("");
+    print_line("");
 
     let (ending, report) = perform(args, folder.path(), pin!(stop)).await?;
-    say(&report.table(ending));
-    let passed = ending == Ending::Complete && report.audit.passed();
+    print_line(&report.table(ending));
+    let passed = ending == End::Complete && report.audit.passed();
     if passed {
         // The audit is the purpose of the demo: if it cannot be written the demo has failed.
         super::out::print(
@@ -87,17 +87,17 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<E
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    say(&report.verdict(ending));
+    print_line(&report.verdict(ending));
     let clean_so_far = Audit { lost: 0, ..report.audit }.passed();
-    if ending != Ending::Stopped || !clean_so_far {
-        say(&format!("      The folder is kept: {}", folder.keep().display()));
+    if ending != End::Stopped || !clean_so_far {
+        print_line(&format!("      The folder is kept: {}", folder.keep().display()));
     }
     Ok(ExitCode::FAILURE)
 }
 
 /// The way in which it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+enum End {
     /// Everything is done, and the relay has exited.
     Complete,
     /// It took too long.
@@ -114,7 +114,7 @@ struct Report {
     audit: Audit,
     counts: Counts,
     repeats: u64,
-    trouble: Vec<String>,
+    errors: Vec<String>,
     took: Duration,
 }
 
@@ -122,58 +122,58 @@ async fn perform(
     args: Args,
     folder: &Path,
     mut stop: Pin<&mut impl Future<Output = ()>>,
-) -> anyhow::Result<(Ending, Report)> {
+) -> anyhow::Result<(End, Report)> {
     let clock = Clock::system();
     let mut serving = JoinSet::new();
     let (simulator, endpoint) = simulate(&clock, &mut serving).await?;
-    let relay = relay::start(folder, endpoint, TOLD).await?;
-    let notebook = Notebook::new(args.conversations as usize);
-    let mut bots = start_bots(args, &relay, &notebook);
-    let mut trouble = Vec::new();
+    let relay = relay::start(folder, endpoint, CONFIGURED).await?;
+    let record = Record::new(args.conversations as usize);
+    let mut bots = start_bots(args, &relay, &record);
+    let mut errors = Vec::new();
 
     let started = clock.now();
     let mut view = View::new(u64::from(args.messages), started);
     let mut moved = (started, 0);
-    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     let mut ending = loop {
         tokio::select! {
-            () = &mut stop => break Ending::Stopped,
+            () = &mut stop => break End::Stopped,
             Some(ended) = bots.join_next() => {
                 if let Err(error) = ended.context("a bot ended").flatten() {
-                    trouble.push(format!("{error:#}"));
-                    break Ending::Failed;
+                    errors.push(format!("{error:#}"));
+                    break End::Failed;
                 }
             }
-            _ = looks.tick() => {
-                let now = sample(clock.now(), args, &notebook, bots.len(), &simulator);
+            _ = ticks.tick() => {
+                let now = sample(clock.now(), args, &record, bots.len(), &simulator);
                 view.show(now);
                 if now.counts.accepted > moved.1 {
                     moved = (now.at, now.counts.accepted);
                 }
-                if bots.is_empty() && now.waiting() == 0 && now.counts.disconnects >= notebook.notes().hung_up {
-                    break Ending::Complete;
+                if bots.is_empty() && now.waiting() == 0 && now.counts.disconnects >= record.lock().disconnects {
+                    break End::Complete;
                 }
                 if relay.has_ended() {
-                    break Ending::Failed;
+                    break End::Failed;
                 }
-                if now.at.since(moved.0) > STUCK_AFTER || now.at.since(started) > patience(args) {
-                    break Ending::TimedOut;
+                if now.at.since(moved.0) > STUCK_AFTER || now.at.since(started) > time_limit(args) {
+                    break End::TimedOut;
                 }
             }
         }
     };
     bots.shutdown().await;
-    let grace = if ending == Ending::Complete { LEAVE_WITHIN } else { LEAVE_EARLY_WITHIN };
+    let grace = if ending == End::Complete { EXIT_TIMEOUT } else { EARLY_EXIT_TIMEOUT };
     if let Err(error) = relay.drain(grace).await {
-        trouble.push(format!("{error:#}"));
-        ending = if ending == Ending::Complete { Ending::Failed } else { ending };
+        errors.push(format!("{error:#}"));
+        ending = if ending == End::Complete { End::Failed } else { ending };
     }
-    view.finish(sample(clock.now(), args, &notebook, 0, &simulator));
+    view.finish(sample(clock.now(), args, &record, 0, &simulator));
 
-    let (notes, counts) = (notebook.notes(), simulator.counts());
+    let (notes, counts) = (record.lock(), simulator.counts());
     let audit = Audit::of(&notes.conversations, &simulator.accepted());
     let took = clock.now().since(started);
-    Ok((ending, Report { audit, counts, repeats: notes.repeats, trouble, took }))
+    Ok((ending, Report { audit, counts, repeats: notes.repeats, errors, took }))
 }
 
 /// Starts the simulated Connect, which serves as long as `serving` lives.
@@ -197,24 +197,24 @@ async fn simulate(clock: &Clock, serving: &mut JoinSet<()>) -> anyhow::Result<(S
     Ok((simulator, endpoint))
 }
 
-fn start_bots(args: Args, relay: &Relay, notebook: &Arc<Notebook>) -> JoinSet<anyhow::Result<()>> {
+fn start_bots(args: Args, relay: &Relay, record: &Arc<Record>) -> JoinSet<anyhow::Result<()>> {
     let (messages, conversations) = (args.messages as usize, args.conversations as usize);
     let mut bots = JoinSet::new();
     for number in 0..conversations {
         // The first ones take the remainder of the division.
         let messages = messages / conversations + usize::from(number < messages % conversations);
         let plan = Plan { socket: relay.socket.clone(), number, messages, seed: SEED };
-        bots.spawn(bots::run(plan, Arc::clone(notebook)));
+        bots.spawn(bots::run(plan, Arc::clone(record)));
     }
     bots
 }
 
-fn sample(at: Timestamp, args: Args, notebook: &Notebook, bots: usize, simulator: &Simulator) -> Sample {
-    let notes = notebook.notes();
+fn sample(at: Timestamp, args: Args, record: &Record, bots: usize, simulator: &Simulator) -> Sample {
+    let notes = record.lock();
     Sample {
         at,
         total: u64::from(args.messages),
-        handed_over: notes.handed_over,
+        acknowledged: notes.acknowledged,
         repeats: notes.repeats,
         bots,
         counts: simulator.counts(),
@@ -222,7 +222,7 @@ fn sample(at: Timestamp, args: Args, notebook: &Notebook, bots: usize, simulator
 }
 
 /// The longest time that it may take: six times what the quota alone needs, and at least two minutes.
-fn patience(args: Args) -> Duration {
+fn time_limit(args: Args) -> Duration {
     let requests = f64::from(args.messages) + 2.0 * f64::from(args.conversations);
     Duration::from_secs_f64((6.0 * requests / GRANTED.rate).max(120.0))
 }
@@ -237,10 +237,10 @@ fn log_to(path: &Path) -> anyhow::Result<bool> {
 fn introduction(args: Args) -> String {
     format!(
         "{} bots in as many conversations send {} messages through a relay to a simulated Amazon Connect.\n\n\
-         Connect  takes {} requests a second ({} at once) and answers 429 to the rest;\n         \
+         Connect  accepts {} requests a second ({} at once) and answers 429 to the rest;\n         \
          fails {} % of the requests, and loses {} % of its replies.\n\
-         Relay    was told {} a second, so it has to find out; it acknowledges a message once it is on disk.\n\
-         Bots     write faster than that, and now and then send a message twice, as an SDK does.\n\n\
+         Relay    is configured with {} a second, so it has to learn the rate; it acknowledges a message once it is on disk.\n\
+         Bots     write faster than that, and sometimes send a message twice, as an SDK does.\n\n\
          At the end Connect's ledger is compared with what the relay acknowledged to the bots.",
         args.conversations,
         args.messages,
@@ -248,26 +248,24 @@ fn introduction(args: Args) -> String {
         GRANTED.burst,
         ERROR_RATE * 100.0,
         LOST_REPLY_RATE * 100.0,
-        TOLD.rate,
+        CONFIGURED.rate,
     )
 }
 
 impl Report {
-    fn table(&self, ending: Ending) -> String {
+    fn table(&self, ending: End) -> String {
         let Audit { accepted, delivered, lost, duplicated, out_of_order, forged, .. } = &self.audit;
         let Counts { throttled, errors, lost_replies, duplicates, disconnects, .. } = &self.counts;
         // Missing messages are lost only if the relay was given its time.
         let missing = match ending {
-            Ending::Complete | Ending::Failed => ("lost", *lost, "acknowledged, and not in the ledger".to_owned()),
-            Ending::TimedOut | Ending::Stopped => {
-                ("missing", *lost, "acknowledged, and not in the ledger so far".to_owned())
-            }
+            End::Complete | End::Failed => ("lost", *lost, "acknowledged, and not in the ledger".to_owned()),
+            End::TimedOut | End::Stopped => ("missing", *lost, "acknowledged, and not in the ledger so far".to_owned()),
         };
         let rows: [(&str, u64, String); 8] = [
             (
                 "accepted",
                 *accepted,
-                format!("acknowledged to the bots; {} repeats among them made no second", self.repeats),
+                format!("acknowledged to the bots; {} repeats created no second message", self.repeats),
             ),
             ("delivered", *delivered, format!("in Connect's ledger, after {:.0} s", self.took.as_secs_f64())),
             ("throttled", *throttled, "429 answers; each of them was tried again later".to_owned()),
@@ -276,7 +274,7 @@ impl Report {
                 errors + lost_replies,
                 format!("{errors} errors, {lost_replies} lost replies; {duplicates} sent again and recognised"),
             ),
-            ("disconnected", *disconnects, "conversations hung up at their end".to_owned()),
+            ("disconnected", *disconnects, "conversations disconnected at their end".to_owned()),
             missing,
             ("duplicated", *duplicated, "in the ledger more than once".to_owned()),
             ("out of order", *out_of_order, "in the ledger after a later one of the same conversation".to_owned()),
@@ -286,23 +284,23 @@ impl Report {
             text.push_str(&format!("  {name:<13}{count:>7}   {meaning}\n"));
         }
         if *forged > 0 {
-            text.push_str(&format!("  {:<13}{forged:>7}   in the ledger, and written by no bot\n", "forged"));
+            text.push_str(&format!("  {:<13}{forged:>7}   in the ledger, but not written by a bot\n", "forged"));
         }
         text
     }
 
     /// The reason why it did not pass.
-    fn verdict(&self, ending: Ending) -> String {
+    fn verdict(&self, ending: End) -> String {
         let mut text = String::from(match ending {
-            Ending::Complete => "FAIL  The ledger is not what was acknowledged.",
-            Ending::TimedOut => "FAIL  It took too long. What is missing may still be in the queue.",
-            Ending::Stopped => {
-                "STOP  Stopped before the end, so nothing is proved. What is missing was still in the queue."
+            End::Complete => "FAIL  The ledger differs from the acknowledged messages.",
+            End::TimedOut => "FAIL  It took too long. Missing messages may still be in the queue.",
+            End::Stopped => {
+                "STOP  Stopped before the end, so nothing is proved. Missing messages were still in the queue."
             }
-            Ending::Failed => "FAIL  Something failed on the way.",
+            End::Failed => "FAIL  A part of the demo failed.",
         });
-        let examples = if ending == Ending::Stopped { &[][..] } else { &self.audit.examples };
-        for line in self.trouble.iter().chain(examples) {
+        let examples = if ending == End::Stopped { &[][..] } else { &self.audit.examples };
+        for line in self.errors.iter().chain(examples) {
             text.push_str("\n      ");
             text.push_str(line);
         }
@@ -316,14 +314,14 @@ mod tests {
 
     fn report(audit: Audit) -> Report {
         let counts = Counts { throttled: 31, errors: 4, lost_replies: 3, ..Counts::default() };
-        Report { audit, counts, repeats: 2, trouble: Vec::new(), took: Duration::from_millis(20_400) }
+        Report { audit, counts, repeats: 2, errors: Vec::new(), took: Duration::from_millis(20_400) }
     }
 
     #[test]
     fn table_has_a_row_for_every_figure() {
         let audit =
             Audit { accepted: 400, delivered: 397, lost: 3, duplicated: 5, out_of_order: 6, ..Audit::default() };
-        let table = report(audit.clone()).table(Ending::Complete);
+        let table = report(audit.clone()).table(End::Complete);
         for row in [
             "accepted         400",
             "delivered        397",
@@ -335,9 +333,9 @@ mod tests {
         ] {
             assert!(table.contains(row), "{row}\n{table}");
         }
-        assert!(!table.contains("forged"), "a row that would only puzzle");
-        assert!(report(Audit { forged: 1, ..audit.clone() }).table(Ending::Complete).contains("forged             1"));
-        let stopped = report(audit).table(Ending::Stopped);
+        assert!(!table.contains("forged"), "a row without a count");
+        assert!(report(Audit { forged: 1, ..audit.clone() }).table(End::Complete).contains("forged             1"));
+        let stopped = report(audit).table(End::Stopped);
         assert!(stopped.contains("missing            3") && !stopped.contains("lost  "), "{stopped}");
     }
 
@@ -345,16 +343,16 @@ mod tests {
     fn verdict_names_what_is_wrong() {
         let audit =
             Audit { lost: 1, examples: vec!["message 2 of conversation 1 never arrived".into()], ..Audit::default() };
-        let text = Report { trouble: vec!["stop the relay: no".into()], ..report(audit) }.verdict(Ending::Complete);
-        assert!(text.starts_with("FAIL  The ledger is not what was acknowledged."));
+        let text = Report { errors: vec!["stop the relay: no".into()], ..report(audit) }.verdict(End::Complete);
+        assert!(text.starts_with("FAIL  The ledger differs from the acknowledged messages."));
         assert!(text.contains("stop the relay: no") && text.contains("message 2 of conversation 1 never arrived"));
     }
 
     #[test]
-    fn patience_grows_with_the_work() {
+    fn time_limit_grows_with_the_work() {
         let args = |messages, conversations| Args { messages, conversations };
-        assert_eq!(patience(args(400, 20)), Duration::from_secs(132));
-        assert_eq!(patience(args(1, 1)), Duration::from_secs(120));
-        assert_eq!(patience(args(4000, 20)), Duration::from_secs(1212));
+        assert_eq!(time_limit(args(400, 20)), Duration::from_secs(132));
+        assert_eq!(time_limit(args(1, 1)), Duration::from_secs(120));
+        assert_eq!(time_limit(args(4000, 20)), Duration::from_secs(1212));
     }
 }

@@ -19,9 +19,9 @@ use crate::queue::recovery::{Doctor, Rebuilt, named};
 use crate::queue::{OpenError, SealingKey};
 use crate::time::Clock;
 
-/// Look into the queue of a relay that is not running, or into a damaged one that a relay has set aside.
+/// Examine the queue of a stopped relay, or a damaged one that a relay has set aside.
 ///
-/// Nothing is changed in the folder. A running relay holds it: stop that first, or copy the folder.
+/// The folder is not changed. A running relay locks it: stop the relay first, or copy the folder.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -30,23 +30,23 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Verify every record and the format stamp. Exits with 0 where the store is sound, with 1 where it is damaged, with
-    /// 78 where a newer relay wrote it, or no key in the key file opens it.
+    /// Verify every record and the format stamp. Exits with 0 if the store is sound, with 1 if it is damaged, with 78 if
+    /// a newer relay wrote it, or no key in the key file opens it.
     Check(Store),
-    /// Write what is queued as NDJSON on stdout, for `connect-relay send --batch`. It holds contents and tokens: keep it
-    /// from others. Of a sealed store without --key-file it is a listing without either.
+    /// Write the queued messages as NDJSON to stdout, for `connect-relay send --batch`. The output has contents and
+    /// tokens: protect it. Without --key-file, the output for a sealed store is a listing without either.
     Export {
         #[command(flatten)]
         store: Store,
-        /// Dead letters too.
+        /// Export dead letters, too.
         #[arg(long)]
         dead: bool,
     },
-    /// Make a new store of what verifies; the damaged one stays as it is.
+    /// Build a new store from the valid records; the damaged one is not changed.
     Repair {
         #[command(flatten)]
         store: Store,
-        /// The folder of the new store: not there yet, or empty.
+        /// The folder of the new store: missing or empty.
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },
@@ -54,7 +54,7 @@ enum Act {
 
 #[derive(Debug, clap::Args)]
 struct Store {
-    /// The queue's folder (queue.path; DIR/private/queue where the relay was started with --dir).
+    /// The queue's folder (queue.path; DIR/private/queue if the relay was started with --dir).
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// The key file of a sealed store (queue.key_file).
@@ -80,7 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Act::Repair { store, into } => {
             let doctor = store.open()?;
             let busy = busy("writing the new store");
-            let rebuilt = doctor.repair(&into, &Clock::system()).map_err(|error| store.explained(error))?;
+            let rebuilt = doctor.repair(&into, &Clock::system()).map_err(|error| store.reword(error))?;
             busy.finish_and_clear();
             let Rebuilt { queued, dead, outcomes, lost } = rebuilt;
             eprintln!(
@@ -94,16 +94,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
     if doctor.is_sealed() {
-        eprintln!("connect-relay: the store is sealed: this is a listing; --key-file shows what can be sent again");
+        eprintln!("connect-relay: the store is sealed: this is a listing; with --key-file it can be sent again");
     } else {
-        eprintln!("connect-relay: these lines hold contents and ConnectionTokens: keep them from others");
+        eprintln!("connect-relay: these lines have contents and ConnectionTokens: protect them");
     }
     let mut out = BufWriter::new(out::stdout());
     let exported = doctor.export(dead, &mut out)?;
     out.flush()?;
     eprintln!("connect-relay: {} messages", exported.written);
     if exported.others > 0 {
-        eprintln!("connect-relay: left out, because a batch takes none: {} events and disconnects", exported.others);
+        eprintln!(
+            "connect-relay: not exported, because a batch cannot contain them: {} events and disconnects",
+            exported.others
+        );
     }
     if !exported.unreadable.is_empty() {
         eprintln!("connect-relay: cannot be read: {}", named(&exported.unreadable));
@@ -122,18 +125,20 @@ impl Store {
             bar.set_position(read);
         });
         bar.finish_and_clear();
-        Ok(opened.map_err(|error| self.explained(error))?)
+        Ok(opened.map_err(|error| self.reword(error))?)
     }
 
     /// Rewords an error for this command, which does not read queue.key_file.
-    fn explained(&self, error: OpenError) -> Failure {
+    fn reword(&self, error: OpenError) -> Failure {
         match (error, &self.key_file) {
             (OpenError::Sealed { path, .. }, None) => {
-                Failure::Config(format!("{}: it is sealed, --key-file names what opens it", path.display()))
+                Failure::Config(format!("{}: the store is sealed; name its key file with --key-file", path.display()))
             }
-            (OpenError::Sealed { path, .. }, Some(keys)) => {
-                Failure::Config(format!("{}: it is sealed, and no key in {} opens it", path.display(), keys.display()))
-            }
+            (OpenError::Sealed { path, .. }, Some(keys)) => Failure::Config(format!(
+                "{}: the store is sealed, and no key in {} opens it",
+                path.display(),
+                keys.display()
+            )),
             (error, _) => error.into(),
         }
     }

@@ -25,17 +25,17 @@ use serde::de::DeserializeOwned;
 use self::print::{describe, table};
 use super::client::{self, ControlSocket};
 use super::out;
-use crate::control::{Deleted, Message, Messages, RedriveWish, Redriven, Status};
+use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status};
 use crate::delivery::Reason;
 
 /// The time-out for one page; the relay searches its queue for two seconds at most.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages in one page of a bulk act, and of a list.
 const PAGE: usize = 500;
 /// All characters except those that need no encoding in a query or a path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Look at what is queued and what is dead; redrive dead letters, delete messages.
+/// Show queued messages and dead letters; redrive dead letters, delete messages.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -50,20 +50,20 @@ enum Command {
     Delete(Delete),
 }
 
-/// List what is queued, in the order of acceptance, and then what is dead.
+/// List queued messages in the order of acceptance, then dead letters.
 #[derive(Debug, clap::Args)]
 struct List {
     #[command(flatten)]
     control: ControlSocket,
-    /// Only what is queued, or what is dead.
+    /// Only queued messages, or only dead letters.
     #[arg(long, value_name = "STATE", ignore_case = true, value_parser = ["QUEUED", "DEAD"])]
     state: Option<String>,
     #[command(flatten)]
     which: Which,
-    /// The most to list.
+    /// The most messages to list.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
-    /// Go on where an earlier list ended.
+    /// Continue after an earlier list.
     #[arg(long, value_name = "CURSOR")]
     after: Option<String>,
     /// Print the relay's own JSON.
@@ -71,13 +71,13 @@ struct List {
     json: bool,
 }
 
-/// Which messages.
+/// The filters.
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// Only those of this conversation, as the log names it: the key, or t: and the hash.
+    /// Only messages of this conversation, as the log names it: the key, or t: and the hash.
     #[arg(long, value_name = "KEY")]
     conversation: Option<String>,
-    /// Only those that died of this.
+    /// Only dead letters with this reason.
     #[arg(long, value_name = "REASON", value_parser = reasons())]
     reason: Option<String>,
 }
@@ -87,10 +87,10 @@ struct Which {
 struct Show {
     #[command(flatten)]
     control: ControlSocket,
-    /// The relay's id of it, as the log has it.
+    /// The relay's id of the message, as in the log.
     #[arg(value_name = "ID")]
     id: String,
-    /// Show what it says, too.
+    /// Show its contents, too.
     #[arg(long)]
     contents: bool,
     /// Print the relay's own JSON.
@@ -103,25 +103,25 @@ struct Show {
 struct Redrive {
     #[command(flatten)]
     control: ControlSocket,
-    /// Which.
+    /// The relay's ids of the messages, as in the log.
     #[arg(value_name = "ID", required_unless_present = "all")]
     ids: Vec<String>,
-    /// All dead letters that the filters let through; those that were deleted only with --reason deleted.
+    /// All dead letters that match the filters; deleted ones only with --reason deleted.
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// Of all only those of this conversation, as the log names it: the key, or t: and the hash.
+    /// With --all: only those of this conversation, as the log names it: the key, or t: and the hash.
     #[arg(long, value_name = "KEY", conflicts_with = "ids")]
     conversation: Option<String>,
-    /// Of all only those that died of this.
+    /// With --all: only those with this reason.
     #[arg(long, value_name = "REASON", conflicts_with = "ids", value_parser = reasons())]
     reason: Option<String>,
-    /// Send it with the ConnectionToken in this file, in that one's conversation.
+    /// Send it with the ConnectionToken in this file, in that token's conversation.
     #[arg(long, value_name = "FILE", conflicts_with = "all")]
     connection_token_file: Option<PathBuf>,
-    /// Let it say what stands in this file, - for stdin, with a new ClientToken (control.edit).
+    /// Replace its contents by this file, - for stdin, with a new ClientToken (control.edit).
     #[arg(long, value_name = "FILE", conflicts_with = "all")]
     content_file: Option<PathBuf>,
-    /// Let it be of this type (control.edit).
+    /// Replace its content type (control.edit).
     #[arg(long, value_name = "TYPE", conflicts_with = "all")]
     content_type: Option<String>,
     /// Print the relay's own JSON.
@@ -134,10 +134,10 @@ struct Redrive {
 struct Delete {
     #[command(flatten)]
     control: ControlSocket,
-    /// Which.
+    /// The relay's ids of the messages, as in the log.
     #[arg(value_name = "ID", required_unless_present = "conversation")]
     ids: Vec<String>,
-    /// All that is queued of this conversation, as the log names it, but for what is in flight.
+    /// All queued messages of this conversation, as the log names it, except those in flight.
     #[arg(long, value_name = "KEY", conflicts_with = "ids")]
     conversation: Option<String>,
     /// Print the relay's own JSON.
@@ -155,8 +155,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Show(args) => {
             let contents = if args.contents { "?contents=true" } else { "" };
             let path = format!("{}{contents}", path_of(&args.id));
-            let (json, message) = Door::of(&args.control).ask(Method::GET, &path).await?;
-            say(&if args.json { json } else { describe(&message) })
+            let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
+            print(&if args.json { json } else { describe(&message) })
         }
         Command::Redrive(args) if args.all => redrive_all(args).await,
         Command::Redrive(args) => redrive(args).await,
@@ -165,28 +165,28 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The operators' API.
-struct Door(PathBuf);
+struct ControlClient(PathBuf);
 
-impl Door {
-    fn of(control: &ControlSocket) -> Door {
-        Door(control.path())
+impl ControlClient {
+    fn of(control: &ControlSocket) -> ControlClient {
+        ControlClient(control.path())
     }
 
     /// The relay's own JSON in a line, and the parsed reply.
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
-        self.tell(method, path, Bytes::new()).await
+    async fn request<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
+        self.send(method, path, Bytes::new()).await
     }
 
-    async fn tell<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
-        let reply = client::ask(&self.0, request.body(Full::new(body))?, PATIENCE).await?;
-        let body = client::well(reply)?;
-        let read = client::read(&self.0, &body)?;
+        let reply = client::send(&self.0, request.body(Full::new(body))?, TIMEOUT).await?;
+        let body = client::success_body(reply)?;
+        let read = client::parse(&self.0, &body)?;
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }
 
     /// Does a bulk act, a page at a time; `take` returns the total after each page, and the position of the next one.
-    async fn go_through<T: DeserializeOwned>(
+    async fn run_pages<T: DeserializeOwned>(
         &self,
         (method, route): (Method, &str),
         which: &Which,
@@ -196,7 +196,7 @@ impl Door {
         let (mut done, mut after, limit) = (0, None::<String>, PAGE.to_string());
         loop {
             let path = path(route, which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
-            let asked = self.ask(method.clone(), &path).await;
+            let asked = self.request(method.clone(), &path).await;
             let (_, page) = asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match done {
                 0 => error,
                 done => error.context(format!("after {done} messages")),
@@ -212,7 +212,7 @@ impl Door {
 }
 
 async fn list(args: List) -> anyhow::Result<ExitCode> {
-    let door = Door::of(&args.control);
+    let relay = ControlClient::of(&args.control);
     let (mut left, mut after, mut head) = (args.limit, args.after, true);
     loop {
         let limit = left.min(PAGE as u64).to_string();
@@ -222,14 +222,14 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
             &args.which,
             &[("state", state.as_deref()), ("after", after.as_deref()), ("limit", Some(&limit))],
         );
-        let (json, page): (_, Messages) = door.ask(Method::GET, &path).await?;
+        let (json, page): (_, Messages) = relay.request(Method::GET, &path).await?;
         left = left.saturating_sub(page.messages.len() as u64);
-        say(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
+        print(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
         after = page.next;
         match &after {
             Some(_) if left > 0 => {}
             Some(after) => {
-                writeln!(std::io::stderr(), "there are more: --after {after}")?;
+                writeln!(std::io::stderr(), "there are more; continue with --after {after}")?;
                 return Ok(ExitCode::SUCCESS);
             }
             None => return Ok(ExitCode::SUCCESS),
@@ -238,7 +238,7 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
 }
 
 async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
-    let wish = RedriveWish {
+    let body = RedriveRequest {
         connection_token: args.connection_token_file.as_deref().map(text_of).transpose()?.map(|token| {
             // Files end with a line break; a token never does.
             token.trim_end_matches(['\r', '\n']).to_owned()
@@ -246,12 +246,12 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
         content: args.content_file.as_deref().map(text_of).transpose()?,
         content_type: args.content_type,
     };
-    let wish = Bytes::from(serde_json::to_vec(&wish)?);
-    let door = Door::of(&args.control);
+    let body = Bytes::from(serde_json::to_vec(&body)?);
+    let relay = ControlClient::of(&args.control);
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
-        let (json, message): (_, Message) = door.tell(Method::POST, &path, wish.clone()).await?;
-        say(&if args.json {
+        let (json, message): (_, Message) = relay.send(Method::POST, &path, body.clone()).await?;
+        print(&if args.json {
             json
         } else {
             format!("{} is queued again, until {}\n", message.id, message.expiry_time)
@@ -261,47 +261,53 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
 }
 
 async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
-    let door = Door::of(&args.control);
-    let (_, status): (_, Status) = door.ask(Method::GET, "/status").await?;
+    let relay = ControlClient::of(&args.control);
+    let (_, status): (_, Status) = relay.request(Method::GET, "/status").await?;
     let which = Which { conversation: args.conversation, reason: args.reason };
     let filtered = which.reason.is_some() || which.conversation.is_some();
     let bar = bar("redriven", (!filtered).then_some(status.dead_letters));
     let mut all = Redriven::default();
-    door.go_through((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
-        all = Redriven { redriven: all.redriven + page.redriven, ..page };
-        (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
-    })
-    .await?;
+    relay
+        .run_pages((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
+            all = Redriven { redriven: all.redriven + page.redriven, ..page };
+            (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
+        })
+        .await?;
     let Redriven { redriven, full, .. } = &all;
-    say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
+    print(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
     match full {
-        Some(full) => bail!("there is no room for the rest: {full}"),
+        Some(full) => bail!("the queue has no space for the rest: {full}"),
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
 async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
-    let door = Door::of(&args.control);
+    let relay = ControlClient::of(&args.control);
     let Some(conversation) = args.conversation else {
         for id in &args.ids {
-            let (json, message): (_, Message) = door.ask(Method::DELETE, &path_of(id)).await?;
+            let (json, message): (_, Message) = relay.request(Method::DELETE, &path_of(id)).await?;
             let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
-            say(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+            print(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
         }
         return Ok(ExitCode::SUCCESS);
     };
     let which = Which { conversation: Some(conversation), reason: None };
     let bar = bar("deleted", None);
     let mut all = Deleted::default();
-    door.go_through((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
-        all.deleted += page.deleted;
-        all.in_flight += page.in_flight;
-        (all.deleted, page.next)
-    })
-    .await?;
+    relay
+        .run_pages((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
+            all.deleted += page.deleted;
+            all.in_flight += page.in_flight;
+            (all.deleted, page.next)
+        })
+        .await?;
     let in_flight =
         if all.in_flight > 0 { format!("; {} in flight, not deleted", all.in_flight) } else { String::new() };
-    say(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("deleted: {}{in_flight}\n", all.deleted) })
+    print(&if args.json {
+        serde_json::to_string(&all)? + "\n"
+    } else {
+        format!("deleted: {}{in_flight}\n", all.deleted)
+    })
 }
 
 /// A bar if the end is known, else a count; nothing without a terminal.
@@ -339,7 +345,7 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
 }
 
-fn say(text: &str) -> anyhow::Result<ExitCode> {
+fn print(text: &str) -> anyhow::Result<ExitCode> {
     out::print(text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,12 +10,12 @@ use anyhow::Context as _;
 #[derive(Debug)]
 pub struct Out<W = Stdout> {
     to: W,
-    left: bool,
+    reader_gone: bool,
 }
 
 /// Standard output.
 pub fn stdout() -> Out {
-    Out { to: io::stdout(), left: false }
+    Out { to: io::stdout(), reader_gone: false }
 }
 
 /// Writes a whole text.
@@ -30,13 +30,13 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 impl<W> Out<W> {
     /// True if the reader has closed the pipe.
     pub fn has_no_reader(&self) -> bool {
-        self.left
+        self.reader_gone
     }
 
-    fn unless_left(&mut self, result: io::Result<usize>, all: usize) -> io::Result<usize> {
+    fn unless_closed(&mut self, result: io::Result<usize>, all: usize) -> io::Result<usize> {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.left = true;
+                self.reader_gone = true;
                 Ok(all)
             }
             result => result,
@@ -46,19 +46,19 @@ impl<W> Out<W> {
 
 impl<W: Write> Write for Out<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.left {
+        if self.reader_gone {
             return Ok(bytes.len());
         }
         let result = self.to.write(bytes);
-        self.unless_left(result, bytes.len())
+        self.unless_closed(result, bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.left {
+        if self.reader_gone {
             return Ok(());
         }
         let result = self.to.flush().map(|()| 0);
-        self.unless_left(result, 0).map(|_| ())
+        self.unless_closed(result, 0).map(|_| ())
     }
 }
 
@@ -79,11 +79,11 @@ mod tests {
     }
 
     #[test]
-    fn reader_that_has_left_is_no_error_and_a_full_disk_is() {
-        let mut out = Out { to: Failing(io::ErrorKind::BrokenPipe), left: false };
+    fn closed_pipe_is_no_error_and_a_full_disk_is() {
+        let mut out = Out { to: Failing(io::ErrorKind::BrokenPipe), reader_gone: false };
         assert!(out.flush().is_ok() && out.has_no_reader());
         assert!(out.write_all(b"more").is_ok());
-        let mut out = Out { to: Failing(io::ErrorKind::StorageFull), left: false };
+        let mut out = Out { to: Failing(io::ErrorKind::StorageFull), reader_gone: false };
         assert!(out.write_all(b"text").is_err() && out.flush().is_err() && !out.has_no_reader());
     }
 }

@@ -14,16 +14,16 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::log::Log;
-use super::signals::{Heard, Signals};
-use super::{LEFT, code};
+use super::logging::Log;
+use super::signals::{Signal, Signals};
+use super::{UNDELIVERED, code};
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Ending, Options, Reload, Wish};
-use crate::supervisor::Supervisor;
+use crate::daemon::{Daemon, Exit, Options, Reload, StopRequest};
+use crate::service_manager::ServiceManager;
 use crate::time::Clock;
 
 /// The time after which a daemon that was asked to exit at once is abandoned.
-const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The keys that a reload applies, beside `ingress.content_chars_max`: those of the bots' API per request, and the
 /// log's.
@@ -41,22 +41,22 @@ const LIVE: [&str; 11] = [
     "log.level",
 ];
 
-/// Run the relay: take messages from bots, keep them on disk, deliver them to Amazon Connect in order.
+/// Run the relay: accept messages from bots, keep them on disk, deliver them to Amazon Connect in order.
 ///
-/// Needs to know the region of the Connect instance, and nothing else: sender.region in the configuration file, or
+/// The only required setting is the region of the Connect instance: sender.region in the configuration file, or
 /// CONNECT_RELAY__SENDER__REGION, or AWS_REGION.
 ///
-/// SIGTERM or SIGINT: it goes on sending until everything is delivered or shutdown.grace is nearly over, then exits
-/// with 0, or with 75 if messages are left on disk. A second signal: it leaves at once. SIGHUP: it reads its
-/// configuration again, applies what it can (log.level, and in ingress who may come in, the limits of bodies and
-/// contents, and the waits) and says what needs a restart.
+/// SIGTERM or SIGINT: the relay continues to send until all messages are delivered or shutdown.grace is nearly over,
+/// then exits with 0, or with 75 if messages remain on disk. A second signal: it exits at once. SIGHUP: it reads its
+/// configuration again, applies some keys (log.level, and of ingress the access lists, the limits of bodies and
+/// contents, and the waits), and logs the keys that need a restart.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Put sockets and queue under this folder: DIR/relay.sock for bots; DIR/private/control.sock and
-    /// DIR/private/queue, for nobody else. All other settings stay
+    /// DIR/private/queue for the relay alone. Other settings do not change
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -81,83 +81,83 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     if let Some(dir) = &args.dir {
-        make(dir).with_context(|| format!("make {}", dir.display()))?;
+        create_folders(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let options = Options { supervisor: supervisor(), log_lines_dropped: log.dropped(), ..Options::from(config) };
+    let options =
+        Options { service_manager: service_manager(), log_lines_dropped: log.dropped(), ..Options::from(config) };
     let daemon = tokio::select! {
         opened = Daemon::open(options, Clock::system()) => opened?,
         () = signals.stop() => {
-            warn!("left before the queue was open: what is in it stays on disk");
-            return Ok(LEFT.into());
+            warn!("stopped before the queue was open: its messages stay on disk");
+            return Ok(UNDELIVERED.into());
         }
     };
-    let (wish, stop) = watch::channel(Wish::Run);
-    let door = daemon.reload();
+    let (stop, receiver) = watch::channel(StopRequest::None);
+    let live = daemon.reload();
     let reload = || {
         let sources = Sources::of_process(args.config.clone(), args.dir.clone());
-        reload(config, &sources, log, &door);
+        reload(config, &sources, log, &live);
     };
     tokio::select! {
-        ending = daemon.run(stop) => Ok(match ending? {
-            Ending::Drained => ExitCode::SUCCESS,
-            Ending::Left { .. } => LEFT.into(),
+        exit = daemon.run(receiver) => Ok(match exit? {
+            Exit::Drained => ExitCode::SUCCESS,
+            Exit::Undelivered { .. } => UNDELIVERED.into(),
         }),
-        () = obey(&mut signals, &wish, reload) => {
-            warn!("left in the middle of something: what is queued stays on disk");
-            Ok(LEFT.into())
+        () = handle_signals(&mut signals, &stop, reload) => {
+            warn!("stopped at once, on a second signal: the queued messages stay on disk");
+            Ok(UNDELIVERED.into())
         }
     }
 }
 
 /// The service manager, if one started this process and listens.
-fn supervisor() -> Supervisor {
-    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Supervisor::default() };
+fn service_manager() -> ServiceManager {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return ServiceManager::default() };
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros);
-    Supervisor::at(Path::new(&address), watchdog).unwrap_or_else(|error| {
-        warn!(address = %address.display(), %error, "the service manager does not listen: it is told nothing");
-        Supervisor::default()
+    ServiceManager::at(Path::new(&address), watchdog).unwrap_or_else(|error| {
+        warn!(address = %address.display(), %error, "the service manager does not listen: the relay sends it no notifications");
+        ServiceManager::default()
     })
 }
 
 /// Creates the folders of `--dir`: bots may read DIR, only the relay's user its own files.
-pub(super) fn make(dir: &Path) -> std::io::Result<()> {
+pub(super) fn create_folders(dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
 
 /// Forwards the requests of signals; resolves when the exit after a second one takes too long.
-async fn obey(signals: &mut Signals, wish: &watch::Sender<Wish>, reload: impl Fn()) {
-    for next in [Wish::Drain, Wish::Leave] {
-        while signals.next().await == Heard::Reload {
+async fn handle_signals(signals: &mut Signals, stop: &watch::Sender<StopRequest>, reload: impl Fn()) {
+    for next in [StopRequest::Drain, StopRequest::Exit] {
+        while signals.next().await == Signal::Reload {
             reload();
         }
-        wish.send_replace(next);
+        stop.send_replace(next);
     }
-    sleep(LEAVE_WITHIN).await;
+    sleep(EXIT_TIMEOUT).await;
 }
 
 /// Reads the configuration again and applies the keys that can change; if it is not valid, the old one stays.
-fn reload(running: &Config, sources: &Sources, log: &Log, door: &Reload) {
+fn reload(running: &Config, sources: &Sources, log: &Log, live: &Reload) {
     match Config::load(sources) {
         Ok(config) => {
             log.set_level(config.log().1);
-            door.taken(config.ingress());
+            live.apply(config.ingress());
             let mut restart = running.changes(&config);
             restart.retain(|key| !is_live(key));
             match restart.as_slice() {
                 [] => info!("configuration reloaded"),
                 keys => warn!(
                     keys = keys.join(", "),
-                    "configuration reloaded in part: these keys changed, or the files that they name, and keep what they \
-                     had until a restart"
+                    "configuration reloaded in part: these keys, or the files that they name, changed and need a restart"
                 ),
             }
         }
         Err(faults) => {
-            door.refused();
-            error!(faults = %faults, "configuration not reloaded: the old one stays");
+            live.reject();
+            error!(faults = %faults, "configuration not reloaded: it is not valid, and the old one stays in force");
         }
     }
 }

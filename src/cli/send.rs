@@ -29,9 +29,9 @@ use crate::message::{ConnectionToken, ConversationKey, Invalid};
 /// The largest piece: the default of `ingress.batch_bytes_max`.
 const PIECE_MAX: usize = 1 << 20;
 /// The time-out for the relay's answer, beside a wait that was asked for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Hand a message, or a file of them, to the relay.
+/// Submit a message, or a file of messages, to the relay.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The relay's socket for bots [default: $CONNECT_RELAY__INGRESS__SOCKET, then /run/connect-relay/relay.sock].
@@ -43,22 +43,22 @@ pub struct Args {
     /// The ordering key: one participant of one chat.
     #[arg(long, value_name = "KEY", conflicts_with = "batch")]
     conversation: Option<String>,
-    /// The idempotency token: the same again sends no second message.
+    /// The idempotency token: a repeat with it sends no second message.
     #[arg(long, value_name = "TOKEN", conflicts_with = "batch")]
     client_token: Option<String>,
-    /// What the text is.
+    /// The content type of the text.
     #[arg(long, value_name = "TYPE", default_value = "text/plain", conflicts_with = "batch")]
     content_type: String,
-    /// Wait so long for Connect's answer, instead of returning once the message is on disk.
+    /// Wait this long for Connect's answer, instead of returning once the message is on disk.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "batch")]
     wait: Option<Duration>,
     /// Read the ConnectionToken from this file instead of $CONNECTION_TOKEN.
     #[arg(long, value_name = "FILE", conflicts_with = "batch")]
     connection_token_file: Option<PathBuf>,
-    /// Send the messages of this NDJSON file, - for stdin; each line carries its own ConnectionToken.
+    /// Send the messages of this NDJSON file, - for stdin; each line has its own ConnectionToken.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     batch: Option<PathBuf>,
-    /// What to say; - reads it from stdin.
+    /// The text; - reads it from stdin.
     #[arg(value_name = "TEXT", required_unless_present = "batch")]
     text: Option<String>,
 }
@@ -104,9 +104,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    let reply = client::ask(&socket, request, PATIENCE + args.wait.unwrap_or_default()).await?;
-    if let Some(refusal) = refusal(&reply) {
-        eprintln!("{refusal}");
+    let reply = client::send(&socket, request, TIMEOUT + args.wait.unwrap_or_default()).await?;
+    if let Some(error) = error_text(&reply) {
+        eprintln!("{error}");
         return Ok(ExitCode::FAILURE);
     }
     print(&mut out, reply.body())?;
@@ -194,7 +194,7 @@ async fn post(socket: &Path, piece: Bytes, tally: &mut Tally, out: &mut impl Wri
     let mut pieces = vec![piece];
     while let Some(piece) = pieces.pop() {
         let request = Request::post("/participant/messages").header(CONTENT_TYPE, "application/x-ndjson");
-        let reply = client::ask(socket, request.body(Full::new(piece.clone()))?, PATIENCE).await?;
+        let reply = client::send(socket, request.body(Full::new(piece.clone()))?, TIMEOUT).await?;
         if reply.status() == StatusCode::PAYLOAD_TOO_LARGE
             && let Some(middle) = middle(&piece)
         {
@@ -202,8 +202,8 @@ async fn post(socket: &Path, piece: Bytes, tally: &mut Tally, out: &mut impl Wri
             pieces.push(piece.slice(..middle));
             continue;
         }
-        if let Some(refusal) = refusal(&reply) {
-            bail!(refusal);
+        if let Some(error) = error_text(&reply) {
+            bail!(error);
         }
         for line in reply.body().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             if is_refused(line) {
@@ -242,20 +242,20 @@ fn print(out: &mut impl Write, body: &[u8]) -> anyhow::Result<()> {
 }
 
 /// The text of an error reply; `None` for a 2xx.
-fn refusal(reply: &Response<Bytes>) -> Option<String> {
+fn error_text(reply: &Response<Bytes>) -> Option<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
-    struct Said {
+    struct ErrorBody {
         #[serde(rename = "Message", alias = "message")]
         message: String,
     }
     if reply.status().is_success() {
         return None;
     }
-    let said: Said = serde_json::from_slice(reply.body()).unwrap_or_default();
+    let error: ErrorBody = serde_json::from_slice(reply.body()).unwrap_or_default();
     let header = |name| reply.headers().get(name).and_then(|value| value.to_str().ok());
     let mut text = format!("refused with {}", reply.status().as_u16());
-    for part in [header("x-amzn-errortype"), Some(said.message.as_str()).filter(|text| !text.is_empty())] {
+    for part in [header("x-amzn-errortype"), Some(error.message.as_str()).filter(|text| !text.is_empty())] {
         text.extend([": ", part.unwrap_or_default()].into_iter().filter(|_| part.is_some()));
     }
     if let Some(seconds) = header("retry-after") {
@@ -272,7 +272,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
+    use crate::serve::{ConnectionCount, Limits, Listener, Reply, bind_unix, serve};
     use crate::time::Clock;
 
     #[derive(Parser)]
@@ -289,7 +289,7 @@ mod tests {
     fn relay(path: &Path, most: usize, pieces: Arc<Mutex<Vec<usize>>>) -> tokio::task::JoinHandle<()> {
         let listener = bind_unix(path, 0o600).unwrap();
         let limits =
-            Limits { connections_max: 4, idle_timeout: PATIENCE, request_timeout: PATIENCE, head_bytes_max: 8192 };
+            Limits { connections_max: 4, idle_timeout: TIMEOUT, request_timeout: TIMEOUT, head_bytes_max: 8192 };
         let service = move |request: Request<hyper::body::Incoming>, _| {
             let pieces = Arc::clone(&pieces);
             async move {
@@ -307,7 +307,7 @@ mod tests {
             Listener::Unix(listener),
             limits,
             Clock::system(),
-            Connections::default(),
+            ConnectionCount::default(),
             service,
             std::future::pending(),
         );
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_is_shown_as_text() {
+    fn error_reply_is_shown_as_text() {
         let reply = Response::builder()
             .status(429)
             .header("x-amzn-ErrorType", "ThrottlingException")
@@ -387,12 +387,12 @@ mod tests {
             .body(Bytes::from(r#"{"Message":"connect-relay: the queue is full"}"#))
             .unwrap();
         assert_eq!(
-            refusal(&reply).unwrap(),
+            error_text(&reply).unwrap(),
             "refused with 429: ThrottlingException: connect-relay: the queue is full (try again in 7 s)"
         );
         let reply = Response::builder().status(502).body(Bytes::from("<html>")).unwrap();
-        assert_eq!(refusal(&reply).unwrap(), "refused with 502");
-        assert_eq!(refusal(&Response::new(Bytes::new())), None);
+        assert_eq!(error_text(&reply).unwrap(), "refused with 502");
+        assert_eq!(error_text(&Response::new(Bytes::new())), None);
     }
 
     #[test]

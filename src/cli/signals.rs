@@ -1,20 +1,20 @@
 //! The signals that a command handles. Once a [`Signals`] exists, none is lost.
 
 use anyhow::Context as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 /// SIGTERM, SIGINT and SIGHUP. SIGUSR1 and SIGUSR2 are taken and ignored: they would end the process otherwise.
 #[derive(Debug)]
 pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-    _ignored: [Signal; 2],
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hang_up: unix::Signal,
+    _ignored: [unix::Signal; 2],
 }
 
 /// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Signal {
     /// SIGTERM, SIGINT.
     Stop,
     /// SIGHUP.
@@ -37,16 +37,16 @@ impl Signals {
     }
 
     /// Waits for the next signal.
-    pub async fn next(&mut self) -> Heard {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.terminate.recv() => Heard::Stop,
-            _ = self.interrupt.recv() => Heard::Stop,
-            _ = self.hang_up.recv() => Heard::Reload,
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.hang_up.recv() => Signal::Reload,
         }
     }
 
     /// Resolves with the next SIGTERM or SIGINT.
     pub async fn stop(&mut self) {
-        while self.next().await != Heard::Stop {}
+        while self.next().await != Signal::Stop {}
     }
 }

@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 use crate::simulator::{Counts, Options, Simulator};
 use crate::time::Clock;
 
-/// Play the Participant Service on this machine, without AWS: for developing a bot, or for trying out the relay.
+/// Simulate the Participant Service on this machine, without AWS: to develop a bot, or to try the relay.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to listen; a loopback address. Port 0 takes a free one.
+    /// The address to listen on: loopback only. Port 0 selects a free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9580", value_parser = loopback)]
     listen: SocketAddr,
     /// Messages and events per second before requests are throttled.
@@ -26,25 +26,25 @@ pub struct Args {
     /// Messages and events at once before requests are throttled.
     #[arg(long, value_name = "N", default_value = "15")]
     burst: u32,
-    /// How long a reply takes.
+    /// The time that a reply takes.
     #[arg(long, value_name = "DURATION", default_value = "30ms", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// How much longer or shorter that may be.
+    /// The largest random change of that time, up and down.
     #[arg(long, value_name = "DURATION", default_value = "10ms", value_parser = humantime::parse_duration)]
     jitter: Duration,
     /// Share of the requests that fail with a 500 or a 503 (0 to 1).
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     error_rate: f64,
-    /// Share of the requests that are carried out, but whose reply gets lost (0 to 1).
+    /// Share of the requests that are carried out, but whose reply is lost (0 to 1).
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     lost_reply_rate: f64,
     /// A token to refuse with 403; repeatable.
     #[arg(long, value_name = "TOKEN")]
     deny: Vec<String>,
-    /// How long a connection token lives, since it was issued or first seen; without it, for ever.
+    /// The lifetime of a connection token, from its issue or first use; without it, unlimited.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     token_life: Option<Duration>,
-    /// What the dice start from: the same seed meets the same faults.
+    /// The seed of the random generator: the same seed causes the same faults.
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
     /// Append each accepted message to this file, as a line of JSON.
@@ -60,7 +60,7 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<(
     let listener = bind(args.listen).await?;
     let address = listener.local_addr().context("read the address listened on")?;
     let ledger = args.ledger.as_deref().map(open_ledger).transpose()?;
-    say(&introduction(&args, address));
+    print_error(&introduction(&args, address));
     let options = Options {
         rate: args.rate,
         burst: args.burst,
@@ -76,14 +76,14 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<(
     };
     let simulator = Simulator::new(options, Clock::system());
     simulator.serve(listener, stop).await;
-    say(&summary(&simulator.counts()));
+    print_error(&summary(&simulator.counts()));
     Ok(())
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| "an address and a port are needed, such as 127.0.0.1:9580")?;
+    let address: SocketAddr = text.parse().map_err(|_| "expected an address and a port, such as 127.0.0.1:9580")?;
     if !address.ip().is_loopback() {
-        return Err("the simulator takes any token, so it listens on loopback only, such as 127.0.0.1:9580".into());
+        return Err("the simulator accepts any token, so it listens on loopback only, such as 127.0.0.1:9580".into());
     }
     Ok(address)
 }
@@ -92,7 +92,7 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             bail!(
-                "listen on {address}: the port is in use; choose another with --listen 127.0.0.1:PORT, or any free one with port 0"
+                "listen on {address}: the port is in use; choose another with --listen 127.0.0.1:PORT, or a free one with port 0"
             )
         }
         bound => bound.with_context(|| format!("listen on {address}")),
@@ -111,7 +111,7 @@ fn introduction(args: &Args, address: SocketAddr) -> String {
         text.push_str(line);
         text.push('\n');
     };
-    add("This plays Amazon Connect's Participant Service. Point a bot's AWS SDK at it:");
+    add("This simulates Amazon Connect's Participant Service. Point a bot's AWS SDK at it:");
     add(&format!("    export AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://{address}"));
     add("or try it by hand:");
     add(&format!(
@@ -130,18 +130,18 @@ fn introduction(args: &Args, address: SocketAddr) -> String {
     ));
     if args.error_rate > 0.0 || args.lost_reply_rate > 0.0 {
         add(&format!(
-            "faults   {} % of the requests fail, {} % of the replies get lost (seed {})",
+            "faults   {} % of the requests fail, {} % of the replies are lost (seed {})",
             percent(args.error_rate),
             percent(args.lost_reply_rate),
             args.seed
         ));
     }
     if let Some(life) = args.token_life {
-        add(&format!("tokens   live {}, then 403", humantime::format_duration(life)));
+        add(&format!("tokens   are valid for {}, then 403", humantime::format_duration(life)));
     }
     match &args.ledger {
-        Some(path) => add(&format!("ledger   {}: a line for each message accepted", path.display())),
-        None => add("ledger   none; --ledger FILE writes down each message accepted"),
+        Some(path) => add(&format!("ledger   {}: a line for each accepted message", path.display())),
+        None => add("ledger   none; --ledger FILE records each accepted message"),
     }
     add(&format!("counts   http://{address}/ledger, and here at the end (Ctrl-C)"));
     text
@@ -164,21 +164,21 @@ fn percent(share: f64) -> f64 {
 }
 
 /// Writes to stderr and ignores errors: a closed stderr is no reason to stop.
-fn say(text: &str) {
+fn print_error(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        _ => Err("a number of requests per second is needed, 0 or more".to_owned()),
+        _ => Err("expected a number of requests per second, 0 or more".to_owned()),
     }
 }
 
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("a share from 0 to 1 is needed, such as 0.05 for one in twenty".to_owned()),
+        _ => Err("expected a share from 0 to 1, such as 0.05 for one in twenty".to_owned()),
     }
 }
 

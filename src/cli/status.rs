@@ -20,15 +20,15 @@ use super::out;
 use crate::control::Status;
 
 /// Longer than the relay's own time-out for its store; otherwise the relay answers from memory.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The time between two requests.
 const EVERY: Duration = Duration::from_secs(1);
 /// The number of replies over which shares are shown: a minute.
-const LOOKS: usize = 60;
+const SAMPLES: usize = 60;
 /// Exit code: something is queued.
 const QUEUED: u8 = 75;
 
-/// Say whether the relay is healthy, and if not why; then what waits and how fast it goes.
+/// Show if the relay is healthy, and if not, why; then the queue and the rate.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -36,10 +36,10 @@ pub struct Args {
     /// Print the relay's own JSON.
     #[arg(long)]
     json: bool,
-    /// Look again every second, until interrupted.
+    /// Repeat every second, until interrupted.
     #[arg(long)]
     watch: bool,
-    /// Exit with 0 when nothing is queued and with 75 when something is.
+    /// Exit with 0 if nothing is queued, with 75 if something is.
     #[arg(long, conflicts_with = "watch")]
     exit_code: bool,
 }
@@ -50,10 +50,10 @@ pub struct Args {
 /// If the relay is not running or does not answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let socket = args.control.path();
-    let mut past = Past::default();
+    let mut history = History::default();
     if !args.watch {
-        let (json, status) = look(&socket).await?;
-        let text = if args.json { json } else { render(&status, &past) };
+        let (json, status) = fetch(&socket).await?;
+        let text = if args.json { json } else { render(&status, &history) };
         out::print(&text)?;
         let queued = args.exit_code && status.queued > 0;
         return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
@@ -62,11 +62,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         // Watching continues while a relay restarts.
-        let text = match look(&socket).await {
+        let text = match fetch(&socket).await {
             Ok((json, _)) if args.json => json,
             Ok((_, status)) => {
-                let text = render(&status, &past);
-                past.push(status);
+                let text = render(&status, &history);
+                history.push(status);
                 text
             }
             Err(error) if args.json => {
@@ -85,24 +85,24 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The relay's own JSON in a line, and the parsed status.
-async fn look(socket: &Path) -> anyhow::Result<(String, Status)> {
+async fn fetch(socket: &Path) -> anyhow::Result<(String, Status)> {
     let request = Request::get("/status").body(Full::<Bytes>::default())?;
-    let body = client::well(client::ask(socket, request, PATIENCE).await?)?;
-    let status: Status = client::read(socket, &body)?;
+    let body = client::success_body(client::send(socket, request, TIMEOUT).await?)?;
+    let status: Status = client::parse(socket, &body)?;
     Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
 }
 
 /// The replies of the last minute; without any, the figures since the relay's start count.
 #[derive(Debug, Default)]
-struct Past(VecDeque<Status>);
+struct History(VecDeque<Status>);
 
-impl Past {
+impl History {
     fn push(&mut self, status: Status) {
         if self.0.back().is_some_and(|last| last.uptime_seconds > status.uptime_seconds) {
             // Another process counts from zero.
             self.0.clear();
         }
-        if self.0.len() > LOOKS {
+        if self.0.len() > SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back(status);
@@ -129,14 +129,14 @@ fn percent(part: f64, whole: f64) -> String {
     format!("{:.1}%", if whole > 0.0 { 100.0 * (part / whole).clamp(0.0, 1.0) } else { 0.0 })
 }
 
-fn render(status: &Status, past: &Past) -> String {
+fn render(status: &Status, history: &History) -> String {
     let mut text = headline(status);
     for problem in &status.problems {
         let _ = write!(text, "\n  - {problem}");
     }
     text.push('\n');
     let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
-    let [throttled, quota_wait] = past.shares(status);
+    let [throttled, quota_wait] = history.shares(status);
     let rows = [
         ("queued", format!("{} of {}", status.queued, status.queued_max)),
         ("oldest", seconds(status.oldest_seconds)),
@@ -169,8 +169,8 @@ fn render(status: &Status, past: &Past) -> String {
 
 /// The summary in one line.
 fn headline(status: &Status) -> String {
-    let well = status.problems.is_empty();
-    let mut line = match (status.state.as_str(), well) {
+    let healthy = status.problems.is_empty();
+    let mut line = match (status.state.as_str(), healthy) {
         ("ready", true) => "healthy: ".to_owned(),
         ("ready", false) => return "not healthy:".into(),
         (state, true) => format!("{state}: "),
@@ -208,7 +208,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::serve::{Connections, Limits, Listener, Reply, bind_unix, serve};
+    use crate::serve::{ConnectionCount, Limits, Listener, Reply, bind_unix, serve};
     use crate::time::Clock;
 
     fn status() -> Status {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn healthy_relay_says_so_in_a_line_and_shows_its_figures() {
+    fn healthy_relay_is_shown_in_one_line_with_its_figures() {
         let expected = "\
 healthy: nothing is queued
 queued        0 of 10000
@@ -247,7 +247,7 @@ quota wait    25.0% of 10m
 on disk       5.0 MiB of 128.0 MiB, 3.0 GiB free
 relay         1.2.3 eu-west-2
 ";
-        assert_eq!(render(&status(), &Past::default()), expected);
+        assert_eq!(render(&status(), &History::default()), expected);
     }
 
     #[test]
@@ -258,7 +258,9 @@ relay         1.2.3 eu-west-2
         status.dead_letters = 1;
         assert_eq!(headline(&status), "healthy: 300 queued, the oldest for 1m 1s, empty in about 31s; 1 dead letter");
         status.problems = vec!["It hangs.".into(), "It is full.".into()];
-        assert!(render(&status, &Past::default()).starts_with("not healthy:\n  - It hangs.\n  - It is full.\nqueued "));
+        assert!(
+            render(&status, &History::default()).starts_with("not healthy:\n  - It hangs.\n  - It is full.\nqueued ")
+        );
         status.state = "draining".into();
         assert_eq!(headline(&status), "draining, and not healthy:");
         status.problems.clear();
@@ -277,14 +279,15 @@ relay         1.2.3 eu-west-2
         let path = folder.path().join("s");
         let listener = bind_unix(&path, 0o600).unwrap();
         let limits =
-            Limits { connections_max: 4, idle_timeout: PATIENCE, request_timeout: PATIENCE, head_bytes_max: 8192 };
+            Limits { connections_max: 4, idle_timeout: TIMEOUT, request_timeout: TIMEOUT, head_bytes_max: 8192 };
         let looks = Arc::new(AtomicUsize::new(0));
         let service = move |_, _| {
             let queued = looks.fetch_add(1, Ordering::Relaxed);
             async move { Reply::new(Full::from(format!("{{\"state\": \"ready\", \"queued\": {queued}}}"))) }
         };
         let never = std::future::pending();
-        let serving = serve(Listener::Unix(listener), limits, Clock::system(), Connections::default(), service, never);
+        let serving =
+            serve(Listener::Unix(listener), limits, Clock::system(), ConnectionCount::default(), service, never);
         let asking = async {
             for (exit_code, expected) in [(true, 0), (true, QUEUED), (false, 0)] {
                 let control = ControlSocket { socket: Some(path.clone()), dir: None };
@@ -293,7 +296,7 @@ relay         1.2.3 eu-west-2
             }
         };
         tokio::select! {
-            () = serving => panic!("it was not told to stop"),
+            () = serving => panic!("it was not asked to stop"),
             () = asking => {}
         }
     }
@@ -307,15 +310,15 @@ relay         1.2.3 eu-west-2
             quota_wait_seconds,
             ..Status::default()
         };
-        let mut past = Past::default();
-        assert_eq!(past.shares(&look(0.0, 0, 0, 0.0))[0].1, "0.0% of 0 attempts in 0s");
+        let mut history = History::default();
+        assert_eq!(history.shares(&look(0.0, 0, 0, 0.0))[0].1, "0.0% of 0 attempts in 0s");
         for second in 0..100 {
-            past.push(look(f64::from(second), 10, 9, 0.0));
+            history.push(look(f64::from(second), 10, 9, 0.0));
         }
-        let [throttled, waited] = past.shares(&look(100.0, 210, 13, 30.5)).map(|(_, share)| share);
+        let [throttled, waited] = history.shares(&look(100.0, 210, 13, 30.5)).map(|(_, share)| share);
         assert_eq!((throttled.as_str(), waited.as_str()), ("2.0% of 200 attempts in 1m 1s", "50.0% of 1m 1s"));
-        past.push(look(1.0, 4, 1, 0.0));
-        assert_eq!(past.shares(&look(2.0, 5, 2, 0.5))[0].1, "100.0% of 1 attempts in 1s");
-        assert_eq!(past.0.len(), 1);
+        history.push(look(1.0, 4, 1, 0.0));
+        assert_eq!(history.shares(&look(2.0, 5, 2, 0.5))[0].1, "100.0% of 1 attempts in 1s");
+        assert_eq!(history.0.len(), 1);
     }
 }

@@ -1,8 +1,8 @@
 //! Merges the sources: defaults, file, environment, flags.
 //!
 //! Every setting is first tried alone on top of the defaults. So every error is found, not only the first, and each has
-//! the source of its setting. The valid settings can then be merged, because settings of different keys cannot
-//! invalidate each other's shape.
+//! the source of its setting. The valid entries can then be merged, because entries of different keys cannot
+//! invalidate each other's settings.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use ::config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 
-use super::shape::Shape;
+use super::schema::Settings;
 use super::{Sources, paths};
 
 const PREFIX: &str = "CONNECT_RELAY__";
@@ -20,7 +20,7 @@ const NEAR_PREFIX: &str = "CONNECT_RELAY_";
 #[derive(Debug, Default)]
 pub struct Layers {
     /// The values; a setting with an error has its default here.
-    pub shape: Shape,
+    pub settings: Settings,
     /// The source of each key that is set.
     pub origins: BTreeMap<String, String>,
     /// The errors.
@@ -32,7 +32,7 @@ pub struct Layers {
 }
 
 /// One key set by one source.
-struct Setting {
+struct Entry {
     source: String,
     key: String,
     value: Value,
@@ -42,10 +42,10 @@ impl Layers {
     /// Reads the sources and merges them.
     pub fn of(sources: &Sources) -> Layers {
         let mut layers = Layers::default();
-        let mut settings = Vec::new();
+        let mut entries = Vec::new();
         if let Some(path) = &sources.file {
             match file(path) {
-                Ok(found) => settings.extend(found),
+                Ok(found) => entries.extend(found),
                 Err(fault) => {
                     layers.faults.push(fault);
                     layers.file_unknown = true;
@@ -54,7 +54,7 @@ impl Layers {
         }
         for (name, value) in &sources.environment {
             match variable(name, value) {
-                Variable::Setting(setting) => settings.push(setting),
+                Variable::Entry(entry) => entries.push(entry),
                 Variable::Fault(fault) => layers.faults.push(fault),
                 Variable::Warning(warning) => layers.warnings.push(warning),
                 Variable::Foreign => {}
@@ -62,18 +62,18 @@ impl Layers {
         }
         if let Some(dir) = &sources.dir {
             match directory(dir, &sources.environment) {
-                Ok(found) => settings.extend(found),
+                Ok(found) => entries.extend(found),
                 Err(fault) => layers.faults.push(fault),
             }
         }
-        layers.lay(settings);
+        layers.merge(entries);
         layers.take_region(&sources.environment);
         layers
     }
 
     /// Returns the contents of the file that a key names. If it could not be read, adds an error and returns the
     /// default.
-    pub fn take<T: Default>(&mut self, key: &str, read: Result<T, String>) -> T {
+    pub fn value_or_fault<T: Default>(&mut self, key: &str, read: Result<T, String>) -> T {
         read.unwrap_or_else(|fault| {
             if !self.is_faulty(key) {
                 let source = self.origins.get(key).map_or("default", String::as_str);
@@ -89,10 +89,10 @@ impl Layers {
         ends.map(|end| format!(": {} = ", &key[..end])).any(|of| self.faults.iter().any(|fault| fault.contains(&of)))
     }
 
-    fn lay(&mut self, settings: Vec<Setting>) {
+    fn merge(&mut self, entries: Vec<Entry>) {
         let mut builder = ::config::Config::builder();
-        for Setting { source, key, value } in settings {
-            match alone(&key, &value) {
+        for Entry { source, key, value } in entries {
+            match parse_alone(&key, &value) {
                 // An empty table sets no key, and must not replace the values in it.
                 Ok(()) if matches!(value.kind, ValueKind::Table(_)) => {}
                 Ok(()) => {
@@ -100,13 +100,13 @@ impl Layers {
                     self.origins.insert(key, source);
                 }
                 Err(error) => {
-                    self.faults.push(format!("{source}: {key} = {}: {}", shown(&value.kind), told(error)));
+                    self.faults.push(format!("{source}: {key} = {}: {}", shown(&value.kind), error_text(error)));
                 }
             }
         }
         match builder.build().and_then(::config::Config::try_deserialize) {
-            Ok(shape) => self.shape = shape,
-            Err(error) => self.faults.push(told(error)),
+            Ok(settings) => self.settings = settings,
+            Err(error) => self.faults.push(error_text(error)),
         }
     }
 
@@ -114,8 +114,8 @@ impl Layers {
     fn take_region(&mut self, environment: &[(OsString, OsString)]) {
         for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
             let found = environment.iter().find(|(key, value)| key == name && !value.is_empty());
-            if let (Some((_, region)), "") = (found, self.shape.sender.region.as_str()) {
-                self.shape.sender.region = region.to_string_lossy().into_owned();
+            if let (Some((_, region)), "") = (found, self.settings.sender.region.as_str()) {
+                self.settings.sender.region = region.to_string_lossy().into_owned();
                 self.origins.insert("sender.region".into(), name.into());
             }
         }
@@ -123,34 +123,34 @@ impl Layers {
 }
 
 /// Tries one setting on top of the defaults.
-fn alone(key: &str, value: &Value) -> Result<(), ConfigError> {
+fn parse_alone(key: &str, value: &Value) -> Result<(), ConfigError> {
     let nested = key.rsplit('.').fold(value.clone(), |inner, name| Map::from([(name.to_owned(), inner)]).into());
-    nested.try_deserialize::<Shape>().map(drop)
+    nested.try_deserialize::<Settings>().map(drop)
 }
 
-fn file(path: &Path) -> Result<Vec<Setting>, String> {
+fn file(path: &Path) -> Result<Vec<Entry>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
     let table = File::from_str(&text, FileFormat::Toml)
         .collect()
-        .map_err(|error| format!("{}: {}", path.display(), told(error).trim_end()))?;
-    let mut settings = Vec::new();
-    flatten(&path.display().to_string(), "", table, &mut settings);
-    settings.sort_by(|a, b| a.key.cmp(&b.key));
-    Ok(settings)
+        .map_err(|error| format!("{}: {}", path.display(), error_text(error).trim_end()))?;
+    let mut entries = Vec::new();
+    flatten(&path.display().to_string(), "", table, &mut entries);
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(entries)
 }
 
-fn flatten(source: &str, prefix: &str, table: Map<String, Value>, settings: &mut Vec<Setting>) {
+fn flatten(source: &str, prefix: &str, table: Map<String, Value>, entries: &mut Vec<Entry>) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value.kind {
-            ValueKind::Table(inner) if !inner.is_empty() => flatten(source, &format!("{key}."), inner, settings),
-            _ => settings.push(Setting { source: source.into(), key, value }),
+            ValueKind::Table(inner) if !inner.is_empty() => flatten(source, &format!("{key}."), inner, entries),
+            _ => entries.push(Entry { source: source.into(), key, value }),
         }
     }
 }
 
 enum Variable {
-    Setting(Setting),
+    Entry(Entry),
     Fault(String),
     Warning(String),
     Foreign,
@@ -161,13 +161,13 @@ fn variable(name: &OsStr, value: &OsStr) -> Variable {
     if let Some(rest) = name.strip_prefix(PREFIX) {
         let key = rest.to_ascii_lowercase().replace("__", ".");
         return match value.to_str() {
-            Some(text) => Variable::Setting(Setting { source: name.into(), key, value: Value::from(text) }),
+            Some(text) => Variable::Entry(Entry { source: name.into(), key, value: Value::from(text) }),
             None => Variable::Fault(format!("{name}: {key}: must be UTF-8")),
         };
     }
     match name.strip_prefix(NEAR_PREFIX) {
         Some(rest) if is_of_a_service(rest, value) => Variable::Foreign,
-        Some(rest) => Variable::Warning(format!("{name} is not read: {}", meant(rest))),
+        Some(rest) => Variable::Warning(format!("{name} is not read: {}", probable_name(rest))),
         None => Variable::Foreign,
     }
 }
@@ -190,18 +190,18 @@ fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
         || rest.contains("_SERVICE_PORT_")
         || (rest.ends_with("_PORT") && !number)
         || rest.match_indices("_PORT_").any(|(at, found)| address(&rest[at + found.len()..]));
-    shaped && close(&rest[1..]).is_none()
+    shaped && similar_key(&rest[1..]).is_none()
 }
 
 /// Returns the key whose variable this would be with two underscores, in capitals.
-fn close(rest: &str) -> Option<String> {
-    let keys = super::keys(&Shape::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
+fn similar_key(rest: &str) -> Option<String> {
+    let keys = super::keys(&Settings::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
     keys.into_iter().find(|key| key.replace('.', "_") == rest.replace("__", "_"))
 }
 
 /// Returns the name that was probably meant by one with single underscores.
-fn meant(rest: &str) -> String {
-    match close(rest) {
+fn probable_name(rest: &str) -> String {
+    match similar_key(rest) {
         Some(key) => format!("it takes two underscores, {PREFIX}{}", key.replace('.', "__")),
         None => format!("the relay's own begin with {PREFIX} and part section and key by two underscores"),
     }
@@ -209,22 +209,22 @@ fn meant(rest: &str) -> String {
 
 /// `--dir`: the bots' socket is in DIR itself, which may be mounted into their containers; the relay's own files are in
 /// a folder inside it. A relative path starts at the working directory, as for any command.
-fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Setting>, String> {
+fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Entry>, String> {
     let shown = dir.display();
     if !paths::is_plain(dir) {
-        let meant = paths::meant(dir, Path::new("/var/lib/connect-relay"), environment);
+        let meant = paths::probable_path(dir, Path::new("/var/lib/connect-relay"), environment);
         return Err(format!("--dir = {shown}: no shell has put in what it stands for; probably {}", meant.display()));
     }
     let dir = std::path::absolute(dir).map_err(|error| format!("--dir = {shown}: {error}"))?;
     let dir = dir.to_str().ok_or_else(|| format!("--dir = {shown}: must be UTF-8"))?;
-    let settings =
+    let entries =
         [("ingress.socket", "relay.sock"), ("control.socket", "private/control.sock"), ("queue.path", "private/queue")]
-            .map(|(key, place)| Setting {
+            .map(|(key, place)| Entry {
                 source: "--dir".into(),
                 key: key.into(),
                 value: Value::from(format!("{}/{place}", dir.trim_end_matches('/'))),
             });
-    Ok(settings.into())
+    Ok(entries.into())
 }
 
 /// A value as it was written, without possible secrets.
@@ -244,9 +244,9 @@ fn shown(value: &ValueKind) -> String {
 }
 
 /// The error's own text, without the keys and origins that the `config` crate adds.
-fn told(error: ConfigError) -> String {
+fn error_text(error: ConfigError) -> String {
     match error {
-        ConfigError::At { error, .. } => told(*error),
+        ConfigError::At { error, .. } => error_text(*error),
         ConfigError::FileParse { cause, .. } => cause.to_string(),
         error => {
             let text = error.to_string();

@@ -12,7 +12,7 @@ pub fn is_plain(path: &Path) -> bool {
 
 /// The absolute path that was probably meant. `default` is the one that the relay uses if none is set. It is returned
 /// if the path names a user or a variable that is unknown here.
-pub fn meant(path: &Path, default: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
+pub fn probable_path(path: &Path, default: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
     if is_plain(path) {
         return std::path::absolute(path).unwrap_or_else(|_| default.into());
     }
@@ -45,7 +45,7 @@ mod tests {
     fn path_that_a_shell_would_have_expanded_is_found() {
         let environment = [("HOME", "/home/bot"), ("DATA", "/data"), ("EMPTY", ""), ("NAME", "bot")];
         let environment = environment.map(|(name, value)| (name.into(), value.into()));
-        let of = |path: &str| meant(Path::new(path), Path::new("/default"), &environment);
+        let of = |path: &str| probable_path(Path::new(path), Path::new("/default"), &environment);
         for (path, expected) in [
             ("~/queue", "/home/bot/queue"),
             ("~", "/home/bot"),
@@ -61,6 +61,6 @@ mod tests {
             assert_eq!(of(path).to_str(), Some(expected), "{path}");
         }
         assert_eq!(of("./queue"), std::env::current_dir().unwrap().join("queue"));
-        assert_eq!(meant(Path::new("~/queue"), Path::new("/default"), &[]), Path::new("/default"));
+        assert_eq!(probable_path(Path::new("~/queue"), Path::new("/default"), &[]), Path::new("/default"));
     }
 }

@@ -32,8 +32,8 @@ fn the_documented_file_equals_the_defaults_key_for_key() {
         .unwrap()
         .try_deserialize()
         .unwrap();
-    let documented: Shape = serde_json::from_value(table.clone()).unwrap();
-    assert_eq!(documented, Shape::default(), "a default");
+    let documented: Settings = serde_json::from_value(table.clone()).unwrap();
+    assert_eq!(documented, Settings::default(), "a default");
 
     let names = |value: &serde_json::Value| -> Vec<String> {
         fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<String>) {
@@ -49,7 +49,7 @@ fn the_documented_file_equals_the_defaults_key_for_key() {
         all.sort();
         all
     };
-    assert_eq!(names(&table), names(&serde_json::to_value(Shape::default()).unwrap()), "a key");
+    assert_eq!(names(&table), names(&serde_json::to_value(Settings::default()).unwrap()), "a key");
 }
 
 #[test]
@@ -86,16 +86,16 @@ fn environment_overrides_the_file_and_flags_override_both() {
         ],
     )
     .unwrap();
-    assert_eq!(config.shape.sender.region, "eu-west-2");
+    assert_eq!(config.settings.sender.region, "eu-west-2");
     assert!((config.pacer().rate_max - 7.5).abs() < f64::EPSILON);
     assert_eq!(config.queue().due_max, Duration::from_secs(4));
     assert_eq!(config.limits().content_chars, [4096, 1024, 12000, 12288]);
-    assert_eq!(config.shape.ingress.allow_uids, [1000, 1001]);
+    assert_eq!(config.settings.ingress.allow_uids, [1000, 1001]);
     assert!(config.queue().volatile);
 
     let environment = vec![("CONNECT_RELAY__INGRESS__SOCKET".into(), "/env/a.sock".into()), region("eu-west-2")];
     let config = Config::load(&Sources { file: None, environment, dir: Some("/flag".into()) }).unwrap();
-    assert_eq!(config.shape.ingress.socket, Path::new("/flag/relay.sock"));
+    assert_eq!(config.settings.ingress.socket, Path::new("/flag/relay.sock"));
 }
 
 fn region(name: &str) -> (OsString, OsString) {
@@ -107,9 +107,9 @@ fn dir_holds_sockets_and_queue_and_touches_nothing_else() {
     let plain = Config::load(&Sources { environment: vec![region("eu-west-2")], ..Sources::default() }).unwrap();
     let sources = Sources { environment: vec![region("eu-west-2")], dir: Some("/tmp/r".into()), file: None };
     let config = Config::load(&sources).unwrap();
-    assert_eq!(config.shape.ingress.socket, Path::new("/tmp/r/relay.sock"));
-    assert_eq!(config.shape.control.socket, Path::new("/tmp/r/private/control.sock"));
-    assert_eq!(config.shape.queue.path, Path::new("/tmp/r/private/queue"));
+    assert_eq!(config.settings.ingress.socket, Path::new("/tmp/r/relay.sock"));
+    assert_eq!(config.settings.control.socket, Path::new("/tmp/r/private/control.sock"));
+    assert_eq!(config.settings.queue.path, Path::new("/tmp/r/private/queue"));
     assert_eq!(plain.changes(&config), ["control.socket", "ingress.socket", "queue.path"]);
 }
 
@@ -285,8 +285,8 @@ fn dir_is_relative_to_the_working_folder_and_names_no_variable() {
         Config::load(&Sources { environment, dir: Some(dir.into()), file: None })
     };
     let here = std::env::current_dir().unwrap();
-    assert_eq!(of("relay").unwrap().shape.ingress.socket, here.join("relay/relay.sock"));
-    assert_eq!(of("/").unwrap().shape.queue.path, Path::new("/private/queue"));
+    assert_eq!(of("relay").unwrap().settings.ingress.socket, here.join("relay/relay.sock"));
+    assert_eq!(of("/").unwrap().settings.queue.path, Path::new("/private/queue"));
     let Faults(found) = of("~/relay").unwrap_err();
     let expected = "--dir = ~/relay: no shell has put in what it stands for; probably /home/bot/relay";
     assert_eq!(found, [expected]);
@@ -328,10 +328,10 @@ fn a_body_that_is_too_small_for_the_longest_content_is_a_warning() {
 }
 
 #[test]
-fn a_region_is_taken_where_the_tools_of_aws_would_take_it() {
+fn region_is_read_from_the_variables_of_aws_tools() {
     let both = [("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_REGION", "eu-west-2")];
-    assert_eq!(load("", &both).unwrap().shape.sender.region, "eu-west-2");
-    assert_eq!(load("", &both[..1]).unwrap().shape.sender.region, "us-east-1");
+    assert_eq!(load("", &both).unwrap().settings.sender.region, "eu-west-2");
+    assert_eq!(load("", &both[..1]).unwrap().settings.sender.region, "us-east-1");
     let found = faults("", &[("AWS_REGION", "EU")]);
     assert!(found[0].starts_with("AWS_REGION: sender.region = EU: must be a region's name"), "{found:?}");
 }
@@ -357,8 +357,8 @@ fn check_output_is_an_equal_configuration() {
     let printed = config.effective();
     assert!(config.set().any(|set| set == ("log.level", "CONNECT_RELAY__LOG__LEVEL")), "{:?}", config.origins);
     let again = load(&printed, &[]).unwrap();
-    assert_eq!((again.shape.clone(), again.effective()), (config.shape, printed.clone()));
-    assert_eq!(printed.matches(" = ").count(), keys(&again.shape).len());
+    assert_eq!((again.settings.clone(), again.effective()), (config.settings, printed.clone()));
+    assert_eq!(printed.matches(" = ").count(), keys(&again.settings).len());
 }
 
 #[test]

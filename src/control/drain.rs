@@ -8,45 +8,45 @@ use tokio::sync::watch;
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     /// The requested grace; the inner value is `None` for `shutdown.grace`.
-    wish: watch::Sender<Option<Option<Duration>>>,
+    requested_grace: watch::Sender<Option<Option<Duration>>>,
     /// The number of messages that are left; the inner value is `None` if the store did not answer.
     left: watch::Sender<Option<Option<u64>>>,
 }
 
 impl Drain {
     /// Requests that the relay drains and exits, within this time.
-    pub fn wish(&self, within: Option<Duration>) {
-        self.wish.send_if_modified(|wish| {
-            let first = wish.is_none();
-            *wish = wish.or(Some(within));
+    pub fn request(&self, within: Option<Duration>) {
+        self.requested_grace.send_if_modified(|requested_grace| {
+            let first = requested_grace.is_none();
+            *requested_grace = requested_grace.or(Some(within));
             first
         });
     }
 
     /// True if a drain was requested.
     #[must_use]
-    pub fn is_wished(&self) -> bool {
-        self.wish.borrow().is_some()
+    pub fn is_requested(&self) -> bool {
+        self.requested_grace.borrow().is_some()
     }
 
     /// The requested grace, if one was requested.
     #[must_use]
     pub fn grace(&self) -> Option<Duration> {
-        self.wish.borrow().flatten()
+        self.requested_grace.borrow().flatten()
     }
 
     /// Resolves with the grace when a drain is requested.
-    pub async fn wished(&self) -> Option<Duration> {
-        first(&self.wish).await
+    pub async fn requested(&self) -> Option<Duration> {
+        first(&self.requested_grace).await
     }
 
     /// Notes that the relay exits, and the number of messages left.
-    pub fn end(&self, left: Option<u64>) {
+    pub fn finish(&self, left: Option<u64>) {
         self.left.send_replace(Some(left));
     }
 
     /// Resolves when the relay exits, with the number of messages left.
-    pub async fn ended(&self) -> Option<u64> {
+    pub async fn finished(&self) -> Option<u64> {
         first(&self.left).await
     }
 }
@@ -65,12 +65,12 @@ mod tests {
     #[tokio::test]
     async fn first_request_counts_and_every_waiter_sees_the_end() {
         let drain = Drain::default();
-        assert!(!drain.is_wished());
-        drain.wish(Some(Duration::from_secs(9)));
-        drain.clone().wish(None);
-        assert_eq!(drain.wished().await, Some(Duration::from_secs(9)));
+        assert!(!drain.is_requested());
+        drain.request(Some(Duration::from_secs(9)));
+        drain.clone().request(None);
+        assert_eq!(drain.requested().await, Some(Duration::from_secs(9)));
         let (one, other) = (drain.clone(), drain.clone());
-        let ((), one, other) = tokio::join!(async { drain.end(Some(3)) }, one.ended(), other.ended());
+        let ((), one, other) = tokio::join!(async { drain.finish(Some(3)) }, one.finished(), other.finished());
         assert_eq!((one, other), (Some(3), Some(3)));
     }
 }

@@ -10,7 +10,7 @@
 //! requests. A disconnect of the client ends it between two pages.
 
 mod query;
-mod shapes;
+mod schema;
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use hyper::http::request::Parts;
 use tracing::info;
 
 use self::query::Query;
-pub(super) use self::query::{Of, of};
-pub use self::shapes::{Deleted, Message, Messages, RedriveWish, Redriven, Said};
-use super::status::full;
-use super::{Control, Refusal, Reply, invalid, json, wish};
+pub(super) use self::query::{Target, target};
+pub use self::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
+use super::status::describe_full;
+use super::{Control, ErrorReply, Reply, invalid, json, parse_body};
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
@@ -34,7 +34,7 @@ const LIST_WITHIN: Duration = Duration::from_secs(2);
 
 impl Control {
     /// `GET /messages`
-    pub(super) async fn list(&self, parts: &Parts) -> Result<Reply, Refusal> {
+    pub(super) async fn list(&self, parts: &Parts) -> Result<Reply, ErrorReply> {
         let Query { of, after, limit, .. } =
             Query::parse(parts, &["state", "conversation", "reason", "after", "limit"], None)?;
         let (limit, began) = (limit.unwrap_or(LIMIT), self.clock.now());
@@ -44,7 +44,7 @@ impl Control {
             && listed.messages.len() < limit
             && self.clock.now().since(began) < LIST_WITHIN
         {
-            let page = self.of_queue(self.queue.list(of.clone(), after, limit - listed.messages.len())).await?;
+            let page = self.ask_queue(self.queue.list(of.clone(), after, limit - listed.messages.len())).await?;
             listed.messages.extend(page.messages.into_iter().map(|seen| Message::of(seen, &self.clock)));
             next = page.next;
         }
@@ -53,10 +53,10 @@ impl Control {
     }
 
     /// `GET /messages/{id}`
-    pub(super) async fn show(&self, parts: &Parts, name: &str) -> Result<Reply, Refusal> {
+    pub(super) async fn show(&self, parts: &Parts, name: &str) -> Result<Reply, ErrorReply> {
         let Query { contents, .. } = Query::parse(parts, &["contents"], None)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
-        let seen = self.of_queue(self.queue.show(id, contents)).await?;
+        let seen = self.ask_queue(self.queue.show(id, contents)).await?;
         Ok(json(StatusCode::OK, &Message::of(seen.ok_or_else(|| gone(name, StatusCode::NOT_FOUND))?, &self.clock)))
     }
 
@@ -67,9 +67,9 @@ impl Control {
         name: &str,
         body: &[u8],
         uid: Option<u32>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Reply, ErrorReply> {
         Query::parse(parts, &[], None)?;
-        let RedriveWish { connection_token, content, content_type } = wish(body)?;
+        let RedriveRequest { connection_token, content, content_type } = parse_body(body)?;
         let content = content.map(Content::new);
         let token = connection_token.map(|token| ConnectionToken::parse(token.as_bytes())).transpose();
         let token = token.map_err(|wrong| invalid(wrong.to_string()))?;
@@ -77,13 +77,16 @@ impl Control {
         let body = match (content, content_type) {
             (None, None) => None,
             _ if !self.edit => {
-                return Err(Refusal(StatusCode::FORBIDDEN, "control.edit is false: contents are not changed".into()));
+                return Err(ErrorReply(
+                    StatusCode::FORBIDDEN,
+                    "control.edit is false: contents are not changed".into(),
+                ));
             }
             (content, content_type) => Some(self.edited(id, name, content, content_type.as_deref()).await?),
         };
         let edited = body.is_some();
-        let redriven = self.of_queue(self.queue.redrive(id, Redrive { token, body })).await?;
-        let message = Message::of(redriven.map_err(|unmoved| refusal(name, unmoved))?, &self.clock);
+        let redriven = self.ask_queue(self.queue.redrive(id, Redrive { token, body })).await?;
+        let message = Message::of(redriven.map_err(|refused| action_error(name, refused))?, &self.clock);
         let Message { id, conversation, .. } = &message;
         info!(
             act = "redrive",
@@ -92,7 +95,7 @@ impl Control {
             conversation,
             edited,
             redriven = 1,
-            "a dead letter is queued again, by an operator"
+            "an operator queued a dead letter again"
         );
         Ok(json(StatusCode::OK, &message))
     }
@@ -104,8 +107,8 @@ impl Control {
         name: &str,
         content: Option<Content>,
         content_type: Option<&str>,
-    ) -> Result<Body, Refusal> {
-        let seen = self.of_queue(self.queue.show(id, true)).await?.ok_or_else(|| gone(name, StatusCode::CONFLICT))?;
+    ) -> Result<Body, ErrorReply> {
+        let seen = self.ask_queue(self.queue.show(id, true)).await?.ok_or_else(|| gone(name, StatusCode::CONFLICT))?;
         let (its_type, its_content) = match seen.body {
             Some(Body::Message { content_type, content }) => (Some(content_type), Some(content)),
             Some(_) => return Err(invalid(format!("{name} is no message: it has no contents to change"))),
@@ -127,10 +130,10 @@ impl Control {
     }
 
     /// `POST /redrive`
-    pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, Refusal> {
+    pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         let query = Query::parse(parts, &["reason", "conversation", "after", "limit"], Some(Part::Dead))?;
         let redrive = |of, after, most| self.queue.redrive_all(of, after, most);
-        let Sweep { done, full: no_room, next, .. } = self.sweep(&query, redrive).await?;
+        let Sweep { done, full, next, .. } = self.run_bulk(&query, redrive).await?;
         // A request with `after` continues an act that is logged already.
         if query.after.is_none() {
             let Selection { conversation, reason, .. } = &query.of;
@@ -142,46 +145,48 @@ impl Control {
                 conversation,
                 redriven = done,
                 more = next.is_some(),
-                "dead letters are queued again, by an operator"
+                "an operator queued dead letters again"
             );
         }
-        match no_room {
-            Some(no_room) if done == 0 => Err(Refusal(StatusCode::TOO_MANY_REQUESTS, full(no_room))),
-            no_room => {
+        match full {
+            Some(full) if done == 0 => Err(ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full))),
+            full => {
                 let next = next.map(|next| next.to_string());
-                Ok(json(StatusCode::OK, &Redriven { redriven: done, full: no_room.map(full), next }))
+                Ok(json(StatusCode::OK, &Redriven { redriven: done, full: full.map(describe_full), next }))
             }
         }
     }
 
     /// `DELETE /messages/{id}`
-    pub(super) async fn delete(&self, parts: &Parts, name: &str, uid: Option<u32>) -> Result<Reply, Refusal> {
+    pub(super) async fn delete(&self, parts: &Parts, name: &str, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         Query::parse(parts, &[], None)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
-        let deleted = self.of_queue(self.queue.delete(id)).await?;
-        let message = Message::of(deleted.map_err(|unmoved| refusal(name, unmoved))?, &self.clock);
+        let deleted = self.ask_queue(self.queue.delete(id)).await?;
+        let message = Message::of(deleted.map_err(|refused| action_error(name, refused))?, &self.clock);
         let Message { id, conversation, .. } = &message;
-        info!(act = "delete", uid, message_id = id, conversation, deleted = 1, "a message is deleted by an operator");
+        info!(act = "delete", uid, message_id = id, conversation, deleted = 1, "an operator deleted a message");
         Ok(json(StatusCode::OK, &message))
     }
 
     /// `DELETE /messages`
-    pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, Refusal> {
+    pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         let query = Query::parse(parts, &["conversation", "after", "limit"], Some(Part::Queued))?;
         if query.of.conversation.is_none() {
-            return Err(invalid("conversation is needed: all of them are not deleted at once".into()));
+            return Err(invalid(
+                "conversation is required: a request cannot delete the messages of all conversations".into(),
+            ));
         }
         let delete = |of, after, most| self.queue.delete_all(of, after, most);
-        let Sweep { done, in_flight, next, .. } = self.sweep(&query, delete).await?;
+        let Sweep { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;
         if query.after.is_none() {
             let (conversation, more) = (query.of.conversation.as_deref(), next.is_some());
-            info!(act = "delete_all", uid, conversation, deleted = done, more, "messages are deleted by an operator");
+            info!(act = "delete_all", uid, conversation, deleted = done, more, "an operator deleted messages");
         }
         Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, next: next.map(|next| next.to_string()) }))
     }
 
     /// Repeats the act until there is no more, no room, or the limit is reached.
-    async fn sweep<F>(&self, query: &Query, act: impl Fn(Selection, Cursor, usize) -> F) -> Result<Sweep, Refusal>
+    async fn run_bulk<F>(&self, query: &Query, act: impl Fn(Selection, Cursor, usize) -> F) -> Result<Sweep, ErrorReply>
     where
         F: Future<Output = Result<Sweep, StoreFailed>>,
     {
@@ -193,33 +198,33 @@ impl Control {
             && all.done + all.in_flight < most
         {
             let left = usize::try_from(most - all.done - all.in_flight).unwrap_or(usize::MAX);
-            let Sweep { done, in_flight, full, next } = self.of_queue(act(query.of.clone(), after, left)).await?;
+            let Sweep { done, in_flight, full, next } = self.ask_queue(act(query.of.clone(), after, left)).await?;
             all = Sweep { done: all.done + done, in_flight: all.in_flight + in_flight, full, next };
         }
         Ok(all)
     }
 
     /// Finds the message with this name; one that was delivered, or is no longer stored, is answered with this status.
-    async fn find(&self, name: &str, if_gone: StatusCode) -> Result<MessageId, Refusal> {
-        match self.of_queue(self.queue.seek(name)).await? {
+    async fn find(&self, name: &str, if_gone: StatusCode) -> Result<MessageId, ErrorReply> {
+        match self.ask_queue(self.queue.seek(name)).await? {
             Sought::Here(id) => Ok(id),
             Sought::Gone => Err(gone(name, if_gone)),
-            Sought::Never => Err(Refusal(StatusCode::NOT_FOUND, format!("no such message: {name}"))),
+            Sought::Never => Err(ErrorReply(StatusCode::NOT_FOUND, format!("no such message: {name}"))),
         }
     }
 }
 
-fn gone(name: &str, status: StatusCode) -> Refusal {
-    Refusal(status, format!("{name} is neither queued nor dead: it was delivered, or is kept no longer"))
+fn gone(name: &str, status: StatusCode) -> ErrorReply {
+    ErrorReply(status, format!("{name} is neither queued nor dead: it was delivered, or is no longer stored"))
 }
 
-fn refusal(name: &str, unmoved: Unmoved) -> Refusal {
-    let why = match unmoved {
+fn action_error(name: &str, refused: Unmoved) -> ErrorReply {
+    let why = match refused {
         Unmoved::Queued => format!("{name} is queued already"),
-        Unmoved::InFlight => format!("{name} is in flight: an attempt is under way"),
+        Unmoved::InFlight => format!("{name} is in flight: an attempt is in progress"),
         Unmoved::Taken => format!("that token's conversation has another message with the ClientToken of {name}"),
         Unmoved::Gone => return gone(name, StatusCode::CONFLICT),
-        Unmoved::Full(no_room) => return Refusal(StatusCode::TOO_MANY_REQUESTS, full(no_room)),
+        Unmoved::Full(full) => return ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full)),
     };
-    Refusal(StatusCode::CONFLICT, why)
+    ErrorReply(StatusCode::CONFLICT, why)
 }

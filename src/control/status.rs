@@ -2,7 +2,7 @@
 //!
 //! | members | meaning |
 //! | --- | --- |
-//! | `version`, `region`, `connect_instance` | the identity of the relay |
+//! | `version`, `region`, `connect_instance` | the relay of the relay |
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; seconds since the start |
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
@@ -38,9 +38,9 @@ const DUE_MAX: Duration = Duration::from_secs(60);
 /// at the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
-/// The identity and the limits of this relay.
+/// The relay and the limits of this relay.
 #[derive(Clone, Debug, Default)]
-pub struct About {
+pub struct RelayInfo {
     /// The build.
     pub version: &'static str,
     /// `sender.region`
@@ -57,7 +57,7 @@ pub struct About {
     pub bytes_max: u64,
 }
 
-impl About {
+impl RelayInfo {
     /// The setting that decides the destination, and its value.
     fn destination(&self) -> String {
         if !self.region.is_empty() && self.upstream.contains(&self.region) {
@@ -164,17 +164,17 @@ impl Counts {
 }
 
 impl Status {
-    pub(super) fn of(about: &About, facts: &Facts) -> Status {
+    pub(super) fn of(relay: &RelayInfo, facts: &Facts) -> Status {
         let Facts { overview, state, rate, closed, counts, now, .. } = facts;
         let age = |since: Option<Timestamp>| since.map_or(0.0, |since| now.since(since).as_secs_f64());
         Status {
-            version: about.version.into(),
+            version: relay.version.into(),
             state: state.as_str().into(),
             uptime_seconds: facts.uptime.as_secs_f64(),
             paused: overview.paused.as_ref().map(|pause| Paused::of(pause, &facts.clock)),
             all_refused_since: overview.all_refused.map(|since| facts.clock.shown(since).to_string()),
             queued: overview.queued,
-            queued_max: about.messages_max,
+            queued_max: relay.messages_max,
             oldest_seconds: age(overview.oldest),
             oldest_due_seconds: age(overview.oldest_due),
             conversations: overview.conversations,
@@ -182,11 +182,11 @@ impl Status {
             answer_lost: overview.answer_lost,
             dead_letters: overview.dead,
             queue_bytes: overview.bytes,
-            queue_bytes_max: about.bytes_max,
+            queue_bytes_max: relay.bytes_max,
             disk_free: overview.disk_free,
-            full: overview.full.map(full),
+            full: overview.full.map(describe_full),
             send_rate: millis_of(*rate),
-            quota_rate: about.quota_rate,
+            quota_rate: relay.quota_rate,
             gate: match closed {
                 None => "open",
                 Some(Closed::Throttled) => "throttled",
@@ -197,11 +197,11 @@ impl Status {
             attempts: counts.attempts,
             throttled: counts.throttled,
             quota_wait_seconds: millis_of(counts.quota_wait),
-            region: about.region.clone(),
-            connect_instance: about.connect_instance.clone(),
+            region: relay.region.clone(),
+            connect_instance: relay.connect_instance.clone(),
             expiring: overview.expiring.messages,
             first_expiry: overview.expiring.first.map(|first| facts.clock.shown(first).to_string()),
-            problems: problems(about, facts),
+            problems: problems(relay, facts),
         }
     }
 }
@@ -213,7 +213,7 @@ impl Paused {
 }
 
 /// The problems and their remedies, the worst first.
-fn problems(about: &About, facts: &Facts) -> Vec<String> {
+fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
     let Facts { overview, state, stalled, rate, closed, seen, now, .. } = facts;
     let due_for = overview.oldest_due.map_or(Duration::ZERO, |since| now.since(since));
     let due = match overview.oldest_due {
@@ -225,22 +225,22 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
     let mut problems = Vec::new();
     if let State::Failed(why) = state {
         problems.push(format!(
-            "The relay has failed and leaves: {why}. What was acknowledged is on disk; mend the cause and start it again."
+            "The relay has failed and exits: {why}. Acknowledged messages are on disk; remove the cause and start it again."
         ));
     }
     if let Some(stalled) = stalled {
-        problems.push(format!("It hangs: {stalled}. Restart it; what was acknowledged is on disk."));
+        problems.push(format!("The relay hangs: {stalled}. Restart it; acknowledged messages are on disk."));
     }
     if let Some((path, why)) = &facts.no_socket {
         problems.push(format!(
-            "Bots cannot connect: the socket is not at its path, {}: {why}. If the name is free, the relay makes the socket \
-             anew within 5 s; else move what is there away.",
+            "Bots cannot connect: the socket is not at its path, {}: {why}. If the path is free, the relay binds the \
+             socket again within 5 s; otherwise move the file there away.",
             path.display()
         ));
     }
     if let Some(Pause { since, why }) = &overview.paused {
         problems.push(format!(
-            "Sending is paused since {}{}{why}. Messages wait on disk, and die when their lifetime ends; \
+            "Sending is paused since {}{}{why}. Messages wait on disk and expire when their lifetime ends; \
              `connect-relay resume` ends the pause.",
             facts.clock.shown(*since),
             if why.is_empty() { "" } else { ": " }
@@ -253,15 +253,15 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
              token that was not refused yet; the first that Connect takes resumes sending. Correct the setting and restart \
              the relay, or run `connect-relay resume`. No message is given up before its lifetime ends.",
             facts.clock.shown(since),
-            about.destination()
+            relay.destination()
         ));
     }
     if let Some(full) = overview.full {
-        problems.push(format!("New messages are refused with 429: {}. {}.", self::full(full), what_to_do(full)));
-    } else if overview.queued.saturating_mul(5) > about.messages_max.saturating_mul(4) {
+        problems.push(format!("New messages are refused with 429: {}. {}.", describe_full(full), remedy(full)));
+    } else if overview.queued.saturating_mul(5) > relay.messages_max.saturating_mul(4) {
         problems.push(format!(
             "The queue is filling up: {} of {} messages (queue.messages_max); beyond that new ones are refused with 429.",
-            overview.queued, about.messages_max
+            overview.queued, relay.messages_max
         ));
     }
     match closed {
@@ -279,26 +279,26 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
         Some(Closed::Throttled) => problems.push(format!(
             "Connect throttles: sending at {rate:.1}/s of a quota of {:.1}/s.{due} Everything that talks to the instance \
              draws on that quota; if this lasts, ask AWS to raise it.",
-            about.quota_rate
+            relay.quota_rate
         )),
         None => {}
     }
-    problems.extend(loss_to_come(facts));
+    problems.extend(describe_expiring(facts));
     let held_back = overview.paused.is_some() || overview.all_refused.is_some();
     if closed.is_none() && !held_back && due_for >= DUE_MAX {
-        problems.push(slow_or_stuck(facts, &due));
+        problems.push(describe_delay(facts, &due));
     }
     if overview.set_aside {
         problems.push(
-            "The queue was found damaged and is set aside in a folder damaged-* under queue.path; what verified was \
-             carried over. `connect-relay doctor check` on that folder says what is lost. Look at the disk; then remove \
-             the folder."
+            "The queue was found damaged and is set aside in a folder damaged-* under queue.path; its valid \
+             records are in the new queue. `connect-relay doctor check` on that folder lists what is lost. Check the \
+             disk; then remove the folder."
                 .into(),
         );
     }
     if overview.corrupt > 0 {
         problems.push(format!(
-            "Failed their checksum since the start, and set aside: {}. The log names their kind; look at the disk.",
+            "{} failed the checksum since the start and were set aside. The log names their kind; check the disk.",
             count(overview.corrupt, "record")
         ));
     }
@@ -313,7 +313,7 @@ fn problems(about: &About, facts: &Facts) -> Vec<String> {
 }
 
 /// The problem of a message that is due for long without a known obstacle: if attempts end, sending is only slow.
-fn slow_or_stuck(facts: &Facts, due: &str) -> String {
+fn describe_delay(facts: &Facts, due: &str) -> String {
     let Facts { overview, rate, seen, counts, now, uptime, .. } = facts;
     let quiet = seen.attempted.map_or(*uptime, |attempted| now.since(attempted));
     if quiet < QUIET_MAX {
@@ -321,18 +321,18 @@ fn slow_or_stuck(facts: &Facts, due: &str) -> String {
         let left = Duration::try_from_secs_f64(overview.queued as f64 / rate).unwrap_or(Duration::MAX);
         return format!(
             "Sending is slow, not stuck: the last attempt ended {} ago.{due} {} wait for {rate:.1}/s, which takes about {}. \
-             More is handed over than the learned rate lets out: look at sender.quota_rate and sender.rate_max, and at who \
-             else draws on the quota.",
+             Bots submit more than the learned rate delivers: check sender.quota_rate and sender.rate_max, and which other \
+             clients use the quota.",
             span(quiet),
             overview.queued,
             span(left),
         );
     }
     let (what, next) = match counts.in_flight {
-        0 => ("nothing is in flight", "keep the relay's log and restart it; what was acknowledged is on disk"),
+        0 => ("nothing is in flight", "keep the relay's log and restart it; acknowledged messages are on disk"),
         _ => (
-            "no answer has come to those in flight",
-            "look at the path to the Participant Service (sender.endpoint, sender.proxy), and at sender.attempt_timeout",
+            "the attempts in flight have no answer",
+            "check the connection to the Participant Service (sender.endpoint, sender.proxy), and sender.attempt_timeout",
         ),
     };
     format!("Sending is stuck: no attempt has ended for {}, and {what}.{due} What to do: {next}.", span(quiet))
@@ -344,11 +344,11 @@ fn span(span: Duration) -> String {
 }
 
 /// The messages that will expire before they can be sent.
-fn loss_to_come(facts: &Facts) -> Option<String> {
+fn describe_expiring(facts: &Facts) -> Option<String> {
     let Facts { overview, rate, closed, clock, .. } = facts;
     let Expiring { messages, first: Some(first) } = overview.expiring else { return None };
     let first = clock.shown(first).time_of_day();
-    let (queued, lost) = (grouped(overview.queued), about(messages));
+    let (queued, lost) = (grouped(overview.queued), approximate(messages));
     if overview.paused.is_some() || *closed == Some(Closed::Down) {
         return Some(format!(
             "Of {queued} messages queued, about {lost} will expire, even if sending resumes in five minutes, the first at \
@@ -367,7 +367,7 @@ fn loss_to_come(facts: &Facts) -> Option<String> {
 }
 
 /// A number to two significant digits: an estimate is no better.
-fn about(count: u64) -> String {
+fn approximate(count: u64) -> String {
     let unit = 10u64.pow(count.max(1).ilog10().saturating_sub(1));
     grouped(count.saturating_add(unit / 2) / unit * unit)
 }
@@ -379,7 +379,7 @@ fn grouped(count: u64) -> String {
     groups.join(",")
 }
 
-pub(super) fn full(full: Full) -> String {
+pub(super) fn describe_full(full: Full) -> String {
     match full {
         Full::Messages { queued, most } => format!("{queued} messages are queued, queue.messages_max is {most}"),
         Full::Bytes { bytes, most } => {
@@ -391,10 +391,10 @@ pub(super) fn full(full: Full) -> String {
     }
 }
 
-fn what_to_do(full: Full) -> &'static str {
+fn remedy(full: Full) -> &'static str {
     match full {
         Full::Messages { .. } | Full::Bytes { .. } => "Find out why so little is delivered, or raise the limit",
-        Full::Disk { .. } => "Free some space there: sending goes on meanwhile",
+        Full::Disk { .. } => "Free some space there; sending continues meanwhile",
     }
 }
 
@@ -418,8 +418,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(10_000_000);
 
-    fn about() -> About {
-        About {
+    fn relay_info() -> RelayInfo {
+        RelayInfo {
             version: "1.2.3",
             region: "eu-west-2".into(),
             upstream: "https://participant.connect.eu-west-2.amazonaws.com/".into(),
@@ -455,7 +455,7 @@ mod tests {
         let mut facts = facts();
         facts.overview.queued = 3;
         facts.overview.oldest = Some(Timestamp(NOW.0 - 1500));
-        let status = Status::of(&about(), &facts);
+        let status = Status::of(&relay_info(), &facts);
         let shown = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "state": "ready", "uptime_seconds": 90.0, "paused": null, "all_refused_since": null, "queued": 3, "queued_max": 100, "oldest_seconds": 1.5,
@@ -475,17 +475,17 @@ mod tests {
         facts.overview.queued = 3000;
         let first = facts.clock.now() + Duration::from_secs(900);
         facts.overview.expiring = Expiring { messages: 2097, first: Some(first) };
-        let about = About { messages_max: 10_000, ..about() };
+        let relay = RelayInfo { messages_max: 10_000, ..relay_info() };
         let time = facts.clock.shown(first).time_of_day();
-        let [problem] = &problems(&about, &facts)[..] else { panic!() };
+        let [problem] = &problems(&relay, &facts)[..] else { panic!() };
         let expected = format!(
             "Sending 3,000 messages takes about 50m at 1.0/s: about 2,100 of them will expire first, the first at {time} UTC."
         );
         assert!(problem.starts_with(&expected), "{problem}");
         facts.overview.paused = Some(pause(""));
-        let said = problems(&about, &facts).join(" ");
-        assert!(said.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{said}");
-        assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::about).join(" "), "1 99 150 3,000 1,200,000");
+        let text = problems(&relay, &facts).join(" ");
+        assert!(text.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{text}");
+        assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::approximate).join(" "), "1 99 150 3,000 1,200,000");
     }
 
     #[test]
@@ -493,7 +493,7 @@ mod tests {
         let says = |change: fn(&mut Facts), words: &str| {
             let mut facts = facts();
             change(&mut facts);
-            let problems = problems(&about(), &facts);
+            let problems = problems(&relay_info(), &facts);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].contains(words), "{problems:?}");
         };
@@ -518,7 +518,7 @@ mod tests {
         says(|facts| facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000)), "due for 1m 1s, since 1970-");
         says(|facts| facts.overview.held = 1, "theirs: 1 conversation.");
         says(|facts| facts.overview.set_aside = true, "doctor check");
-        says(|facts| facts.overview.corrupt = 2, "set aside: 2 records.");
+        says(|facts| facts.overview.corrupt = 2, "2 records failed the checksum");
         says(|facts| facts.overview.paused = Some(pause("")), "paused since 1970-01-01T00:00:01.000Z. Messages wait");
         says(|facts| facts.overview.paused = Some(pause("it moves")), "01.000Z: it moves. Messages wait on disk");
         says(
@@ -538,7 +538,7 @@ mod tests {
             facts.overview.oldest_due = Some(Timestamp(NOW.0 - 61_000));
             facts.seen.attempted = Some(Timestamp(NOW.0 - 3000));
             edit(&mut facts);
-            let problems = problems(&about(), &facts);
+            let problems = problems(&relay_info(), &facts);
             let [problem] = &problems[..] else { panic!("one problem: {problems:?}") };
             for text in texts.iter().chain(&["due for 1m 1s, since 1970-01-01T02:45:39.000Z."]) {
                 assert!(problem.contains(text), "{problem} lacks {text}");
@@ -552,7 +552,7 @@ mod tests {
             },
             &["stuck: no attempt has ended for 1m 30s, and nothing is in flight", "restart it"],
         );
-        says(&|facts| facts.seen.attempted = Some(Timestamp(0)), &["stuck: ", "no answer has come to those in flight"]);
+        says(&|facts| facts.seen.attempted = Some(Timestamp(0)), &["stuck: ", "the attempts in flight have no answer"]);
         says(&|facts| facts.closed = Some(Closed::Throttled), &["throttles: sending at 9.0/s of a quota of 10.0/s."]);
         says(&|facts| facts.closed = Some(Closed::Down), &["Sending is stuck: ", "down", "sender.endpoint"]);
         says(
@@ -567,12 +567,12 @@ mod tests {
 
     #[test]
     fn setting_that_is_named_is_the_one_that_is_set() {
-        let mut about = about();
-        assert_eq!(about.destination(), "sender.region (eu-west-2)");
-        about.upstream = "http://127.0.0.1:9580/".into();
-        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
-        about.region = String::new();
-        assert_eq!(about.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
+        let mut relay = relay_info();
+        assert_eq!(relay.destination(), "sender.region (eu-west-2)");
+        relay.upstream = "http://127.0.0.1:9580/".into();
+        assert_eq!(relay.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
+        relay.region = String::new();
+        assert_eq!(relay.destination(), "sender.endpoint (http://127.0.0.1:9580/, in place of sender.region)");
     }
 
     #[test]
@@ -586,18 +586,18 @@ mod tests {
             oldest_due: Some(Timestamp(NOW.0 - 59_000)),
             ..facts.overview
         };
-        assert_eq!(problems(&about(), &facts), Vec::<String>::new());
+        assert_eq!(problems(&relay_info(), &facts), Vec::<String>::new());
     }
 
     #[test]
     fn pause_is_shown_with_its_reason_and_refused_tokens_are_no_pause() {
         let mut facts = facts();
         facts.overview.paused = Some(pause("it moves"));
-        let status = Status::of(&about(), &facts);
+        let status = Status::of(&relay_info(), &facts);
         let expected = Paused { since: "1970-01-01T00:00:01.000Z".into(), reason: "it moves".into() };
         assert_eq!(status.paused, Some(expected));
         (facts.overview.paused, facts.overview.all_refused) = (None, Some(Timestamp(1000)));
-        let status = Status::of(&about(), &facts);
+        let status = Status::of(&relay_info(), &facts);
         assert_eq!((status.paused, status.all_refused_since), (None, Some("1970-01-01T00:00:01.000Z".into())));
     }
 

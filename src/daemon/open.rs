@@ -13,26 +13,26 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::beat::Beat;
+use super::watchdog::Watchdog;
 use super::writer::WriterThread;
-use super::{Bound, Daemon, Failure, Options, Reload, Stage, Tasks};
+use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
 use crate::admin::Admin;
-use crate::control::{About, Control, Drain};
+use crate::control::{Control, Drain, RelayInfo};
 use crate::health::{Health, State};
-use crate::ingress::{Door, Ingress};
+use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
 use crate::queue::{self, OpenError, Pause, Queue, QueueThread};
 use crate::sender::Sender;
-use crate::serve::{BindError, Connections, Limits, Listener, Place, bind_tcp_or_ipv4, bind_unix, serve};
-use crate::supervisor::Word;
+use crate::serve::{BindError, ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::service_manager::Notification;
 use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The connection limits of the operators' API and of the admin port.
-const WINDOW_LIMITS: Limits = Limits {
+const ADMIN_LIMITS: Limits = Limits {
     connections_max: 16,
     idle_timeout: Duration::from_secs(75),
     request_timeout: Duration::from_secs(10),
@@ -57,18 +57,22 @@ impl Daemon {
         let participant = Participant::new(options.participant.clone(), clock.clone()).map_err(Failure::Failed)?;
         let admin = bind_tcp_or_ipv4(options.admin)?;
         let admin_address = address(&admin)?;
-        let pulse = Arc::new(AtomicU64::new(0));
+        let last_step = Arc::new(AtomicU64::new(0));
         let probes = Admin {
             metrics: metrics.clone(),
-            health: Health::new(Arc::clone(&pulse)),
+            health: Health::new(Arc::clone(&last_step)),
             queue: Arc::new(OnceLock::new()),
-            place: Arc::new(OnceLock::new()),
-            present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
+            socket_path: Arc::new(OnceLock::new()),
+            socket_present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
-        let (health, opened, place) = (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.place));
-        let (stage, mut windows) = (watch::Sender::default(), Tasks::new());
-        windows.spawn(named("the admin port", serve_probes(probes, admin, until(&stage, |stage| stage.dark))));
+        let (health, opened) = (probes.health.clone(), Arc::clone(&probes.queue));
+        let socket_path = Arc::clone(&probes.socket_path);
+        let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
+        admin_tasks.spawn(named(
+            "the admin port",
+            serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed)),
+        ));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
         // No other code sets it.
         let _ = opened.set(queue.clone());
@@ -78,7 +82,7 @@ impl Daemon {
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
-        let place = place.get_or_init(|| unix.place()).clone();
+        let socket_path = socket_path.get_or_init(|| unix.socket_path()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
         announce(&options, bound, &queue, &clock).await;
 
@@ -90,51 +94,51 @@ impl Daemon {
             writer,
             budget,
             health,
-            supervisor: options.supervisor.clone(),
+            service_manager: options.service_manager.clone(),
             participant: participant.clone(),
-            door: Door::open(),
-            connections: Connections::default(),
+            drain_state: DrainState::open(),
+            connections: ConnectionCount::default(),
             drain: Drain::default(),
-            stage,
-            sending: Tasks::new(),
-            doors: Tasks::new(),
-            windows,
+            shutdown,
+            sender_tasks: Tasks::new(),
+            ingress_tasks: Tasks::new(),
+            admin_tasks,
         };
         let common = Common { participant, metrics, clock };
-        daemon.spawn_sender(&options, &common, pulse);
-        daemon.spawn_doors(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_windows(&options, common, place, Listener::Unix(control));
+        daemon.spawn_sender(&options, &common, last_step);
+        daemon.spawn_ingress(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
+        daemon.spawn_admin(&options, common, socket_path, Listener::Unix(control));
         daemon.health.set(State::Ready);
-        daemon.supervisor.tell(&[Word::Ready]);
+        daemon.service_manager.notify(&[Notification::Ready]);
         Ok(daemon)
     }
 
-    fn spawn_sender(&mut self, options: &Options, common: &Common, pulse: Arc<AtomicU64>) {
+    fn spawn_sender(&mut self, options: &Options, common: &Common, last_step: Arc<AtomicU64>) {
         let Common { participant, metrics, clock } = common;
         let (queue, budget) = (self.queue.clone(), self.budget.clone());
-        let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, pulse);
+        let sender = Sender::new(options.sender, queue, participant.clone(), budget, clock.clone(), metrics, last_step);
         let sender = sender.reporting(self.health.destination());
-        let stop = until(&self.stage, |stage| stage.nothing_new);
-        self.sending.spawn(async move {
+        let stop = until(&self.shutdown, |shutdown| shutdown.sender_stopped);
+        self.sender_tasks.spawn(async move {
             // All parts see a failure of the store by themselves.
             let _ = sender.run(stop).await;
             "the sender"
         });
     }
 
-    fn spawn_doors(&mut self, options: &Options, common: &Common, unix: Listener, tcp: Option<Listener>) {
+    fn spawn_ingress(&mut self, options: &Options, common: &Common, unix: Listener, tcp: Option<Listener>) {
         let Common { participant, metrics, clock } = common;
         let ingress = Ingress::new(
             options.ingress.clone(),
             self.queue.clone(),
             participant.clone(),
             self.budget.clone(),
-            self.door.clone(),
+            self.drain_state.clone(),
             clock.clone(),
             metrics,
         );
-        let reports = ingress.report_rejections(until(&self.stage, |stage| stage.dark));
-        self.windows.spawn(named("the report of refused messages", reports));
+        let reports = ingress.report_rejections(until(&self.shutdown, |shutdown| shutdown.all_closed));
+        self.admin_tasks.spawn(named("the report of refused messages", reports));
         let ingress = Arc::new(watch::Sender::new(ingress));
         self.reload.ingress = Arc::downgrade(&ingress);
         for (name, listener) in [("the bots' socket", Some(unix)), ("the bots' port", tcp)] {
@@ -144,13 +148,14 @@ impl Daemon {
                 let ingress = ingress.borrow().clone();
                 async move { ingress.handle(request, peer).await }
             };
-            let (connections, stop) = (self.connections.clone(), until(&self.stage, |stage| stage.doors_shut));
+            let (connections, stop) =
+                (self.connections.clone(), until(&self.shutdown, |shutdown| shutdown.ingress_closed));
             let served = serve(listener, options.connections, clock.clone(), connections, service, stop);
-            self.doors.spawn(named(name, served));
+            self.ingress_tasks.spawn(named(name, served));
         }
     }
 
-    fn spawn_windows(&mut self, options: &Options, common: Common, place: Place, control: Listener) {
+    fn spawn_admin(&mut self, options: &Options, common: Common, socket_path: SocketPath, control: Listener) {
         let Common { metrics, clock, .. } = common;
         let operators = Control {
             queue: self.queue.clone(),
@@ -158,7 +163,7 @@ impl Daemon {
             health: self.health.clone(),
             drain: self.drain.clone(),
             metrics: metrics.clone(),
-            about: About {
+            relay: RelayInfo {
                 version: VERSION,
                 region: options.region.clone(),
                 upstream: options.participant.endpoint.to_string(),
@@ -171,47 +176,47 @@ impl Daemon {
             clock: clock.clone(),
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
-            place: Some(place),
+            socket_path: Some(socket_path),
         };
         let service = move |request, peer| {
             let operators = operators.clone();
             async move { operators.answer(request, peer).await }
         };
-        let (connections, stop) = (Connections::default(), until(&self.stage, |stage| stage.dark));
-        let served = serve(control, WINDOW_LIMITS, clock.clone(), connections, service, stop);
-        self.windows.spawn(named("the operators' door", served));
+        let (connections, stop) = (ConnectionCount::default(), until(&self.shutdown, |shutdown| shutdown.all_closed));
+        let served = serve(control, ADMIN_LIMITS, clock.clone(), connections, service, stop);
+        self.admin_tasks.spawn(named("the operators' API", served));
 
-        if self.supervisor.listens() {
-            let beat = Beat {
-                supervisor: self.supervisor.clone(),
+        if self.service_manager.is_present() {
+            let watchdog = Watchdog {
+                service_manager: self.service_manager.clone(),
                 health: self.health.clone(),
                 queue: self.queue.clone(),
                 budget: self.budget.clone(),
                 clock: clock.clone(),
             };
-            let stop = until(&self.stage, |stage| stage.dark);
-            self.windows.spawn(named("the supervisor's beat", beat.run(stop)));
+            let stop = until(&self.shutdown, |shutdown| shutdown.all_closed);
+            self.admin_tasks.spawn(named("the watchdog", watchdog.run(stop)));
         }
     }
 }
 
-/// Resolves when the shutdown has reached a stage.
-fn until(stage: &watch::Sender<Stage>, wanted: fn(&Stage) -> bool) -> impl Future<Output = ()> + Send + use<> {
-    let mut stage = stage.subscribe();
+/// Resolves when the shutdown has reached a shutdown.
+fn until(shutdown: &watch::Sender<Shutdown>, wanted: fn(&Shutdown) -> bool) -> impl Future<Output = ()> + Send + use<> {
+    let mut shutdown = shutdown.subscribe();
     async move {
         // If the daemon is dropped, its tasks end too.
-        let _ = stage.wait_for(wanted).await;
+        let _ = shutdown.wait_for(wanted).await;
     }
 }
 
-async fn serve_probes(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
-    // The queue opens meanwhile, and sets the clock to its store's line. Connections must not see that jump.
+async fn serve_admin(probes: Admin, listener: TcpListener, stop: impl Future<Output = ()>) {
+    // The queue opens meanwhile, and sets the clock to its store's line. ConnectionCount must not see that jump.
     let clock = probes.clock.detached();
     let service = move |request, _| {
         let probes = probes.clone();
         async move { probes.answer(&request).await }
     };
-    serve(Listener::Tcp(listener), WINDOW_LIMITS, clock, Connections::default(), service, stop).await;
+    serve(Listener::Tcp(listener), ADMIN_LIMITS, clock, ConnectionCount::default(), service, stop).await;
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
@@ -269,7 +274,7 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock)
     );
     if let Some(Pause { since, why }) = overview.paused {
         let since = clock.shown(since);
-        warn!(%since, reason = why, "sending is still paused by an operator, until it is resumed");
+        warn!(%since, reason = why, "sending is still paused by an operator; `connect-relay resume` ends the pause");
     }
 }
 

@@ -8,16 +8,16 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use super::beat::Beat;
+use super::watchdog::Watchdog;
 use super::*;
 use crate::config::{Config, Sources};
 use crate::delivery::Signal;
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::simulator::{self, Simulator};
 use crate::time::Clock;
 
 /// Far longer than any test takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The options of `run --dir`, with every port chosen by the system.
 fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
@@ -44,8 +44,8 @@ fn options(dir: &Path, endpoint: &str, grace: &str) -> Options {
 struct Relay {
     dir: TempDir,
     bound: Bound,
-    wish: watch::Sender<Wish>,
-    ended: tokio::task::JoinHandle<Result<Ending, Failure>>,
+    stop: watch::Sender<StopRequest>,
+    ended: tokio::task::JoinHandle<Result<Exit, Failure>>,
 }
 
 impl Relay {
@@ -56,8 +56,8 @@ impl Relay {
     }
 
     fn run(dir: TempDir, daemon: Daemon) -> Relay {
-        let (wish, stop) = watch::channel(Wish::Run);
-        Relay { dir, bound: daemon.bound(), wish, ended: tokio::spawn(daemon.run(stop)) }
+        let (stop, receiver) = watch::channel(StopRequest::None);
+        Relay { dir, bound: daemon.bound(), stop, ended: tokio::spawn(daemon.run(receiver)) }
     }
 
     async fn get(&self, path: &str) -> String {
@@ -71,7 +71,7 @@ impl Relay {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, turn).await.unwrap();
+        timeout(TIMEOUT, turn).await.unwrap();
     }
 
     async fn send(&self, content: &str) -> String {
@@ -87,8 +87,8 @@ impl Relay {
         request(stream, &format!("{head}\r\n\r\n{body}")).await
     }
 
-    async fn ending(self) -> Result<Ending, Failure> {
-        timeout(PATIENCE, self.ended).await.unwrap().unwrap()
+    async fn exit(self) -> Result<Exit, Failure> {
+        timeout(TIMEOUT, self.ended).await.unwrap().unwrap()
     }
 }
 
@@ -104,7 +104,7 @@ fn message(content: &str) -> String {
 async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request: &str) -> String {
     let mut reply = String::new();
     stream.write_all(request.as_bytes()).await.unwrap();
-    timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
+    timeout(TIMEOUT, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
     reply
 }
 
@@ -113,19 +113,19 @@ async fn service() -> (String, Simulator) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let simulator = Simulator::new(simulator::Options::default(), Clock::system());
-    let at_work = simulator.clone();
-    tokio::spawn(async move { at_work.serve(listener, std::future::pending()).await });
+    let serving = simulator.clone();
+    tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
     (endpoint, simulator)
 }
 
 /// An address on which no process listens.
-async fn nowhere() -> String {
+async fn closed_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
 #[tokio::test]
-async fn drain_delivers_what_is_queued_and_removes_the_sockets() {
+async fn drain_delivers_queued_messages_and_removes_the_sockets() {
     let (endpoint, simulator) = service().await;
     let relay = Relay::start(&endpoint, "25s").await;
     relay.until_ready_says(200).await;
@@ -134,21 +134,21 @@ async fn drain_delivers_what_is_queued_and_removes_the_sockets() {
     }
     let (socket, control) = (relay.dir.path().join("relay.sock"), relay.dir.path().join("private/control.sock"));
     assert!(socket.exists() && control.exists());
-    relay.wish.send_replace(Wish::Drain);
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    relay.stop.send_replace(StopRequest::Drain);
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 20);
     assert!(!socket.exists() && !control.exists());
 }
 
 #[tokio::test]
 async fn listeners_stay_open_during_a_drain_and_remaining_messages_are_counted() {
-    let relay = Relay::start(&nowhere().await, "4s").await;
+    let relay = Relay::start(&closed_port().await, "4s").await;
     assert!(relay.send("before").await.starts_with("HTTP/1.1 202 "));
-    relay.wish.send_replace(Wish::Drain);
+    relay.stop.send_replace(StopRequest::Drain);
     relay.until_ready_says(503).await;
     assert!(relay.send("farewell").await.starts_with("HTTP/1.1 202 "));
     assert!(relay.get("/livez").await.starts_with("HTTP/1.1 200 "));
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(2) }));
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(2) }));
 }
 
 #[tokio::test]
@@ -160,28 +160,28 @@ async fn drain_waits_for_a_request_that_has_begun_and_sends_its_message() {
     let (first, rest) = farewell.split_at(10);
     bot.write_all(first.as_bytes()).await.unwrap();
     relay.until_ready_says(200).await;
-    relay.wish.send_replace(Wish::Drain);
+    relay.stop.send_replace(StopRequest::Drain);
     relay.until_ready_says(503).await;
     let reply = request(bot, rest).await;
     assert!(reply.starts_with("HTTP/1.1 202 ") && reply.contains("\r\nconnection: close\r\n"), "{reply}");
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 1);
 }
 
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_a_drain_of_an_empty_queue() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     let address = relay.bound.tcp.unwrap();
     let mut silent = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
     let mut used = TcpStream::connect(address).await.unwrap();
     used.write_all(b"GET /participant/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await.unwrap();
     let mut reply = [0; 1024];
-    let length = timeout(PATIENCE, used.read(&mut reply)).await.unwrap().unwrap();
+    let length = timeout(TIMEOUT, used.read(&mut reply)).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&reply[..length]).contains("\r\nkeep-alive: timeout=74\r\n"));
-    relay.wish.send_replace(Wish::Drain);
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
-    assert_eq!(timeout(PATIENCE, silent.read(&mut reply)).await.unwrap().unwrap(), 0);
-    assert_eq!(timeout(PATIENCE, used.read(&mut reply)).await.unwrap().unwrap(), 0);
+    relay.stop.send_replace(StopRequest::Drain);
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
+    assert_eq!(timeout(TIMEOUT, silent.read(&mut reply)).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(TIMEOUT, used.read(&mut reply)).await.unwrap().unwrap(), 0);
 }
 
 #[tokio::test]
@@ -195,13 +195,13 @@ async fn short_drain_still_sends_for_most_of_its_grace() {
     relay.operate("POST", "/resume", "").await;
     let drained = relay.operate("POST", "/drain", r#"{"timeout": 2, "wait": true}"#).await;
     assert!(drained.ends_with(r#"{"queued":0}"#), "{drained}");
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 5);
 }
 
 #[tokio::test]
 async fn waits_are_answered_when_nothing_is_left_to_send() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     relay.operate("POST", "/pause", "").await;
     let stream = UnixStream::connect(relay.dir.path().join("relay.sock")).await.unwrap();
     let waiting = message("waits").replace("Host: x", "Host: x\r\nPrefer: wait=50");
@@ -209,9 +209,9 @@ async fn waits_are_answered_when_nothing_is_left_to_send() {
     while !relay.get("/metrics").await.contains("\nconnect_relay_queue_messages 1\n") {
         tokio::task::yield_now().await;
     }
-    relay.wish.send_replace(Wish::Drain);
+    relay.stop.send_replace(StopRequest::Drain);
     assert!(waiting.await.unwrap().starts_with("HTTP/1.1 202 "));
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
@@ -229,12 +229,12 @@ async fn attempt_that_is_cut_puts_its_own_conversation_in_doubt_and_no_other() {
             let sent = request(stream, &message(token).replace("Bearer: token", &format!("Bearer: {token}"))).await;
             assert!(sent.starts_with("HTTP/1.1 202 "), "{sent}");
         }
-        let (mut attempt, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
-        timeout(PATIENCE, attempt.read_u8()).await.unwrap().unwrap();
-        relay.wish.send_replace(if second { Wish::Leave } else { Wish::Drain });
+        let (mut attempt, _) = timeout(TIMEOUT, silent.accept()).await.unwrap().unwrap();
+        timeout(TIMEOUT, attempt.read_u8()).await.unwrap().unwrap();
+        relay.stop.send_replace(if second { StopRequest::Exit } else { StopRequest::Drain });
         let dir = relay.dir;
-        let ended = timeout(PATIENCE, relay.ended).await.unwrap().unwrap();
-        assert_eq!(ended, Ok(Ending::Left { queued: Some(3) }), "{grace}");
+        let ended = timeout(TIMEOUT, relay.ended).await.unwrap().unwrap();
+        assert_eq!(ended, Ok(Exit::Undelivered { queued: Some(3) }), "{grace}");
 
         let daemon = Daemon::open(options, Clock::system()).await.unwrap();
         assert_eq!(daemon.queue.overview().await.unwrap().answer_lost, 1, "{grace}");
@@ -251,7 +251,7 @@ fn closing_phase_is_a_tenth_of_the_grace_and_at_most_two_seconds() {
 
 #[tokio::test]
 async fn missing_bots_socket_is_reported_by_probe_metric_and_status() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     let path = relay.dir.path().join("relay.sock");
     assert!(relay.get("/metrics").await.contains("\nconnect_relay_socket_present 1\n"));
     std::fs::remove_file(&path).unwrap();
@@ -264,18 +264,18 @@ async fn missing_bots_socket_is_reported_by_probe_metric_and_status() {
     std::fs::remove_file(&path).unwrap();
     relay.until_ready_says(200).await;
     assert!(relay.send("again").await.starts_with("HTTP/1.1 202 "));
-    relay.wish.send_replace(Wish::Leave);
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    relay.stop.send_replace(StopRequest::Exit);
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
 async fn request_to_exit_ends_a_drain_at_once() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     relay.send("left behind").await;
-    relay.wish.send_replace(Wish::Drain);
+    relay.stop.send_replace(StopRequest::Drain);
     relay.until_ready_says(503).await;
-    relay.wish.send_replace(Wish::Leave);
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    relay.stop.send_replace(StopRequest::Exit);
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
@@ -292,8 +292,8 @@ async fn pause_stops_sending_and_nothing_else() {
     let resumed = relay.operate("POST", "/resume", "").await;
     assert!(resumed.starts_with("HTTP/1.1 200 ") && resumed.contains(r#""paused":null"#), "{resumed}");
     assert!(relay.get("/metrics").await.contains("\nconnect_relay_paused 0\n"));
-    relay.wish.send_replace(Wish::Drain);
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    relay.stop.send_replace(StopRequest::Drain);
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 1);
 }
 
@@ -306,42 +306,42 @@ async fn drain_with_wait_returns_the_messages_left() {
     }
     let drained = relay.operate("POST", "/drain", r#"{"wait": true}"#).await;
     assert!(drained.starts_with("HTTP/1.1 200 ") && drained.ends_with(r#"{"queued":0}"#), "{drained}");
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 20);
 }
 
 #[tokio::test]
 async fn operators_drain_has_a_grace_of_its_own() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
     let asked = relay.operate("POST", "/drain", r#"{"timeout": 1}"#).await;
     assert!(asked.starts_with("HTTP/1.1 202 ") && asked.contains(r#""state":"draining""#), "{asked}");
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
 async fn signal_cuts_a_long_drain_short() {
-    let relay = Relay::start(&nowhere().await, "3s").await;
+    let relay = Relay::start(&closed_port().await, "3s").await;
     assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
     relay.operate("POST", "/drain", r#"{"timeout": 86400}"#).await;
     relay.until_ready_says(503).await;
-    relay.wish.send_replace(Wish::Drain);
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    relay.stop.send_replace(StopRequest::Drain);
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
 async fn drain_of_a_paused_relay_does_not_wait_for_its_queue() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     assert!(relay.send("left").await.starts_with("HTTP/1.1 202 "));
-    relay.wish.send_replace(Wish::Drain);
+    relay.stop.send_replace(StopRequest::Drain);
     relay.until_ready_says(503).await;
     relay.operate("POST", "/pause", "").await;
-    assert_eq!(relay.ending().await, Ok(Ending::Left { queued: Some(1) }));
+    assert_eq!(relay.exit().await, Ok(Exit::Undelivered { queued: Some(1) }));
 }
 
 #[tokio::test]
 async fn operators_api_reports_requests_that_it_does_not_know() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     for (method, path, body, status) in [
         ("GET", "/", "", 404),
         ("GET", "/pause", "", 405),
@@ -357,23 +357,23 @@ async fn operators_api_reports_requests_that_it_does_not_know() {
         assert!(status < 400 || reply.contains(r#"{"Error":"connect-relay: "#), "{reply}");
     }
     assert!(relay.operate("GET", "/status", "").await.contains(r#""paused":null"#));
-    relay.wish.send_replace(Wish::Leave);
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    relay.stop.send_replace(StopRequest::Exit);
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
 }
 
 #[tokio::test]
 async fn remaining_messages_are_delivered_after_the_next_start() {
-    let relay = Relay::start(&nowhere().await, "1h").await;
+    let relay = Relay::start(&closed_port().await, "1h").await;
     relay.send("kept").await;
-    relay.wish.send_replace(Wish::Leave);
+    relay.stop.send_replace(StopRequest::Exit);
     let dir = relay.dir;
-    assert_eq!(relay.ended.await.unwrap(), Ok(Ending::Left { queued: Some(1) }));
+    assert_eq!(relay.ended.await.unwrap(), Ok(Exit::Undelivered { queued: Some(1) }));
 
     let (endpoint, simulator) = service().await;
     let daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
     let relay = Relay::run(dir, daemon);
-    relay.wish.send_replace(Wish::Drain);
-    assert_eq!(relay.ending().await, Ok(Ending::Drained));
+    relay.stop.send_replace(StopRequest::Drain);
+    assert_eq!(relay.exit().await, Ok(Exit::Drained));
     assert_eq!(simulator.counts().accepted, 1);
 }
 
@@ -383,21 +383,21 @@ async fn unexpected_end_of_a_task_drains_and_ends_the_relay() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    daemon.windows.spawn(async {
+    daemon.admin_tasks.spawn(async {
         let _ = ended.await;
         "a part of the test"
     });
     let relay = Relay::run(dir, daemon);
     relay.send("still delivered").await;
     drop(end);
-    let failure = Failure::Failed("a part of the test ended that nobody had told to".into());
-    assert_eq!(relay.ending().await, Err(failure));
+    let failure = Failure::Failed("a part of the test ended unexpectedly".into());
+    assert_eq!(relay.exit().await, Err(failure));
     assert_eq!(simulator.counts().accepted, 1);
 }
 
 #[tokio::test]
 async fn two_relays_run_in_one_process_and_share_no_folder() {
-    let endpoint = nowhere().await;
+    let endpoint = closed_port().await;
     let (one, other) = (Relay::start(&endpoint, "25s").await, Relay::start(&endpoint, "25s").await);
     one.send("one's own").await;
     assert!(one.get("/metrics").await.contains("\nconnect_relay_queue_messages 1\n"));
@@ -422,7 +422,7 @@ async fn taken_port_is_reported_before_the_store_is_touched() {
 
 #[tokio::test]
 async fn the_process_and_the_build_are_measured() {
-    let relay = Relay::start(&nowhere().await, "25s").await;
+    let relay = Relay::start(&closed_port().await, "25s").await;
     let page = relay.get("/metrics").await;
     let info = format!(
         "connect_relay_info{{connect_instance=\"test\",region=\"eu-west-2\",version=\"{}\"}} 1\n",
@@ -439,24 +439,24 @@ async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
     let daemon = Daemon::open(options(dir.path(), "http://127.0.0.1:9", "1m"), clock.clone()).await.unwrap();
     let address = dir.path().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&address).unwrap();
-    let heard = || {
+    let received = || {
         let mut datagram = [0; 512];
         let length = manager.recv(&mut datagram).unwrap();
         String::from_utf8(datagram[..length].to_vec()).unwrap()
     };
-    let pulse = Arc::new(AtomicU64::new(clock.awake().0));
-    let beat = Beat {
-        supervisor: Supervisor::at(&address, Some(PATIENCE)).unwrap(),
-        health: Health::new(Arc::clone(&pulse)),
+    let last_step = Arc::new(AtomicU64::new(clock.awake().0));
+    let watchdog = Watchdog {
+        service_manager: ServiceManager::at(&address, Some(TIMEOUT)).unwrap(),
+        health: Health::new(Arc::clone(&last_step)),
         queue: daemon.queue.clone(),
         budget: daemon.budget.clone(),
         clock: clock.clone(),
     };
-    beat.health.set(State::Ready);
-    beat.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(Hint::default()));
-    beat.once().await;
-    assert_eq!(heard(), "STATUS=ready: 0 queued, at 9.0 a second; Connect takes no messages\nWATCHDOG=1");
-    pulse.store(clock.awake().0 - 61_000, Ordering::Relaxed);
-    beat.once().await;
-    assert_eq!(heard(), "STATUS=hangs: the sender's loop has made no step for 61 s");
+    watchdog.health.set(State::Ready);
+    watchdog.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(RetryHint::default()));
+    watchdog.notify().await;
+    assert_eq!(received(), "STATUS=ready: 0 queued, at 9.0 a second; Connect accepts no messages\nWATCHDOG=1");
+    last_step.store(clock.awake().0 - 61_000, Ordering::Relaxed);
+    watchdog.notify().await;
+    assert_eq!(received(), "STATUS=hangs: the sender's loop has made no step for 61 s");
 }

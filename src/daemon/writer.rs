@@ -22,11 +22,11 @@ impl WriterThread {
     /// Starts the thread.
     pub fn start(mut writer: QueueThread) -> Result<WriterThread, Failure> {
         let answers = tokio::spawn(writer.effects().run());
-        let (tell, ended) = oneshot::channel();
+        let (report, ended) = oneshot::channel();
         let work = move || {
             let result = writer.run();
             // The receiver is dropped if the wait for the thread timed out.
-            let _ = tell.send(result);
+            let _ = report.send(result);
         };
         let thread = thread::Builder::new().name("queue".into()).spawn(work);
         let thread = thread.map_err(|error| Failure::Failed(format!("start the queue's thread: {error}")))?;
@@ -44,7 +44,10 @@ impl WriterThread {
                 result.map_err(|failed| failed.to_string())
             }
             Ok(Err(_)) => Err("the queue's thread panicked".into()),
-            Err(_) => Err(format!("the queue's last commit took longer than {} s: it was left behind", most.as_secs())),
+            Err(_) => Err(format!(
+                "the queue's last commit took longer than {} s: the relay exits without it",
+                most.as_secs()
+            )),
         }
     }
 }

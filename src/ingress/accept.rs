@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! body, headers ─▶ Submission ─▶ queue.accept ─▶ on disk ─┬─ no wait ───────────────▶ 202 (a repeat: its state)
-//!                                     │                   └─ queue.outcome, at most ▶ 200, 202 or the refusal
+//!                                     │                   └─ queue.outcome, at most ▶ 200, 202 or the error
 //!                                     └─ not stored ───────────────────────────────▶ 400 … 500
 //! ```
 //!
@@ -13,34 +13,34 @@ use std::time::Duration;
 
 use hyper::header::HeaderMap;
 
-use super::body::Whole;
+use super::body::BufferedBody;
+use super::error_reply::ErrorReply;
 use super::parse::Members;
-use super::refusal::Refusal;
-use super::reply::{self, Answer};
+use super::reply;
 use super::request::{self, Identity, Preference, Wait};
-use super::{Inner, applied, caller};
+use super::{Handled, Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
 use crate::queue::{MessageState, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 use crate::time::Clock;
 
 /// The data of an accepted submission that its reply needs.
-pub(super) struct Stub {
+pub(super) struct PendingReply {
     pub(super) client_token: ClientToken,
     lifetime: Option<Duration>,
 }
 
-impl Stub {
-    pub(super) fn of(submission: &Submission) -> Stub {
-        Stub { client_token: submission.client_token.clone(), lifetime: submission.lifetime }
+impl PendingReply {
+    pub(super) fn of(submission: &Submission) -> PendingReply {
+        PendingReply { client_token: submission.client_token.clone(), lifetime: submission.lifetime }
     }
 
     /// Evaluates the queue's verdict.
-    pub(super) fn kept(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, Refusal> {
+    pub(super) fn evaluate(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, ErrorReply> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
             Verdict::Rejected(rejection) => {
-                Err(Refusal::of_rejection(&rejection, rate, self.lifetime, clock).about_token(&self.client_token))
+                Err(ErrorReply::of_rejection(&rejection, rate, self.lifetime, clock).about_token(&self.client_token))
             }
         }
     }
@@ -48,17 +48,17 @@ impl Stub {
 
 impl Inner {
     /// SendMessage.
-    pub(super) async fn message(&self, headers: &HeaderMap, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn message(&self, headers: &HeaderMap, body: BufferedBody, peer: Peer) -> Handled {
         let mut members = Members::parse(&body.bytes)?;
         let message = members.message(&self.options.limits);
-        let message = message.map_err(|wrong| Refusal::from(wrong).about(members.subject()))?;
+        let message = message.map_err(|wrong| ErrorReply::from(wrong).about(members.subject()))?;
         let submission = submission(headers, message, members.client_token()?, peer)?;
         drop(members);
         self.submit(submission, headers, body, peer).await
     }
 
     /// DisconnectParticipant.
-    pub(super) async fn disconnect(&self, headers: &HeaderMap, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn disconnect(&self, headers: &HeaderMap, body: BufferedBody, peer: Peer) -> Handled {
         let client_token = Members::parse(&body.bytes)?.client_token()?;
         let submission = submission(headers, Body::Disconnect, client_token, peer)?;
         self.submit(submission, headers, body, peer).await
@@ -69,24 +69,25 @@ impl Inner {
         &self,
         submission: Submission,
         headers: &HeaderMap,
-        body: Whole,
+        body: BufferedBody,
         peer: Peer,
-    ) -> Result<Answer, Refusal> {
-        let stub = Stub::of(&submission);
+    ) -> Handled {
+        let pending = PendingReply::of(&submission);
         let bare = submission.body == Body::Disconnect;
         let rate = self.budget.pacer().rate();
-        let timer = self.measures.accept_seconds.start_timer();
+        let timer = self.metrics.accept_seconds.start_timer();
         let verdict = self.queue.accept(vec![submission], rate).await;
         timer.observe_duration();
         drop(body);
         let verdict = verdict
             .and_then(|mut verdicts| verdicts.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into())))
-            .map_err(|failed| Refusal::from(failed).about_token(&stub.client_token))?;
-        let state = stub.kept(verdict, rate, &self.clock)?;
-        let wait = self.wait(Preference::of(headers), self.reply(peer));
+            .map_err(|failed| ErrorReply::from(failed).about_token(&pending.client_token))?;
+        let state = pending.evaluate(verdict, rate, &self.clock)?;
+        let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
         let state = self.outcome(state, &wait).await;
-        let answer = reply::of_state(&state, &stub.client_token, self.outlook(&state), bare, self.options.retry_after);
-        Ok(applied(answer, wait.applied))
+        let reply =
+            reply::of_state(&state, &pending.client_token, self.outlook(&state), bare, self.options.retry_after);
+        Ok(applied(reply, wait.applied))
     }
 
     /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come
@@ -98,21 +99,21 @@ impl Inner {
         if wait.implied && self.is_futile(&state, wait.span) {
             return state;
         }
-        let over = async {
+        let ended = async {
             tokio::select! {
                 () = tokio::time::sleep(wait.span) => {}
-                () = self.futile(state.id, wait) => {}
+                () = self.becomes_futile(state.id, wait) => {}
             }
         };
         let later = tokio::select! {
-            later = self.queue.outcome_until(state.id, over) => later.ok().flatten(),
-            () = self.door.waits_end() => None,
+            later = self.queue.outcome_until(state.id, ended) => later.ok().flatten(),
+            () = self.drain_state.waits_end() => None,
         };
         let state = later.unwrap_or(state);
         match state.status {
-            Status::Queued { .. } => self.measures.waits_queued.inc(),
-            Status::Delivered(_) => self.measures.waits_delivered.inc(),
-            Status::Dead { .. } => self.measures.waits_dead.inc(),
+            Status::Queued { .. } => self.metrics.waits_queued.inc(),
+            Status::Delivered(_) => self.metrics.waits_delivered.inc(),
+            Status::Dead { .. } => self.metrics.waits_dead.inc(),
         }
         state
     }
@@ -124,9 +125,9 @@ pub(super) fn submission(
     body: Body,
     client_token: ClientToken,
     peer: Peer,
-) -> Result<Submission, Refusal> {
+) -> Result<Submission, ErrorReply> {
     let read = || Ok((Identity::of(headers)?, request::replaces(headers)?, request::lifetime(headers)?));
-    let read = read().map_err(|refusal: Refusal| refusal.about_token(&client_token));
+    let read = read().map_err(|error: ErrorReply| error.about_token(&client_token));
     let (Identity { token, conversation }, replaces, lifetime) = read?;
     Ok(Submission {
         body,

@@ -10,13 +10,13 @@
 
 use hyper::header::HeaderMap;
 
-use super::Inner;
-use super::accept::Stub;
-use super::body::{Share, Whole};
+use super::accept::PendingReply;
+use super::body::{BudgetPermit, BufferedBody};
+use super::error_reply::ErrorReply;
 use super::parse::{Line, Members};
-use super::refusal::Refusal;
-use super::reply::{self, Answer};
+use super::reply;
 use super::request;
+use super::{Handled, Inner};
 use crate::message::{Caller, Submission};
 use crate::queue::StoreFailed;
 
@@ -30,28 +30,28 @@ const SHORT_LINES_MAX: usize = 4096;
 const SHORT_REPLY_BYTES_MAX: usize = 256;
 
 impl Inner {
-    pub(super) async fn batch(&self, headers: &HeaderMap, body: Whole, caller: Caller) -> Result<Answer, Refusal> {
+    pub(super) async fn batch(&self, headers: &HeaderMap, body: BufferedBody, caller: Caller) -> Handled {
         let trace_id = request::trace_id(headers);
-        let Whole { bytes, share } = body;
+        let BufferedBody { bytes, permit } = body;
         let jsons = || bytes.split(|byte| *byte == b'\n').filter(|json| !json.trim_ascii().is_empty());
         let (count, messages) = (jsons().count(), bytes.len() / LINE_BYTES_MIN);
         let most = SHORT_LINES_MAX + messages;
         if count > most {
-            return Err(Refusal::invalid(format_args!(
+            return Err(ErrorReply::invalid(format_args!(
                 "the batch has {count} lines in {} bytes, at most {most} are read",
                 bytes.len()
             )));
         }
         let short = count.saturating_sub(SHORT_LINES_FREE + messages);
-        let mut room = Share::default();
+        let mut extra = BudgetPermit::default();
         if short > 0 {
-            room = Box::pin(self.replies.reply_share(short * SHORT_REPLY_BYTES_MAX, caller)).await;
+            extra = Box::pin(self.replies.acquire_for_reply(short * SHORT_REPLY_BYTES_MAX, caller)).await;
         }
         let mut submissions = Vec::new();
         let mut lines = Vec::with_capacity(count);
         for json in jsons() {
             let line = Members::parse(json).and_then(|mut members| members.line(&self.options.limits));
-            lines.push(line.map_err(Refusal::from).map(|line| {
+            lines.push(line.map_err(ErrorReply::from).map(|line| {
                 let Line { body, client_token, connection_token, conversation, lifetime } = line;
                 let trace_id = trace_id.clone();
                 let submission = Submission {
@@ -64,39 +64,39 @@ impl Inner {
                     caller,
                     trace_id,
                 };
-                let stub = Stub::of(&submission);
+                let pending = PendingReply::of(&submission);
                 submissions.push(submission);
-                stub
+                pending
             }));
         }
         let rate = self.budget.pacer().rate();
         let mut verdicts = Vec::new();
         if !submissions.is_empty() {
-            let timer = self.measures.accept_seconds.start_timer();
+            let timer = self.metrics.accept_seconds.start_timer();
             verdicts = self.queue.accept(submissions, rate).await?;
             timer.observe_duration();
         }
         let mut verdicts = verdicts.into_iter();
         let mut replies = Vec::with_capacity(lines.len() * 80);
         for (line, json) in lines.into_iter().zip(jsons()) {
-            let kept = match line {
-                Ok(stub) => {
+            let result = match line {
+                Ok(pending) => {
                     let verdict =
                         verdicts.next().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
-                    stub.kept(verdict, rate, &self.clock).map(|state| (stub, state))
+                    pending.evaluate(verdict, rate, &self.clock).map(|state| (pending, state))
                 }
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error),
             };
-            match kept {
-                Ok((stub, state)) => reply::line(&mut replies, &stub.client_token, &state),
-                Err(refusal) => {
-                    reply::error_line(&mut replies, &refusal);
+            match result {
+                Ok((pending, state)) => reply::line(&mut replies, &pending.client_token, &state),
+                Err(error) => {
+                    reply::error_line(&mut replies, &error);
                     let subject = Members::parse(json).map(|mut members| members.subject()).unwrap_or_default();
-                    self.rejected(&refusal.about(subject));
+                    self.record_rejection(&error.about(subject));
                 }
             }
         }
         drop(bytes);
-        Ok(reply::of_lines(share.of(room.of(replies))))
+        Ok(reply::of_lines(permit.attach_to(extra.attach_to(replies))))
     }
 }

@@ -16,17 +16,17 @@ use hyper::http::request::Parts;
 use serde::Deserialize;
 
 use super::accept::submission;
-use super::body::{Share, Whole};
+use super::body::{BudgetPermit, BufferedBody};
+use super::error_reply::ErrorReply;
 use super::parse::{Members, TYPING};
-use super::refusal::Refusal;
-use super::reply::{self, Answer};
+use super::reply;
 use super::request::{BEARER, Identity, PREFER};
-use super::{Inner, caller};
+use super::{Handled, Inner, caller};
 use crate::message::{Caller, ConnectionToken};
 use crate::participant::{Forwarded, Unreachable};
 use crate::queue::Asker;
-use crate::retry::Hint;
-use crate::serve::Peer;
+use crate::retry::RetryHint;
+use crate::serve::{Peer, Reply};
 
 /// The members of a reply to CreateParticipantConnection that the relay uses.
 #[derive(Deserialize)]
@@ -43,19 +43,19 @@ struct Credentials {
 
 impl Inner {
     /// SendEvent.
-    pub(super) async fn event(&self, parts: Parts, body: Whole, peer: Peer) -> Result<Answer, Refusal> {
+    pub(super) async fn event(&self, parts: Parts, body: BufferedBody, peer: Peer) -> Handled {
         let mut members = Members::parse(&body.bytes)?;
         let event = members.event(&self.options.limits);
-        let event = event.map_err(|wrong| Refusal::from(wrong).about(members.subject()))?;
+        let event = event.map_err(|wrong| ErrorReply::from(wrong).about(members.subject()))?;
         let client_token = members.client_token()?;
         drop(members);
         if event.content_type() == Some(TYPING) {
             let asker = Identity::of(&parts.headers)?.asker(caller(peer));
             let typed = self.typing(parts, &body, asker, caller(peer)).await;
-            return match typed.map_err(|refusal| refusal.about_token(&client_token))? {
-                Some(answer) => Ok(answer),
+            return match typed.map_err(|error| error.about_token(&client_token))? {
+                Some(reply) => Ok(reply),
                 None => {
-                    self.measures.events_dropped.inc();
+                    self.metrics.events_dropped.inc();
                     Ok(reply::dropped(&client_token))
                 }
             };
@@ -68,59 +68,60 @@ impl Inner {
     async fn typing(
         &self,
         parts: Parts,
-        body: &Whole,
+        body: &BufferedBody,
         asker: Asker,
         caller: Caller,
-    ) -> Result<Option<Answer>, Refusal> {
+    ) -> Result<Option<Reply>, ErrorReply> {
         if !self.queue.is_idle(asker).await? || !self.budget.pacer().take_spare(self.clock.now()) {
             return Ok(None);
         }
-        let Ok(forwarded) = self.pass_on(parts, body.bytes.clone(), caller).await else { return Ok(None) };
+        let Ok(forwarded) = self.send_upstream(parts, body.bytes.clone(), caller).await else { return Ok(None) };
         if is_throttle(&forwarded) {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
-            let hint = Hint::parse(text("x-amz-retry-after"), text("retry-after"), self.clock.wall());
-            self.budget.pacer().overheard(now, hint);
+            let hint = RetryHint::parse(text("x-amz-retry-after"), text("retry-after"), self.clock.wall());
+            self.budget.pacer().throttled_without_slot(now, hint);
             return Ok(None);
         }
-        Ok(Some(self.passed_on(forwarded)))
+        Ok(Some(self.forwarded_reply(forwarded)))
     }
 
     /// CreateParticipantConnection.
-    pub(super) async fn connection(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
+    pub(super) async fn connection(&self, parts: Parts, body: Bytes, caller: Caller) -> Handled {
         let participant = parts.headers.get(BEARER).and_then(|token| ConnectionToken::parse(token.as_bytes()).ok());
-        let forwarded = self.pass_on(parts, body, caller).await?;
+        let forwarded = self.send_upstream(parts, body, caller).await?;
         if let (true, Some(participant), Some(token)) =
             (forwarded.status.is_success(), participant, connection_token(&forwarded.body))
         {
             self.queue.remember(participant, token).await?;
         }
-        Ok(self.passed_on(forwarded))
+        Ok(self.forwarded_reply(forwarded))
     }
 
     /// Any other operation.
-    pub(super) async fn forward(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Answer, Refusal> {
-        Ok(self.passed_on(self.pass_on(parts, body, caller).await?))
+    pub(super) async fn forward(&self, parts: Parts, body: Bytes, caller: Caller) -> Handled {
+        Ok(self.forwarded_reply(self.send_upstream(parts, body, caller).await?))
     }
 
-    fn passed_on(&self, forwarded: Forwarded) -> Answer {
-        reply::passed_on(forwarded, self.options.retry_after, self.clock.wall())
+    fn forwarded_reply(&self, forwarded: Forwarded) -> Reply {
+        reply::of_forwarded(forwarded, self.options.retry_after, self.clock.wall())
     }
 
-    async fn pass_on(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, Refusal> {
-        keep_own(&mut parts.headers);
+    async fn send_upstream(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, ErrorReply> {
+        remove_relay_headers(&mut parts.headers);
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let mut share = Share::default();
-        let room = async |bytes| share = self.replies.reply_share(bytes, caller).await;
-        let forwarded = self.participant.forward(parts.method, target, &parts.headers, body, room).await;
-        let forwarded = forwarded.map_err(|Unreachable(why)| Refusal::unavailable(format!("connect-relay: {why}")))?;
-        Ok(Forwarded { body: share.of(forwarded.body), ..forwarded })
+        let mut permit = BudgetPermit::default();
+        let reserve = async |bytes| permit = self.replies.acquire_for_reply(bytes, caller).await;
+        let forwarded = self.participant.forward(parts.method, target, &parts.headers, body, reserve).await;
+        let forwarded =
+            forwarded.map_err(|Unreachable(why)| ErrorReply::unavailable(format!("connect-relay: {why}")))?;
+        Ok(Forwarded { body: permit.attach_to(forwarded.body), ..forwarded })
     }
 }
 
 /// Removes the headers between the bot and the relay. Replies come unencoded, because the relay reads those about
 /// connections.
-fn keep_own(headers: &mut HeaderMap) {
+fn remove_relay_headers(headers: &mut HeaderMap) {
     let own: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().starts_with("relay-") || *name == PREFER || *name == ACCEPT_ENCODING)
@@ -152,7 +153,7 @@ mod tests {
         for name in ["x-amz-bearer", "relay-replaces-token", "relay-conversation", "prefer", "content-type"] {
             headers.append(name, HeaderValue::from_static("x"));
         }
-        keep_own(&mut headers);
+        remove_relay_headers(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-type", "x-amz-bearer"]);

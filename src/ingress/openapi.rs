@@ -11,7 +11,7 @@ const FILE: &str = include_str!("../../openapi/ingress.yaml");
 
 /// The files that may contain an error code for bots.
 const SOURCES: [&str; 4] =
-    [include_str!("../ingress.rs"), include_str!("refusal.rs"), include_str!("body.rs"), include_str!("state.rs")];
+    [include_str!("../ingress.rs"), include_str!("error_reply.rs"), include_str!("body.rs"), include_str!("state.rs")];
 
 /// The methods with their paths: two spaces before a path, four before its methods.
 fn operations() -> Vec<(Method, &'static str)> {

@@ -37,7 +37,7 @@ pub(super) struct Outlook {
 
 /// The present state of sending.
 #[derive(Clone, Copy, Debug)]
-struct Destination {
+struct SendingState {
     rate: f64,
     down: bool,
 }
@@ -46,7 +46,7 @@ impl Inner {
     /// The outlook of a message; `None` if it is not queued any more.
     pub(super) fn outlook(&self, state: &MessageState) -> Option<Outlook> {
         let Status::Queued { expires, .. } = state.status else { return None };
-        let expected = expected(&state.status, self.destination(), self.clock.now());
+        let expected = expected(&state.status, self.sending(), self.clock.now());
         Some(Outlook {
             expected: expected.map(|expected| self.clock.shown(expected)),
             expires: self.clock.shown(expires),
@@ -56,11 +56,11 @@ impl Inner {
 
     /// True if an implied wait is useless.
     pub(super) fn is_futile(&self, state: &MessageState, within: Duration) -> bool {
-        is_futile(&state.status, self.destination(), within, self.clock.now())
+        is_futile(&state.status, self.sending(), within, self.clock.now())
     }
 
     /// Resolves when an implied wait has become useless; never for a wait that was asked for.
-    pub(super) async fn futile(&self, id: MessageId, wait: &Wait) {
+    pub(super) async fn becomes_futile(&self, id: MessageId, wait: &Wait) {
         if !wait.implied {
             return std::future::pending().await;
         }
@@ -77,28 +77,28 @@ impl Inner {
         }
     }
 
-    fn destination(&self) -> Destination {
+    fn sending(&self) -> SendingState {
         let pacer = self.budget.pacer();
-        Destination { rate: pacer.rate(), down: pacer.closed() == Some(Closed::Down) }
+        SendingState { rate: pacer.rate(), down: pacer.closed() == Some(Closed::Down) }
     }
 }
 
 /// The time at which a queued message is likely to be sent; `None` if that cannot be estimated.
-fn expected(status: &Status, destination: Destination, now: Timestamp) -> Option<Timestamp> {
+fn expected(status: &Status, sending: SendingState, now: Timestamp) -> Option<Timestamp> {
     let Status::Queued { next_attempt, before, .. } = status else { return None };
-    let before = before.filter(|_| !destination.down)?;
+    let before = before.filter(|_| !sending.down)?;
     // The rounding of a large number of messages to f64 shifts the estimate by a fraction of a second at most.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    let wait = Duration::try_from_secs_f64(before as f64 / destination.rate).unwrap_or(message::LIFETIME_MAX);
+    let wait = Duration::try_from_secs_f64(before as f64 / sending.rate).unwrap_or(message::LIFETIME_MAX);
     Some((now + wait.min(message::LIFETIME_MAX)).max(next_attempt.unwrap_or_default()))
 }
 
 /// True if no outcome of a queued message can come within this time.
-fn is_futile(status: &Status, destination: Destination, within: Duration, now: Timestamp) -> bool {
+fn is_futile(status: &Status, sending: SendingState, within: Duration, now: Timestamp) -> bool {
     match status {
         Status::Queued { in_flight: true, .. } | Status::Delivered(_) | Status::Dead { .. } => false,
         Status::Queued { held: true, .. } => true,
-        Status::Queued { .. } => expected(status, destination, now).is_none_or(|expected| expected > now + within),
+        Status::Queued { .. } => expected(status, sending, now).is_none_or(|expected| expected > now + within),
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);
-    const OPEN: Destination = Destination { rate: 10.0, down: false };
+    const OPEN: SendingState = SendingState { rate: 10.0, down: false };
     const WAIT: Duration = Duration::from_secs(4);
 
     fn queued(before: Option<u64>, next: Option<u64>) -> Status {
@@ -126,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn expected_time_is_when_those_before_it_have_gone() {
+    fn expected_time_is_after_the_messages_before_it() {
         let of = |before, next, rate| {
-            expected(&queued(Some(before), next), Destination { rate, ..OPEN }, NOW).map(|time| time.since(NOW))
+            expected(&queued(Some(before), next), SendingState { rate, ..OPEN }, NOW).map(|time| time.since(NOW))
         };
         assert_eq!(of(0, None, 10.0), Some(Duration::ZERO));
         assert_eq!(of(50, None, 10.0), Some(Duration::from_secs(5)));
@@ -136,13 +136,13 @@ mod tests {
         assert_eq!(of(50, Some(1), 10.0), Some(Duration::from_secs(5)));
         assert_eq!(of(1, None, 0.0), Some(message::LIFETIME_MAX));
         assert_eq!(expected(&queued(None, None), OPEN, NOW), None, "paused");
-        assert_eq!(expected(&queued(Some(0), None), Destination { down: true, ..OPEN }, NOW), None);
+        assert_eq!(expected(&queued(Some(0), None), SendingState { down: true, ..OPEN }, NOW), None);
     }
 
     #[test]
     fn wait_is_futile_if_no_outcome_can_come_within_it() {
-        let down = Destination { down: true, ..OPEN };
-        for (status, destination, futile) in [
+        let down = SendingState { down: true, ..OPEN };
+        for (status, sending, futile) in [
             (queued(Some(0), None), OPEN, false),
             (queued(Some(40), None), OPEN, false),
             (queued(Some(41), None), OPEN, true),
@@ -154,7 +154,7 @@ mod tests {
             (flagged(queued(Some(99), None), false, true), OPEN, false),
             (flagged(queued(None, None), false, true), down, false),
         ] {
-            assert_eq!(is_futile(&status, destination, WAIT, NOW), futile, "{status:?} {destination:?}");
+            assert_eq!(is_futile(&status, sending, WAIT, NOW), futile, "{status:?} {sending:?}");
         }
     }
 }

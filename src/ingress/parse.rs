@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::refusal::Subject;
+use super::error_reply::Subject;
 use super::request::lifetime_of;
 use crate::message::{
     self, Body, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX, Limits,

@@ -1,13 +1,13 @@
-//! Log lines about refused messages: one line for each, bounded, and a warning when answering 429 begins and ends.
+//! Log lines about rejected messages: one line for each, bounded, and a warning when answering 429 begins and ends.
 //!
 //! | line | level | when |
 //! | --- | --- | --- |
-//! | `rejected` | info | for each refused message, at most [`LINES_MAX`] in any second for each reason |
+//! | `rejected` | info | for each rejected message, at most [`LINES_MAX`] in any second for each reason |
 //! | a warning | WARN | the first 429 after [`QUIET`] without one |
 //! | a warning | WARN | [`QUIET`] after the last 429, with the number of them |
 //!
 //! A line that is over the bound is counted. The next line of its reason carries the count as `left_out`; if no other
-//! refusal follows, the last line that was left out is written when the bound allows it, so every refusal is in a line
+//! rejection follows, the last line that was left out is written when the bound allows it, so every rejection is in a line
 //! or in a count. Lines contain the status, the code, the reason, the conversation's label and the ClientToken; the
 //! warning contains the relay's own text. Contents, tokens and header values never appear.
 //!
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::refusal::{Refusal, Rejected, Subject};
+use super::error_reply::{ErrorReply, RejectReason, Subject};
 use crate::time::{Clock, Timestamp, millis};
 
 /// Lines of one reason in any second.
@@ -32,7 +32,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The time without a 429 after which answering 429 has ended.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Logs the refusals of a relay.
+/// Logs the rejections of a relay.
 #[derive(Debug)]
 pub(super) struct Reporter {
     rejections: Mutex<Rejections>,
@@ -46,22 +46,22 @@ impl Reporter {
         Reporter { rejections: Mutex::default(), wake: Notify::new(), clock }
     }
 
-    /// Logs a refusal, or counts it.
-    pub(super) fn refused(&self, reason: Rejected, refusal: &Refusal) {
+    /// Logs a rejection, or counts it.
+    pub(super) fn rejected(&self, reason: RejectReason, error: &ErrorReply) {
         let now = self.clock.now();
         let mut lines = Vec::new();
         let pending = {
             let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
-            rejections.refused(reason, refusal, now, &mut lines);
+            rejections.rejected(reason, error, now, &mut lines);
             rejections.is_pending()
         };
-        lines.iter().for_each(Line::log);
+        lines.iter().for_each(LogLine::log);
         if pending {
             self.wake.notify_one();
         }
     }
 
-    /// Writes what becomes due without another refusal, until `stop` resolves; then the lines that were left out last.
+    /// Writes what becomes due without another rejection, until `stop` resolves; then the lines that were left out last.
     pub(super) async fn run(&self, stop: impl Future<Output = ()>) {
         let reports = async {
             loop {
@@ -79,49 +79,49 @@ impl Reporter {
     }
 
     /// True while more may become due.
-    fn report(&self, due: impl FnOnce(&mut Rejections, Timestamp, &mut Vec<Line>)) -> bool {
+    fn report(&self, due: impl FnOnce(&mut Rejections, Timestamp, &mut Vec<LogLine>)) -> bool {
         let mut lines = Vec::new();
         let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         due(&mut rejections, self.clock.now(), &mut lines);
         let pending = rejections.is_pending();
         drop(rejections);
-        lines.iter().for_each(Line::log);
+        lines.iter().for_each(LogLine::log);
         pending
     }
 }
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Line {
-    Rejected { refused: Refused, left_out: u64 },
-    ThrottlingBegins { code: Box<str>, reason: Rejected, why: Box<str> },
+enum LogLine {
+    Rejected { rejected: LoggedRejection, left_out: u64 },
+    ThrottlingBegins { code: Box<str>, reason: RejectReason, why: Box<str> },
     ThrottlingEnds { answered: u64, lasted: Duration },
 }
 
-/// One refusal, as in its line.
+/// One rejection, as in its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Refused {
+struct LoggedRejection {
     status: u16,
     code: Box<str>,
-    reason: Rejected,
+    reason: RejectReason,
     subject: Subject,
 }
 
-/// The recent refusals.
+/// The recent rejections.
 #[derive(Debug, Default)]
 struct Rejections {
-    /// Recent refusals by [`Rejected`].
-    recent: [Recent; Rejected::ALL.len()],
+    /// Recent rejections by [`RejectReason`].
+    recent: [Recent; RejectReason::ALL.len()],
     throttling: Option<Throttling>,
 }
 
-/// The refusals of one reason.
+/// The rejections of one reason.
 #[derive(Debug, Default)]
 struct Recent {
     /// The times of the last lines, at most [`LINES_MAX`] of them.
     written: VecDeque<Timestamp>,
-    /// The last refusal that was left out, and the number of those before it.
-    left_out: Option<(Refused, u64)>,
+    /// The last rejection that was left out, and the number of those before it.
+    left_out: Option<(LoggedRejection, u64)>,
 }
 
 /// The period of answering 429.
@@ -133,38 +133,38 @@ struct Throttling {
 }
 
 impl Rejections {
-    fn refused(&mut self, reason: Rejected, refusal: &Refusal, now: Timestamp, lines: &mut Vec<Line>) {
-        if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+    fn rejected(&mut self, reason: RejectReason, error: &ErrorReply, now: Timestamp, lines: &mut Vec<LogLine>) {
+        if error.status == StatusCode::TOO_MANY_REQUESTS {
             self.end_throttling(now, lines);
             let throttling = self.throttling.get_or_insert_with(|| {
-                let (code, why) = (Box::from(&*refusal.code), Box::from(&*refusal.text));
-                lines.push(Line::ThrottlingBegins { code, reason, why });
+                let (code, why) = (Box::from(&*error.code), Box::from(&*error.text));
+                lines.push(LogLine::ThrottlingBegins { code, reason, why });
                 Throttling { began: now, last: now, answered: 0 }
             });
             (throttling.last, throttling.answered) = (now, throttling.answered + 1);
         }
-        let refused = Refused {
-            status: refusal.status.as_u16(),
-            code: Box::from(&*refusal.code),
+        let rejected = LoggedRejection {
+            status: error.status.as_u16(),
+            code: Box::from(&*error.code),
             reason,
-            subject: refusal.subject.as_deref().cloned().unwrap_or_default(),
+            subject: error.subject.as_deref().cloned().unwrap_or_default(),
         };
         let recent = &mut self.recent[reason as usize];
-        if recent.has_room(now) {
+        if recent.may_write(now) {
             let left_out = recent.left_out.take().map_or(0, |(_, before)| before + 1);
             recent.written.push_back(now);
-            lines.push(Line::Rejected { refused, left_out });
+            lines.push(LogLine::Rejected { rejected, left_out });
         } else {
             let before = recent.left_out.take().map_or(0, |(_, before)| before + 1);
-            recent.left_out = Some((refused, before));
+            recent.left_out = Some((rejected, before));
         }
     }
 
     /// Adds the lines that are due by time alone.
-    fn due(&mut self, now: Timestamp, lines: &mut Vec<Line>) {
+    fn due(&mut self, now: Timestamp, lines: &mut Vec<LogLine>) {
         self.end_throttling(now, lines);
         for recent in &mut self.recent {
-            if recent.left_out.is_some() && recent.has_room(now) {
+            if recent.left_out.is_some() && recent.may_write(now) {
                 recent.written.push_back(now);
                 lines.extend(recent.last_left_out());
             }
@@ -172,14 +172,14 @@ impl Rejections {
     }
 
     /// Adds the lines that were left out last: no other line follows them.
-    fn finish(&mut self, now: Timestamp, lines: &mut Vec<Line>) {
+    fn finish(&mut self, now: Timestamp, lines: &mut Vec<LogLine>) {
         self.end_throttling(now, lines);
         lines.extend(self.recent.iter_mut().filter_map(Recent::last_left_out));
     }
 
-    fn end_throttling(&mut self, now: Timestamp, lines: &mut Vec<Line>) {
+    fn end_throttling(&mut self, now: Timestamp, lines: &mut Vec<LogLine>) {
         if let Some(Throttling { began, last, answered }) = self.throttling.take_if(|of| now.since(of.last) >= QUIET) {
-            lines.push(Line::ThrottlingEnds { answered, lasted: last.since(began) });
+            lines.push(LogLine::ThrottlingEnds { answered, lasted: last.since(began) });
         }
     }
 
@@ -189,22 +189,22 @@ impl Rejections {
 }
 
 impl Recent {
-    fn has_room(&mut self, now: Timestamp) -> bool {
+    fn may_write(&mut self, now: Timestamp) -> bool {
         while self.written.front().is_some_and(|written| now.since(*written) >= SECOND) {
             self.written.pop_front();
         }
         self.written.len() < LINES_MAX
     }
 
-    fn last_left_out(&mut self) -> Option<Line> {
-        self.left_out.take().map(|(refused, left_out)| Line::Rejected { refused, left_out })
+    fn last_left_out(&mut self) -> Option<LogLine> {
+        self.left_out.take().map(|(rejected, left_out)| LogLine::Rejected { rejected, left_out })
     }
 }
 
-impl Line {
+impl LogLine {
     fn log(&self) {
         match self {
-            Line::Rejected { refused: Refused { status, code, reason, subject }, left_out } => info!(
+            LogLine::Rejected { rejected: LoggedRejection { status, code, reason, subject }, left_out } => info!(
                 status,
                 code,
                 reason = reason.as_str(),
@@ -213,14 +213,14 @@ impl Line {
                 left_out,
                 "rejected"
             ),
-            Line::ThrottlingBegins { code, reason, why } => warn!(
+            LogLine::ThrottlingBegins { code, reason, why } => warn!(
                 status = 429,
                 code,
                 reason = reason.as_str(),
                 why,
                 "messages are answered 429 from now on: nothing of them is kept"
             ),
-            Line::ThrottlingEnds { answered, lasted } => warn!(
+            LogLine::ThrottlingEnds { answered, lasted } => warn!(
                 status = 429,
                 answered,
                 lasted_ms = millis(*lasted),
@@ -235,21 +235,21 @@ impl Line {
 mod tests {
     use super::*;
 
-    fn refusal(status: u16, client_token: &str) -> Refusal {
+    fn error_reply(status: u16, client_token: &str) -> ErrorReply {
         let status = StatusCode::from_u16(status).unwrap();
         let subject = Subject { conversation: Some("4711/bot".into()), client_token: Some(client_token.into()) };
-        Refusal::new(status, "SomeException", "connect-relay: why").about(subject)
+        ErrorReply::new(status, "SomeException", "connect-relay: why").about(subject)
     }
 
     /// `c-1` for a line, `c-1+3` for one with three left out before it.
-    fn shown(lines: &mut Vec<Line>) -> Vec<String> {
-        let shown = |line: Line| match line {
-            Line::Rejected { refused, left_out: 0 } => refused.subject.client_token.unwrap_or_default().into(),
-            Line::Rejected { refused, left_out } => {
-                format!("{}+{left_out}", refused.subject.client_token.unwrap_or_default())
+    fn shown(lines: &mut Vec<LogLine>) -> Vec<String> {
+        let shown = |line: LogLine| match line {
+            LogLine::Rejected { rejected, left_out: 0 } => rejected.subject.client_token.unwrap_or_default().into(),
+            LogLine::Rejected { rejected, left_out } => {
+                format!("{}+{left_out}", rejected.subject.client_token.unwrap_or_default())
             }
-            Line::ThrottlingBegins { .. } => "begins".to_owned(),
-            Line::ThrottlingEnds { answered, lasted } => format!("ends {answered} {}", lasted.as_secs()),
+            LogLine::ThrottlingBegins { .. } => "begins".to_owned(),
+            LogLine::ThrottlingEnds { answered, lasted } => format!("ends {answered} {}", lasted.as_secs()),
         };
         lines.drain(..).map(shown).collect()
     }
@@ -257,28 +257,28 @@ mod tests {
     #[test]
     fn ten_lines_a_second_are_written_and_the_others_are_counted() {
         let (mut rejections, mut lines) = (Rejections::default(), Vec::new());
-        let mut refuse = |at: u64, reason, name: &str, lines: &mut Vec<Line>| {
-            rejections.refused(reason, &refusal(400, name), Timestamp(at), lines);
+        let mut refuse = |at: u64, reason, name: &str, lines: &mut Vec<LogLine>| {
+            rejections.rejected(reason, &error_reply(400, name), Timestamp(at), lines);
         };
         for number in 0..14 {
-            refuse(100 * number, Rejected::Invalid, &number.to_string(), &mut lines);
+            refuse(100 * number, RejectReason::Invalid, &number.to_string(), &mut lines);
         }
         assert_eq!(shown(&mut lines), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13"]);
         for number in 0..25 {
-            refuse(5000 + number, Rejected::Invalid, &number.to_string(), &mut lines);
+            refuse(5000 + number, RejectReason::Invalid, &number.to_string(), &mut lines);
         }
         assert_eq!(shown(&mut lines), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
-        refuse(5024, Rejected::Conflict, "another reason", &mut lines);
-        refuse(5999, Rejected::Invalid, "left out too", &mut lines);
-        refuse(6000, Rejected::Invalid, "next", &mut lines);
+        refuse(5024, RejectReason::Conflict, "another reason", &mut lines);
+        refuse(5999, RejectReason::Invalid, "left out too", &mut lines);
+        refuse(6000, RejectReason::Invalid, "next", &mut lines);
         assert_eq!(shown(&mut lines), ["another reason", "next+16"]);
     }
 
     #[test]
-    fn last_refusal_of_a_flood_is_written_without_another_one() {
+    fn last_rejection_of_a_flood_is_written_without_another_rejection() {
         let (mut rejections, mut lines) = (Rejections::default(), Vec::new());
         for number in 0..13 {
-            rejections.refused(Rejected::Denied, &refusal(403, &number.to_string()), Timestamp(1), &mut lines);
+            rejections.rejected(RejectReason::Denied, &error_reply(403, &number.to_string()), Timestamp(1), &mut lines);
         }
         assert!(rejections.is_pending());
         rejections.due(Timestamp(1000), &mut lines);
@@ -286,7 +286,12 @@ mod tests {
         rejections.due(Timestamp(1001), &mut lines);
         assert_eq!((shown(&mut lines), rejections.is_pending()), (vec!["12+2".to_owned()], false));
         for number in 0..13 {
-            rejections.refused(Rejected::Denied, &refusal(403, &number.to_string()), Timestamp(9000), &mut lines);
+            rejections.rejected(
+                RejectReason::Denied,
+                &error_reply(403, &number.to_string()),
+                Timestamp(9000),
+                &mut lines,
+            );
         }
         rejections.finish(Timestamp(9000), &mut lines);
         assert_eq!(shown(&mut lines).last().unwrap(), "12+2", "a stop does not wait for the bound");
@@ -302,15 +307,15 @@ mod tests {
             (18_999, 503, &["a"]),
             (18_999, 429, &["a"]),
         ] {
-            rejections.refused(Rejected::QueueFull, &refusal(status, "a"), Timestamp(at), &mut lines);
+            rejections.rejected(RejectReason::QueueFull, &error_reply(status, "a"), Timestamp(at), &mut lines);
             assert_eq!(shown(&mut lines), expected, "{at}");
         }
         rejections.due(Timestamp(28_998), &mut lines);
         assert_eq!(shown(&mut lines), Vec::<String>::new());
         rejections.due(Timestamp(28_999), &mut lines);
         assert_eq!((shown(&mut lines), rejections.is_pending()), (vec!["ends 3 17".to_owned()], false));
-        rejections.refused(Rejected::QueueFull, &refusal(429, "b"), Timestamp(40_000), &mut lines);
-        rejections.refused(Rejected::QueueFull, &refusal(429, "c"), Timestamp(50_000), &mut lines);
+        rejections.rejected(RejectReason::QueueFull, &error_reply(429, "b"), Timestamp(40_000), &mut lines);
+        rejections.rejected(RejectReason::QueueFull, &error_reply(429, "c"), Timestamp(50_000), &mut lines);
         assert_eq!(shown(&mut lines), ["begins", "b", "ends 1 0", "begins", "c"], "also if no tick came between");
     }
 }

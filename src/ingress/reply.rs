@@ -15,17 +15,15 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
+use super::error_reply::ErrorReply;
 use super::outlook::Outlook;
-use super::refusal::Refusal;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
 use crate::queue::{MessageState, Status};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
+use crate::serve::Reply;
 use crate::time::{WallTime, millis};
-
-/// A whole reply.
-pub(super) type Answer = Response<Full<Bytes>>;
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -57,8 +55,8 @@ pub(super) struct ErrorPart<'a> {
 }
 
 impl ErrorPart<'_> {
-    pub(super) fn of(refusal: &Refusal) -> ErrorPart<'_> {
-        ErrorPart { code: &refusal.code, message: &refusal.text, reason: None }
+    pub(super) fn of(error: &ErrorReply) -> ErrorPart<'_> {
+        ErrorPart { code: &error.code, message: &error.text, reason: None }
     }
 }
 
@@ -117,11 +115,11 @@ pub(super) fn of_state(
     client_token: &ClientToken,
     outlook: Option<Outlook>,
     bare: bool,
-    usual: Duration,
-) -> Answer {
-    let mut answer = of_status(&state.status, client_token, outlook, bare, usual);
-    label(&mut answer, state, client_token);
-    answer
+    retry_after: Duration,
+) -> Reply {
+    let mut reply = of_status(&state.status, client_token, outlook, bare, retry_after);
+    add_message_headers(&mut reply, state, client_token);
+    reply
 }
 
 fn of_status(
@@ -129,8 +127,8 @@ fn of_status(
     client_token: &ClientToken,
     outlook: Option<Outlook>,
     bare: bool,
-    usual: Duration,
-) -> Answer {
+    retry_after: Duration,
+) -> Reply {
     match status {
         Status::Queued { ahead, .. } => {
             let queued = Queued {
@@ -153,14 +151,14 @@ fn of_status(
             }),
         ),
         Status::Dead { reason, maybe_delivered, error } => {
-            of_refusal(&Refusal::of_dead(*reason, *maybe_delivered, error), usual)
+            of_error(&ErrorReply::of_dead(*reason, *maybe_delivered, error), retry_after)
         }
     }
 }
 
 /// Adds the headers that identify the message of a reply.
-pub(super) fn label(answer: &mut Answer, state: &MessageState, client_token: &ClientToken) {
-    let headers = answer.headers_mut();
+pub(super) fn add_message_headers(reply: &mut Reply, state: &MessageState, client_token: &ClientToken) {
+    let headers = reply.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static(name(&state.status)));
     if let Ok(id) = HeaderValue::try_from(state.id.to_string()) {
         headers.insert(RELAY_MESSAGE, id);
@@ -181,20 +179,20 @@ fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
     HeaderValue::from_str(&Cow::from(utf8_percent_encode(client_token.as_str(), NOT_IN_HEADERS))).ok()
 }
 
-/// An error. `usual` is the default Retry-After.
-pub(super) fn of_refusal(refusal: &Refusal, usual: Duration) -> Answer {
-    let mut answer = with_json(refusal.status, to_json(&Text { message: &refusal.text }));
-    let headers = answer.headers_mut();
-    let code = HeaderValue::try_from(&*refusal.code).unwrap_or(HeaderValue::from_static("ValidationException"));
+/// An error. `retry_after` is the default Retry-After.
+pub(super) fn of_error(error: &ErrorReply, retry_after: Duration) -> Reply {
+    let mut reply = with_json(error.status, to_json(&Text { message: &error.text }));
+    let headers = reply.headers_mut();
+    let code = HeaderValue::try_from(&*error.code).unwrap_or(HeaderValue::from_static("ValidationException"));
     headers.insert(ERROR_TYPE, code);
-    headers.insert(REQUEST_ID, request_id(refusal.request_id.as_deref()));
-    if says_when(refusal.status) {
-        say_when(headers, refusal.retry.unwrap_or_default().max(usual));
+    headers.insert(REQUEST_ID, request_id(error.request_id.as_deref()));
+    if allows_retry(error.status) {
+        set_retry_headers(headers, error.retry.unwrap_or_default().max(retry_after));
     }
-    answer
+    reply
 }
 
-fn says_when(status: StatusCode) -> bool {
+fn allows_retry(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE
@@ -202,63 +200,67 @@ fn says_when(status: StatusCode) -> bool {
 }
 
 /// Adds the time of a retry, in AWS's header and in HTTP's. A header that is present already stays.
-fn say_when(headers: &mut HeaderMap, wait: Duration) {
+fn set_retry_headers(headers: &mut HeaderMap, wait: Duration) {
     let wait = millis(wait).max(1);
     headers.entry(AMZ_RETRY_AFTER).or_insert(HeaderValue::from(wait));
     headers.entry(RETRY_AFTER).or_insert(HeaderValue::from(wait.div_ceil(1000)));
 }
 
 /// A reply that is about no message.
-pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Answer {
-    let mut answer = with_json(status, to_json(body));
-    answer.headers_mut().insert(REQUEST_ID, request_id(None));
-    answer
+pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Reply {
+    let mut reply = with_json(status, to_json(body));
+    reply.headers_mut().insert(REQUEST_ID, request_id(None));
+    reply
 }
 
 /// 202 for a typing event that was dropped.
-pub(super) fn dropped(client_token: &ClientToken) -> Answer {
-    let mut answer = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
-    let headers = answer.headers_mut();
+pub(super) fn dropped(client_token: &ClientToken) -> Reply {
+    let mut reply = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
+    let headers = reply.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static("DROPPED"));
     if let Some(client_token) = in_header(client_token) {
         headers.insert(RELAY_CLIENT_TOKEN, client_token);
     }
     headers.insert(REQUEST_ID, request_id(None));
-    answer
+    reply
 }
 
 /// The service's reply to a forwarded request, unchanged. But a success always has a request id, and a reply that
 /// allows a retry has both headers for it: a gateway's 429 usually has neither.
-pub(super) fn passed_on(Forwarded { status, headers, body }: Forwarded, usual: Duration, now: WallTime) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    if says_when(status) {
+pub(super) fn of_forwarded(
+    Forwarded { status, headers, body }: Forwarded,
+    retry_after: Duration,
+    now: WallTime,
+) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    if allows_retry(status) {
         let hint = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let Hint(hint) = Hint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
-        say_when(answer.headers_mut(), hint.unwrap_or(usual));
+        let RetryHint(hint) = RetryHint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
+        set_retry_headers(reply.headers_mut(), hint.unwrap_or(retry_after));
     }
     // Upstream's own headers take precedence.
-    answer.headers_mut().extend(headers);
+    reply.headers_mut().extend(headers);
     if status.is_success() {
-        answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| request_id(None));
+        reply.headers_mut().entry(REQUEST_ID).or_insert_with(|| request_id(None));
     }
-    answer
+    reply
 }
 
 /// A batch's reply.
-pub(super) fn of_lines(lines: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(lines));
-    let headers = answer.headers_mut();
+pub(super) fn of_lines(lines: Bytes) -> Reply {
+    let mut reply = Response::new(Full::new(lines));
+    let headers = reply.headers_mut();
     headers.insert(CONTENT_TYPE, NDJSON);
     headers.insert(REQUEST_ID, request_id(None));
-    answer
+    reply
 }
 
 /// One line of a batch's reply, about a stored message.
 pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &MessageState) {
     match &state.status {
         Status::Dead { reason, maybe_delivered, error } => {
-            error_line(lines, &Refusal::of_dead(*reason, *maybe_delivered, error));
+            error_line(lines, &ErrorReply::of_dead(*reason, *maybe_delivered, error));
         }
         status => {
             let (client_token, state) = (client_token.as_str(), name(status));
@@ -271,8 +273,8 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Mess
 }
 
 /// One line of a batch's reply, about a refused message.
-pub(super) fn error_line(lines: &mut Vec<u8>, refusal: &Refusal) {
-    push_line(lines, &Failed { error: ErrorPart::of(refusal) });
+pub(super) fn error_line(lines: &mut Vec<u8>, error: &ErrorReply) {
+    push_line(lines, &Failed { error: ErrorPart::of(error) });
 }
 
 #[derive(Serialize)]
@@ -297,11 +299,11 @@ fn to_json(value: &impl Serialize) -> Bytes {
     json.into()
 }
 
-fn with_json(status: StatusCode, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, JSON);
-    answer
+fn with_json(status: StatusCode, body: Bytes) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, JSON);
+    reply
 }
 
 /// Upstream's request id, or a generated one. It need not be unguessable.
@@ -323,10 +325,10 @@ mod tests {
     use crate::queue::{Full, Rejection, StoreFailed};
     use crate::time::{Clock, Timestamp};
 
-    const USUAL: Duration = Duration::from_millis(1500);
+    const DEFAULT_RETRY: Duration = Duration::from_millis(1500);
 
-    fn taken(answer: Answer) -> (u16, HeaderMap, String) {
-        let (parts, body) = answer.into_parts();
+    fn taken(reply: Reply) -> (u16, HeaderMap, String) {
+        let (parts, body) = reply.into_parts();
         let mut body = std::pin::pin!(body.collect());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let std::task::Poll::Ready(Ok(body)) = body.as_mut().poll(&mut cx) else { panic!("the body is there") };
@@ -352,7 +354,7 @@ mod tests {
             expires: Timestamp(9000),
         };
         let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, USUAL));
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, DEFAULT_RETRY));
         let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z","Expires":"1970-01-01T00:00:09.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
@@ -367,12 +369,12 @@ mod tests {
             request_id: Some("up-1".into()),
         };
         let delivered = Status::Delivered(receipt.clone());
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, false, USUAL));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, false, DEFAULT_RETRY));
         assert_eq!((status, &*body), (200, r#"{"Id":"id-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#));
         let rejected = Status::Delivered(Receipt { processing_status: Some("REJECTED".into()), ..receipt });
-        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), None, false, USUAL));
+        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), None, false, DEFAULT_RETRY));
         assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, USUAL));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, DEFAULT_RETRY));
         assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
     }
 
@@ -383,7 +385,7 @@ mod tests {
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
             let status = status.try_into().unwrap();
             let forwarded = Forwarded { status, headers, body: "as it came".into() };
-            let (came, headers, body) = taken(passed_on(forwarded, USUAL, WallTime(0)));
+            let (came, headers, body) = taken(of_forwarded(forwarded, DEFAULT_RETRY, WallTime(0)));
             assert_eq!((came, &*body), (status.as_u16(), "as it came"));
             headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
         };
@@ -409,9 +411,9 @@ mod tests {
                 headers: headers.collect(),
                 body: Bytes::new(),
             };
-            let (_, headers, _) = taken(passed_on(forwarded, USUAL, WallTime(0)));
-            let told = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
-            assert_eq!((told("x-amz-retry-after"), told("retry-after")), (amz, standard), "{status} {given:?}");
+            let (_, headers, _) = taken(of_forwarded(forwarded, DEFAULT_RETRY, WallTime(0)));
+            let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((header("x-amz-retry-after"), header("retry-after")), (amz, standard), "{status} {given:?}");
             assert_eq!(headers.get_all("retry-after").iter().count(), usize::from(standard.is_some()));
         }
     }
@@ -450,7 +452,7 @@ mod tests {
                 "connect-relay: the message is dead: its lifetime ended before it was delivered; an attempt may have arrived",
             ),
         ] {
-            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), None, false, USUAL));
+            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), None, false, DEFAULT_RETRY));
             assert_eq!(came, status);
             assert_eq!(headers["x-amzn-errortype"], code);
             assert_eq!(body, serde_json::json!({ "Message": text }).to_string());
@@ -461,15 +463,15 @@ mod tests {
     #[test]
     fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
-        for (refusal, millis, seconds) in [
-            (Refusal::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
-            (Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still()), "1500", "2"),
-            (Refusal::from(StoreFailed("disk".into())), "1500", "2"),
-            (Refusal::unavailable("connect-relay: stopping"), "1500", "2"),
+        for (error, millis, seconds) in [
+            (ErrorReply::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
+            (ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still()), "1500", "2"),
+            (ErrorReply::from(StoreFailed("disk".into())), "1500", "2"),
+            (ErrorReply::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {
-            let (status, headers, body) = taken(of_refusal(&refusal, USUAL));
-            assert_eq!(status, refusal.status.as_u16());
-            assert_eq!(headers["x-amzn-errortype"], *refusal.code);
+            let (status, headers, body) = taken(of_error(&error, DEFAULT_RETRY));
+            assert_eq!(status, error.status.as_u16());
+            assert_eq!(headers["x-amzn-errortype"], *error.code);
             assert_eq!(
                 (headers["x-amz-retry-after"].to_str().unwrap(), headers["retry-after"].to_str().unwrap()),
                 (millis, seconds)

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper::header::{GetAll, HeaderMap, HeaderName, HeaderValue};
 
-use super::refusal::{Refusal, Subject};
+use super::error_reply::{ErrorReply, Subject};
 use crate::message::{self, Caller, ConnectionToken, ConversationKey, Invalid, LIFETIME_MAX};
 use crate::queue::Asker;
 
@@ -31,9 +31,9 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn of(headers: &HeaderMap) -> Result<Identity, Refusal> {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Identity, ErrorReply> {
         let Some(bearer) = single(headers, &BEARER, "X-Amz-Bearer")? else {
-            return Err(Refusal::invalid("ConnectionToken is missing, it travels in X-Amz-Bearer"));
+            return Err(ErrorReply::invalid("ConnectionToken is missing, it travels in X-Amz-Bearer"));
         };
         let token = ConnectionToken::parse(bearer.as_bytes())?;
         let conversation = single(headers, &CONVERSATION, "Relay-Conversation")?
@@ -54,22 +54,22 @@ pub(super) fn subject(headers: &HeaderMap) -> Subject {
 }
 
 /// The token that this request's token renews.
-pub(super) fn replaces(headers: &HeaderMap) -> Result<Option<ConnectionToken>, Refusal> {
+pub(super) fn replaces(headers: &HeaderMap) -> Result<Option<ConnectionToken>, ErrorReply> {
     single(headers, &REPLACES, "Relay-Replaces-Token")?
         .map(|token| ConnectionToken::parse(token.as_bytes()))
         .transpose()
-        .map_err(|Invalid(what)| Refusal::invalid(format_args!("Relay-Replaces-Token: {what}")))
+        .map_err(|Invalid(what)| ErrorReply::invalid(format_args!("Relay-Replaces-Token: {what}")))
 }
 
 /// The longest time that the message may wait.
-pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, ErrorReply> {
     let Some(value) = single(headers, &LIFETIME, "Relay-Lifetime")? else { return Ok(None) };
     let digits = value.as_bytes();
     let seconds = match value.to_str() {
         // Digits fail to parse only if they are too many.
         Ok(text) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => text.parse().unwrap_or(u64::MAX),
         _ => {
-            return Err(Refusal::invalid(format_args!(
+            return Err(ErrorReply::invalid(format_args!(
                 "Relay-Lifetime is not a whole number of seconds, 1 to {} are taken",
                 LIFETIME_MAX.as_secs()
             )));
@@ -197,12 +197,12 @@ fn seconds(digits: &[u8]) -> Option<u64> {
 }
 
 /// The value of a header that may come once.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &str) -> Result<Option<&'a HeaderValue>, Refusal> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &str) -> Result<Option<&'a HeaderValue>, ErrorReply> {
     let values: GetAll<'a, HeaderValue> = headers.get_all(name);
     let mut values = values.into_iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(Refusal::invalid(format_args!("{shown} comes more than once")));
+        return Err(ErrorReply::invalid(format_args!("{shown} comes more than once")));
     }
     Ok(first)
 }
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn lifetime_is_a_positive_whole_number_of_at_most_a_week() {
-        let of = |value| lifetime(&headers(&[("relay-lifetime", value)])).map_err(|refusal| refusal.text);
+        let of = |value| lifetime(&headers(&[("relay-lifetime", value)])).map_err(|error| error.text);
         assert_eq!(of("1").unwrap(), Some(Duration::from_secs(1)));
         assert_eq!(of("604800").unwrap(), Some(LIFETIME_MAX));
         assert_eq!(lifetime(&HeaderMap::new()).unwrap(), None);
@@ -308,9 +308,9 @@ mod tests {
             text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")]).contains("Relay-Conversation holds a space")
         );
         assert!(!text(&[("x-amz-bearer", "se cret")]).contains("cret"));
-        let refusal = replaces(&headers(&[("relay-replaces-token", "se cret")])).unwrap_err();
+        let error = replaces(&headers(&[("relay-replaces-token", "se cret")])).unwrap_err();
         assert_eq!(
-            refusal.text,
+            error.text,
             "connect-relay: Relay-Replaces-Token: ConnectionToken holds a space or a control character"
         );
     }

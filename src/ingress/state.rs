@@ -10,13 +10,14 @@ use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use super::refusal::Refusal;
-use super::reply::{self, Answer, ErrorPart, MessageMetadata};
+use super::error_reply::ErrorReply;
+use super::reply::{self, ErrorPart, MessageMetadata};
 use super::request::{Identity, Preference};
-use super::{Inner, Reply, applied};
+use super::{Handled, Inner, ReplyMode, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
 use crate::queue::{Backlog, Found, MessageState, Status, StoreFailed};
+use crate::serve::Reply;
 use crate::time::{Clock, WallTime};
 
 #[derive(Default, Serialize)]
@@ -56,22 +57,22 @@ struct Waiting {
 
 impl Inner {
     /// `GET /participant/message/{ClientToken}`
-    pub(super) async fn state(&self, parts: &Parts, caller: Caller) -> Result<Answer, Refusal> {
+    pub(super) async fn state(&self, parts: &Parts, caller: Caller) -> Handled {
         let client_token = client_token(parts.uri.path())?;
         let Identity { token, conversation } = Identity::of(&parts.headers)?;
         let label = message::label(conversation.as_ref(), &token);
         let state = self.find(token, conversation, caller, &client_token).await?;
-        let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
+        let wait = self.wait(Preference::of(&parts.headers), ReplyMode::Accepted);
         let state = self.outcome(state, &wait).await;
-        let mut answer = describe(
+        let mut reply = describe(
             &state,
             &client_token,
             &label,
             self.outlook(&state).and_then(|outlook| outlook.expected),
             &self.clock,
         );
-        reply::label(&mut answer, &state, &client_token);
-        Ok(applied(answer, wait.applied))
+        reply::add_message_headers(&mut reply, &state, &client_token);
+        Ok(applied(reply, wait.applied))
     }
 
     async fn find(
@@ -80,12 +81,12 @@ impl Inner {
         conversation: Option<ConversationKey>,
         caller: Caller,
         client_token: &ClientToken,
-    ) -> Result<MessageState, Refusal> {
+    ) -> Result<MessageState, ErrorReply> {
         let asker = Identity { token, conversation }.asker(caller);
         match self.queue.find(asker, client_token.clone()).await? {
             Found::State(state) => Ok(state),
-            Found::OtherConversation => Err(Refusal::other_conversation()),
-            Found::Unknown => Err(Refusal::new(
+            Found::OtherConversation => Err(ErrorReply::other_conversation()),
+            Found::Unknown => Err(ErrorReply::new(
                 StatusCode::NOT_FOUND,
                 "ResourceNotFoundException",
                 "connect-relay: no message of this ClientToken is known in this conversation (queue.outcomes_kept_for)",
@@ -94,24 +95,24 @@ impl Inner {
     }
 
     /// `GET /participant/queue`
-    pub(super) async fn backlog(&self, parts: &Parts, caller: Caller) -> Result<Answer, Refusal> {
-        let wait = self.wait(Preference::of(&parts.headers), Reply::Accepted);
+    pub(super) async fn backlog(&self, parts: &Parts, caller: Caller) -> Handled {
+        let wait = self.wait(Preference::of(&parts.headers), ReplyMode::Accepted);
         let backlog = if wait.span.is_zero() {
             self.queue.backlog(Some(caller)).await?
         } else {
-            self.emptied(caller, wait.span).await?
+            self.wait_until_empty(caller, wait.span).await?
         };
         let waiting = Waiting {
             queued: backlog.queued,
             oldest_seconds: backlog.oldest.map_or(0.0, |oldest| self.clock.now().since(oldest).as_secs_f64()),
             rate: (self.budget.pacer().rate() * 1000.0).round() / 1000.0,
-            draining: self.door.is_draining(),
+            draining: self.drain_state.is_draining(),
         };
         Ok(applied(reply::of_json(StatusCode::OK, &waiting), wait.applied))
     }
 
     /// Waits at most `wait` until no message of the caller is queued.
-    async fn emptied(&self, caller: Caller, wait: Duration) -> Result<Backlog, StoreFailed> {
+    async fn wait_until_empty(&self, caller: Caller, wait: Duration) -> Result<Backlog, StoreFailed> {
         let empty = async {
             loop {
                 let mut drained = std::pin::pin!(self.queue.drained());
@@ -126,7 +127,7 @@ impl Inner {
         tokio::select! {
             backlog = empty => return backlog,
             () = tokio::time::sleep(wait) => {}
-            () = self.door.waits_end() => {}
+            () = self.drain_state.waits_end() => {}
         }
         self.queue.backlog(Some(caller)).await
     }
@@ -138,7 +139,7 @@ fn describe(
     label: &str,
     expected: Option<WallTime>,
     clock: &Clock,
-) -> Answer {
+) -> Reply {
     let shown = |time| clock.shown(time).to_string();
     let known = Known {
         client_token: client_token.as_str(),
@@ -171,19 +172,19 @@ fn describe(
             )
         }
         Status::Dead { reason, maybe_delivered, error } => {
-            let refusal = Refusal::of_dead(*reason, *maybe_delivered, error);
-            let error = ErrorPart { reason: Some(reason.as_str()), ..ErrorPart::of(&refusal) };
+            let reply = ErrorReply::of_dead(*reason, *maybe_delivered, error);
+            let error = ErrorPart { reason: Some(reason.as_str()), ..ErrorPart::of(&reply) };
             reply::of_json(StatusCode::OK, &Known { error: Some(error), maybe_delivered: *maybe_delivered, ..known })
         }
     }
 }
 
-fn client_token(path: &str) -> Result<ClientToken, Refusal> {
+fn client_token(path: &str) -> Result<ClientToken, ErrorReply> {
     let encoded = path.strip_prefix("/participant/message/").unwrap_or_default();
     let text = percent_decode_str(encoded)
         .decode_utf8()
-        .map_err(|_| Refusal::invalid("ClientToken in the path is not percent-encoded UTF-8"))?;
-    ClientToken::parse(&text)?.ok_or_else(|| Refusal::invalid("ClientToken in the path is empty"))
+        .map_err(|_| ErrorReply::invalid("ClientToken in the path is not percent-encoded UTF-8"))?;
+    ClientToken::parse(&text)?.ok_or_else(|| ErrorReply::invalid("ClientToken in the path is empty"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::service::service_fn;
@@ -24,12 +25,12 @@ const BOT: Peer = Peer::Unix { uid: 1000, gid: 1000, pid: None };
 const OTHER_BOT: Peer = Peer::Unix { uid: 1001, gid: 1001, pid: None };
 
 /// Longer than any test takes; no test waits for it to pass.
-const GENEROUS: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Rig {
     ingress: Ingress,
     queue: Queue,
-    door: Door,
+    drain_state: DrainState,
     clock: Clock,
     budget: Budget,
     metrics: Metrics,
@@ -66,7 +67,7 @@ impl Log {
 
 struct Settings {
     store_fails: bool,
-    door: Options,
+    ingress: Options,
     queue: queue::Options,
     pacer: pacer::Options,
 }
@@ -88,7 +89,7 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             store_fails: false,
-            door: Options { wait: GENEROUS, ..Options::default() },
+            ingress: Options { wait: TIMEOUT, ..Options::default() },
             queue: queue::Options {
                 path: folder.path().join("queue"),
                 messages_max: 1000,
@@ -112,7 +113,7 @@ impl Rig {
             pacer: pacer::Options::default(),
         };
         change(&mut settings);
-        let (clock, metrics, door) = (Clock::system(), Metrics::default(), Door::open());
+        let (clock, metrics, drain_state) = (Clock::system(), Metrics::default(), DrainState::open());
         let (queue, writer) = Queue::open(settings.queue, clock.clone(), &metrics).unwrap();
         let log = Log::default();
         let page = log.clone();
@@ -126,16 +127,23 @@ impl Rig {
         let upstream = Upstream::start().await;
         let client = participant::Options {
             endpoint: upstream.endpoint.parse().unwrap(),
-            connect_timeout: GENEROUS,
-            attempt_timeout: GENEROUS,
+            connect_timeout: TIMEOUT,
+            attempt_timeout: TIMEOUT,
             idle_max: 4,
             proxy: None,
             extra_roots: Vec::new(),
         };
         let client = Participant::new(client, clock.clone()).unwrap();
-        let ingress =
-            Ingress::new(settings.door, queue.clone(), client, budget.clone(), door.clone(), clock.clone(), &metrics);
-        Rig { ingress, queue, door, clock, budget, metrics, upstream, log, _folder: folder }
+        let ingress = Ingress::new(
+            settings.ingress,
+            queue.clone(),
+            client,
+            budget.clone(),
+            drain_state.clone(),
+            clock.clone(),
+            &metrics,
+        );
+        Rig { ingress, queue, drain_state, clock, budget, metrics, upstream, log, _folder: folder }
     }
 
     async fn ask(&self, peer: Peer, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Seen {
@@ -170,12 +178,12 @@ impl Rig {
     }
 
     /// Sends a text with SendMessage.
-    async fn say(&self, token: &str, client_token: &str, text: &str) -> Seen {
-        self.say_with(&[("x-amz-bearer", token)], client_token, text).await
+    async fn send_text(&self, token: &str, client_token: &str, text: &str) -> Seen {
+        self.send_text_with(&[("x-amz-bearer", token)], client_token, text).await
     }
 
-    async fn say_with(&self, headers: &[(&str, &str)], client_token: &str, text: &str) -> Seen {
-        self.post("/participant/message", headers, said(client_token, text)).await
+    async fn send_text_with(&self, headers: &[(&str, &str)], client_token: &str, text: &str) -> Seen {
+        self.post("/participant/message", headers, text_message(client_token, text)).await
     }
 
     /// Plays the sender for the next due message, as soon as there is one.
@@ -186,7 +194,7 @@ impl Rig {
             if let Some(lease) = self.queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop() {
                 return self.queue.settle(lease, None, disposition, None).await.unwrap();
             }
-            tokio::time::timeout(GENEROUS, poked).await.unwrap();
+            tokio::time::timeout(TIMEOUT, poked).await.unwrap();
         }
     }
 
@@ -231,14 +239,14 @@ impl Seen {
 const HEAD: &str = "POST /participant/message HTTP/1.1\r\nx-amz-bearer: t-1\r\n";
 
 async fn write(stream: &mut DuplexStream, text: &str) {
-    tokio::time::timeout(GENEROUS, stream.write_all(text.as_bytes())).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, stream.write_all(text.as_bytes())).await.unwrap().unwrap();
 }
 
 /// Reads one reply: its status and its body.
 async fn reply(stream: &mut DuplexStream) -> (u16, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(tokio::time::timeout(GENEROUS, stream.read_u8()).await.unwrap().expect("a whole reply"));
+        head.push(tokio::time::timeout(TIMEOUT, stream.read_u8()).await.unwrap().expect("a whole reply"));
     }
     let head = String::from_utf8(head).unwrap();
     let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
@@ -247,7 +255,7 @@ async fn reply(stream: &mut DuplexStream) -> (u16, String) {
     (head[9..12].parse().unwrap(), String::from_utf8(body).unwrap())
 }
 
-fn said(client_token: &str, text: &str) -> Value {
+fn text_message(client_token: &str, text: &str) -> Value {
     json!({ "ContentType": "text/plain", "Content": text, "ClientToken": client_token })
 }
 
@@ -343,7 +351,7 @@ fn future_of_a_request_can_be_served_on_any_thread() {
 #[tokio::test]
 async fn message_is_202_once_on_disk_and_its_state_can_be_seen() {
     let rig = Rig::new().await;
-    let seen = rig.say("t-1", "c 1", "hello").await;
+    let seen = rig.send_text("t-1", "c 1", "hello").await;
     let json = seen.json();
     assert_eq!(
         (seen.status, &json["ClientToken"], &json["State"], &json["Ahead"]),
@@ -391,13 +399,13 @@ async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log
     let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     {
         let headers = [("x-amz-bearer", "t-1"), trace];
-        let mut asking = std::pin::pin!(rig.say_with(&headers, "c-1", "hello"));
+        let mut asking = std::pin::pin!(rig.send_text_with(&headers, "c-1", "hello"));
         // The first poll submits it to the queue; then the connection is gone, and its request with it.
         let polled = std::future::poll_fn(|task| std::task::Poll::Ready(asking.as_mut().poll(task).is_pending()));
         assert!(polled.await);
     }
     assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 1);
-    rig.say("t-1", "c-1", "hello").await;
+    rig.send_text("t-1", "c-1", "hello").await;
     let lines = rig.log.lines();
     let [line] = &lines[..] else { panic!("one message, one line: {lines:?}") };
     assert_eq!((&line["event"], &line["client_token"]), (&json!("accepted"), &json!("c-1")));
@@ -405,14 +413,14 @@ async fn bot_that_hangs_up_before_the_commit_has_its_message_accepted_in_the_log
         (&line["conversation"], &line["trace_id"]),
         (&json!(label("t-1")), &json!("0af7651916cd43dd8448eb211c80319c"))
     );
-    assert_eq!(line["message_id"], rig.say("t-1", "c-1", "hello").await.header("relay-message"));
+    assert_eq!(line["message_id"], rig.send_text("t-1", "c-1", "hello").await.header("relay-message"));
 }
 
 #[tokio::test]
 async fn wait_ends_with_the_outcome() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    let (seen, settled) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), rig.settle(delivered()));
+    let (seen, settled) = tokio::join!(rig.send_text_with(&prefer, "c-1", "hello"), rig.settle(delivered()));
     assert_eq!(settled, Settled::Delivered);
     assert_eq!((seen.status, seen.json()), (200, json!({ "Id": "id-1", "AbsoluteTime": "2019-11-08T02:41:28.172Z" })));
     assert_eq!(seen.header("preference-applied"), "wait=50");
@@ -420,13 +428,18 @@ async fn wait_ends_with_the_outcome() {
     assert_eq!(seen.header("relay-state"), "DELIVERED");
     assert!(rig.metric(r#"connect_relay_waits_total{outcome="delivered"} 1"#));
 
-    let tcp =
-        rig.ask(Peer::Tcp, "POST", "/participant/message", &[("x-amz-bearer", "t-2")], said("c-2", "x").to_string());
+    let tcp = rig.ask(
+        Peer::Tcp,
+        "POST",
+        "/participant/message",
+        &[("x-amz-bearer", "t-2")],
+        text_message("c-2", "x").to_string(),
+    );
     let (seen, _) = tokio::join!(tcp, rig.settle(delivered()));
     assert_eq!(seen.status, 200, "on TCP a wait is implied");
 
     let patient = [("x-amz-bearer", "t-1"), ("prefer", "wait=0")];
-    let seen = rig.say_with(&patient, "c-3", "hello").await;
+    let seen = rig.send_text_with(&patient, "c-3", "hello").await;
     assert_eq!((seen.status, seen.header("preference-applied")), (202, "wait=0"));
 }
 
@@ -436,7 +449,7 @@ async fn refusal_reaches_the_waiting_caller_and_holds_for_later_requests() {
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
     // The caller waits already when the refusal comes: the state is found only after its acceptance, and the yield
     // lets its wait begin.
-    let (seen, settled) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
+    let (seen, settled) = tokio::join!(rig.send_text_with(&prefer, "c-1", "hello"), async {
         while rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.status != 200 {}
         tokio::task::yield_now().await;
         rig.settle(Disposition::Deny(denied())).await
@@ -446,9 +459,9 @@ async fn refusal_reaches_the_waiting_caller_and_holds_for_later_requests() {
     assert_eq!((seen.header("x-amzn-requestid"), seen.header("relay-state")), ("up-2", "DEAD"));
     assert!(rig.metric(r#"connect_relay_waits_total{outcome="dead"} 1"#));
 
-    let repeat = rig.say("t-1", "c-1", "hello").await;
+    let repeat = rig.send_text("t-1", "c-1", "hello").await;
     repeat.assert_error(403, "AccessDeniedException", "Access denied");
-    let next = rig.say("t-1", "c-2", "hello").await;
+    let next = rig.send_text("t-1", "c-2", "hello").await;
     next.assert_error(403, "AccessDeniedException", "Access denied");
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="denied"} 1"#));
 }
@@ -456,17 +469,17 @@ async fn refusal_reaches_the_waiting_caller_and_holds_for_later_requests() {
 #[tokio::test]
 async fn repeat_never_makes_a_second_message() {
     let rig = Rig::new().await;
-    let first = rig.say("t-1", "c-1", "hello").await;
-    let repeat = rig.say("t-1", "c-1", "hello").await;
+    let first = rig.send_text("t-1", "c-1", "hello").await;
+    let repeat = rig.send_text("t-1", "c-1", "hello").await;
     assert_eq!((repeat.status, repeat.header("relay-message")), (202, first.header("relay-message")));
-    rig.say("t-1", "c-1", "other").await.assert_error(409, "ConflictException", "with other contents at 2");
+    rig.send_text("t-1", "c-1", "other").await.assert_error(409, "ConflictException", "with other contents at 2");
     rig.settle(delivered()).await;
-    let repeat = rig.say("t-1", "c-1", "hello").await;
+    let repeat = rig.send_text("t-1", "c-1", "hello").await;
     assert_eq!((repeat.status, repeat.header("relay-message")), (200, first.header("relay-message")));
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="conflict"} 1"#));
 
-    let minted = rig.post("/participant/message", &[("x-amz-bearer", "t-1")], said("", "hello")).await;
-    let again = rig.post("/participant/message", &[("x-amz-bearer", "t-1")], said("", "hello")).await;
+    let minted = rig.post("/participant/message", &[("x-amz-bearer", "t-1")], text_message("", "hello")).await;
+    let again = rig.post("/participant/message", &[("x-amz-bearer", "t-1")], text_message("", "hello")).await;
     assert_eq!(minted.json()["ClientToken"], minted.header("relay-client-token"));
     assert_ne!(minted.header("relay-message"), again.header("relay-message"));
 }
@@ -480,9 +493,9 @@ async fn repeat_of_a_dead_message_returns_its_error() {
         text: "Content is too long for SMS".into(),
         request_id: None,
     };
-    rig.say("t-1", "c-1", "hello").await;
+    rig.send_text("t-1", "c-1", "hello").await;
     rig.settle(Disposition::Bury(Reason::Invalid, invalid)).await;
-    let repeat = rig.say("t-1", "c-1", "hello").await;
+    let repeat = rig.send_text("t-1", "c-1", "hello").await;
     repeat.assert_error(400, "ValidationException", "Content is too long for SMS");
     let state = rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.json();
     assert_eq!(state["State"], "DEAD");
@@ -491,24 +504,24 @@ async fn repeat_of_a_dead_message_returns_its_error() {
         json!({ "Code": "ValidationException", "Message": "Content is too long for SMS", "Reason": "invalid" })
     );
 
-    rig.say("t-1", "c-2", "hello").await;
+    rig.send_text("t-1", "c-2", "hello").await;
     rig.settle(Disposition::Bury(Reason::Expired, ServiceError::default())).await;
-    rig.say("t-1", "c-2", "hello").await.assert_error(410, "GoneException", "connect-relay: ");
+    rig.send_text("t-1", "c-2", "hello").await.assert_error(410, "GoneException", "connect-relay: ");
 }
 
 #[tokio::test]
 async fn token_belongs_to_one_conversation_and_a_key_to_its_caller() {
     let rig = Rig::new().await;
     let keyed = [("x-amz-bearer", "t-1"), ("relay-conversation", "C/bot")];
-    assert_eq!(rig.say_with(&keyed, "c-1", "hello").await.status, 202);
-    rig.say("t-1", "c-2", "hello").await.assert_error(409, "ConflictException", "another conversation");
+    assert_eq!(rig.send_text_with(&keyed, "c-1", "hello").await.status, 202);
+    rig.send_text("t-1", "c-2", "hello").await.assert_error(409, "ConflictException", "another conversation");
     let other = [("x-amz-bearer", "t-1"), ("relay-conversation", "D/bot")];
-    rig.say_with(&other, "c-2", "hello").await.assert_error(409, "ConflictException", "another conversation");
+    rig.send_text_with(&other, "c-2", "hello").await.assert_error(409, "ConflictException", "another conversation");
     rig.get("/participant/message/c-1", &other).await.assert_error(409, "ConflictException", "another conversation");
     assert_eq!(rig.get("/participant/message/c-1", &keyed).await.json()["Conversation"], "C/bot");
 
     let theirs = [("x-amz-bearer", "t-2"), ("relay-conversation", "C/bot")];
-    let body = said("c-1", "something else").to_string();
+    let body = text_message("c-1", "something else").to_string();
     let seen = rig.ask(OTHER_BOT, "POST", "/participant/message", &theirs, body).await;
     assert_eq!(seen.status, 202, "another user's equal key is another conversation");
     let waiting = rig.get("/participant/queue", &[]).await.json();
@@ -520,12 +533,12 @@ async fn token_belongs_to_one_conversation_and_a_key_to_its_caller() {
 async fn replaced_token_must_be_one_of_this_conversation() {
     let rig = Rig::new().await;
     let renewed = [("x-amz-bearer", "t-2"), ("relay-replaces-token", "t-1")];
-    let seen = rig.say_with(&renewed, "c-2", "hello").await;
+    let seen = rig.send_text_with(&renewed, "c-2", "hello").await;
     seen.assert_error(403, "RelayForbiddenException", "Relay-Replaces-Token");
     assert!(!seen.body.contains("t-1"));
-    rig.say("t-1", "c-1", "hello").await;
-    assert_eq!(rig.say_with(&renewed, "c-2", "hello").await.status, 202);
-    let repeat = rig.say("t-2", "c-1", "hello").await;
+    rig.send_text("t-1", "c-1", "hello").await;
+    assert_eq!(rig.send_text_with(&renewed, "c-2", "hello").await.status, 202);
+    let repeat = rig.send_text("t-2", "c-1", "hello").await;
     assert_eq!(repeat.status, 202, "the renewed token speaks for the same participant: this is a repeat");
     assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 2);
 }
@@ -533,29 +546,29 @@ async fn replaced_token_must_be_one_of_this_conversation() {
 #[tokio::test]
 async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
     let rig = Rig::with(|settings| settings.queue.messages_max = 1).await;
-    rig.say("t-1", "c-1", "hello").await;
-    let seen = rig.say("t-1", "c-2", "hello").await;
+    rig.send_text("t-1", "c-1", "hello").await;
+    let seen = rig.send_text("t-1", "c-2", "hello").await;
     seen.assert_error(429, "ThrottlingException", "1 of 1 messages (queue.messages_max); it empties at 9.0 messages");
     assert_eq!((seen.header("x-amz-retry-after"), seen.header("retry-after")), ("1000", "1"));
-    assert_eq!(rig.say("t-1", "c-1", "hello").await.status, 202);
+    assert_eq!(rig.send_text("t-1", "c-1", "hello").await.status, 202);
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="queue_full"} 1"#));
 }
 
 #[tokio::test]
 async fn full_disk_is_429_that_names_it() {
     let rig = Rig::with(|settings| settings.queue.free_disk_min = 1 << 60).await;
-    rig.say("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
+    rig.send_text("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="disk_full"} 1"#));
 }
 
 #[tokio::test]
-async fn store_that_has_failed_is_500_whatever_was_asked() {
+async fn failed_store_is_500_on_every_route() {
     let rig = Rig::with(|settings| settings.store_fails = true).await;
     let bearer = [("x-amz-bearer", "t-1")];
-    let mut line = said("c-1", "hello");
+    let mut line = text_message("c-1", "hello");
     line["ConnectionToken"] = "t-1".into();
     for (path, body) in [
-        ("message", said("c-1", "hello")),
+        ("message", text_message("c-1", "hello")),
         ("messages", line),
         ("disconnect", json!({})),
         ("event", json!({ "ContentType": parse::TYPING })),
@@ -573,33 +586,41 @@ async fn store_that_has_failed_is_500_whatever_was_asked() {
 async fn repeat_does_not_change_the_lifetime() {
     let rig = Rig::new().await;
     let for_seconds = |seconds| [("x-amz-bearer", "t-1"), ("relay-lifetime", seconds), ("prefer", "wait=60")];
-    assert_eq!(rig.say_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
-    assert_eq!(rig.say_with(&for_seconds("3600")[..2], "c-1", "hello").await.status, 202);
+    assert_eq!(rig.send_text_with(&for_seconds("60")[..2], "c-1", "hello").await.status, 202);
+    assert_eq!(rig.send_text_with(&for_seconds("3600")[..2], "c-1", "hello").await.status, 202);
     rig.clock.skip(Duration::from_secs(61));
-    rig.say_with(&for_seconds("3600"), "c-1", "hello").await.assert_error(410, "GoneException", "its lifetime ended");
+    rig.send_text_with(&for_seconds("3600"), "c-1", "hello").await.assert_error(
+        410,
+        "GoneException",
+        "its lifetime ended",
+    );
 }
 
 #[tokio::test]
 async fn lifetime_that_cannot_be_met_is_refused_at_once() {
     let rig = Rig::with(|settings| settings.pacer.quota_rate = 0.5).await;
     let hurried = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1")];
-    assert_eq!(rig.say_with(&hurried, "c-1", "nothing goes before it").await.status, 202);
-    rig.say_with(&hurried, "c-2", "hello").await.assert_error(429, "RelayTooLateException", "Relay-Lifetime (1 s)");
+    assert_eq!(rig.send_text_with(&hurried, "c-1", "nothing goes before it").await.status, 202);
+    rig.send_text_with(&hurried, "c-2", "hello").await.assert_error(
+        429,
+        "RelayTooLateException",
+        "Relay-Lifetime (1 s)",
+    );
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="too_late"} 1"#));
     let calm = [("x-amz-bearer", "t-1"), ("relay-lifetime", "60")];
-    assert_eq!(rig.say_with(&calm, "c-2", "hello").await.status, 202);
+    assert_eq!(rig.send_text_with(&calm, "c-2", "hello").await.status, 202);
     let wrong = [("x-amz-bearer", "t-1"), ("relay-lifetime", "1.5")];
-    rig.say_with(&wrong, "c-3", "hello").await.assert_error(400, "ValidationException", "Relay-Lifetime");
+    rig.send_text_with(&wrong, "c-3", "hello").await.assert_error(400, "ValidationException", "Relay-Lifetime");
 }
 
 #[tokio::test]
 async fn disconnect_ends_its_conversation() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    rig.say("t-1", "c-1", "farewell").await;
+    rig.send_text("t-1", "c-1", "farewell").await;
     let queued = rig.ask(BOT, "POST", "/participant/disconnect", &[("x-amz-bearer", "t-1")], String::new()).await;
     assert_eq!((queued.status, &queued.json()["State"]), (202, &json!("QUEUED")));
-    rig.say("t-1", "c-2", "too late").await.assert_error(409, "ConflictException", "disconnect");
+    rig.send_text("t-1", "c-2", "too late").await.assert_error(409, "ConflictException", "disconnect");
     let read = json!({ "ContentType": "application/vnd.amazonaws.connect.event.message.read" });
     rig.post("/participant/event", &prefer[..1], read).await.assert_error(409, "ConflictException", "disconnect");
     let again = rig.post("/participant/disconnect", &prefer[..1], json!({ "ClientToken": "another" })).await;
@@ -614,10 +635,10 @@ async fn disconnect_ends_its_conversation() {
 }
 
 #[tokio::test]
-async fn bad_line_of_a_batch_spoils_only_itself() {
+async fn bad_line_of_a_batch_affects_only_itself() {
     let rig = Rig::new().await;
     let line = |client_token: &str, text: &str| {
-        let mut line = said(client_token, text);
+        let mut line = text_message(client_token, text);
         line["ConnectionToken"] = "t-1".into();
         line.to_string()
     };
@@ -625,7 +646,7 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
         line("c-1", "one"),
         "{broken".into(),
         String::new(),
-        said("c-2", "no token").to_string(),
+        text_message("c-2", "no token").to_string(),
         line("c-1", "one"),
         line("c-1", "other"),
         line("c-3", &"x".repeat(1025)),
@@ -660,16 +681,16 @@ async fn bad_line_of_a_batch_spoils_only_itself() {
 #[tokio::test]
 async fn request_that_is_not_a_message_gets_an_error() {
     let rig = Rig::with(|settings| {
-        settings.door.body_bytes_max = 2000;
-        settings.door.batch_bytes_max = 3000;
+        settings.ingress.body_bytes_max = 2000;
+        settings.ingress.batch_bytes_max = 3000;
     })
     .await;
     let bearer = [("x-amz-bearer", "t-1")];
-    let long = rig.say("t-1", "c-1", &"x".repeat(2000)).await;
+    let long = rig.send_text("t-1", "c-1", &"x".repeat(2000)).await;
     long.assert_error(413, "ValidationException", "ingress.body_bytes_max");
     let batch = rig.ask(BOT, "POST", "/participant/messages", &[], "x".repeat(3001)).await;
     batch.assert_error(413, "ValidationException", "ingress.batch_bytes_max");
-    rig.say_with(&[], "c-1", "x").await.assert_error(400, "ValidationException", "X-Amz-Bearer");
+    rig.send_text_with(&[], "c-1", "x").await.assert_error(400, "ValidationException", "X-Amz-Bearer");
     let surrogate = r#"{"ContentType":"text/plain","Content":"\ud83d"}"#.to_owned();
     let surrogate = rig.ask(BOT, "POST", "/participant/message", &bearer, surrogate).await;
     surrogate.assert_error(400, "ValidationException", "Content holds a lone surrogate");
@@ -694,9 +715,9 @@ async fn request_that_is_not_a_message_gets_an_error() {
 
 #[tokio::test]
 async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
-    let rig = Rig::with(|settings| settings.door.body_bytes_max = 32 << 10).await;
+    let rig = Rig::with(|settings| settings.ingress.body_bytes_max = 32 << 10).await;
     let mut stream = rig.connect();
-    let text = said("c-1", "hello").to_string();
+    let text = text_message("c-1", "hello").to_string();
     let long = "x".repeat(900_000);
     for (sent, status, words) in [
         (format!("content-length: {}\r\n\r\n{text}", text.len()), 202, "QUEUED"),
@@ -729,7 +750,7 @@ async fn body_on_the_wire_is_bounded_in_bytes_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn body_that_does_not_come_in_time_gets_an_error() {
-    let rig = Rig::with(|settings| settings.door.request_timeout = Duration::from_millis(50)).await;
+    let rig = Rig::with(|settings| settings.ingress.request_timeout = Duration::from_millis(50)).await;
     let mut stream = rig.connect();
     write(&mut stream, &format!("{HEAD}content-length: 3\r\n\r\n{{\"")).await;
     let (status, body) = reply(&mut stream).await;
@@ -738,8 +759,8 @@ async fn body_that_does_not_come_in_time_gets_an_error() {
 
 #[tokio::test]
 async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
-    let text = said("c-1", "hello").to_string();
-    let rig = Rig::with(|settings| settings.door.bodies_bytes_max = 8 * text.len()).await;
+    let text = text_message("c-1", "hello").to_string();
+    let rig = Rig::with(|settings| settings.ingress.bodies_bytes_max = 8 * text.len()).await;
     let (mut one, mut two, mut three) = (rig.connect(), rig.connect(), rig.connect());
     // Two fit into a caller's quarter: the third waits until one of the first two is read.
     for stream in [&mut one, &mut two, &mut three] {
@@ -754,10 +775,10 @@ async fn half_read_bodies_that_fill_the_budget_end_in_replies() {
 
 #[tokio::test]
 async fn peer_that_is_on_no_list_is_refused() {
-    let rig = Rig::with(|settings| settings.door.allow_uids = vec![1001]).await;
-    rig.say("t-1", "c-1", "hello").await.assert_error(403, "RelayForbiddenException", "ingress.allow_uids");
+    let rig = Rig::with(|settings| settings.ingress.allow_uids = vec![1001]).await;
+    rig.send_text("t-1", "c-1", "hello").await.assert_error(403, "RelayForbiddenException", "ingress.allow_uids");
     let seen = rig
-        .ask(OTHER_BOT, "POST", "/participant/message", &[("x-amz-bearer", "t-1")], said("c", "x").to_string())
+        .ask(OTHER_BOT, "POST", "/participant/message", &[("x-amz-bearer", "t-1")], text_message("c", "x").to_string())
         .await;
     assert_eq!(seen.status, 202);
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="forbidden"} 1"#));
@@ -767,14 +788,14 @@ async fn peer_that_is_on_no_list_is_refused() {
 async fn closing_ends_waits_and_accepts_nothing_more() {
     let rig = Rig::new().await;
     let prefer = [("x-amz-bearer", "t-1"), ("prefer", "wait=60")];
-    let (waited, ()) = tokio::join!(rig.say_with(&prefer, "c-1", "hello"), async {
+    let (waited, ()) = tokio::join!(rig.send_text_with(&prefer, "c-1", "hello"), async {
         while rig.queue.backlog(None).await.unwrap().queued == 0 {}
-        rig.door.drain();
-        assert_eq!(rig.say("t-1", "c-2", "farewell").await.status, 202, "a draining door is open");
-        rig.door.close();
+        rig.drain_state.drain();
+        assert_eq!(rig.send_text("t-1", "c-2", "farewell").await.status, 202, "a draining relay accepts");
+        rig.drain_state.close();
     });
     assert_eq!(waited.status, 202, "what is on disk is on disk");
-    rig.say("t-1", "c-3", "hello").await.assert_error(503, "ServiceUnavailableException", "connect-relay: ");
+    rig.send_text("t-1", "c-3", "hello").await.assert_error(503, "ServiceUnavailableException", "connect-relay: ");
     let waiting = rig.get("/participant/queue", &[("prefer", "wait=60")]).await.json();
     assert_eq!((&waiting["Queued"], &waiting["Draining"]), (&json!(2), &json!(true)));
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="draining"} 1"#));
@@ -783,7 +804,7 @@ async fn closing_ends_waits_and_accepts_nothing_more() {
 #[tokio::test]
 async fn queue_can_be_waited_for_until_it_is_empty() {
     let rig = Rig::new().await;
-    rig.say("t-1", "c-1", "hello").await;
+    rig.send_text("t-1", "c-1", "hello").await;
     rig.clock.skip(Duration::from_secs(5));
     let now = rig.get("/participant/queue", &[]).await;
     assert!(now.json()["OldestSeconds"].as_f64().unwrap() >= 5.0);
@@ -809,7 +830,7 @@ async fn typing_is_forwarded_only_if_nothing_waits_and_quota_is_to_spare() {
     let seen = rig.post("/participant/event", &bearer, typing.clone()).await;
     assert_eq!((seen.status, &*seen.body), (202, "{}"), "nothing is to spare behind a closed gate");
 
-    rig.say("t-2", "c-1", "hello").await;
+    rig.send_text("t-2", "c-1", "hello").await;
     let seen = rig.post("/participant/event", &[("x-amz-bearer", "t-2")], typing).await;
     assert_eq!((seen.status, &*seen.body), (202, "{}"), "a message is queued before it");
     assert!(rig.metric("connect_relay_events_dropped_total 3"));
@@ -835,7 +856,7 @@ async fn renewed_token_continues_the_conversation_of_its_participant() {
         let seen =
             rig.post("/participant/connection", &[("x-amz-bearer", "p-1"), ("prefer", "wait=1")], json!({})).await;
         assert_eq!((seen.status, seen.body), (200, body));
-        rig.say(token, "c-1", "hello").await;
+        rig.send_text(token, "c-1", "hello").await;
     }
     assert_eq!(rig.queue.backlog(None).await.unwrap().queued, 1, "the second came with the renewed token: a repeat");
     let asked = rig.upstream.asked();
@@ -844,7 +865,7 @@ async fn renewed_token_continues_the_conversation_of_its_participant() {
 }
 
 #[tokio::test]
-async fn other_operations_go_through_as_they_come() {
+async fn other_operations_are_forwarded_unchanged() {
     let rig = Rig::new().await;
     rig.upstream.answers(418, &[("x-amzn-errortype", "TeapotException"), ("x-more", "1")], "short");
     let headers = [("x-amz-bearer", "t-1"), ("relay-replaces-token", "secret"), ("content-type", "application/json")];

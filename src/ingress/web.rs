@@ -13,19 +13,19 @@ use std::net::IpAddr;
 use hyper::header::{HOST, HeaderMap, ORIGIN};
 use hyper::http::uri::Authority;
 
-use super::refusal::Refusal;
+use super::error_reply::ErrorReply;
 
 /// Refuses requests of a browser.
-pub(super) fn refuse(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn reject_browser(headers: &HeaderMap) -> Result<(), ErrorReply> {
     if headers.contains_key(ORIGIN) {
-        return Err(Refusal::forbidden("connect-relay: the request comes from a web page (Origin)"));
+        return Err(ErrorReply::forbidden("connect-relay: the request comes from a web page (Origin)"));
     }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         // HTTP/1.0; a browser always sends a host.
         (None, _) => Ok(()),
         (Some(host), None) if host.to_str().is_ok_and(is_local) => Ok(()),
-        _ => Err(Refusal::forbidden("connect-relay: Host is not this machine: localhost or a loopback address is")),
+        _ => Err(ErrorReply::forbidden("connect-relay: Host is not this machine: localhost or a loopback address is")),
     }
 }
 
@@ -57,7 +57,7 @@ mod tests {
             for (name, value) in pairs {
                 headers.append(*name, value.parse().unwrap());
             }
-            refuse(&headers).err().map(|refusal| refusal.status.as_u16())
+            reject_browser(&headers).err().map(|error| error.status.as_u16())
         };
         assert_eq!(of(&[("host", "127.0.0.1:8480")]), None);
         assert_eq!(of(&[]), None);

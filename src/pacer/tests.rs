@@ -29,7 +29,7 @@ fn alone(pacer: &mut Pacer, bucket: &mut (f64, f64, f64), from: u64, to: u64) ->
             pacer.started(now);
             let passes = *tokens >= 1.0;
             *tokens -= if passes { 1.0 } else { 0.0 };
-            pacer.ended(now, now, if passes { Signal::Answered } else { Signal::Throttled(Hint::default()) });
+            pacer.ended(now, now, if passes { Signal::Answered } else { Signal::Throttled(RetryHint::default()) });
             if passes { accepted += 1 } else { throttled += 1 }
         }
     }
@@ -81,7 +81,7 @@ fn first_throttle_ends_the_burst_and_estimates_the_share() {
         if accepted == 0 {
             // A relay's very first request is tried twice.
             pacer.started(START);
-            pacer.ended(START, START, Signal::Throttled(Hint::default()));
+            pacer.ended(START, START, Signal::Throttled(RetryHint::default()));
         }
         for sent in 0..accepted {
             pacer.started(after(sent));
@@ -91,7 +91,7 @@ fn first_throttle_ends_the_burst_and_estimates_the_share() {
         let now = (0..1000).map(|wait| now + Duration::from_millis(wait));
         let now = now.into_iter().find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
         pacer.started(now);
-        pacer.ended(now, now, Signal::Throttled(Hint::default()));
+        pacer.ended(now, now, Signal::Throttled(RetryHint::default()));
         let rate = pacer.rate();
         assert!((least..=most).contains(&rate), "{accepted} accepted: {rate}");
         assert!(matches!(pacer.allowance(now + Duration::from_millis(50)), Allowance::Wait(_)));
@@ -104,7 +104,7 @@ fn first_request_that_is_throttled_is_tried_again_within_a_second_and_nothing_is
         let mut pacer = Pacer::new(Options::default(), START, seed);
         let rate = pacer.rate();
         pacer.started(START);
-        pacer.ended(START, after(30), Signal::Throttled(Hint::default()));
+        pacer.ended(START, after(30), Signal::Throttled(RetryHint::default()));
         assert!((pacer.rate() - rate).abs() < 1e-9);
         let again = (30..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
         assert!(again.since(START) < Duration::from_secs(1), "{}", again.since(START).as_secs_f64());
@@ -120,11 +120,11 @@ fn throttle_not_caused_by_the_rate_is_taken_back() {
     }
     let before = pacer.rate();
     pacer.started(after(2000));
-    pacer.ended(after(2000), after(2000), Signal::Throttled(Hint::default()));
+    pacer.ended(after(2000), after(2000), Signal::Throttled(RetryHint::default()));
     let lowered = pacer.rate();
-    pacer.acquit(before, lowered);
+    pacer.undo_rate_cut(before, lowered);
     assert!(lowered < before && (pacer.rate() - before).abs() < 1e-9, "{before} {lowered} {}", pacer.rate());
-    pacer.acquit(before, lowered);
+    pacer.undo_rate_cut(before, lowered);
     assert!((pacer.rate() - before).abs() < 1e-9, "never more than there was");
 }
 
@@ -133,7 +133,7 @@ fn probe_without_an_answer_does_not_hold_back_the_next_one() {
     for signal in [Signal::Throttled, Signal::Down] {
         let mut pacer = pacer();
         pacer.started(START);
-        pacer.ended(START, START, signal(Hint::default()));
+        pacer.ended(START, START, signal(RetryHint::default()));
         let probe = (1..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
         pacer.started(probe);
         let overdue = probe + Options::default().probe_max;
@@ -151,7 +151,7 @@ fn probe_without_an_answer_does_not_hold_back_the_next_one() {
 fn attempt_beside_the_probe_leaves_the_gate_as_it_is() {
     let mut pacer = pacer();
     pacer.started(START);
-    pacer.ended(START, START, Signal::Down(Hint::default()));
+    pacer.ended(START, START, Signal::Down(RetryHint::default()));
     let Allowance::Wait(until) = pacer.allowance(START) else { panic!("the gate is closed") };
     pacer.started_beside(until);
     assert_eq!(pacer.allowance(until), Allowance::Start(1), "the probe itself");
@@ -165,10 +165,10 @@ fn throttle_lets_one_probe_go_ahead_and_stragglers_count_once() {
     for _ in 0..3 {
         pacer.started(START);
     }
-    pacer.ended(START, after(40), Signal::Throttled(Hint::default()));
+    pacer.ended(START, after(40), Signal::Throttled(RetryHint::default()));
     let rate = pacer.rate();
     for _ in 0..2 {
-        pacer.ended(START, after(50), Signal::Throttled(Hint::default()));
+        pacer.ended(START, after(50), Signal::Throttled(RetryHint::default()));
     }
     assert!((pacer.rate() - rate).abs() < 1e-9, "they started before the gate was closed");
     assert_eq!(pacer.closed(), Some(Closed::Throttled));
@@ -186,7 +186,7 @@ fn outage_leaves_the_rate_alone_and_is_probed_at_least_every_probe_max() {
     let mut now = START;
     for _ in 0..20 {
         pacer.started(now);
-        pacer.ended(now, now, Signal::Down(Hint::default()));
+        pacer.ended(now, now, Signal::Down(RetryHint::default()));
         let Allowance::Wait(until) = pacer.allowance(now) else { panic!("the gate is closed") };
         assert!(until.since(now) <= Options::default().probe_max);
         assert_eq!(pacer.allowance(until), Allowance::Start(1), "one probe");
@@ -200,7 +200,7 @@ fn hint_is_obeyed_within_its_bound() {
     for signal in [Signal::Throttled, Signal::Down] {
         let mut pacer = pacer();
         pacer.started(START);
-        pacer.ended(START, START, signal(Hint(Some(Duration::from_secs(600)))));
+        pacer.ended(START, START, signal(RetryHint(Some(Duration::from_secs(600)))));
         assert_eq!(pacer.allowance(START), Allowance::Wait(after(60_000)));
     }
 }
@@ -209,7 +209,7 @@ fn hint_is_obeyed_within_its_bound() {
 fn typing_takes_only_spare_slots() {
     let mut pacer = pacer();
     assert_eq!((0..100).filter(|_| pacer.take_spare(START)).count(), 7);
-    pacer.overheard(START, Hint::default());
+    pacer.throttled_without_slot(START, RetryHint::default());
     assert!(!pacer.take_spare(after(50)));
 }
 
@@ -221,7 +221,7 @@ fn enormous_quota_is_not_held_up_by_timers() {
 }
 
 #[test]
-fn kept_rate_is_taken_up_without_a_burst_if_it_is_young() {
+fn stored_rate_is_used_without_a_burst_if_it_is_recent() {
     let start = after(10 * 3_600_000);
     let kept = |minutes: u64| Some(Kept { rate: 0.5, at: Timestamp(start.0 - minutes * 60_000) });
     let mut young = Pacer::resumed(options(), kept(59), start, 7);
@@ -260,7 +260,7 @@ fn throttled_relay_leaves_slots_to_others_if_there_is_headroom() {
         pacer.started(START);
         pacer.ended(START, START, Signal::Answered);
         pacer.started(START);
-        pacer.ended(START, START, Signal::Throttled(Hint::default()));
+        pacer.ended(START, START, Signal::Throttled(RetryHint::default()));
         let next = (1..60_000).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_))).unwrap();
         next.since(START).as_secs_f64() * pacer.rate()
     };
@@ -283,11 +283,11 @@ fn rate_keeps_within_its_bounds() {
 #[test]
 fn quota_is_found() {
     const CASES: usize = 300;
-    let mut dice = fastrand::Rng::with_seed(1);
+    let mut rng = fastrand::Rng::with_seed(1);
     let mut shares = Vec::with_capacity(CASES);
     for _ in 0..CASES {
-        let (told, truth) = (4.0 + 36.0 * dice.f64(), 4.0 + 36.0 * dice.f64());
-        let mut pacer = Pacer::new(Options { quota_rate: told, ..options() }, START, dice.u64(..));
+        let (told, truth) = (4.0 + 36.0 * rng.f64(), 4.0 + 36.0 * rng.f64());
+        let mut pacer = Pacer::new(Options { quota_rate: told, ..options() }, START, rng.u64(..));
         let mut bucket = (truth, 1.5 * truth, 1.5 * truth);
         alone(&mut pacer, &mut bucket, 0, 180_000);
         let (accepted, throttled) = alone(&mut pacer, &mut bucket, 180_000, 300_000);
@@ -314,8 +314,8 @@ proptest! {
                 0 => { let _ = pacer.allowance(now); }
                 1 => pacer.started(now),
                 2 => pacer.ended(START, now, Signal::Answered),
-                3 => pacer.ended(now, now, Signal::Throttled(Hint::default())),
-                _ => pacer.ended(now, now, Signal::Down(Hint::default())),
+                3 => pacer.ended(now, now, Signal::Throttled(RetryHint::default())),
+                _ => pacer.ended(now, now, Signal::Down(RetryHint::default())),
             }
             prop_assert!(pacer.rate() >= 0.2 && pacer.rate().is_finite());
             if let Allowance::Wait(until) = pacer.allowance(now) {

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::words::causes_of;
+use super::causes::causes_of;
 
 /// The longest head of a proxy's answer.
 const PROXY_HEAD_BYTES_MAX: usize = 8 << 10;
@@ -146,14 +146,14 @@ async fn connect_through(stream: &mut TcpStream, to: &Uri) -> Result<(), String>
 }
 
 /// A TLS client that trusts the system's roots and those of a PEM.
-pub(super) fn trusting(extra_pem: &[u8]) -> Result<ClientConfig, String> {
+pub(super) fn with_roots(extra_pem: &[u8]) -> Result<ClientConfig, String> {
     let system = rustls_native_certs::load_native_certs();
     let problem = system.errors.first().map(ToString::to_string);
     config(roots(system.certs, problem, extra_pem)?)
 }
 
 /// A TLS client without roots: for an endpoint without TLS, which never uses it.
-pub(super) fn trusting_nobody() -> Result<ClientConfig, String> {
+pub(super) fn without_roots() -> Result<ClientConfig, String> {
     config(RootCertStore::empty())
 }
 

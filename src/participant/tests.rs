@@ -456,7 +456,7 @@ async fn forwarding_passes_everything_but_signatures_and_connections() {
 }
 
 #[tokio::test]
-async fn forwarding_without_a_whole_reply_says_so() {
+async fn forwarding_without_a_complete_reply_is_an_error() {
     let (listener, options) = upstream("http").await;
     let participant = client(options);
     let headers = HeaderMap::new();
@@ -476,7 +476,7 @@ async fn forwarding_without_a_whole_reply_says_so() {
 }
 
 #[test]
-fn urls_that_lead_nowhere_are_refused_without_their_passwords() {
+fn invalid_urls_are_refused_and_their_passwords_not_shown() {
     for (endpoint, proxy, text) in [
         ("/participant", None, "the endpoint is not a whole URL: it has no scheme"),
         ("ftp://127.0.0.1", None, "the endpoint's scheme is ftp, it takes https or http"),

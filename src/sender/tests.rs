@@ -24,59 +24,59 @@ fn at(millis: u64) -> Timestamp {
 
 #[test]
 fn queue_is_asked_only_when_something_may_be_due_and_may_start() {
-    let look = Sight::default();
-    let blind = Sight { look: false, ..look };
-    let due_in = |millis| Sight { next_due: Some(at(millis)), ..blind };
-    let wait = |millis| Next::Wait(Duration::from_millis(millis));
-    for (sight, allowance, room, next) in [
-        (look, Allowance::Start(5), 32, Next::Ask(5)),
-        (look, Allowance::Start(5), 2, Next::Ask(2)),
-        (look, Allowance::Start(5), 0, Next::Wait(HEARTBEAT)),
-        (look, Allowance::Wait(at(70)), 32, wait(70)),
-        (look, Allowance::Wait(at(90_000)), 32, Next::Wait(HEARTBEAT)),
-        (look, Allowance::Wait(NOW), 32, wait(1)),
-        (look, Allowance::Probing(at(70)), 32, wait(70)),
-        (blind, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
-        (blind, Allowance::Wait(at(70)), 32, Next::Wait(HEARTBEAT)),
-        (due_in(0), Allowance::Start(5), 32, Next::Ask(5)),
+    let unasked = PollState::default();
+    let asked = PollState { may_be_due: false, ..unasked };
+    let due_in = |millis| PollState { next_due: Some(at(millis)), ..asked };
+    let wait = |millis| Action::Wait(Duration::from_millis(millis));
+    for (poll, allowance, capacity, next) in [
+        (unasked, Allowance::Start(5), 32, Action::Lease(5)),
+        (unasked, Allowance::Start(5), 2, Action::Lease(2)),
+        (unasked, Allowance::Start(5), 0, Action::Wait(HEARTBEAT)),
+        (unasked, Allowance::Wait(at(70)), 32, wait(70)),
+        (unasked, Allowance::Wait(at(90_000)), 32, Action::Wait(HEARTBEAT)),
+        (unasked, Allowance::Wait(NOW), 32, wait(1)),
+        (unasked, Allowance::Probing(at(70)), 32, wait(70)),
+        (asked, Allowance::Start(5), 32, Action::Wait(HEARTBEAT)),
+        (asked, Allowance::Wait(at(70)), 32, Action::Wait(HEARTBEAT)),
+        (due_in(0), Allowance::Start(5), 32, Action::Lease(5)),
         (due_in(30), Allowance::Start(5), 32, wait(30)),
         (due_in(30), Allowance::Wait(at(70)), 32, wait(30)),
         (due_in(0), Allowance::Wait(at(70)), 32, wait(70)),
-        (Sight { asking: true, ..look }, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
-        (Sight { stopping: true, ..look }, Allowance::Start(5), 32, Next::Wait(HEARTBEAT)),
+        (PollState { leasing: true, ..unasked }, Allowance::Start(5), 32, Action::Wait(HEARTBEAT)),
+        (PollState { stopping: true, ..unasked }, Allowance::Start(5), 32, Action::Wait(HEARTBEAT)),
     ] {
-        assert_eq!(sight.next(allowance, room, NOW), next, "{sight:?} {allowance:?} {room}");
+        assert_eq!(poll.next_action(allowance, capacity, NOW), next, "{poll:?} {allowance:?} {capacity}");
     }
 }
 
 #[test]
 fn short_lease_stops_further_leases() {
-    let mut sight = Sight::default();
-    sight.asked();
-    sight.leased(5, &Work { next_due: Some(at(300)), ..Work::default() }, NOW);
-    assert_eq!(sight, Sight { look: false, next_due: Some(at(300)), ..Sight::default() });
+    let mut poll = PollState::default();
+    poll.lease_requested();
+    poll.leased(5, &Work { next_due: Some(at(300)), ..Work::default() }, NOW);
+    assert_eq!(poll, PollState { may_be_due: false, next_due: Some(at(300)), ..PollState::default() });
     // A due time that has passed already must not cause a busy loop.
-    sight.asked();
-    sight.leased(5, &Work { next_due: Some(NOW), ..Work::default() }, NOW);
-    assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Wait(DUE_MIN));
+    poll.lease_requested();
+    poll.leased(5, &Work { next_due: Some(NOW), ..Work::default() }, NOW);
+    assert_eq!(poll.next_action(Allowance::Start(5), 32, NOW), Action::Wait(DUE_MIN));
 }
 
 #[test]
-fn event_while_the_queue_is_asked_causes_another_look() {
-    let mut sight = Sight::default();
-    sight.asked();
-    sight.look = true;
-    sight.leased(5, &Work::default(), NOW);
-    assert_eq!(sight.next(Allowance::Start(5), 32, NOW), Next::Ask(5));
+fn wake_up_while_the_queue_is_asked_causes_another_lease_request() {
+    let mut poll = PollState::default();
+    poll.lease_requested();
+    poll.may_be_due = true;
+    poll.leased(5, &Work::default(), NOW);
+    assert_eq!(poll.next_action(Allowance::Start(5), 32, NOW), Action::Lease(5));
 }
 
 /// A relay without listeners: a queue on disk, a sender, and an upstream that gives scripted answers.
-struct House {
+struct Fixture {
     queue: Queue,
     sender: Sender,
     clock: Clock,
     requests: mpsc::UnboundedReceiver<Request>,
-    pulse: Arc<AtomicU64>,
+    last_step: Arc<AtomicU64>,
     writer: JoinHandle<Result<(), StoreFailed>>,
     _folder: TempDir,
 }
@@ -99,8 +99,8 @@ impl Request {
     }
 }
 
-impl House {
-    async fn new(quota_burst: u32) -> House {
+impl Fixture {
+    async fn new(quota_burst: u32) -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let (clock, metrics) = (Clock::system(), Metrics::default());
         let (queue, writer) = Queue::open(queue_options(&folder), clock.clone(), &metrics).unwrap();
@@ -118,11 +118,11 @@ impl House {
         let pacer = pacer::Options { quota_burst, ..pacer::Options::default() };
         let budget = Budget::new(Pacer::new(pacer, clock.now(), 7));
         let policy = Policy { backoff: Backoff::default(), hint_max: Duration::from_secs(60), attempts_max: 10 };
-        let pulse = Arc::new(AtomicU64::new(0));
+        let last_step = Arc::new(AtomicU64::new(0));
         let options = Options { policy, in_flight_max: 4, probe_max: Duration::from_secs(5) };
         let sender =
-            Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&pulse));
-        House { queue, sender, clock, requests: upstream(listener), pulse, writer, _folder: folder }
+            Sender::new(options, queue.clone(), participant, budget, clock.clone(), &metrics, Arc::clone(&last_step));
+        Fixture { queue, sender, clock, requests: upstream(listener), last_step, writer, _folder: folder }
     }
 
     async fn accept(&self, conversation: &str, client_token: &str) -> MessageId {
@@ -193,7 +193,7 @@ impl House {
     /// Lets the sender start what it can now. Returns the number of requests that wait for an answer upstream.
     async fn requests_now(&mut self) -> usize {
         self.turns(1000).await;
-        while self.sender.sight.asking || self.sender.measures.in_flight.get() != self.requests.len() as i64 {
+        while self.sender.poll.leasing || self.sender.metrics.in_flight.get() != self.requests.len() as i64 {
             tokio::select! {
                 biased;
                 () = tokio::task::yield_now() => {}
@@ -206,7 +206,7 @@ impl House {
 
     /// Steps until the sender can only wait.
     async fn quiet(&mut self) {
-        while self.sender.sight.look || !self.sender.tasks.is_empty() {
+        while self.sender.poll.may_be_due || !self.sender.tasks.is_empty() {
             self.sender.step().await.unwrap();
         }
     }
@@ -261,151 +261,151 @@ fn upstream(listener: TcpListener) -> mpsc::UnboundedReceiver<Request> {
 
 #[tokio::test]
 async fn delivered_message_is_settled_with_its_receipt() {
-    let mut house = House::new(15).await;
-    let id = house.accept("a", "ct-1").await;
-    house.request().await.deliver("i-1").await;
-    assert_eq!(house.settled().await, (id, Settled::Delivered));
-    let Status::Delivered(receipt) = house.state(id).await.status else { panic!("it is delivered") };
+    let mut fixture = Fixture::new(15).await;
+    let id = fixture.accept("a", "ct-1").await;
+    fixture.request().await.deliver("i-1").await;
+    assert_eq!(fixture.settled().await, (id, Settled::Delivered));
+    let Status::Delivered(receipt) = fixture.state(id).await.status else { panic!("it is delivered") };
     assert_eq!(receipt.id.as_deref(), Some("i-1"));
-    assert!(time::millis(house.clock.awake().since(Timestamp(house.pulse.load(Ordering::Relaxed)))) < 60_000);
+    assert!(time::millis(fixture.clock.awake().since(Timestamp(fixture.last_step.load(Ordering::Relaxed)))) < 60_000);
 }
 
 #[tokio::test]
 async fn conversation_has_one_in_flight_and_others_do_not_wait_for_it() {
-    let mut house = House::new(15).await;
+    let mut fixture = Fixture::new(15).await;
     for (conversation, client_token) in [("a", "a-1"), ("a", "a-2"), ("b", "b-1")] {
-        house.accept(conversation, client_token).await;
+        fixture.accept(conversation, client_token).await;
     }
-    let (first, second) = (house.request().await, house.request().await);
+    let (first, second) = (fixture.request().await, fixture.request().await);
     let mut texts = [first.text.clone(), second.text.clone()];
     texts.sort_by_key(|text| text.contains("b-1"));
     assert!(texts[0].contains("a-1") && texts[1].contains("b-1"), "{texts:?}");
     let (of_a, of_b) = if first.text.contains("a-1") { (first, second) } else { (second, first) };
     of_b.deliver("i").await;
-    house.settled().await;
-    assert!(house.requests.try_recv().is_err(), "a-2 waits for a-1's outcome");
+    fixture.settled().await;
+    assert!(fixture.requests.try_recv().is_err(), "a-2 waits for a-1's outcome");
     of_a.deliver("i").await;
-    house.settled().await;
-    assert!(house.request().await.text.contains("a-2"));
+    fixture.settled().await;
+    assert!(fixture.request().await.text.contains("a-2"));
 }
 
 #[tokio::test]
 async fn throttled_message_keeps_its_place_uncounted_and_only_a_probe_goes_ahead() {
-    let mut house = House::new(15).await;
-    let first = house.accept("a", "a-1").await;
-    let throttled = house.request().await;
+    let mut fixture = Fixture::new(15).await;
+    let first = fixture.accept("a", "a-1").await;
+    let throttled = fixture.request().await;
     throttled.answer("429 Too Many Requests", "x-amz-retry-after: 30000\r\n", "{}").await;
-    assert_eq!(house.settled().await, (first, Settled::Kept));
-    assert_eq!(house.state(first).await.attempts, 0);
-    house.accept("b", "b-1").await;
-    house.clock.skip(Duration::from_secs(31));
-    let probe = house.request().await;
-    assert!(house.requests.try_recv().is_err(), "one probe");
+    assert_eq!(fixture.settled().await, (first, Settled::Kept));
+    assert_eq!(fixture.state(first).await.attempts, 0);
+    fixture.accept("b", "b-1").await;
+    fixture.clock.skip(Duration::from_secs(31));
+    let probe = fixture.request().await;
+    assert!(fixture.requests.try_recv().is_err(), "one probe");
     probe.deliver("i").await;
-    house.settled().await;
-    house.request().await.deliver("i").await;
-    assert_eq!(house.settled().await.1, Settled::Delivered);
+    fixture.settled().await;
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await.1, Settled::Delivered);
 }
 
 #[tokio::test]
 async fn failing_message_is_counted_and_sent_again_the_same() {
-    let mut house = House::new(15).await;
-    let id = house.accept("a", "a-1").await;
-    let failed = house.request().await;
+    let mut fixture = Fixture::new(15).await;
+    let id = fixture.accept("a", "a-1").await;
+    let failed = fixture.request().await;
     let text = failed.text.clone();
     failed.answer("500 Internal Server Error", "x-amzn-ErrorType: InternalServerException\r\n", "{}").await;
-    let (settled, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
-    assert_eq!((settled, house.state(id).await.attempts), (id, 1));
-    house.clock.skip(due.since(house.clock.now()));
+    let (settled, Settled::Deferred(due)) = fixture.settled().await else { panic!("it is deferred") };
+    assert_eq!((settled, fixture.state(id).await.attempts), (id, 1));
+    fixture.clock.skip(due.since(fixture.clock.now()));
     // The connection ends without an answer: the message may have been delivered.
-    drop(house.request().await);
-    let (_, Settled::Deferred(due)) = house.settled().await else { panic!("it is deferred") };
-    house.clock.skip(due.since(house.clock.now()));
-    let again = house.request().await;
+    drop(fixture.request().await);
+    let (_, Settled::Deferred(due)) = fixture.settled().await else { panic!("it is deferred") };
+    fixture.clock.skip(due.since(fixture.clock.now()));
+    let again = fixture.request().await;
     assert_eq!(again.text, text);
     again.deliver("i").await;
-    assert_eq!(house.settled().await, (id, Settled::Delivered));
+    assert_eq!(fixture.settled().await, (id, Settled::Delivered));
 }
 
 #[tokio::test]
 async fn refused_message_is_dead_lettered_not_retried() {
-    let mut house = House::new(15).await;
-    let id = house.accept("a", "a-1").await;
-    let next = house.accept("a", "a-2").await;
+    let mut fixture = Fixture::new(15).await;
+    let id = fixture.accept("a", "a-1").await;
+    let next = fixture.accept("a", "a-2").await;
     let headers = "x-amzn-ErrorType: ValidationException\r\n";
-    house.request().await.answer("400 Bad Request", headers, r#"{"Message":"too long"}"#).await;
-    assert_eq!(house.settled().await, (id, Settled::Dead { reason: Reason::Invalid, told: false }));
-    house.request().await.deliver("i").await;
-    assert_eq!(house.settled().await, (next, Settled::Delivered));
+    fixture.request().await.answer("400 Bad Request", headers, r#"{"Message":"too long"}"#).await;
+    assert_eq!(fixture.settled().await, (id, Settled::Dead { reason: Reason::Invalid, told: false }));
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await, (next, Settled::Delivered));
 }
 
 #[tokio::test]
 async fn wrong_destination_closes_the_gate_and_no_message_is_dead_lettered() {
-    let mut house = House::new(15).await;
-    let id = house.accept("a", "a-1").await;
-    for said in [Said::Open, Said::Open, Said::NotTheService(404)] {
-        house.request().await.answer("404 Not Found", "content-type: text/html\r\n", "<html>}").await;
-        assert!(matches!(house.settled().await, (of, Settled::Deferred(_)) if of == id));
-        assert_eq!(house.sender.said, said);
-        house.clock.skip(Duration::from_secs(8));
+    let mut fixture = Fixture::new(15).await;
+    let id = fixture.accept("a", "a-1").await;
+    for announced in [Announced::Open, Announced::Open, Announced::NotTheService(404)] {
+        fixture.request().await.answer("404 Not Found", "content-type: text/html\r\n", "<html>}").await;
+        assert!(matches!(fixture.settled().await, (of, Settled::Deferred(_)) if of == id));
+        assert_eq!(fixture.sender.announced, announced);
+        fixture.clock.skip(Duration::from_secs(8));
     }
-    assert_eq!(house.state(id).await.attempts, 0, "not an attempt of the message");
-    house.request().await.deliver("i").await;
-    assert_eq!(house.settled().await, (id, Settled::Delivered));
-    assert_eq!(house.sender.said, Said::Open);
+    assert_eq!(fixture.state(id).await.attempts, 0, "not an attempt of the message");
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await, (id, Settled::Delivered));
+    assert_eq!(fixture.sender.announced, Announced::Open);
 }
 
 #[tokio::test]
 async fn destination_that_is_down_gets_one_probe_at_a_time() {
-    let mut house = House::new(15).await;
+    let mut fixture = Fixture::new(15).await;
     let mut waiting = Vec::new();
     for conversation in ["a", "b", "c", "d", "e", "f"] {
-        waiting.push(house.accept(conversation, conversation).await);
+        waiting.push(fixture.accept(conversation, conversation).await);
     }
     let mut answered = 0;
-    while house.sender.said != Said::Down || house.requests_now().await > 0 {
-        house.request().await.answer("503 Service Unavailable", "", "{}").await;
-        assert!(matches!(house.settled().await.1, Settled::Deferred(_)));
+    while fixture.sender.announced != Announced::Down || fixture.requests_now().await > 0 {
+        fixture.request().await.answer("503 Service Unavailable", "", "{}").await;
+        assert!(matches!(fixture.settled().await.1, Settled::Deferred(_)));
         answered += 1;
     }
     assert!((3..=6).contains(&answered), "three conversations, not one alone: {answered}");
     for _ in 0..2 {
-        house.clock.skip(Duration::from_secs(5));
+        fixture.clock.skip(Duration::from_secs(5));
         // A conversation that has not failed yet is the probe; one that failed may be tried beside it.
-        let probes = house.requests_now().await;
+        let probes = fixture.requests_now().await;
         assert!((1..=2).contains(&probes), "{probes}");
         for _ in 0..probes {
-            house.request().await.answer("503 Service Unavailable", "", "{}").await;
-            assert!(matches!(house.settled().await.1, Settled::Deferred(_)));
+            fixture.request().await.answer("503 Service Unavailable", "", "{}").await;
+            assert!(matches!(fixture.settled().await.1, Settled::Deferred(_)));
         }
     }
     // The destination works again: the next probe delivers, and the others follow.
     for _ in &waiting {
-        house.clock.skip(Duration::from_secs(8));
-        house.request().await.deliver("i").await;
-        assert_eq!(house.settled().await.1, Settled::Delivered);
+        fixture.clock.skip(Duration::from_secs(8));
+        fixture.request().await.deliver("i").await;
+        assert_eq!(fixture.settled().await.1, Settled::Delivered);
     }
-    assert_eq!(house.sender.said, Said::Open);
+    assert_eq!(fixture.sender.announced, Announced::Open);
 }
 
 #[tokio::test]
 async fn healthy_conversations_go_before_those_that_keep_failing() {
-    let mut house = House::new(15).await;
+    let mut fixture = Fixture::new(15).await;
     for sick in ["s-1", "s-2", "s-3"] {
-        house.accept(sick, sick).await;
-        house.request().await.answer("500 Internal Server Error", "", "{}").await;
-        house.settled().await;
+        fixture.accept(sick, sick).await;
+        fixture.request().await.answer("500 Internal Server Error", "", "{}").await;
+        fixture.settled().await;
         // Others are delivered meanwhile.
-        house.clock.skip(Duration::from_millis(200));
+        fixture.clock.skip(Duration::from_millis(200));
     }
     let mut healthy = Vec::new();
     for conversation in 0..20 {
-        healthy.push(house.accept(&format!("h-{conversation}"), "1").await);
+        healthy.push(fixture.accept(&format!("h-{conversation}"), "1").await);
     }
-    house.clock.skip(Duration::from_secs(6));
+    fixture.clock.skip(Duration::from_secs(6));
     let mut order: Vec<bool> = Vec::new();
     while order.iter().filter(|sick| !**sick).count() < healthy.len() {
-        let request = house.request().await;
+        let request = fixture.request().await;
         let sick = request.text.contains("token-s-");
         order.push(sick);
         if sick {
@@ -413,8 +413,8 @@ async fn healthy_conversations_go_before_those_that_keep_failing() {
         } else {
             request.deliver("i").await;
         }
-        house.settled().await;
-        house.clock.skip(Duration::from_millis(200));
+        fixture.settled().await;
+        fixture.clock.skip(Duration::from_millis(200));
     }
     // The first may have been leased before the healthy ones were queued.
     assert!(!order[1..].windows(2).any(|pair| pair == [true, true]), "{order:?}");
@@ -423,17 +423,17 @@ async fn healthy_conversations_go_before_those_that_keep_failing() {
 
 #[tokio::test]
 async fn failure_counts_towards_poison_only_if_another_conversation_was_delivered_meanwhile() {
-    let mut house = House::new(15).await;
-    house.sender.options.policy.attempts_max = 3;
-    let sick = house.accept("s", "s-1").await;
+    let mut fixture = Fixture::new(15).await;
+    fixture.sender.options.policy.attempts_max = 3;
+    let sick = fixture.accept("s", "s-1").await;
     let mut failures = 0;
     for round in 0..8 {
         let delivers = round >= 4;
         if delivers {
-            house.accept(&format!("h-{round}"), "1").await;
+            fixture.accept(&format!("h-{round}"), "1").await;
         }
-        while matches!(house.state(sick).await.status, Status::Queued { .. }) {
-            let request = house.request().await;
+        while matches!(fixture.state(sick).await.status, Status::Queued { .. }) {
+            let request = fixture.request().await;
             let of_sick = request.text.contains("token-s");
             if of_sick {
                 failures += 1;
@@ -441,62 +441,62 @@ async fn failure_counts_towards_poison_only_if_another_conversation_was_delivere
             } else {
                 request.deliver("i").await;
             }
-            house.settled().await;
+            fixture.settled().await;
             if !delivers || !of_sick {
                 break;
             }
         }
-        house.clock.skip(Duration::from_secs(8));
+        fixture.clock.skip(Duration::from_secs(8));
     }
     assert!((7..=8).contains(&failures), "four while nothing was delivered, and three that count: {failures}");
-    let state = house.state(sick).await;
+    let state = fixture.state(sick).await;
     assert!(matches!(state.status, Status::Dead { reason: Reason::Poison, .. }), "{state:?}");
 }
 
 #[tokio::test]
 async fn probe_without_an_answer_does_not_hold_back_the_next_one() {
-    let mut house = House::new(15).await;
+    let mut fixture = Fixture::new(15).await;
     for conversation in ["a", "b", "c", "d"] {
-        house.accept(conversation, "1").await;
+        fixture.accept(conversation, "1").await;
     }
     let mut unanswered = Vec::new();
     for _ in 0..4 {
-        unanswered.push(house.request().await);
+        unanswered.push(fixture.request().await);
     }
     drop(unanswered.split_off(3));
-    house.settled().await;
-    house.accept("e", "1").await;
-    house.clock.skip(Duration::from_secs(5));
-    house.turns(1000).await;
-    assert_eq!(house.sender.said, Said::Down, "three without an answer");
-    house.clock.skip(Duration::from_secs(5));
-    let healthy = house.request().await;
+    fixture.settled().await;
+    fixture.accept("e", "1").await;
+    fixture.clock.skip(Duration::from_secs(5));
+    fixture.turns(1000).await;
+    assert_eq!(fixture.sender.announced, Announced::Down, "three without an answer");
+    fixture.clock.skip(Duration::from_secs(5));
+    let healthy = fixture.request().await;
     assert!(healthy.text.contains("token-e"), "{}", healthy.text);
     healthy.deliver("i").await;
-    assert_eq!(house.settled().await.1, Settled::Delivered);
-    assert_eq!(house.sender.said, Said::Open);
+    assert_eq!(fixture.settled().await.1, Settled::Delivered);
+    assert_eq!(fixture.sender.announced, Announced::Open);
 }
 
 #[tokio::test]
 async fn messages_leased_while_the_gate_closed_are_given_back() {
-    let mut house = House::new(1).await;
-    let id = house.accept("a", "a-1").await;
-    while !matches!(house.sender.step().await.unwrap(), Step::Asked(1)) {}
-    let now = house.clock.now();
-    house.sender.budget.pacer().started(now);
-    assert_eq!(house.settled().await, (id, Settled::Kept));
-    house.request().await.deliver("i").await;
-    assert_eq!(house.settled().await, (id, Settled::Delivered));
+    let mut fixture = Fixture::new(1).await;
+    let id = fixture.accept("a", "a-1").await;
+    while !matches!(fixture.sender.step().await.unwrap(), Step::Asked(1)) {}
+    let now = fixture.clock.now();
+    fixture.sender.budget.pacer().started(now);
+    assert_eq!(fixture.settled().await, (id, Settled::Kept));
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await, (id, Settled::Delivered));
 }
 
 #[tokio::test]
-async fn idle_sender_asks_nothing_of_the_queue() {
-    let mut house = House::new(15).await;
-    house.quiet().await;
+async fn idle_sender_does_not_ask_the_queue() {
+    let mut fixture = Fixture::new(15).await;
+    fixture.quiet().await;
     let asked = AtomicUsize::new(0);
     let steps = async {
         loop {
-            house.sender.step().await.unwrap();
+            fixture.sender.step().await.unwrap();
             asked.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -515,11 +515,11 @@ async fn idle_sender_asks_nothing_of_the_queue() {
 
 #[tokio::test]
 async fn stop_settles_what_is_in_flight_and_starts_nothing_more() {
-    let House { queue, sender, mut requests, writer, _folder, .. } = {
-        let house = House::new(15).await;
-        house.accept("a", "a-1").await;
-        house.accept("a", "a-2").await;
-        house
+    let Fixture { queue, sender, mut requests, writer, _folder, .. } = {
+        let fixture = Fixture::new(15).await;
+        fixture.accept("a", "a-1").await;
+        fixture.accept("a", "a-2").await;
+        fixture
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let run = tokio::spawn(sender.run(async { drop(stopped.await) }));

@@ -11,7 +11,7 @@
 //!
 //! A socket can lose its name while its relay runs: to a cleaner of `/run`, to a volume that is mounted over its
 //! folder, to an operator. [`UnixSocket::watch`] checks once, and binds the name again if it is free; any other file
-//! there is left alone. Existing connections go on. [`Place`] checks at any time if the socket is at its path.
+//! there is left alone. Existing connections go on. [`SocketPath`] checks at any time if the socket is at its path.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -55,33 +55,35 @@ pub struct BindError {
 pub struct UnixSocket {
     pub(super) listener: UnixListener,
     mode: u32,
-    place: Place,
+    socket_path: SocketPath,
     lock: Lock,
     /// The reason of the absence that was last logged; `None` while the socket is at its path.
     absence: Option<String>,
 }
 
 impl UnixSocket {
-    /// The place of the socket, for checks from other parts.
+    /// The path of the socket, for checks from other parts.
     #[must_use]
-    pub fn place(&self) -> Place {
-        self.place.clone()
+    pub fn socket_path(&self) -> SocketPath {
+        self.socket_path.clone()
     }
 
     /// Checks the socket's path, and binds the socket again if its name is free. Logs each change once.
     pub(super) fn watch(&mut self) {
-        let socket = self.place.path().to_owned();
+        let socket = self.socket_path.path().to_owned();
         let socket = socket.display();
-        let (absence, renewed) = match self.place.find() {
+        let (absence, renewed) = match self.socket_path.compare() {
             Ok(()) => (None, false),
-            Err(Absence::Gone) => match self.renew() {
+            Err(Absence::Gone) => match self.rebind() {
                 Ok(()) => (None, true),
-                Err(cause) => (Some(format!("it is gone, and cannot be made anew: {cause}")), false),
+                Err(cause) => (Some(format!("it is gone, and the relay cannot bind it again: {cause}")), false),
             },
             Err(absence) => (Some(absence.to_string()), false),
         };
         match (&self.absence, &absence) {
-            (None, None) if renewed => warn!(%socket, "the socket was gone from its path, and was made anew there"),
+            (None, None) if renewed => {
+                warn!(%socket, "the socket was gone from its path; the relay has bound it there again")
+            }
             (None, None) => {}
             (Some(_), None) => info!(%socket, "the socket is at its path again"),
             (before, Some(why)) if before.as_ref() == Some(why) => {}
@@ -90,33 +92,33 @@ impl UnixSocket {
         self.absence = absence;
     }
 
-    fn renew(&mut self) -> Result<(), String> {
-        let path = self.place.path().to_owned();
-        prepare(&path)?;
-        if !self.lock.is_in_place() {
+    fn rebind(&mut self) -> Result<(), String> {
+        let path = self.socket_path.path().to_owned();
+        prepare_path(&path)?;
+        if !self.lock.is_at_its_path() {
             self.lock = Lock::take(&path)?;
         }
-        let (listener, identity) = bind_in_place(&path, self.mode)?;
+        let (listener, identity) = bind_at_path(&path, self.mode)?;
         self.listener = listener;
-        self.place.set(identity);
+        self.socket_path.set(identity);
         Ok(())
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        if self.place.find().is_ok() {
+        if self.socket_path.compare().is_ok() {
             // The next start removes a socket that is left.
-            let _ = fs::remove_file(self.place.path());
+            let _ = fs::remove_file(self.socket_path.path());
         }
     }
 }
 
-/// The place where a socket has to be; clones share it.
+/// The path at which a socket has to be; clones share it.
 #[derive(Clone, Debug)]
-pub struct Place(Arc<(PathBuf, Mutex<Identity>)>);
+pub struct SocketPath(Arc<(PathBuf, Mutex<Identity>)>);
 
-impl Place {
+impl SocketPath {
     /// The path.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -127,11 +129,11 @@ impl Place {
     ///
     /// # Errors
     /// With a description of what is there instead of the socket.
-    pub fn look(&self) -> Result<(), String> {
-        self.find().map_err(|absence| absence.to_string())
+    pub fn check(&self) -> Result<(), String> {
+        self.compare().map_err(|absence| absence.to_string())
     }
 
-    fn find(&self) -> Result<(), Absence> {
+    fn compare(&self) -> Result<(), Absence> {
         let socket = *self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
         match fs::symlink_metadata(self.path()) {
             Ok(found) if identity(&found) == socket => Ok(()),
@@ -185,13 +187,13 @@ impl Lock {
             }
             let lock = Lock { path: path.clone(), file };
             // The previous holder may have removed it between the two steps above.
-            if lock.is_in_place() {
+            if lock.is_at_its_path() {
                 return Ok(lock);
             }
         }
     }
 
-    fn is_in_place(&self) -> bool {
+    fn is_at_its_path(&self) -> bool {
         let (ours, there) = (self.file.metadata(), fs::symlink_metadata(&self.path));
         matches!((ours, there), (Ok(ours), Ok(there)) if identity(&ours) == identity(&there))
     }
@@ -199,7 +201,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.is_in_place() {
+        if self.is_at_its_path() {
             // The next start takes a lock file that is left.
             let _ = fs::remove_file(&self.path);
         }
@@ -212,16 +214,16 @@ impl Drop for Lock {
 /// If another process listens there, if another file has the name, or if a step fails.
 pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
     let open = || {
-        prepare(path)?;
+        prepare_path(path)?;
         // Before the lock: a process that is not a relay is reported as such.
         is_stale(path)?;
         let lock = Lock::take(path)?;
         if is_stale(path)? {
             fs::remove_file(path).map_err(failed("remove the stale socket"))?;
         }
-        let (listener, identity) = bind_in_place(path, mode)?;
-        let place = Place(Arc::new((path.into(), Mutex::new(identity))));
-        Ok(UnixSocket { listener, mode, place, lock, absence: None })
+        let (listener, identity) = bind_at_path(path, mode)?;
+        let socket_path = SocketPath(Arc::new((path.into(), Mutex::new(identity))));
+        Ok(UnixSocket { listener, mode, socket_path, lock, absence: None })
     };
     open().map_err(|cause| BindError { address: path.display().to_string(), cause })
 }
@@ -277,7 +279,7 @@ fn bind_error(address: SocketAddr, error: &io::Error) -> BindError {
 }
 
 /// Binds, sets the mode, then listens.
-fn bind_in_place(path: &Path, mode: u32) -> Result<(UnixListener, Identity), String> {
+fn bind_at_path(path: &Path, mode: u32) -> Result<(UnixListener, Identity), String> {
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None).map_err(|error| error.to_string())?;
     let address = SocketAddrUnix::new(path).map_err(|error| format!("use its path: {error}"))?;
@@ -298,7 +300,7 @@ fn bind_in_place(path: &Path, mode: u32) -> Result<(UnixListener, Identity), Str
 
 /// Checks the path of a socket, and creates its folder, writable by its owner alone, whatever the umask: a user who can
 /// write there could replace this socket with their own.
-fn prepare(path: &Path) -> Result<(), String> {
+fn prepare_path(path: &Path) -> Result<(), String> {
     path.file_name().ok_or("it names no file")?;
     let bytes = path.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
@@ -320,12 +322,12 @@ fn is_stale(path: &Path) -> Result<bool, String> {
         Ok(found) if !found.file_type().is_socket() => return Err("something is there that is not a socket".into()),
         Ok(_) => {}
     }
-    let knock = || {
+    let try_connect = || {
         let address = SocketAddrUnix::new(path)?;
         // Non-blocking: a live listener with a full backlog must not delay the start.
         connect(&socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?, &address)
     };
-    match knock() {
+    match try_connect() {
         Err(Errno::CONNREFUSED) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Err("another process is listening there".into()),

@@ -14,13 +14,13 @@ use tokio::time::timeout;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
 
 /// A server on a Unix socket in a temporary folder.
 struct Server {
     folder: tempfile::TempDir,
-    connections: Connections,
+    connections: ConnectionCount,
     clock: Clock,
     /// Releases the requests for `/wait`.
     release: Arc<Notify>,
@@ -36,7 +36,7 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let listener = bind_unix(&folder.path().join("s"), 0o600).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let (connections, release) = (Connections::default(), Arc::new(Notify::new()));
+        let (connections, release) = (ConnectionCount::default(), Arc::new(Notify::new()));
         let released = Arc::clone(&release);
         let service = move |request: Request<Incoming>, _: Peer| {
             let released = Arc::clone(&released);
@@ -74,7 +74,7 @@ impl Server {
 }
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, what).await.expect("in time")
+    timeout(TIMEOUT, what).await.expect("in time")
 }
 
 async fn send(stream: &mut (impl AsyncWrite + Unpin), text: &str) {
@@ -108,7 +108,7 @@ async fn assert_closed(stream: &mut UnixStream) {
 }
 
 #[tokio::test]
-async fn slow_head_is_cut() {
+async fn slow_head_times_out() {
     let server = Server::start(|limits| limits.request_timeout = SHORT);
     let mut fresh = server.connect().await;
     send(&mut fresh, "GET / HT").await;
@@ -120,7 +120,7 @@ async fn slow_head_is_cut() {
 }
 
 #[tokio::test]
-async fn idle_connection_is_closed_in_the_end() {
+async fn idle_connection_is_closed_after_the_idle_time_out() {
     let server = Server::start(|limits| limits.idle_timeout = SHORT);
     let (mut fresh, mut used) = (server.connect().await, server.connect().await);
     get(&mut used, "/a").await;
@@ -144,7 +144,7 @@ async fn longest_idle_is_closed_at_the_limit() {
 }
 
 #[tokio::test]
-async fn newest_of_a_storm_of_silent_connections_is_served() {
+async fn newest_of_a_hundred_silent_connections_is_served() {
     let server = Server::start(|limits| limits.connections_max = 8);
     let mut silent = Vec::new();
     for _ in 0..100 {
@@ -156,12 +156,12 @@ async fn newest_of_a_storm_of_silent_connections_is_served() {
 }
 
 #[tokio::test]
-async fn newcomer_waits_while_all_are_in_a_request() {
+async fn new_connection_is_pending_while_all_others_are_in_a_request() {
     let server = Server::start(|limits| limits.connections_max = 1);
     let mut busy = server.connect().await;
     send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
-    let mut newcomer = server.connect().await;
-    send(&mut newcomer, "GET /b HTTP/1.1\r\n\r\n").await;
+    let mut newest = server.connect().await;
+    send(&mut newest, "GET /b HTTP/1.1\r\n\r\n").await;
     while server.connections.open() < 2 {
         tokio::task::yield_now().await;
     }
@@ -169,12 +169,12 @@ async fn newcomer_waits_while_all_are_in_a_request() {
     let (head, body) = reply(&mut busy).await;
     assert_eq!(body, "/wait 0");
     assert!(head.contains("connection: close"), "{head}");
-    assert_eq!(reply(&mut newcomer).await.1, "/b 0");
-    assert!(!get(&mut newcomer, "/c").await.0.contains("connection: close"), "nobody waits any more");
+    assert_eq!(reply(&mut newest).await.1, "/b 0");
+    assert!(!get(&mut newest, "/c").await.0.contains("connection: close"), "no connection is pending any more");
 }
 
 #[tokio::test]
-async fn user_with_more_than_a_quarter_makes_room_for_another() {
+async fn user_over_its_share_loses_a_place_to_another_user() {
     let limits = Limits { connections_max: 4, idle_timeout: LONG, request_timeout: LONG, head_bytes_max: 8192 };
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&requests);
@@ -188,17 +188,17 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
             }
         }
     };
-    let (connections, mut floor) =
-        (Connections::default(), Floor::new(limits, Clock::system(), Connections::default(), service));
-    let enter = |floor: &mut Floor<_>, uid| {
+    let (count, mut connections) =
+        (ConnectionCount::default(), Connections::new(limits, Clock::system(), ConnectionCount::default(), service));
+    let add = |connections: &mut Connections<_>, uid| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let peer = Peer::Unix { uid, gid: uid, pid: None };
-        floor.enter(Newcomer { stream: Stream::Unix(theirs), peer, open: connections.enter() });
+        connections.add(Pending { stream: Stream::Unix(theirs), peer, counted: count.enter() });
         ours
     };
     let mut busy = Vec::new();
     for _ in 0..4 {
-        let mut stream = enter(&mut floor, 1);
+        let mut stream = add(&mut connections, 1);
         send(&mut stream, "GET /a HTTP/1.1\r\n\r\n").await;
         busy.push(stream);
     }
@@ -206,16 +206,16 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
     while requests.load(Ordering::Relaxed) < 4 {
         tokio::task::yield_now().await;
     }
-    let mut newcomer = enter(&mut floor, 2);
-    send(&mut newcomer, "GET /a HTTP/1.1\r\n\r\n").await;
+    let mut newest = add(&mut connections, 2);
+    send(&mut newest, "GET /a HTTP/1.1\r\n\r\n").await;
     let served = async {
-        while connections.open() > 0 {
-            floor.ended().await
+        while count.open() > 0 {
+            connections.join_next().await
         }
     };
     let [a, b, c, d] = &mut busy[..] else { unreachable!() };
     let asked = async {
-        assert_eq!(reply(&mut newcomer).await.1, "served");
+        assert_eq!(reply(&mut newest).await.1, "served");
         // They came within a millisecond: chance decides which counts as the longest idle.
         tokio::select! {
             () = assert_closed(a) => {}
@@ -226,13 +226,13 @@ async fn user_with_more_than_a_quarter_makes_room_for_another() {
     };
     tokio::select! {
         () = in_time(asked) => {}
-        () = served => panic!("nobody is left"),
+        () = served => panic!("no connection is left"),
     }
-    assert_eq!(connections.open(), 4, "one was cut, no more");
+    assert_eq!(count.open(), 4, "one was aborted, no more");
 }
 
 #[tokio::test]
-async fn newcomer_is_closed_if_the_waiting_list_is_full() {
+async fn new_connection_is_closed_if_the_pending_list_is_full() {
     let server = Server::start(|limits| limits.connections_max = 1);
     let mut busy = server.connect().await;
     send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
@@ -247,7 +247,7 @@ async fn newcomer_is_closed_if_the_waiting_list_is_full() {
 }
 
 #[tokio::test]
-async fn drain_closes_the_idle_and_finishes_the_request_in_flight() {
+async fn drain_closes_idle_connections_and_finishes_requests_in_flight() {
     let mut server = Server::start(|_| {});
     let (mut idle, mut busy, mut half) = (server.connect().await, server.connect().await, server.connect().await);
     send(&mut busy, "GET /wait HTTP/1.1\r\n\r\n").await;
@@ -332,7 +332,7 @@ async fn tcp_peers_are_served_too() {
         Listener::Tcp(listener),
         limits,
         Clock::system(),
-        Connections::default(),
+        ConnectionCount::default(),
         service,
         std::future::pending(),
     );
@@ -342,7 +342,7 @@ async fn tcp_peers_are_served_too() {
         assert_eq!(reply(&mut stream).await.1, "Tcp");
     };
     tokio::select! {
-        () = serving => panic!("it was not told to stop"),
+        () = serving => panic!("it was not asked to stop"),
         () = in_time(asking) => {}
     }
 }
@@ -405,7 +405,7 @@ async fn vanished_socket_is_bound_again_with_its_folder_and_its_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
-    let place = socket.place();
+    let socket_path = socket.socket_path();
     let mut old = UnixStream::connect(&path).await.unwrap();
     let (mut served, _) = socket.listener.accept().await.unwrap();
     for way in ["the socket", "the folder"] {
@@ -413,9 +413,9 @@ async fn vanished_socket_is_bound_again_with_its_folder_and_its_lock() {
             "the socket" => fs::remove_file(&path).unwrap(),
             _ => fs::remove_dir_all(folder.path().join("run")).unwrap(),
         }
-        assert_eq!(place.look().unwrap_err(), "nothing is there", "{way}");
+        assert_eq!(socket_path.check().unwrap_err(), "nothing is there", "{way}");
         socket.watch();
-        assert_eq!(place.look(), Ok(()), "{way}");
+        assert_eq!(socket_path.check(), Ok(()), "{way}");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         UnixStream::connect(&path).await.unwrap();
         in_time(socket.listener.accept()).await.unwrap();
@@ -432,17 +432,17 @@ async fn other_file_at_the_path_of_a_running_socket_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.sock");
     let mut socket = bind_unix(&path, 0o660).unwrap();
-    let place = socket.place();
+    let socket_path = socket.socket_path();
     fs::remove_file(&path).unwrap();
     fs::write(&path, "mine").unwrap();
     socket.watch();
-    assert_eq!(place.look().unwrap_err(), "something that is not a socket is there, and is left alone");
+    assert_eq!(socket_path.check().unwrap_err(), "something that is not a socket is there, and is left alone");
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     fs::remove_file(&path).unwrap();
     let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
     drop(other);
     socket.watch();
-    assert_eq!(place.look().unwrap_err(), "another socket is there, and is left alone");
+    assert_eq!(socket_path.check().unwrap_err(), "another socket is there, and is left alone");
     drop(socket);
     assert!(path.exists(), "and is not removed at the end");
 }
@@ -467,7 +467,7 @@ async fn vanished_socket_is_bound_again_within_five_seconds() {
 }
 
 #[tokio::test]
-async fn a_backlog_takes_a_burst_of_connections() {
+async fn kernel_backlog_takes_a_burst_of_connections() {
     let listener = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap();
     let most: usize = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
@@ -497,7 +497,7 @@ async fn replies_on_a_connection_that_stays_open_announce_its_lifetime() {
     let mut stream = server.connect().await;
     send(&mut stream, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
     assert!(reply(&mut stream).await.0.contains("keep-alive: timeout=59"));
-    server.connections.end_with_their_replies();
+    server.connections.close_after_replies();
     let mut stream = server.connect().await;
     let (head, _) = get(&mut stream, "/b").await;
     assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");

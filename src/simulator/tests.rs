@@ -166,7 +166,7 @@ async fn each_connection_is_a_new_token_of_the_same_participant() {
 }
 
 #[tokio::test]
-async fn websocket_is_given_only_to_those_who_ask() {
+async fn websocket_is_returned_only_if_requested() {
     let mut rig = Rig::new(Options::default()).await;
     for (types, credentials, websocket) in [
         (json!(["CONNECTION_CREDENTIALS"]), true, false),

@@ -59,8 +59,8 @@ pub fn make(path: &Path) -> Result<(), OpenError> {
             cause: format!("{cause}{}", obstacle(path)),
         }
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close the folder to others"))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("make the folder private"))
 }
 
 /// The obstacle at a path, in words, if it is visible.

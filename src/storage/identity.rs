@@ -125,7 +125,7 @@ fn find(path: &Path, copy: Option<String>) -> Result<(Option<Found>, Option<Stri
             parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))
         }
         Ok(Some(text)) => parse(path, &text).map(|written| (text, written)),
-        Ok(None) => Err(damaged(path, "its format stamp is gone")),
+        Ok(None) => Err(damaged(path, "its format stamp is missing")),
         Err(error) => Err(error),
     };
     let damage = match file {

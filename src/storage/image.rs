@@ -46,7 +46,7 @@ impl Image {
     pub fn read(folder: &Path, step: impl FnMut(u64, u64)) -> io::Result<Image> {
         let mut log = match Log::read(folder, step) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
-                Log::empty("the log is gone".into())
+                Log::empty("the log is missing".into())
             }
             log => log?,
         };

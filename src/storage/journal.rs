@@ -240,7 +240,7 @@ pub fn read<T>(
     let next = replay(next, epoch + 1, |key, value| visit(to, key, value));
     let mut damage = Vec::new();
     if [&oldest, &next].into_iter().any(|epoch| !epoch.is_begun() && !epoch.may_begin) {
-        damage.push("its journal is gone".to_owned());
+        damage.push("its journal is missing".to_owned());
     }
     let tail = next.before.map_or(0, |before| before.saturating_sub(oldest.number));
     let lost = oldest.damaged + next.damaged + tail;
@@ -249,7 +249,7 @@ pub fn read<T>(
     }
     for (bytes, length) in files.iter().zip(lengths) {
         if (bytes.len() as u64) < length {
-            damage.push(format!("its journal is cut off: of {length} bytes {} are there", bytes.len()));
+            damage.push(format!("its journal is cut off: {} of {length} bytes exist", bytes.len()));
         }
     }
     Ok(Replay { oldest, next, damage })
@@ -471,7 +471,7 @@ mod tests {
         let folder = two_epochs();
         change(folder.path(), NEXT, |bytes| bytes.truncate(bytes.len() - 1));
         let damage = replayed(folder.path(), FIRST).1.damage;
-        assert_eq!(damage, [format!("its journal is cut off: of {LENGTH} bytes {} are there", LENGTH - 1)]);
+        assert_eq!(damage, [format!("its journal is cut off: {} of {LENGTH} bytes exist", LENGTH - 1)]);
     }
 
     #[test]
@@ -492,7 +492,7 @@ mod tests {
             ["commits in its journal cannot be read: 2"],
             "the next epoch has the number of its records"
         );
-        assert_eq!(replayed(folder.path(), NEXT + 2).1.damage, ["its journal is gone"]);
+        assert_eq!(replayed(folder.path(), NEXT + 2).1.damage, ["its journal is missing"]);
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn with_timeout<T: Send + 'static>(
         Ok(opened) => opened,
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed("it panicked".into())),
         Err(mpsc::RecvTimeoutError::Timeout) => Err(failed(format!(
-            "nothing was heard of it for {} s; after {STARTS_MAX} such starts in a row the queue counts as damaged",
+            "no result within {} s; after {STARTS_MAX} such starts in a row the queue counts as damaged",
             timeout.as_secs()
         ))),
     }
@@ -103,7 +103,7 @@ mod tests {
             Ok(())
         };
         let error = with_timeout(path, Duration::from_millis(20), hangs).unwrap_err().to_string();
-        assert!(error.starts_with("open queue /queue: open sled: nothing was heard of it for 0 s"), "{error}");
+        assert!(error.starts_with("open queue /queue: open sled: no result within 0 s"), "{error}");
         let panics = || -> Result<(), OpenError> { panic!("as sled would") };
         let error = with_timeout(path, TIMEOUT, panics).unwrap_err().to_string();
         assert_eq!(error, "open queue /queue: open sled: it panicked");

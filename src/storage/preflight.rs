@@ -22,7 +22,7 @@ const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion
 pub fn check(path: &Path) -> Result<(), OpenError> {
     let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
     if let Ok(cause) = fs::read_to_string(path.join(names::FAILED_READ)) {
-        return damaged(format!("when the relay last ran, it could not be read: {cause}"));
+        return damaged(format!("the relay could not read it in its last run: {cause}"));
     }
     if let Some(odd) = open_guard::damage(path).or_else(|| odd_conf(path)).or_else(|| odd_blobs(path)) {
         return damaged(odd);
@@ -30,7 +30,7 @@ pub fn check(path: &Path) -> Result<(), OpenError> {
     match sled_log::find_damage(path) {
         Ok(damage) => damage.into_iter().next().map_or(Ok(()), damaged),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
-            damaged("its log is gone".into())
+            damaged("its log is missing".into())
         }
         Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
     }

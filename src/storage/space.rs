@@ -51,6 +51,6 @@ pub fn release_ballast(path: &Path) -> bool {
 pub fn free_open_bytes(path: &Path) {
     if directory::free(path).is_some_and(|free| free < OPEN_BYTES) && fs::remove_file(path.join(names::BALLAST)).is_ok()
     {
-        warn!(queue = %path.display(), "the volume is full: the space set aside is given up, so that what is queued can leave");
+        warn!(queue = %path.display(), "the volume is full; the relay releases the reserved space, so that queued rows can be removed");
     }
 }

@@ -256,7 +256,7 @@ impl Store {
         let free = directory::free(&self.path);
         match free {
             Some(free) if free < BALLAST_BYTES && space::release_ballast(&self.path) => {
-                warn!(free, "the queue's volume is almost full; the space set aside for outcomes is given up");
+                warn!(free, "the queue's volume is almost full; the relay releases the space reserved for outcomes");
             }
             Some(free) if free > free_min + 2 * BALLAST_BYTES => space::keep_ballast(&self.path),
             _ => {}

@@ -23,26 +23,26 @@ fn delivered() -> Outcome {
 }
 
 fn failed() -> Outcome {
-    Outcome::Unavailable { status: 500, hint: Hint::default(), why: "500".into() }
+    Outcome::Unavailable { status: 500, hint: RetryHint::default(), why: "500".into() }
 }
 
 fn throttled() -> Outcome {
-    Outcome::Throttled { status: 429, hint: Hint::default(), why: "429".into() }
+    Outcome::Throttled { status: 429, hint: RetryHint::default(), why: "429".into() }
 }
 
-const DOWN: Signal = Signal::Down(Hint(None));
-const THROTTLED: Signal = Signal::Throttled(Hint(None));
-const STILL: Signal = Signal::StillThrottled(Hint(None));
+const DOWN: Signal = Signal::Down(RetryHint(None));
+const THROTTLED: Signal = Signal::Throttled(RetryHint(None));
+const STILL: Signal = Signal::StillThrottled(RetryHint(None));
 
 /// One attempt that starts and ends at once.
-fn attempt(suspects: &mut Suspects<u32>, conversation: u32, outcome: &Outcome, down: bool, now: u64) -> Judgement {
+fn attempt(suspects: &mut Suspects<u32>, conversation: u32, outcome: &Outcome, down: bool, now: u64) -> Attribution {
     suspects.started(conversation, None, true, at(now));
     suspects.ended(&conversation, outcome, down, true, at(now))
 }
 
 #[test]
 fn three_new_failures_in_a_row_are_the_destinations_and_any_answer_ends_the_row() {
-    let unreachable = || Outcome::Down { status: None, hint: Hint::default(), why: "refused".into() };
+    let unreachable = || Outcome::Down { status: None, hint: RetryHint::default(), why: "refused".into() };
     let page = || Outcome::Misconfigured { status: 404, why: "404".into() };
     let lost = || Outcome::AnswerLost { why: "timed out".into() };
     let mut suspects = suspects();
@@ -74,7 +74,7 @@ fn lone_conversation_shows_an_outage_by_its_third_failure() {
 }
 
 #[test]
-fn chronic_conversation_says_nothing_of_the_destination() {
+fn failures_of_a_chronic_conversation_are_not_the_destinations() {
     let mut suspects = suspects();
     attempt(&mut suspects, 1, &failed(), false, 0);
     attempt(&mut suspects, 2, &delivered(), false, 1);
@@ -82,35 +82,38 @@ fn chronic_conversation_says_nothing_of_the_destination() {
         suspects.started(1, None, false, at(now));
         assert_eq!(suspects.ended(&1, &failed(), false, false, at(now)).signal, Signal::Answered);
     }
-    assert_eq!(attempt(&mut suspects, 1, &delivered(), false, 30).row, 0);
+    assert_eq!(attempt(&mut suspects, 1, &delivered(), false, 30).streak, 0);
     assert!(!suspects.contains(&1));
 }
 
 #[test]
-fn second_throttle_among_deliveries_is_the_conversations_own_and_acquits_the_rate() {
+fn second_throttle_among_deliveries_is_the_conversations_own_and_restores_the_rate() {
     let mut suspects = suspects();
     assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 0).signal, THROTTLED);
-    suspects.blamed(&1, 9.0, 7.0);
+    suspects.record_rate_cut(&1, 9.0, 7.0);
     let again = attempt(&mut suspects, 1, &throttled(), false, 1);
-    assert_eq!((again.signal, again.acquitted), (STILL, None), "nothing was delivered: it may be the quota");
-    suspects.blamed(&1, 7.0, 5.0);
+    assert_eq!((again.signal, again.wrong_rate_cut), (STILL, None), "nothing was delivered: it may be the quota");
+    suspects.record_rate_cut(&1, 7.0, 5.0);
     attempt(&mut suspects, 2, &delivered(), false, 2);
     let own = attempt(&mut suspects, 1, &throttled(), false, 3);
-    assert_eq!(own, Judgement { signal: Signal::Unclear, row: 3, own: true, acquitted: Some((9.0, 5.0)) });
+    assert_eq!(
+        own,
+        Attribution { signal: Signal::Unclear, streak: 3, own_throttle: true, wrong_rate_cut: Some((9.0, 5.0)) }
+    );
     let next = attempt(&mut suspects, 1, &throttled(), true, 4);
-    assert_eq!((next.signal, next.acquitted), (Signal::Answered, None), "an answer of the service ends an outage");
+    assert_eq!((next.signal, next.wrong_rate_cut), (Signal::Answered, None), "an answer of the service ends an outage");
 }
 
 #[test]
-fn one_throttle_that_is_a_conversations_own_acquits_the_run_that_it_is_part_of() {
+fn own_throttle_of_a_conversation_undoes_the_rate_cuts_of_its_run() {
     let mut suspects = suspects();
     for (conversation, before, after) in [(1, 9.0, 7.0), (2, 7.0, 5.0), (3, 5.0, 4.0)] {
         assert_eq!(attempt(&mut suspects, conversation, &throttled(), false, 0).signal, THROTTLED);
-        suspects.blamed(&conversation, before, after);
+        suspects.record_rate_cut(&conversation, before, after);
     }
     attempt(&mut suspects, 4, &delivered(), false, 1);
-    assert_eq!(attempt(&mut suspects, 2, &throttled(), false, 2).acquitted, Some((9.0, 4.0)));
-    assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 3).acquitted, None, "once");
+    assert_eq!(attempt(&mut suspects, 2, &throttled(), false, 2).wrong_rate_cut, Some((9.0, 4.0)));
+    assert_eq!(attempt(&mut suspects, 1, &throttled(), false, 3).wrong_rate_cut, None, "once");
 }
 
 #[test]
@@ -164,7 +167,7 @@ fn probe_fails_for_the_destination_and_an_attempt_beside_it_for_itself() {
 }
 
 #[test]
-fn oldest_suspect_is_forgotten_first() {
+fn oldest_suspect_is_removed_first() {
     let mut suspects = suspects();
     for conversation in 0..=u32::try_from(SUSPECTS_MAX).unwrap() {
         attempt(&mut suspects, conversation, &failed(), false, u64::from(conversation));
@@ -276,34 +279,34 @@ fn play(scene: &Scene) -> Played {
             let (started, outcome) = flights.pop_first().expect("it is there").1;
             let down = pacer.closed() == Some(Closed::Down);
             let before = pacer.rate();
-            let judgement = suspects.ended(&number, &outcome, down, !turns.is_empty(), at(now));
-            pacer.ended(at(started), at(now), judgement.signal);
+            let attribution = suspects.ended(&number, &outcome, down, !turns.is_empty(), at(now));
+            pacer.ended(at(started), at(now), attribution.signal);
             if pacer.rate() < before {
-                suspects.blamed(&number, before, pacer.rate());
+                suspects.record_rate_cut(&number, before, pacer.rate());
             }
-            if let Some((before, after)) = judgement.acquitted {
-                pacer.acquit(before, after);
+            if let Some((before, after)) = attribution.wrong_rate_cut {
+                pacer.undo_rate_cut(before, after);
             }
             if matches!(outcome, Outcome::Delivered(_)) {
                 played.delivered += 1;
                 last_delivery = Some(now);
                 continue;
             }
-            let wait = if matches!(judgement.signal, Signal::Throttled(_) | Signal::StillThrottled(_)) {
+            let wait = if matches!(attribution.signal, Signal::Throttled(_) | Signal::StillThrottled(_)) {
                 0
             } else {
                 let failed = failures.entry(number).or_insert((now, 0));
                 failed.1 += u32::from(last_delivery > Some(failed.0) && !matches!(outcome, Outcome::Throttled { .. }));
                 failed.0 = now;
                 played.counted = played.counted.max(failed.1);
-                crate::time::millis(policy.backoff.delay(judgement.row, pacer.jitter()))
+                crate::time::millis(policy.backoff.delay(attribution.streak, pacer.jitter()))
             };
             due.insert((now + wait, number), ());
         }
         if let Some(started) = suspects.overdue(at(now))
             && pacer.closed() != Some(Closed::Down)
         {
-            pacer.ended(started, at(now), Signal::Down(Hint::default()));
+            pacer.ended(started, at(now), Signal::Down(RetryHint::default()));
         }
         for message in healthy.values_mut() {
             message.slowest = message.slowest.min(pacer.rate());
@@ -342,7 +345,7 @@ fn play(scene: &Scene) -> Played {
             filled = now;
             let (after, outcome) = match scene.sick.get(number as usize).map(|(_, sick)| *sick) {
                 Some(Sick::Fails(503)) => {
-                    (LATENCY, Outcome::Down { status: Some(503), hint: Hint(None), why: String::new() })
+                    (LATENCY, Outcome::Down { status: Some(503), hint: RetryHint(None), why: String::new() })
                 }
                 Some(Sick::Fails(_)) => (LATENCY, failed()),
                 Some(Sick::NeverAnswers) => (ATTEMPT_TIMEOUT, Outcome::AnswerLost { why: String::new() }),
@@ -386,8 +389,8 @@ fn conversations_behind_five_that_are_always_throttled_wait_for_no_longer_than_t
 
 #[test]
 fn retry_hint_of_another_failure_than_a_503_is_no_hint_for_the_destination() {
-    let hint = Hint(Some(Duration::from_secs(8)));
-    for (status, expected) in [(500, Hint::default()), (503, hint)] {
+    let hint = RetryHint(Some(Duration::from_secs(8)));
+    for (status, expected) in [(500, RetryHint::default()), (503, hint)] {
         let mut suspects = suspects();
         let outcome = match status {
             503 => Outcome::Down { status: Some(503), hint, why: String::new() },
@@ -417,7 +420,7 @@ fn scene(seed: u64, most: usize) -> Scene {
 }
 
 #[test]
-fn healthy_message_never_waits_for_sick_conversations() {
+fn healthy_message_never_waits_for_failing_conversations() {
     for seed in 0..1000 {
         let scene = scene(seed, 8);
         let with = play(&scene);

@@ -1,4 +1,4 @@
-"""The example bots of deploy/kubernetes, run as they are against a relay and a simulated Connect."""
+"""The example bots of deploy/kubernetes, run unchanged against a relay and a simulated Connect."""
 
 import json
 import subprocess
@@ -14,13 +14,13 @@ EXAMPLES = KUBERNETES / "examples"
 
 @pytest.fixture
 def relay(simulator, relays):
-    """A relay in front of the simulator; its bots reach it by the socket alone."""
+    """A relay in front of the simulator; bots can use only its socket."""
     return relays(simulator.url, tcp=False)
 
 
 @pytest.fixture
 def started():
-    """Starts programs; ends those that are left."""
+    """Starts programs; ends the remaining ones."""
     processes = []
 
     def start(*command, **env):
@@ -47,14 +47,14 @@ def post(port, body):
     [["python3", EXAMPLES / "deployment/bot.py"], pytest.param(["node", EXAMPLES / "statefulset/bot.mjs"], marks=pytest.mark.needs("node"))],
     ids=["python", "node"],
 )
-def test_a_bot_connects_types_answers_says_farewell_and_leaves(program, relay, simulator, started):
+def test_bot_connects_types_answers_and_disconnects(program, relay, simulator, started):
     port = free_port()
     bot = started(*program, RELAY_SOCKET=relay.socket, PORT=str(port))
     assert bot.stdout.readline() == f"listening on {port}\n"
     for contact in ("contact-1", "contact-2"):
         assert post(port, {"ContactId": contact, "ParticipantToken": f"canary-{contact}"}) == 200
     bot.terminate()
-    assert bot.wait(timeout=30) == 0, "it ends when it is told to"
+    assert bot.wait(timeout=30) == 0, "it ends on request"
     relay.until_empty()
     by_chat = {}
     for line in simulator.ledger():
@@ -65,18 +65,18 @@ def test_a_bot_connects_types_answers_says_farewell_and_leaves(program, relay, s
     assert relay.stop() == 0
 
 
-def test_a_job_is_complete_when_all_is_delivered_and_says_nothing_twice(relay, simulator, started, tmp_path):
+def test_job_completes_when_all_is_delivered_and_sends_nothing_twice(relay, simulator, started, tmp_path):
     chats = [{"ContactId": f"contact-{n}", "ConnectionToken": f"canary-{n}", "Text": f"notice {n}"} for n in range(25)]
     (tmp_path / "chats.ndjson").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     env = {"RELAY_SOCKET": relay.socket, "CHATS": str(tmp_path / "chats.ndjson")}
     for _ in range(2):
         job = started("python3", EXAMPLES / "job/job.py", **env)
         assert job.wait(timeout=120) == 0
-        # No waiting here: complete means delivered.
+        # No wait here: a complete job means that all is delivered.
         assert sorted(line["ClientToken"] for line in simulator.ledger()) == sorted(f"contact-{n}-notice" for n in range(25))
 
 
-def test_a_job_whose_line_is_refused_fails(relay, started, tmp_path):
+def test_job_with_a_rejected_line_fails(relay, started, tmp_path):
     (tmp_path / "chats.ndjson").write_text(json.dumps({"ContactId": "c", "ConnectionToken": "canary", "Text": "x" * 1025}) + "\n")
     job = started("python3", EXAMPLES / "job/job.py", RELAY_SOCKET=relay.socket, CHATS=str(tmp_path / "chats.ndjson"))
     assert job.wait(timeout=60) == 1

@@ -16,7 +16,7 @@ import zlib
 import pytest
 
 from kit.containers import buildah, podman
-from kit.patience import until
+from kit.wait import until
 from kit.processes import environment, free_port
 from kit.tools import ROOT, ROOT_USER, WORK, must, run
 
@@ -24,7 +24,7 @@ BUILDS = pytest.mark.needs("buildah", "mmdebstrap", "cargo", ROOT_USER)
 
 
 @pytest.mark.needs("hadolint")
-def test_the_linter_has_nothing_to_say():
+def test_linter_finds_no_fault_in_the_dockerfile():
     assert run("hadolint", ROOT / "Dockerfile").stdout == ""
     assert "DL3007" in run("hadolint", "-", input="FROM debian:latest\n").stdout, "a fault would be seen"
 
@@ -43,7 +43,7 @@ def files(image):
 
 @pytest.mark.long
 @BUILDS
-def test_the_image_is_small_has_no_shell_and_runs_as_nobody_of_note(image, files):
+def test_image_is_small_has_no_shell_and_runs_without_privileges(image, files):
     described = json.loads(buildah("inspect", "--type", "image", f"localhost/{image}"))["OCIv1"]
     config = described["config"]
     assert config["User"] == "29581:29581" and config["Entrypoint"] == ["/usr/bin/connect-relay"]
@@ -60,7 +60,7 @@ def test_the_image_is_small_has_no_shell_and_runs_as_nobody_of_note(image, files
 @pytest.mark.long
 @BUILDS
 @pytest.mark.needs("objcopy")
-def test_the_binary_lists_what_it_is_made_of(files, tmp_path):
+def test_binary_lists_its_dependencies(files, tmp_path):
     must("objcopy", "--dump-section", f".dep-v0={tmp_path}/list", files / "usr/bin/connect-relay", tmp_path / "copy")
     listed = json.loads(zlib.decompress((tmp_path / "list").read_bytes()))["packages"]
     made_of = {(package["name"], package["version"]) for package in listed if package.get("kind") != "build"}

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: rendered by kubectl, validated against every Kubernetes it is for, and what it promises in words."""
+"""deploy/kubernetes: rendered by kubectl, validated for each supported version, and compared with its documentation."""
 
 import base64
 import copy
@@ -15,7 +15,7 @@ from kit.tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, n
 
 pytestmark = pytest.mark.needs(KUBECTL)
 
-# Native sidecars are there from 1.29 on.
+# Native sidecars exist since 1.29.
 VERSIONS = [
     version
     for version in sorted(set(map(kubernetes_validate.utils.major_minor, kubernetes_validate.utils.all_versions())))
@@ -39,7 +39,7 @@ def seconds(text):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_resource_is_valid_to_the_letter(version):
+def test_every_resource_is_valid(version):
     network_policy = yaml.safe_load((KUBERNETES / "networkpolicy.yaml").read_text())
     resources = [one for example in EXAMPLES for one in rendered(example)] + [network_policy]
     checked = [kubernetes_validate.validate(one, version, strict=True) for one in resources if one["apiVersion"] != MONITORS]
@@ -54,7 +54,7 @@ def test_a_misspelled_key_is_not_valid():
 
 
 @pytest.mark.needs(SCHEMAS)
-def test_what_the_operator_reads_is_valid_and_the_podmonitor_selects_the_relays_port():
+def test_monitoring_resources_are_valid_and_the_podmonitor_selects_the_relays_port():
     monitors = {one["kind"]: one for one in rendered("deployment") if one["apiVersion"] == MONITORS}
     assert set(monitors) == {"PodMonitor", "PrometheusRule"}
     folder = ROOT / "tests/deploy"
@@ -70,11 +70,11 @@ def test_what_the_operator_reads_is_valid_and_the_podmonitor_selects_the_relays_
 
 
 @pytest.mark.needs("checkov")
-def test_the_policy_checker_finds_what_is_excused_and_nothing_else(tmp_path):
+def test_policy_checker_finds_only_the_listed_exceptions(tmp_path):
     for example in EXAMPLES:
         resources = copy.deepcopy(rendered(example))
         spec = next(one for one in resources if one["kind"] == workload(example)["kind"])["spec"]["template"]["spec"]
-        # It does not look at init containers: here the relay is a container like any other.
+        # The checker ignores init containers, so here the relay is an ordinary container.
         spec["containers"].append({key: value for key, value in spec.pop("initContainers")[0].items() if key != "restartPolicy"})
         (tmp_path / f"{example}.yaml").write_text(yaml.safe_dump_all(resources))
     done = run("checkov", "-d", tmp_path, "--framework", "kubernetes", "--skip-download", "-o", "json")
@@ -88,7 +88,7 @@ def test_the_policy_checker_finds_what_is_excused_and_nothing_else(tmp_path):
 
 
 @each_example
-def test_the_relay_takes_its_settings(example, tmp_path):
+def test_relay_accepts_its_settings(example, tmp_path):
     env = {**environment(), **settings(example)}
     done = run(BINARY, "check", env=env)
     assert done.returncode == 0, done.stderr
@@ -97,9 +97,9 @@ def test_the_relay_takes_its_settings(example, tmp_path):
 
 
 @each_example
-def test_figures_fit_together(example):
+def test_limits_in_the_manifests_are_consistent(example):
     spec, told = pod(example), settings(example)
-    # What the bot may take to end, before the relay is told to.
+    # The time that the bot may need before the relay is asked to stop.
     assert seconds(told["CONNECT_RELAY__SHUTDOWN__GRACE"]) + 30 <= spec["terminationGracePeriodSeconds"]
     queue = mib(told["CONNECT_RELAY__QUEUE__BYTES_MAX"])
     if example == "statefulset":
@@ -115,7 +115,7 @@ def test_figures_fit_together(example):
 
 
 @each_example
-def test_it_is_a_native_sidecar_that_decides_nothing_of_the_pod(example):
+def test_relay_is_a_native_sidecar_and_sets_nothing_of_the_pod(example):
     container = relay(example)
     assert pod(example)["initContainers"][0] is container, "before any other"
     assert container["restartPolicy"] == "Always" and "readinessProbe" not in container
@@ -135,7 +135,7 @@ def test_it_is_a_native_sidecar_that_decides_nothing_of_the_pod(example):
 
 
 @each_example
-def test_nothing_of_the_bot_is_touched_but_the_sockets_mount(example):
+def test_only_the_sockets_mount_is_added_to_the_bot(example):
     file = "job.yaml" if example == "job" else "bot.yaml"
     [before, *_] = yaml.safe_load_all((KUBERNETES / "examples" / example / file).read_text())
     before, after = before["spec"]["template"]["spec"], pod(example)
@@ -147,11 +147,11 @@ def test_nothing_of_the_bot_is_touched_but_the_sockets_mount(example):
     assert mine["securityContext"]["runAsUser"] != relay(example)["securityContext"]["runAsUser"]
     added = {key for key in after if after[key] != before.get(key)} - {"containers", "volumes"}
     expected = {"initContainers", "terminationGracePeriodSeconds"}
-    # A fresh claim belongs to root: said where it is done.
+    # A new claim belongs to root; the file says so.
     assert added == (expected | {"securityContext"} if example == "statefulset" else expected)
 
 
-def test_the_documents_kustomization_adds_the_relay_to_a_deployment_of_somebody_elses(tmp_path):
+def test_documented_kustomization_adds_the_relay_to_another_deployment(tmp_path):
     bot = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

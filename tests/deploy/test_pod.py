@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kit.containers import debian, image_of, podman
-from kit.patience import until
+from kit.wait import until
 from kit.tools import KUBECTL, ROOT_USER, named, pod, rendered, settings
 
 pytestmark = [pytest.mark.long, pytest.mark.needs("podman", "buildah", "runc", "mmdebstrap", "cargo", KUBECTL, ROOT_USER)]
@@ -34,7 +34,7 @@ def manifests(name, folder, bot):
     connect = {
         "name": "connect",
         "image": "localhost/connect-relay",
-        # Slow, so that a part is delivered when the pod is told to stop and a part is not.
+        # Slow, so that only a part is delivered when the pod is asked to stop.
         "args": ["simulate", "--rate", "4", "--burst", "4", "--ledger", "/ledger/ledger"],
         "securityContext": {"runAsUser": 0},
         "volumeMounts": [{"name": "ledger", "mountPath": "/ledger"}],
@@ -63,7 +63,7 @@ def manifests(name, folder, bot):
 
 @pytest.fixture
 def play(image, tmp_path):
-    """Plays a pod; every pod is gone when the test is over."""
+    """Starts a pod; removes every pod when the test is over."""
     image_of(debian("bot", "python3"), "bot", "--env", "PATH=/usr/bin:/bin")
 
     def start(name, **how):
@@ -76,7 +76,7 @@ def play(image, tmp_path):
         print(podman("logs", "--tail", "15", container, check=False))
 
 
-def test_what_a_pod_leaves_behind_is_delivered_by_the_next_one_on_its_volume(play, tmp_path):
+def test_messages_of_a_deleted_pod_are_delivered_by_the_next_one_on_its_volume(play, tmp_path):
     def delivered():
         ledger = tmp_path / "ledger"
         text = ledger.read_text() if ledger.exists() else ""
@@ -90,10 +90,10 @@ def test_what_a_pod_leaves_behind_is_delivered_by_the_next_one_on_its_volume(pla
 
     play("first", bot=True)
     until(lambda: len(delivered()) >= 8, "some are delivered")
-    until(lambda: status("first")["queued"] + len(delivered()) >= MESSAGES, "the bot has handed over everything")
+    until(lambda: status("first")["queued"] + len(delivered()) >= MESSAGES, "the bot has submitted everything")
     assert len(delivered()) < MESSAGES
     podman("pod", "stop", "--time", "60", "first")
-    assert code("first-connect-relay") == 75, "told to stop with messages queued"
+    assert code("first-connect-relay") == 75, "asked to stop with messages queued"
     before = delivered()
     assert len(set(before)) < MESSAGES, "Connect went with the pod: a part is left"
     podman("pod", "rm", "--force", "first")
@@ -102,7 +102,7 @@ def test_what_a_pod_leaves_behind_is_delivered_by_the_next_one_on_its_volume(pla
     expected = {f"{chat['ContactId']}-notice" for chat in CHATS}
     until(lambda: set(delivered()) == expected, "the rest is delivered from the volume")
     until(lambda: status("second")["queued"] == 0, "nothing is queued")
-    # An answer that was under way when Connect went is lost: then once more, with the same ClientToken. One a chat.
+    # An answer in flight when Connect stopped is lost: the message is sent again with the same ClientToken, once per chat.
     assert len(delivered()) - len(expected) <= 12
     for chat in range(12):
         mine = [f"contact-{n}-notice" for n in range(MESSAGES) if n % 12 == chat]

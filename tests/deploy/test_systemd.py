@@ -7,18 +7,18 @@ import shutil
 import pytest
 
 from kit.containers import debian, podman
-from kit.patience import until
+from kit.wait import until
 from kit.processes import BINARY
 from kit.tools import ROOT, ROOT_USER, run
 
 UNIT = ROOT / "deploy/connect-relay.service"
-# Where `simulate` listens, inside.
+# The address of `simulate` inside the machine.
 CONNECT = "http://127.0.0.1:9580"
 
 
 @pytest.fixture
 def unit(tmp_path):
-    """The unit, with the binary where it is here: systemd looks whether it can be run."""
+    """The unit with the path of the binary under test: systemd checks that it is executable."""
     text = UNIT.read_text()
     assert text.count("/usr/local/bin/connect-relay ") == 1
     copy = tmp_path / UNIT.name
@@ -27,7 +27,7 @@ def unit(tmp_path):
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_systemd_has_nothing_to_say_about_the_unit(unit):
+def test_systemd_finds_no_fault_in_the_unit(unit):
     done = run("systemd-analyze", "verify", unit)
     assert (done.returncode, done.stderr) == (0, "")
     unit.write_text(unit.read_text().replace("RestartSec=", "RestartSecs="))
@@ -35,7 +35,7 @@ def test_systemd_has_nothing_to_say_about_the_unit(unit):
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_the_sandbox_is_tight(unit):
+def test_sandbox_exposure_is_low(unit):
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit)
     assert done.returncode == 0, done.stdout
     level = re.search(r"Overall exposure level for \S+ ([\d.]+)", done.stdout.replace(":", ""))
@@ -48,7 +48,7 @@ def machine(containers):
     root = debian("systemd", "systemd,dbus,ca-certificates")
     shutil.copy(BINARY, root / "usr/local/bin/connect-relay")
     shutil.copy(UNIT, root / "etc/systemd/system")
-    # What an operator's drop-in may say: here, patience for a test.
+    # A drop-in as an operator may write it: here, longer limits for a test.
     drop_in = root / "etc/systemd/system/connect-relay.service.d/test.conf"
     drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text("[Service]\nWatchdogSec=5s\n")
@@ -82,14 +82,14 @@ def show(machine, *names):
 
 
 def send(machine, text, *properties):
-    """A bot with these properties sends one message; gives what it was told."""
+    """A bot with these properties sends one message; returns its output."""
     bot = ["systemd-run", "--wait", "--quiet", "--pipe", "-p", "DynamicUser=yes", "-E", "CONNECTION_TOKEN=canary", *properties]
     return machine(*bot, "connect-relay", "send", text, check=False)
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)
-def test_under_systemd_bots_are_served_and_the_relay_is_watched_and_its_exit_codes_are_understood(machine):
-    assert show(machine, "ActiveState") == {"ActiveState": "active"}, "READY was heard"
+def test_systemd_starts_watches_and_stops_the_relay(machine):
+    assert show(machine, "ActiveState") == {"ActiveState": "active"}, "READY was received"
     assert json.loads(send(machine, "hello", "-p", "SupplementaryGroups=connect-bots"))["State"] == "QUEUED"
     assert "this user may not" in send(machine, "hello"), "who is not of the bots' group is kept out"
     until(lambda: machine.delivered() == 1, "the message is delivered, through the whole sandbox")
@@ -98,14 +98,14 @@ def test_under_systemd_bots_are_served_and_the_relay_is_watched_and_its_exit_cod
     machine("systemctl", "kill", "--signal=SIGSTOP", "connect-relay")
     until(lambda: show(machine, "NRestarts", "ActiveState") == {"NRestarts": "1", "ActiveState": "active"}, "the watchdog saw it hang")
 
-    # Connect goes: what is queued stays on disk, 75, and that is no failure.
+    # Connect stops: the queued messages stay on disk, exit code 75, and systemd counts no failure.
     machine.settings.write_text('[sender]\nendpoint = "http://127.0.0.1:9"\n[shutdown]\ngrace = "3s"\n')
     machine("systemctl", "restart", "connect-relay")
     assert json.loads(send(machine, "later", "-p", "SupplementaryGroups=connect-bots"))["State"] == "QUEUED"
     machine("systemctl", "stop", "connect-relay")
     assert show(machine, "ExecMainStatus", "Result", "ActiveState") == {"ExecMainStatus": "75", "Result": "success", "ActiveState": "inactive"}
 
-    # A wrong configuration is not tried again.
+    # systemd does not retry after a wrong configuration.
     machine.settings.write_text("nonsense = 1\n")
     machine("systemctl", "start", "connect-relay", check=False)
     assert show(machine, "ExecMainStatus", "ActiveState", "NRestarts") == {"ExecMainStatus": "78", "ActiveState": "failed", "NRestarts": "0"}

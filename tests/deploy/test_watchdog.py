@@ -1,4 +1,4 @@
-"""A disk that hangs: the service manager's watchdog and /livez hear nothing of Connect, and of a commit without end all."""
+"""A disk that hangs: the watchdog and /livez react to a hung commit, and not to an outage of Connect."""
 
 import socket
 import subprocess
@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import BINARY, Relay, environment
 from kit.tools import ROOT_USER, must
 
 
 @pytest.fixture
 def relay(simulator, tmp_path):
-    """A relay not started yet, whose queue is on a file system of its own: frozen, its writes wait, as on a lost volume."""
+    """A relay that is not started yet, with its queue on its own file system: while it is frozen, writes hang."""
     relay = Relay(simulator.url, tcp=False)
     relay.disk = relay.folder / "private"
     relay.disk.mkdir()
@@ -30,33 +30,33 @@ def relay(simulator, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.needs("mkfs.ext4", "fsfreeze", ROOT_USER)
-def test_a_commit_that_hangs_silences_the_watchdog_and_one_that_goes_on_wakes_it(relay, simulator, monkeypatch):
+def test_hung_commit_stops_watchdog_notifications_until_it_continues(relay, simulator, monkeypatch):
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(relay.folder / "notify"))
-    manager.settimeout(PATIENCE)
-    # What a relay is started with it takes from this process. Every third of this there is a beat.
+    manager.settimeout(TIMEOUT)
+    # The relay inherits this environment. It notifies three times per time-out.
     monkeypatch.setenv("NOTIFY_SOCKET", str(relay.folder / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "3000000")
 
-    def hear(wanted, patience=PATIENCE):
-        deadline = time.monotonic() + patience
+    def wait_for(wanted, timeout=TIMEOUT):
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if wanted in (said := manager.recv(4096).decode()):
                 return said
-        raise AssertionError(f"not heard: {wanted}")
+        raise AssertionError(f"not received: {wanted}")
 
     relay.start()
-    hear("WATCHDOG=1")
+    wait_for("WATCHDOG=1")
     must("fsfreeze", "--freeze", relay.disk)
     bot = [BINARY, "send", "--socket", relay.socket, "hello"]
     bot = subprocess.Popen(bot, env=environment(CONNECTION_TOKEN="canary"), stdout=subprocess.DEVNULL)
-    # A minute is the relay's own patience with a commit.
-    said = hear("hangs", patience=120)
+    # The relay reports a commit that has hung for a minute.
+    said = wait_for("hangs", timeout=120)
     assert "WATCHDOG=1" not in said and "a commit to the queue has made no step for 6" in said
     assert relay.get("/livez")[0] == 503
     must("fsfreeze", "--unfreeze", relay.disk)
-    hear("WATCHDOG=1")
-    assert bot.wait(timeout=PATIENCE) is not None
-    # Whatever the bot was told after a minute: what was accepted is delivered, and the relay goes on.
+    wait_for("WATCHDOG=1")
+    assert bot.wait(timeout=TIMEOUT) is not None
+    # Whatever reply the bot got after a minute: accepted messages are delivered, and the relay continues.
     until(lambda: simulator.accepted() == 1, "the message is delivered")
     assert relay.stop() == 0

@@ -1,5 +1,5 @@
-"""A neighbour that floods the socket, with connections and with bodies, before a relay that has 64 MiB: it stays within
-them, and another user's bot is answered all the while."""
+"""A user that floods the socket with connections and bodies, before a relay with 64 MiB: the relay stays within
+that limit, and another user's bot gets its replies meanwhile."""
 
 import contextlib
 import multiprocessing
@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from kit.cage import Cage, peak
+from kit.cgroup import MemoryLimit, peak
 from kit.callers import MESSAGE, parse
-from kit.neighbours import request as asked
-from kit.neighbours import NEIGHBOUR, VICTIM, Neighbour
-from kit.patience import until
-from kit.raw import dial
+from kit.other_users import request as request_bytes
+from kit.other_users import OTHER, VICTIM, OtherUser
+from kit.wait import until
+from kit.raw_http import dial
 from kit.upstream import CUT, Answer
 
 pytestmark = pytest.mark.usefixtures("users")
@@ -25,27 +25,27 @@ MEMORY = 64 * MIB
 PROCESSES = 10
 POST = b"POST /participant/message HTTP/1.1\r\nHost: localhost\r\nX-Amz-Bearer: canary-flood\r\n"
 BATCH = b"POST /participant/messages HTTP/1.1\r\nHost: localhost\r\n"
-# A batch of lines as short as they may be, each of which is answered with an error longer than itself.
+# A batch of the shortest possible lines; the error for each is longer than the line.
 LINES = BATCH + b"Content-Length: %d\r\n\r\n" % (65 * 15_000) + (b"{}" + b" " * 62 + b"\n") * 15_000
 TRANSCRIPT = b'{"Transcript":"' + b"x" * (2 * MIB - 20) + b'"}'
 
 
 @pytest.fixture
-def cage():
-    made = Cage(MEMORY)
+def memory_limit():
+    made = MemoryLimit(MEMORY)
     yield made
     made.close()
 
 
 @pytest.fixture
-def caged(cage, shared, upstreams):
-    """A relay in the cage, before a service with long transcripts. It is gone before the cage is."""
+def limited_relay(memory_limit, shared, upstreams):
+    """A relay under the memory limit, before a service with long transcripts. It ends before the limit is removed."""
     upstream = upstreams(lambda request: Answer(200, TRANSCRIPT) if request.target.endswith("/transcript") else CUT)
     relay = shared(
         upstream.url, start=False, tcp=False, ingress__request_timeout="2s", ingress__idle_timeout="5s", sender__attempt_timeout="2s"
     )
     relay.spawn()
-    cage.add(relay.process.pid)
+    memory_limit.add(relay.process.pid)
     until(relay.ready, "the relay is ready")
     yield relay
     relay.kill()
@@ -54,27 +54,27 @@ def caged(cage, shared, upstreams):
 @pytest.mark.parametrize("what,wanted", [
     ("connections", 10_000),
     ("bytes of bodies", 1 << 30),
-    ("batches whose replies nobody reads", 200),
-    ("transcripts that nobody reads", 100),
+    ("batches whose replies are not read", 200),
+    ("transcripts that are not read", 100),
 ])  # fmt: skip
-def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage, capsys, what, wanted):
-    work = {"connections": connections, "bytes": bodies, "batches": deaf_batches, "transcripts": deaf_transcripts}[what.split()[0]]
+def test_flood_keeps_the_relay_within_64_mib_and_others_are_answered(limited_relay, memory_limit, capsys, what, wanted):
+    work = {"connections": connections, "bytes": bodies, "batches": unread_batches, "transcripts": unread_transcripts}[what.split()[0]]
     done = multiprocessing.Value("q", 0)
-    bot = Neighbour(VICTIM, answered, caged)
+    bot = OtherUser(VICTIM, answered, limited_relay)
     flooders = []
     try:
-        assert bot.heard() == 0, "the bot has begun"
-        flooders = [Neighbour(NEIGHBOUR, work, caged, done, wanted, number) for number in range(PROCESSES)]
-        assert [flooder.heard(600) for flooder in flooders] == ["done"] * PROCESSES
-        # What was begun is still there: the bot goes on for a while.
+        assert bot.receive() == 0, "the bot has begun"
+        flooders = [OtherUser(OTHER, work, limited_relay, done, wanted, number) for number in range(PROCESSES)]
+        assert [flooder.receive(600) for flooder in flooders] == ["done"] * PROCESSES
+        # The flood's connections are still open: the bot continues for a while.
         before = bot.count()
         until(lambda: bot.count() >= before + 20, "the bot is answered")
         took = sorted(bot.all())
     finally:
-        for neighbour in (bot, *flooders):
-            neighbour.end()
-    most = peak(caged.process.pid)
-    limit = "in a cgroup of 64 MiB" if cage.enforced else "(no cgroup here: the peak is looked at)"
+        for other in (bot, *flooders):
+            other.end()
+    most = peak(limited_relay.process.pid)
+    limit = "in a cgroup of 64 MiB" if memory_limit.enforced else "(no cgroup here: the peak is looked at)"
     with capsys.disabled():
         print(
             f"\na flood of {done.value:,} {what} {limit}: {most / MIB:.1f} MiB at "
@@ -82,20 +82,20 @@ def test_a_flood_leaves_the_relay_within_64_mib_and_others_answered(caged, cage,
             f"p99 {took[len(took) * 99 // 100] * 1000:.0f} ms, longest {took[-1] * 1000:.0f} ms"
         )
     assert done.value >= wanted
-    assert caged.process.poll() is None and caged.get("/livez")[0] == 200, "it lives"
+    assert limited_relay.process.poll() is None and limited_relay.get("/livez")[0] == 200, "it lives"
     assert most <= MEMORY, f"{most} bytes"
 
 
 def answered(say, relay):
-    """A bot that hands message after message over, each by a connection of its own, and says how long each took."""
+    """A bot that sends messages, each over its own connection, and reports the duration of each."""
     say(0)
     number = 0
     while True:
         body = {"ContentType": "text/plain", "Content": "canary", "ClientToken": f"c-{number}"}
         began = time.monotonic()
-        stream = patiently(relay)
+        stream = dial_with_retries(relay)
         with stream:
-            stream.sendall(asked("POST", MESSAGE, ["X-Amz-Bearer: canary-bot", "Connection: close"], body))
+            stream.sendall(request_bytes("POST", MESSAGE, ["X-Amz-Bearer: canary-bot", "Connection: close"], body))
             reply = b""
             while part := stream.recv(65536):
                 reply += part
@@ -105,8 +105,8 @@ def answered(say, relay):
         time.sleep(0.005)
 
 
-def patiently(relay):
-    """A connection: where the socket's backlog is full the kernel says so to who would not wait."""
+def dial_with_retries(relay):
+    """Connects; retries while the socket's backlog is full."""
     while True:
         with contextlib.suppress(BlockingIOError):
             return dial(relay)
@@ -114,7 +114,7 @@ def patiently(relay):
 
 
 def connections(say, relay, done, wanted, number):
-    """Makes its part of so many, and leaves each in another state of being useless."""
+    """Opens its part of the connections, and leaves them in different incomplete states."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
     ways = [b"", b"POST /par", POST, POST + b"Content-Length: 262144\r\n\r\n" + b"{" * 8192, BATCH + b"Transfer-Encoding: chunked\r\n\r\n9"]
@@ -131,7 +131,7 @@ def connections(say, relay, done, wanted, number):
 
 
 def bodies(say, relay, done, wanted, number):
-    """Sends until all have sent so many bytes, one kind of body a process: too long, endless, garbage, lines; and never reads
+    """Sends until all have sent `wanted` bytes, one kind of body per process: too long, endless, garbage, lines; never reads
     a reply."""
     garbage = b"x" * (256 << 10)
     endless = b"10000\r\n" + b"x" * 65536 + b"\r\n"
@@ -145,7 +145,7 @@ def bodies(say, relay, done, wanted, number):
     while done.value < wanted:
         with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
             stream.connect(relay.socket)
-            stream.settimeout(0.5)  # nobody takes it any more: another connection
+            stream.settimeout(0.5)  # the relay does not read it any more: use another connection
             stream.sendall(head)
             while done.value < wanted:
                 count(done, stream.send(body))
@@ -153,16 +153,16 @@ def bodies(say, relay, done, wanted, number):
     time.sleep(600)
 
 
-def deaf_batches(say, relay, done, wanted, number):
-    deaf(say, relay, done, wanted, LINES)
+def unread_batches(say, relay, done, wanted, number):
+    send_unread(say, relay, done, wanted, LINES)
 
 
-def deaf_transcripts(say, relay, done, wanted, number):
-    deaf(say, relay, done, wanted, asked("POST", "/participant/transcript", ["X-Amz-Bearer: canary-flood"], {}))
+def unread_transcripts(say, relay, done, wanted, number):
+    send_unread(say, relay, done, wanted, request_bytes("POST", "/participant/transcript", ["X-Amz-Bearer: canary-flood"], {}))
 
 
-def deaf(say, relay, done, wanted, whole):
-    """Its part of so many requests at once, on connections that stay as long as the relay lets them."""
+def send_unread(say, relay, done, wanted, whole):
+    """Sends its part of the requests at once, on connections that stay open as long as the relay allows."""
 
     def ask():
         with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
-"""Requests that a seeded machine has spoilt, thousands of them, against a real relay: it never dies, answers no 5xx, and
-whatever it answers is HTTP that a client can read. TEST_SEED repeats a run; a failure shows the bytes."""
+"""Thousands of randomly mutated requests, by seed, against a real relay: it never exits, answers no 5xx, and
+every answer is valid HTTP. TEST_SEED repeats a run; a failure shows the bytes."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ import socket
 
 import pytest
 
-from kit.cage import peak
+from kit.cgroup import peak
 from kit.callers import MESSAGE, READ, TYPING
-from kit.neighbours import request
-from kit.raw import dial, received
+from kit.other_users import request
+from kit.raw_http import dial, received
 
 CASES = 4000
 MEMORY = 64 << 20
@@ -22,7 +22,7 @@ LINE = {**SAID, "ConnectionToken": "canary-token", "Conversation": "chat/bot", "
 BATCH = b"\n".join(json.dumps({**LINE, "ClientToken": f"b-{number}"}, ensure_ascii=bool(number % 2)).encode() for number in range(5))
 CHUNKED = b"POST /participant/message HTTP/1.1\r\nHost: localhost\r\nX-Amz-Bearer: canary\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-# Requests as bots send them: what is spoilt.
+# Valid requests: the input of the mutations.
 CORPUS = [
     request("POST", MESSAGE, [BEARER, "Content-Type: application/json", "User-Agent: aws-sdk"], SAID),
     request("POST", MESSAGE, [BEARER, "Prefer: wait=1; x=\"y, z\", respond-async", "Relay-Conversation: chat/bot", "Relay-Lifetime: 600"], SAID),
@@ -40,7 +40,7 @@ CORPUS = [
     CHUNKED + b"5;x=y\r\n{\"Con\r\n1b\r\ntentType\":\"text/plain\",\"Con\r\n10\r\ntent\":\"canary 1\"}\r\n0\r\nX: y\r\n\r\n",
 ]  # fmt: skip
 
-# What parsers trip over.
+# Fragments that often break parsers.
 WORDS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"=", b"\"", b"\\", b"\\ud800", b"\\u0000", b"\xff\xfe", b"\xf0\x9f\x98", b"%00", b"%",
     b"{", b"}", b"[" * 200, b"{\"a\":" * 200, b"null", b"true", b"-1", b"0", b"1e999", b"99999999999999999999", b"18446744073709551616", b"604801",
@@ -52,39 +52,39 @@ WORDS = [
 HEAD = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d) [ -~]*\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n)*)\r\n")
 
 
-def spoilt(dice, whole):
+def mutated(rng, whole):
     """A request with some of its bytes changed: anywhere, in its body only, or in its head only."""
     head, _, body = whole.partition(b"\r\n\r\n")
-    where = dice.random()
+    where = rng.random()
     if where < 0.4:
-        body = changed(dice, body)
-        if dice.random() < 0.9:  # so that somebody reads it
+        body = changed(rng, body)
+        if rng.random() < 0.9:  # so that a client reads the reply
             head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head)
         return head + b"\r\n\r\n" + body
-    return changed(dice, head) + b"\r\n\r\n" + body if where < 0.7 else changed(dice, whole)
+    return changed(rng, head) + b"\r\n\r\n" + body if where < 0.7 else changed(rng, whole)
 
 
-def changed(dice, text):
-    for _ in range(dice.choice([1, 1, 1, 2, 3, 8])):
-        at, end = sorted((dice.randint(0, len(text)), dice.randint(0, len(text))))
-        end = min(end, at + dice.choice([1, 4, 64, 1000]))
+def changed(rng, text):
+    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
+        at, end = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+        end = min(end, at + rng.choice([1, 4, 64, 1000]))
         part = text[at:end]
-        text = text[:at] + dice.choice([
+        text = text[:at] + rng.choice([
             lambda: b"",
-            lambda: part * dice.choice([2, 3, 50]),
-            lambda: dice.choice(WORDS),
-            lambda: part + dice.choice(WORDS),
-            lambda: bytes(byte ^ 1 << dice.randrange(8) for byte in part),
-            lambda: dice.randbytes(dice.randint(1, 20)),
+            lambda: part * rng.choice([2, 3, 50]),
+            lambda: rng.choice(WORDS),
+            lambda: part + rng.choice(WORDS),
+            lambda: bytes(byte ^ 1 << rng.randrange(8) for byte in part),
+            lambda: rng.randbytes(rng.randint(1, 20)),
             lambda: part[::-1],
             lambda: part.swapcase(),
-            lambda: dice.choice(CORPUS)[:dice.randint(1, 400)],
+            lambda: rng.choice(CORPUS)[:rng.randint(1, 400)],
         ])() + text[end:]  # fmt: skip
     return text[: 1 << 18]
 
 
 def answers(said, asked):
-    """The status of every reply in what was said; fails where it is none."""
+    """Returns the status of every reply; fails on bytes that are no reply."""
     statuses = []
     while said:
         match = HEAD.match(said)
@@ -109,39 +109,39 @@ def bodiless(asked, said, length):
     return length > 0 and b"HEAD " in asked and (not said or said.startswith(b"HTTP/1."))
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
-def test_spoilt_requests_are_answered_or_hung_up_on(relays, simulators, seed, door, pytestconfig):
+@pytest.mark.parametrize("listener", ["unix", "tcp"])
+def test_malformed_requests_get_a_reply_or_a_closed_connection(relays, simulators, seed, listener, pytestconfig):
     cases = CASES * (20 if pytestconfig.getoption("--long") else 1)
     simulator = simulators("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "0ms", "--jitter", "0ms")
     relay = relays(
         simulator.url, ingress__wait_max="20ms", ingress__wait="20ms", ingress__request_timeout="1s", sender__probe_max="50ms", sender__quota_rate=10000,
         queue__messages_max=1_000_000, queue__bytes_max="1GiB",
     )  # fmt: skip
-    dice = random.Random(f"{seed} {door}")
+    rng = random.Random(f"{seed} {listener}")
     seen = {}
     for case in range(cases):
-        asked = spoilt(dice, dice.choice(CORPUS))
-        with dial(relay, door) as stream:
+        asked = mutated(rng, rng.choice(CORPUS))
+        with dial(relay, listener) as stream:
             with contextlib.suppress(OSError):
-                for part in pieces(dice, asked):
+                for part in pieces(rng, asked):
                     stream.sendall(part)
                 stream.shutdown(socket.SHUT_WR)
             said = b""
-            with contextlib.suppress(ConnectionResetError):  # hung up on while it wrote
+            with contextlib.suppress(ConnectionResetError):  # closed while it wrote
                 said = received(stream)
         for status in answers(said, asked) or [0]:
             seen[status] = seen.get(status, 0) + 1
         if case % 500 == 499:
             good = request("POST", MESSAGE, [f"X-Amz-Bearer: good-{case}", "Connection: close"], {**SAID, "ClientToken": f"good-{case}"})
-            with dial(relay, door) as stream:
+            with dial(relay, listener) as stream:
                 stream.sendall(good)
                 assert answers(received(stream), good)[0] in (200, 202), f"after case {case}, TEST_SEED={seed}"
-    print(f"{cases} spoilt requests by {door}: {dict(sorted(seen.items()))}")
+    print(f"{cases} mutated requests by {listener}: {dict(sorted(seen.items()))}")
     assert len(seen) > 4 and seen[400] > cases // 10 and seen.get(202, 0) + seen.get(200, 0) > cases // 50, seen
     assert relay.process.poll() is None and peak(relay.process.pid) < MEMORY
 
 
-def pieces(dice, whole):
+def pieces(rng, whole):
     """As one packet, or cut in two."""
-    cut = dice.randint(0, len(whole)) if dice.random() < 0.2 else 0
+    cut = rng.randint(0, len(whole)) if rng.random() < 0.2 else 0
     return filter(None, (whole[:cut], whole[cut:]))

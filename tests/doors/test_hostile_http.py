@@ -1,4 +1,4 @@
-"""Requests that are slow, endless, too many, or mean two things: each ends in bounded time, and others are served."""
+"""Slow, endless, ambiguous and too many requests: each ends in bounded time, and others are served."""
 
 import contextlib
 import socket
@@ -6,21 +6,21 @@ import socket
 import pytest
 
 from kit.callers import MESSAGE, curl, queued, send
-from kit.neighbours import asked, request
-from kit.patience import PATIENCE, until
+from kit.other_users import request, request_once
+from kit.wait import TIMEOUT, until
 from kit.processes import Relay
-from kit.raw import dial, received
+from kit.raw_http import dial, received
 
 DOWN = "http://127.0.0.1:9"
 SHORT = {"ingress.request_timeout": "1s", "ingress.idle_timeout": "1s"}
 POST = b"POST /participant/message HTTP/1.1\r\nHost: localhost\r\nX-Amz-Bearer: canary-token\r\n"
 GOOD = b'{"ContentType":"text/plain","Content":"canary","ClientToken":"outer"}'
-# What an attacker wants to be taken for a request of its own.
+# A hidden request that an attacker wants to be processed.
 HIDDEN = request("POST", MESSAGE, ["X-Amz-Bearer: canary-hidden"], {"ContentType": "text/plain", "Content": "canary", "ClientToken": "hidden"})
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)
 HUGE = b"f" * 17
 
-# Heads that two readers could read in two ways, with a hidden request where one of them would look for the next one.
+# Heads that two parsers could read differently, with a hidden request where one of them expects the next request.
 AMBIGUOUS = {
     "two lengths": POST + b"Content-Length: %d\r\nContent-Length: 0\r\n\r\n" % len(GOOD) + GOOD,
     "two lengths in one": POST + b"Content-Length: 0, %d\r\n\r\n" % len(GOOD) + GOOD,
@@ -34,14 +34,14 @@ AMBIGUOUS = {
     "a bare CR in a head": POST + b"X: a\rContent-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
     "a NUL in a head": POST + b"X: a\0b\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
     "an encoding that is not the last": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n" + CHUNKED,
-    "an encoding nobody knows": POST + b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKED,
+    "an unknown encoding": POST + b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKED,
     "an encoding with a control character": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + CHUNKED,
     "an encoding in HTTP/1.0": POST.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
     "a name without a colon": POST + b"Transfer-Encoding\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
     "an empty name": POST + b": x\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
 }
 
-# Bodies in chunks that end where one reader would not look for the end.
+# Chunked bodies whose end two parsers could read differently.
 CHUNKS = {
     "a size beyond any integer": HUGE + b"\r\n" + GOOD,
     "a size that wraps around": b"1" + b"0" * 16 + b"%x\r\n" % len(GOOD) + GOOD + b"\r\n0\r\n\r\n",
@@ -59,38 +59,38 @@ CHUNKS = {
 
 @pytest.fixture(scope="module")
 def untouched():
-    """One relay for all that is refused, because nothing of it is kept."""
+    """One relay for all refused requests, because it stores nothing of them."""
     relay = Relay(DOWN).start()
     yield relay
     relay.remove()
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
+@pytest.mark.parametrize("listener", ["unix", "tcp"])
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_a_head_that_means_two_things_is_refused_and_ends_the_connection(untouched, name, door):
-    answer = told(untouched, AMBIGUOUS[name] + HIDDEN, door)
+def test_ambiguous_head_is_refused_and_closes_the_connection(untouched, name, listener):
+    answer = answer_to(untouched, AMBIGUOUS[name] + HIDDEN, listener)
     assert answer.startswith(b"HTTP/1.") and b" 400 " in answer.splitlines()[0], answer[:200]
     assert answer.count(b"HTTP/1.") == 1 and queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("name", CHUNKS)
-def test_chunks_that_end_in_two_places_are_refused_and_end_the_connection(untouched, name):
-    answer = told(untouched, POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[name] + HIDDEN)
+def test_ambiguous_chunks_are_refused_and_close_the_connection(untouched, name):
+    answer = answer_to(untouched, POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[name] + HIDDEN)
     assert answer.count(b"HTTP/1.") <= 1 and (not answer or b" 400 " in answer.splitlines()[0]), answer[:200]
     assert queued(untouched) == 0, "neither reading was taken"
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 3\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nContent-Length: 3"])
-def test_beside_an_encoding_a_length_does_not_count_and_the_connection_ends(stranded, lengths):
+def test_content_length_beside_a_transfer_encoding_is_ignored_and_closes_the_connection(stranded, lengths):
     """RFC 9112, 6.1 and 6.3."""
-    answer = told(stranded, POST + lengths + b"\r\n\r\n" + CHUNKED + HIDDEN)
+    answer = answer_to(stranded, POST + lengths + b"\r\n\r\n" + CHUNKED + HIDDEN)
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")] == [b"", b"202"]
     assert queued(stranded) == 1, "what is hidden behind it is not taken"
 
 
-def told(relay, sent, door="unix"):
-    with dial(relay, door) as stream:
-        with contextlib.suppress(OSError):  # who still writes may be hung up on
+def answer_to(relay, sent, listener="unix"):
+    with dial(relay, listener) as stream:
+        with contextlib.suppress(OSError):  # the relay may close the connection while the client writes
             stream.sendall(sent)
             stream.shutdown(socket.SHUT_WR)
         try:
@@ -99,7 +99,7 @@ def told(relay, sent, door="unix"):
             return b""
 
 
-# What a client does and then leaves undone.
+# Incomplete actions of a client.
 STALLS = {
     "says nothing": b"",
     "stops in its first line": b"POST /parti",
@@ -107,21 +107,21 @@ STALLS = {
     "stops in its body": POST + b"Content-Length: 1000\r\n\r\n{",
     "stops in a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n400\r\n{",
     "stops in the size of a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n4",
-    "asks for leave and does not use it": POST + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n",
-    "stops in a body that nobody wants": b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+    "expects 100-continue and sends nothing": POST + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n",
+    "stops in a body that is not needed": b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
 }
 
 
 @pytest.mark.parametrize("name", STALLS)
-def test_who_stalls_is_ended_and_keeps_nobody_waiting(relays, name):
-    """All places of the Unix socket, by one user: the next one is served, and in the end all of them are closed."""
+def test_stalled_client_is_closed_and_delays_no_other(relays, name):
+    """One user takes all places of the Unix socket: the next client is served, and all stalled ones are closed in the end."""
     relay = relays(DOWN, ingress__connections_max=16, **{key.replace(".", "__"): value for key, value in SHORT.items()})
     with contextlib.ExitStack() as streams:
         stalled = [streams.enter_context(dial(relay)) for _ in range(16)]
         for stream in stalled:
             stream.sendall(STALLS[name])
-        for door in ("tcp", "unix"):
-            reply = until(lambda: attempt(relay, door), f"others are served by {door}")
+        for listener in ("tcp", "unix"):
+            reply = until(lambda: attempt(relay, listener), f"others are served by {listener}")
             assert reply.status == 200
         for stream in stalled:
             with contextlib.suppress(ConnectionResetError):
@@ -132,23 +132,23 @@ def test_who_stalls_is_ended_and_keeps_nobody_waiting(relays, name):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n"], ids=["idle", "half-way through a head"])
 def test_probes_are_answered_while_others_stall_at_the_admin_port(relays, sent):
-    """Else whoever reaches the port could have Kubernetes restart the relay. One try each: nobody has to run out of time."""
+    """Otherwise a client of the port could make Kubernetes restart the relay. One try each."""
     relay = relays(DOWN)
     host, port = relay.admin.removeprefix("http://").split(":")
     with contextlib.ExitStack() as streams:
         for _ in range(64):
-            stream = streams.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            stream = streams.enter_context(socket.create_connection((host, int(port)), TIMEOUT))
             stream.sendall(sent)
         assert [relay.get(page)[0] for page in ("/livez", "/readyz", "/metrics")] == [200] * 3
 
 
-def attempt(relay, door):
+def attempt(relay, listener):
     with contextlib.suppress(OSError, ValueError):  # closed without a reply: full, come again
-        return asked(relay, "GET", "/participant/queue", door=door)
+        return request_once(relay, "GET", "/participant/queue", listener=listener)
 
 
-def test_who_drips_is_ended_all_the_same(relays):
-    """A byte at a time is progress, and no way to stay."""
+def test_client_that_sends_byte_by_byte_is_closed(relays):
+    """Single bytes are progress, but do not extend the time-out."""
     relay = relays(DOWN, ingress__request_timeout="500ms")
     for head, drop in ((b"GET /participant/queue HTTP/1.1\r\n", b"A: b\r\n"), (POST + b"Content-Length: 100000\r\n\r\n", b" ")):
         with dial(relay) as stream:
@@ -157,7 +157,7 @@ def test_who_drips_is_ended_all_the_same(relays):
 
 
 def dripped(stream, drop):
-    """Sends a drop, unless the other side has closed or answered."""
+    """Sends a byte, unless the other side has closed or answered."""
     stream.settimeout(0.02)
     try:
         stream.sendall(drop)
@@ -168,8 +168,8 @@ def dripped(stream, drop):
         return False
 
 
-def test_who_never_reads_is_ended(relays):
-    """Batches of which nobody takes the replies: each keeps its share of the bodies until it is cut, and only its own user's."""
+def test_client_that_never_reads_is_closed(relays):
+    """Batches whose replies are not read: each holds its permits until it is aborted, and only of its own user's share."""
     relay = relays(DOWN, ingress__idle_timeout="1s", ingress__bodies_bytes_max="4MiB")
     body = b"{}" + b" " * 62 + b"\n"
     batch = request("POST", "/participant/messages", [], body * (1 << 14))
@@ -177,13 +177,13 @@ def test_who_never_reads_is_ended(relays):
         deaf = [streams.enter_context(dial(relay)) for _ in range(4)]
         for stream in deaf:
             stream.sendall(batch)
-        assert asked(relay, "POST", MESSAGE, ["X-Amz-Bearer: canary-token"], GOOD, "tcp").status == 202, "TCP is another caller"
+        assert request_once(relay, "POST", MESSAGE, ["X-Amz-Bearer: canary-token"], GOOD, "tcp").status == 202, "TCP is another caller"
         until(lambda: all(closed(stream) for stream in deaf), "they are cut")
     assert send(relay, "canary-token-2", "canary").status == 202
 
 
 def closed(stream):
-    """Whether nothing more can be sent."""
+    """True if no more bytes can be sent."""
     try:
         stream.send(b"x")
     except OSError:
@@ -191,14 +191,14 @@ def closed(stream):
     return False
 
 
-def test_lines_that_are_no_messages_do_not_make_a_reply_many_times_the_body(stranded):
+def test_invalid_lines_do_not_make_a_reply_many_times_the_body(stranded):
     reply = curl(stranded, "/participant/messages", b"x\n" * (1 << 18))
     assert reply.status == 400 and "262144 lines in 524288 bytes, at most 12288" in reply.json["Message"]
     reply = curl(stranded, "/participant/messages", b"x\n" * 64)
     assert reply.status == 200 and len(reply.lines) == 64
 
 
-def test_a_long_pipeline_is_answered_in_order_to_who_reads_it(stranded):
+def test_long_pipeline_is_answered_in_order(stranded):
     one = request("GET", "/participant/queue")
     last = request("GET", "/participant/queue", ["Connection: close"])
     with dial(stranded) as stream:
@@ -206,8 +206,8 @@ def test_a_long_pipeline_is_answered_in_order_to_who_reads_it(stranded):
         assert received(stream).count(b"HTTP/1.1 200 OK") == 201
 
 
-def test_a_pipeline_whose_replies_nobody_reads_stops_being_read(relays):
-    """Its requests stay in the client's own buffers; the relay takes no more than one at a time."""
+def test_pipeline_without_a_reader_is_not_read_any_further(relays):
+    """Its requests stay in the client's buffers; the relay reads one at a time."""
     relay = relays(DOWN, ingress__idle_timeout="1s")
     with dial(relay) as stream:
         stream.settimeout(0.2)

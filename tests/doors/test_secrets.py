@@ -1,5 +1,5 @@
-"""Planted tokens and texts, searched for wherever the relay speaks or writes. The log at its most talkative, every metric,
-every reply to somebody else, the process's own command line and environment, `check`, and with keys every byte on disk."""
+"""Planted tokens and texts must not appear in any output of the relay: the log at its lowest level, every metric,
+every reply to another user, the command line and environment, `check`, and with keys every byte on disk."""
 
 import base64
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kit.callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, look, send
-from kit.neighbours import asked
-from kit.patience import until
+from kit.other_users import request_once
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import CUT, Answer, error
 
@@ -32,7 +32,7 @@ def bearer(token=TOKEN):
     return f"X-Amz-Bearer: {token}"
 
 
-# What the service says in turn, each time with everything it was told.
+# The service's answers in turn; each echoes the whole request.
 ANSWERS = [
     lambda told: error(400, "ValidationException", f"you said {told}"),
     lambda told: error(429, "ThrottlingException", told, **{"x-amz-retry-after": "1"}),
@@ -46,7 +46,7 @@ ANSWERS = [
 
 
 class Echo:
-    """A service that says back what it was told, once in each of the ways that there are, and then is well."""
+    """A service that echoes its request, once in each answer, and is healthy afterwards."""
 
     def __init__(self):
         self.left = list(ANSWERS)
@@ -59,7 +59,7 @@ class Echo:
         return None
 
 
-def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
+def test_planted_tokens_and_texts_are_found_nowhere(relays, upstreams, key_file):
     echo = Echo()
     upstream = upstreams(echo)
     relay = relays(
@@ -70,14 +70,14 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
     told_others = []
 
     def others():
-        """What somebody with a token of their own is told, of everything there is to ask."""
+        """All replies to another user with a token of their own."""
         for path in ("c-0", "c-1", "batch", "unknown"):
             told_others.append(look(relay, "other", path))
             told_others.append(look(relay, "other", path, ["Relay-Conversation: chat/bot"]))
         told_others.append(curl(relay, "/participant/queue"))
         told_others.append(send(relay, "other", "x", "c-0", headers=["Relay-Replaces-Token: guessed", "Prefer: wait=0"]))
 
-    # Every way in.
+    # Every accepted input.
     send(relay, TOKEN, TEXT, "c-0")
     send(relay, TOKEN, TEXT, "c-1", headers=["Relay-Conversation: chat/bot"])  # a token of another conversation
     send(relay, RENEWED, TEXT * 30, "c-2", headers=["Relay-Conversation: chat/bot"])
@@ -92,7 +92,7 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
     curl(relay, "/participant/connection", {"Type": ["CONNECTION_CREDENTIALS"]}, [bearer(PARTICIPANT)])
     curl(relay, "/participant/transcript", {"NextToken": TEXT}, [bearer()])
     curl(relay, "/participant/disconnect", {"ClientToken": "bye"}, [bearer("canary-batch")])
-    # And everything that is turned away.
+    # Every rejected input.
     for headers, body in (
         ([bearer("canary token")], {"ContentType": PLAIN, "Content": TEXT}),
         ([bearer(), bearer()], {"ContentType": PLAIN, "Content": TEXT}),
@@ -110,7 +110,7 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
         told_others.append(curl(relay, MESSAGE, body, headers))
     others()
     private = relay.folder / "private"
-    operators = [asked(_door(private / "control.sock"), "GET", path) for path in ("/status", "/nowhere", "/messages", "/messages?state=DEAD")]
+    operators = [request_once(listener_at(private / "control.sock"), "GET", path) for path in ("/status", "/nowhere", "/messages", "/messages?state=DEAD")]
     assert b'"State":"DEAD"' in operators[-1].body
 
     for reply in (*told_others, *operators):
@@ -133,8 +133,8 @@ def test_a_planted_token_or_text_is_found_nowhere(relays, upstreams, key_file):
     assert_nowhere(private / "queue")
 
 
-def test_the_search_finds_what_is_there(relays):
-    """Without keys texts and tokens are on disk as they are, in the journal first: the search above would find them."""
+def test_search_finds_an_existing_text(relays):
+    """Without keys texts and tokens are on disk in plain, in the journal first: the search above finds them."""
     relay = relays(DOWN)
     send(relay, TOKEN, TEXT, "c-0")
     relay.kill()
@@ -142,7 +142,7 @@ def test_the_search_finds_what_is_there(relays):
         assert_nowhere(relay.folder / "private/queue")
 
 
-def test_an_echoed_token_is_scrubbed_from_what_a_waiting_bot_is_told(relays, upstreams):
+def test_echoed_token_is_redacted_in_the_reply_to_a_waiting_bot(relays, upstreams):
     relay = relays(upstreams(Echo()).url)
     reply = send(relay, TOKEN, TEXT, "c", headers=["Prefer: wait=20"])
     assert_error(reply, 400, "ValidationException", "you said token [token], [token]", own=False)
@@ -150,8 +150,8 @@ def test_an_echoed_token_is_scrubbed_from_what_a_waiting_bot_is_told(relays, ups
     assert state.json["Error"]["Message"] == "you said token [token], [token]", "nor is it kept"
 
 
-def _door(path):
-    return type("Door", (), {"socket": str(path)})
+def listener_at(path):
+    return type("Listener", (), {"socket": str(path)})
 
 
 def assert_nowhere(folder):

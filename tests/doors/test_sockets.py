@@ -1,4 +1,4 @@
-"""Where the doors are, and that nobody slips in while they are being made."""
+"""Sockets and ports: their places, and no access while they are being created."""
 
 import contextlib
 import ctypes
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import Relay, command, free_port
 
 DOWN = "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("control", ["{bots}/control.sock", "{bots}/../bots/control.sock", "{link}/control.sock"])
-def test_the_control_socket_refuses_to_lie_where_bots_can_reach_it(tmp_path, control):
+def test_control_socket_in_the_bots_folder_is_refused(tmp_path, control):
     bots, link = tmp_path / "bots", tmp_path / "link"
     bots.mkdir()
     link.symlink_to(bots)
@@ -42,21 +42,21 @@ def test_the_control_socket_refuses_to_lie_where_bots_can_reach_it(tmp_path, con
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8480", "[::]:8480", "10.0.0.1:8480", "[::ffff:10.0.0.1]:8480", "[2001:db8::1]:8480"])
-def test_a_port_for_others_than_this_machine_is_refused(tmp_path, address):
+def test_bots_port_on_a_non_loopback_address_is_refused(tmp_path, address):
     done = command("run", "--dir", tmp_path / "relay", settings={"sender.endpoint": DOWN, "ingress.tcp": address})
     assert done.returncode == 78 and "ingress.tcp" in done.stderr and "loopback" in done.stderr, done.stderr
     assert not (tmp_path / "relay").exists()
 
 
 @pytest.mark.parametrize("lists", [{"ingress.allow_uids": "1000"}, {"ingress.allow_gids": "1000"}])
-def test_a_port_beside_a_list_of_users_is_refused(tmp_path, lists):
+def test_bots_port_beside_an_access_list_is_refused(tmp_path, lists):
     settings = {"sender.endpoint": DOWN, "ingress.tcp": f"127.0.0.1:{free_port()}", **lists}
     done = command("run", "--dir", tmp_path / "relay", settings=settings)
     assert done.returncode == 78 and "TCP has no peer credentials" in done.stderr, done.stderr
 
 
-def test_no_socket_is_ever_wider_than_its_mode(tmp_path):
-    """Under the widest umask there is: each socket is bound in its place, gets its mode, and only then listens. Before it
+def test_no_socket_ever_has_more_permissions_than_its_mode(tmp_path):
+    """Under the widest umask: each socket is bound at its path, gets its mode, and only then listens. Before it
     listens, the kernel refuses every connection."""
     if not shutil.which("strace"):
         pytest.skip("NOT RUN: strace is needed")
@@ -92,17 +92,17 @@ def test_the_kernel_knows_each_socket_by_its_path(relays):
 
 
 @pytest.mark.parametrize("lost", ["socket", "lock", "folder"])
-def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays, tmp_path, lost):
+def test_vanished_socket_is_bound_again_and_connections_continue(relays, tmp_path, lost):
     socket_path = tmp_path / "run/bots/relay.sock"
     relay = relays(DOWN, start=False, ingress__socket=socket_path)
-    # --dir would win over it.
+    # --dir would override it.
     relay.settings |= {"queue.path": relay.folder / "queue", "control.socket": relay.folder / "private/control.sock"}
     relay.arguments = []
     relay.socket = str(socket_path)
     with contextlib.ExitStack() as stack:
         relay.start()
         before = stack.enter_context(connected(socket_path))
-        assert asked(before)
+        assert get_reply(before)
         if lost == "folder":
             shutil.rmtree(socket_path.parent)
         else:
@@ -110,8 +110,8 @@ def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays,
         if lost == "lock":
             socket_path.with_name("relay.sock.lock").unlink()
         assert relay.get("/readyz")[0] == 503 and relay.metrics()["socket_present"] == 0
-        until(socket_path.exists, "the socket is made anew", 6)
-        assert asked(before) and asked(stack.enter_context(connected(socket_path)))
+        until(socket_path.exists, "the socket is bound again", 6)
+        assert get_reply(before) and get_reply(stack.enter_context(connected(socket_path)))
         assert socket_path.stat().st_mode & 0o777 == 0o660
         assert relay.get("/readyz")[0] == 200 and relay.metrics()["socket_present"] == 1
     warned = [line for line in relay.lines() if line["level"] == "WARN" and "socket" in line["message"]]
@@ -121,7 +121,7 @@ def test_a_socket_that_loses_its_name_is_made_anew_and_connections_go_on(relays,
 
 
 @pytest.mark.parametrize("kind", ["file", "socket", "folder"])
-def test_what_stands_at_the_path_of_the_socket_is_left_alone(relays, kind):
+def test_other_file_at_the_path_of_the_socket_is_left_alone(relays, kind):
     relay = relays(DOWN)
     path = Path(relay.socket)
     path.unlink()
@@ -142,28 +142,28 @@ def test_what_stands_at_the_path_of_the_socket_is_left_alone(relays, kind):
     assert relay.stop() == 0 and path.lstat().st_ino == inode
 
 
-def test_the_operators_socket_is_made_anew_too(relays):
+def test_vanished_control_socket_is_bound_again(relays):
     relay = relays(DOWN)
     control = relay.folder / "private/control.sock"
     control.unlink()
     assert relay.get("/readyz")[0] == 200, "bots are served"
-    until(control.exists, "the socket is made anew", 6)
+    until(control.exists, "the socket is bound again", 6)
     assert command("status", "--socket", control).returncode == 0
     assert control.stat().st_mode & 0o777 == 0o600
 
 
-def test_what_a_killed_relay_leaves_is_replaced_by_one_of_two_that_start(relays):
+def test_stale_socket_is_replaced_by_one_of_two_starting_relays(relays):
     relay = relays(DOWN)
     relay.kill()
     assert Path(relay.socket).exists() and Path(relay.socket + ".lock").exists()
     relay.start()
-    assert asked(connected(relay.socket))
+    assert get_reply(connected(relay.socket))
     second = command("run", "--config", "/dev/null", settings={
         "sender.endpoint": DOWN, "admin.listen": "127.0.0.1:0", "queue.volatile": "true", "ingress.socket": relay.socket,
         "queue.path": relay.folder / "other/queue", "control.socket": relay.folder / "other/control.sock",
     })
     assert second.returncode == 1 and "another process is listening there" in second.stderr, second
-    assert asked(connected(relay.socket))
+    assert get_reply(connected(relay.socket))
 
 
 @pytest.mark.parametrize("length", [99, 100, 104, 107, 108])
@@ -198,8 +198,8 @@ def test_check_and_run_agree_on_every_length_of_a_path(relays, key, length):
         shutil.rmtree(root)
 
 
-def test_a_burst_of_connections_to_the_port_is_taken_whole(relays):
-    """None has to send its SYN again, which it would after a second: all wait in the kernel at once."""
+def test_burst_of_connections_to_the_port_is_accepted_completely(relays):
+    """No client has to repeat its SYN, which takes a second: all wait in the kernel at once."""
     relay = relays(DOWN)
     port = int(relay.url.rsplit(":", 1)[1])
     listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True) if shutil.which("ss") else None
@@ -217,11 +217,11 @@ def test_a_burst_of_connections_to_the_port_is_taken_whole(relays):
                 waiting.register(stream, selectors.EVENT_WRITE)
             connected_ones = set()
             while len(connected_ones) < min(500, most):
-                ready = waiting.select(PATIENCE)
+                ready = waiting.select(TIMEOUT)
                 assert ready, f"{len(connected_ones)} connected"
                 for key, _ in ready:
                     assert key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-                    # How often the SYN was sent: tcpi_total_retrans.
+                    # The number of repeated SYNs: tcpi_total_retrans.
                     info = key.fileobj.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
                     assert int.from_bytes(info[100:104], sys.byteorder) == 0, "a SYN was lost"
                     connected_ones.add(key.fileobj)
@@ -231,7 +231,7 @@ def test_a_burst_of_connections_to_the_port_is_taken_whole(relays):
 
 
 def without_ipv6():
-    """From here on this process cannot make an IPv6 socket: seccomp answers EAFNOSUPPORT, as a host without IPv6 does."""
+    """Makes IPv6 sockets fail in this process: seccomp returns EAFNOSUPPORT, as on a host without IPv6."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
     load, jump_if_equal, give = 0x20, 0x15, 0x06
@@ -262,17 +262,17 @@ def test_without_ipv6_the_admin_port_falls_back_to_ipv4(tmp_path):
 
 def connected(path):
     stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(PATIENCE)
+    stream.settimeout(TIMEOUT)
     stream.connect(str(path))
     return stream
 
 
-def asked(stream):
+def get_reply(stream):
     stream.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n")
     return stream.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_under_the_widest_umask_folders_and_files_are_still_the_owners(relays):
+def test_files_and_folders_are_private_under_the_widest_umask(relays):
     old = os.umask(0)
     try:
         relay = relays(DOWN)

@@ -1,12 +1,12 @@
-"""Who may come in, and what is whose: bots of several users on one socket."""
+"""Access control and ownership: bots of several users on one socket."""
 
 from itertools import product
 
 import pytest
 
 from kit.callers import MESSAGE, assert_error
-from kit.neighbours import NEIGHBOUR, THIRD, VICTIM, Neighbour, ask, connects, say
-from kit.patience import until
+from kit.other_users import OTHER, THIRD, VICTIM, OtherUser, ask, connects, say
+from kit.wait import until
 from kit.upstream import Answer, error
 
 pytestmark = pytest.mark.usefixtures("users")
@@ -18,27 +18,27 @@ KEY = "Relay-Conversation: contact-4711/bot"
 def test_the_sockets_mode_keeps_other_users_out(relays):
     relay = relays(DOWN)
     relay.folder.chmod(0o711)
-    assert not ask_whether(relay, NEIGHBOUR)
-    assert ask_whether(relay, NEIGHBOUR, gid=relay.folder.stat().st_gid), "its group may: the mode is 0660"
+    assert not can_connect(relay, OTHER)
+    assert can_connect(relay, OTHER, gid=relay.folder.stat().st_gid), "its group may: the mode is 0660"
 
 
-def ask_whether(relay, uid, **who):
-    neighbour = Neighbour(uid, lambda say: say(connects(relay)), **who)
+def can_connect(relay, uid, **who):
+    other = OtherUser(uid, lambda say: say(connects(relay)), **who)
     try:
-        return neighbour.heard()
+        return other.receive()
     finally:
-        neighbour.end()
+        other.end()
 
 
 @pytest.mark.parametrize("who,allowed", [
     (dict(uid=VICTIM), True),
-    (dict(uid=NEIGHBOUR), False),
-    (dict(uid=NEIGHBOUR, gid=62000), True),
-    (dict(uid=NEIGHBOUR, groups=[62001, 62000]), True),
-    (dict(uid=NEIGHBOUR, gid=62001, groups=[VICTIM]), False),
+    (dict(uid=OTHER), False),
+    (dict(uid=OTHER, gid=62000), True),
+    (dict(uid=OTHER, groups=[62001, 62000]), True),
+    (dict(uid=OTHER, gid=62001, groups=[VICTIM]), False),
     (dict(uid=0, gid=0), False),
 ], ids=["the user", "another user", "the group", "a supplementary group", "other groups", "root"])
-def test_only_listed_users_and_groups_get_in(shared, who, allowed):
+def test_only_listed_users_and_groups_can_submit(shared, who, allowed):
     relay = shared(DOWN, tcp=False, ingress__allow_uids=VICTIM, ingress__allow_gids=62000)
     reply = say(relay, token="canary-token", content="canary", client_token="c", **who)
     if allowed:
@@ -57,19 +57,19 @@ def test_a_bot_sees_only_messages_of_tokens_that_it_presents(shared):
     look = lambda uid, path, *headers: ask(relay, uid, "GET", f"{MESSAGE}/{path}", headers)  # noqa: E731
     assert look(VICTIM, "c", "X-Amz-Bearer: canary-1").json["State"] == "QUEUED"
     assert look(VICTIM, "k", "X-Amz-Bearer: canary-2", KEY).json["State"] == "QUEUED"
-    assert_error(look(NEIGHBOUR, "c"), 400, "ValidationException", "ConnectionToken")
+    assert_error(look(OTHER, "c"), 400, "ValidationException", "ConnectionToken")
     for path in ("c", "k"):
         for headers in (["X-Amz-Bearer: canary-3"], ["X-Amz-Bearer: canary-3", KEY]):
-            assert_error(look(NEIGHBOUR, path, *headers), 404, "ResourceNotFoundException")
+            assert_error(look(OTHER, path, *headers), 404, "ResourceNotFoundException")
     queued = lambda uid: ask(relay, uid, "GET", "/participant/queue").json["Queued"]  # noqa: E731
-    assert (queued(VICTIM), queued(NEIGHBOUR)) == (2, 0), "counts are each user's own"
+    assert (queued(VICTIM), queued(OTHER)) == (2, 0), "counts are each user's own"
 
 
 def test_equal_keys_of_two_users_are_two_conversations(shared, upstreams):
     upstream = upstreams()
     upstream.stop()
     relay = shared(upstream.url, sender__probe_max="100ms")
-    for uid in (VICTIM, NEIGHBOUR):
+    for uid in (VICTIM, OTHER):
         for number in range(3):
             reply = say(relay, uid, f"canary-{uid}", f"canary: {uid}", f"c-{number}", [KEY])
             assert reply.status == 202 and reply.headers["relay-state"] == "QUEUED"
@@ -82,7 +82,7 @@ def test_equal_keys_of_two_users_are_two_conversations(shared, upstreams):
 
 
 class Chats:
-    """A service with two participants: whoever shows a participant's token gets new connection tokens, and the victim's
+    """A service with two participants: a participant's token gets new connection tokens, and the victim's
     first one is refused, as after a day."""
 
     def __init__(self):
@@ -99,10 +99,10 @@ class Chats:
 
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["under a key", "without a key"])
-@pytest.mark.parametrize("thief", [NEIGHBOUR, VICTIM], ids=["another user", "a bot of the same user"])
-def test_queued_text_cannot_be_pulled_into_a_strangers_chat(shared, upstreams, keyed, thief):
-    """The victim's token has expired, and its text is held. The thief has a chat of its own, knows the victim's key and
-    its ClientToken, and tries every way by which a renewed token takes over what is queued."""
+@pytest.mark.parametrize("intruder", [OTHER, VICTIM], ids=["another user", "a bot of the same user"])
+def test_queued_text_cannot_be_redirected_to_a_chat_of_another_user(shared, upstreams, keyed, intruder):
+    """The victim's token has expired, and its text is held. The intruder has its own chat, knows the victim's key and
+    its ClientToken, and tries every way in which a renewed token takes over queued messages."""
     upstream = upstreams(Chats())
     relay = shared(upstream.url, tcp=False, sender__token_wait="10m")
     key = [KEY] if keyed else []
@@ -113,24 +113,24 @@ def test_queued_text_cannot_be_pulled_into_a_strangers_chat(shared, upstreams, k
         reply = ask(relay, uid, "POST", "/participant/connection", [f"X-Amz-Bearer: {participant}"], {"Type": ["CONNECTION_CREDENTIALS"]})
         return reply.json["ConnectionCredentials"]["ConnectionToken"]
 
-    own = connected(thief, "canary-thief")
-    assert say(relay, thief, own, "canary: the thief's", "t-1").status == 202
-    # The same key; the same ClientToken, which would revive or repeat; a token of the thief's own as the renewed one.
-    another = connected(thief, "canary-thief-2")
-    say(relay, thief, another, "canary: the thief's", "t-2", [KEY])
-    say(relay, thief, another, "canary: the thief's", "c", [KEY])
-    bearers, olds = (own, connected(thief, "canary-thief"), "canary-made-up"), ("canary-guessed", own, another)
+    own = connected(intruder, "canary-intruder")
+    assert say(relay, intruder, own, "canary: the intruder's", "t-1").status == 202
+    # The same key; the same ClientToken, which would redrive or repeat; the intruder's own token as the renewed one.
+    another = connected(intruder, "canary-intruder-2")
+    say(relay, intruder, another, "canary: the intruder's", "t-2", [KEY])
+    say(relay, intruder, another, "canary: the intruder's", "c", [KEY])
+    bearers, olds = (own, connected(intruder, "canary-intruder"), "canary-made-up"), ("canary-guessed", own, another)
     for number, (bearer, old, headers) in enumerate(product(bearers, olds, ([], [KEY]))):
-        say(relay, thief, bearer, "canary: the thief's", f"r-{number}", [f"Relay-Replaces-Token: {old}", *headers])
+        say(relay, intruder, bearer, "canary: the intruder's", f"r-{number}", [f"Relay-Replaces-Token: {old}", *headers])
     # A token under the key, renewed by a connection that the relay sees.
-    renewed = connected(thief, "canary-thief-2")
-    say(relay, thief, renewed, "canary: the thief's", "t-3", [KEY])
-    reply = say(relay, thief, own, "canary: the thief's", "t-4", ["Relay-Replaces-Token: canary-guessed"])
+    renewed = connected(intruder, "canary-intruder-2")
+    say(relay, intruder, renewed, "canary: the intruder's", "t-3", [KEY])
+    reply = say(relay, intruder, own, "canary: the intruder's", "t-4", ["Relay-Replaces-Token: canary-guessed"])
     assert_error(reply, 403, "RelayForbiddenException", "never accepted in this conversation")
-    until(lambda: any(request.token == own for request in upstream.messages()), "the thief's own chat goes on")
+    until(lambda: any(request.token == own for request in upstream.messages()), "the intruder's own chat goes on")
     assert_no_theft(upstream)
 
-    # Who holds the old token may: the text then goes to the chat that it was meant for.
+    # The holder of the old token may renew it: the text goes to its own chat.
     reply = say(relay, VICTIM, "canary-renewed", "canary: more", "d", ["Relay-Replaces-Token: canary-victim", *key])
     assert reply.status == 202
     until(lambda: len(theirs(upstream, "canary-renewed")) >= 2, "the victim's text arrives")
@@ -145,4 +145,4 @@ def theirs(upstream, token):
 def assert_no_theft(upstream):
     for request in upstream.messages():
         victims = request.token in ("canary-victim", "canary-renewed")
-        assert ("thief" in request.json["Content"]) != victims, f"{request.token} carried {request.json['Content']}"
+        assert ("intruder" in request.json["Content"]) != victims, f"{request.token} carried {request.json['Content']}"

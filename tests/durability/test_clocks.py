@@ -7,7 +7,7 @@ import pytest
 from kit import clocks
 from kit.callers import curl, look, send
 from kit.drained import start_on
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import Upstream
 
 SETTINGS = {"shutdown.grace": "2100ms", "sender.lifetime": "15m"}
@@ -28,8 +28,8 @@ class Bench:
         return self.run
 
     def control(self, path, method="GET"):
-        door = type("Door", (), {"socket": str(self.folder / "private/control.sock")})
-        reply = curl(door, path, method=method)
+        listener = type("Listener", (), {"socket": str(self.folder / "private/control.sock")})
+        reply = curl(listener, path, method=method)
         assert reply.status == 200, reply
         return reply.json
 
@@ -37,7 +37,7 @@ class Bench:
         return {line["ClientToken"]: line for line in self.control("/messages")["Messages"]}
 
     def restart(self, how):
-        """Ends the relay cleanly or not, and starts another."""
+        """Ends the relay, cleanly or not, and starts another one."""
         if how == "stop":
             assert self.run.stop() in (0, 75)
         self.run.end()
@@ -71,7 +71,7 @@ def near(bench, text):
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.parametrize("by", [DAY, -DAY], ids=["corrected forward", "corrected back"])
-def test_a_clock_that_was_a_day_off_and_is_corrected_expires_nothing_and_times_are_right(bench, how, by):
+def test_correction_of_a_clock_by_a_day_expires_nothing_and_times_are_right(bench, how, by):
     bench.machine.step(-by)
     bench.restart(how)
     accept(bench, "before", lifetime=120)
@@ -118,7 +118,7 @@ def test_an_hour_of_sleep_counts_and_livez_does_not_fail_for_it(bench):
 
 
 @pytest.mark.parametrize("off,left", [(60, ["minutes", "week"]), (3600, ["week"]), (8 * DAY, [])])
-def test_over_a_reboot_the_time_switched_off_counts(bench, off, left):
+def test_time_switched_off_counts_over_a_reboot(bench, off, left):
     accept(bench, "minutes", lifetime=900)
     accept(bench, "week", lifetime=7 * DAY)
     bench.machine.step(30 * DAY)  # while it runs, and idle: what follows is counted from here

@@ -1,4 +1,4 @@
-"""Damaged queues: hundreds of seeded cases on copies of real folders, each through `doctor`, some through a whole relay.
+"""Damaged queues: hundreds of seeded cases on copies of real folders, each through `doctor`, some through a relay.
 
 What must hold in every case: each command ends, and in its own words; nothing is delivered or exported that was not accepted
 byte for byte; a repaired store is sound; with `queue.damaged = "set_aside"` the relay starts, whatever was hit.
@@ -62,14 +62,14 @@ def _live(relay, endpoint, bots, ends):
 
 
 def doctor(*args):
-    """One command; none may panic, and none may hang."""
+    """Runs one command, which may not panic or hang."""
     done = command("doctor", *args, timeout=60)
     assert done.returncode in (0, 1, 78) and "panicked" not in done.stderr, f"{args}: {done.returncode}: {done.stderr[-2000:]}"
     return done
 
 
 def of_export(store_seed, folder):
-    """ClientTokens of what is queued; every line is what was accepted, byte for byte."""
+    """The ClientTokens of queued messages; checks that every line equals the accepted message, byte for byte."""
     found = []
     for line in map(json.loads, doctor("export", folder).stdout.splitlines()):
         assert is_genuine(store_seed, line), f"forged or altered: {str(line)[:300]}"
@@ -91,27 +91,27 @@ def in_order(tokens):
     return all(of_one == sorted(of_one) for of_one in places.values())
 
 
-def damaged_copy(workshop, source, seed, case):
-    """A copy with the damage of one case; gives the folder and the kind of damage."""
-    dice = random.Random(f"{seed} damage {case}")
+def damaged_copy(scratch, source, seed, case):
+    """Makes a copy with the damage of one case; returns the folder and the kind of damage."""
+    rng = random.Random(f"{seed} damage {case}")
     kind = damage.KINDS[case % len(damage.KINDS)]
-    folder = workshop / f"case{case}"
+    folder = scratch / f"case{case}"
     shutil.copytree(source, folder)
     (folder / "blobs").mkdir(exist_ok=True)
-    kind(folder, dice)
+    kind(folder, rng)
     return folder, kind.__name__
 
 
-def test_stores_as_relays_leave_them_are_sound(stores):
+def test_stores_of_stopped_relays_are_sound(stores):
     for store_seed, folder in stores:
         done = doctor("check", folder)
         assert done.returncode == 0 and "sound" in done.stdout, done.stdout
         assert in_order(of_export(store_seed, folder))
 
 
-def test_export_is_a_batch_that_a_relay_takes(stores, home, workshop):
+def test_export_is_a_batch_that_a_relay_accepts(stores, home, scratch):
     store_seed, folder = stores[0]
-    lines = workshop / "lines"
+    lines = scratch / "lines"
     lines.write_text(doctor("export", folder).stdout)
     run = start_on(home / "relay", UNREACHABLE, **{"shutdown.grace": "2100ms"})
     try:
@@ -126,16 +126,16 @@ def test_export_is_a_batch_that_a_relay_takes(stores, home, workshop):
     assert of_export(store_seed, home / "relay/private/queue") == of_export(store_seed, folder)
 
 
-def test_doctor_reads_and_repairs_what_verifies(seed, stores, workshop, times):
+def test_doctor_reads_and_repairs_valid_records(seed, stores, scratch, times):
     queued = {store_seed: set(of_export(store_seed, folder)) for store_seed, folder in stores}
     tally = defaultdict(Counter)
 
     def one(case):
         store_seed, source = stores[case // len(damage.KINDS) % len(stores)]
-        folder, kind = damaged_copy(workshop, source, seed, case)
+        folder, kind = damaged_copy(scratch, source, seed, case)
         before = {path.name: path.read_bytes() for path in damage.files(folder)}
         checked = doctor("check", folder)
-        # 78: the digit of the format was hit, and nobody can tell that from a newer one.
+        # 78: the format's digit was damaged, which looks like a newer format.
         carried = set()
         if checked.returncode != 78 and not checked.stderr:
             repaired = doctor("repair", folder, "--into", folder / "new")
@@ -163,18 +163,18 @@ def test_doctor_reads_and_repairs_what_verifies(seed, stores, workshop, times):
     assert total["carried over"] > 0.75 * total["messages"] and total["said to be sound"] < total["cases"] / 2
 
 
-def test_relay_starts_on_damaged_stores_and_delivers_what_verifies(seed, stores, workshop, times):
+def test_relay_starts_on_damaged_stores_and_delivers_valid_records(seed, stores, scratch, times):
     queued = {store_seed: set(of_export(store_seed, folder)) for store_seed, folder in stores}
     tally = defaultdict(Counter)
 
     def one(case):
         store_seed, source = stores[case // len(damage.KINDS) % len(stores)]
-        folder, kind = damaged_copy(workshop, source, f"{seed} start", case)
-        (workshop / f"relay{case}/private").mkdir(parents=True)
-        folder.rename(workshop / f"relay{case}/private/queue")
-        ledger, wrong = drained(workshop / f"relay{case}")
+        folder, kind = damaged_copy(scratch, source, f"{seed} start", case)
+        (scratch / f"relay{case}/private").mkdir(parents=True)
+        folder.rename(scratch / f"relay{case}/private/queue")
+        ledger, wrong = drained(scratch / f"relay{case}")
         if restarted := any("left with 1" in text and "Read corrupted data" in text for text in wrong):
-            more, wrong = drained(workshop / f"relay{case}")
+            more, wrong = drained(scratch / f"relay{case}")
             ledger += more
         aside = [text for text in wrong if "doctor check" in text]
         refused = any("exit code 78" in text and "its format is" in text for text in wrong)
@@ -183,9 +183,9 @@ def test_relay_starts_on_damaged_stores_and_delivers_what_verifies(seed, stores,
             assert is_genuine(store_seed, line), f"forged or altered: {str(line)[:300]}"
         delivered = [line["ClientToken"] for line in ledger]
         assert in_order(dict.fromkeys(delivered)), f"{kind}, case {case}: out of order"
-        kept = list((workshop / f"relay{case}/private/queue").glob("damaged-*"))
+        kept = list((scratch / f"relay{case}/private/queue").glob("damaged-*"))
         assert bool(kept) == bool(aside)
-        shutil.rmtree(workshop / f"relay{case}")
+        shutil.rmtree(scratch / f"relay{case}")
         of_kind = tally[kind]
         of_kind["cases"] += 1
         of_kind["set aside"] += bool(aside)
@@ -201,7 +201,7 @@ def test_relay_starts_on_damaged_stores_and_delivers_what_verifies(seed, stores,
 
 
 def show(tally):
-    """Prints the figures of each kind and of all; gives those of all."""
+    """Prints the figures of each kind and of all; returns those of all."""
     total = Counter()
     for kind, counts in sorted(tally.items()):
         print(f"{kind}: {dict(counts)}")

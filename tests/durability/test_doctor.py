@@ -1,4 +1,4 @@
-"""`doctor` on a store with keys: what it tells to whom has them, to whom has none, and to whom has others."""
+"""`doctor` on a sealed store: with its keys, without keys, and with other keys."""
 
 import base64
 import json
@@ -51,7 +51,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_the_key_there_is_a_count_a_listing_and_no_copy(store, tmp_path):
+def test_without_the_key_doctor_counts_and_lists_but_copies_nothing(store, tmp_path):
     before = files(store)
     checked = doctor("check", store)
     assert checked.returncode == 0 and "sealed" in checked.stdout and "queued: 3\n" in checked.stdout
@@ -62,22 +62,22 @@ def test_without_the_key_there_is_a_count_a_listing_and_no_copy(store, tmp_path)
     assert [(line["ClientToken"], line["State"], line["Conversation"]) for line in lines] == [(f"c-{n}", "QUEUED", "chat/bot") for n in range(3)]
     assert all(set(line) == {"Id", "State", "ClientToken", "Conversation", "AcceptedTime"} for line in lines)
     repaired = doctor("repair", store, "--into", tmp_path / "new")
-    assert repaired.returncode == 78 and f"{store}: it is sealed, --key-file names what opens it" in repaired.stderr
+    assert repaired.returncode == 78 and f"{store}: the store is sealed; name its key file with --key-file" in repaired.stderr
     assert not (tmp_path / "new").exists() and files(store) == before
 
 
-def test_with_another_key_every_command_says_so(store, tmp_path):
+def test_wrong_key_is_reported_by_every_command(store, tmp_path):
     other = key(tmp_path / "other", 2, 3)
     for args in (["check"], ["export"], ["repair", "--into", tmp_path / "new"]):
         done = doctor(args[0], store, "--key-file", other, *args[1:])
-        assert done.returncode == 78 and f"it is sealed, and no key in {other} opens it" in done.stderr, done.stderr
+        assert done.returncode == 78 and f"the store is sealed, and no key in {other} opens it" in done.stderr, done.stderr
         assert not done.stdout and not (tmp_path / "new").exists()
     for path, text in ((tmp_path / "none", "No such file"), (key(tmp_path / "short"), "holds no key")):
         done = doctor("check", store, "--key-file", path)
         assert done.returncode == 1 and str(path) in done.stderr and text in done.stderr
 
 
-def test_with_the_key_lines_go_to_another_relay_and_come_out_as_they_went_in(store, keys, tmp_path):
+def test_lines_exported_with_the_key_are_delivered_unchanged_by_another_relay(store, keys, tmp_path):
     checked = doctor("check", store, "--key-file", keys)
     assert checked.returncode == 0 and checked.stdout.endswith("\nsound\n"), checked.stdout
     exported = doctor("export", store, "--key-file", keys)
@@ -103,7 +103,7 @@ def test_a_repaired_store_is_sound_and_a_relay_delivers_from_it(store, keys, tmp
     before = files(store)
     assert doctor("check", store, "--key-file", keys).returncode == 1
     simulator = Simulator("--rate", 1000, "--burst", 1000)
-    # Another key seals from now on, the old one still opens.
+    # Another key seals new records; the old one still opens the others.
     rotated = key(tmp_path / "rotated", 9, 1)
     relay = Relay(simulator.url, queue__key_file=rotated)
     try:
@@ -131,8 +131,8 @@ def assert_delivered(simulator):
     assert {line["ConnectionToken"] for line in ledger} == {"canary-token"}
 
 
-def test_a_record_that_its_key_does_not_open_is_told_by_name(store, keys, tmp_path):
-    """Two keys: the later messages are sealed by the second, which is not given."""
+def test_record_that_no_key_opens_is_reported_by_name(store, keys, tmp_path):
+    """Two keys: the later messages are sealed by the second one, which is missing."""
     relay = Relay(DOWN, queue__key_file=key(tmp_path / "two", 2, 1), sender__lifetime="6h")
     (relay.folder / "private").mkdir(mode=0o700)
     store.rename(relay.folder / "private/queue")
@@ -150,7 +150,7 @@ def test_a_record_that_its_key_does_not_open_is_told_by_name(store, keys, tmp_pa
         relay.remove()
 
 
-def test_a_terminal_sees_how_far_it_has_come_and_a_pipe_does_not(store, keys):
+def test_progress_is_shown_on_a_terminal_only(store, keys):
     args = [BINARY, "doctor", "check", str(store), "--key-file", str(keys)]
     ours, theirs = pty.openpty()
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs, env=environment(TERM="xterm")) as process:

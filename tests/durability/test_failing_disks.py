@@ -1,4 +1,4 @@
-"""A disk that fails: every kind of call, at many points, once or from then on. The relay acknowledges nothing that is not on
+"""A failing disk: every kind of call, at many points, once or for ever. The relay acknowledges only what is on
 disk, leaves with code 1 and says why; and what it had acknowledged is delivered after a restart: on what the page cache
 holds, on what the disk holds, and on anything between."""
 
@@ -31,10 +31,10 @@ POINTS = {
 
 
 def points(seed, call, error, times):
-    """The first few calls of its kind, and then some further on in the load."""
-    dice = random.Random(f"{seed} {call} {error}")
+    """Selects the first calls of a kind, and some later ones."""
+    rng = random.Random(f"{seed} {call} {error}")
     count = POINTS[call, error]
-    later = [dice.randint(9, 120) for _ in range((count - 8) * times)] if count > 8 else []
+    later = [rng.randint(9, 120) for _ in range((count - 8) * times)] if count > 8 else []
     return [*range(1, min(count, 8) + 1), *sorted(later)]
 
 
@@ -50,7 +50,7 @@ def test_a_failing_disk_loses_nothing(call, error, seed, recorder, home, times):
 
 
 def fails(seed, fault, recorder, folder, why):
-    """One relay on a disk that fails; whether it came to that."""
+    """Runs a relay on a failing disk; returns true if the fault happened."""
     root, file = folder / "disk", folder / "recording"
     root.mkdir(parents=True)
     simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "3ms", "--jitter", "2ms")
@@ -80,7 +80,7 @@ def fails(seed, fault, recorder, folder, why):
 
 
 def restarts(seed, root, events, known, story, folder, recorder):
-    """On what the disk holds after a cut, or where the page cache was dropped; on the true folder, as in the same boot."""
+    """Checks the disk's contents after a cut, or without the page cache; and the real folder, as in the same boot."""
     state = disk.Disk(root, events, empty=True)
     state.advance(len(events))
     marked = (root / "relay/private/queue/failed-sync").exists()

@@ -7,7 +7,7 @@ from kit import clocks, format3
 from kit.callers import curl
 from kit.drained import start_on
 from kit.format3 import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
-from kit.patience import until
+from kit.wait import until
 from kit.processes import free_port
 from kit.upstream import Upstream
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 class Kept:
-    """A relay on the store that was kept, which so long after it was made starts for the first time."""
+    """A relay that opens the stored format-3 folder for the first time, at a chosen later time."""
 
     def __init__(self, folder, shim, later):
         made = format3.unpack(folder)
@@ -31,8 +31,8 @@ class Kept:
         assert self.run.started(), self.run.log()
 
     def control(self, path, method="GET"):
-        door = type("Door", (), {"socket": str(self.run.folder / "private/control.sock")})
-        reply = curl(door, path, method=method)
+        listener = type("Listener", (), {"socket": str(self.run.folder / "private/control.sock")})
+        reply = curl(listener, path, method=method)
         assert reply.status == 200, reply
         return reply.json
 
@@ -63,14 +63,14 @@ def kept(home, shim):
 
 
 def by_conversation(client_tokens):
-    """In the order of each conversation."""
+    """Contents in the order of each conversation."""
     lines = {}
     for client_token in client_tokens:
         lines.setdefault(token(client_token), []).append(client_token)
     return lines
 
 
-def test_every_message_outcome_and_dead_letter_of_format_3_is_there(kept):
+def test_every_message_outcome_and_dead_letter_of_format_3_is_kept(kept):
     relay = kept(later=60)
     queued = relay.messages("QUEUED")
     assert [line["ClientToken"] for line in queued] == QUEUED
@@ -87,7 +87,7 @@ def test_every_message_outcome_and_dead_letter_of_format_3_is_there(kept):
     assert status["paused"]["reason"] == "kept"
 
 
-def test_repeats_of_what_format_3_holds_are_answered_by_the_first(kept):
+def test_repeats_of_format_3_messages_get_the_first_result(kept):
     relay = kept(later=60)
     for client_token in DELIVERED:
         code, headers, reply = send(relay.url, client_token)
@@ -104,7 +104,7 @@ def test_repeats_of_what_format_3_holds_are_answered_by_the_first(kept):
     assert relay.control("/status")["queued"] == len(QUEUED), "no repeat became a message"
 
 
-def test_what_format_3_holds_is_delivered_in_order_and_once(kept):
+def test_format_3_messages_are_delivered_once_and_in_order(kept):
     relay = kept(later=60)
     relay.control("/resume", "POST")
     until(lambda: relay.control("/status")["queued"] == 0, "all of it is delivered, and a resume lifts the hold")
@@ -117,7 +117,7 @@ def test_what_format_3_holds_is_delivered_in_order_and_once(kept):
     assert len(relay.messages("DEAD")) == 2
 
 
-def test_three_days_later_the_messages_with_a_week_are_delivered_and_the_others_have_expired(kept):
+def test_after_three_days_messages_with_a_week_are_delivered_and_others_have_expired(kept):
     relay = kept(later=3 * clocks.DAY)
     week = [name for name in QUEUED if name.startswith("week")]
     others = {name for name in QUEUED if name not in week}

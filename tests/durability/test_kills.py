@@ -1,5 +1,5 @@
-"""kill -9 at random moments, hundreds of times on one folder, while bots speak, deliveries go out and answers get lost; some
-of the kills fall into the start, some into the drain. In the end the ledger is audited."""
+"""kill -9 at random moments, hundreds of times on one folder, while bots send, messages are delivered and answers lost; some
+kills hit a start, some a drain. At the end the ledger is audited."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ QUEUED = 100
 
 
 def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
-    dice = random.Random(f"{seed} kills")
+    rng = random.Random(f"{seed} kills")
     simulator = Simulator(
         "--rate", 1e9, "--burst", 1_000_000_000, "--latency", "5ms", "--jitter", "5ms",
         "--error-rate", 0.02, "--lost-reply-rate", 0.05, "--seed", seed,
@@ -28,7 +28,7 @@ def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
         for _ in range(KILLS * times):
             run = start_on(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
             try:
-                started += live(run, bots, dice)
+                started += live(run, bots, rng)
             finally:
                 run.end()
         run = start_on(home / "relay", simulator.url, **{"queue.bytes_max": "16MiB"})
@@ -54,18 +54,18 @@ def test_hundreds_of_kills_on_one_folder_lose_nothing(seed, home, times):
     assert counts["duplicates"] > 0, "no answer was lost, no attempt cut short: this run shows little"
 
 
-def live(run, bots, dice):
-    """A life of the relay, which ends at a moment after its start, or in it, or in a drain. Gives whether it had started."""
-    started = dice.random() < 0.6 and run.started()
-    drains = started and dice.random() < 0.2
+def live(run, bots, rng):
+    """One run of the relay, killed during its start, later, or in a drain. Returns true if it had started."""
+    started = rng.random() < 0.6 and run.started()
+    drains = started and rng.random() < 0.2
 
     def kill():
         if drains:
             run.process.send_signal(signal.SIGTERM)
-            time.sleep(dice.uniform(0, 0.02))
+            time.sleep(rng.uniform(0, 0.02))
         run.process.kill()
 
-    killer = threading.Timer(dice.uniform(0, 0.25 if started else 0.12), kill)
+    killer = threading.Timer(rng.uniform(0, 0.25 if started else 0.12), kill)
     killer.start()
     gone = lambda: run.process.poll() is not None  # noqa: E731
     while not gone():

@@ -1,4 +1,4 @@
-"""Power cuts: a 2xx is kept, whatever of the rest the disk had.
+"""Power cuts: a message with a 2xx survives, whatever else the disk had written.
 
 `recorder.c` writes down what a relay does to its disk and says to the world, `disk.py` knows what a disk may hold after a
 cut, `audit.py` what must hold then. And the test is tested: of relays that keep one rule less it must find fault.
@@ -27,46 +27,46 @@ def load(request, seed, recorder, tmp_path_factory):
     return Load(seed, tmp_path_factory.mktemp("load"), recorder, CHATS, LENGTH, **STORES[request.param])
 
 
-def test_what_was_acknowledged_is_delivered_after_any_power_cut(load, workshop, times):
+def test_acknowledged_messages_are_delivered_after_any_power_cut(load, scratch, times):
     assert load.written > 50 << 20, "segments of the log are used again"
-    campaign = Campaign(load, workshop)
+    campaign = Campaign(load, scratch)
     campaign.run(choose(load, 120 * times))
     print(campaign.report())
     assert not campaign.faults, campaign.failure()
     assert campaign.cuts >= 150 * times
 
 
-def test_no_sync_covers_two_segments_of_which_one_vouches_for_the_other(load):
+def test_no_sync_covers_two_segments_of_which_one_confirms_the_other(load):
     assert len(disk.segments_opened(load.events)) > 50
     assert not disk.vouched_too_early(load.events), f"TEST_SEED={load.seed}"
 
 
-def found(load, workshop, ignore=None, said=None, passed_over=frozenset()):
-    """Whether cuts find fault with a mutant; they stop at the first."""
-    campaign = Campaign(load, workshop, ignore, said, first_fault=True)
+def found(load, scratch, ignore=None, said=None, passed_over=frozenset()):
+    """True if cuts detect a mutant; stops at the first fault."""
+    campaign = Campaign(load, scratch, ignore, said, first_fault=True)
     campaign.run(choose(load, 400, passed_over, recoveries=False))
     print(campaign.failure())
     return campaign.faults
 
 
-def test_a_relay_without_fdatasync_is_found_out(load, workshop):
-    assert found(load, workshop, mutants.no_fdatasync)
+def test_mutant_without_fdatasync_is_detected(load, scratch):
+    assert found(load, scratch, mutants.no_fdatasync)
 
 
-def test_a_relay_that_syncs_no_folder_is_found_out(load, workshop):
-    assert found(load, workshop, mutants.no_folder_sync)
+def test_mutant_without_folder_sync_is_detected(load, scratch):
+    assert found(load, scratch, mutants.no_folder_sync)
 
 
-def test_a_relay_that_syncs_every_second_batch_is_found_out(load, workshop):
+def test_mutant_that_syncs_every_second_batch_is_detected(load, scratch):
     passed_over, said = mutants.two_batches(load.events, load.said)
-    assert found(load, workshop, lambda index, _call: index in passed_over, said, passed_over)
+    assert found(load, scratch, lambda index, _call: index in passed_over, said, passed_over)
 
 
 @pytest.mark.long
-def test_a_relay_that_keeps_contents_in_one_row_is_found_out(seed, recorder, home, workshop, monkeypatch):
+def test_mutant_with_contents_in_one_row_is_detected(seed, recorder, home, scratch, monkeypatch):
     binary = build(home, {"INLINE_MAX": 1 << 20, "ROW_MAX": 2 << 20})
     monkeypatch.setattr("kit.processes.BINARY", str(binary))
-    assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), workshop)
+    assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), scratch)
 
 
 # The constants that a mutant changes, and the files that define them.
@@ -74,7 +74,7 @@ CONSTANTS = {"INLINE_MAX": "src/queue/rows/record.rs", "ROW_MAX": "src/storage/r
 
 
 def build(home, constants):
-    """Builds a relay from a copy of the source with other values of some constants."""
+    """Builds a relay from a copy of the source with other constants."""
     source = home / "source"
     source.mkdir()
     for name in ("src", "benches", "tests", "config", "Cargo.toml", "Cargo.lock"):

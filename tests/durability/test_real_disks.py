@@ -1,5 +1,5 @@
-"""Real file systems: an ext4 that is shut down under the relay, and one that is full. They need root and loop devices;
-where there are none, the tests are NOT RUN and say so."""
+"""Real file systems: an ext4 that is shut down under the relay, and a full one. They need root and loop devices;
+without them the tests are reported as NOT RUN."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from kit.audit import Known, faults
 from kit.bots import Bots
 from kit.callers import queued, send
 from kit.drained import drained, start_on
-from kit.patience import until
+from kit.wait import until
 from kit.processes import Relay, Simulator
 from kit.upstream import Upstream
 
@@ -69,26 +69,26 @@ def ext4(home):
         volume.unmount()
 
 
-def test_an_ext4_that_is_shut_down_under_the_relay_keeps_what_was_acknowledged(seed, ext4, times):
-    volume, dice = ext4(256 * MIB), random.Random(f"{seed} ext4")
+def test_ext4_shut_down_under_the_relay_keeps_acknowledged_messages(seed, ext4, times):
+    volume, rng = ext4(256 * MIB), random.Random(f"{seed} ext4")
     acknowledged = 0
     for cut in range(6 * times):
         if cut:
             volume.mount()
-        acknowledged += shut_down(f"{seed}{cut}", volume, volume.path / str(cut), dice)
+        acknowledged += shut_down(f"{seed}{cut}", volume, volume.path / str(cut), rng)
         shutil.rmtree(volume.path / str(cut))
         volume.unmount()
     print(f"an ext4 shut down {6 * times} times under the relay: {acknowledged} messages acknowledged, lost 0")
 
 
-def shut_down(seed, volume, folder, dice):
-    """The disk goes while bots speak; it comes back, and everything that was acknowledged is delivered."""
+def shut_down(seed, volume, folder, rng):
+    """The disk fails while bots send; after its return all acknowledged messages are delivered."""
     simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "15ms", "--jitter", "10ms")
     run = start_on(folder, simulator.url)
     try:
         assert run.started(), run.log()
         bots = Bots(seed, run.socket, CHATS, 1 << 30, lambda: 200 - (bots.acknowledged - simulator.accepted()))
-        gone = threading.Timer(dice.uniform(0.05, 1.0), volume.shut_down)
+        gone = threading.Timer(rng.uniform(0.05, 1.0), volume.shut_down)
         gone.start()
         bots.run(lambda: run.process.poll() is not None)
         gone.join()
@@ -104,7 +104,7 @@ def shut_down(seed, volume, folder, dice):
     known = Known(CHATS)
     for chat, told in bots.told.items():
         known.highest["accepted"][chat], known.highest["offered"][chat] = told, told + 20
-    # What was delivered before, and then the rest: at most the last one of a chat stands in both.
+    # The earlier deliveries, and the rest: at most the last one of a chat is in both.
     sent = {line["ClientToken"] for line in before}
     whole = before + [line for line in ledger if line["ClientToken"] not in sent]
     repeated = len(before) + len(ledger) - len(whole)
@@ -130,7 +130,7 @@ def with_a_backlog(volume, request, **settings):
     return relay, upstream, ballast
 
 
-def test_a_start_on_a_full_disk_gives_the_ballast_up_and_what_is_queued_leaves(ext4, request):
+def test_start_on_a_full_disk_releases_the_ballast_and_delivers_queued_messages(ext4, request):
     volume = ext4(200 * MIB)
     relay, upstream, ballast = with_a_backlog(volume, request)
     relay.kill()
@@ -143,7 +143,7 @@ def test_a_start_on_a_full_disk_gives_the_ballast_up_and_what_is_queued_leaves(e
     relay.start()
     relay.until_empty()
     assert len(upstream.messages()) == 50 and not ballast.exists()
-    assert "the space set aside is given up" in relay.log()
+    assert "the relay releases the reserved space" in relay.log()
     assert send(relay, "canary-token", "canary: more").status == 429
     os.unlink(volume.path / "filler")
     until(lambda: send(relay, "canary-token", "canary: at last").status == 202, "intake resumes by itself")

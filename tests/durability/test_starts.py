@@ -1,5 +1,5 @@
-"""Starts on folders that are not as they should be: each ends soon, in a relay that serves or in a line that says why not,
-with the exit code that goes with it."""
+"""Starts on faulty folders: each ends soon, with a relay that serves or with a log line that gives the reason,
+and the matching exit code."""
 
 import base64
 import json
@@ -11,13 +11,13 @@ import pytest
 
 from kit.callers import send
 from kit.drained import drained, start_on
-from kit.patience import until
+from kit.wait import until
 from kit.processes import BINARY, Relay, Simulator, command, environment
 
 DOWN = "http://127.0.0.1:9"
 GRACE = {"shutdown.grace": "2100ms"}
-# What a start gives sled, in src/storage/open_guard.rs, and what a busy machine adds.
-PATIENCE, MORE = 60, 60
+# The time-out of src/storage/open_guard.rs, and an allowance for a busy machine.
+TIMEOUT, MORE = 60, 60
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def relay():
 
 @pytest.fixture
 def left(relay):
-    """A relay that was killed with three messages on disk; gives its queue's folder."""
+    """A relay that was killed with three messages on disk; returns its queue's folder."""
     relay.start()
     for number in range(3):
         assert send(relay, "canary-token", f"canary: {number}", f"c-{number}").status == 202
@@ -39,7 +39,7 @@ def left(relay):
 
 
 def before(folder, function):
-    """Starts a program with this function in the place of the C library's."""
+    """Starts a program with this function in place of the C library's."""
     head = "#define _GNU_SOURCE\n#include <sys/syscall.h>\n#include <time.h>\n#include <unistd.h>\n"
     (folder / "other.c").write_text(head + function)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "other.so", folder / "other.c"], check=True)
@@ -51,25 +51,25 @@ def files(folder):
 
 
 def failed(relay):
-    """The one line that says why it did not start."""
+    """Returns the one log line with the reason of the failed start."""
     relay.spawn()
     code = relay.wait()
     [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
     return code, line["error"]
 
 
-def test_a_start_that_sled_does_not_come_back_from_ends_and_the_store_is_set_aside_after_eight(relay, left, tmp_path):
-    """sled's lock on its log is made to last: whatever hangs in it, hangs there. The relay's own is another call."""
+def test_store_is_quarantined_after_eight_hung_starts(relay, left, tmp_path):
+    """Makes sled's lock on its log hang. The relay's own lock is another call."""
     (left / "opening").write_text("." * 7)
     run = start_on(relay.folder, DOWN, before(tmp_path, "int flock(int file, int how) { for (;;) pause(); }"), **GRACE)
     try:
-        run.process.wait(timeout=PATIENCE + MORE)
+        run.process.wait(timeout=TIMEOUT + MORE)
         code = run.wait()
     finally:
         run.end()
     assert code == 1 and "started" not in run.log(), run.log()
     [line] = [json.loads(line) for line in run.log().splitlines() if '"ERROR"' in line]
-    assert f"open sled: nothing was heard of it for {PATIENCE} s" in line["error"], line
+    assert f"open sled: no result within {TIMEOUT} s" in line["error"], line
     assert (left / "opening").read_text() == "." * 8, "the start was counted"
     ledger, wrong = drained(relay.folder)
     assert [line["Content"] for line in ledger] == [f"canary: {number}" for number in range(3)]
@@ -78,14 +78,14 @@ def test_a_start_that_sled_does_not_come_back_from_ends_and_the_store_is_set_asi
 
 
 def spoilt(left):
-    """A record of the journal is another, though one after it is whole."""
+    """A record of the journal is damaged, and a later one is valid."""
     [path] = [path for path in left.glob("journal.*") if b"canary: 1" in path.read_bytes()]
     journal = bytearray(path.read_bytes())
     journal[journal.index(b"canary: 1")] ^= 1
     path.write_bytes(journal)
 
 
-def test_a_damaged_store_is_left_alone_and_the_exit_code_is_1_where_that_is_wanted(relay, left):
+def test_damaged_store_is_left_alone_with_exit_code_1_if_queue_damaged_is_refuse(relay, left):
     spoilt(left)
     before = files(left)
     relay.settings["queue.damaged"] = "refuse"
@@ -101,7 +101,7 @@ def test_a_damaged_store_is_left_alone_and_the_exit_code_is_1_where_that_is_want
     assert done.returncode == 1 and "queued: 2" in done.stdout and "DAMAGED" in done.stdout, done.stdout
 
 
-def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
+def test_quarantine_is_logged_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
     spoilt(left)
     relay.start()
     [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
@@ -125,7 +125,7 @@ def test_a_store_that_was_set_aside_is_told_once_and_store_damaged_is_1_until_it
     ("\x02", "none of the 1 key(s) in queue.key_file opens it"),
 ], ids=["none", "another"])
 @pytest.mark.parametrize("stamped", [True, False], ids=["", "without its stamp"])
-def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, stamped):
+def test_sealed_store_opens_only_with_its_key(relay, tmp_path, given, why, stamped):
     def keys(byte):
         path = tmp_path / "keys"
         path.write_text(base64.b64encode(byte.encode() * 32).decode() + "\n")
@@ -149,18 +149,18 @@ def test_a_sealed_store_is_opened_by_its_key_alone(relay, tmp_path, given, why, 
 
 
 @pytest.mark.parametrize("make,why", [
-    (lambda path: path.write_text("x"), "make the folder: File exists (os error 17); it is no folder"),
+    (lambda path: path.write_text("x"), "create the folder: File exists (os error 17); it is no folder"),
     (lambda path: path.symlink_to("/nowhere/at/all"), "it is a link that leads nowhere"),
 ], ids=["a file", "a link that leads nowhere"])
-def test_a_path_that_is_no_folder_is_named(relay, make, why):
+def test_queue_path_that_is_not_a_folder_is_reported(relay, make, why):
     (relay.folder / "private").mkdir(mode=0o700)
     make(relay.folder / "private/queue")
     code, said = failed(relay)
     assert code == 1 and said.endswith(why), said
 
 
-def test_a_folder_of_somebody_elses_is_named(relay, left):
-    """Started as another user, who may come that far."""
+def test_queue_folder_of_another_user_is_reported(relay, left):
+    """Starts it as another user who can reach the folder."""
     if os.geteuid() != 0:
         pytest.skip("NOT RUN: needs root")
     for folder in (relay.folder, left.parent):
@@ -170,7 +170,7 @@ def test_a_folder_of_somebody_elses_is_named(relay, left):
 
 
 def command_as(user, folder):
-    # Root's own folders may be closed to that user: it is given the program as it is open.
+    # That user may not reach root's folders: it gets the program as an open file.
     with open(BINARY, "rb") as program:
         return subprocess.run(
             [f"/proc/self/fd/{program.fileno()}", "run", "--dir", folder], user=user, group=user, extra_groups=[], cwd="/",
@@ -179,7 +179,7 @@ def command_as(user, folder):
         )  # fmt: skip
 
 
-def test_a_clock_that_went_back_a_year_expires_nothing_and_a_repeat_is_one(relay, left, tmp_path):
+def test_clock_set_back_a_year_expires_nothing_and_repeats_are_recognised(relay, left, tmp_path):
     back = before(tmp_path, """int clock_gettime(clockid_t which, struct timespec *time) {
         int failed = syscall(SYS_clock_gettime, which, time);
         if (which == CLOCK_REALTIME) time->tv_sec -= 365 * 86400;

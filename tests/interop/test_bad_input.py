@@ -9,7 +9,7 @@ import pytest
 
 from kit.callers import MESSAGE, PLAIN, READ, TYPING, assert_error, curl, queued, send
 from kit.processes import Relay
-from kit.raw import dial, received
+from kit.raw_http import dial, received
 
 TOKEN = "canary-token"
 BEARER = f"X-Amz-Bearer: {TOKEN}"
@@ -21,7 +21,7 @@ def without(member):
     return {name: value for name, value in GOOD.items() if name != member}
 
 
-# What is posted to /participant/message with a good token, and words that the error must say.
+# Bodies for /participant/message with a valid token, and words that the error must contain.
 BODIES = {
     "nothing": (b"", []),
     "no JSON": (b"canary", []),
@@ -66,7 +66,7 @@ BODIES = {
     "ClientToken a number": ({**GOOD, "ClientToken": 7}, []),
 }
 
-# Headers beside a good body.
+# Headers with a valid body.
 HEADERS = {
     "no token": ([], ["ConnectionToken"]),
     "empty token": (["X-Amz-Bearer;"], ["ConnectionToken"]),
@@ -93,7 +93,7 @@ HEADERS = {
     "lifetime beyond any integer": ([BEARER, "Relay-Lifetime: 99999999999999999999999"], ["Relay-Lifetime"]),
 }
 
-# What is posted to /participant/event with a good token.
+# Bodies for /participant/event with a valid token.
 EVENTS = {
     "no ContentType": ({}, ["ContentType is missing"]),
     "empty ContentType": ({"ContentType": ""}, ["ContentType"]),
@@ -161,7 +161,7 @@ RAW = {
     "a space before the colon": (b"GET /participant/queue HTTP/1.1\r\nHost : x\r\n\r\n", 400),
     "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
     "a negative length": (POST + b"Content-Length: -1\r\n\r\n", 400),
-    "an encoding nobody knows": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
+    "an unknown encoding": (POST + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
     "a head without end": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000, 431),
     "a path without end": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
     "too many headers": (b"GET /participant/queue HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
@@ -171,7 +171,7 @@ RAW = {
 
 @pytest.fixture(scope="module")
 def relay():
-    """One relay for the whole table, with one message that stays queued: what must not change."""
+    """One relay for the whole table, with one queued message, which must not change."""
     relay = Relay("http://127.0.0.1:9", ingress__request_timeout="2s").start()
     try:
         assert send(relay, TOKEN, "canary", "kept").status == 202
@@ -208,7 +208,7 @@ def test_header(relay, name):
     assert_error(curl(relay, MESSAGE, GOOD, headers), 400, "ValidationException", *words)
 
 
-def test_token_that_renews_one_nobody_knows(relay):
+def test_renewal_of_an_unknown_token(relay):
     headers = [BEARER, "Relay-Replaces-Token: canary-unknown"]
     assert_error(curl(relay, MESSAGE, GOOD, headers), 403, "RelayForbiddenException")
 
@@ -220,7 +220,7 @@ def test_body_over_the_limit(relay, extra):
     assert_error(reply, 413, "ValidationException", "ingress.body_bytes_max")
 
 
-def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(relay):
+def test_too_large_body_with_expect_continue_is_refused_before_it_is_sent(relay):
     with dial(relay, "unix") as stream:
         stream.sendall(POST + b"X-Amz-Bearer: t\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
         answer = stream.recv(65536)
@@ -228,7 +228,7 @@ def test_body_that_asks_for_leave_and_is_too_large_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("POST", "/status", 405), ("POST", MESSAGE, 404)])
-def test_control_refuses_what_it_does_not_know(relay, method, path, status):
+def test_operators_api_refuses_unknown_requests(relay, method, path, status):
     [control] = [path for path in relay.folder.rglob("control.sock")]
     reply = curl(SimpleNamespace(socket=str(control)), path, method=method)
     assert reply.status == status and reply.json["Error"].startswith("connect-relay: ")
@@ -271,7 +271,7 @@ def test_batch_without_lines(relay):
 
 
 @pytest.mark.parametrize("method,path", [("POST", "/participant/connection"), ("POST", "/participant/transcript"), ("GET", "/participant/views/v")])
-def test_what_is_passed_on_to_nobody(relay, method, path):
+def test_forwarded_request_without_an_upstream_is_503(relay, method, path):
     reply = curl(relay, path, b"{}" if method == "POST" else None, [BEARER], method=method)
     assert_error(reply, 503, "ServiceUnavailableException", "cannot be reached")
     assert int(reply.headers["x-amz-retry-after"]) > 0 and int(reply.headers["retry-after"]) > 0
@@ -288,7 +288,7 @@ def test_state_of_an_impossible_client_token(relay, path, word):
     assert_error(curl(relay, f"{MESSAGE}/{path}", headers=[BEARER]), 400, "ValidationException", "ClientToken", word)
 
 
-def test_state_of_what_nobody_knows(relay):
+def test_state_of_an_unknown_message(relay):
     for headers in ([BEARER], ["X-Amz-Bearer: canary-other"]):
         reply = curl(relay, f"{MESSAGE}/unknown", headers=headers)
         assert_error(reply, 404, "ResourceNotFoundException")
@@ -313,17 +313,17 @@ def test_state_without_a_token(relay):
     assert_error(curl(relay, f"{MESSAGE}/kept"), 400, "ValidationException", "ConnectionToken")
 
 
-@pytest.mark.parametrize("door", ["unix", "tcp"])
+@pytest.mark.parametrize("listener", ["unix", "tcp"])
 @pytest.mark.parametrize("name", RAW)
-def test_what_is_no_request_gets_a_bare_status_and_the_end(relay, name, door):
+def test_malformed_request_gets_a_bare_status_and_closes_the_connection(relay, name, listener):
     sent, status = RAW[name]
-    with dial(relay, door) as stream:
+    with dial(relay, listener) as stream:
         try:
             stream.sendall(sent)
             stream.shutdown(socket.SHUT_WR)
             answer = received(stream)
         except OSError:
-            assert len(sent) > 65536, "only who is still writing may be hung up on"
+            assert len(sent) > 65536, "the relay may close a connection only while the client writes"
             return
     if status is None:
         assert answer == b""
@@ -344,21 +344,21 @@ def test_bad_chunks(relay):
     b"POST /participant/message HTTP/1.1\r\nHost:",
     b"POST /participant/message HTTP/1.1\r\nHost: x\r\nX-Amz-Bearer: canary\r\nContent-Length: 100\r\n\r\n{\"ContentType\"",
 ], ids=["in its head", "in its body"])
-def test_a_request_that_never_ends_is_ended(relay, sent):
+def test_incomplete_request_times_out(relay, sent):
     with dial(relay, "unix") as stream:
         stream.sendall(sent)
         answer = received(stream)  # returns when the relay closes: request_timeout is 2 s
         assert answer == b"" or b" 408 " in answer.splitlines()[0] or b" 400 " in answer.splitlines()[0]
 
 
-def test_hanging_up_in_the_middle_of_a_body_leaves_nothing(relay):
+def test_disconnect_within_a_body_stores_nothing(relay):
     with dial(relay, "unix") as stream:
         body = json.dumps(GOOD).encode()
         head = f"POST {MESSAGE} HTTP/1.1\r\nHost: x\r\n{BEARER}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         stream.sendall(head + body[:-1])
 
 
-def test_two_requests_in_one_packet_are_two_answers(relay):
+def test_two_requests_in_one_packet_get_two_replies(relay):
     request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
     last = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with dial(relay, "unix") as stream:
@@ -376,7 +376,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("path", ENCODED)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "aws-chunked", "identity, zstd"])
-def test_an_encoded_body_is_refused_by_its_name(relay, path, encoding):
+def test_error_about_an_encoded_body_names_the_encoding(relay, path, encoding):
     before = relay.metrics()['messages_rejected_total{reason="invalid"}']
     body = gzip.compress(json.dumps(ENCODED[path]).encode())
     headers = [BEARER, f"Content-Encoding: {encoding}"]
@@ -385,6 +385,6 @@ def test_an_encoded_body_is_refused_by_its_name(relay, path, encoding):
     assert relay.metrics()['messages_rejected_total{reason="invalid"}'] == before + 1
 
 
-def test_an_identity_encoding_is_none(relay):
+def test_identity_encoding_is_accepted(relay):
     for encoding in ("identity", "Identity"):
         assert send(relay, TOKEN, "canary", "kept", headers=[f"Content-Encoding: {encoding}"]).status == 202

@@ -1,11 +1,11 @@
-"""boto3 itself as a whole bot: one client, turned to the relay by one variable."""
+"""boto3 as a complete bot: one client that reaches the relay by one variable."""
 
 import json
 
 import pytest
 
 from kit.callers import PLAIN, READ, TYPING, bot, connect, curl
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 CONTENTS = ["canary: hello", "canary: naïve café, 日本語", "canary: 👩‍👩‍👧 and \"quotes\"\n", "canary: goodbye"]
@@ -15,7 +15,7 @@ RELAYS_OWN = {"prefer", "relay-conversation", "relay-lifetime", "relay-replaces-
 
 
 @pytest.mark.parametrize("reply", ["delivered", "accepted"])
-def test_a_whole_bot_is_served_and_its_farewell_arrives_before_the_disconnect(relays, simulators, reply):
+def test_complete_chat_delivers_its_last_message_before_the_disconnect(relays, simulators, reply):
     simulator = simulators()
     relay = relays(simulator.url, ingress__tcp_reply=reply)
     client = bot(relay.url)
@@ -42,7 +42,7 @@ def test_a_whole_bot_is_served_and_its_farewell_arrives_before_the_disconnect(re
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-def test_every_byte_that_goes_upstream_is_as_aws_has_it(relay, upstream, signed):
+def test_requests_to_connect_equal_those_of_an_aws_sdk(relay, upstream, signed):
     client = bot(relay.url, signed=signed)
     sent = []
     client.meta.events.register("before-send.connectparticipant.*", lambda request, **_: sent.append(request))
@@ -73,7 +73,7 @@ def test_every_byte_that_goes_upstream_is_as_aws_has_it(relay, upstream, signed)
     assert len({request.json["ClientToken"] for request in messages}) == 4
 
 
-def test_the_same_client_token_goes_with_every_attempt_and_nothing_overtakes(relays, upstreams):
+def test_every_attempt_has_the_same_client_token_and_order_is_kept(relays, upstreams):
     faults = {"canary: 1": [error(500, "InternalServerException"), CUT], "canary: 2": [Answer(200, b"<html>"), CUT]}
 
     def script(request):
@@ -93,7 +93,7 @@ def test_the_same_client_token_goes_with_every_attempt_and_nothing_overtakes(rel
     assert len({request.body for request in upstream.messages()}) == 4, "a repeat is the same to the byte"
 
 
-def test_a_throttle_slows_and_loses_nothing(relays, upstreams):
+def test_throttle_delays_messages_and_loses_none(relays, upstreams):
     throttled = [
         error(429, "ThrottlingException", **{"x-amz-retry-after": "30"}),
         error(429, "TooManyRequestsException"),
@@ -101,7 +101,7 @@ def test_a_throttle_slows_and_loses_nothing(relays, upstreams):
         error(400, "ThrottlingException"),
     ]
     upstream = upstreams(lambda request: throttled.pop(0) if throttled else None)
-    # A first message that is throttled looks like a quota with many to share it: its repeats take their time.
+    # A throttled first message looks like a quota that many clients share: its repeats are delayed.
     relay = relays(upstream.url, sender__backoff__initial="20ms", ingress__wait="45s")
     answer = bot(relay.url).send_message(ContentType=PLAIN, Content="canary", ConnectionToken="canary-token")
     assert answer["Id"] == "id-5"
@@ -110,7 +110,7 @@ def test_a_throttle_slows_and_loses_nothing(relays, upstreams):
     assert metrics["send_rate"] < 10.0
 
 
-def test_typing_is_dropped_while_something_waits_and_receipts_keep_their_place(relays, upstreams):
+def test_typing_is_dropped_while_messages_are_queued_and_receipts_keep_their_order(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, ingress__tcp_reply="accepted", sender__probe_max="200ms")
     upstream.stop()
@@ -151,7 +151,7 @@ def test_a_renewed_token_continues_the_conversation_without_any_header(relays, u
     assert [request.json["ClientToken"] for request in delivered] == ["token-0", "token-1", "token-2"]
 
 
-def test_any_other_operation_is_passed_on_as_it_is(relays, upstreams):
+def test_other_operations_are_forwarded_unchanged(relays, upstreams):
     def script(request):
         if request.target == "/participant/transcript":
             return Answer(200, {"InitialContactId": "c-1", "Transcript": [{"Content": "canary"}]})
@@ -170,8 +170,8 @@ def test_any_other_operation_is_passed_on_as_it_is(relays, upstreams):
     assert (view.method, view.target) == ("GET", "/participant/views/view%20token%2F1")
 
 
-def test_a_throttle_of_what_is_passed_on_says_when_to_come_again(relays, upstreams):
-    """A gateway's own 429 carries neither of the two headers, and SDKs look at different ones."""
+def test_throttled_forwarded_request_gets_retry_headers(relays, upstreams):
+    """A gateway's 429 has neither of the two headers, and SDKs read different ones."""
     hints = iter([{}, {"Retry-After": "7"}])
     relay = relays(upstreams(lambda request: error(429, "", "Too Many Requests", **next(hints))).url)
     for expected in (("1000", "1"), ("7000", "7")):
@@ -180,7 +180,7 @@ def test_a_throttle_of_what_is_passed_on_says_when_to_come_again(relays, upstrea
         assert (reply.headers["x-amz-retry-after"], reply.headers["retry-after"]) == expected
 
 
-def test_the_outcome_of_a_slow_message_is_a_202_and_the_same_call_again_learns_it(relays, upstreams):
+def test_slow_message_gets_202_and_a_repeat_gets_its_outcome(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, ingress__wait="100ms", sender__probe_max="200ms")
     upstream.stop()

@@ -15,19 +15,19 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from kit.callers import MESSAGE, PLAIN, bot, connect
-from kit.patience import until
+from kit.wait import until
 
 CONVERSATIONS = 50
 MESSAGES = 40  # in each: 2,000 together
 KILLS = 12
-PATIENT = 240.0
+TIME_LIMIT = 240.0
 
-# What an SDK's caller tries again: the relay is away, starting, or full. Anything else fails the test.
+# Errors after which an SDK's caller retries: the relay is down, starting, or full. Any other error fails the test.
 PASSING = {"ThrottlingException", "InternalServerException", "ServiceUnavailableException", "500", "502", "503"}
 
 
 class Conversation:
-    """One chat: what its bot sends, and how much of it was acknowledged."""
+    """One chat: its bot's messages, and how many were acknowledged."""
 
     def __init__(self, number, token):
         self.token = token
@@ -39,12 +39,12 @@ class Conversation:
 
 
 class Campaign:
-    """Fifty bots, each of which sends its next message when the one before was acknowledged."""
+    """Fifty bots; each sends its next message when the previous one was acknowledged."""
 
-    def __init__(self, relay, simulator, seed, patience):
-        self.relay, self.simulator, self.patience = relay, simulator, patience
+    def __init__(self, relay, simulator, seed, timeout):
+        self.relay, self.simulator, self.timeout = relay, simulator, timeout
         self.random = random.Random(seed)
-        self.deadline = time.monotonic() + patience
+        self.deadline = time.monotonic() + timeout
         client = bot(relay.url, attempts=10)
         self.conversations = []
         for number in range(CONVERSATIONS):
@@ -54,7 +54,7 @@ class Campaign:
         assert len({conversation.token for conversation in self.conversations}) == CONVERSATIONS
 
     def run(self):
-        """All bots to their end: the even ones are boto3, the odd ones curl."""
+        """Runs all bots: the even ones use boto3, the odd ones curl."""
         client = bot(self.relay.url, attempts=1, connections=CONVERSATIONS)
         by_boto, by_curl = self.conversations[::2], self.conversations[1::2]
         with ThreadPoolExecutor(len(by_boto)) as botos, ThreadPoolExecutor(4) as curls:
@@ -68,7 +68,7 @@ class Campaign:
         return sum(conversation.acknowledged for conversation in self.conversations) + self.simulator.accepted()
 
     def _again(self):
-        assert time.monotonic() < self.deadline, f"not done after {self.patience:.0f} s"
+        assert time.monotonic() < self.deadline, f"not done after {self.timeout:.0f} s"
         time.sleep(0.05)  # as a bot's own backoff would
 
     def _boto(self, client, conversation):
@@ -80,7 +80,7 @@ class Campaign:
             except ClientError as fault:
                 assert fault.response["Error"]["Code"] in PASSING, fault
                 self._again()
-            except BotoCoreError:  # nobody listens, or the connection broke: whether it was kept is not known
+            except BotoCoreError:  # no listener, or the connection broke: it is unknown if the message was stored
                 self._again()
 
     def _curl(self, conversation):
@@ -129,9 +129,9 @@ class Campaign:
         return sum(code in ("200", "202") for code in codes)
 
     def audit(self):
-        """The ledger against what was acknowledged."""
+        """Compares the ledger with the acknowledged messages."""
         assert all(conversation.acknowledged == MESSAGES for conversation in self.conversations)
-        self.relay.until_empty(self.patience)
+        self.relay.until_empty(self.timeout)
         metrics = self.relay.metrics()
         assert metrics["dead_letters"] == 0 and metrics["conversations"] == 0
         ledger = self.simulator.ledger()
@@ -168,7 +168,7 @@ class Killer(threading.Thread):
             self.fault = fault
 
 
-def campaign(relays, simulators, seed, rate, burst, patience=PATIENT, **settings):
+def campaign(relays, simulators, seed, rate, burst, timeout=TIME_LIMIT, **settings):
     simulator = simulators(
         "--rate", rate, "--burst", burst, "--latency", "5ms", "--jitter", "5ms",
         "--error-rate", 0.1, "--lost-reply-rate", 0.05, "--seed", seed,
@@ -177,7 +177,7 @@ def campaign(relays, simulators, seed, rate, burst, patience=PATIENT, **settings
         simulator.url, sender__quota_rate=rate, sender__quota_burst=burst, sender__lifetime="6h",
         sender__backoff__initial="50ms", sender__probe_max="1s", **settings,
     )
-    return Campaign(relay, simulator, seed, patience)
+    return Campaign(relay, simulator, seed, timeout)
 
 
 def test_every_acknowledged_message_arrives_once_and_in_order(relays, simulators, seed):
@@ -193,7 +193,7 @@ def killed(run):
         run.run()
         # Those of its moments that lie in the delivery of what is queued come now.
         whole = 2 * CONVERSATIONS * MESSAGES
-        until(lambda: not killer.is_alive() or run.progress() >= whole, "the killer is done", run.patience)
+        until(lambda: not killer.is_alive() or run.progress() >= whole, "the killer is done", run.timeout)
     finally:
         killer.over.set()
         killer.join(timeout=120)
@@ -203,17 +203,17 @@ def killed(run):
     run.audit()
 
 
-def test_kill_9_at_any_moment_changes_nothing_in_that(relays, simulators, seed):
+def test_kill_9_at_any_moment_loses_and_repeats_nothing(relays, simulators, seed):
     killed(campaign(relays, simulators, seed, 200, 50))
 
 
 @pytest.mark.long
 def test_every_acknowledged_message_arrives_once_and_in_order_at_the_true_rate(relays, simulators, seed):
-    run = campaign(relays, simulators, seed, 10, 15, patience=1800)
+    run = campaign(relays, simulators, seed, 10, 15, timeout=1800)
     run.run()
     run.audit()
 
 
 @pytest.mark.long
-def test_kill_9_changes_nothing_at_the_true_rate(relays, simulators, seed):
-    killed(campaign(relays, simulators, seed, 10, 15, patience=1800))
+def test_kill_9_loses_and_repeats_nothing_at_the_true_rate(relays, simulators, seed):
+    killed(campaign(relays, simulators, seed, 10, 15, timeout=1800))

@@ -1,4 +1,4 @@
-"""curl on the Unix socket: what a bot in any language sees."""
+"""curl on the Unix socket: the API as a bot in any language sees it."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import urllib.parse
 import pytest
 
 from kit.callers import MESSAGE, PLAIN, assert_error, curl, look, queued, send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import Answer, error
 
 TOKEN = "canary-token"
@@ -34,7 +34,7 @@ def test_accepted_means_queued_and_carries_the_relays_headers(stranded):
     assert reply.headers["content-type"].startswith("application/json")
 
 
-def test_a_missing_client_token_is_minted_and_told(stranded):
+def test_missing_client_token_is_generated_and_returned(stranded):
     one, two = send(stranded, TOKEN, "canary"), send(stranded, TOKEN, "canary", "")
     assert one.status == two.status == 202
     assert one.json["ClientToken"] == one.headers["relay-client-token"] != two.json["ClientToken"]
@@ -66,7 +66,7 @@ def test_a_repeat_never_makes_a_second_message_before_or_after_delivery_or_resta
     assert_error(send(relay, TOKEN, "canary", "mine", content_type="text/markdown"), 409, "ConflictException")
 
 
-def test_wait_ends_in_the_outcome(relay):
+def test_wait_returns_the_outcome(relay):
     reply = send(relay, TOKEN, "canary", "mine", headers=["Prefer: wait=20"])
     assert reply.status == 200 and set(reply.json) == {"Id", "AbsoluteTime"}
     assert reply.headers["relay-state"] == "DELIVERED" and reply.headers["relay-client-token"] == "mine"
@@ -80,7 +80,7 @@ def test_wait_without_an_outcome_is_a_202_and_is_cut_to_its_limit(relays):
     assert reply.status == 202 and reply.headers["preference-applied"] == "wait=1"
 
 
-def test_respond_async_is_honoured_where_waiting_is_the_default(relays):
+def test_respond_async_is_honoured_if_waiting_is_the_default(relays):
     relay = relays("http://127.0.0.1:9", ingress__reply="delivered", ingress__wait="50s")
     reply = send(relay, TOKEN, "canary", "mine", headers=["Prefer: respond-async"])
     assert reply.status == 202 and reply.headers["preference-applied"] == "respond-async"
@@ -93,7 +93,7 @@ def test_processing_status_is_kept(relays, upstreams):
     assert send(relay, TOKEN, "canary", "mine").json == body
 
 
-def test_order_and_keys_make_conversations(relays, upstreams):
+def test_conversation_keys_decide_the_order(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -111,7 +111,7 @@ def test_order_and_keys_make_conversations(relays, upstreams):
         assert [request.token[-1] for request in sent] == ["0"] * 5 + ["1"] * 5, "each goes with the token it came with"
 
 
-def test_a_token_that_replaces_another_carries_what_was_queued(relays, upstreams):
+def test_replacing_token_sends_the_queued_messages(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -121,11 +121,11 @@ def test_a_token_that_replaces_another_carries_what_was_queued(relays, upstreams
     upstream.start()
     relay.until_empty()
     by_content = {request.json["Content"]: request.token for request in upstream.messages()}
-    # The first may have been tried with its own token while nobody listened: then it keeps it.
+    # The first message may have been tried with its own token before the upstream listened: then it keeps that token.
     assert by_content["canary: 1"] == "canary-new" and by_content["canary: 0"] in ("canary-new", "canary-old")
 
 
-def test_the_state_route_tells_the_life_of_a_message(relays, upstreams):
+def test_state_route_returns_each_state_of_a_message(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -143,14 +143,14 @@ def test_the_state_route_tells_the_life_of_a_message(relays, upstreams):
     assert state["State"] == "DELIVERED" and state["Id"] and state["AbsoluteTime"]
 
 
-def test_a_keys_state_is_asked_with_the_key(stranded):
+def test_state_of_a_message_with_a_key_needs_the_key(stranded):
     key = "Relay-Conversation: chat/bot"
     send(stranded, TOKEN, "canary", "mine", headers=[key])
     assert look(stranded, TOKEN, "mine", headers=[key]).json["Conversation"] == "chat/bot"
     assert look(stranded, TOKEN, "mine").status in (404, 409)
 
 
-def test_the_queue_route_tells_and_waits(relays, upstreams):
+def test_queue_route_returns_the_backlog_and_waits(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     empty = curl(relay, "/participant/queue").json
@@ -163,7 +163,7 @@ def test_the_queue_route_tells_and_waits(relays, upstreams):
     assert curl(relay, "/participant/queue", headers=["Prefer: wait=30"]).json["Queued"] == 0
 
 
-def test_a_batch_answers_line_by_line_and_a_bad_line_spoils_only_itself(relays, upstreams):
+def test_batch_is_answered_line_by_line_and_a_bad_line_affects_only_itself(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -194,7 +194,7 @@ def test_a_batch_answers_line_by_line_and_a_bad_line_spoils_only_itself(relays, 
     assert [r.json["ClientToken"] for r in upstream.messages() if r.token == TOKEN] == ["t-0", "t-2"]
 
 
-def test_any_number_of_short_bad_lines_spoils_only_itself(stranded):
+def test_any_number_of_short_bad_lines_affects_no_other_line(stranded):
     good = {"ContentType": PLAIN, "Content": "canary", "ConnectionToken": TOKEN}
     for bad in ("{}", "x", "not JSON at all"):
         body = "\n".join([*[bad] * 1000, json.dumps(good)]).encode()
@@ -214,11 +214,11 @@ def test_a_batch_has_a_limit_of_its_own(relays):
     assert reply.status == 413 or "ValidationException" in reply.body.decode()
 
 
-def test_a_full_queue_answers_429_and_keeps_nothing(relays):
+def test_full_queue_answers_429_and_stores_nothing(relays):
     relay = relays("http://127.0.0.1:9", queue__messages_max=2)
     assert [send(relay, TOKEN, "canary", f"t-{number}").status for number in range(2)] == [202, 202]
     assert_throttled(send(relay, TOKEN, "canary", "t-2"), "ThrottlingException", "queue.messages_max", "2")
-    assert send(relay, TOKEN, "canary", "t-1").status == 202, "a repeat needs no room"
+    assert send(relay, TOKEN, "canary", "t-1").status == 202, "a repeat needs no space"
     assert queued(relay) == 2
     assert look(relay, TOKEN, "t-2").status == 404
 
@@ -232,15 +232,15 @@ def test_a_lifetime_that_cannot_be_met_is_refused_at_once(relays):
     assert send(relay, TOKEN, "canary", headers=["Relay-Lifetime: 600"]).status == 202
 
 
-def test_an_expired_message_is_dead_in_time_and_its_repeat_is_gone(stranded):
+def test_expired_message_is_dead_lettered_in_time_and_its_repeat_gets_410(stranded):
     send(stranded, TOKEN, "canary", "mine", headers=["Relay-Lifetime: 1"])
-    until(lambda: look(stranded, TOKEN, "mine").json["State"] == "DEAD", "it is dead", patience=15)
+    until(lambda: look(stranded, TOKEN, "mine").json["State"] == "DEAD", "it is dead", timeout=15)
     assert_error(send(stranded, TOKEN, "canary", "mine"), 410, "GoneException")
     assert queued(stranded) == 0
     assert stranded.metrics()['messages_dead_total{reason="expired",told="false"}'] == 1
 
 
-def test_a_refused_token_is_refused_at_the_door_for_a_while(relays, upstreams):
+def test_refused_token_is_rejected_at_submission_for_a_while(relays, upstreams):
     upstream = upstreams(lambda request: error(403, "AccessDeniedException", "Access denied"))
     relay = relays(upstream.url, sender__token_wait="1s")
     assert send(relay, TOKEN, "canary", "mine").status == 202
@@ -272,7 +272,7 @@ def test_disconnect_waits_for_its_turn_and_a_403_counts_as_done(relays, upstream
     assert [line["http_status"] for line in relay.lines("delivered")] == [200, 403], "what upstream said"
 
 
-def test_only_the_allowed_users_get_in(relays):
+def test_only_allowed_users_can_submit(relays):
     relay = relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1)
     assert_error(send(relay, TOKEN, "canary"), 403, "RelayForbiddenException")
     assert relay.queued() == 0
@@ -294,7 +294,7 @@ def test_one_connection_serves_many_requests(stranded):
     assert reply.stdout.splitlines() == ["202 1"] + ["202 0"] * 4
 
 
-def test_a_trace_is_kept_and_logged(relay):
+def test_trace_id_is_stored_and_logged(relay):
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     reply = send(relay, TOKEN, "canary", "mine", headers=[f"traceparent: 00-{trace}-00f067aa0ba902b7-01", "Prefer: wait=20"])
     assert reply.status == 200
@@ -308,7 +308,7 @@ def test_a_trace_is_kept_and_logged(relay):
 
 @pytest.mark.parametrize("content_type,length", [("text/plain", 1024), ("text/markdown", 1024), ("application/json", 12000),
                                                  ("application/vnd.amazonaws.connect.message.interactive.response", 12288)])
-def test_the_longest_of_every_type_arrives_whole(relay, upstream, content_type, length):
+def test_longest_message_of_every_type_arrives_complete(relay, upstream, content_type, length):
     content = "canary é" + "é" * 2000
     content = (content * 7)[:length] if length <= 1024 else "canary " + "x" * (length - 7)
     reply = send(relay, TOKEN, content, content_type=content_type, headers=["Prefer: wait=20"])

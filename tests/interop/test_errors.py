@@ -1,4 +1,4 @@
-"""Every error of SendMessage arrives in boto3 as a class of its own."""
+"""Every error of SendMessage becomes its own exception class in boto3."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from kit.callers import MESSAGE, PLAIN, assert_error, bot, parse, send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 TOKEN = "canary-token"
@@ -26,7 +26,7 @@ def silent(request):
 
 
 def of(caught):
-    """Status, code and text of what boto3 raised."""
+    """The status, code and text of a boto3 exception."""
     response = caught.value.response
     return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"], response["Error"]["Message"]
 
@@ -58,7 +58,7 @@ def test_access_denied(relays, upstreams, text):
     with pytest.raises(client.exceptions.AccessDeniedException) as caught:
         message(client)
     assert of(caught)[0] == 403 and of(caught)[2] == text
-    # For a while the same token is refused at the door, without asking again.
+    # For a while the relay rejects the same token without an attempt.
     with pytest.raises(client.exceptions.AccessDeniedException):
         message(client, "canary: another")
     assert len(upstream.requests) == 1
@@ -124,8 +124,8 @@ def test_conflict_by_the_service(relays, upstreams):
     assert relay.metrics()['messages_dead_total{reason="refused",told="true"}'] == 1
 
 
-def test_gone_where_it_died_of_age(relays, upstreams):
-    # An attempt in flight is always waited for; Connect being down is not.
+def test_gone_after_the_message_expired(relays, upstreams):
+    # A wait continues during an attempt in flight, and ends while Connect is down.
     relay = relays(upstreams(silent).url, sender__lifetime="1s", ingress__wait="20s", sender__attempt_timeout="2s")
     client = bot(relay.url)
     with pytest.raises(ClientError) as caught:
@@ -136,7 +136,7 @@ def test_gone_where_it_died_of_age(relays, upstreams):
     assert of(caught)[:2] == (410, "GoneException")
 
 
-def test_an_attempt_that_fails_is_a_deferred_line_and_a_throttle_is_no_attempt(relays, upstreams):
+def test_failed_attempt_is_logged_as_deferred_and_a_throttle_counts_as_no_attempt(relays, upstreams):
     answers = [error(429, "ThrottlingException", "Rate exceeded"), error(503, "", ""), error(404, "", "no route")]
     relay = relays(upstreams(lambda request: answers.pop(0) if answers else None).url, ingress__wait="40s")
     assert message(bot(relay.url))["Id"]
@@ -145,7 +145,7 @@ def test_an_attempt_that_fails_is_a_deferred_line_and_a_throttle_is_no_attempt(r
     assert ["retry_in_ms" in line for line in relay.lines("deferred")] == [False, True, True]
 
 
-def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_answer_no_status(relays, upstreams):
+def test_dead_log_line_has_connects_request_id_and_no_status_without_an_answer(relays, upstreams):
     def script(request):
         return error(400, "ValidationException", "no", **{"x-amzn-RequestId": "request-of-the-refusal"})
 
@@ -162,7 +162,7 @@ def test_a_dead_line_of_the_log_has_connects_request_id_and_where_there_was_no_a
     assert dead["reason"] == "expired" and "http_status" not in dead and "connect_request_id" not in dead
 
 
-def test_a_page_of_a_proxy_is_not_the_service_speaking(relays, upstreams):
+def test_page_of_a_proxy_is_no_answer_of_the_service(relays, upstreams):
     pages = [error(404, "", "no route"), error(403, "MissingAuthenticationTokenException", "Missing Authentication Token")]
     upstream = upstreams(lambda request: pages.pop(0) if pages else None)
     relay = relays(upstream.url, sender__probe_max="200ms")
@@ -179,7 +179,7 @@ def test_a_redirect_is_not_followed(relays, upstreams):
     assert elsewhere.requests == []
 
 
-def test_secrets_that_upstream_echoes_are_scrubbed(relays, upstreams):
+def test_secrets_that_upstream_echoes_are_redacted(relays, upstreams):
     upstream = upstreams(lambda request: error(400, "ValidationException", f"bad token {request.token}"))
     relay = relays(upstream.url)
     client = bot(relay.url)
@@ -189,7 +189,7 @@ def test_secrets_that_upstream_echoes_are_scrubbed(relays, upstreams):
     until(lambda: relay.lines("dead"), "the death is logged")
 
 
-def test_the_letters_of_a_short_token_are_left_where_they_stand(relays, upstreams):
+def test_letters_of_a_short_token_within_words_are_not_redacted(relays, upstreams):
     def script(request):
         if request.json["Content"] == "canary: refuse":
             return error(403, "AccessDeniedException", "Access denied: an explicit deny")
@@ -206,8 +206,8 @@ def test_the_letters_of_a_short_token_are_left_where_they_stand(relays, upstream
     assert relay.metrics()['messages_dead_total{reason="token_refused",told="true"}'] == 1
 
 
-def test_limits_by_size_take_what_aws_documents_and_no_more(relays):
-    """16,384 bytes for every type, and the text names what came, the limit and its key."""
+def test_limits_by_size_are_those_that_aws_documents(relays):
+    """16,384 bytes for every type; the text names the value, the limit and its key."""
     relay = relays("http://127.0.0.1:9", ingress__content_limits="by_size")
     for content_type in (PLAIN, "text/markdown", "application/json"):
         assert send(relay, TOKEN, "é" * 8192, content_type=content_type).status == 202
@@ -215,7 +215,7 @@ def test_limits_by_size_take_what_aws_documents_and_no_more(relays):
         assert_error(reply, 400, "ValidationException", "Content", "16385", "16384", "ingress.content_bytes_max")
 
 
-def test_a_key_on_the_other_door_is_another_conversation_and_the_text_says_so(relays):
+def test_key_on_the_other_listener_is_another_conversation_and_the_error_says_so(relays):
     relay = relays("http://127.0.0.1:9")
     key = "Relay-Conversation: chat/bot"
     assert send(relay, TOKEN, "canary", headers=[key]).status == 202

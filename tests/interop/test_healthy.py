@@ -5,17 +5,17 @@ import threading
 import pytest
 
 from kit.callers import send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 PROBE_MAX = 1.0
-# What a busy machine may add to a wait; b1326e8 never attempted these messages while the sick conversations were due.
+# The delay that a busy machine may add. Before the fix these messages never got an attempt while failing ones were due.
 SLACK = 8.0
 
 
 @pytest.fixture
 def sick():
-    """The answers to conversations whose token names them; what never answers is let go at the end."""
+    """Answers by the name in the token; unanswered requests are released at the end."""
     over = threading.Event()
 
     def script(request):
@@ -38,7 +38,7 @@ def sick():
     "kinds",
     [("500", "500"), ("503", "503", "503"), ("429",), ("429", "429"), ("never", "never", "never"), ("500", "429", "never")],
 )
-def test_healthy_conversations_do_not_wait_for_sick_ones(relays, upstreams, sick, kinds):
+def test_healthy_conversations_do_not_wait_for_failing_ones(relays, upstreams, sick, kinds):
     upstream = upstreams(sick)
     relay = relays(upstream.url, sender__probe_max=f"{PROBE_MAX:g}s", sender__rate_min="1", sender__attempt_timeout="2s")
     for number, kind in enumerate(kinds):
@@ -46,7 +46,7 @@ def test_healthy_conversations_do_not_wait_for_sick_ones(relays, upstreams, sick
     until(lambda: len({request.token for request in upstream.messages()}) == len(kinds), "each is tried once")
     for number in range(12):
         assert send(relay, f"canary-healthy-{number}", "canary", f"healthy-{number}").status == 202
-        # The next one comes when the sick ones had a turn again, or this one is delivered.
+        # The next message is sent after the failing ones had a turn, or when this one is delivered.
         tried = len(upstream.messages())
         until(lambda: len(upstream.messages()) > tried, "something is tried")
     until(lambda: relay.metrics()["messages_delivered_total"] == 12, "each is delivered")
@@ -55,7 +55,7 @@ def test_healthy_conversations_do_not_wait_for_sick_ones(relays, upstreams, sick
     assert relay.get("/livez")[0] == 200
 
 
-def test_retry_hint_of_a_sick_conversation_delays_no_other(relays, upstreams, sick):
+def test_retry_hint_of_a_failing_conversation_delays_no_other(relays, upstreams, sick):
     upstream = upstreams(sick)
     relay = relays(upstream.url, sender__probe_max=f"{PROBE_MAX:g}s", sender__retry_hint_max="60s")
     assert send(relay, "canary-sick-503-hint", "canary", "sick").status == 202
@@ -93,7 +93,7 @@ def test_outage_makes_no_message_poison(relays, upstreams):
     assert relay.metrics()["messages_delivered_total"] == 4 and not relay.lines("dead")
 
 
-def test_first_request_of_a_cold_relay_that_is_throttled_is_tried_again_soon(relays, upstreams):
+def test_throttled_first_request_of_a_new_relay_is_retried_soon(relays, upstreams):
     answers = [error(429, "ThrottlingException")]
     upstream = upstreams(lambda _: answers.pop() if answers else None)
     relay = relays(upstream.url)

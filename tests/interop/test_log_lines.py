@@ -1,10 +1,10 @@
-"""The log as an operator reads it: refused messages, redriven and deleted ones, and who did it."""
+"""Log lines for operators: rejected, redriven and deleted messages, and the uid of each act."""
 
 import json
 import os
 
 from kit.callers import curl, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import error
 
@@ -20,7 +20,7 @@ def operate(relay, *args):
 
 
 def rejected(relay, number):
-    """So many `rejected` lines, once they are there."""
+    """Waits for this many `rejected` lines and returns them."""
     return until(lambda: len(found := relay.lines("rejected")) >= number and found, f"{number} refusals are logged")
 
 
@@ -28,7 +28,7 @@ def names(line, *members):
     return [line.get(member) for member in members]
 
 
-def test_each_refusal_is_a_line_with_its_reason_and_its_message(relays):
+def test_each_rejected_message_has_a_log_line_with_its_reason(relays):
     relay = relays("http://127.0.0.1:9", ingress__body_bytes_max="2KiB", queue__messages_max=2)
     assert send(relay, TOKEN, "canary", "taken", headers=[KEY]).status == 202
     bearer = f"X-Amz-Bearer: {TOKEN}"
@@ -52,7 +52,7 @@ def test_each_refusal_is_a_line_with_its_reason_and_its_message(relays):
         assert line["level"] == "INFO" and relay.metrics()[f'messages_rejected_total{{reason="{reason}"}}'] >= 1
 
 
-def test_refused_lines_of_a_batch_are_logged_as_well(relay):
+def test_rejected_lines_of_a_batch_are_logged(relay):
     lines = [
         {**LINE, "Content": "", "ClientToken": "b-1"},
         {**LINE, "ClientToken": "b-2"},
@@ -64,7 +64,7 @@ def test_refused_lines_of_a_batch_are_logged_as_well(relay):
     assert found[0]["conversation"].startswith("t:") and found[1]["conversation"] == "4711/bot"
 
 
-def test_a_flood_of_429_is_bounded_in_the_log_and_warned_of_once(relays):
+def test_log_lines_about_a_flood_of_429_are_limited_and_one_warning_is_logged(relays):
     relay = relays("http://127.0.0.1:9", queue__messages_max=1, shutdown__grace="0s")
     assert send(relay, TOKEN, "canary", "first").status == 202
     lines = [json.dumps({**LINE, "ClientToken": f"f-{number}"}) for number in range(200)]
@@ -78,7 +78,7 @@ def test_a_flood_of_429_is_bounded_in_the_log_and_warned_of_once(relays):
     assert len(warnings) == 1 and "queue.messages_max" in warnings[0]["why"], warnings
 
 
-def test_acts_of_operators_are_logged_with_their_uid_and_each_message_has_a_line(relays, upstreams):
+def test_operators_acts_are_logged_with_their_uid_and_a_line_for_each_message(relays, upstreams):
     upstream = upstreams(lambda request: error(400, "ValidationException", "Invalid") if b"spoilt" in request.body else None)
     relay = relays(upstream.url)
     for name in ("spoilt-1", "spoilt-2", "spoilt-3"):
@@ -108,7 +108,7 @@ def warnings(relay):
     return [line for line in relay.lines() if line["level"] == "WARN"]
 
 
-def test_one_503_is_no_warning_and_several_are_answered_and_not_unreachable(relays, upstreams):
+def test_one_503_causes_no_warning_and_several_are_not_reported_as_unreachable(relays, upstreams):
     said = iter([error(503, "ServiceUnavailableException")])
     relay = relays(upstreams(lambda _: next(said, None)).url, sender__probe_max="100ms")
     assert send(relay, TOKEN, "canary", "once").status == 202

@@ -1,10 +1,10 @@
-"""The names that dashboards and alerts are built on: each is there from the first scrape on, with its closed labels."""
+"""The metrics that dashboards and alerts use: each exists from the first scrape, with its closed label set."""
 
 import re
 import subprocess
 
 from kit.callers import MESSAGE, curl, look, send
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Answer, error
 
 NONE = frozenset()
@@ -21,7 +21,7 @@ REASONS = ("chat_over", "token_refused", "invalid", "refused", "poison", "expire
 DEAD = {frozenset({("reason", reason), ("told", told)}) for reason in REASONS for told in ("true", "false")}
 ATTEMPTS = labels("outcome", "delivered", "throttled", "unavailable", "answer_lost", "refused", "denied", "misconfigured")
 
-# Name: its type and every label set it may have; None where a label is free.
+# Name: its type and every possible label set; None if a label is free.
 METRICS = {
     "messages_accepted_total": ("counter", {NONE}),
     "messages_rejected_total": ("counter", REJECTED),
@@ -89,11 +89,11 @@ def check(relay):
         elif sets is not None:
             assert series.get(name) == sets, f"{name}: {series.get(name)}"
     unknown = {name for name in types if name.removeprefix("connect_relay_") not in METRICS and not name.startswith("process_")}
-    assert not unknown, f"metrics that nobody promised: {unknown}"
+    assert not unknown, f"undocumented metrics: {unknown}"
     return series
 
 
-def test_every_name_is_there_from_the_first_scrape_with_its_closed_labels(relays, upstream):
+def test_every_metric_and_label_exists_from_the_first_scrape(relays, upstream):
     relay = relays(upstream.url, sender__region="eu-west-2", sender__connect_instance="my-instance")
     series = check(relay)
     [info] = series["connect_relay_info"]
@@ -103,7 +103,7 @@ def test_every_name_is_there_from_the_first_scrape_with_its_closed_labels(relays
     assert any(name.startswith("process_") for name in series)
 
 
-def test_what_happens_is_counted_and_no_token_or_content_shows(relays, upstreams):
+def test_events_are_counted_and_metrics_contain_no_token_or_contents(relays, upstreams):
     def script(request):
         content = request.json["Content"]
         if "denied" in content:
@@ -143,11 +143,11 @@ def test_what_happens_is_counted_and_no_token_or_content_shows(relays, upstreams
         assert found[name] == value, f"{name}: {found[name]}"
     check(relay)
     assert "canary" not in scrape(relay)[3]
-    # The log is searched for the same word when the relay is removed; here, that it says anything at all.
+    # The removal of the relay checks the log for the same word; here: the log is not empty.
     assert [line["event"] for line in relay.lines("accepted")] == ["accepted"] * 3
 
 
-def test_an_outage_and_a_stuck_queue_show(relays, upstreams):
+def test_metrics_show_an_outage_and_a_stuck_queue(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -164,7 +164,7 @@ def test_an_outage_and_a_stuck_queue_show(relays, upstreams):
     assert found["gate_open"] == 1 and found["oldest_due_seconds"] == 0 and found["last_delivery_timestamp_seconds"] > 1.7e9
 
 
-def test_a_reply_that_never_came_counts_as_unknown(relays, upstreams):
+def test_missing_or_incomplete_reply_counts_as_a_lost_answer(relays, upstreams):
     answers = [CUT, Answer(200, b"[]"), Answer(200, b'{"Id":', {"Content-Length": "20"})]
     upstream = upstreams(lambda request: answers.pop(0) if answers else None)
     relay = relays(upstream.url, sender__backoff__initial="20ms", sender__attempt_timeout="2s", sender__connect_timeout="1s")
@@ -173,7 +173,7 @@ def test_a_reply_that_never_came_counts_as_unknown(relays, upstreams):
     assert look(relay, "canary-1", "mine").json["State"] == "DELIVERED"
 
 
-def test_the_admin_port_is_read_only_and_shows_no_more(relay):
+def test_admin_port_is_read_only_and_has_no_other_page(relay):
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
     for path in ("/", "/status", "/messages", "/participant/queue"):
         assert relay.get(path)[0] == 404

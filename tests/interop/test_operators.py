@@ -1,11 +1,11 @@
-"""What operators do to a relay at work: pause, resume and drain, on the command line."""
+"""Operators' commands on a running relay: pause, resume, drain, and messages."""
 
 import json
 import os
 import threading
 
 from kit.callers import curl, look, queued, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command
 from kit.upstream import CUT, error
 
@@ -14,7 +14,7 @@ DOWN = "http://127.0.0.1:9"
 
 
 def operate(relay, *args, code=0):
-    """Runs a command at the relay's control socket; gives back what it says."""
+    """Runs a command on the relay's control socket; returns its output."""
     done = command(*args, "--dir", relay.folder)
     assert done.returncode == code, done
     return done.stdout
@@ -29,7 +29,7 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     relay = relays(upstream.url)
     assert operate(relay, "pause", "--reason", "the instance moves") == "sending is paused: 0 queued, 0 in flight\n"
     reply = send(relay, TOKEN, "canary", "mine")
-    assert reply.status == 202 and "ExpectedTime" not in reply.json, "nobody can tell when"
+    assert reply.status == 202 and "ExpectedTime" not in reply.json, "the time cannot be estimated"
     relay.kill()
     relay.start()
     assert status(relay)["paused"]["reason"] == "the instance moves"
@@ -37,7 +37,7 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
     assert [line for line in relay.lines() if "still paused" in line.get("message", "")]
     assert upstream.messages() == [] and queued(relay) == 1
-    assert operate(relay, "resume").startswith("sending goes on: ")
+    assert operate(relay, "resume").startswith("sending resumed: ")
     relay.until_empty()
     assert len(upstream.messages()) == 1 and status(relay)["paused"] is None
 
@@ -83,7 +83,7 @@ def test_resume_forgets_the_tokens_that_were_refused(relays, upstreams):
     relay = relays(upstream.url)
     assert send(relay, TOKEN, "canary: 0").status == 202
     until(lambda: relay.lines("held"), "its conversation is held")
-    assert send(relay, TOKEN, "canary: 1").status == 403, "and refused at the door"
+    assert send(relay, TOKEN, "canary: 1").status == 403, "and rejected at submission"
     refuses[0] = False
     operate(relay, "resume")
     assert send(relay, TOKEN, "canary: 2").status == 202
@@ -91,7 +91,7 @@ def test_resume_forgets_the_tokens_that_were_refused(relays, upstreams):
     assert [request.json["Content"] for request in upstream.messages()][1:] == ["canary: 0", "canary: 2"]
 
 
-def test_drain_delivers_what_is_queued_and_the_relay_leaves(relays, upstreams):
+def test_drain_delivers_queued_messages_and_the_relay_exits(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__quota_rate=20, sender__quota_burst=1)
     for number in range(20):
@@ -100,16 +100,16 @@ def test_drain_delivers_what_is_queued_and_the_relay_leaves(relays, upstreams):
     assert relay.wait() == 0 and len(upstream.messages()) == 20
 
 
-def test_drain_says_what_is_left_and_its_timeout_is_the_grace(relays):
+def test_drain_reports_remaining_messages_and_its_timeout_is_the_grace(relays):
     relay = relays(DOWN, shutdown__grace="1h")
     send(relay, TOKEN, "canary", "mine")
-    assert operate(relay, "drain", "--timeout", "3s", code=75) == "left: 1 queued, on disk, for the next start\n"
+    assert operate(relay, "drain", "--timeout", "3s", code=75) == "stopped with 1 queued; they stay on disk and are sent at the next start\n"
     assert relay.wait() == 75
     relay.start()
     assert look(relay, TOKEN, "mine").json["State"] == "QUEUED"
 
 
-def test_a_command_without_a_relay_fails_and_says_so(tmp_path):
+def test_command_reports_a_missing_relay(tmp_path):
     for name in ("pause", "resume", "drain"):
         done = command(name, "--dir", tmp_path)
         assert done.returncode == 1 and "the relay is not running" in done.stderr, done
@@ -123,7 +123,7 @@ def messages(relay, *args, code=0):
 
 
 def refuse_bad(request):
-    """A service that takes everything but what is bad."""
+    """A service that accepts everything except contents that are marked as bad."""
     return error(400, "ValidationException", "canary: it is bad") if "bad" in request.json["Content"] else None
 
 
@@ -132,7 +132,7 @@ def dies(relay, count=1):
 
 
 def control(relay, path, method="GET", body=None):
-    """The operators' door itself."""
+    """The operators' API."""
     return curl(relay, path, body, method=method, extra=("--unix-socket", relay.folder / "private/control.sock"))
 
 
@@ -167,7 +167,7 @@ def test_a_redriven_message_is_delivered_with_its_client_token_in_its_old_place(
     assert send(down, TOKEN, "canary: 1", "c-1").status == 200
 
 
-def test_changed_contents_go_with_a_new_client_token_and_repeats_are_compared_with_what_was_accepted(relays, upstreams):
+def test_edited_message_has_a_new_client_token_and_repeats_are_compared_with_the_accepted_contents(relays, upstreams):
     upstream = upstreams(refuse_bad)
     relay = relays(upstream.url, control__edit="true")
     assert send(relay, TOKEN, "canary: bad", "mine").status == 202
@@ -188,7 +188,7 @@ def test_changed_contents_go_with_a_new_client_token_and_repeats_are_compared_wi
     assert send(relay, TOKEN, "canary: good", "mine").status == 409, "and this it never said"
 
 
-def test_contents_are_changed_only_where_control_edit_allows_it(relays, upstreams):
+def test_contents_are_changed_only_if_control_edit_allows_it(relays, upstreams):
     relay = relays(upstreams(refuse_bad).url)
     send(relay, TOKEN, "canary: bad", "mine")
     dies(relay)
@@ -198,7 +198,7 @@ def test_contents_are_changed_only_where_control_edit_allows_it(relays, upstream
     assert status(relay)["dead_letters"] == 1
 
 
-def test_a_redrive_with_a_token_goes_where_that_token_leads(relays, upstreams):
+def test_redrive_with_a_token_goes_to_the_conversation_of_that_token(relays, upstreams):
     over = {TOKEN}
     upstream = upstreams(lambda request: error(403, "AccessDeniedException", "Access denied") if request.token in over else None)
     relay = relays(upstream.url, sender__token_wait="1s")
@@ -232,13 +232,13 @@ def test_deleted_messages_are_dead_letters_and_are_not_sent(relays, upstreams):
     died = relay.lines("dead")
     assert [(line["reason"], line["conversation"]) for line in died[:1] + died[-3:]] == [("deleted", "C/bot")] * 4
     assert relay.metrics()['messages_dead_total{reason="deleted",told="false"}'] == 4
-    assert operate(relay, "messages", "redrive", "--all") == "queued again: 0\n", "nobody asked for what was deleted"
+    assert operate(relay, "messages", "redrive", "--all") == "queued again: 0\n", "the command did not ask for what was deleted"
     operate(relay, "resume")
     relay.until_empty()
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: other"]
 
 
-def test_a_message_in_flight_is_not_deleted_and_one_that_may_have_arrived_says_so(relays, upstreams):
+def test_message_in_flight_is_not_deleted_and_one_that_may_have_arrived_is_marked(relays, upstreams):
     answers = threading.Event()
     upstream = upstreams(lambda _: answers.wait(30) and CUT)
     relay = relays(upstream.url, sender__backoff__initial="1m", sender__backoff__max="1m")
@@ -249,12 +249,12 @@ def test_a_message_in_flight_is_not_deleted_and_one_that_may_have_arrived_says_s
     done = command("messages", "delete", message["Id"], "--dir", relay.folder)
     assert done.returncode == 1 and "in flight" in done.stderr
     answers.set()
-    until(lambda: relay.lines("deferred"), "nobody knows whether it arrived")
+    until(lambda: relay.lines("deferred"), "it is unknown if it arrived")
     assert operate(relay, "messages", "delete", message["Id"]) == f"{message['Id']} is deleted; it may have been delivered before\n"
     assert look(relay, TOKEN, "mine").json["MaybeDelivered"] is True
 
 
-def test_much_is_redriven_and_deleted_in_pages_while_bots_go_on(relays):
+def test_bulk_redrive_and_delete_run_in_pages_while_bots_continue(relays):
     relay = relays(DOWN, sender__lifetime="3s")
     lines = [json.dumps({"ContentType": "text/plain", "Content": "canary", "ClientToken": f"c-{number}",
                          "ConnectionToken": f"canary-{number % 3}", "Conversation": f"C{number % 3}"})
@@ -274,7 +274,7 @@ def test_much_is_redriven_and_deleted_in_pages_while_bots_go_on(relays):
     assert [m["ClientToken"] for m in messages(relay, "--reason", "deleted")] == [f"c-{n}" for n in range(2, 30, 3)]
 
 
-def test_a_slip_of_the_pen_does_nothing(relay):
+def test_mistyped_bulk_command_changes_nothing(relay):
     operate(relay, "pause")
     send(relay, TOKEN, "canary", "mine")
     for method, path in [("DELETE", "/messages"), ("DELETE", "/messages?conversaton=C"), ("DELETE", "/messages?conversation="),

@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from kit.callers import curl, send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import CANARY, Relay, command
 from kit.upstream import Upstream, error
 
@@ -61,7 +61,7 @@ def expiring(relay):
 
 
 @pytest.mark.parametrize("token", [lambda n: f"{CANARY}-one", lambda n: f"{CANARY}-{n % 7}", lambda n: f"{CANARY}-{n}"], ids=["one conversation", "seven", "each its own"])
-def test_more_than_can_be_sent_in_time_is_said_before_any_is_lost(relays, upstream, token):
+def test_messages_that_will_expire_are_reported_before_the_first_expires(relays, upstream, token):
     relay = relays(upstream.url, sender__rate_max=1, sender__rate_min=1, sender__quota_rate=1, sender__quota_burst=1)
     batch(relay, 3000, token)
     until(lambda: 2000 <= expiring(relay) <= 2200, "about 2,100 of 3,000 messages do not go out within 15 minutes")
@@ -77,7 +77,7 @@ def test_more_than_can_be_sent_in_time_is_said_before_any_is_lost(relays, upstre
     assert relay.metrics()['messages_dead_total{reason="expired",told="false"}'] == 0
 
 
-def test_what_can_be_sent_in_time_is_no_loss(relays):
+def test_messages_that_can_be_sent_in_time_are_not_reported(relays):
     relay = relays(DOWN, sender__lifetime="1h")
     first = send(relay, f"{CANARY}-a", "x", "a").json
     assert "WillExpire" not in first and 3500 < seconds(first["Expires"]) - time.time() < 3700
@@ -92,7 +92,7 @@ def test_what_can_be_sent_in_time_is_no_loss(relays):
     until(lambda: expiring(relay) == 50, "they end within five minutes")
 
 
-def test_of_mixed_lifetimes_those_that_end_too_early_count(relays, upstream):
+def test_only_messages_whose_lifetime_ends_too_early_are_counted(relays, upstream):
     relay = relays(upstream.url, sender__rate_max=1, sender__rate_min=1, sender__quota_rate=1, sender__quota_burst=1)
     assert curl(control(relay), "/pause", method="POST").status == 200  # else the door refuses what comes too late
     batch(relay, 400, lifetime=7 * 86400)
@@ -111,7 +111,7 @@ def post(relay, client_token, *headers, token=None):
         return reply.status, json.loads(reply.read()), time.monotonic() - began
 
 
-# An implied wait is made so long that one that is waited out is found by the clock, however busy the machine is.
+# An implied wait is so long that a completed one is detected by the clock, however busy the machine is.
 LONG = {"ingress__wait": "40s", "ingress__wait_max": "50s"}
 
 
@@ -126,7 +126,7 @@ def test_an_implied_wait_is_not_begun_while_sending_is_paused(relays, upstream):
 
 
 def control(relay):
-    return type("Door", (), {"socket": str(relay.folder / "private/control.sock")})
+    return type("Listener", (), {"socket": str(relay.folder / "private/control.sock")})
 
 
 def test_an_implied_wait_ends_while_connect_is_down(relays):
@@ -155,7 +155,7 @@ def test_an_implied_wait_is_not_begun_in_a_held_conversation(relays, upstream):
     assert code == 202 and took < 20, "a repeat does not wait for what is held"
 
 
-def test_an_implied_wait_that_is_under_way_ends_when_sending_is_paused_but_an_attempt_in_flight_is_waited_for(relays, upstream):
+def test_implied_wait_ends_when_sending_is_paused_unless_an_attempt_is_in_flight(relays, upstream):
     answer = threading.Event()
     upstream.script = lambda request: answer.wait(60) and None
     relay = relays(upstream.url, sender__attempt_timeout="50s", **LONG)

@@ -1,4 +1,4 @@
-"""What commands write: to a full disk, to a reader that leaves; and the log when stderr is not read."""
+"""Output of commands: on a full disk, with a closed pipe; and the log when stderr is not read."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from kit.callers import curl
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import BINARY, environment
 
 TOKEN = "canary-token"
@@ -43,7 +43,7 @@ def run(stranded, tmp_path):
         args = [{"FOLDER": stranded.folder, "COPY": copy}.get(arg, arg) for arg in COMMANDS[name]]
         env = environment({"sender.region": "eu-west-2"}, CONNECTION_TOKEN=TOKEN)
         done = subprocess.run([BINARY, *map(str, args)], env=env, stdin=subprocess.DEVNULL, stdout=stdout,
-                              stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+                              stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
         return done.returncode, done.stderr
 
     return run
@@ -58,7 +58,7 @@ def test_output_that_cannot_be_written_is_a_failure(run, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_reader_that_has_left_is_no_failure_and_nothing_is_said_of_it(run, name):
+def test_closed_output_pipe_is_no_failure_and_prints_nothing(run, name):
     reader, writer = os.pipe()
     os.close(reader)
     code, said = run(name, writer)
@@ -66,7 +66,7 @@ def test_a_reader_that_has_left_is_no_failure_and_nothing_is_said_of_it(run, nam
     assert code == 0 and "roken pipe" not in said and "panicked" not in said, said
 
 
-def test_dropped_log_lines_are_counted_and_said_while_the_relay_runs(relays):
+def test_dropped_log_lines_are_counted_and_logged_while_the_relay_runs(relays):
     relay = relays("http://127.0.0.1:9", start=False, queue__messages_max=20000, ingress__batch_bytes_max="4MiB")
     os.mkfifo(relay.log_path)
     pipe = os.open(relay.log_path, os.O_RDONLY | os.O_NONBLOCK)
@@ -86,7 +86,7 @@ def test_dropped_log_lines_are_counted_and_said_while_the_relay_runs(relays):
             lines = [json.dumps({**LINE, "ClientToken": f"{batch}-{number}"}) for number in range(3000)]
             assert curl(relay, "/participant/messages", "\n".join(lines).encode()).status == 200
         dropped = until(lambda: relay.metrics()["log_lines_dropped_total"], "lines are dropped")
-        until(lambda: b"log lines were dropped" in drain(), "it is said once there is room again")
+        until(lambda: b"log lines were dropped" in drain(), "the count is logged once there is space again")
         said = next(json.loads(line) for line in read.splitlines() if b"log lines were dropped" in line)
         assert said["level"] == "WARN" and 0 < said["lines"] and dropped > 0
         assert relay.process.poll() is None, "and the relay goes on"

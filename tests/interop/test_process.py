@@ -1,4 +1,4 @@
-"""The process: its exit codes, its doors at start and stop, and each command on the command line."""
+"""The process: exit codes, listeners at start and stop, and each command."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from kit.callers import PLAIN, assert_error, bot, curl, look, queued, send
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import ROOT, command, free_port
 
 
@@ -23,7 +23,7 @@ TOKEN = "canary-token"
 DOWN = "http://127.0.0.1:9"
 
 
-# Leaving and coming back
+# Stop and restart
 
 
 def test_sigterm_with_nothing_queued_is_0(relay):
@@ -31,7 +31,7 @@ def test_sigterm_with_nothing_queued_is_0(relay):
     assert relay.stop() == 0
 
 
-def test_sigterm_delivers_what_is_queued_first(relays, upstreams):
+def test_sigterm_delivers_queued_messages_first(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__quota_rate=20, sender__quota_burst=1)
     for number in range(30):
@@ -40,7 +40,7 @@ def test_sigterm_delivers_what_is_queued_first(relays, upstreams):
     assert len(upstream.messages()) == 30
 
 
-def test_sigterm_with_messages_that_cannot_go_is_75_and_they_go_after_the_next_start(relays, upstreams):
+def test_sigterm_with_undeliverable_messages_is_75_and_they_are_sent_after_the_next_start(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, shutdown__grace="3s", sender__probe_max="200ms")
     upstream.stop()
@@ -55,7 +55,7 @@ def test_sigterm_with_messages_that_cannot_go_is_75_and_they_go_after_the_next_s
     assert [request.json["Content"] for request in upstream.messages()] == [f"canary: {number}" for number in range(3)]
 
 
-def test_the_doors_stay_open_while_draining(relays, upstreams):
+def test_listeners_stay_open_while_draining(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, shutdown__grace="20s", sender__probe_max="200ms")
     upstream.stop()
@@ -70,12 +70,12 @@ def test_the_doors_stay_open_while_draining(relays, upstreams):
     assert [request.json["Content"] for request in upstream.messages()] == ["canary: before", "canary: farewell"]
 
 
-def test_in_the_last_tenth_of_the_grace_nothing_more_is_taken(relays, upstreams):
+def test_no_message_is_accepted_in_the_last_tenth_of_the_grace(relays, upstreams):
     answers = threading.Event()
-    upstream = upstreams(lambda request: answers.wait(PATIENCE) and None)
+    upstream = upstreams(lambda request: answers.wait(TIMEOUT) and None)
     relay = relays(upstream.url, shutdown__grace="4s")
     try:
-        # An attempt that is in flight keeps the doors there until the end.
+        # An attempt in flight keeps the listeners open until the end.
         send(relay, TOKEN, "canary: in flight", "first")
         upstream.wait_for(1)
         relay.terminate()
@@ -93,23 +93,23 @@ def test_in_the_last_tenth_of_the_grace_nothing_more_is_taken(relays, upstreams)
     finally:
         answers.set()
     assert relay.wait() == 75
-    assert "what is queued stays on disk" in relay.log()
+    assert "the queued messages stay on disk" in relay.log()
 
 
 @pytest.mark.parametrize("grace", ["0s", "1s"])
-def test_a_short_grace_is_kept_and_says_what_is_left(relays, grace):
+def test_short_grace_is_kept_and_remaining_messages_are_logged(relays, grace):
     relay = relays(DOWN, shutdown__grace=grace)
     assert send(relay, TOKEN, "canary").status == 202
     relay.terminate()
     assert relay.wait() == 75
-    assert "left: what is queued stays on disk" in relay.log()
+    assert "stopped with messages queued; they stay on disk" in relay.log()
 
 
 def test_idle_connections_do_not_hold_up_a_drain_of_an_empty_queue(relays, upstream):
     relay = relays(upstream.url, shutdown__grace="1h")
     with socket.socket(socket.AF_UNIX) as silent, socket.create_connection(relay.url.removeprefix("http://").split(":")) as used:
         silent.connect(relay.socket)
-        used.settimeout(PATIENCE)
+        used.settimeout(TIMEOUT)
         used.sendall(b"GET /participant/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         head = used.recv(65536)
         assert b"\r\nkeep-alive: timeout=74\r\n" in head.lower(), head
@@ -117,7 +117,7 @@ def test_idle_connections_do_not_hold_up_a_drain_of_an_empty_queue(relays, upstr
         assert used.recv(1) == b""
 
 
-def test_each_reply_while_it_drains_ends_its_connection(relays):
+def test_each_reply_during_a_drain_closes_its_connection(relays):
     relay = relays(DOWN, shutdown__grace="1h")
     send(relay, TOKEN, "canary")
     relay.terminate()
@@ -154,14 +154,14 @@ def test_the_probes_answer_while_the_queue_opens(relays, upstream):
     assert relay.wait() == 75
 
 
-def test_at_the_limit_the_longest_idle_connection_makes_room(relays):
+def test_longest_idle_connection_is_closed_at_the_limit(relays):
     relay = relays(DOWN, ingress__connections_max=4)
     request = b"GET /participant/queue HTTP/1.1\r\nHost: x\r\n\r\n"
     with contextlib.ExitStack() as all_of_them:
 
         def connect():
             stream = all_of_them.enter_context(socket.socket(socket.AF_UNIX))
-            stream.settimeout(PATIENCE)
+            stream.settimeout(TIMEOUT)
             stream.connect(relay.socket)
             return stream
 
@@ -174,11 +174,11 @@ def test_at_the_limit_the_longest_idle_connection_makes_room(relays):
         assert served(connect())
         assert first.recv(1) == b"", "it was idle for longest"
         assert all(served(stream) for stream in others)
-        # On the other listener is room of its own.
+        # The other listener has its own limit.
         assert urllib.request.build_opener(urllib.request.ProxyHandler({})).open(relay.url + "/participant/queue", timeout=20).status == 200
 
 
-def test_a_second_signal_leaves_at_once(relays):
+def test_second_signal_exits_at_once(relays):
     relay = relays(DOWN, shutdown__grace="10m")
     send(relay, TOKEN, "canary")
     relay.terminate()
@@ -187,7 +187,7 @@ def test_a_second_signal_leaves_at_once(relays):
     assert relay.wait() == 75
 
 
-def test_a_second_relay_on_the_same_folder_is_refused_and_the_first_does_not_notice(relay):
+def test_second_relay_on_the_same_folder_is_refused_and_the_first_continues(relay):
     second = command("run", "--dir", relay.folder, settings={**relay.settings, "admin.listen": f"127.0.0.1:{free_port()}", "ingress.tcp": ""})
     assert second.returncode == 1, second.stderr
     assert str(relay.folder) in second.stderr and "panicked" not in second.stderr
@@ -195,7 +195,7 @@ def test_a_second_relay_on_the_same_folder_is_refused_and_the_first_does_not_not
 
 
 def test_a_live_socket_is_refused(relay, tmp_path):
-    # Another folder's relay, told to listen where the first one does.
+    # A relay of another folder that is configured with the first one's addresses.
     text = f"""
         [ingress]
         socket = "{relay.socket}"
@@ -226,7 +226,7 @@ def socket_exists(relay):
     return relay.folder.joinpath("relay.sock").is_socket()
 
 
-def test_a_taken_port_is_said(relays):
+def test_port_in_use_is_reported(relays):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -238,7 +238,7 @@ def test_a_taken_port_is_said(relays):
         assert address in relay.log()
 
 
-def test_what_was_acknowledged_is_there_after_kill_9(relays, upstreams):
+def test_acknowledged_messages_survive_kill_9(relays, upstreams):
     upstream = upstreams()
     relay = relays(upstream.url, sender__probe_max="200ms")
     upstream.stop()
@@ -260,7 +260,7 @@ def test_files_and_sockets_are_for_their_owner(relay):
     assert inside and all(path.stat().st_mode & 0o077 == 0 for path in inside)
 
 
-def test_a_queue_in_memory_is_refused_with_78_unless_it_is_wanted(relays):
+def test_queue_in_memory_is_refused_with_78_unless_queue_volatile_is_true(relays):
     relay = relays(DOWN, start=False)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         shutil.rmtree(relay.folder)
@@ -338,7 +338,7 @@ def test_a_bad_setting_is_78_and_names_its_key(tmp_path, key, value):
     ("[sender]\nregion = 'eu-west-2'\n[ingress]\ntcp = '127.0.0.1:8480'\nallow_uids = [1000]", ["ingress.tcp"]),
     ("", ["sender.region"]),
 ])
-def test_a_bad_file_is_78_and_says_what_is_wrong_where(tmp_path, text, words):
+def test_bad_file_is_78_and_the_error_names_the_source_and_the_key(tmp_path, text, words):
     (tmp_path / "relay.toml").write_text(text)
     done = command("check", "--config", tmp_path / "relay.toml")
     assert done.returncode == 78, done.stdout
@@ -370,7 +370,7 @@ def test_check_prints_the_defaults_as_they_are_documented():
     assert len(printed) == len(documented)
 
 
-def test_check_takes_its_own_output(tmp_path):
+def test_check_accepts_its_own_output(tmp_path):
     first = command("check", settings={"sender.region": "eu-west-2"})
     (tmp_path / "relay.toml").write_text(first.stdout)
     again = command("check", "--config", tmp_path / "relay.toml")
@@ -422,19 +422,19 @@ def test_secrets_in_settings_are_not_printed():
     (["demo", "--messages", "0"], ["--messages"]),
     (["demo", "--conversations", "1001"], ["--conversations", "1000"]),
 ])
-def test_bad_usage_is_2_and_names_what_is_wrong(args, words):
+def test_bad_usage_is_2_and_names_the_mistake(args, words):
     done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
     assert done.returncode == 2 and not done.stdout, done.stdout
     assert all(word in done.stderr for word in words) and "canary" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("token,words", [(None, "set CONNECTION_TOKEN"), ("", "0 bytes"), ("canary token", "a space"), ("canary" * 200, "1200 bytes")])
-def test_send_needs_a_token_that_can_be_one(token, words):
+def test_send_needs_a_well_formed_token(token, words):
     done = command("send", "x", env={} if token is None else {"CONNECTION_TOKEN": token})
     assert done.returncode == 2 and words in done.stderr and "canary" not in done.stderr, done.stderr
 
 
-def test_what_is_no_socket_is_said(tmp_path):
+def test_path_that_is_not_a_socket_is_reported(tmp_path):
     for args in (["send", "--socket", tmp_path, "x"], ["status", "--socket", tmp_path]):
         done = command(*args, env={"CONNECTION_TOKEN": TOKEN})
         assert done.returncode == 1 and f"{tmp_path}: it is not a socket" in done.stderr, done.stderr
@@ -448,7 +448,7 @@ def test_help_and_version():
     assert re.match(r"connect-relay \d+\.\d+\.\d+", command("--version").stdout)
 
 
-def test_send_hands_messages_over(relay, upstream, tmp_path):
+def test_send_submits_messages(relay, upstream, tmp_path):
     env = {"CONNECTION_TOKEN": TOKEN}
     one = command("send", "--socket", relay.socket, "--client-token", "t-1", "--wait", "20s", "canary: one", env=env)
     assert one.returncode == 0, one.stderr
@@ -469,7 +469,7 @@ def test_send_finds_the_relay_by_its_folder_as_the_other_commands_do(relay):
     assert command("send", "--dir", relay.folder, "--socket", relay.socket, "canary").returncode == 2
 
 
-def test_send_hands_a_batch_over(relay, upstream, tmp_path):
+def test_send_submits_a_batch(relay, upstream, tmp_path):
     lines = [{"ContentType": PLAIN, "Content": f"canary: {n}", "ClientToken": f"t-{n}", "ConnectionToken": TOKEN} for n in range(5)]
     (tmp_path / "batch").write_text("\n".join(map(json.dumps, lines)))
     done = command("send", "--socket", relay.socket, "--batch", tmp_path / "batch")
@@ -478,7 +478,7 @@ def test_send_hands_a_batch_over(relay, upstream, tmp_path):
     assert [request.json["ClientToken"] for request in upstream.messages()] == [f"t-{n}" for n in range(5)]
 
 
-def test_send_says_why_it_failed(relay, tmp_path):
+def test_send_reports_why_it_failed(relay, tmp_path):
     env = {"CONNECTION_TOKEN": TOKEN}
     assert command("send", "--socket", relay.socket, "canary").returncode != 0, "there is no token"
     long = command("send", "--socket", relay.socket, "x" * 1025, env=env)
@@ -487,7 +487,7 @@ def test_send_says_why_it_failed(relay, tmp_path):
     assert nobody.returncode == 1 and "nobody.sock" in nobody.stderr
 
 
-def test_status_tells_health_and_what_is_queued(stranded):
+def test_status_shows_health_and_queued_messages(stranded):
     # The control socket is found as the relay finds it: by the same folder.
     at = ("--dir", stranded.folder)
     assert command("status", *at, settings=stranded.settings).returncode == 0
@@ -499,12 +499,12 @@ def test_status_tells_health_and_what_is_queued(stranded):
     assert command("status", "--exit-code", *at, settings=stranded.settings).returncode == 75
 
 
-def test_status_says_when_there_is_no_relay(tmp_path):
+def test_status_reports_a_missing_relay(tmp_path):
     done = command("status", "--dir", tmp_path, settings={"sender.endpoint": DOWN})
     assert done.returncode == 1 and done.stderr
 
 
-def test_control_is_closed_to_others(relay):
+def test_control_socket_refuses_other_users(relay):
     control = [path for path in relay.folder.rglob("*.sock") if path.name != "relay.sock"]
     assert len(control) == 1 and control[0].stat().st_mode & 0o777 == 0o600
     assert control[0].parent != relay.folder, "not in the folder that bots can reach"

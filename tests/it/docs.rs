@@ -183,7 +183,7 @@ fn the_architectures_floors_are_the_tested_ones() {
 }
 
 #[test]
-fn each_step_of_a_messages_way_is_in_the_code_and_calls_what_it_says() {
+fn each_step_of_a_messages_way_names_a_function_and_its_calls() {
     let steps = table("docs/architecture.md", "## A message's way");
     assert!(steps.len() >= 15, "the whole way");
     let mut violations = Vec::new();

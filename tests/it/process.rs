@@ -136,7 +136,7 @@ fn bad_configuration_is_78_and_nothing_is_touched() {
 }
 
 #[test]
-fn check_prints_a_configuration_that_it_takes_itself() {
+fn check_prints_a_configuration_that_it_accepts() {
     let first = run(&["check"], &[("AWS_REGION", "eu-west-2")]);
     assert!(first.status.success(), "{}", text(&first.stderr));
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ fn bad_usage_is_2_and_help_is_0() {
 }
 
 #[test]
-fn a_signal_drains_to_0_and_a_second_one_leaves_at_once_with_75() {
+fn signal_drains_with_0_and_a_second_one_exits_at_once_with_75() {
     let dir = tempfile::tempdir().unwrap();
     let relay = Relay::start(dir.path(), &[]);
     relay.signal(Signal::TERM);
@@ -192,7 +192,7 @@ fn a_signal_drains_to_0_and_a_second_one_leaves_at_once_with_75() {
 }
 
 #[test]
-fn a_reload_applies_what_it_can_and_says_what_needs_a_restart() {
+fn reload_applies_live_keys_and_reports_those_that_need_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (file, folder) = (dir.path().join("relay.toml"), dir.path().join("relay"));
     let write = |text: &str| std::fs::write(&file, text).unwrap();

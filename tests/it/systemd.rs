@@ -20,7 +20,7 @@ fn hear(manager: &UnixDatagram, wanted: &str) -> String {
 }
 
 #[test]
-fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
+fn service_manager_gets_ready_alive_and_stopping_while_connect_is_down() {
     let dir = tempfile::tempdir().unwrap();
     let address = dir.path().join("notify");
     let manager = UnixDatagram::bind(&address).unwrap();
@@ -35,7 +35,7 @@ fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
     let status = hear(&manager, "STATUS=ready: 1 queued");
     assert!(status.contains("\nWATCHDOG=1"), "{status}");
     for _ in 0..3 {
-        hear(&manager, "Connect takes no messages\nWATCHDOG=1");
+        hear(&manager, "Connect accepts no messages\nWATCHDOG=1");
     }
     relay.signal(Signal::TERM);
     hear(&manager, "STOPPING=1");
@@ -47,7 +47,7 @@ fn a_service_manager_hears_ready_alive_and_stopping_while_connect_is_down() {
 }
 
 #[test]
-fn a_watchdog_that_is_another_process_s_is_not_fed() {
+fn watchdog_of_another_process_gets_no_notifications() {
     let dir = tempfile::tempdir().unwrap();
     let address = dir.path().join("notify");
     let manager = UnixDatagram::bind(&address).unwrap();

@@ -13,7 +13,7 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry", "storage"],
     &["message", "delivery"],
-    &["life", "pacer", "turns", "suspects", "health", "supervisor"],
+    &["life", "pacer", "turns", "suspects", "health", "service_manager"],
     &["queue", "participant", "serve"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
@@ -67,7 +67,7 @@ fn a_module_names_only_lower_floors_and_its_own_children() {
 }
 
 #[test]
-fn what_only_one_module_may_do_no_other_does() {
+fn restricted_code_is_only_in_its_modules() {
     let mut violations = Vec::new();
     for source in sources() {
         for (number, line) in source.lines() {
@@ -230,7 +230,7 @@ fn every_log_line_has_a_text_and_members_of_plain_types() {
 }
 
 #[test]
-fn words_are_found_where_they_stand() {
+fn scan_finds_words_modules_metrics_and_arguments() {
     assert!(has_word("use sled::Db;", "sled::") && !has_word("unsled::x", "sled::"));
     let source = Source {
         path: "src/queue/x.rs".into(),

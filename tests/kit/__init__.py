@@ -4,10 +4,10 @@
 | --- | --- |
 | `plugin` | options, markers and fixtures |
 | `processes` | the binary under test: a relay, the simulator, single commands; the only place that starts a relay |
-| `patience` | waiting for a condition |
+| `timeout` | waiting for a condition |
 | `upstream` | a scripted Participant Service |
-| `callers`, `raw`, `neighbours` | bots: curl and boto3, plain bytes, other users of the machine |
-| `cage` | memory limits |
+| `callers`, `raw_http`, `other_users` | bots: curl and boto3, plain bytes, other users of the machine |
+| `memory_limit` | memory limits |
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
 | `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |
 | `monitoring` | Prometheus and the load in front of it |

@@ -1,15 +1,15 @@
-"""What must hold after a cut or a kill, by what the relay had said and done before.
+"""The conditions after a cut or a kill, derived from what the relay had replied and sent before.
 
 For each chat, with the places of its messages counted from 0:
 
-| had happened before | so afterwards |
+| before | afterwards |
 | --- | --- |
 | accepted, by a 2xx | delivered before, or delivered now |
 | Connect's 200 had come in | need not be sent again |
-| the bot was told that it is delivered, or the chat's next one was sent | that is on disk: is not sent again |
-| only offered | may be delivered now, or be gone |
+| the bot got its 200, or the chat's next message was sent | the delivery is on disk: it is not sent again |
+| only offered | may be delivered now, or be missing |
 
-What is sent now are consecutive places in order, each with the contents, token and ClientToken that were offered.
+The messages sent now have consecutive places, in order, each with the contents, token and ClientToken that were offered.
 """
 
 from kit.bots import chat_token, message, place_of
@@ -39,7 +39,7 @@ class Known:
 
 
 def faults(seed, known, ledger):
-    """What is wrong with a ledger, in words; empty when all is well."""
+    """Lists the faults of a ledger; empty if there are none."""
     found, sent = [], {chat: [] for chat in known.highest["offered"]}
     for line in ledger:
         try:

@@ -1,6 +1,6 @@
-"""The load: bots that speak to a relay over its Unix socket, each its own chat, and what they have been told.
+"""The load: bots that send to a relay over its Unix socket, each with its own chat, and the replies that they got.
 
-Messages are made from the seed, so that an audit can make them again and compare them byte for byte.
+Messages are derived from the seed, so that an audit can derive them again and compare them byte for byte.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ PLAIN, JSON = "text/plain", "application/json"
 def message(seed, chat, place):
     """100 bytes to 48 KB; ASCII, accents, emoji. Half of the time short, half of the time long, for all chats at about the
     same time: then one commit after the other opens a segment of the log, and some open several."""
-    dice = random.Random(f"{seed} {chat} {place}")
+    rng = random.Random(f"{seed} {chat} {place}")
     name = f"{chat}-{place}"
-    if place % 20 < 10 and dice.random() < 0.8:
-        text = name + " " + "é😀 text "[: dice.randint(1, 9)] * dice.randint(100, 1000)
-        return {"ContentType": PLAIN, "Content": text[: dice.randint(60, 1024)], "ClientToken": name}
-    filling = dice.choice("😀😀é語") * dice.randint(1000 if place % 20 < 10 else 6000, 11_900)
+    if place % 20 < 10 and rng.random() < 0.8:
+        text = name + " " + "é😀 text "[: rng.randint(1, 9)] * rng.randint(100, 1000)
+        return {"ContentType": PLAIN, "Content": text[: rng.randint(60, 1024)], "ClientToken": name}
+    filling = rng.choice("😀😀é語") * rng.randint(1000 if place % 20 < 10 else 6000, 11_900)
     return {"ContentType": JSON, "Content": json.dumps(f"{name} {filling}", ensure_ascii=False), "ClientToken": name}
 
 
@@ -34,9 +34,9 @@ def place_of(client_token):
 
 
 class Bots:
-    """`chats` bots that say `length` messages each, one after the other's reply; `told` counts what was acknowledged.
+    """`chats` bots that send `length` messages each, one after the other's reply; `told` has the last acknowledged place.
 
-    `room()` says how many more may be queued: a bot that finds none waits.
+    `room()` returns how many more may be queued: at 0 a bot waits.
     """
 
     def __init__(self, seed, socket, chats, length, room=lambda: 1):
@@ -49,7 +49,7 @@ class Bots:
         return sum(self.told.values()) + self.chats
 
     def run(self, over=lambda: False):
-        """All bots to their end, or until the relay is gone, or it is over."""
+        """Runs all bots until they are done, the relay is gone, or `over()` is true."""
         self.over = over
         asyncio.run(self._all())
 
@@ -57,8 +57,8 @@ class Bots:
         await asyncio.gather(*(self._bot(chat) for chat in self.told))
 
     async def _bot(self, chat):
-        """Does what it is told: a refusal that passes is tried again, a lost connection is the end of the relay."""
-        dice = random.Random(f"{self.seed} bot {chat}")
+        """Repeats a message after a temporary error; ends when the connection breaks, because the relay is gone."""
+        rng = random.Random(f"{self.seed} bot {chat}")
         try:
             reader, writer = await asyncio.open_unix_connection(self.socket, limit=1 << 20)
         except OSError:
@@ -68,7 +68,7 @@ class Bots:
                 if self.room() <= 0:
                     await asyncio.sleep(0.005)
                     continue
-                done = await (self._batch if dice.random() < 0.1 else self._one)(reader, writer, chat, dice)
+                done = await (self._batch if rng.random() < 0.1 else self._one)(reader, writer, chat, rng)
                 if not done:
                     await asyncio.sleep(0.02)
         except (OSError, asyncio.IncompleteReadError):
@@ -76,28 +76,28 @@ class Bots:
         finally:
             writer.close()
 
-    async def _one(self, reader, writer, chat, dice):
+    async def _one(self, reader, writer, chat, rng):
         place = self.told[chat] + 1
-        prefer = "wait=2" if dice.random() < 0.1 else "respond-async"
+        prefer = "wait=2" if rng.random() < 0.1 else "respond-async"
         text = json.dumps(message(self.seed, chat, place), ensure_ascii=False).encode()
         head = f"X-Amz-Bearer: {chat_token(self.seed, chat)}\r\nPrefer: {prefer}\r\n"
         status, _, answer = await self._call(reader, writer, "/participant/message", head, text)
-        return self._heard(chat, place, status in (200, 202), answer)
+        return self._record(chat, place, status in (200, 202), answer)
 
-    async def _batch(self, reader, writer, chat, dice):
+    async def _batch(self, reader, writer, chat, rng):
         first = self.told[chat] + 1
-        places = range(first, min(self.length, first + dice.choice([2, 3, 5, 20])))
+        places = range(first, min(self.length, first + rng.choice([2, 3, 5, 20])))
         made = [{**message(self.seed, chat, place), "ConnectionToken": chat_token(self.seed, chat)} for place in places]
         text = "\n".join(json.dumps(line, ensure_ascii=False) for line in made).encode()
         status, _, answer = await self._call(reader, writer, "/participant/messages", "", text)
         if status != 200:
-            return self._heard(chat, first, False, answer)
+            return self._record(chat, first, False, answer)
         for place, line in zip(places, answer.splitlines(), strict=True):
-            if not self._heard(chat, place, b'"Error"' not in line, line):
+            if not self._record(chat, place, b'"Error"' not in line, line):
                 return False
         return True
 
-    def _heard(self, chat, place, kept, answer):
+    def _record(self, chat, place, kept, answer):
         if kept:
             self.told[chat] = place
         else:

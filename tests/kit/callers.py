@@ -1,4 +1,4 @@
-"""Those who call the relay: curl on the Unix socket, boto3 on TCP."""
+"""Clients of the relay: curl on the Unix socket, boto3 on TCP."""
 
 import json
 import os
@@ -21,7 +21,7 @@ MESSAGE = "/participant/message"
 
 @dataclass
 class Reply:
-    """What curl was told."""
+    """A reply, as curl received it."""
 
     status: int
     headers: dict  # names in lower case
@@ -37,7 +37,7 @@ class Reply:
 
 
 def curl(relay, path, body=None, headers=(), method=None, extra=()):
-    """One request with curl. A body that is not bytes is sent as JSON; a header may be bytes."""
+    """Sends one request with curl. A body that is not bytes is sent as JSON; a header may be bytes."""
     args = ["curl", "--disable", "--silent", "--show-error", "--include", "--max-time", "90", "--noproxy", "*"]
     args += ["--unix-socket", relay.socket, *extra]
     for header in headers:
@@ -50,12 +50,12 @@ def curl(relay, path, body=None, headers=(), method=None, extra=()):
     if method:
         args += ["--request", method]
     done = subprocess.run([*args, f"http://relay{path}"], input=body or b"", capture_output=True, timeout=120)
-    assert done.returncode == 0, f"curl left with {done.returncode}: {done.stderr.decode()}"
+    assert done.returncode == 0, f"curl exited with {done.returncode}: {done.stderr.decode()}"
     return parse(done.stdout)
 
 
 def parse(output):
-    """curl --include's output: interim answers are passed over."""
+    """Parses the output of curl --include; skips interim replies."""
     while True:
         head, _, output = output.partition(b"\r\n\r\n")
         first, *rest = head.decode("latin-1").splitlines()
@@ -84,12 +84,12 @@ def look(relay, token, client_token, headers=()):
 
 
 def queued(relay):
-    """What of this caller waits, as the bots' door tells it."""
+    """The number of queued messages of this caller, from the bots' API."""
     return curl(relay, "/participant/queue").json["Queued"]
 
 
 def assert_error(reply, status, code, *words, own=True):
-    """An error as an SDK needs it: its code in the header, its text in a JSON object of exact length."""
+    """Checks an error in the form that SDKs need: its code in the header, its text in a JSON object of exact length."""
     assert reply.status == status, reply
     assert reply.headers["x-amzn-errortype"] == code
     assert int(reply.headers["content-length"]) == len(reply.body)
@@ -105,7 +105,7 @@ _ENVIRONMENT = threading.Lock()
 
 
 def bot(url, attempts=1, signed=False, connections=10):
-    """A boto3 client as a bot has it: turned to the relay by the one variable, and by nothing else."""
+    """Creates a boto3 client that reaches the relay by the endpoint variable alone, as a bot's does."""
     settings = {
         "retries": {"total_max_attempts": attempts, "mode": "standard"},
         "max_pool_connections": connections,
@@ -121,7 +121,7 @@ def bot(url, attempts=1, signed=False, connections=10):
 
 
 def connect(client, participant_token):
-    """CreateParticipantConnection; gives back the connection token."""
+    """Calls CreateParticipantConnection; returns the connection token."""
     reply = client.create_participant_connection(
         ParticipantToken=participant_token, Type=["CONNECTION_CREDENTIALS"], ConnectParticipant=True
     )

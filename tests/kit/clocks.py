@@ -1,4 +1,4 @@
-"""A machine whose clocks a test sets: `clock.c` is loaded into the relay, and this changes what it reads."""
+"""A machine whose clocks a test sets: `clock.c` is loaded into the relay and shifts the clocks that it reads."""
 
 import mmap
 import shutil
@@ -15,7 +15,7 @@ DAY = 86400
 
 
 def build_shim(folder):
-    """Compiles the shim; gives its path."""
+    """Compiles the shim; returns its path."""
     shim = Path(folder) / "clock.so"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     assert compiler, "a C compiler is needed"
@@ -41,12 +41,12 @@ class Machine:
 
     @property
     def before(self):
-        """What stands before a program that is to run on this machine."""
+        """The command prefix that runs a program on this machine."""
         clocks = f"CLOCK={self._shifts}", f"BOOT_ID={self._boot_id}"
         return ["env", f"LD_PRELOAD={self.shim}", *clocks]
 
     def now(self):
-        """What its wall clock shows, in seconds."""
+        """The time of its wall clock, in seconds."""
         return time.time() + self.wall
 
     def step(self, seconds):
@@ -55,12 +55,12 @@ class Machine:
         self._write()
 
     def sleep(self, seconds):
-        """Sleeps: all clocks go on but those that stand still in sleep."""
+        """Suspends the machine: all clocks advance except those that stop during suspend."""
         self.boot += seconds
         self.step(seconds)
 
     def reboot(self, took=0, wall=0):
-        """Takes so many seconds to boot, with a wall clock that is off by so much afterwards. Nothing may run meanwhile."""
+        """Reboots in `took` seconds, with a wall clock that is wrong by `wall` afterwards. No relay may run meanwhile."""
         self.boot = -int(time.clock_gettime(time.CLOCK_BOOTTIME))
         self._boot_id.write_text(f"{uuid.uuid4()}\n")
         self.step(took + wall)
@@ -70,5 +70,5 @@ class Machine:
 
 
 def seconds_of(text):
-    """A time as the relay writes it, in seconds since 1970."""
+    """Converts a time of the relay to seconds since 1970."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -17,7 +17,7 @@ CONF = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\
 
 
 def debian(name, packages):
-    """A Debian's root folder with these packages, made once. A half-made one is never taken for a whole one."""
+    """Creates a Debian root folder with these packages, once. An incomplete one is never used."""
     folder = WORK / f"debian-{name}"
     if not folder.exists():
         WORK.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def debian(name, packages):
 
 
 def podman(*words, check=True):
-    """One podman command; its output, or, unchecked, all that it said."""
+    """Runs a podman command; returns its output, without `check` also its errors."""
     conf = WORK / "containers.conf"
     conf.write_text(CONF)
     command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
@@ -40,12 +40,12 @@ def podman(*words, check=True):
 
 
 def buildah(*words):
-    """One buildah command; its output."""
+    """Runs a buildah command; returns its output."""
     return must("buildah", *PLACE, *words, timeout=1800).strip()
 
 
 def image_of(folder, name, *config):
-    """An image of a root folder, for want of a registry."""
+    """Makes an image from a root folder, because there is no registry."""
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, folder, "/")
     if config:
@@ -54,7 +54,7 @@ def image_of(folder, name, *config):
 
 
 def forget():
-    """Ends what runs, and removes all of it."""
+    """Stops all containers and removes them."""
     if STORE.exists():
         podman("rm", "--all", "--force", "--time", "0", check=False)
         podman("pod", "rm", "--all", "--force", "--time", "0", check=False)

@@ -56,7 +56,7 @@ class Load:
         return self.folder / "recording"
 
     def _complete(self, bots):
-        """The recording tells all: what it comes to is the true folder, and the bots heard what it says they were told."""
+        """Checks that the recording is complete: replayed, it gives the real folder and the bots' replies."""
         true = disk.found_in(self.root)
         told = Disk(self.root, self.events, empty=True)
         told.advance(len(self.events))
@@ -88,7 +88,7 @@ class Cut:
 def choose(load, count, passed_over=frozenset(), recoveries=True):
     """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log's compacted copy
     takes its place, a tenth in a checkpoint and right after it, the others anywhere. `passed_over` are the syncs that a mutant does not do."""
-    dice, events = random.Random(f"{load.seed} cuts"), load.events
+    rng, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]
     renewed = disk.checkpoints(events)
@@ -97,17 +97,17 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
     cuts = []
     for number in range(count):
         if number % 2 == 0:
-            begun = dice.choice(opened)
-            at = dice.randint(begun + 1, next((i for i in synced if i > begun), begun + 1) + 2)
+            begun = rng.choice(opened)
+            at = rng.randint(begun + 1, next((i for i in synced if i > begun), begun + 1) + 2)
         elif number % 10 == 1:
-            at = dice.randint(1, first_reply + 20)
+            at = rng.randint(1, first_reply + 20)
         elif number % 10 == 3 and moved:
-            at = dice.choice(moved) + dice.randint(-25, 35)
+            at = rng.choice(moved) + rng.randint(-25, 35)
         elif number % 10 == 5:
-            at = max(1, dice.choice(renewed) + dice.randint(-40, 10))
+            at = max(1, rng.choice(renewed) + rng.randint(-40, 10))
         else:
-            at = dice.randint(1, len(events))
-        style = dice.choices(disk.STYLES, disk.WEIGHTS)[0]
+            at = rng.randint(1, len(events))
+        style = rng.choices(disk.STYLES, disk.WEIGHTS)[0]
         cuts.append(Cut(number, min(at, len(events)), style, recoveries and number % 10 == 9))
     return sorted(cuts, key=lambda cut: cut.at)
 
@@ -182,20 +182,20 @@ class Campaign:
 
     def _recoveries(self, name, cut, state, known):
         """Two cuts while it opens the store, one while it sends."""
-        dice = random.Random(f"{self.load.seed} recovery {cut.number}")
+        rng = random.Random(f"{self.load.seed} recovery {cut.number}")
         said = wire.said(state.events)
         opened = next((at for at, what, _ in said if what == "sent"), len(state.events))
-        moments = [dice.randint(1, opened), dice.randint(1, opened), dice.randint(1, len(state.events))]
+        moments = [rng.randint(1, opened), rng.randint(1, opened), rng.randint(1, len(state.events))]
         for at in sorted(moments):
             state.advance(at)
             then = known.copy()
             for _, what, token in (line for line in said if line[0] < at):
                 then.note(what, token)
-            again = Cut(cut.number, at, dice.choices(disk.STYLES, disk.WEIGHTS)[0], False)
+            again = Cut(cut.number, at, rng.choices(disk.STYLES, disk.WEIGHTS)[0], False)
             with self._lock:
                 self.recoveries += 1
             title = f"{name}, then one in its recovery ({again.style}, before event {at})"
-            self._recover(title, again, state.tree(again.style, dice), then)
+            self._recover(title, again, state.tree(again.style, rng), then)
 
     def _judge(self, name, tree, wrong, sent):
         with self._lock:

@@ -5,58 +5,58 @@ import shutil
 BLOCK, SEGMENT = 4096, 512 << 10
 
 
-def flipped_bits(folder, dice):
-    _log(folder, lambda data: [_flip(data, dice.randrange(len(data))) for _ in range(dice.choice([1, 1, 2, 20]))])
+def flipped_bits(folder, rng):
+    _log(folder, lambda data: [_flip(data, rng.randrange(len(data))) for _ in range(rng.choice([1, 1, 2, 20]))])
 
 
-def flipped_bits_of_a_small_file(folder, dice):
-    path = dice.choice([path for path in files(folder) if path.name != "db"])
-    _edit(path, lambda data: [_flip(data, dice.randrange(len(data))) for _ in range(dice.choice([1, 3]))])
+def flipped_bits_of_a_small_file(folder, rng):
+    path = rng.choice([path for path in files(folder) if path.name != "db"])
+    _edit(path, lambda data: [_flip(data, rng.randrange(len(data))) for _ in range(rng.choice([1, 3]))])
 
 
-def zeroed_blocks(folder, dice):
-    _log(folder, lambda data: [_fill(data, dice.randrange(len(data)) // BLOCK * BLOCK, BLOCK) for _ in range(dice.choice([1, 1, 4]))])
+def zeroed_blocks(folder, rng):
+    _log(folder, lambda data: [_fill(data, rng.randrange(len(data)) // BLOCK * BLOCK, BLOCK) for _ in range(rng.choice([1, 1, 4]))])
 
 
-def garbage(folder, dice):
-    at = lambda data: dice.randrange(len(data)) // 512 * 512  # noqa: E731
-    _log(folder, lambda data: _put(data, at(data), dice.randbytes(512)))
+def garbage(folder, rng):
+    at = lambda data: rng.randrange(len(data)) // 512 * 512  # noqa: E731
+    _log(folder, lambda data: _put(data, at(data), rng.randbytes(512)))
 
 
-def moved_block(folder, dice):
+def moved_block(folder, rng):
     """A block that stands where another should: a write that went astray."""
     def move(data):
-        source, target = (dice.randrange(len(data)) // BLOCK * BLOCK for _ in range(2))
+        source, target = (rng.randrange(len(data)) // BLOCK * BLOCK for _ in range(2))
         _put(data, target, bytes(data[source : source + BLOCK]))
 
     _log(folder, move)
 
 
-def doubled_segment(folder, dice):
+def doubled_segment(folder, rng):
     def double(data):
-        source, target = (dice.randrange(len(data)) // SEGMENT * SEGMENT for _ in range(2))
+        source, target = (rng.randrange(len(data)) // SEGMENT * SEGMENT for _ in range(2))
         _put(data, target, bytes(data[source : source + SEGMENT]))
 
     _log(folder, double)
 
 
-def cut_tail(folder, dice):
-    path = dice.choice([folder / "db", folder / "db", *files(folder)])
-    _edit(path, lambda data: data.__delitem__(slice(dice.randrange(len(data)), None)))
+def cut_tail(folder, rng):
+    path = rng.choice([folder / "db", folder / "db", *files(folder)])
+    _edit(path, lambda data: data.__delitem__(slice(rng.randrange(len(data)), None)))
 
 
-def emptied_file(folder, dice):
-    dice.choice(files(folder)).write_bytes(b"")
+def emptied_file(folder, rng):
+    rng.choice(files(folder)).write_bytes(b"")
 
 
-def dropped_file(folder, dice):
-    dice.choice(files(folder)).unlink()
+def dropped_file(folder, rng):
+    rng.choice(files(folder)).unlink()
 
 
-def doubled_file(folder, dice):
+def doubled_file(folder, rng):
     """A copy beside it, under the name of another snapshot or of nothing; or in the place of another file."""
-    source = dice.choice(files(folder))
-    name = dice.choice(["snap.%016X" % dice.randrange(1 << 40), "db.bak", "blobs/17", dice.choice(files(folder)).name])
+    source = rng.choice(files(folder))
+    name = rng.choice(["snap.%016X" % rng.randrange(1 << 40), "db.bak", "blobs/17", rng.choice(files(folder)).name])
     if source.name != name:
         shutil.copyfile(source, folder / name)
 

@@ -220,27 +220,27 @@ class Disk:
                 _rename(change.args, lambda folder: folder.entries)
             self.names = [change for change in self.names if change not in mine]
 
-    def tree(self, style, dice):
+    def tree(self, style, rng):
         """What a cut now could leave, by path below the root: bytes of a file, None of a folder."""
         seen, names = {}, self.names
         if style == "synced":
             names = []
         elif style != "all":
-            names = names[: dice.randint(0, len(names))]
+            names = names[: rng.randint(0, len(names))]
         for change in names:
             _rename(change.args, lambda folder: seen.setdefault(folder, dict(folder.entries)))
         tree = {}
-        self._collect(self.top, "", seen, tree, style, dice)
+        self._collect(self.top, "", seen, tree, style, rng)
         return tree
 
-    def _collect(self, folder, prefix, seen, tree, style, dice):
+    def _collect(self, folder, prefix, seen, tree, style, rng):
         for name, found in seen.get(folder, folder.entries).items():
             path = prefix + name
             if isinstance(found, Folder):
                 tree[path] = None
-                self._collect(found, path + "/", seen, tree, style, dice)
+                self._collect(found, path + "/", seen, tree, style, rng)
             else:
-                tree[path] = _contents(found, style, dice)
+                tree[path] = _contents(found, style, rng)
 
 
 def _folder_of(args):
@@ -261,7 +261,7 @@ def _rename(args, entries):
         entries(target)[new] = found
 
 
-def _contents(file, style, dice):
+def _contents(file, style, rng):
     data = bytearray(file.durable)
     if style == "synced" or not file.later:
         pass
@@ -269,24 +269,24 @@ def _contents(file, style, dice):
         for change in file.later:
             _apply(data, change)
     elif style == "torn":
-        last = dice.randrange(len(file.later))
+        last = rng.randrange(len(file.later))
         for change in file.later[:last]:
             _apply(data, change)
         if file.later[last].what == "write":
             offset, piece = file.later[last].args
-            end = dice.randrange(offset, offset + len(piece) + 512) // 512 * 512
+            end = rng.randrange(offset, offset + len(piece) + 512) // 512 * 512
             _apply(data, Change("write", 0, (offset, piece[: max(0, end - offset)])))
     else:
-        _scatter(data, file.later, 4096 if style == "blocks" else 512, dice)
+        _scatter(data, file.later, 4096 if style == "blocks" else 512, rng)
     return data
 
 
-def _scatter(data, changes, unit, dice):
+def _scatter(data, changes, unit, rng):
     """Each unit holds the state after some number of the writes to it."""
     pieces, size = {}, len(data)
     for change in changes:
         if change.what == "size":
-            if dice.random() < 0.5:
+            if rng.random() < 0.5:
                 _resize(data, *change.args)
             continue
         offset, piece = change.args
@@ -298,9 +298,9 @@ def _scatter(data, changes, unit, dice):
             pieces.setdefault(block, []).append((offset + at, piece[at : at + step]))
             at += step
     for writes in pieces.values():
-        for offset, piece in writes[: dice.randint(0, len(writes))]:
+        for offset, piece in writes[: rng.randint(0, len(writes))]:
             _apply(data, Change("write", 0, (offset, piece)))
-    if dice.random() < 0.5:
+    if rng.random() < 0.5:
         _resize(data, size, False)
 
 

@@ -1,4 +1,4 @@
-"""Relays of the durability tests: under the recorder, or drained to the last message in front of their own simulator."""
+"""Relays of the durability tests: under the recorder, or drained completely into their own simulator."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from kit.processes import Relay, Simulator
 
 HERE = Path(__file__).parent
 
-# What every relay here has: nothing ends a message but its delivery, a retry comes soon, 48 KB are welcome.
+# The settings of all relays here: only its delivery ends a message, retries come soon, 48 KB are accepted.
 SETTINGS = {
     "admin.listen": "127.0.0.1:0",
     "queue.volatile": "true",
@@ -27,15 +27,15 @@ SETTINGS = {
 }
 
 
-def workshop():
-    """Where folders are rebuilt: in memory if there is room, because it is their bytes that count, not where they lie."""
+def scratch():
+    """Creates a folder for rebuilt stores: in memory if there is space, because only their bytes matter."""
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30
     return Path(tempfile.mkdtemp(prefix="cuts-", dir=memory if roomy else None))
 
 
 def build_recorder(folder):
-    """Compiles the recorder; gives its path."""
+    """Compiles the recorder; returns its path."""
     recorder = Path(folder) / "recorder"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     assert compiler, "a C compiler is needed"
@@ -53,14 +53,14 @@ def start_on(folder, endpoint, before=(), **settings):
 
 
 def drained(folder, before=(), **settings):
-    """Starts a relay on a folder and has it send all it has: what the simulator was sent, and what is wrong."""
+    """Starts a relay on a folder and drains it; returns the simulator's ledger and a list of faults."""
     simulator = Simulator("--rate", 1e9, "--burst", 1_000_000_000, "--latency", "0ms", "--jitter", "0ms")
     relay = start_on(folder, simulator.url, before, **settings)
     try:
         if not relay.started():
             return [], [f"the relay did not start, exit code {relay.process.returncode}: {relay.log()[-2000:]}"]
         code = relay.stop()
-        found = [] if code == 0 else [f"the relay left with {code}: {relay.log()[-2000:]}"]
+        found = [] if code == 0 else [f"the relay exited with {code}: {relay.log()[-2000:]}"]
         for word in ("panicked", "checksum", '"level":"ERROR"'):
             if word in relay.log():
                 found.append(f"the log says {word}: {[line for line in relay.log().splitlines() if word in line][:3]}")

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from kit import processes
-from kit.patience import until
+from kit.wait import until
 from kit.upstream import CUT, Upstream, error
 
 ARCHIVE = Path(__file__).with_suffix(".tar.gz")

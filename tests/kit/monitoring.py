@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import ROOT, free_port
 
 RULES = ROOT / "deploy/prometheus/rules.yaml"
@@ -24,7 +24,7 @@ class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path):
-        super().__init__("relay", timeout=PATIENCE)
+        super().__init__("relay", timeout=TIMEOUT)
         self.path = path
 
     def connect(self):
@@ -70,7 +70,7 @@ class Load:
 
     def stop(self):
         self._over.set()
-        self._thread.join(timeout=PATIENCE)
+        self._thread.join(timeout=TIMEOUT)
 
 
 class Prometheus:
@@ -124,17 +124,17 @@ class Prometheus:
         return self.query(f'max_over_time(ALERTS{{alertstate="firing",{matchers}}}[1h])')
 
     def until_fires(self, name, **labels):
-        until(lambda: self.fired(name, **labels), f"{name} fires {labels}: {self.alerts()}", patience=2 * PATIENCE)
+        until(lambda: self.fired(name, **labels), f"{name} fires {labels}: {self.alerts()}", timeout=2 * TIMEOUT)
 
     def until_clears(self, name=None, **labels):
-        until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", patience=2 * PATIENCE)
+        until(lambda: not self.alerts(name, **labels), f"{name} clears {labels}", timeout=2 * TIMEOUT)
 
     def until_scraped(self, target, up):
         until(lambda: self.query(f'up{{instance="{target["instance"]}"}} == {up}'), f"{target} is seen with up = {up}")
 
     def remove(self):
         self.process.terminate()
-        self.process.wait(timeout=PATIENCE)
+        self.process.wait(timeout=TIMEOUT)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

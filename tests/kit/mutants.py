@@ -1,5 +1,5 @@
-"""Relays that keep one rule less, made from the recording of one that keeps them: a test that does not see the difference
-shows nothing.
+"""Mutants that break one rule of the store, derived from the recording of a correct relay: a test that does not detect
+them proves nothing.
 
 A relay that never calls fdatasync, or never syncs a folder, does the same writes without those calls: the calls are passed
 over. One that syncs only every second batch answers for both batches after that: every second call is passed over, and
@@ -16,7 +16,7 @@ def no_folder_sync(_index, event):
 
 
 def two_batches(events, said):
-    """Which calls to pass over, and when things are said then."""
+    """The calls to skip, and the later times of the replies."""
     calls, ends, open_calls = [], {}, {}
     for index, event in enumerate(events):
         if event.kind == "S" and event.b == 1:

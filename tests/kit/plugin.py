@@ -71,12 +71,12 @@ def times(pytestconfig):
     return 10 if pytestconfig.getoption("--long") else 1
 
 
-# Relays and what stands around them.
+# Relays, upstreams and simulators.
 
 
 @pytest.fixture
 def upstreams():
-    """Makes upstreams: `upstreams(script)`."""
+    """Creates upstreams: `upstreams(script)`."""
     made = []
 
     def make(script=None):
@@ -92,13 +92,13 @@ def upstreams():
 
 @pytest.fixture
 def upstream(upstreams):
-    """One that answers as a healthy service does."""
+    """A healthy service."""
     return upstreams()
 
 
 @pytest.fixture
 def simulators():
-    """Makes simulators: `simulators("--rate", 10)`."""
+    """Creates simulators: `simulators("--rate", 10)`."""
     made = []
 
     def make(*args, **options):
@@ -118,7 +118,7 @@ def simulator(simulators):
 
 @pytest.fixture
 def relays():
-    """Makes relays: `relays(endpoint, sender__lifetime="1m")`; started unless `start=False`."""
+    """Creates relays: `relays(endpoint, sender__lifetime="1m")`; started unless `start=False`."""
     made = []
 
     def make(endpoint, start=True, **settings):
@@ -143,7 +143,7 @@ def relay(relays, upstream):
 
 @pytest.fixture
 def stranded(relays):
-    """A relay whose upstream is absent: what it accepts stays queued."""
+    """A relay without an upstream: accepted messages stay queued."""
     return relays("http://127.0.0.1:9", sender__probe_max="500ms")
 
 
@@ -159,7 +159,7 @@ def users():
 
 @pytest.fixture
 def shared(relays):
-    """Makes relays whose socket every user can reach: `shared(endpoint, …)`."""
+    """Creates relays whose socket every user can reach: `shared(endpoint, …)`."""
 
     def make(endpoint, start=True, **settings):
         relay = relays(endpoint, start=False, ingress__socket_mode="0666", **settings)
@@ -193,9 +193,9 @@ def home():
 
 
 @pytest.fixture
-def workshop():
+def scratch():
     """A folder in which disks are rebuilt."""
-    folder = drained.workshop()
+    folder = drained.scratch()
     yield folder
     shutil.rmtree(folder)
 

@@ -13,12 +13,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("CONNECT_RELAY_BINARY", str(ROOT / "target/debug/connect-relay"))
 
-# Every token and every content in these tests holds this word: it must never stand in a log, a metric or an error.
+# Every token and every content in these tests contains this word: it must never appear in a log, a metric or an error.
 CANARY = "canary"
 
 # Nothing of the machine's own settings reaches the processes under test.
@@ -40,7 +40,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def command(*args, settings=None, stdin="", timeout=PATIENCE, env=None):
+def command(*args, settings=None, stdin="", timeout=TIMEOUT, env=None):
     """Runs one command to its end."""
     return subprocess.run(
         [BINARY, *map(str, args)],
@@ -90,7 +90,7 @@ class Relay:
         return self
 
     def spawn(self, **options):
-        """Starts it without waiting for anything; `options` are those of `Popen`."""
+        """Starts it without waiting; `options` are those of `Popen`."""
         with open(self.log_path, "ab") as log:
             self._begins = os.fstat(log.fileno()).st_size
             self.process = subprocess.Popen(
@@ -112,15 +112,15 @@ class Relay:
             said = b'"message":"started"' in self.log_path.read_bytes()[self._begins :]
             return (said,) if said or left else None
 
-        return until(decided, "the relay says that it has started, or exits")[0]
+        return until(decided, "the relay logs that it has started, or exits")[0]
 
     def ready(self):
         if self.process.poll() is not None:
-            raise AssertionError(f"the relay left with {self.process.returncode}:\n{self.log()[-4000:]}")
+            raise AssertionError(f"the relay exited with {self.process.returncode}:\n{self.log()[-4000:]}")
         return self.get("/readyz")[0] == 200
 
     def get(self, path):
-        """Status and text of a page of the admin port; status 0 where there is none."""
+        """Returns status and text of a page of the admin port; status 0 if there is no reply."""
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.admin + path, timeout=10) as page:
                 return page.status, page.read().decode()
@@ -141,11 +141,11 @@ class Relay:
     def queued(self):
         return int(self.metrics()["queue_messages"])
 
-    def until_empty(self, patience=PATIENCE):
-        until(lambda: self.queued() == 0, "the queue is empty", patience)
+    def until_empty(self, timeout=TIMEOUT):
+        until(lambda: self.queued() == 0, "the queue is empty", timeout)
 
     def kill(self):
-        """As the kernel's OOM killer would."""
+        """Kills it, as the kernel's OOM killer does."""
         self.process.kill()
         self.process.wait()
 
@@ -153,17 +153,17 @@ class Relay:
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self):
-        """SIGTERM; gives back the exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.terminate()
         return self.wait()
 
     def wait(self):
-        """Waits until it has exited; gives back the exit code."""
+        """Waits until it has exited; returns the exit code."""
         try:
-            return self.process.wait(timeout=PATIENCE)
+            return self.process.wait(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             self.end()
-            raise AssertionError(f"the relay had not exited after {PATIENCE:.0f} s:\n{self.log()[-4000:]}") from None
+            raise AssertionError(f"the relay had not exited after {TIMEOUT:.0f} s:\n{self.log()[-4000:]}") from None
 
     def end(self):
         """Kills it if it still runs. The log stays."""
@@ -174,7 +174,7 @@ class Relay:
         return self.log_path.read_text(errors="replace")
 
     def lines(self, event=None):
-        """The log's lines as objects, of one event if it is named."""
+        """Returns the log's lines as objects; only those of `event` if it is given."""
         found = []
         for line in self.log().splitlines():
             try:
@@ -187,14 +187,14 @@ class Relay:
         return found
 
     def remove(self):
-        """Ends it, checks that it kept its secrets, and leaves nothing behind."""
+        """Ends it, checks that its log has no secrets, and removes its folder."""
         self.end()
         log = self.log() if self.log_path.exists() else ""
         if self._owned:
             shutil.rmtree(self.folder, ignore_errors=True)
         print(log[-4000:])  # pytest shows it where the test failed
         told = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
-        assert not told, f"a token or contents stand in the log: {told[0]}"
+        assert not told, f"a token or contents are in the log: {told[0]}"
         assert "panicked" not in log, log[-4000:]
         check_members(log)
 
@@ -219,8 +219,8 @@ def check_members(log):
             assert kind is known, f"{name} is {kind.__name__} here and {known.__name__} there:\n{line}\n{where}"
 
 
-class Heard:
-    """A process whose stderr is read as it comes: a relay does not wait for readers, and drops what they leave."""
+class StderrReader:
+    """A process whose stderr is read continuously: a relay drops lines that are not read."""
 
     def __init__(self, args, settings=None):
         self.output = []
@@ -240,34 +240,34 @@ class Heard:
             self.output.append(line)
 
 
-class Simulator(Heard):
+class Simulator(StderrReader):
     """`connect-relay simulate`, with its ledger."""
 
     def __init__(self, *args, listen="127.0.0.1:0"):
         self.folder = Path(tempfile.mkdtemp(prefix="simulator-"))
         self.ledger_path = self.folder / "ledger"
         super().__init__([BINARY, "simulate", "--listen", listen, "--ledger", self.ledger_path, *args])
-        self.url = until(self._address, "the simulator says where it listens")
+        self.url = until(self._address, "the simulator prints its address")
 
     def _address(self):
         match = re.search(r"listening on (http://[0-9.]+:\d+)", "".join(self.output))
-        assert match or self.process.poll() is None, f"the simulator left: {''.join(self.output)}"
+        assert match or self.process.poll() is None, f"the simulator exited: {''.join(self.output)}"
         return match and match.group(1)
 
     def ledger(self):
-        """What was accepted, in the order it was accepted; a line still being written is not there yet."""
+        """The accepted messages, in the order of acceptance, without an incomplete line."""
         if not self.ledger_path.exists():
             return []
         text = self.ledger_path.read_text()
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def counts(self):
-        """What it says has happened so far."""
+        """The counts of its ledger route."""
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + "/ledger", timeout=20) as page:
             return json.loads(page.read())
 
     def accepted(self):
-        """How many lines the ledger has."""
+        """The number of lines in the ledger."""
         return self.ledger_path.read_bytes().count(b"\n") if self.ledger_path.exists() else 0
 
     def remove(self):

@@ -1,4 +1,4 @@
-"""A Participant Service that does what a test tells it, and keeps every byte it was sent."""
+"""A scripted Participant Service that records every byte of its requests."""
 
 import json
 import socket
@@ -6,14 +6,14 @@ import socketserver
 import threading
 from dataclasses import dataclass, field
 
-from kit.patience import PATIENCE
+from kit.wait import TIMEOUT
 
 CUT = "close the connection without an answer"
 
 
 @dataclass
 class Request:
-    """One request as it came over the wire."""
+    """A request as it was received."""
 
     head: bytes
     body: bytes
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What to answer: a JSON object, or bytes as they are."""
+    """An answer: a JSON object, or raw bytes."""
 
     status: int = 200
     body: object = None
@@ -80,7 +80,7 @@ def error(status, code, text="", **headers):
 
 
 class Upstream:
-    """Listens on a loopback port; `script(request)` gives an Answer, CUT, or None for what a good service says."""
+    """Listens on a loopback port; `script(request)` returns an Answer, CUT, or None for a healthy service's answer."""
 
     def __init__(self, script=None):
         self.script = script or (lambda request: None)
@@ -110,7 +110,7 @@ class Upstream:
         self._thread.start()
 
     def stop(self):
-        """Nobody listens any more; `start` opens the same port again."""
+        """Closes the port; `start` opens it again."""
         self._server.shutdown()
         self._server.server_close()
         with self._changed:
@@ -136,17 +136,17 @@ class Upstream:
                     return
                 connection.sendall(answer.bytes())
         except OSError:
-            pass  # the relay hung up, or the test is over
+            pass  # the relay closed the connection, or the test is over
         except Exception as fault:  # noqa: BLE001 - shown by the fixture, whatever it is
             self.faults.append(fault)
         finally:
             with self._changed:
                 self._connections.discard(connection)
 
-    def wait_for(self, count, patience=PATIENCE):
-        """The first `count` requests, once they have come."""
+    def wait_for(self, count, timeout=TIMEOUT):
+        """Waits for `count` requests and returns them."""
         with self._changed:
-            came = self._changed.wait_for(lambda: len(self.requests) >= count, patience)
+            came = self._changed.wait_for(lambda: len(self.requests) >= count, timeout)
             assert came, f"{len(self.requests)} requests came, {count} were expected"
             return self.requests[:count]
 
@@ -156,7 +156,7 @@ class Upstream:
 
 
 def good(request, number):
-    """What a healthy service answers."""
+    """The answer of a healthy service."""
     operation = request.target.removeprefix("/participant/")
     id_headers = {"x-amzn-RequestId": f"request-{number}"}
     if operation in ("message", "event"):

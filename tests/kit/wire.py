@@ -1,11 +1,11 @@
-"""HTTP/1.1, as much of it as a bot needs and as a recording holds."""
+"""A minimal HTTP/1.1 parser for bots and recordings."""
 
 import bisect
 import json
 
 
 def body(head, stream, at):
-    """The body that follows a head, and where it ends; None where it is not whole."""
+    """Returns the body after a head, and its end; None if it is not complete."""
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     if fields.get(b"transfer-encoding") != b"chunked":
         end = at + int(fields.get(b"content-length", 0))
@@ -23,7 +23,7 @@ def body(head, stream, at):
 
 
 def messages(stream):
-    """The whole messages of one direction: (head, body, where it begins, where it ends)."""
+    """The complete messages of one direction: (head, body, first byte, end)."""
     at = 0
     while (split := stream.find(b"\r\n\r\n", at)) >= 0:
         head = stream[at:split]
@@ -35,7 +35,7 @@ def messages(stream):
 
 
 def field(head, name):
-    """A header's value; None where there is none."""
+    """Returns a header's value; None if it is missing."""
     for line in head.split(b"\r\n")[1:]:
         known, value = line.split(b": ", 1)
         if known.lower() == name:
@@ -44,7 +44,7 @@ def field(head, name):
 
 
 class Stream:
-    """One direction of one connection, and at which event each byte of it went through."""
+    """One direction of a connection, with the event of each of its bytes."""
 
     def __init__(self):
         self.parts, self.ends, self.at = [], [], []
@@ -64,9 +64,9 @@ class Stream:
 
 
 def said(events):
-    """What went over the relay's connections, as (event, what, ClientToken): `offered` when a bot's message had come in,
-    `accepted` and `told` (that it is delivered) when the reply was about to go out, `sent` when an attempt was about to,
-    `answered` when Connect's 200 had come in."""
+    """The traffic of the relay's connections, as (event, what, ClientToken): `offered` when a bot's message had arrived,
+    `accepted` and `told` (delivered) just before the reply is sent, `sent` just before an attempt is sent,
+    `answered` when Connect's 200 had arrived."""
     sockets = {}
     for index, event in enumerate(events):
         if event.kind in "<>":
@@ -74,13 +74,13 @@ def said(events):
     found = []
     for streams in sockets.values():
         if streams["first"] == "<":
-            found += _door(list(streams["<"].messages()), list(streams[">"].messages()))
+            found += _ingress(list(streams["<"].messages()), list(streams[">"].messages()))
         else:
             found += _upstream(list(streams[">"].messages()), list(streams["<"].messages()))
     return sorted(found)
 
 
-def _door(requests, replies):
+def _ingress(requests, replies):
     for head, text, _, came in requests:
         if head.startswith(b"POST /participant/message"):
             for line in text.splitlines():

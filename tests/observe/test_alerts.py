@@ -8,7 +8,7 @@ rarely with a scrape in between. The unit tests have it.
 import shutil
 
 from kit.monitoring import RULES, hastened, say
-from kit.patience import until
+from kit.wait import until
 from kit.processes import command, free_port
 
 
@@ -35,7 +35,7 @@ class Scene:
         assert command(*args, "--dir", self.relay.folder).returncode == 0
 
     def again(self, damage=None, **settings):
-        """Killed and started again: with other settings, on files to which something was done meanwhile."""
+        """Kills and restarts it, with other settings, after a change of its files."""
         self.relay.kill()
         if damage:
             damage(self.queue)
@@ -51,14 +51,14 @@ class Scene:
 
 
 def flipped(folder):
-    """A bit of what is queued is another: of a record in the journal, before its end."""
+    """Flips a bit of a record in the journal, before the journal's end."""
     [path] = [path for path in folder.glob("journal.*") if b"canary" in path.read_bytes()]
     journal = bytearray(path.read_bytes())
     journal[journal.index(b"canary")] ^= 1
     path.write_bytes(journal)
 
 
-def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
+def test_each_induced_fault_fires_its_alert_and_the_alert_clears(relays, simulators, loads, prometheus):
     fast = ("--rate", 100, "--burst", 100)
     denied = [option for number in range(6) for option in ("--deny", f"canary-denied-{number}")]
     outage = Scene("outage", relays, simulators, *fast, queue__messages_max=60, sender__quota_rate=20)
@@ -72,7 +72,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     scenes = [outage, stuck, refused, small, crashing, paused, crowded, damaged]
     seen = prometheus([scene.relay for scene in scenes], hastened(RULES.read_text()))
 
-    # All is well: bots talk, and nothing fires.
+    # Healthy: bots send, and no alert fires.
     talk = loads(outage.relay, per_second=5)
     loads(stuck.relay, per_second=2)
     turned_away = loads(crowded.relay, per_second=2)
@@ -80,7 +80,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     assert len(seen.query("connect_instance:connect_relay_members:count == 1")) == len(scenes)
     assert seen.alerts() == []
 
-    # The faults.
+    # Induce the faults.
     assert set(small.say(64)) == {202}
     assert set(refused.say(6, "canary-denied")) == {202}
     paused.operate("pause", "--reason", "a test")
@@ -100,7 +100,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
             break
 
     seen.until_fires("ConnectRelayQueueNearlyFull", **crowded.own, limit="queue.bytes_max")
-    crowded.again(queue__bytes_max="1GiB", queue__free_disk_min="1TiB")  # room in the folder, and none on its volume
+    crowded.again(queue__bytes_max="1GiB", queue__free_disk_min="1TiB")  # space in the folder, and none on its volume
     seen.until_fires("ConnectRelayStoreFailing", **damaged.own, sign="a damaged store was set aside")
     seen.until_fires("ConnectRelayRestarting", **crashing.own)
     seen.until_fires("ConnectRelayMessagesLost", **outage.own, reason="expired", told="false")
@@ -117,7 +117,7 @@ def test_every_fault_that_can_be_made_fires_its_alert_and_the_alert_clears(relay
     assert not seen.fired("ConnectRelayStuck", **outage.own), "an outage is not called stuck"
     assert not seen.fired("ConnectRelayConnectUnavailable", **small.shared), "a throttle is not called an outage"
 
-    # The remedies.
+    # Remove the faults.
     crashing.relay.start()
     stuck.lose()
     stuck.connect(*fast)

@@ -3,7 +3,7 @@
 import json
 
 from kit.monitoring import RULES, hastened
-from kit.patience import until
+from kit.wait import until
 from kit.processes import ROOT
 
 DASHBOARD = json.loads((ROOT / "deploy/grafana/connect-relay.json").read_text())
@@ -12,13 +12,13 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 
 
 def resolved(expression):
-    """As Grafana sends it, with all instances chosen."""
+    """A query as Grafana sends it, with all instances selected."""
     expression = expression.replace("$__rate_interval", "5s").replace("$connect_instance", ".*").replace("[1d]", "[24s]")
     assert "$" not in expression, expression
     return expression
 
 
-def test_it_is_well_formed_for_import():
+def test_dashboard_is_well_formed_for_import():
     assert DASHBOARD["title"] and DASHBOARD["uid"] and DASHBOARD["schemaVersion"] >= 36
     assert "id" not in DASHBOARD, "an id belongs to one Grafana"
     names = {variable["name"]: variable["type"] for variable in DASHBOARD["templating"]["list"]}
@@ -44,7 +44,7 @@ def test_every_query_returns_data(relays, simulators, loads, prometheus):
 
     def empty():
         results = [(title, expression, seen.query(resolved(expression))) for title, expression in QUERIES]
-        # A quantile of nothing is no data: Grafana shows it as such.
+        # A quantile without observations is NaN, which Grafana shows as no data.
         return [(title, expression) for title, expression, result in results
                 if not any(sample["value"][1] != "NaN" for sample in result)]
 
@@ -55,7 +55,7 @@ def test_every_query_returns_data(relays, simulators, loads, prometheus):
         return not missing
 
     try:
-        until(nothing_missing, "every panel has data", patience=40)
+        until(nothing_missing, "every panel has data", timeout=40)
     except AssertionError:
         raise AssertionError(f"no data: {missing}") from None
     chosen = seen.query("label_replace(connect_relay:member, 'x', '$1', 'connect_instance', '(.*)')")

@@ -7,7 +7,7 @@ import subprocess
 import yaml
 
 from kit.callers import send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import BINARY, ROOT, command
 from kit.monitoring import RULES
 from kit.upstream import CUT, error
@@ -30,14 +30,14 @@ NEVER_ANSWERED = ("docs/operations.md", "## The customer says the bot never answ
 
 
 def test_from_a_contact_id_to_connects_id(relays, simulators):
-    """The customer says the bot never answered."""
+    """The worked example: a customer says that the bot never answered."""
     simulator = simulators()
     relay = relays(simulator.url)
     for contact in ("4711", "4712"):
         for line in ("canary: hello", "canary: goodbye"):
             key = f"Relay-Conversation: {contact}/bot"
             assert send(relay, f"canary-{contact}", f"{line}, {contact}", headers=[key, "Prefer: wait=20"]).status == 200
-    # The document's own query, with the relay's log where kubectl would fetch it.
+    # The document's own query, with the relay's log in place of kubectl's output.
     [query] = samples(*NEVER_ANSWERED, "sh")
     query = query.replace("kubectl logs POD -c connect-relay", f"cat {relay.log_path}").replace("CONTACT_ID", "4711")
     found = until(lambda: len(lines := found_by(query)) == 4 and lines, "all of its events are logged")
@@ -48,7 +48,7 @@ def test_from_a_contact_id_to_connects_id(relays, simulators):
         assert line["connect_request_id"] and line["waited_ms"] >= 0 and line["timestamp"]
 
 
-def test_what_the_worked_example_says_of_the_other_ends(relays, upstreams):
+def test_worked_example_lists_the_events_of_the_other_outcomes(relays, upstreams):
     said = iter([error(500, "InternalServerException"), error(403, "AccessDeniedException", "explicit deny"), CUT])
     relay = relays(upstreams(lambda request: next(said, CUT)).url, sender__token_wait="1s", sender__backoff__initial="20ms")
     send(relay, "canary-1", "canary", headers=["Relay-Conversation: 4711/bot"])
@@ -61,7 +61,7 @@ def test_what_the_worked_example_says_of_the_other_ends(relays, upstreams):
     assert all(f"`{line['event']}`" in table for line in lines)
 
 
-def test_the_wrapped_rules_are_the_rules():
+def test_prometheusrule_equals_the_rules():
     made = yaml.safe_load((ROOT / "deploy/kubernetes/monitor/prometheusrule.yaml").read_text())
     assert made["kind"] == "PrometheusRule" and made["spec"] == yaml.safe_load(RULES.read_text())
 
@@ -74,7 +74,7 @@ def found_by(query):
     return [json.loads(line) for line in output(query).splitlines()]
 
 
-def test_seven_tenths_of_the_quota_go_through_without_a_throttle(relays, simulators, loads):
+def test_seven_tenths_of_the_quota_cause_no_throttle(relays, simulators, loads):
     chats = section("docs/operations.md", "## How many chats")
     assert "0.7 × quota × 60 ÷ messages per chat and minute" in chats and "/ 0.7" in RULES.read_text()
     assert round(0.7 * 10 * 60 / 6) == 70 and round(200 * 6 / 60 / 0.7, 1) == 28.6  # the document's figures
@@ -216,6 +216,6 @@ def test_sample_output_of_commands_has_the_labels_of_real_output(relays, simulat
 
 
 def labels(output, skipped=None):
-    """What is before the figures in each line; without the command."""
+    """The label in front of the figures in each line, without the command."""
     lines = output.splitlines()[(1 if output.startswith("$") else 0) if skipped is None else skipped:]
     return [re.split(r"\s{2,}|(?<=[\w:]) (?=\d)", line)[0] for line in lines]

@@ -1,4 +1,4 @@
-"""The examples, each run as its head says: what they say arrives once, in order, under the conversation they name."""
+"""The examples, each run as its head says: their messages arrive once, in order, in the named conversation."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def run(*command, relay, cwd=ROOT, **more):
     env = environment(
         RELAY_SOCKET=relay.socket, CONNECTION_TOKEN=TOKEN, PARTICIPANT_TOKEN="canary-participant", CONTACT_ID=CONTACT,
         AWS_ENDPOINT_URL_CONNECTPARTICIPANT=relay.url, AWS_EC2_METADATA_DISABLED="true",
-        # connect-relay is on the PATH, and a proxy that nobody should ask is in the environment.
+        # connect-relay is on the PATH, and the environment has a proxy that must not be used.
         PATH=f"{Path(BINARY).resolve().parent}:{os.environ['PATH']}",
         HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1", **more,
     )
@@ -31,7 +31,7 @@ def run(*command, relay, cwd=ROOT, **more):
 
 @pytest.fixture
 def scene(relays, simulators):
-    """A relay before a simulator, and what has arrived there."""
+    """A relay before a simulator, and the arrived messages."""
     simulator = simulators("--rate", 50, "--burst", 50)
     relay = relays(simulator.url)
 
@@ -57,7 +57,7 @@ def test_curl(scene):
     assert arrived() == TWO[:1]
 
 
-def test_curl_fails_and_says_why(scene):
+def test_curl_example_reports_a_failure(scene):
     relay, _ = scene
     with pytest.raises(AssertionError, match="ingress.content_chars_max.plain"):
         run(EXAMPLES / "curl.sh", "x" * 1025, "long-1", relay=relay)

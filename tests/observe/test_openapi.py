@@ -1,8 +1,8 @@
 """The OpenAPI files are true: every status they name happens, and no request gets a reply that they do not name.
 
-Made to happen by the Rust tests alone (`store_that_has_failed…`, at both doors): 500 of the look-ups and of the operators'
-door, which need the instant between a failure of the store and the end of the relay, and 503 of the operators' door,
-which needs a disk that hangs for five seconds.
+Only the Rust tests (`failed_store_is_500…`, at both APIs) cause 500 of the look-ups and of the operators' API, which need the
+moment between a failure of the store and the exit of the relay, and 503 of the operators' API, which needs a disk that hangs
+for five seconds.
 """
 
 import http.client
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 
 from kit.callers import send
-from kit.patience import until
+from kit.wait import until
 from kit.processes import ROOT, Relay, Simulator
 from kit.upstream import error
 
@@ -31,7 +31,7 @@ TOKEN = "canary-token"
 
 
 class UnixAdapter(HTTPAdapter):
-    """What lets `requests`, and so schemathesis, dial a Unix socket."""
+    """Lets `requests`, and so schemathesis, connect to a Unix socket."""
 
     def __init__(self, path):
         super().__init__()
@@ -67,8 +67,8 @@ def test_the_files_are_openapi():
         assert schema.specification.version.startswith("3.1")
 
 
-class Door:
-    """Asks one relay, checks each reply against the file, and notes what was seen."""
+class ApiClient:
+    """Sends requests to a relay, checks each reply against the file, and records the statuses."""
 
     def __init__(self, relay, seen, schema=INGRESS, path=None):
         self.relay, self.seen, self.schema = relay, seen, schema
@@ -87,7 +87,7 @@ class Door:
         self.seen.add((method, route, documented or str(status)))
 
     def late(self, route, target=None):
-        """A body that never comes to its end."""
+        """A body that never ends."""
         slow = http.client.HTTPConnection("relay", timeout=90)
         slow.sock = socket.socket(socket.AF_UNIX)
         slow.sock.connect(self.relay.socket)
@@ -115,7 +115,7 @@ BODIES = {
 
 
 def teapot(request):
-    """A service that does what the token says."""
+    """A service whose answer is named by the token."""
     token = request.token or ""
     if "teapot" in token:
         return error(418, "TeapotException", "short and stout")
@@ -128,39 +128,39 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     seen = set()
     quick = {"ingress__request_timeout": "500ms", "ingress__body_bytes_max": "20KiB", "ingress__batch_bytes_max": "20KiB",
              "sender__backoff__initial": "10ms", "sender__backoff__max": "20ms", "sender__probe_max": "200ms"}
-    door = Door(relays(upstreams(teapot).url, **quick), seen)
+    api = ApiClient(relays(upstreams(teapot).url, **quick), seen)
     for number, (route, body) in enumerate(BODIES.items()):
         own = {"X_Amz_Bearer": f"canary-{number}", "Prefer": "wait=20"}
-        door.ask(400, "POST", route, b"{", **own)
-        door.ask(403, "POST", route, body, **own, Relay_Replaces_Token="canary-of-a-stranger")
-        door.ask(202, "POST", SAID, {**BODIES[SAID], "ClientToken": "c-1", "Content": "canary: first"}, **{**own, "Prefer": "respond-async"})
-        door.ask(409, "POST", route, {**body, "ClientToken": "c-1"}, **own)
-        door.ask(202, "POST", route, {**body, "ClientToken": "c-2"}, **{**own, "Prefer": "respond-async"})
-        door.ask(200, "POST", route, {**body, "ClientToken": "c-2"}, **own)
-        door.ask(418, "POST", route, body, X_Amz_Bearer=f"canary-teapot-{number}", Prefer="wait=20", documented="default")
+        api.ask(400, "POST", route, b"{", **own)
+        api.ask(403, "POST", route, body, **own, Relay_Replaces_Token="canary-of-a-stranger")
+        api.ask(202, "POST", SAID, {**BODIES[SAID], "ClientToken": "c-1", "Content": "canary: first"}, **{**own, "Prefer": "respond-async"})
+        api.ask(409, "POST", route, {**body, "ClientToken": "c-1"}, **own)
+        api.ask(202, "POST", route, {**body, "ClientToken": "c-2"}, **{**own, "Prefer": "respond-async"})
+        api.ask(200, "POST", route, {**body, "ClientToken": "c-2"}, **own)
+        api.ask(418, "POST", route, body, X_Amz_Bearer=f"canary-teapot-{number}", Prefer="wait=20", documented="default")
     for route in (SAID, EVENT, LEFT, BATCH, CONNECTION, TRANSCRIPT):
         named = OTHER if route == TRANSCRIPT else route
-        door.ask(413, "POST", named, b" " * 25_000, target=route)
-        door.late(named, target=route)
+        api.ask(413, "POST", named, b" " * 25_000, target=route)
+        api.late(named, target=route)
         if route in (SAID, EVENT, LEFT, BATCH):
-            door.ask(415, "POST", route, b"", Content_Encoding="gzip")
+            api.ask(415, "POST", route, b"", Content_Encoding="gzip")
     line = {**BODIES[SAID], "ConnectionToken": TOKEN, "ClientToken": "b-1"}
-    assert len(door.ask(200, "POST", BATCH, json.dumps(line) + "\n{\n").text.splitlines()) == 2
-    door.ask(400, "POST", BATCH, "{\n" * 5000)
-    door.ask(200, "POST", CONNECTION, {"Type": ["CONNECTION_CREDENTIALS"]})
-    door.ask(403, "POST", CONNECTION, {}, X_Amz_Bearer="canary-refuse")
-    door.ask(418, "POST", CONNECTION, {}, X_Amz_Bearer="canary-teapot", documented="default")
-    door.ask(403, "POST", OTHER, {}, target=TRANSCRIPT, X_Amz_Bearer="canary-refuse")
-    door.ask(200, "POST", OTHER, {}, target=TRANSCRIPT, documented="default")
-    door.ask(404, "POST", OTHER, {}, target=QUEUE)
-    door.ask(200, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0")
-    door.ask(400, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="")
-    door.ask(404, "GET", STATE, target=STATE_OF_ONE.replace("c-1", "nobodys"), X_Amz_Bearer="canary-0")
-    door.ask(409, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0", Relay_Conversation="another")
-    door.ask(200, "GET", QUEUE)
+    assert len(api.ask(200, "POST", BATCH, json.dumps(line) + "\n{\n").text.splitlines()) == 2
+    api.ask(400, "POST", BATCH, "{\n" * 5000)
+    api.ask(200, "POST", CONNECTION, {"Type": ["CONNECTION_CREDENTIALS"]})
+    api.ask(403, "POST", CONNECTION, {}, X_Amz_Bearer="canary-refuse")
+    api.ask(418, "POST", CONNECTION, {}, X_Amz_Bearer="canary-teapot", documented="default")
+    api.ask(403, "POST", OTHER, {}, target=TRANSCRIPT, X_Amz_Bearer="canary-refuse")
+    api.ask(200, "POST", OTHER, {}, target=TRANSCRIPT, documented="default")
+    api.ask(404, "POST", OTHER, {}, target=QUEUE)
+    api.ask(200, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0")
+    api.ask(400, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="")
+    api.ask(404, "GET", STATE, target=STATE_OF_ONE.replace("c-1", "nobodys"), X_Amz_Bearer="canary-0")
+    api.ask(409, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0", Relay_Conversation="another")
+    api.ask(200, "GET", QUEUE)
 
-    # Nobody upstream.
-    alone = Door(relays("http://127.0.0.1:9", **quick), seen)
+    # No upstream.
+    alone = ApiClient(relays("http://127.0.0.1:9", **quick), seen)
     hasty = [(route, {**body, "ClientToken": "c-1"}, f"canary-{number}") for number, (route, body) in enumerate(BODIES.items())]
     for route, body, token in hasty:
         alone.ask(202, "POST", route, body, X_Amz_Bearer=token, Relay_Lifetime=1)
@@ -170,20 +170,20 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     alone.ask(503, "POST", CONNECTION, {})
     alone.ask(503, "POST", OTHER, {}, target=TRANSCRIPT)
 
-    # No room.
-    full = Door(relays("http://127.0.0.1:9", queue__messages_max=1), seen)
+    # A full queue.
+    full = ApiClient(relays("http://127.0.0.1:9", queue__messages_max=1), seen)
     full.ask(202, "POST", SAID, BODIES[SAID])
     for route, body in BODIES.items():
         full.ask(429, "POST", route, body, X_Amz_Bearer="canary-another")
 
-    # Somebody else's user.
-    strange = Door(relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1), seen)
+    # A user that is not allowed.
+    strange = ApiClient(relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1), seen)
     strange.ask(403, "POST", BATCH, "")
     strange.ask(403, "GET", STATE, target=STATE_OF_ONE)
     strange.ask(403, "GET", QUEUE)
 
-    # The last two seconds of the grace, in which an attempt is still under way.
-    leaving = Door(relays(simulators("--latency", "1h").url, shutdown__grace="4s"), seen)
+    # The last two seconds of the grace, with an attempt in flight.
+    leaving = ApiClient(relays(simulators("--latency", "1h").url, shutdown__grace="4s"), seen)
     leaving.ask(202, "POST", SAID, BODIES[SAID])
     leaving.relay.terminate()
     until(lambda: leaving.session.post("http://relay" + BATCH).status_code == 503, "the door closes")
@@ -191,9 +191,9 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
         leaving.ask(503, "POST", route, BODIES.get(route, ""))
     assert leaving.relay.wait() == 75
 
-    # A disk that takes no more writes: its files may not grow. The first act that meets it is told, and the relay leaves.
+    # A disk without space: files cannot grow. The first request that needs a write gets an error, and the relay exits.
     for route in (SAID, EVENT, LEFT, BATCH, CONNECTION):
-        failing = Door(relays(upstreams().url), seen)
+        failing = ApiClient(relays(upstreams().url), seen)
         resource.prlimit(failing.relay.process.pid, resource.RLIMIT_FSIZE, (0, 0))
         failing.ask(500, "POST", route, BODIES.get(route, json.dumps(line)))
         assert failing.relay.wait() == 1
@@ -211,66 +211,66 @@ def statuses(schema):
 
 def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simulators):
     seen = set()
-    door = Door(relay, seen, CONTROL, control_socket(relay))
-    door.ask(200, "GET", "/status")
-    assert door.ask(200, "POST", "/pause", {"reason": "a test"}).json()["paused"]["reason"] == "a test"
-    assert door.ask(200, "GET", "/status").json()["paused"]["reason"] == "a test"
-    door.ask(400, "POST", "/pause", {"reason": "two\nlines"})
-    assert door.ask(200, "POST", "/resume").json()["paused"] is None
-    door.ask(400, "POST", "/drain", {"timeout": -1})
-    assert door.ask(200, "POST", "/drain", {"wait": True}).json() == {"queued": 0}
+    api = ApiClient(relay, seen, CONTROL, control_socket(relay))
+    api.ask(200, "GET", "/status")
+    assert api.ask(200, "POST", "/pause", {"reason": "a test"}).json()["paused"]["reason"] == "a test"
+    assert api.ask(200, "GET", "/status").json()["paused"]["reason"] == "a test"
+    api.ask(400, "POST", "/pause", {"reason": "two\nlines"})
+    assert api.ask(200, "POST", "/resume").json()["paused"] is None
+    api.ask(400, "POST", "/drain", {"timeout": -1})
+    assert api.ask(200, "POST", "/drain", {"wait": True}).json() == {"queued": 0}
     assert relay.wait() == 0
     waiting = relays("http://127.0.0.1:9")
-    Door(waiting, set()).ask(202, "POST", SAID, BODIES[SAID])
-    assert Door(waiting, seen, CONTROL, control_socket(waiting)).ask(202, "POST", "/drain", {"timeout": 1}).json()["queued"] == 1
+    ApiClient(waiting, set()).ask(202, "POST", SAID, BODIES[SAID])
+    assert ApiClient(waiting, seen, CONTROL, control_socket(waiting)).ask(202, "POST", "/drain", {"timeout": 1}).json()["queued"] == 1
     assert waiting.wait() == 75
 
-    # One place in the queue, a service that refuses what is bad, and one that never answers.
+    # A queue for one message, a service that refuses bad contents, and one that never answers.
     refuses = relays(upstreams(lambda request: error(400, "ValidationException", "canary") if b"bad" in request.body else None).url,
                      queue__messages_max=1)
-    door, one, redrive = Door(refuses, seen, CONTROL, control_socket(refuses)), "/messages/{Id}", "/messages/{Id}/redrive"
+    api, one, redrive = ApiClient(refuses, seen, CONTROL, control_socket(refuses)), "/messages/{Id}", "/messages/{Id}/redrive"
     for number in range(2):
         send(refuses, TOKEN, "canary: bad")
-        until(lambda: len(door.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"]) == number + 1, "it is dead")
-    dead, other = (f"/messages/{message['Id']}" for message in door.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"])
-    door.ask(400, "GET", "/messages", target="/messages?limit=0")
-    door.ask(400, "DELETE", "/messages")
-    door.ask(400, "POST", "/redrive", target="/redrive?reason=bored")
-    door.ask(200, "GET", one, target=dead + "?contents=true")
-    door.ask(400, "GET", one, target=dead + "?contents=1")
-    door.ask(400, "DELETE", one, target=dead + "?contents=true")
+        until(lambda: len(api.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"]) == number + 1, "it is dead")
+    dead, other = (f"/messages/{message['Id']}" for message in api.ask(200, "GET", "/messages", target="/messages?state=DEAD").json()["Messages"])
+    api.ask(400, "GET", "/messages", target="/messages?limit=0")
+    api.ask(400, "DELETE", "/messages")
+    api.ask(400, "POST", "/redrive", target="/redrive?reason=bored")
+    api.ask(200, "GET", one, target=dead + "?contents=true")
+    api.ask(400, "GET", one, target=dead + "?contents=1")
+    api.ask(400, "DELETE", one, target=dead + "?contents=true")
     for method in ("GET", "DELETE"):
-        door.ask(404, method, one, target="/messages/0000002a-1")
-    door.ask(404, "POST", redrive, target="/messages/0000002a-1/redrive")
-    door.ask(400, "POST", redrive, {"Contents": "canary"}, target=dead + "/redrive")
-    door.ask(403, "POST", redrive, {"Content": "canary"}, target=dead + "/redrive")
-    door.ask(200, "POST", "/pause")
-    door.ask(200, "POST", redrive, target=dead + "/redrive")
-    door.ask(409, "POST", redrive, target=dead + "/redrive")
-    door.ask(429, "POST", redrive, target=other + "/redrive")
-    door.ask(429, "POST", "/redrive")
-    door.ask(200, "DELETE", one, target=dead)
-    assert door.ask(200, "POST", "/redrive").json() == {"Redriven": 1}, "not what was deleted"
-    assert door.ask(200, "DELETE", "/messages", target="/messages?conversation=nobodys").json() == {"Deleted": 0, "InFlight": 0}
+        api.ask(404, method, one, target="/messages/0000002a-1")
+    api.ask(404, "POST", redrive, target="/messages/0000002a-1/redrive")
+    api.ask(400, "POST", redrive, {"Contents": "canary"}, target=dead + "/redrive")
+    api.ask(403, "POST", redrive, {"Content": "canary"}, target=dead + "/redrive")
+    api.ask(200, "POST", "/pause")
+    api.ask(200, "POST", redrive, target=dead + "/redrive")
+    api.ask(409, "POST", redrive, target=dead + "/redrive")
+    api.ask(429, "POST", redrive, target=other + "/redrive")
+    api.ask(429, "POST", "/redrive")
+    api.ask(200, "DELETE", one, target=dead)
+    assert api.ask(200, "POST", "/redrive").json() == {"Redriven": 1}, "not what was deleted"
+    assert api.ask(200, "DELETE", "/messages", target="/messages?conversation=nobodys").json() == {"Deleted": 0, "InFlight": 0}
     silent = relays(simulators("--latency", "1h").url)
-    door = Door(silent, seen, CONTROL, control_socket(silent))
+    api = ApiClient(silent, seen, CONTROL, control_socket(silent))
     send(silent, TOKEN, "canary")
     until(lambda: silent.metrics()["in_flight"] == 1, "an attempt is under way")
-    [flying] = door.ask(200, "GET", "/messages").json()["Messages"]
-    door.ask(409, "DELETE", one, target=f"/messages/{flying['Id']}")
+    [flying] = api.ask(200, "GET", "/messages").json()["Messages"]
+    api.ask(409, "DELETE", one, target=f"/messages/{flying['Id']}")
     elsewhere = {(method, route, status) for method, route, _ in seen for status in ("500", "503")}
     assert statuses(CONTROL) == seen | elsewhere
 
 
-def test_the_operators_door_does_nothing_else(relay):
-    door = Door(relay, set(), CONTROL, control_socket(relay))
+def test_operators_api_has_no_other_route(relay):
+    api = ApiClient(relay, set(), CONTROL, control_socket(relay))
     for method, path, status in [("GET", "/", 404), ("GET", "/messages/", 404), ("GET", "/redrive", 405), ("POST", "/status", 405), ("HEAD", "/status", 200)]:
-        assert door.session.request(method, "http://relay" + path).status_code == status
+        assert api.session.request(method, "http://relay" + path).status_code == status
 
 
 @pytest.fixture(scope="module")
 def fuzzed():
-    """One relay for all that is thrown at it, before a service without a quota."""
+    """One relay for all generated requests, before a service without a quota."""
     simulator = Simulator("--rate", 1e6, "--burst", 1_000_000, "--latency", "0ms", "--jitter", "0ms")
     relay = Relay(simulator.url, sender__quota_rate=1e5, sender__quota_burst=100_000, ingress__wait_max="1s",
                   queue__messages_max=1_000_000, queue__bytes_max="4GiB").start()
@@ -284,7 +284,7 @@ def fuzzed():
         simulator.remove()
 
 
-# The same cases each time; --long throws others, and more.
+# The same cases each time; --long generates others, and more.
 FUZZ = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate],
         "suppress_health_check": list(HealthCheck)}
 CHECKS = schemathesis.checks.CHECKS.get_by_names([
@@ -302,12 +302,12 @@ LINES = st.lists(LINE.map(json.dumps) | st.text(max_size=50), max_size=8)
 schemathesis.openapi.media_type("application/x-ndjson", LINES.map(lambda lines: "\n".join(lines).encode(errors="surrogatepass")))
 
 
-# What they take cannot be wrong by a schema: lines of text, a header that is passed over, nothing.
+# Their input cannot violate a schema: lines of text, an ignored header, nothing.
 NOTHING_WRONG = {BATCH, QUEUE, "/status", "/resume"}
 
 
 def throw(schema, socket_path, long, leave_out=()):
-    """Whatever the file allows, and what it does not, at every route."""
+    """Sends requests that the file allows, and requests that it forbids, to every route."""
     through = session(str(socket_path))
     thrown = {}
     for operation in (result.ok() for result in schema.get_all_operations()):
@@ -329,14 +329,14 @@ def throw(schema, socket_path, long, leave_out=()):
     return thrown
 
 
-def test_no_request_to_the_bots_door_gets_a_reply_that_is_not_said(fuzzed, request):
+def test_bots_api_gives_only_documented_replies(fuzzed, request):
     thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"))
     assert sum(thrown.values()) > 300 and ("POST /participant/message", 202) in thrown
     assert all(status < 500 for _, status in thrown)
 
 
-def test_no_request_to_the_operators_door_gets_a_reply_that_is_not_said(fuzzed, request):
-    # One that is drained is gone.
+def test_operators_api_gives_only_documented_replies(fuzzed, request):
+    # A drained relay has exited.
     thrown = throw(CONTROL, control_socket(fuzzed), request.config.getoption("--long"), leave_out={"/drain"})
     assert set(thrown) == {
         ("GET /status", 200), ("POST /pause", 200), ("POST /pause", 400), ("POST /resume", 200),

@@ -28,7 +28,7 @@ def test_promtool_finds_no_fault_in_the_rules():
     assert code == 0 and "SUCCESS" in said, said
 
 
-def test_each_rule_does_what_its_unit_test_says():
+def test_each_rule_passes_its_unit_test():
     tests = Path(__file__).with_name("rules_test.yaml")
     code, said = promtool("test", "rules", tests)
     assert code == 0 and "SUCCESS" in said, said
@@ -36,12 +36,12 @@ def test_each_rule_does_what_its_unit_test_says():
     assert set(tested) == set(alerts()), "every alert has a unit test"
 
 
-def test_promtool_finds_no_fault_in_what_a_relay_exports(relay):
+def test_promtool_finds_no_fault_in_the_exported_metrics(relay):
     code, said = promtool("check", "metrics", stdin=relay.get("/metrics")[1])
     assert (code, said) == (0, "")
 
 
-def test_the_rules_ask_only_for_what_a_relay_exports(relay):
+def test_rules_use_only_exported_metrics(relay):
     exported = set(re.findall(r"^(\w+)", relay.get("/metrics")[1], re.M))
     asked = set(re.findall(r"(?<![\w:])(connect_relay_\w+|process_\w+)", RULES.read_text()))
     assert len(asked) > 10 and asked <= exported, asked - exported
@@ -71,7 +71,7 @@ def test_the_documented_command_changes_the_base_of_all_links(tmp_path):
     assert not any(BASE in (tmp_path / path).read_text() for path in named)
 
 
-def test_the_hastened_rules_differ_in_their_durations_alone():
+def test_shortened_rules_differ_only_in_their_durations():
     text = hastened(RULES.read_text())
     assert promtool("check", "rules", "/dev/stdin", stdin=text)[0] == 0
     assert not re.search(r"\[\d+[mhd]\]|offset \d+[mhd]|for: \d+[mhd]", text)

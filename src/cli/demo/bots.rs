@@ -40,30 +40,30 @@ pub(super) struct Sent {
 
 /// The shared record of all bots: each bot records its actions at once, so that those of a stopped bot are known too.
 #[derive(Debug, Default)]
-pub(super) struct Notebook(Mutex<Notes>);
+pub(super) struct Record(Mutex<BotRecord>);
 
 /// The notes.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct BotRecord {
     /// Each bot's conversation.
     pub conversations: Vec<Conversation>,
     /// Messages acknowledged by the relay.
-    pub handed_over: u64,
+    pub acknowledged: u64,
     /// Messages submitted once more with the same ClientToken.
     pub repeats: u64,
     /// Disconnects acknowledged by the relay.
-    pub hung_up: u64,
+    pub disconnects: u64,
 }
 
-impl Notebook {
+impl Record {
     /// An empty record for this number of conversations.
-    pub(super) fn new(conversations: usize) -> Arc<Notebook> {
+    pub(super) fn new(conversations: usize) -> Arc<Record> {
         let conversations = vec![Conversation::default(); conversations];
-        Arc::new(Notebook(Mutex::new(Notes { conversations, ..Notes::default() })))
+        Arc::new(Record(Mutex::new(BotRecord { conversations, ..BotRecord::default() })))
     }
 
     /// Locks the notes for a short access; the guard is never kept across an await.
-    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BotRecord> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,7 +88,7 @@ const PAUSE_MILLIS_MAX: u64 = 300;
 /// One message in this many is submitted twice.
 const REPEAT_EVERY: usize = 9;
 /// One conversation in this many is disconnected at the end.
-const HANG_UP_EVERY: usize = 4;
+const DISCONNECT_EVERY: usize = 4;
 /// The most attempts of a bot that is throttled or gets a 5xx.
 const TRIES_MAX: u32 = 100;
 
@@ -104,55 +104,55 @@ const PHRASES: [&str; 8] = [
 ];
 
 /// Executes a plan.
-pub(super) async fn run(plan: Plan, notebook: Arc<Notebook>) -> anyhow::Result<()> {
+pub(super) async fn run(plan: Plan, record: Arc<Record>) -> anyhow::Result<()> {
     let Plan { socket, number, messages, seed } = plan;
-    let mut dice = fastrand::Rng::with_seed(seed ^ number as u64);
+    let mut rng = fastrand::Rng::with_seed(seed ^ number as u64);
     sleep(ARRIVALS * u32::try_from(number).unwrap_or(u32::MAX)).await;
-    let mut door = Door { socket, client: None, tasks: JoinSet::new() };
-    let token = open(&mut door).await?;
-    notebook.notes().conversations[number].token.clone_from(&token);
+    let mut relay = BotClient { socket, client: None, tasks: JoinSet::new() };
+    let token = open(&mut relay).await?;
+    record.lock().conversations[number].token.clone_from(&token);
 
     for place in 0..messages {
         let content = format!("{} ({} of {messages})", PHRASES[place % PHRASES.len()], place + 1);
         let client_token = Uuid::new_v4().to_string();
         let body = json!({"ContentType": "text/plain", "Content": content, "ClientToken": client_token});
-        notebook.notes().conversations[number].sent.push(Sent { client_token, content, acknowledged: false });
-        door.post("message", &token, &body).await?;
+        record.lock().conversations[number].sent.push(Sent { client_token, content, acknowledged: false });
+        relay.post("message", &token, &body).await?;
         {
-            let mut notes = notebook.notes();
+            let mut notes = record.lock();
             notes.conversations[number].sent[place].acknowledged = true;
-            notes.handed_over += 1;
+            notes.acknowledged += 1;
         }
         if (number + place) % REPEAT_EVERY == REPEAT_EVERY - 1 {
-            door.post("message", &token, &body).await?;
-            notebook.notes().repeats += 1;
+            relay.post("message", &token, &body).await?;
+            record.lock().repeats += 1;
         }
-        sleep(Duration::from_millis(dice.u64(..PAUSE_MILLIS_MAX))).await;
+        sleep(Duration::from_millis(rng.u64(..PAUSE_MILLIS_MAX))).await;
     }
-    if number % HANG_UP_EVERY == HANG_UP_EVERY - 1 {
-        door.post("disconnect", &token, &json!({"ClientToken": Uuid::new_v4().to_string()})).await?;
-        notebook.notes().hung_up += 1;
+    if number % DISCONNECT_EVERY == DISCONNECT_EVERY - 1 {
+        relay.post("disconnect", &token, &json!({"ClientToken": Uuid::new_v4().to_string()})).await?;
+        record.lock().disconnects += 1;
     }
     Ok(())
 }
 
 /// CreateParticipantConnection, which the relay forwards at once: the request itself may be throttled or fail.
-async fn open(door: &mut Door) -> anyhow::Result<String> {
+async fn open(relay: &mut BotClient) -> anyhow::Result<String> {
     let body = json!({"Type": ["CONNECTION_CREDENTIALS"], "ConnectParticipant": true});
     let participant = format!("participant-{}", Uuid::new_v4());
-    let reply = door.post("connection", &participant, &body).await?;
+    let reply = relay.post("connection", &participant, &body).await?;
     let token = reply["ConnectionCredentials"]["ConnectionToken"].as_str();
     Ok(token.context("create a connection: the reply holds no ConnectionToken")?.to_owned())
 }
 
 /// A bot's connection to the relay.
-struct Door {
+struct BotClient {
     socket: PathBuf,
     client: Option<SendRequest<Full<Bytes>>>,
     tasks: JoinSet<()>,
 }
 
-impl Door {
+impl BotClient {
     /// Repeats a request until it is accepted, as an SDK does: after 429 and 5xx.
     async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Value> {
         let mut refused = String::new();

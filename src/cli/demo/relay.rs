@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::cli::run;
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Ending, Failure, Options, Wish};
+use crate::daemon::{Daemon, Exit, Failure, Options, StopRequest};
 use crate::time::Clock;
 
 /// The quota in the relay's configuration.
@@ -28,12 +28,12 @@ pub(super) struct Quota {
 pub(super) struct Relay {
     /// The bots' socket.
     pub socket: PathBuf,
-    wish: watch::Sender<Wish>,
-    task: JoinHandle<Result<Ending, Failure>>,
+    stop: watch::Sender<StopRequest>,
+    task: JoinHandle<Result<Exit, Failure>>,
 }
 
 /// The time-out for the exit of a relay that is asked to exit at once.
-const LEAVE_AT_ONCE_WITHIN: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts a relay in `folder`, with the service at `endpoint`.
 pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> anyhow::Result<Relay> {
@@ -47,12 +47,12 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
         set("QUEUE__VOLATILE", "true"),
     ];
     let config = Config::load(&Sources { file: None, environment, dir: Some(folder.to_owned()) })?;
-    run::make(folder).with_context(|| format!("make {}", folder.display()))?;
+    run::create_folders(folder).with_context(|| format!("create {}", folder.display()))?;
     let options = Options::from(&config);
     let socket = options.ingress_socket.clone();
     let daemon = Daemon::open(options, Clock::system()).await?;
-    let (wish, stop) = watch::channel(Wish::Run);
-    Ok(Relay { socket, wish, task: tokio::spawn(daemon.run(stop)) })
+    let (stop, receiver) = watch::channel(StopRequest::None);
+    Ok(Relay { socket, stop, task: tokio::spawn(daemon.run(receiver)) })
 }
 
 impl Relay {
@@ -63,16 +63,16 @@ impl Relay {
 
     /// Lets it deliver the queued messages and exit; after `most` it has to exit at once.
     pub(super) async fn drain(mut self, most: Duration) -> anyhow::Result<()> {
-        self.wish.send_replace(Wish::Drain);
+        self.stop.send_replace(StopRequest::Drain);
         let mut ended = timeout(most, &mut self.task).await;
         if ended.is_err() {
-            self.wish.send_replace(Wish::Leave);
-            ended = timeout(LEAVE_AT_ONCE_WITHIN, &mut self.task).await;
+            self.stop.send_replace(StopRequest::Exit);
+            ended = timeout(EXIT_TIMEOUT, &mut self.task).await;
         }
-        match ended.context("stop the relay: it did not leave in time")?.context("stop the relay")?? {
-            Ending::Drained => Ok(()),
-            Ending::Left { queued: Some(queued) } => bail!("stop the relay: it left {queued} messages in its queue"),
-            Ending::Left { queued: None } => bail!("stop the relay: it did not say what it left in its queue"),
+        match ended.context("stop the relay: it did not exit in time")?.context("stop the relay")?? {
+            Exit::Drained => Ok(()),
+            Exit::Undelivered { queued: Some(queued) } => bail!("stop the relay: {queued} messages are still queued"),
+            Exit::Undelivered { queued: None } => bail!("stop the relay: its store did not report the queued messages"),
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Sample {
     /// Messages that the bots will have submitted in the end.
     pub total: u64,
     /// Messages acknowledged by the relay.
-    pub handed_over: u64,
+    pub acknowledged: u64,
     /// Messages submitted again.
     pub repeats: u64,
     /// Bots still at work.
@@ -30,7 +30,7 @@ pub(super) struct Sample {
 impl Sample {
     /// Messages acknowledged and not delivered yet.
     pub(super) fn waiting(&self) -> u64 {
-        self.handed_over.saturating_sub(self.counts.accepted)
+        self.acknowledged.saturating_sub(self.counts.accepted)
     }
 }
 
@@ -50,10 +50,10 @@ enum Form {
 
 #[derive(Debug)]
 struct Bars {
-    handed_over: ProgressBar,
+    acknowledged: ProgressBar,
     delivered: ProgressBar,
     waiting: ProgressBar,
-    met: ProgressBar,
+    faults: ProgressBar,
     now: ProgressBar,
 }
 
@@ -85,7 +85,7 @@ impl View {
             Form::Lines { written } => {
                 if written.is_none_or(|written| sample.at.since(written) >= LINE_EVERY) {
                     *written = Some(sample.at);
-                    say(&line(sample.at.since(self.started), &sample, rate, now));
+                    print_line(&line(sample.at.since(self.started), &sample, rate, now));
                 }
             }
         }
@@ -99,11 +99,11 @@ impl View {
         self.show(sample);
         if let Form::Bars(bars) = self.form {
             bars.now.finish_and_clear();
-            for bar in [bars.handed_over, bars.delivered, bars.waiting, bars.met] {
+            for bar in [bars.acknowledged, bars.delivered, bars.waiting, bars.faults] {
                 bar.abandon();
             }
             // The cursor is at the end of the last bar.
-            say("");
+            print_line("");
         }
     }
 }
@@ -116,23 +116,23 @@ impl Bars {
             all.add(ProgressBar::new(total).with_style(style.progress_chars("━╸─")).with_prefix(name))
         };
         Bars {
-            handed_over: bar("  {prefix:<12} {bar:30.blue/dim} {pos:>6} of {len}  {msg:.dim}", "handed over"),
+            acknowledged: bar("  {prefix:<12} {bar:30.blue/dim} {pos:>6} of {len}  {msg:.dim}", "acknowledged"),
             delivered: bar("  {prefix:<12} {bar:30.green/dim} {pos:>6} of {len}  {msg}", "delivered"),
             waiting: bar("  {prefix:<12} {bar:30.yellow/dim} {pos:>6} {msg:.dim}", "in the queue"),
-            met: bar("  {prefix:<12} {msg}", "met so far"),
+            faults: bar("  {prefix:<12} {msg}", "faults"),
             now: bar("\n  {prefix:.bold} {wide_msg}", "▸"),
         }
     }
 
     fn show(&self, sample: &Sample, rate: f64, now: &'static str) {
         let Counts { accepted, throttled, errors, lost_replies, .. } = sample.counts;
-        self.handed_over.set_position(sample.handed_over);
-        self.handed_over.set_message(format!("and {} repeats", sample.repeats));
+        self.acknowledged.set_position(sample.acknowledged);
+        self.acknowledged.set_message(format!("and {} repeats", sample.repeats));
         self.delivered.set_position(accepted);
         self.delivered.set_message(format!("{rate:.0}/s"));
         self.waiting.set_position(sample.waiting());
         self.waiting.set_message("waiting on disk");
-        self.met.set_message(format!("{throttled} throttles · {errors} errors · {lost_replies} lost replies"));
+        self.faults.set_message(format!("{throttled} throttles · {errors} errors · {lost_replies} lost replies"));
         self.now.set_message(now);
     }
 }
@@ -141,10 +141,10 @@ impl Bars {
 fn line(elapsed: Duration, sample: &Sample, rate: f64, now: &str) -> String {
     let Counts { accepted, throttled, errors, lost_replies, .. } = sample.counts;
     format!(
-        "{:>4}s  handed over {}/{}  delivered {accepted}  queued {}  rate {rate:.0}/s  throttles {throttled}  \
+        "{:>4}s  acknowledged {}/{}  delivered {accepted}  queued {}  rate {rate:.0}/s  throttles {throttled}  \
          errors {errors}  lost replies {lost_replies}  {now}",
         elapsed.as_secs(),
-        sample.handed_over,
+        sample.acknowledged,
         sample.total,
         sample.waiting(),
     )
@@ -170,13 +170,13 @@ fn explain(recent: &VecDeque<Sample>) -> &'static str {
     if last.counts.accepted >= last.total {
         "everything is delivered"
     } else if news(|counts| counts.lost_replies) {
-        "a reply got lost: it is sent again, and Connect knows the ClientToken"
+        "a reply was lost: the relay sends the message again, and Connect knows the ClientToken"
     } else if news(|counts| counts.errors) {
-        "Connect failed: the message is tried again, before any other of its chat"
+        "Connect failed: the relay sends the message again, before any other of its chat"
     } else if news(|counts| counts.throttled) {
-        "Connect throttles: the relay waits, probes, and goes on more slowly"
+        "Connect throttles: the relay waits, probes, and continues more slowly"
     } else if last.bots > 0 && last.waiting() > 0 {
-        "the bots write faster than Connect takes it: the rest waits on disk"
+        "the bots write faster than Connect accepts: the rest waits on disk"
     } else if last.bots > 0 {
         "the bots are writing"
     } else {
@@ -185,7 +185,7 @@ fn explain(recent: &VecDeque<Sample>) -> &'static str {
 }
 
 /// Writes a line to standard output and ignores errors.
-pub(super) fn say(text: &str) {
+pub(super) fn print_line(text: &str) {
     let _ = out::print(&format!("{text}\n"));
 }
 
@@ -193,8 +193,8 @@ pub(super) fn say(text: &str) {
 mod tests {
     use super::*;
 
-    fn sample(millis: u64, handed_over: u64, bots: usize, counts: Counts) -> Sample {
-        Sample { at: Timestamp(millis), total: 400, handed_over, repeats: 0, bots, counts }
+    fn sample(millis: u64, acknowledged: u64, bots: usize, counts: Counts) -> Sample {
+        Sample { at: Timestamp(millis), total: 400, acknowledged, repeats: 0, bots, counts }
     }
 
     fn accepted(accepted: u64) -> Counts {
@@ -202,21 +202,21 @@ mod tests {
     }
 
     #[test]
-    fn rate_is_what_the_remembered_span_brought() {
+    fn rate_is_the_deliveries_of_the_last_samples() {
         assert!(rate(&VecDeque::new()).abs() < 1e-9);
         let recent = VecDeque::from([sample(1000, 9, 1, accepted(10)), sample(3000, 90, 1, accepted(50))]);
         assert!((rate(&recent) - 20.0).abs() < 1e-9);
     }
 
     #[test]
-    fn sentence_follows_what_has_just_happened() {
+    fn sentence_describes_the_last_event() {
         let quiet = sample(0, 10, 3, accepted(5));
         let says = |counts: Counts, millis| explain(&VecDeque::from([quiet, sample(millis, 10, 3, counts)]));
         assert!(says(Counts { throttled: 1, ..accepted(5) }, 1000).starts_with("Connect throttles"));
         assert!(says(Counts { throttled: 1, errors: 1, ..accepted(5) }, 1000).starts_with("Connect failed"));
         let lost = Counts { throttled: 1, errors: 1, lost_replies: 1, ..accepted(5) };
-        assert!(says(lost, 1000).starts_with("a reply got lost"));
-        assert!(says(lost, 2000).starts_with("the bots write faster"), "old news is no news");
+        assert!(says(lost, 1000).starts_with("a reply was lost"));
+        assert!(says(lost, 2000).starts_with("the bots write faster"), "an event is shown for a limited time");
         let states =
             [(10, 3, "the bots are writing"), (4, 0, "the bots are done"), (400, 0, "everything is delivered")];
         for (delivered, bots, expected) in states {
@@ -231,7 +231,7 @@ mod tests {
         let line = line(Duration::from_millis(5900), &sample(0, 90, 3, counts), 19.6, "so it goes");
         assert_eq!(
             line,
-            "   5s  handed over 90/400  delivered 30  queued 60  rate 20/s  throttles 7  errors 2  lost replies 1  \
+            "   5s  acknowledged 90/400  delivered 30  queued 60  rate 20/s  throttles 7  errors 2  lost replies 1  \
              so it goes"
         );
     }

@@ -77,7 +77,7 @@ fn plain(text: &str, but: &[char]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::Said;
+    use crate::control::MessageError;
 
     fn message() -> Message {
         Message {
@@ -91,7 +91,7 @@ mod tests {
             attempts: 3,
             dead_time: Some("2026-11-22T14:18:07.501Z".into()),
             reason: Some("expired".into()),
-            error: Some(Said { code: "GoneException".into(), message: Some("connect-relay: too late".into()) }),
+            error: Some(MessageError { code: "GoneException".into(), message: Some("connect-relay: too late".into()) }),
             maybe_delivered: true,
             ..Message::default()
         }

@@ -3,7 +3,7 @@
 use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 
-use crate::control::{Refusal, invalid};
+use crate::control::{ErrorReply, invalid};
 use crate::delivery::Reason;
 use crate::queue::{Cursor, Part, Selection};
 
@@ -12,19 +12,19 @@ const LIMIT_MAX: usize = 1000;
 
 /// A request about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::control) enum Of<'a> {
+pub(in crate::control) enum Target<'a> {
     /// `/messages/{id}`
-    Itself(&'a str),
+    Message(&'a str),
     /// `/messages/{id}/redrive`
     Redrive(&'a str),
 }
 
 /// Parses the path of one message.
-pub(in crate::control) fn of(path: &str) -> Option<Of<'_>> {
+pub(in crate::control) fn target(path: &str) -> Option<Target<'_>> {
     let rest = path.strip_prefix("/messages/")?;
     let (id, of) = match rest.strip_suffix("/redrive") {
-        Some(id) => (id, Of::Redrive(id)),
-        None => (rest, Of::Itself(rest)),
+        Some(id) => (id, Target::Redrive(id)),
+        None => (rest, Target::Message(rest)),
     };
     (!id.is_empty() && !id.contains('/')).then_some(of)
 }
@@ -40,7 +40,7 @@ pub(super) struct Query {
 
 impl Query {
     /// Parses the parameters in `known`, each at most once; `part` is the default of `state`.
-    pub fn parse(parts: &Parts, known: &[&str], part: Option<Part>) -> Result<Query, Refusal> {
+    pub fn parse(parts: &Parts, known: &[&str], part: Option<Part>) -> Result<Query, ErrorReply> {
         let mut query = Query { of: Selection { state: part, ..Selection::default() }, ..Query::default() };
         let mut seen: Vec<&str> = Vec::new();
         for pair in parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -58,7 +58,7 @@ impl Query {
             query.take(name, &value)?;
         }
         if query.of.reason.is_some() && query.of.state == Some(Part::Queued) {
-            return Err(invalid("reason: what is queued has none".into()));
+            return Err(invalid("reason: queued messages have none".into()));
         }
         if query.after.is_some_and(|after| !query.of.leads_to(after)) {
             return Err(invalid("after: it is the Next of another list".into()));
@@ -66,7 +66,7 @@ impl Query {
         Ok(query)
     }
 
-    fn take(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
+    fn take(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
         match name {
             "state" => {
                 self.of.state = Some(match value {
@@ -112,7 +112,7 @@ mod tests {
 
     fn query(text: &str, known: &[&str], part: Option<Part>) -> Result<Query, String> {
         let parts = Request::get(format!("/messages?{text}")).body(()).unwrap().into_parts().0;
-        Query::parse(&parts, known, part).map_err(|Refusal(status, why)| {
+        Query::parse(&parts, known, part).map_err(|ErrorReply(status, why)| {
             assert_eq!(status, StatusCode::BAD_REQUEST);
             why
         })
@@ -120,12 +120,12 @@ mod tests {
 
     #[test]
     fn path_names_one_message() {
-        assert_eq!(of("/messages/9f86d081-42"), Some(Of::Itself("9f86d081-42")));
-        assert_eq!(of("/messages/9f86d081-42/redrive"), Some(Of::Redrive("9f86d081-42")));
+        assert_eq!(target("/messages/9f86d081-42"), Some(Target::Message("9f86d081-42")));
+        assert_eq!(target("/messages/9f86d081-42/redrive"), Some(Target::Redrive("9f86d081-42")));
         for none in
             ["/messages", "/messages/", "/messages//redrive", "/messages/a/b", "/messages/a/b/redrive", "/redrive"]
         {
-            assert_eq!(of(none), None, "{none}");
+            assert_eq!(target(none), None, "{none}");
         }
     }
 
@@ -148,12 +148,12 @@ mod tests {
             ("limit=1001", "limit: \"1001\", 1 to 1000 is needed"),
             ("after=7", "after: the Next of the page before is needed"),
             ("contents=1", "contents: \"1\", true or false is needed"),
-            ("state=QUEUED&reason=expired", "reason: what is queued has none"),
+            ("state=QUEUED&reason=expired", "reason: queued messages have none"),
             ("state=QUEUED&after=d7", "after: it is the Next of another list"),
             ("reason=expired&after=q7.1", "after: it is the Next of another list"),
         ] {
-            let said = query(wrong, &all, None).unwrap_err();
-            assert!(said.starts_with(why), "{wrong}: {said}");
+            let text = query(wrong, &all, None).unwrap_err();
+            assert!(text.starts_with(why), "{wrong}: {text}");
         }
         // A bulk act has an implied state, and the cursor has to fit it.
         assert!(

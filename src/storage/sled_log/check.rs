@@ -61,7 +61,7 @@ pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
     if let Some(last) = settled.map(|(page, _)| *page).max() {
         let there = newest.keys().filter(|page| **page <= last).count() as u64;
         if there <= last {
-            damage.push(format!("pages that are nowhere in the log: {}", last + 1 - there));
+            damage.push(format!("pages missing from the log: {}", last + 1 - there));
         }
     }
     damage.extend(found.judge(&file, made)?);
@@ -150,11 +150,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::storage::sled_db::open_sled;
 
     /// A log of some segments, most of whose rows were written repeatedly.
     fn log() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let db = sled::Config::new().path(folder.path()).flush_every_ms(None).open().unwrap();
+        let (db, _) = open_sled(folder.path()).unwrap();
         let mut dice = fastrand::Rng::with_seed(0);
         for round in 0..60u32 {
             let mut batch = sled::Batch::default();
@@ -171,7 +172,7 @@ mod tests {
 
     /// Opens the log, writes a row, and closes it. Returns the end of its last frame.
     fn write_row(folder: &Path, number: u32, length: usize) -> usize {
-        let db = sled::Config::new().path(folder).flush_every_ms(None).open().unwrap();
+        let (db, _) = open_sled(folder).unwrap();
         let mut batch = sled::Batch::default();
         batch.insert(&number.to_be_bytes(), vec![b'x'; length]);
         db.apply_batch(batch).unwrap();
@@ -253,7 +254,7 @@ mod tests {
             let mut bytes = whole.clone();
             frames.iter().for_each(|(base, frame)| cancel(&mut bytes, *base, frame));
             fs::write(folder.path().join(names::LOG), bytes).unwrap();
-            assert_eq!(find_damage(folder.path()).unwrap(), ["pages that are nowhere in the log: 1"], "page {page}");
+            assert_eq!(find_damage(folder.path()).unwrap(), ["pages missing from the log: 1"], "page {page}");
         }
     }
 }

@@ -42,9 +42,9 @@ impl Store {
         let stamp = read_stamp(path, &options.keys)?;
         if stamp.is_none() {
             if has_rows(path).map_err(failed("read its log"))? {
-                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is gone".into() });
+                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is missing".into() });
             }
-            quarantine_unfinished(path, now).map_err(failed("set aside what a first start left unfinished"))?;
+            quarantine_unfinished(path, now).map_err(failed("set aside the files of an unfinished first start"))?;
         }
         compaction::finish(path).map_err(failed("finish a compaction"))?;
         if path.join(names::FAILED_SYNC).exists() {

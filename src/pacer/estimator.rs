@@ -114,7 +114,7 @@ const BURST_NONE: f64 = 1.0;
 const BURST_PART: f64 = 0.7;
 
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct RateEstimator {
     /// Requests per second, without a search.
     base: f64,
     /// The factor of the current search.
@@ -147,23 +147,23 @@ pub(super) struct Share {
     untried: Option<(f64, f64)>,
 }
 
-impl Share {
+impl RateEstimator {
     /// A share that starts at the configured quota, less the headroom.
-    pub(super) fn new(options: &Options) -> Share {
-        Share::at(options.quota_rate * (1.0 - options.headroom), options)
+    pub(super) fn new(options: &Options) -> RateEstimator {
+        RateEstimator::at(options.quota_rate * (1.0 - options.headroom), options)
     }
 
     /// A share that starts at a learned rate.
-    pub(super) fn known(rate: f64, options: &Options) -> Share {
-        let mut share = Share::at(rate, options);
-        (share.untried, share.age, share.throttles) = (None, YOUTH, 3.0 * STEPS_TO_SETTLE);
-        share.interval = share.due_in(options);
-        share
+    pub(super) fn known(rate: f64, options: &Options) -> RateEstimator {
+        let mut estimator = RateEstimator::at(rate, options);
+        (estimator.untried, estimator.age, estimator.throttles) = (None, YOUTH, 3.0 * STEPS_TO_SETTLE);
+        estimator.interval = estimator.due_in(options);
+        estimator
     }
 
-    fn at(rate: f64, options: &Options) -> Share {
+    fn at(rate: f64, options: &Options) -> RateEstimator {
         let rate = bounded(rate, options);
-        let mut share = Share {
+        let mut estimator = RateEstimator {
             base: rate,
             search: 1.0,
             recent: rate,
@@ -181,8 +181,8 @@ impl Share {
             steady: 1.0,
             untried: Some((0.0, 0.0)),
         };
-        share.interval = share.due_in(options);
-        share
+        estimator.interval = estimator.due_in(options);
+        estimator
     }
 
     /// Requests per second.
@@ -206,7 +206,7 @@ impl Share {
     }
 
     /// Takes back the effect of a throttle, but never beyond the rate before it.
-    pub(super) fn acquit(&mut self, before: f64, after: f64, options: &Options) {
+    pub(super) fn undo_rate_cut(&mut self, before: f64, after: f64, options: &Options) {
         if before > after && after > 0.0 {
             self.base = self.base.max((self.base * before / after).min(before));
             self.usual = self.usual.max(self.base / NEAR);
@@ -269,9 +269,10 @@ impl Share {
             self.base *= KEPT_IN_ROW;
         } else {
             self.evidence = (self.evidence + self.lateness() - LUCK).max(0.0);
-            let told = untried.is_some() && self.lateness() > LATE;
+            let first_is_late = untried.is_some() && self.lateness() > LATE;
             let alone = self.steady > ALONE && self.search > MORE;
-            let belief = if told || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
+            let belief =
+                if first_is_late || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
             let last = self.rate().min(self.recent).max(self.base);
             self.base *= (last / self.base).powf(belief) * (1.0 - step);
             (self.throttles, self.evidence) =

@@ -8,7 +8,7 @@ use crate::pacer::Closed;
 
 /// The last logged state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Announced {
     /// The gate is open.
     #[default]
     Open,
@@ -20,15 +20,15 @@ pub(super) enum Said {
     NotTheService(u16),
 }
 
-impl Said {
+impl Announced {
     /// Returns the state to log after an attempt; the same as before if there is nothing new.
-    pub(super) fn after(self, closed: Option<Closed>, outcome: &Outcome) -> Said {
+    pub(super) fn after(self, closed: Option<Closed>, outcome: &Outcome) -> Announced {
         match (closed, outcome) {
-            (None, _) => Said::Open,
-            (Some(Closed::Throttled), _) => Said::Throttled,
-            (Some(Closed::Down), Outcome::Misconfigured { status, .. }) => Said::NotTheService(*status),
+            (None, _) => Announced::Open,
+            (Some(Closed::Throttled), _) => Announced::Throttled,
+            (Some(Closed::Down), Outcome::Misconfigured { status, .. }) => Announced::NotTheService(*status),
             (Some(Closed::Down), Outcome::Down { .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }) => {
-                Said::Down
+                Announced::Down
             }
             // An attempt that was in flight when the gate closed was answered: only the probe decides.
             (Some(Closed::Down), _) => self,
@@ -36,27 +36,30 @@ impl Said {
     }
 
     /// Logs the state, for the operator.
-    pub(super) fn say(self, outcome: &Outcome, rate: f64) {
+    pub(super) fn log(self, outcome: &Outcome, rate: f64) {
         let (http_status, why) = (outcome.status(), outcome.why());
         let rate = (rate * 100.0).round() / 100.0;
         match self {
-            Said::Open => info!(rate, "Amazon Connect takes messages again: sending goes on"),
-            Said::Throttled => {
+            Announced::Open => info!(rate, "Amazon Connect accepts messages again; sending resumes"),
+            Announced::Throttled => {
                 warn!(
                     rate,
-                    http_status, "Amazon Connect throttles: sending pauses, then goes on at this rate per second"
+                    http_status, "Amazon Connect throttles; sending pauses, then continues at this rate per second"
                 );
             }
-            Said::Down => {
-                let Some((what, _)) = words(outcome) else { return };
-                warn!(http_status, why, "the Participant Service {what}; messages wait on disk and a probe goes ahead");
+            Announced::Down => {
+                let Some((what, _)) = describe_failure(outcome) else { return };
+                warn!(
+                    http_status,
+                    why, "the Participant Service {what}; messages wait on disk while single attempts probe it"
+                );
             }
-            Said::NotTheService(_) => {
+            Announced::NotTheService(_) => {
                 warn!(
                     http_status,
                     why,
-                    "what answers is not the Participant Service: check sender.region, sender.endpoint, sender.proxy; \
-                     messages wait on disk and a probe goes ahead"
+                    "another server answers in place of the Participant Service: check sender.region, sender.endpoint, \
+                     sender.proxy; messages wait on disk while single attempts probe it"
                 );
             }
         }
@@ -65,7 +68,7 @@ impl Said {
 
 /// Describes a failed outcome in words that follow "the Participant Service", and gives the operator's next step;
 /// `None` if it contains no information about the destination.
-pub(super) fn words(outcome: &Outcome) -> Option<(String, &'static str)> {
+pub(super) fn describe_failure(outcome: &Outcome) -> Option<(String, &'static str)> {
     const ELSEWHERE: &str = "Check sender.region, sender.endpoint and sender.proxy.";
     const HEALTH: &str = "Look at AWS's health page for the region. A proxy or a private endpoint on the way can answer so \
                           too: check sender.endpoint and sender.proxy.";
@@ -78,10 +81,12 @@ pub(super) fn words(outcome: &Outcome) -> Option<(String, &'static str)> {
             "Check the network and DNS, and sender.region, sender.endpoint and sender.proxy.",
         )),
         Outcome::AnswerLost { why } if why.contains(NO_OBJECT) => {
-            Some((format!("is not what answers: {why}"), ELSEWHERE))
+            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
         }
-        Outcome::AnswerLost { why } => Some((format!("gives no whole answer: {why}"), HEALTH)),
-        Outcome::Misconfigured { why, .. } => Some((format!("is not what answers: {why}"), ELSEWHERE)),
+        Outcome::AnswerLost { why } => Some((format!("gives no complete answer: {why}"), HEALTH)),
+        Outcome::Misconfigured { why, .. } => {
+            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
+        }
         Outcome::Delivered(_)
         | Outcome::Throttled { .. }
         | Outcome::Refused(_)
@@ -94,17 +99,17 @@ pub(super) fn words(outcome: &Outcome) -> Option<(String, &'static str)> {
 mod tests {
     use super::*;
     use crate::delivery::Receipt;
-    use crate::retry::Hint;
+    use crate::retry::RetryHint;
 
     #[test]
     fn each_change_is_logged_once() {
-        let hint = Hint::default();
+        let hint = RetryHint::default();
         let down = || Outcome::Down { status: Some(503), hint, why: "503".into() };
         let wrong = |status| Outcome::Misconfigured { status, why: String::new() };
         let delivered = || Outcome::Delivered(Receipt::default());
         let throttled = || Outcome::Throttled { status: 429, hint, why: "429".into() };
         let (full, gone) = (Some(Closed::Throttled), Some(Closed::Down));
-        let mut said = Said::default();
+        let mut announced = Announced::default();
         let mut changes = Vec::new();
         for (closed, outcome) in [
             (None, delivered()),
@@ -121,35 +126,41 @@ mod tests {
             (None, delivered()),
             (None, delivered()),
         ] {
-            let next = said.after(closed, &outcome);
-            if next != said {
-                next.say(&outcome, 7.0);
+            let next = announced.after(closed, &outcome);
+            if next != announced {
+                next.log(&outcome, 7.0);
                 changes.push(next);
             }
-            said = next;
+            announced = next;
         }
-        let expected = [Said::Throttled, Said::Down, Said::NotTheService(404), Said::NotTheService(302), Said::Open];
+        let expected = [
+            Announced::Throttled,
+            Announced::Down,
+            Announced::NotTheService(404),
+            Announced::NotTheService(302),
+            Announced::Open,
+        ];
         assert_eq!(changes, expected);
     }
 
     #[test]
     fn service_that_answered_is_not_reported_as_unreachable() {
-        let (hint, why) = (Hint::default(), |why: &str| why.to_owned());
+        let (hint, why) = (RetryHint::default(), |why: &str| why.to_owned());
         for (outcome, expected) in [
             (Outcome::Down { status: Some(503), hint, why: why("503") }, "answered 503"),
             (Outcome::Unavailable { status: 500, hint, why: why("500 X") }, "answered 500 X"),
             (Outcome::Down { status: None, hint, why: why("connect to x") }, "cannot be reached: connect to x"),
             (
                 Outcome::AnswerLost { why: why("200 without a JSON object: a page") },
-                "is not what answers: 200 without a JSON object: a page",
+                "was not reached, another server answered: 200 without a JSON object: a page",
             ),
-            (Outcome::AnswerLost { why: why("x: reset") }, "gives no whole answer: x: reset"),
-            (Outcome::Misconfigured { status: 404, why: why("404") }, "is not what answers: 404"),
+            (Outcome::AnswerLost { why: why("x: reset") }, "gives no complete answer: x: reset"),
+            (Outcome::Misconfigured { status: 404, why: why("404") }, "was not reached, another server answered: 404"),
         ] {
-            let (what, advice) = words(&outcome).unwrap();
+            let (what, advice) = describe_failure(&outcome).unwrap();
             assert_eq!(what, expected);
             assert!(advice.contains("sender.endpoint"), "{advice}");
         }
-        assert_eq!(words(&Outcome::Delivered(Receipt::default())), None);
+        assert_eq!(describe_failure(&Outcome::Delivered(Receipt::default())), None);
     }
 }

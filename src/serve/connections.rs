@@ -1,4 +1,4 @@
-//! The connections of one listener: those with a place, those that wait for one, and those that have run out of time.
+//! The connections of one listener: the open ones, the pending ones that wait for a place, and their time limits.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,69 +17,69 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::error;
 
-use super::pulse::{Phase, Pulse, Stream, Watched};
-use super::room::{self, Place, Room};
-use super::{Connections, Limits, Open, Peer, Reply};
+use super::activity::{Activity, Phase, Stream, TrackedStream};
+use super::admission::{self, Admission, ConnectionState};
+use super::{ConnectionCount, CountedConnection, Limits, Peer, Reply};
 use crate::time::{Clock, Timestamp};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// The connections of one listener.
-pub struct Floor<S> {
+pub struct Connections<S> {
     limits: Limits,
     clock: Clock,
-    connections: Connections,
+    count: ConnectionCount,
     /// The `Keep-Alive` header of a reply on a connection that stays open.
     keep_alive: Option<HeaderValue>,
     http: http1::Builder,
     service: S,
     tasks: JoinSet<()>,
-    seats: Vec<Seat>,
-    /// Accepted connections without a place; at most [`room::quarter`] plus one.
-    waiting: Vec<Newcomer>,
+    open: Vec<Connection>,
+    /// Accepted connections that wait for a place: at most [`admission::per_user_share`] plus one.
+    pending: Vec<Pending>,
     /// Set while every reply is to end its connection: a connection waits, or this is the drain.
     last_reply: Arc<AtomicBool>,
     draining: bool,
 }
 
-/// A connection that has a place.
-struct Seat {
+/// An open connection: it has a place.
+struct Connection {
     peer: Peer,
-    pulse: Arc<Pulse>,
+    activity: Arc<Activity>,
     task: AbortHandle,
-    /// Asks it to close as soon as it has no request; taken once it has been asked.
-    finish: Option<oneshot::Sender<()>>,
+    /// Asks it to close as soon as it has no request; `None` once it was asked.
+    close_request: Option<oneshot::Sender<()>>,
 }
 
-/// A connection without a place.
-pub struct Newcomer {
+/// An accepted connection without a place.
+pub struct Pending {
     pub stream: Stream,
     pub peer: Peer,
-    pub open: Open,
+    pub counted: CountedConnection,
 }
 
-impl<S, F> Floor<S>
+impl<S, F> Connections<S>
 where
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    pub fn new(limits: Limits, clock: Clock, connections: Connections, service: S) -> Floor<S> {
+    pub fn new(limits: Limits, clock: Clock, count: ConnectionCount, service: S) -> Connections<S> {
         let mut http = http1::Builder::new();
         // The time is checked in this module: hyper's head timer would also cut idle connections, and is armed for
         // every request.
         http.header_read_timeout(None).max_buf_size(limits.head_bytes_max.max(8192));
         // `printf … | socat - UNIX-CONNECT:…` closes its half after sending, and still expects the reply.
         http.half_close(true);
-        Floor {
+        Connections {
             limits,
             clock,
-            connections,
+            count,
             keep_alive: keep_alive(limits.idle_timeout),
             http,
             service,
             tasks: JoinSet::new(),
-            seats: Vec::new(),
-            waiting: Vec::new(),
+            open: Vec::new(),
+            pending: Vec::new(),
             last_reply: Arc::default(),
             draining: false,
         }
@@ -90,30 +90,30 @@ where
     }
 
     /// Waits for a connection to end, and frees its place; pending if there is none. Safe to drop.
-    pub async fn ended(&mut self) {
+    pub async fn join_next(&mut self) {
         match self.tasks.join_next_with_id().await {
-            Some(ended) => self.leave(ended),
+            Some(ended) => self.remove(ended),
             None => std::future::pending().await,
         }
     }
 
-    /// False while the waiting list is full and places are about to be free: new connections wait in the kernel's
+    /// False while the pending list is full and places are about to be free: new connections wait in the kernel's
     /// backlog.
     pub fn may_accept(&self) -> bool {
-        self.waiting.len() < room::quarter(self.limits.connections_max) || !self.is_moving()
+        self.pending.len() < admission::per_user_share(self.limits.connections_max) || !self.is_changing()
     }
 
-    pub fn enter(&mut self, newcomer: Newcomer) {
-        self.waiting.push(newcomer);
-        self.place_waiting();
-        // No connection can be closed, and the waiting list is full: the newest is closed. Its client may retry; the
+    pub fn add(&mut self, pending: Pending) {
+        self.pending.push(pending);
+        self.admit_pending();
+        // No connection can be closed, and the pending list is full: the newest is closed. Its client may retry; the
         // others were first.
-        if self.waiting.len() > room::quarter(self.limits.connections_max) && !self.is_moving() {
-            self.waiting.pop();
+        if self.pending.len() > admission::per_user_share(self.limits.connections_max) && !self.is_changing() {
+            self.pending.pop();
         }
     }
 
-    fn leave(&mut self, ended: Result<(tokio::task::Id, ()), JoinError>) {
+    fn remove(&mut self, ended: Result<(tokio::task::Id, ()), JoinError>) {
         let id = match ended {
             Ok((id, ())) => id,
             Err(error) => {
@@ -123,58 +123,65 @@ where
                 error.id()
             }
         };
-        self.seats.retain(|seat| seat.task.id() != id);
-        self.place_waiting();
+        self.open.retain(|connection| connection.task.id() != id);
+        self.admit_pending();
     }
 
-    /// Gives free places to waiting connections, and closes others for the rest.
-    fn place_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let places: Vec<Place> = self.seats.iter().map(Seat::place).collect();
-            let first = room::first(&places, self.limits.connections_max, self.waiting.iter().map(|new| new.peer));
-            match room::find(&places, self.limits.connections_max, self.waiting[first].peer, self.clock.now()) {
-                Room::Free => {
-                    let newcomer = self.waiting.remove(first);
-                    self.seat(newcomer);
+    /// Gives free places to pending connections, and closes others for the rest.
+    fn admit_pending(&mut self) {
+        while !self.pending.is_empty() {
+            let states: Vec<ConnectionState> = self.open.iter().map(Connection::state).collect();
+            let first = admission::next_pending(
+                &states,
+                self.limits.connections_max,
+                self.pending.iter().map(|pending| pending.peer),
+            );
+            match admission::admit(&states, self.limits.connections_max, self.pending[first].peer, self.clock.now()) {
+                Admission::Admit => {
+                    let pending = self.pending.remove(first);
+                    self.start(pending);
                 }
-                // As many connections are closing as are waiting.
-                Room::Close(_) | Room::Cut(_) if self.leaving() >= self.waiting.len() => break,
-                Room::Close(index) => self.seats[index].close(),
-                Room::Cut(index) => self.seats[index].cut(),
-                Room::None => break,
+                // As many connections are closing as are pending.
+                Admission::CloseIdle(_) | Admission::Abort(_) if self.count_closing() >= self.pending.len() => break,
+                Admission::CloseIdle(index) => self.open[index].close(),
+                Admission::Abort(index) => self.open[index].abort(),
+                Admission::Wait => break,
             }
         }
-        self.last_reply.store(self.draining || !self.waiting.is_empty(), Ordering::Relaxed);
+        self.last_reply.store(self.draining || !self.pending.is_empty(), Ordering::Relaxed);
     }
 
-    fn seat(&mut self, newcomer: Newcomer) {
-        let Newcomer { stream, peer, open } = newcomer;
-        let pulse = Arc::new(Pulse::new(self.clock.clone()));
-        let (finish, finished) = oneshot::channel();
+    fn start(&mut self, pending: Pending) {
+        let Pending { stream, peer, counted } = pending;
+        let activity = Arc::new(Activity::new(self.clock.clone()));
+        let (close_request, close_requested) = oneshot::channel();
         let service = {
-            let (service, pulse, last_reply) = (self.service.clone(), Arc::clone(&pulse), Arc::clone(&self.last_reply));
-            let (connections, keep_alive) = (self.connections.clone(), self.keep_alive.clone());
+            let (service, activity, last_reply) =
+                (self.service.clone(), Arc::clone(&activity), Arc::clone(&self.last_reply));
+            let (count, keep_alive) = (self.count.clone(), self.keep_alive.clone());
             service_fn(move |request: Request<Incoming>| {
-                pulse.busy();
+                activity.begin_handling();
                 let stays = stays_open(request.version(), request.headers());
-                let (reply, pulse, last_reply) = (service(request, peer), Arc::clone(&pulse), Arc::clone(&last_reply));
-                let (connections, keep_alive) = (connections.clone(), keep_alive.clone());
+                let (reply, activity, last_reply) =
+                    (service(request, peer), Arc::clone(&activity), Arc::clone(&last_reply));
+                let (count, keep_alive) = (count.clone(), keep_alive.clone());
                 async move {
                     let mut reply = reply.await;
-                    if last_reply.load(Ordering::Relaxed) || connections.is_ending() {
+                    if last_reply.load(Ordering::Relaxed) || count.is_ending() {
                         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     } else if let Some(keep_alive) = keep_alive.filter(|_| stays && !closes(reply.headers())) {
                         reply.headers_mut().insert(KEEP_ALIVE, keep_alive);
                     }
-                    pulse.replying();
+                    activity.begin_writing();
                     Ok::<_, Infallible>(reply)
                 }
             })
         };
-        let connection = self.http.serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&pulse))), service);
+        let connection =
+            self.http.serve_connection(TokioIo::new(TrackedStream::new(stream, Arc::clone(&activity))), service);
         let task = self.tasks.spawn(async move {
             // Dropped last, so that the socket is closed when the count reaches zero.
-            let _open = open;
+            let _counted = counted;
             // After a turn of the reactor the first read shows if a request has come with the connection. Such a
             // connection must not be treated as idle.
             tokio::task::yield_now().await;
@@ -183,73 +190,78 @@ where
             tokio::select! {
                 biased;
                 _ = connection.as_mut() => return,
-                _ = finished => connection.as_mut().graceful_shutdown(),
+                _ = close_requested => connection.as_mut().graceful_shutdown(),
             }
             let _ = connection.await;
         });
-        self.seats.push(Seat { peer, pulse, task, finish: Some(finish) });
+        self.open.push(Connection { peer, activity, task, close_request: Some(close_request) });
     }
 
     /// Ends the connections that have run out of time. Returns the time of the next sweep.
     pub fn sweep(&mut self) -> Timestamp {
         let now = self.clock.now();
         let mut next = Timestamp(u64::MAX);
-        for seat in &mut self.seats {
-            let (phase, since) = seat.pulse.read();
+        for connection in &mut self.open {
+            let (phase, since) = connection.activity.read();
             let limit = match phase {
-                Phase::Head => self.limits.request_timeout,
-                Phase::Fresh | Phase::Idle | Phase::Replying => self.limits.idle_timeout,
-                Phase::Busy => continue,
+                Phase::ReadingHead => self.limits.request_timeout,
+                Phase::New | Phase::Idle | Phase::Writing => self.limits.idle_timeout,
+                Phase::Handling => continue,
             };
             if now.since(since) < limit {
                 next = next.min(since + limit);
-            } else if matches!(phase, Phase::Fresh | Phase::Idle) {
-                seat.close();
+            } else if matches!(phase, Phase::New | Phase::Idle) {
+                connection.close();
             } else {
-                seat.cut();
+                connection.abort();
             }
         }
-        self.place_waiting();
-        next.min(now + self.shortest())
+        self.admit_pending();
+        next.min(now + self.shortest_limit())
     }
 
     /// The shortest limit: no phase that begins now runs out of time before this.
-    pub fn shortest(&self) -> Duration {
+    pub fn shortest_limit(&self) -> Duration {
         // There is no event when a connection becomes idle and could be closed: sweep again soon.
-        let look_again = if self.waiting.is_empty() { Duration::MAX } else { Duration::from_millis(20) };
+        let look_again = if self.pending.is_empty() { Duration::MAX } else { Duration::from_millis(20) };
         let limit = self.limits.idle_timeout.min(self.limits.request_timeout).min(look_again);
         // Never zero: the loop must not spin if a limit is configured as zero.
         limit.max(Duration::from_millis(1))
     }
 
     /// Closes the longest idle connection.
-    pub fn shrink(&mut self) {
-        let idle = self.seats.iter_mut().filter(|seat| seat.finish.is_some() && seat.pulse.read().0 == Phase::Idle);
-        if let Some(seat) = idle.min_by_key(|seat| seat.pulse.read().1) {
-            seat.close();
+    pub fn close_longest_idle(&mut self) {
+        let idle = self
+            .open
+            .iter_mut()
+            .filter(|connection| connection.close_request.is_some() && connection.activity.read().0 == Phase::Idle);
+        if let Some(connection) = idle.min_by_key(|connection| connection.activity.read().1) {
+            connection.close();
         }
     }
 
     /// Begins the drain.
-    pub fn finish(&mut self) {
-        self.waiting.clear();
+    pub fn drain(&mut self) {
+        self.pending.clear();
         self.draining = true;
         self.last_reply.store(true, Ordering::Relaxed);
-        for seat in &mut self.seats {
+        for connection in &mut self.open {
             // A half-read head would be dropped without an answer; its reply ends the connection anyway.
-            if seat.pulse.read().0 != Phase::Head {
-                seat.close();
+            if connection.activity.read().0 != Phase::ReadingHead {
+                connection.close();
             }
         }
     }
 
     /// True if places are about to be free, or connections are about to show if they are idle.
-    fn is_moving(&self) -> bool {
-        self.seats.iter().any(|seat| seat.finish.is_none() || seat.pulse.read().0 == Phase::Fresh)
+    fn is_changing(&self) -> bool {
+        self.open
+            .iter()
+            .any(|connection| connection.close_request.is_none() || connection.activity.read().0 == Phase::New)
     }
 
-    fn leaving(&self) -> usize {
-        self.seats.iter().filter(|seat| seat.finish.is_none()).count()
+    fn count_closing(&self) -> usize {
+        self.open.iter().filter(|connection| connection.close_request.is_none()).count()
     }
 }
 
@@ -277,21 +289,21 @@ fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(option))
 }
 
-impl Seat {
-    fn place(&self) -> Place {
-        let (phase, since) = self.pulse.read();
-        Place { peer: self.peer, phase, since, leaving: self.finish.is_none() }
+impl Connection {
+    fn state(&self) -> ConnectionState {
+        let (phase, since) = self.activity.read();
+        ConnectionState { peer: self.peer, phase, since, closing: self.close_request.is_none() }
     }
 
     fn close(&mut self) {
-        if let Some(finish) = self.finish.take() {
+        if let Some(close_request) = self.close_request.take() {
             // The connection may have ended by itself.
-            let _ = finish.send(());
+            let _ = close_request.send(());
         }
     }
 
-    fn cut(&mut self) {
-        self.finish = None;
+    fn abort(&mut self) {
+        self.close_request = None;
         self.task.abort();
     }
 }

@@ -14,7 +14,7 @@ const OUTCOMES: [&str; 7] =
     ["delivered", "throttled", "unavailable", "answer_lost", "refused", "denied", "misconfigured"];
 
 #[derive(Debug)]
-pub(super) struct Measures {
+pub(super) struct SenderMetrics {
     attempts: IntCounterVec,
     attempt_seconds: Histogram,
     /// The attempts in flight.
@@ -26,9 +26,9 @@ pub(super) struct Measures {
     quota_held_since: Option<Timestamp>,
 }
 
-impl Measures {
-    pub(super) fn new(metrics: &Metrics, pacer: &Pacer) -> Measures {
-        let measures = Measures {
+impl SenderMetrics {
+    pub(super) fn new(metrics: &Metrics, pacer: &Pacer) -> SenderMetrics {
+        let metrics = SenderMetrics {
             attempts: metrics.counters(
                 "attempts_total",
                 "Attempts at the Participant Service, by outcome.",
@@ -48,11 +48,11 @@ impl Measures {
             quota_held_since: None,
         };
         for outcome in OUTCOMES {
-            measures.attempts.with_label_values(&[outcome]);
+            metrics.attempts.with_label_values(&[outcome]);
         }
-        measures.quota_rate.set(pacer.quota_rate());
-        measures.destination(pacer);
-        measures
+        metrics.quota_rate.set(pacer.quota_rate());
+        metrics.destination(pacer);
+        metrics
     }
 
     /// Counts an attempt that has ended.
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::delivery::{Receipt, ServiceError, Signal};
     use crate::pacer::Options;
-    use crate::retry::Hint;
+    use crate::retry::RetryHint;
 
     fn pacer() -> Pacer {
         Pacer::new(Options::default(), Timestamp(0), 7)
@@ -89,9 +89,9 @@ mod tests {
 
     #[test]
     fn every_outcome_has_its_series_from_the_start() {
-        let metrics = Metrics::default();
-        let measures = Measures::new(&metrics, &pacer());
-        let (hint, why, error) = (Hint::default(), String::new, ServiceError::default);
+        let exported = Metrics::default();
+        let metrics = SenderMetrics::new(&exported, &pacer());
+        let (hint, why, error) = (RetryHint::default(), String::new, ServiceError::default);
         for outcome in [
             Outcome::Delivered(Receipt::default()),
             Outcome::Throttled { status: 429, hint, why: why() },
@@ -103,33 +103,33 @@ mod tests {
             Outcome::Denied(error()),
             Outcome::Misconfigured { status: 404, why: why() },
         ] {
-            measures.ended(&outcome, Duration::from_millis(20));
+            metrics.ended(&outcome, Duration::from_millis(20));
         }
-        let families = metrics.registry().gather();
+        let families = exported.registry().gather();
         let attempts = families.iter().find(|family| family.name() == "connect_relay_attempts_total").unwrap();
         assert_eq!(attempts.get_metric().len(), OUTCOMES.len());
-        assert_eq!(measures.attempt_seconds.get_sample_count(), 9);
+        assert_eq!(metrics.attempt_seconds.get_sample_count(), 9);
     }
 
     #[test]
     fn quota_wait_counts_only_the_time_it_held_something() {
-        let mut measures = Measures::new(&Metrics::default(), &pacer());
+        let mut metrics = SenderMetrics::new(&Metrics::default(), &pacer());
         for (now, held) in [(1000, false), (2000, true), (2500, true), (3000, false), (9000, true), (9000, false)] {
-            measures.quota(Timestamp(now), held);
+            metrics.quota(Timestamp(now), held);
         }
-        assert!((measures.quota_wait.get() - 1.0).abs() < 1e-9);
+        assert!((metrics.quota_wait.get() - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn gate_metric_is_closed_if_upstream_is_down_but_not_if_it_throttles() {
         let mut pacer = pacer();
-        let measures = Measures::new(&Metrics::default(), &pacer);
-        pacer.ended(Timestamp(0), Timestamp(0), Signal::Throttled(Hint::default()));
-        measures.destination(&pacer);
-        assert_eq!(measures.gate_open.get(), 1);
-        assert!((measures.send_rate.get() - pacer.rate()).abs() < 1e-9);
-        pacer.ended(Timestamp(0), Timestamp(0), Signal::Down(Hint::default()));
-        measures.destination(&pacer);
-        assert_eq!(measures.gate_open.get(), 0);
+        let metrics = SenderMetrics::new(&Metrics::default(), &pacer);
+        pacer.ended(Timestamp(0), Timestamp(0), Signal::Throttled(RetryHint::default()));
+        metrics.destination(&pacer);
+        assert_eq!(metrics.gate_open.get(), 1);
+        assert!((metrics.send_rate.get() - pacer.rate()).abs() < 1e-9);
+        pacer.ended(Timestamp(0), Timestamp(0), Signal::Down(RetryHint::default()));
+        metrics.destination(&pacer);
+        assert_eq!(metrics.gate_open.get(), 0);
     }
 }

@@ -41,7 +41,7 @@ pub struct Message {
     pub reason: Option<String>,
     /// The error of upstream, or of the relay.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<Said>,
+    pub error: Option<MessageError>,
     /// True if it may have been delivered.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub maybe_delivered: bool,
@@ -56,7 +56,7 @@ pub struct Message {
 /// The error that made a message a dead letter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-pub struct Said {
+pub struct MessageError {
     /// The error code.
     pub code: String,
     /// The error text; upstream's only if contents were requested.
@@ -105,7 +105,7 @@ pub struct Deleted {
 /// The body of `POST /messages/{id}/redrive`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
-pub struct RedriveWish {
+pub struct RedriveRequest {
     /// A token to send it with, in that token's conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_token: Option<String>,
@@ -118,9 +118,9 @@ pub struct RedriveWish {
 }
 
 /// Hides the token and the contents.
-impl std::fmt::Debug for RedriveWish {
+impl std::fmt::Debug for RedriveRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedriveWish(…)")
+        f.write_str("RedriveRequest(…)")
     }
 }
 
@@ -158,8 +158,10 @@ impl Message {
                     state: "DEAD".into(),
                     dead_time: Some(shown(died)),
                     reason: reason.map(|reason| reason.as_str().into()),
-                    error: reason
-                        .map(|_| Said { code: error.code.into(), message: text_shown.then(|| error.text.into()) }),
+                    error: reason.map(|_| MessageError {
+                        code: error.code.into(),
+                        message: text_shown.then(|| error.text.into()),
+                    }),
                     content,
                     ..message
                 }
@@ -174,8 +176,11 @@ mod tests {
 
     #[test]
     fn debug_of_a_redrive_request_shows_no_secrets() {
-        let wish =
-            RedriveWish { connection_token: Some("canary".into()), content: Some("canary".into()), content_type: None };
-        assert!(!format!("{wish:?}").contains("canary"));
+        let request = RedriveRequest {
+            connection_token: Some("canary".into()),
+            content: Some("canary".into()),
+            content_type: None,
+        };
+        assert!(!format!("{request:?}").contains("canary"));
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::health::Health;
 use crate::pacer::{Budget, Closed};
 use crate::queue::Queue;
-use crate::supervisor::{Supervisor, Word};
+use crate::service_manager::{Notification, ServiceManager};
 use crate::time::Clock;
 
 /// The time between two status lines.
@@ -20,42 +20,42 @@ const EVERY: Duration = Duration::from_secs(10);
 /// The time-out for the queue's answer; a stuck queue must not delay the status that reports it.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
 
-/// Notifies the service manager regularly.
+/// Notifies the service manager regularly, within its watchdog time-out.
 #[derive(Clone, Debug)]
-pub struct Beat {
-    pub supervisor: Supervisor,
+pub struct Watchdog {
+    pub service_manager: ServiceManager,
     pub health: Health,
     pub queue: Queue,
     pub budget: Budget,
     pub clock: Clock,
 }
 
-impl Beat {
+impl Watchdog {
     /// Runs until `stop`. It notifies at least three times per watchdog time-out, so that one may get lost.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let every = self.supervisor.watchdog().map_or(EVERY, |patience| EVERY.min(patience / 3));
-        let beats = async {
+        let every = self.service_manager.watchdog_timeout().map_or(EVERY, |timeout| EVERY.min(timeout / 3));
+        let notifications = async {
             loop {
-                self.once().await;
+                self.notify().await;
                 sleep(every).await;
             }
         };
         tokio::select! {
             () = stop => {}
-            () = beats => {}
+            () = notifications => {}
         }
     }
 
     /// Sends one notification with the present state.
-    pub async fn once(&self) {
+    pub async fn notify(&self) {
         let alive = self.health.live(self.clock.awake(), self.queue.stalled());
         let status = match &alive {
             Ok(()) => self.status().await,
             Err(why) => format!("hangs: {why}"),
         };
-        let beats = alive.is_ok() && self.supervisor.watchdog().is_some();
-        let words = [Word::Status(&status), Word::Alive];
-        self.supervisor.tell(&words[..1 + usize::from(beats)]);
+        let alive = alive.is_ok() && self.service_manager.watchdog_timeout().is_some();
+        let notifications = [Notification::Status(&status), Notification::Alive];
+        self.service_manager.notify(&notifications[..1 + usize::from(alive)]);
     }
 
     async fn status(&self) -> String {
@@ -72,7 +72,7 @@ impl Beat {
             _ if overview.all_refused.is_some() => "; Connect refuses every token",
             None => "",
             Some(Closed::Throttled) => ", throttled",
-            Some(Closed::Down) => "; Connect takes no messages",
+            Some(Closed::Down) => "; Connect accepts no messages",
         };
         format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
     }

@@ -14,7 +14,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use super::lines::{LineWriter, Lines};
+use super::log_writer::{LineWriter, LogLines};
 use crate::config::{Format, Level};
 
 /// Lines that came together are written together: under load a write for each costs as much as making it.
@@ -35,7 +35,7 @@ impl Log {
     pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
         let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
         let (filter, handle) = reload::Layer::new(own(level));
-        tracing_subscriber::registry().with(filter).with(shape(format, writer.lines())).try_init()?;
+        tracing_subscriber::registry().with(filter).with(layer(format, writer.lines())).try_init()?;
         Ok(Log { filter: handle, writer })
     }
 
@@ -62,7 +62,7 @@ fn own(level: Level) -> Targets {
     Targets::new().with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
-fn shape<S>(format: Format, lines: Lines) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S>(format: Format, lines: LogLines) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
@@ -97,7 +97,7 @@ mod tests {
     fn line_is_one_flat_object_and_libraries_log_nothing() {
         let page = Page::default();
         let writer = LineWriter::start(page.clone()).unwrap();
-        let lines = shape(Format::Json, writer.lines());
+        let lines = layer(Format::Json, writer.lines());
         let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(lines);
         with_default(subscriber, || {
             let _span = tracing::info_span!("noise").entered();

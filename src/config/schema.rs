@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::leaf::{self, ContentLimits, Damaged, Format, Leaf, Level, Mode, Reply, Size};
+use super::value::{self, ConfigValue, ContentLimits, Damaged, Format, Level, Mode, ReplyMode, Size};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -19,7 +19,7 @@ macro_rules! table {
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default, expecting = "a table")]
         pub(crate) struct $name {
-            $(#[serde(with = "leaf")] pub(crate) $key: $kind,)*
+            $(#[serde(with = "value")] pub(crate) $key: $kind,)*
             $(pub(crate) $inner: $table,)*
         }
 
@@ -31,13 +31,13 @@ macro_rules! table {
     };
 }
 
-fn written<T: Leaf>(default: &str) -> T {
+fn written<T: ConfigValue>(default: &str) -> T {
     T::read(&::config::ValueKind::String(default.into())).expect("a default is well-formed")
 }
 
 table! {
     /// The whole file.
-    Shape {
+    Settings {
         + ingress: Ingress,
         + queue: Queue,
         + sender: Sender,
@@ -54,8 +54,8 @@ table! {
         socket: PathBuf = "/run/connect-relay/relay.sock",
         socket_mode: Mode = "0660",
         tcp: Option<SocketAddr> = "",
-        reply: Reply = "accepted",
-        tcp_reply: Reply = "delivered",
+        reply: ReplyMode = "accepted",
+        tcp_reply: ReplyMode = "delivered",
         wait: Duration = "4s",
         wait_max: Duration = "50s",
         connections_max: usize = "256",

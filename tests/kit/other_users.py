@@ -1,4 +1,4 @@
-"""Bots that run as other users of the machine, each in a process of its own, so that the kernel vouches for them."""
+"""Bots that run as other users of this machine, each in a process of its own, so that the kernel reports their uid."""
 
 import json
 import multiprocessing
@@ -6,17 +6,17 @@ import os
 import socket
 
 from kit.callers import MESSAGE, PLAIN, parse
-from kit.patience import PATIENCE
-from kit.raw import dial, received
+from kit.wait import TIMEOUT
+from kit.raw_http import dial, received
 
-# Users that nobody is.
-VICTIM, NEIGHBOUR, THIRD = 61001, 61002, 61003
+# Unused user ids.
+VICTIM, OTHER, THIRD = 61001, 61002, 61003
 
 _FORK = multiprocessing.get_context("fork")
 
 
-class Neighbour:
-    """Runs `work(pipe, *args)` as another user until it returns; what it sends comes out of `heard`."""
+class OtherUser:
+    """Runs `work(pipe, *args)` as another user until it returns; `receive` returns what it sends."""
 
     def __init__(self, uid, work, *args, groups=(), gid=None):
         self._pipe, theirs = _FORK.Pipe()
@@ -25,17 +25,17 @@ class Neighbour:
         self._process.start()
         theirs.close()
 
-    def heard(self, patience=PATIENCE):
-        """The next thing that it says."""
-        assert self._pipe.poll(patience), "the neighbour says nothing"
+    def receive(self, timeout=TIMEOUT):
+        """Returns the next object that it sent."""
+        assert self._pipe.poll(timeout), "the other user's process sent nothing"
         kind, said = self._pipe.recv()
-        assert kind == "said", f"the neighbour failed: {said}"
+        assert kind == "said", f"the other user's process failed: {said}"
         return said
 
     def all(self):
-        """Everything that it has said since this was asked first."""
+        """Returns all objects that it has sent so far."""
         while self._pipe.poll():
-            self._said.append(self.heard())
+            self._said.append(self.receive())
         return list(self._said)
 
     def count(self):
@@ -53,38 +53,38 @@ def _as_user(uid, gid, groups, pipe, work, args):
     os.setuid(uid)
     try:
         work(lambda said: pipe.send(("said", said)), *args)
-    except BaseException as fault:  # noqa: BLE001 - told to the test, whatever it is
+    except BaseException as fault:  # noqa: BLE001 - reported to the test
         pipe.send(("failed", repr(fault)))
 
 
 def ask(relay, uid, method, path, headers=(), body=None, **who):
-    """One request of another user's bot; gives the reply."""
+    """Sends one request as another user; returns the reply."""
 
     def work(say):
-        say(asked(relay, method, path, headers, body))
+        say(request_once(relay, method, path, headers, body))
 
-    neighbour = Neighbour(uid, work, **who)
+    other = OtherUser(uid, work, **who)
     try:
-        return neighbour.heard()
+        return other.receive()
     finally:
-        neighbour.end()
+        other.end()
 
 
 def say(relay, uid, token, content, client_token, headers=(), **who):
-    """SendMessage of another user's bot."""
+    """Sends a message as another user."""
     body = {"ContentType": PLAIN, "Content": content, "ClientToken": client_token}
     return ask(relay, uid, "POST", MESSAGE, [f"X-Amz-Bearer: {token}", *headers], body, **who)
 
 
-def asked(relay, method, path, headers=(), body=None, door="unix"):
-    """One request over a connection of its own."""
-    with dial(relay, door) as stream:
+def request_once(relay, method, path, headers=(), body=None, listener="unix"):
+    """Sends one request over its own connection."""
+    with dial(relay, listener) as stream:
         stream.sendall(request(method, path, [*headers, "Connection: close"], body))
         return parse(received(stream))
 
 
 def request(method, path, headers=(), body=None):
-    """The bytes of a request; a body that is not bytes is sent as JSON. It names its own Host, or the relay's."""
+    """Builds the bytes of a request; a body that is not bytes becomes JSON. Host is localhost unless it is given."""
     body = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", *headers]
     if not any(line.lower().startswith("host:") for line in headers):
@@ -95,7 +95,7 @@ def request(method, path, headers=(), body=None):
 
 
 def connects(relay):
-    """Whether this process may connect at all."""
+    """True if this process may connect."""
     with socket.socket(socket.AF_UNIX) as stream:
         try:
             stream.connect(relay.socket)

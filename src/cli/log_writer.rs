@@ -1,6 +1,6 @@
 //! A thread that writes lines, so that other threads never wait for stderr.
 //!
-//! Lines wait in a bounded buffer. If it is full, because stderr does not take them (a full pipe, a stuck log agent), a
+//! LogLines wait in a bounded buffer. If it is full, because stderr does not take them (a full pipe, a stuck log agent), a
 //! line is dropped and counted. Waking the writer thread costs as much as writing a line, so under load it sleeps
 //! between batches, and no line has to wake it.
 
@@ -20,18 +20,18 @@ use crate::time::{Clock, Timestamp};
 /// The most waiting lines: a few seconds of a busy relay, a megabyte or two.
 const LINES_MAX: usize = 4096;
 /// The number of lines in a [`WINDOW`], or in the one before, from which the thread sleeps between batches.
-const MANY: usize = 200;
+const BUSY_LINES: usize = 200;
 const WINDOW: Duration = Duration::from_millis(100);
 /// The length of that sleep; a busy relay writes a hundred lines meanwhile.
-const REST: Duration = Duration::from_millis(5);
+const BATCH_DELAY: Duration = Duration::from_millis(5);
 /// The time between two lines with the number of dropped lines.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The longest wait at the end for the remaining lines.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The input of the writer: one call writes one line. Clones share the buffer.
 #[derive(Clone, Debug)]
-pub struct Lines {
+pub struct LogLines {
     buffer: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
 }
@@ -39,13 +39,13 @@ pub struct Lines {
 /// The writer thread; dropped, it writes the remaining lines.
 #[derive(Debug)]
 pub struct LineWriter {
-    lines: Lines,
+    lines: LogLines,
     ending: Arc<AtomicBool>,
     ended: Receiver<()>,
 }
 
 impl LineWriter {
-    /// Starts the thread. Lines that came together are flushed together.
+    /// Starts the thread. LogLines that came together are flushed together.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -60,7 +60,7 @@ impl LineWriter {
             let _end = end;
             let clock = Clock::system();
             let (mut since, mut lines, mut before) = (clock.now(), 0, 0);
-            let (mut told, mut told_at) = (0, Timestamp(0));
+            let (mut reported, mut reported_at) = (0, Timestamp(0));
             while let Ok(line) = waiting.recv() {
                 // Read first: every line that was queued before the end was requested is then among those taken.
                 let last = asked.load(Ordering::Acquire);
@@ -72,11 +72,11 @@ impl LineWriter {
                 let _ = to.flush();
                 let now = clock.now();
                 // There is room again: the number of dropped lines is logged now, and not again for a while.
-                if last || now.since(told_at) >= TOLD_EVERY {
+                if last || now.since(reported_at) >= REPORT_EVERY {
                     let dropped = counted.load(Ordering::Relaxed);
-                    if dropped > told {
-                        warn!(lines = dropped - told, "log lines were dropped: stderr did not take them");
-                        (told, told_at) = (dropped, now);
+                    if dropped > reported {
+                        warn!(lines = dropped - reported, "log lines were dropped: stderr did not take them");
+                        (reported, reported_at) = (dropped, now);
                     }
                 }
                 if last {
@@ -87,18 +87,18 @@ impl LineWriter {
                 if now.since(since) >= WINDOW {
                     (since, before, lines) = (now, lines, 0);
                 }
-                if lines.max(before) >= MANY {
-                    thread::sleep(REST);
+                if lines.max(before) >= BUSY_LINES {
+                    thread::sleep(BATCH_DELAY);
                 }
             }
         };
         thread::Builder::new().name("log".into()).spawn(work)?;
-        let lines = Lines { buffer, dropped };
+        let lines = LogLines { buffer, dropped };
         Ok(LineWriter { lines, ending, ended })
     }
 
     /// The input of the writer.
-    pub fn lines(&self) -> Lines {
+    pub fn lines(&self) -> LogLines {
         self.lines.clone()
     }
 
@@ -113,11 +113,11 @@ impl Drop for LineWriter {
         self.ending.store(true, Ordering::Release);
         // This wakes the thread. If the buffer is full the thread is awake, and sees the end by itself.
         let _ = self.lines.buffer.try_send(Vec::new());
-        let _ = self.ended.recv_timeout(PATIENCE);
+        let _ = self.ended.recv_timeout(TIMEOUT);
     }
 }
 
-impl Write for &Lines {
+impl Write for &LogLines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.buffer.try_send(line.to_vec()).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -130,10 +130,10 @@ impl Write for &Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = &'a Lines;
+impl<'a> MakeWriter<'a> for LogLines {
+    type Writer = &'a LogLines;
 
-    fn make_writer(&'a self) -> &'a Lines {
+    fn make_writer(&'a self) -> &'a LogLines {
         self
     }
 }

@@ -1,5 +1,5 @@
-//! The phase of a connection and its start, in one atomic word: written by the connection, read by the accepting loop.
-//! The stream underneath shows what hyper does not: that the first byte of a head has come ([`Watched::poll_read`]) and
+//! The phase of a connection and its start, in one atomic integer: written by the connection, read by the accepting loop.
+//! The stream underneath shows what hyper does not: that the first byte of a head has come ([`TrackedStream::poll_read`]) and
 //! that a reply has been written completely (`poll_flush`, which hyper calls only then).
 
 use std::io::{self, IoSlice};
@@ -17,63 +17,63 @@ use crate::time::{Clock, Timestamp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The connection was just accepted; it is unknown if a byte has come.
-    Fresh,
+    New,
     /// No byte of a request has come.
     Idle,
     /// Part of a request's head has come.
-    Head,
+    ReadingHead,
     /// The service has the request.
-    Busy,
+    Handling,
     /// The reply is being written.
-    Replying,
+    Writing,
 }
 
 /// A phase and its start: the time in milliseconds above three bits.
 #[derive(Debug)]
-pub struct Pulse {
-    word: AtomicU64,
+pub struct Activity {
+    packed: AtomicU64,
     clock: Clock,
 }
 
-impl Pulse {
-    pub fn new(clock: Clock) -> Pulse {
-        let pulse = Pulse { word: AtomicU64::new(0), clock };
-        pulse.begin(Phase::Fresh);
-        pulse
+impl Activity {
+    pub fn new(clock: Clock) -> Activity {
+        let activity = Activity { packed: AtomicU64::new(0), clock };
+        activity.begin(Phase::New);
+        activity
     }
 
     pub fn read(&self) -> (Phase, Timestamp) {
-        let word = self.word.load(Ordering::Relaxed);
-        (phase(word), Timestamp(word >> 3))
+        let packed = self.packed.load(Ordering::Relaxed);
+        (phase(packed), Timestamp(packed >> 3))
     }
 
     /// Notes that the service has a request. The phase counts from the request's first byte, so no clock is read.
-    pub fn busy(&self) {
-        let word = self.word.load(Ordering::Relaxed);
-        self.word.store((word & !7) | Phase::Busy as u64, Ordering::Relaxed);
+    pub fn begin_handling(&self) {
+        let packed = self.packed.load(Ordering::Relaxed);
+        self.packed.store((packed & !7) | Phase::Handling as u64, Ordering::Relaxed);
     }
 
     /// Notes that the service has answered.
-    pub fn replying(&self) {
-        self.begin(Phase::Replying);
+    pub fn begin_writing(&self) {
+        self.begin(Phase::Writing);
     }
 
-    fn is(&self, wanted: Phase) -> bool {
-        phase(self.word.load(Ordering::Relaxed)) == wanted
+    fn is_in(&self, wanted: Phase) -> bool {
+        phase(self.packed.load(Ordering::Relaxed)) == wanted
     }
 
     fn begin(&self, phase: Phase) {
-        self.word.store((self.clock.now().0 << 3) | phase as u64, Ordering::Relaxed);
+        self.packed.store((self.clock.now().0 << 3) | phase as u64, Ordering::Relaxed);
     }
 }
 
-fn phase(word: u64) -> Phase {
-    match word & 7 {
-        0 => Phase::Fresh,
+fn phase(packed: u64) -> Phase {
+    match packed & 7 {
+        0 => Phase::New,
         1 => Phase::Idle,
-        2 => Phase::Head,
-        3 => Phase::Busy,
-        _ => Phase::Replying,
+        2 => Phase::ReadingHead,
+        3 => Phase::Handling,
+        _ => Phase::Writing,
     }
 }
 
@@ -86,26 +86,26 @@ pub enum Stream {
 
 /// A stream that records its phase.
 #[derive(Debug)]
-pub struct Watched {
+pub struct TrackedStream {
     stream: Stream,
-    pulse: Arc<Pulse>,
+    activity: Arc<Activity>,
 }
 
-impl Watched {
-    pub fn new(stream: Stream, pulse: Arc<Pulse>) -> Watched {
-        Watched { stream, pulse }
+impl TrackedStream {
+    pub fn new(stream: Stream, activity: Arc<Activity>) -> TrackedStream {
+        TrackedStream { stream, activity }
     }
 
     /// Notes progress of a long reply: a client that still reads is not cut.
-    fn wrote(&self, written: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(some)) if some < offered) && self.pulse.is(Phase::Replying) {
-            self.pulse.begin(Phase::Replying);
+    fn note_progress(&self, written: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(some)) if some < offered) && self.activity.is_in(Phase::Writing) {
+            self.activity.begin(Phase::Writing);
         }
         written
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for TrackedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let this = self.get_mut();
@@ -113,23 +113,23 @@ impl AsyncRead for Watched {
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
         };
-        match this.pulse.read().0 {
-            Phase::Fresh | Phase::Idle if buf.filled().len() > before => this.pulse.begin(Phase::Head),
-            Phase::Fresh => this.pulse.begin(Phase::Idle),
+        match this.activity.read().0 {
+            Phase::New | Phase::Idle if buf.filled().len() > before => this.activity.begin(Phase::ReadingHead),
+            Phase::New => this.activity.begin(Phase::Idle),
             _ => {}
         }
         read
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for TrackedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = match &mut this.stream {
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
         };
-        this.wrote(written, buf.len())
+        this.note_progress(written, buf.len())
     }
 
     fn poll_write_vectored(
@@ -142,7 +142,7 @@ impl AsyncWrite for Watched {
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
-        this.wrote(written, bufs.iter().map(|buf| buf.len()).sum())
+        this.note_progress(written, bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -151,8 +151,8 @@ impl AsyncWrite for Watched {
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Sockets have nothing to flush.
-        if self.pulse.is(Phase::Replying) {
-            self.pulse.begin(Phase::Idle);
+        if self.activity.is_in(Phase::Writing) {
+            self.activity.begin(Phase::Idle);
         }
         Poll::Ready(Ok(()))
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 /// A kind of value.
-pub trait Leaf: Sized {
+pub trait ConfigValue: Sized {
     /// Completes "must be …".
     const ALLOWED: &'static str;
     /// Reads a value of the file, or a text of the environment.
@@ -24,14 +24,14 @@ pub trait Leaf: Sized {
     fn write(&self) -> Value;
 }
 
-/// For `#[serde(with = "leaf")]`.
-pub fn deserialize<'de, T: Leaf, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+/// For `#[serde(with = "value")]`.
+pub fn deserialize<'de, T: ConfigValue, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     let value = ::config::Value::deserialize(deserializer)?;
     T::read(&value.kind).ok_or_else(|| D::Error::custom(format_args!("must be {}", T::ALLOWED)))
 }
 
-/// For `#[serde(with = "leaf")]`.
-pub fn serialize<T: Leaf, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+/// For `#[serde(with = "value")]`.
+pub fn serialize<T: ConfigValue, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     value.write().serialize(serializer)
 }
 
@@ -57,7 +57,7 @@ impl std::fmt::Display for Size {
     }
 }
 
-impl Leaf for Size {
+impl ConfigValue for Size {
     const ALLOWED: &'static str = "a size, such as \"256KiB\" or a number of bytes";
     fn read(value: &ValueKind) -> Option<Size> {
         match value {
@@ -74,7 +74,7 @@ impl Leaf for Size {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
-impl Leaf for Mode {
+impl ConfigValue for Mode {
     const ALLOWED: &'static str = "octal permissions in quotes, such as \"0660\": rw at least for the owner, and nothing \
         for others that the group lacks (YAML turns 0660 without quotes into 432)";
     /// Never a number: TOML's 660 is not octal, and its 0o660 arrives as 432. A decimal number in a text nearly always
@@ -102,7 +102,7 @@ const DURATION_UNITS: [(u128, &str); 7] = [
     (1, "ns"),
 ];
 
-impl Leaf for Duration {
+impl ConfigValue for Duration {
     const ALLOWED: &'static str = "a duration with its unit, such as \"250ms\", \"4s\" or \"15m\"";
     fn read(value: &ValueKind) -> Option<Duration> {
         let ValueKind::String(text) = value else { return None };
@@ -118,7 +118,7 @@ impl Leaf for Duration {
 
 macro_rules! whole_numbers {
     ($($kind:ty),*) => {$(
-        impl Leaf for $kind {
+        impl ConfigValue for $kind {
             const ALLOWED: &'static str = "a whole number, 0 or more";
             fn read(value: &ValueKind) -> Option<$kind> {
                 match value {
@@ -135,7 +135,7 @@ macro_rules! whole_numbers {
 }
 whole_numbers!(u32, u64, usize);
 
-impl Leaf for f64 {
+impl ConfigValue for f64 {
     const ALLOWED: &'static str = "a number";
     #[expect(clippy::cast_precision_loss, reason = "a setting beyond 2^53 is out of every range")]
     fn read(value: &ValueKind) -> Option<f64> {
@@ -152,7 +152,7 @@ impl Leaf for f64 {
     }
 }
 
-impl Leaf for bool {
+impl ConfigValue for bool {
     const ALLOWED: &'static str = "true or false";
     fn read(value: &ValueKind) -> Option<bool> {
         match value {
@@ -166,7 +166,7 @@ impl Leaf for bool {
     }
 }
 
-impl Leaf for String {
+impl ConfigValue for String {
     const ALLOWED: &'static str = "a text in quotes, without control characters";
     fn read(value: &ValueKind) -> Option<String> {
         match value {
@@ -179,7 +179,7 @@ impl Leaf for String {
     }
 }
 
-impl Leaf for PathBuf {
+impl ConfigValue for PathBuf {
     const ALLOWED: &'static str = "a path in quotes";
     fn read(value: &ValueKind) -> Option<PathBuf> {
         String::read(value).map(PathBuf::from)
@@ -189,7 +189,7 @@ impl Leaf for PathBuf {
     }
 }
 
-impl Leaf for SocketAddr {
+impl ConfigValue for SocketAddr {
     const ALLOWED: &'static str = "an IP address and a port, such as \"127.0.0.1:9581\"";
     fn read(value: &ValueKind) -> Option<SocketAddr> {
         String::read(value)?.parse().ok()
@@ -199,17 +199,17 @@ impl Leaf for SocketAddr {
     }
 }
 
-impl Leaf for Option<SocketAddr> {
+impl ConfigValue for Option<SocketAddr> {
     const ALLOWED: &'static str = "an IP address and a port, such as \"127.0.0.1:8480\", or empty";
     fn read(value: &ValueKind) -> Option<Option<SocketAddr>> {
         optional(value)
     }
     fn write(&self) -> Value {
-        self.as_ref().map_or(json!(""), Leaf::write)
+        self.as_ref().map_or(json!(""), ConfigValue::write)
     }
 }
 
-impl Leaf for Uri {
+impl ConfigValue for Uri {
     const ALLOWED: &'static str =
         "a whole URL, http:// or https://, its port 1 to 65535, without user, query or fragment";
     fn read(value: &ValueKind) -> Option<Uri> {
@@ -228,26 +228,26 @@ impl Leaf for Uri {
     }
 }
 
-impl Leaf for Option<Uri> {
+impl ConfigValue for Option<Uri> {
     const ALLOWED: &'static str =
         "a whole URL, http:// or https://, its port 1 to 65535, without user, query or fragment, or empty";
     fn read(value: &ValueKind) -> Option<Option<Uri>> {
         optional(value)
     }
     fn write(&self) -> Value {
-        self.as_ref().map_or(json!(""), Leaf::write)
+        self.as_ref().map_or(json!(""), ConfigValue::write)
     }
 }
 
 /// An empty text means `None`.
-fn optional<T: Leaf>(value: &ValueKind) -> Option<Option<T>> {
+fn optional<T: ConfigValue>(value: &ValueKind) -> Option<Option<T>> {
     match value {
         ValueKind::String(text) if text.is_empty() => Some(None),
         value => T::read(value).map(Some),
     }
 }
 
-impl Leaf for Vec<u32> {
+impl ConfigValue for Vec<u32> {
     const ALLOWED: &'static str = "a list of whole numbers, such as [1000, 1001] or, in the environment, 1000,1001";
     fn read(value: &ValueKind) -> Option<Vec<u32>> {
         match value {
@@ -263,9 +263,9 @@ impl Leaf for Vec<u32> {
 }
 
 /// A closed set of words.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident = $first_word:literal
-        $(, $(#[$more_doc:meta])* $more:ident = $word:literal)* $(,)? }) => {
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident = $first_text:literal
+        $(, $(#[$more_doc:meta])* $more:ident = $text:literal)* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $name {
@@ -273,29 +273,29 @@ macro_rules! words {
             $($(#[$more_doc])* $more),*
         }
 
-        impl Leaf for $name {
-            const ALLOWED: &'static str = concat!("\"", $first_word, "\"" $(, " or \"", $word, "\"")*);
+        impl ConfigValue for $name {
+            const ALLOWED: &'static str = concat!("\"", $first_text, "\"" $(, " or \"", $text, "\"")*);
             fn read(value: &ValueKind) -> Option<$name> {
                 let ValueKind::String(text) = value else { return None };
                 match text.as_str() {
-                    $first_word => Some($name::$first),
-                    $($word => Some($name::$more),)*
+                    $first_text => Some($name::$first),
+                    $($text => Some($name::$more),)*
                     _ => None,
                 }
             }
             fn write(&self) -> Value {
                 match self {
-                    $name::$first => json!($first_word),
-                    $($name::$more => json!($word)),*
+                    $name::$first => json!($first_text),
+                    $($name::$more => json!($text)),*
                 }
             }
         }
     };
 }
 
-words! {
+choices! {
     /// The moment at which a message is answered if its request does not choose one.
-    Reply {
+    ReplyMode {
         /// On acceptance: when the message is on disk.
         Accepted = "accepted",
         /// On its outcome.
@@ -303,7 +303,7 @@ words! {
     }
 }
 
-words! {
+choices! {
     /// The limits of a message's Content.
     ContentLimits {
         /// Characters by type, and bytes.
@@ -313,7 +313,7 @@ words! {
     }
 }
 
-words! {
+choices! {
     /// The reaction to a store that cannot be opened.
     Damaged {
         /// Rename it and rebuild a store from the valid records.
@@ -323,7 +323,7 @@ words! {
     }
 }
 
-words! {
+choices! {
     /// The format of log lines.
     Format {
         /// One object a line.
@@ -333,7 +333,7 @@ words! {
     }
 }
 
-words! {
+choices! {
     /// The least important events that are still logged.
     Level {
         /// Problems that an operator has to solve.
@@ -353,7 +353,7 @@ words! {
 mod tests {
     use super::*;
 
-    fn text<T: Leaf>(text: &str) -> Option<T> {
+    fn text<T: ConfigValue>(text: &str) -> Option<T> {
         T::read(&ValueKind::String(text.into()))
     }
 

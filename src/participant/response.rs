@@ -25,10 +25,10 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde_json::{Map, Value};
 
-use super::scrub::{scrub, scrub_id};
+use super::redact::{redact, redact_id};
 use crate::delivery::{NO_OBJECT, Outcome, Receipt, ServiceError};
 use crate::message::{Body, ConnectionToken};
-use crate::retry::Hint;
+use crate::retry::RetryHint;
 use crate::time::WallTime;
 
 /// Codes that mean that the quota is exceeded, whatever the status.
@@ -58,7 +58,7 @@ const TEXT_BYTES_READ: usize = 64 * 1024;
 
 /// An answer as it arrived.
 #[derive(Debug)]
-pub(super) struct Answer<'a> {
+pub(super) struct Response<'a> {
     pub(super) status: StatusCode,
     pub(super) headers: &'a HeaderMap,
     /// `None` if it broke off or was too long.
@@ -66,12 +66,12 @@ pub(super) struct Answer<'a> {
 }
 
 /// Classifies the answer to `sent`.
-pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, now: WallTime) -> Outcome {
+pub(super) fn classify(sent: &Body, token: &ConnectionToken, answer: &Response<'_>, now: WallTime) -> Outcome {
     if answer.status.is_success() {
         return success(sent, token, answer);
     }
     let status = answer.status.as_u16();
-    let hint = Hint::parse(header(answer, "x-amz-retry-after"), header(answer, "retry-after"), now);
+    let hint = RetryHint::parse(header(answer, "x-amz-retry-after"), header(answer, "retry-after"), now);
     let object = answer.object().unwrap_or_default();
     let Code { name: code, in_awss_place } = code(answer, &object).unwrap_or_default();
     let named = || if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
@@ -96,7 +96,7 @@ pub(super) fn judge(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>, n
     }
 }
 
-impl Answer<'_> {
+impl Response<'_> {
     fn object(&self) -> Option<Map<String, Value>> {
         match serde_json::from_slice(self.body?) {
             Ok(Value::Object(object)) => Some(object),
@@ -105,7 +105,7 @@ impl Answer<'_> {
     }
 }
 
-fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome {
+fn success(sent: &Body, token: &ConnectionToken, answer: &Response<'_>) -> Outcome {
     let status = answer.status.as_u16();
     let Some(body) = answer.body else {
         return Outcome::AnswerLost { why: format!("{status}, and the rest of the answer is missing") };
@@ -119,7 +119,7 @@ fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome
         }
     };
     let member = |object: &Map<String, Value>, name: &str| {
-        object.get(name).and_then(Value::as_str).map(|text| kept_id(text, token))
+        object.get(name).and_then(Value::as_str).map(|text| stored_id(text, token))
     };
     let metadata = object.get("MessageMetadata").and_then(Value::as_object);
     Outcome::Delivered(Receipt {
@@ -131,7 +131,7 @@ fn success(sent: &Body, token: &ConnectionToken, answer: &Answer<'_>) -> Outcome
 }
 
 fn service_error(
-    answer: &Answer<'_>,
+    answer: &Response<'_>,
     object: &Map<String, Value>,
     code: &str,
     token: &ConnectionToken,
@@ -143,13 +143,13 @@ fn service_error(
     ServiceError {
         status,
         code: code.into(),
-        text: text.map(|text| kept(text, token)).unwrap_or_default(),
+        text: text.map(|text| stored_text(text, token)).unwrap_or_default(),
         request_id: request_id(answer, token),
     }
 }
 
-fn request_id(answer: &Answer<'_>, token: &ConnectionToken) -> Option<Box<str>> {
-    header(answer, "x-amzn-requestid").map(|id| kept_id(id, token))
+fn request_id(answer: &Response<'_>, token: &ConnectionToken) -> Option<Box<str>> {
+    header(answer, "x-amzn-requestid").map(|id| stored_id(id, token))
 }
 
 /// An error's code.
@@ -160,7 +160,7 @@ struct Code {
     in_awss_place: bool,
 }
 
-fn code(answer: &Answer<'_>, object: &Map<String, Value>) -> Option<Code> {
+fn code(answer: &Response<'_>, object: &Map<String, Value>) -> Option<Code> {
     let body = |name: &str| object.get(name).and_then(Value::as_str).and_then(bare);
     let awss = header(answer, "x-amzn-errortype").and_then(bare).or_else(|| body("__type"));
     let in_awss_place = awss.is_some();
@@ -181,7 +181,7 @@ fn is_the_services(code: &str, in_awss_place: bool) -> bool {
     !code.is_empty() && (in_awss_place || code.ends_with("Exception")) && !GATEWAYS.contains(&code)
 }
 
-fn not_the_service(answer: &Answer<'_>, code: &str) -> String {
+fn not_the_service(answer: &Response<'_>, code: &str) -> String {
     let status = answer.status.as_u16();
     if !code.is_empty() {
         format!("{status} {code}: not one of the service's own answers")
@@ -192,18 +192,18 @@ fn not_the_service(answer: &Answer<'_>, code: &str) -> String {
     }
 }
 
-fn header<'a>(answer: &'a Answer<'_>, name: &str) -> Option<&'a str> {
+fn header<'a>(answer: &'a Response<'_>, name: &str) -> Option<&'a str> {
     answer.headers.get(name)?.to_str().ok()
 }
 
 /// Prepares a text for storage: masks the token and cuts the length.
-fn kept(text: &str, token: &ConnectionToken) -> Box<str> {
-    cut(&scrub(looked_at(text), token.expose()), TEXT_CHARS_MAX)
+fn stored_text(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&redact(looked_at(text), token.expose()), TEXT_CHARS_MAX)
 }
 
 /// Prepares an id or a time for storage.
-fn kept_id(text: &str, token: &ConnectionToken) -> Box<str> {
-    cut(&scrub_id(looked_at(text), token.expose()), ID_CHARS_MAX)
+fn stored_id(text: &str, token: &ConnectionToken) -> Box<str> {
+    cut(&redact_id(looked_at(text), token.expose()), ID_CHARS_MAX)
 }
 
 fn looked_at(text: &str) -> &str {
@@ -242,8 +242,8 @@ mod tests {
         });
         let headers = headers.collect();
         let status = StatusCode::from_u16(status).unwrap();
-        let answer = Answer { status, headers: &headers, body: body.map(str::as_bytes) };
-        judge(sent, &token(), &answer, WallTime(0))
+        let answer = Response { status, headers: &headers, body: body.map(str::as_bytes) };
+        classify(sent, &token(), &answer, WallTime(0))
     }
 
     fn kind(outcome: &Outcome) -> &'static str {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn error_table_is_kept() {
+    fn answers_are_classified_by_the_table() {
         for (status, code, body, expected) in [
             (400, "ValidationException", "{}", "refused"),
             (422, "ValidationException", "{}", "unlisted"),
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn hints_come_from_both_headers() {
         let headers = [("x-amz-retry-after", "1500"), ("retry-after", "3")];
-        let hint = Hint(Some(Duration::from_secs(3)));
+        let hint = RetryHint(Some(Duration::from_secs(3)));
         let throttled = Outcome::Throttled { status: 429, hint, why: "429".into() };
         assert_eq!(ask(&message(), 429, &headers, None), throttled);
         let headers = [("x-amzn-errortype", "ns#ThrottlingException"), headers[0], headers[1]];
@@ -407,7 +407,7 @@ mod tests {
         let headers = &headers[1..];
         let outcome = ask(&message(), 503, &headers[..1], Some(""));
         assert!(
-            matches!(outcome, Outcome::Down { status: Some(503), hint: Hint(Some(wait)), .. } if wait.as_millis() == 1500)
+            matches!(outcome, Outcome::Down { status: Some(503), hint: RetryHint(Some(wait)), .. } if wait.as_millis() == 1500)
         );
         assert!(
             matches!(ask(&message(), 500, headers, Some("")), Outcome::Unavailable { hint: found, .. } if found == hint)

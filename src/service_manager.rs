@@ -21,14 +21,14 @@ use std::time::Duration;
 
 /// The service manager; clones send to the same one, the default to none.
 #[derive(Clone, Debug, Default)]
-pub struct Supervisor {
+pub struct ServiceManager {
     socket: Option<Arc<UnixDatagram>>,
-    watchdog: Option<Duration>,
+    watchdog_timeout: Option<Duration>,
 }
 
 /// A notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word<'a> {
+pub enum Notification<'a> {
     /// The relay serves bots.
     Ready,
     /// The relay is stopping.
@@ -39,13 +39,13 @@ pub enum Word<'a> {
     Status(&'a str),
 }
 
-impl Supervisor {
-    /// The manager that listens at this path, or, with an `@` first, at this abstract name; `watchdog` is its watchdog
-    /// time-out.
+impl ServiceManager {
+    /// The manager that listens at this path, or, with an `@` first, at this abstract name; `watchdog_timeout`
+    /// is its own.
     ///
     /// # Errors
     /// If no process listens there.
-    pub fn at(address: &Path, watchdog: Option<Duration>) -> io::Result<Supervisor> {
+    pub fn at(address: &Path, watchdog_timeout: Option<Duration>) -> io::Result<ServiceManager> {
         let address = match address.as_os_str().as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
             _ => SocketAddr::from_pathname(address)?,
@@ -53,38 +53,38 @@ impl Supervisor {
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
         socket.set_nonblocking(true)?;
-        Ok(Supervisor { socket: Some(Arc::new(socket)), watchdog })
+        Ok(ServiceManager { socket: Some(Arc::new(socket)), watchdog_timeout })
     }
 
     /// True if there is a manager.
     #[must_use]
-    pub fn listens(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         self.socket.is_some()
     }
 
     /// The manager's watchdog time-out, if it has one.
     #[must_use]
-    pub fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
+    pub fn watchdog_timeout(&self) -> Option<Duration> {
+        self.watchdog_timeout
     }
 
     /// Sends all notifications in one datagram.
-    pub fn tell(&self, words: &[Word<'_>]) {
+    pub fn notify(&self, notifications: &[Notification<'_>]) {
         let Some(socket) = &self.socket else { return };
-        let lines: Vec<String> = words.iter().map(Word::line).collect();
+        let lines: Vec<String> = notifications.iter().map(Notification::line).collect();
         // The buffer may be full, or the manager gone: the relay goes on in both cases.
         let _ = socket.send(lines.join("\n").as_bytes());
     }
 }
 
-impl Word<'_> {
+impl Notification<'_> {
     fn line(&self) -> String {
         match self {
-            Word::Ready => "READY=1".into(),
-            Word::Stopping => "STOPPING=1".into(),
-            Word::Alive => "WATCHDOG=1".into(),
+            Notification::Ready => "READY=1".into(),
+            Notification::Stopping => "STOPPING=1".into(),
+            Notification::Alive => "WATCHDOG=1".into(),
             // An error's text may contain line breaks; the status must be one line.
-            Word::Status(text) => format!("STATUS={}", text.replace(['\r', '\n'], " ")),
+            Notification::Status(text) => format!("STATUS={}", text.replace(['\r', '\n'], " ")),
         }
     }
 }
@@ -98,35 +98,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let supervisor = Supervisor::at(&path, Some(Duration::from_secs(30))).unwrap();
-        supervisor.clone().tell(&[Word::Ready, Word::Alive, Word::Stopping, Word::Status("failed:\nREADY=0")]);
+        let service_manager = ServiceManager::at(&path, Some(Duration::from_secs(30))).unwrap();
+        service_manager.clone().notify(&[
+            Notification::Ready,
+            Notification::Alive,
+            Notification::Stopping,
+            Notification::Status("failed:\nREADY=0"),
+        ]);
         let mut datagram = [0; 256];
         let length = manager.recv(&mut datagram).unwrap();
         assert_eq!(&datagram[..length], b"READY=1\nWATCHDOG=1\nSTOPPING=1\nSTATUS=failed: READY=0");
-        assert!(supervisor.listens() && supervisor.watchdog() == Some(Duration::from_secs(30)));
+        assert!(service_manager.is_present() && service_manager.watchdog_timeout() == Some(Duration::from_secs(30)));
     }
 
     #[test]
     fn an_abstract_name_begins_with_an_at_sign() {
         let name = format!("connect-relay-test-{}", std::process::id());
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        Supervisor::at(Path::new(&format!("@{name}")), None).unwrap().tell(&[Word::Ready]);
+        ServiceManager::at(Path::new(&format!("@{name}")), None).unwrap().notify(&[Notification::Ready]);
         let mut datagram = [0; 16];
         assert_eq!(manager.recv(&mut datagram).unwrap(), 7);
     }
 
     #[test]
     fn without_a_manager_nothing_is_sent_and_one_that_does_not_read_blocks_nothing() {
-        assert!(Supervisor::at(Path::new("/nobody/here"), None).is_err());
-        Supervisor::default().tell(&[Word::Ready]);
+        assert!(ServiceManager::at(Path::new("/missing/here"), None).is_err());
+        ServiceManager::default().notify(&[Notification::Ready]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let supervisor = Supervisor::at(&path, None).unwrap();
+        let service_manager = ServiceManager::at(&path, None).unwrap();
         for _ in 0..10_000 {
-            supervisor.tell(&[Word::Alive]);
+            service_manager.notify(&[Notification::Alive]);
         }
         drop(manager);
-        supervisor.tell(&[Word::Alive]);
+        service_manager.notify(&[Notification::Alive]);
     }
 }

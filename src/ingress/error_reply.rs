@@ -29,7 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// The reason why a submission was not stored: the `reason` label of `messages_rejected_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rejected {
+pub(super) enum RejectReason {
     Invalid,
     Conflict,
     Denied,
@@ -42,40 +42,40 @@ pub(super) enum Rejected {
     Store,
 }
 
-impl Rejected {
+impl RejectReason {
     /// All reasons, in the order of their declaration.
-    pub(super) const ALL: [Rejected; 10] = [
-        Rejected::Invalid,
-        Rejected::Conflict,
-        Rejected::Denied,
-        Rejected::Forbidden,
-        Rejected::TooLarge,
-        Rejected::QueueFull,
-        Rejected::DiskFull,
-        Rejected::TooLate,
-        Rejected::Draining,
-        Rejected::Store,
+    pub(super) const ALL: [RejectReason; 10] = [
+        RejectReason::Invalid,
+        RejectReason::Conflict,
+        RejectReason::Denied,
+        RejectReason::Forbidden,
+        RejectReason::TooLarge,
+        RejectReason::QueueFull,
+        RejectReason::DiskFull,
+        RejectReason::TooLate,
+        RejectReason::Draining,
+        RejectReason::Store,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Rejected::Invalid => "invalid",
-            Rejected::Conflict => "conflict",
-            Rejected::Denied => "denied",
-            Rejected::Forbidden => "forbidden",
-            Rejected::TooLarge => "too_large",
-            Rejected::QueueFull => "queue_full",
-            Rejected::DiskFull => "disk_full",
-            Rejected::TooLate => "too_late",
-            Rejected::Draining => "draining",
-            Rejected::Store => "store",
+            RejectReason::Invalid => "invalid",
+            RejectReason::Conflict => "conflict",
+            RejectReason::Denied => "denied",
+            RejectReason::Forbidden => "forbidden",
+            RejectReason::TooLarge => "too_large",
+            RejectReason::QueueFull => "queue_full",
+            RejectReason::DiskFull => "disk_full",
+            RejectReason::TooLate => "too_late",
+            RejectReason::Draining => "draining",
+            RejectReason::Store => "store",
         }
     }
 }
 
 /// An error reply to a bot.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ErrorReply {
     pub(super) status: StatusCode,
     pub(super) code: Cow<'static, str>,
     pub(super) text: Cow<'static, str>,
@@ -84,7 +84,7 @@ pub(super) struct Refusal {
     /// Upstream's request id, if the error is upstream's.
     pub(super) request_id: Option<Box<str>>,
     /// The kind of rejection, if it is one.
-    pub(super) counted: Option<Rejected>,
+    pub(super) counted: Option<RejectReason>,
     /// The refused message, for the log.
     pub(super) subject: Option<Box<Subject>>,
 }
@@ -97,9 +97,9 @@ pub(super) struct Subject {
     pub(super) client_token: Option<Box<str>>,
 }
 
-impl Refusal {
-    pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal {
+impl ErrorReply {
+    pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Self {
+        Self {
             status,
             code: code.into(),
             text: text.into(),
@@ -111,62 +111,62 @@ impl Refusal {
     }
 
     /// Adds names to the known ones.
-    pub(super) fn about(mut self, names: Subject) -> Refusal {
+    pub(super) fn about(mut self, names: Subject) -> Self {
         let subject = self.subject.get_or_insert_default();
         subject.conversation = subject.conversation.take().or(names.conversation);
         subject.client_token = subject.client_token.take().or(names.client_token);
         self
     }
 
-    pub(super) fn about_token(self, client_token: &ClientToken) -> Refusal {
+    pub(super) fn about_token(self, client_token: &ClientToken) -> Self {
         self.about(Subject { client_token: Some(client_token.as_str().into()), ..Subject::default() })
     }
 
-    pub(super) fn counted(self, reason: Rejected) -> Refusal {
-        Refusal { counted: Some(reason), ..self }
+    pub(super) fn counted(self, reason: RejectReason) -> Self {
+        Self { counted: Some(reason), ..self }
     }
 
     /// 400; the text names the member and the fault.
-    pub(super) fn invalid(what: impl std::fmt::Display) -> Refusal {
-        Refusal::new(StatusCode::BAD_REQUEST, "ValidationException", format!("connect-relay: {what}"))
-            .counted(Rejected::Invalid)
+    pub(super) fn invalid(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "ValidationException", format!("connect-relay: {what}"))
+            .counted(RejectReason::Invalid)
     }
 
     /// 415; the encoding is cut, and contains no terminal control characters.
-    pub(super) fn encoded(encoding: &HeaderValue) -> Refusal {
+    pub(super) fn encoded(encoding: &HeaderValue) -> Self {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
         let text =
             format!("connect-relay: Content-Encoding is {shown}, only identity is taken: send the body as it is");
-        Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(Rejected::Invalid)
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(RejectReason::Invalid)
     }
 
-    pub(super) fn unavailable(text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", text)
+    pub(super) fn unavailable(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", text)
     }
 
-    pub(super) fn forbidden(text: &'static str) -> Refusal {
-        Refusal::new(StatusCode::FORBIDDEN, "RelayForbiddenException", text).counted(Rejected::Forbidden)
+    pub(super) fn forbidden(text: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "RelayForbiddenException", text).counted(RejectReason::Forbidden)
     }
 
-    fn conflict(text: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal::new(StatusCode::CONFLICT, "ConflictException", text).counted(Rejected::Conflict)
+    fn conflict(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::CONFLICT, "ConflictException", text).counted(RejectReason::Conflict)
     }
 
-    fn later(code: &'static str, text: String) -> Refusal {
-        Refusal::new(StatusCode::TOO_MANY_REQUESTS, code, text)
+    fn later(code: &'static str, text: String) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code, text)
     }
 
     /// A token that belongs to another conversation.
-    pub(super) fn other_conversation() -> Refusal {
-        Refusal::conflict(
+    pub(super) fn other_conversation() -> Self {
+        Self::conflict(
             "connect-relay: this ConnectionToken belongs to another conversation: it came under another \
              Relay-Conversation, or with one and without, or from another user or door",
         )
     }
 
     /// The service's error, unchanged.
-    pub(super) fn upstream(error: &ServiceError) -> Refusal {
+    pub(super) fn upstream(error: &ServiceError) -> Self {
         let status = StatusCode::from_u16(error.status)
             .ok()
             .filter(|status| status.is_client_error() || status.is_server_error())
@@ -183,42 +183,42 @@ impl Refusal {
         } else {
             error.text.to_string().into()
         };
-        Refusal { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None, subject: None }
+        Self { status, code, text, retry: None, request_id: error.request_id.clone(), counted: None, subject: None }
     }
 
     /// The reply about a dead message, to waiting callers and to repeats.
-    pub(super) fn of_dead(reason: Reason, maybe_delivered: bool, error: &ServiceError) -> Refusal {
+    pub(super) fn of_dead(reason: Reason, maybe_delivered: bool, error: &ServiceError) -> Self {
         let gone = match reason {
             Reason::Expired => "connect-relay: the message is dead: its lifetime ended before it was delivered",
             Reason::Deleted => "connect-relay: the message is dead: an operator deleted it",
-            _ => return Refusal::upstream(error),
+            _ => return Self::upstream(error),
         };
         let text = if maybe_delivered {
             Cow::Owned(format!("{gone}; an attempt may have arrived"))
         } else {
             Cow::Borrowed(gone)
         };
-        Refusal::new(StatusCode::GONE, "GoneException", text)
+        Self::new(StatusCode::GONE, "GoneException", text)
     }
 
     /// The reply to a rejection by the queue. `rate` is the learned one, `lifetime` the one that the bot asked for;
     /// `clock` converts times.
-    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>, clock: &Clock) -> Refusal {
+    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>, clock: &Clock) -> Self {
         match rejection {
-            Rejection::OtherContents(accepted) => Refusal::conflict(format!(
+            Rejection::OtherContents(accepted) => Self::conflict(format!(
                 "connect-relay: this ClientToken was accepted with other contents at {}",
                 clock.shown(*accepted)
             )),
-            Rejection::OtherConversation => Refusal::other_conversation(),
-            Rejection::NotReplaceable => Refusal::forbidden(
+            Rejection::OtherConversation => Self::other_conversation(),
+            Rejection::NotReplaceable => Self::forbidden(
                 "connect-relay: Relay-Replaces-Token names a token that was never accepted in this conversation",
             ),
             Rejection::Disconnected => {
-                Refusal::conflict("connect-relay: the disconnect of this conversation was accepted before")
+                Self::conflict("connect-relay: the disconnect of this conversation was accepted before")
             }
-            Rejection::TokenRefused(error) => Refusal::upstream(error).counted(Rejected::Denied),
-            Rejection::Full(full) => Refusal::full(*full, rate),
-            Rejection::TooLate { before } => Refusal::later(
+            Rejection::TokenRefused(error) => Self::upstream(error).counted(RejectReason::Denied),
+            Rejection::Full(full) => Self::full(*full, rate),
+            Rejection::TooLate { before } => Self::later(
                 "RelayTooLateException",
                 format!(
                     "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): about {before} messages go before \
@@ -226,52 +226,53 @@ impl Refusal {
                     lifetime.unwrap_or_default().as_secs()
                 ),
             )
-            .counted(Rejected::TooLate),
+            .counted(RejectReason::TooLate),
         }
     }
 
-    fn full(full: Full, rate: f64) -> Refusal {
+    fn full(full: Full, rate: f64) -> Self {
         let (what, reason) = match full {
             Full::Messages { queued, most } => {
-                (format!("{queued} of {most} messages (queue.messages_max)"), Rejected::QueueFull)
+                (format!("{queued} of {most} messages (queue.messages_max)"), RejectReason::QueueFull)
             }
-            Full::Bytes { bytes, most } => {
-                (format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)), Rejected::QueueFull)
-            }
+            Full::Bytes { bytes, most } => (
+                format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)),
+                RejectReason::QueueFull,
+            ),
             Full::Disk { free, least } => (
                 format!(
                     "{} are free on its disk, {} must stay free (queue.free_disk_min)",
                     ByteSize(free),
                     ByteSize(least)
                 ),
-                Rejected::DiskFull,
+                RejectReason::DiskFull,
             ),
         };
         let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
         // One place is free after the time that one message takes.
         let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
-        if reason == Rejected::DiskFull {
+        if reason == RejectReason::DiskFull {
             text.push_str(", but messages are accepted again only when space was freed on that disk");
             retry = RETRY_MAX;
         }
-        Refusal { retry: Some(retry), ..Refusal::later("ThrottlingException", text).counted(reason) }
+        Self { retry: Some(retry), ..Self::later("ThrottlingException", text).counted(reason) }
     }
 }
 
-impl From<Invalid> for Refusal {
-    fn from(Invalid(what): Invalid) -> Refusal {
-        Refusal::invalid(what)
+impl From<Invalid> for ErrorReply {
+    fn from(Invalid(what): Invalid) -> Self {
+        Self::invalid(what)
     }
 }
 
-impl From<StoreFailed> for Refusal {
-    fn from(_: StoreFailed) -> Refusal {
-        Refusal::new(
+impl From<StoreFailed> for ErrorReply {
+    fn from(_: StoreFailed) -> Self {
+        Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "InternalServerException",
             "connect-relay: the store failed, nothing was acknowledged",
         )
-        .counted(Rejected::Store)
+        .counted(RejectReason::Store)
     }
 }
 
@@ -282,35 +283,35 @@ mod tests {
 
     #[test]
     fn full_queue_names_the_limit_its_key_and_how_fast_it_empties() {
-        let of = |full, rate| Refusal::of_rejection(&Rejection::Full(full), rate, None, &Clock::still());
+        let of = |full, rate| ErrorReply::of_rejection(&Rejection::Full(full), rate, None, &Clock::still());
         for (full, reason, text, retry, more) in [
             (
                 Full::Messages { queued: 10, most: 10 },
-                Rejected::QueueFull,
+                RejectReason::QueueFull,
                 "10 of 10 messages (queue.messages_max)",
                 2500,
                 "",
             ),
             (
                 Full::Bytes { bytes: (128 << 20) + (1 << 19), most: 128 << 20 },
-                Rejected::QueueFull,
+                RejectReason::QueueFull,
                 "128.5 MiB of 128.0 MiB on disk (queue.bytes_max)",
                 2500,
                 "",
             ),
             (
                 Full::Disk { free: 1 << 20, least: 64 << 20 },
-                Rejected::DiskFull,
+                RejectReason::DiskFull,
                 "1.0 MiB are free on its disk, 64.0 MiB must stay free (queue.free_disk_min)",
                 60_000,
                 ", but messages are accepted again only when space was freed on that disk",
             ),
         ] {
-            let refusal = of(full, 0.4);
-            assert_eq!((refusal.status.as_u16(), &*refusal.code), (429, "ThrottlingException"));
-            assert_eq!((refusal.counted, refusal.retry), (Some(reason), Some(Duration::from_millis(retry))));
+            let error = of(full, 0.4);
+            assert_eq!((error.status.as_u16(), &*error.code), (429, "ThrottlingException"));
+            assert_eq!((error.counted, error.retry), (Some(reason), Some(Duration::from_millis(retry))));
             let text = format!("connect-relay: the queue is full: {text}; it empties at 0.4 messages a second{more}");
-            assert_eq!(refusal.text, text);
+            assert_eq!(error.text, text);
         }
         assert_eq!(of(Full::Disk { free: 1, least: 2 }, 0.0).retry, Some(RETRY_MAX));
     }
@@ -320,18 +321,19 @@ mod tests {
         let clock = Clock::still();
         let denied = ServiceError { status: 403, code: "AccessDeniedException".into(), ..ServiceError::default() };
         for (rejection, status, code, counted) in [
-            (Rejection::OtherContents(Timestamp(0)), 409, "ConflictException", Rejected::Conflict),
-            (Rejection::OtherConversation, 409, "ConflictException", Rejected::Conflict),
-            (Rejection::Disconnected, 409, "ConflictException", Rejected::Conflict),
-            (Rejection::NotReplaceable, 403, "RelayForbiddenException", Rejected::Forbidden),
-            (Rejection::TooLate { before: 7 }, 429, "RelayTooLateException", Rejected::TooLate),
-            (Rejection::TokenRefused(denied), 403, "AccessDeniedException", Rejected::Denied),
+            (Rejection::OtherContents(Timestamp(0)), 409, "ConflictException", RejectReason::Conflict),
+            (Rejection::OtherConversation, 409, "ConflictException", RejectReason::Conflict),
+            (Rejection::Disconnected, 409, "ConflictException", RejectReason::Conflict),
+            (Rejection::NotReplaceable, 403, "RelayForbiddenException", RejectReason::Forbidden),
+            (Rejection::TooLate { before: 7 }, 429, "RelayTooLateException", RejectReason::TooLate),
+            (Rejection::TokenRefused(denied), 403, "AccessDeniedException", RejectReason::Denied),
         ] {
-            let refusal = Refusal::of_rejection(&rejection, 10.0, None, &clock);
-            assert_eq!((refusal.status.as_u16(), &*refusal.code, refusal.counted), (status, code, Some(counted)));
-            assert!(refusal.text.starts_with("connect-relay: "));
+            let error = ErrorReply::of_rejection(&rejection, 10.0, None, &clock);
+            assert_eq!((error.status.as_u16(), &*error.code, error.counted), (status, code, Some(counted)));
+            assert!(error.text.starts_with("connect-relay: "));
         }
-        let late = Refusal::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)), &clock);
+        let late =
+            ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)), &clock);
         assert_eq!(
             late.text,
             "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): about 7 messages go before it, and the \
@@ -341,18 +343,18 @@ mod tests {
 
     #[test]
     fn encoding_is_named_and_harmless() {
-        let of = |value: &[u8]| Refusal::encoded(&HeaderValue::from_bytes(value).unwrap());
-        let refusal = of(b"gzip");
-        assert_eq!((refusal.status.as_u16(), &*refusal.code), (415, "ValidationException"));
-        assert_eq!(refusal.counted, Some(Rejected::Invalid));
-        assert!(refusal.text.starts_with("connect-relay: Content-Encoding is gzip, only identity"), "{}", refusal.text);
+        let of = |value: &[u8]| ErrorReply::encoded(&HeaderValue::from_bytes(value).unwrap());
+        let error = of(b"gzip");
+        assert_eq!((error.status.as_u16(), &*error.code), (415, "ValidationException"));
+        assert_eq!(error.counted, Some(RejectReason::Invalid));
+        assert!(error.text.starts_with("connect-relay: Content-Encoding is gzip, only identity"), "{}", error.text);
         assert!(of(b"a\xff\tb").text.contains("is a??b,"), "{}", of(b"a\xff\tb").text);
         assert!(of(&[b'x'; 500]).text.len() < 150);
     }
 
     #[test]
     fn every_reason_is_found_at_its_own_index() {
-        for (index, reason) in Rejected::ALL.into_iter().enumerate() {
+        for (index, reason) in RejectReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }

@@ -46,14 +46,13 @@ fn tls(error: &rustls::Error) -> String {
             "the server offers no version or cipher of TLS that the relay takes: TLS 1.2 or 1.3".into()
         }
         rustls::Error::AlertReceived(alert) => {
-            format!("the server refused the TLS connection: {}", words(&format!("{alert:?}")))
+            format!("the server refused the TLS connection: {}", words_of_debug(&format!("{alert:?}")))
         }
         rustls::Error::InvalidMessage(_) => {
-            "what answers does not speak TLS: it is another port, or something between \
-                                             (sender.endpoint, sender.proxy)"
+            "the server does not speak TLS: the port is wrong, or a proxy answers (sender.endpoint, sender.proxy)"
                 .into()
         }
-        error => format!("TLS failed: {}", words(&error.to_string())),
+        error => format!("TLS failed: {}", words_of_debug(&error.to_string())),
     }
 }
 
@@ -107,7 +106,7 @@ fn certificate(error: &CertificateError) -> String {
                                                      authority's in sender.ca_file"
                 .into()
         }
-        _ => format!("the server's certificate is not accepted: {}", words(&debug)),
+        _ => format!("the server's certificate is not accepted: {}", words_of_debug(&debug)),
     }
 }
 
@@ -122,7 +121,7 @@ fn time(seconds: u64) -> String {
 }
 
 /// A debug form in words: `Other(OtherError(UnsupportedCertVersion))` is "unsupported cert version".
-fn words(debug: &str) -> String {
+fn words_of_debug(debug: &str) -> String {
     let innermost = debug.split(['(', '{']).rev().map(str::trim).find(|part| part.starts_with(char::is_alphabetic));
     let mut words = String::new();
     for c in innermost.unwrap_or(debug).trim_end_matches([')', '}', ' ']).chars() {

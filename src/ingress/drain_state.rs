@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Stand {
+enum Intake {
     #[default]
     Open,
     Draining,
@@ -19,53 +19,53 @@ enum Stand {
 
 /// The intake state of a relay; clones share it. It never opens again.
 #[derive(Clone, Debug, Default)]
-pub struct Door(Arc<watch::Sender<Stand>>);
+pub struct DrainState(Arc<watch::Sender<Intake>>);
 
-impl Door {
+impl DrainState {
     /// Creates the open state.
     #[must_use]
-    pub fn open() -> Door {
-        Door::default()
+    pub fn open() -> DrainState {
+        DrainState::default()
     }
 
     /// Notes that the relay was asked to stop; messages are still accepted.
     pub fn drain(&self) {
-        self.go(Stand::Draining);
+        self.advance(Intake::Draining);
     }
 
     /// Notes that the queue is empty: waits end, messages are still accepted.
     pub fn end_waits(&self) {
-        self.go(Stand::Ending);
+        self.advance(Intake::Ending);
     }
 
     /// Notes the end of the grace: no message is accepted any more, waits end.
     pub fn close(&self) {
-        self.go(Stand::Closing);
+        self.advance(Intake::Closing);
     }
 
     /// True if the relay was asked to stop.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        *self.0.borrow() >= Stand::Draining
+        *self.0.borrow() >= Intake::Draining
     }
 
     /// True if no message is accepted any more.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        *self.0.borrow() == Stand::Closing
+        *self.0.borrow() == Intake::Closing
     }
 
     /// Resolves when waits are to end.
     pub async fn waits_end(&self) {
         // The channel's sender is part of `self`, so the channel cannot end.
-        let _ = self.0.subscribe().wait_for(|stand| *stand >= Stand::Ending).await;
+        let _ = self.0.subscribe().wait_for(|intake| *intake >= Intake::Ending).await;
     }
 
-    fn go(&self, to: Stand) {
-        self.0.send_if_modified(|stand| {
-            let moves = *stand < to;
-            *stand = to.max(*stand);
-            moves
+    fn advance(&self, to: Intake) {
+        self.0.send_if_modified(|intake| {
+            let advances = *intake < to;
+            *intake = to.max(*intake);
+            advances
         });
     }
 }
@@ -76,16 +76,16 @@ mod tests {
 
     #[tokio::test]
     async fn intake_never_opens_again() {
-        let door = Door::open();
-        assert!(!door.is_draining());
-        door.drain();
-        assert!(door.is_draining() && !door.is_closing());
-        let waiting = door.waits_end();
-        door.clone().end_waits();
+        let state = DrainState::open();
+        assert!(!state.is_draining());
+        state.drain();
+        assert!(state.is_draining() && !state.is_closing());
+        let waiting = state.waits_end();
+        state.clone().end_waits();
         waiting.await;
-        assert!(!door.is_closing());
-        door.clone().close();
-        door.drain();
-        assert!(door.is_draining() && door.is_closing());
+        assert!(!state.is_closing());
+        state.clone().close();
+        state.drain();
+        assert!(state.is_draining() && state.is_closing());
     }
 }

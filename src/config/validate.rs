@@ -1,4 +1,4 @@
-//! Conditions beyond a value's kind, for one value and for several. Each rule names the allowed values; [`Rules`] adds
+//! Conditions beyond a value's kind, for one value and for several. Each rule names the allowed values; [`Validator`] adds
 //! the source of the value.
 
 use std::ffi::OsString;
@@ -10,9 +10,9 @@ use std::time::Duration;
 use hyper::Uri;
 
 use super::layers::Layers;
-use super::leaf::{ContentLimits, Leaf, Size};
 use super::paths;
-use super::shape::{Backoff, Control, Ingress, Queue, Sender, Shape};
+use super::schema::{Backoff, Control, Ingress, Queue, Sender, Settings};
+use super::value::{ConfigValue, ContentLimits, Size};
 use crate::message::LIFETIME_MAX;
 use crate::serve::SOCKET_PATH_BYTES_MAX;
 
@@ -23,25 +23,25 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Checks every rule and adds the violations to the errors.
 pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
-    let shape = layers.shape.clone();
-    let mut rules = Rules(layers, environment);
-    rules.ingress(&shape.ingress);
-    rules.queue(&shape.queue);
-    rules.sender(&shape.sender);
-    rules.backoff(&shape.sender.backoff);
-    rules.places(&shape);
-    rules.range("shutdown.grace", shape.shutdown.grace, Duration::ZERO, HOUR);
+    let settings = layers.settings.clone();
+    let mut validator = Validator(layers, environment);
+    validator.ingress(&settings.ingress);
+    validator.queue(&settings.queue);
+    validator.sender(&settings.sender);
+    validator.backoff(&settings.sender.backoff);
+    validator.paths(&settings);
+    validator.range("shutdown.grace", settings.shutdown.grace, Duration::ZERO, HOUR);
 }
 
-struct Rules<'a>(&'a mut Layers, &'a [(OsString, OsString)]);
+struct Validator<'a>(&'a mut Layers, &'a [(OsString, OsString)]);
 
-impl Rules<'_> {
+impl Validator<'_> {
     fn ingress(&mut self, ingress: &Ingress) {
         let Ingress { tcp, body_bytes_max, batch_bytes_max, bodies_bytes_max, content_bytes_max, .. } = ingress;
         self.socket("ingress.socket", &ingress.socket, &Ingress::default().socket);
         if let Some(tcp) = tcp {
             let loopback = tcp.ip().to_canonical().is_loopback();
-            self.rule(
+            self.require(
                 &["ingress.tcp"],
                 tcp,
                 loopback,
@@ -49,7 +49,7 @@ impl Rules<'_> {
             );
             let open = ingress.allow_uids.is_empty() && ingress.allow_gids.is_empty();
             let keys = ["ingress.tcp", "ingress.allow_uids", "ingress.allow_gids"];
-            self.rule(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
+            self.require(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
         }
         self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
         self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
@@ -64,8 +64,8 @@ impl Rules<'_> {
             self.0.warnings.push(format!(
                 "ingress.content_bytes_max = {} is more than fits into ingress.body_bytes_max, {}: what is longer is \
                  answered 413",
-                bare(content_bytes_max),
-                bare(body_bytes_max)
+                plain_text(content_bytes_max),
+                plain_text(body_bytes_max)
             ));
         }
         let mut set = self.0.origins.keys().filter(|key| key.starts_with("ingress.content_chars_max."));
@@ -84,7 +84,7 @@ impl Rules<'_> {
 
     fn queue(&mut self, queue: &Queue) {
         let defaults = Queue::default();
-        self.given("queue.path", &queue.path);
+        self.require_path("queue.path", &queue.path);
         self.absolute("queue.path", &queue.path, &defaults.path);
         self.absolute("queue.key_file", &queue.key_file, Path::new("/etc/connect-relay/queue.keys"));
         self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
@@ -99,21 +99,26 @@ impl Rules<'_> {
     fn sender(&mut self, sender: &Sender) {
         let Sender { region, quota_rate, rate_min, rate_max, .. } = sender;
         let (either, allowed) = (["sender.region", "sender.endpoint"], "set, or AWS_REGION, or sender.endpoint");
-        self.rule(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
+        self.require(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
         let word = region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         let named = word && region.len() <= 40 && !region.starts_with('-') && !region.ends_with('-');
-        self.rule(&["sender.region"], region, named, "a region's name, such as eu-west-2");
+        self.require(&["sender.region"], region, named, "a region's name, such as eu-west-2");
         if let Some(endpoint) = &sender.endpoint {
             let safe = endpoint.scheme_str() == Some("https") || is_loopback(endpoint);
-            self.rule(&["sender.endpoint"], endpoint, safe, "https, or http to a loopback address: it carries tokens");
+            self.require(
+                &["sender.endpoint"],
+                endpoint,
+                safe,
+                "https, or http to a loopback address: it carries tokens",
+            );
         }
         if let Some(proxy) = &sender.proxy {
             let plain = proxy.scheme_str() == Some("http") && proxy.port().is_some() && proxy.path() == "/";
-            self.rule(&["sender.proxy"], proxy, plain, "http://host:port");
+            self.require(&["sender.proxy"], proxy, plain, "http://host:port");
         }
         self.absolute("sender.ca_file", &sender.ca_file, Path::new("/etc/connect-relay/ca.pem"));
         let label = sender.connect_instance.chars().count();
-        self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
+        self.require(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
         self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
         self.range("sender.quota_burst", sender.quota_burst, 1, 1_000_000);
         self.range("sender.rate_max", *rate_max, 0.0, 100_000.0);
@@ -123,7 +128,7 @@ impl Rules<'_> {
             self.within("sender.rate_min", *rate_min, "sender.rate_max", *rate_max);
         }
         let share = (0.0..1.0).contains(&sender.headroom);
-        self.rule(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
+        self.require(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
         self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
         self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
         self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
@@ -145,56 +150,57 @@ impl Rules<'_> {
     }
 
     /// Checks the places: the bots' folder contains nothing else, and the queue's folder only the queue.
-    fn places(&mut self, shape: &Shape) {
-        let (bots, operators) = (resolved(&shape.ingress.socket), resolved(&shape.control.socket));
-        let queue = resolved(&shape.queue.path);
+    fn paths(&mut self, settings: &Settings) {
+        let (bots, operators) = (resolved(&settings.ingress.socket), resolved(&settings.control.socket));
+        let queue = resolved(&settings.queue.path);
         let apart = bots.parent() != operators.parent();
         let allowed = "in another folder than ingress.socket, which bots can reach";
-        self.socket("control.socket", &shape.control.socket, &Control::default().socket);
-        self.rule(&["control.socket", "ingress.socket"], shape.control.socket.display(), apart, allowed);
-        for (key, written, socket) in
-            [("ingress.socket", &shape.ingress.socket, &bots), ("control.socket", &shape.control.socket, &operators)]
-        {
-            self.rule(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
+        self.socket("control.socket", &settings.control.socket, &Control::default().socket);
+        self.require(&["control.socket", "ingress.socket"], settings.control.socket.display(), apart, allowed);
+        for (key, written, socket) in [
+            ("ingress.socket", &settings.ingress.socket, &bots),
+            ("control.socket", &settings.control.socket, &operators),
+        ] {
+            self.require(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
         }
-        if let Some(tcp) = shape.ingress.tcp {
-            let admin = shape.admin.listen;
+        if let Some(tcp) = settings.ingress.tcp {
+            let admin = settings.admin.listen;
             let clash = tcp.port() != 0 && tcp.port() == admin.port() && shares_address(tcp.ip(), admin.ip());
-            self.rule(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
+            self.require(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
         }
     }
 
     fn socket(&mut self, key: &str, path: &Path, default: &Path) {
-        self.given(key, path);
+        self.require_path(key, path);
         self.absolute(key, path, default);
         let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
         let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, for a Unix socket has no room for more");
-        self.rule(&[key], path.display(), fits, &allowed);
+        self.require(&[key], path.display(), fits, &allowed);
     }
 
-    fn given(&mut self, key: &str, path: &Path) {
-        self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
+    fn require_path(&mut self, key: &str, path: &Path) {
+        self.require(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
     }
 
     /// Checks that a path is absolute: no shell expands it, and the working directory of a service is arbitrary.
     fn absolute(&mut self, key: &str, path: &Path, default: &Path) {
         let whole = path.as_os_str().is_empty() || path.is_absolute();
-        let meant = paths::meant(path, default, self.1);
-        self.rule(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
+        let meant = paths::probable_path(path, default, self.1);
+        self.require(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
     }
 
-    fn range<T: Leaf + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
-        let allowed = format!("{} to {}", bare(&least), bare(&most));
-        self.rule(&[key], bare(&value), least <= value && value <= most, &allowed);
+    fn range<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
+        let allowed = format!("{} to {}", plain_text(&least), plain_text(&most));
+        self.require(&[key], plain_text(&value), least <= value && value <= most, &allowed);
     }
 
-    fn within<T: Leaf + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
-        let allowed = format!("at most {bound_key}, which is {}", bare(&bound));
-        self.rule(&[key, bound_key], bare(&value), value <= bound, &allowed);
+    fn within<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
+        let allowed = format!("at most {bound_key}, which is {}", plain_text(&bound));
+        self.require(&[key, bound_key], plain_text(&value), value <= bound, &allowed);
     }
 
     /// Adds an error unless `kept`. It names the source of the first of the keys that is set.
-    fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
+    fn require(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
         // A key whose value is wrong by itself is not compared as well, nor is one that an unreadable file may have
         // set.
         let known = keys.iter().any(|key| self.0.is_faulty(key));
@@ -208,7 +214,7 @@ impl Rules<'_> {
 }
 
 /// A value in the usual notation, without quotes.
-fn bare(value: &impl Leaf) -> String {
+fn plain_text(value: &impl ConfigValue) -> String {
     let written = value.write();
     written.as_str().map_or_else(|| written.to_string(), str::to_owned)
 }

@@ -1,4 +1,4 @@
-"""A memory limit for one process: a cgroup of either version, where this machine lets us make one."""
+"""A memory limit for a process: a cgroup of either version, if this machine allows one."""
 
 import os
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 
 
-class Cage:
-    """Holds processes to so many bytes; `close` needs it empty. Without a cgroup `enforced` is False, and the peak of the
-    process is all that is known."""
+class MemoryLimit:
+    """Limits the memory of processes; `close` needs it empty. Without a cgroup `enforced` is False, and the peak of the
+    process is the only measurement."""
 
     def __init__(self, bytes_max):
         self.folder = None
@@ -38,6 +38,6 @@ class Cage:
 
 
 def peak(pid):
-    """The most that a process had in memory, in bytes."""
+    """The peak memory of a process, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10

@@ -1,7 +1,7 @@
 //! Masks a credential in upstream's texts.
 //!
 //! An error text may echo the token, unchanged or escaped: for a URL (`%2F`), for JSON (`\/`, `\u002f`), or with its
-//! bytes read as Latin-1. [`scrub`] finds all of these, also mixed, and a token that the end of the text has cut.
+//! bytes read as Latin-1. [`redact`] finds all of these, also mixed, and a token that the end of the text has cut.
 //!
 //! Connect's tokens have hundreds of characters. One of a few characters is a developer's, `a` or `bot-1`, and its
 //! letters are in every sentence: it is masked in a text only as a separate word, and in an id not at all.
@@ -12,7 +12,7 @@ const MASK: &str = "[token]";
 const NO_WORD: usize = 8;
 
 /// Returns the text without the token, in any of its spellings.
-pub(super) fn scrub(text: &str, token: &[u8]) -> String {
+pub(super) fn redact(text: &str, token: &[u8]) -> String {
     let latin: Vec<char> = token.iter().map(|byte| char::from(*byte)).collect();
     let utf8: Vec<char> = String::from_utf8_lossy(token).chars().collect();
     let mut clean = String::with_capacity(text.len());
@@ -30,8 +30,8 @@ pub(super) fn scrub(text: &str, token: &[u8]) -> String {
 }
 
 /// Does the same for an id or a time, which may contain the letters of a short token by chance.
-pub(super) fn scrub_id(id: &str, token: &[u8]) -> String {
-    if is_short(token) { id.to_owned() } else { scrub(id, token) }
+pub(super) fn redact_id(id: &str, token: &[u8]) -> String {
+    if is_short(token) { id.to_owned() } else { redact(id, token) }
 }
 
 fn is_short(token: &[u8]) -> bool {
@@ -103,7 +103,7 @@ mod tests {
             "QVI/b\"+%C3%A9=%3d",
         ] {
             assert_eq!(
-                scrub(&format!("token {spelling}, {spelling}!"), token),
+                redact(&format!("token {spelling}, {spelling}!"), token),
                 "token [token], [token]!",
                 "{spelling}"
             );
@@ -119,29 +119,29 @@ mod tests {
             ("\"a\" and a", "a", "\"[token]\" and [token]"),
             (r"a\u002fb", "a/b", "[token]"),
         ] {
-            assert_eq!(scrub(text, token.as_bytes()), clean);
+            assert_eq!(redact(text, token.as_bytes()), clean);
         }
         let id = "3c44edee-257d-4ed3-9d10-a";
-        assert_eq!((scrub_id(id, b"a"), scrub_id(id, b"257d-4ed3")), (id.into(), "3c44edee-[token]-9d10-a".into()));
+        assert_eq!((redact_id(id, b"a"), redact_id(id, b"257d-4ed3")), (id.into(), "3c44edee-[token]-9d10-a".into()));
     }
 
     #[test]
-    fn token_that_the_end_cuts_is_masked_too() {
-        assert_eq!(scrub("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
-        assert_eq!(scrub("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
-        assert_eq!(scrub("é stays", b"\xff\xfe"), "é stays");
+    fn token_cut_off_at_the_end_is_masked() {
+        assert_eq!(redact("bad token abcdefghijk", b"abcdefghijklmnop"), "bad token [token]");
+        assert_eq!(redact("abcdefg", b"abcdefghijklmnop"), "abcdefg", "seven characters may be a word");
+        assert_eq!(redact("é stays", b"\xff\xfe"), "é stays");
     }
 
     proptest! {
         #[test]
         fn nothing_else_is_touched(text in "[a-m %\\\\é]{0,60}", token in "[n-z]{1,20}") {
-            prop_assert_eq!(scrub(&text, token.as_bytes()), text);
+            prop_assert_eq!(redact(&text, token.as_bytes()), text);
         }
 
         #[test]
         fn no_token_survives(before in ".{0,20}", token in "[!-~]{8,40}", after in ".{0,20}") {
             let text = format!("{before}{token}{after}");
-            prop_assert!(!scrub(&text, token.as_bytes()).contains(&token));
+            prop_assert!(!redact(&text, token.as_bytes()).contains(&token));
         }
     }
 }
