@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::UNDELIVERED;
 use super::client::{ControlSocket, command};
+use super::exit_code::UNDELIVERED;
 use super::out;
 use crate::control::{DrainRequest, Left, PauseRequest, Status};
 

@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use super::exit_code::{UNDELIVERED, code};
 use super::logging::Log;
 use super::signals::{Signal, Signals};
-use super::{UNDELIVERED, code};
 use crate::config::{Config, Sources};
 use crate::daemon::{Daemon, Exit, Options, Reload, StopRequest};
 use crate::service_manager::ServiceManager;

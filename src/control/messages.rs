@@ -9,8 +9,8 @@
 //! `Next` to continue from. Without a limit a bulk act runs to the end, in pages, between which the queue serves other
 //! requests. A disconnect of the client ends it between two pages.
 
-mod query;
-mod schema;
+pub(super) mod query;
+pub(super) mod schema;
 
 use std::time::Duration;
 
@@ -19,13 +19,14 @@ use hyper::http::request::Parts;
 use tracing::info;
 
 use self::query::Query;
-pub(super) use self::query::{Target, target};
-pub use self::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
+use self::schema::{Deleted, Message, Messages, RedriveRequest, Redriven};
+use super::Control;
+use super::reply::{ErrorReply, invalid, json, parse_body};
 use super::status::describe_full;
-use super::{Control, ErrorReply, Reply, invalid, json, parse_body};
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
+use crate::serve::Reply;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;

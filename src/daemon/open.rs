@@ -23,9 +23,9 @@ use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
-use crate::queue::{self, OpenError, Pause, Queue, QueueThread};
+use crate::queue::{self, Pause, Queue, QueueThread};
 use crate::sender::Sender;
-use crate::serve::{BindError, ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::service_manager::Notification;
 use crate::time::Clock;
 
@@ -275,24 +275,5 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock)
     if let Some(Pause { since, why }) = overview.paused {
         let since = clock.shown(since);
         warn!(%since, reason = why, "sending is still paused by an operator; `connect-relay resume` ends the pause");
-    }
-}
-
-impl From<BindError> for Failure {
-    fn from(error: BindError) -> Failure {
-        Failure::Failed(error.to_string())
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Failure {
-        match error {
-            OpenError::OtherFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
-                Failure::Config(error.to_string())
-            }
-            OpenError::Locked { .. } | OpenError::Damaged { .. } | OpenError::Failed { .. } => {
-                Failure::Failed(error.to_string())
-            }
-        }
     }
 }

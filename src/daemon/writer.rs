@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::queue::{QueueThread, StoreFailed};
 
 /// A running writer.

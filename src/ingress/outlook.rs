@@ -15,25 +15,15 @@
 use std::time::Duration;
 
 use super::Inner;
+use super::reply::Outlook;
 use super::request::Wait;
 use crate::message;
 use crate::pacer::Closed;
 use crate::queue::{MessageId, MessageState, Status};
-use crate::time::{Timestamp, WallTime};
+use crate::time::Timestamp;
 
 /// The time between two checks of an implied wait.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The outlook of a queued message, as in a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outlook {
-    /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
-    pub(super) expected: Option<WallTime>,
-    /// The end of its lifetime.
-    pub(super) expires: WallTime,
-    /// True if its lifetime ends before it is likely to be sent.
-    pub(super) will_expire: bool,
-}
 
 /// The present state of sending.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,6 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
 use super::error_reply::ErrorReply;
-use super::outlook::Outlook;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
@@ -24,6 +23,17 @@ use crate::queue::{MessageState, Status};
 use crate::retry::RetryHint;
 use crate::serve::Reply;
 use crate::time::{WallTime, millis};
+
+/// The outlook of a queued message, as in a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outlook {
+    /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
+    pub(super) expected: Option<WallTime>,
+    /// The end of its lifetime.
+    pub(super) expires: WallTime,
+    /// True if its lifetime ends before it is likely to be sent.
+    pub(super) will_expire: bool,
+}
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");

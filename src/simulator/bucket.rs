@@ -2,7 +2,7 @@
 
 use crate::time::Timestamp;
 
-use super::Options;
+use super::options::Options;
 use super::request::Operation;
 
 /// AWS's default quotas for the operations that have one of their own: rate and burst.

@@ -17,8 +17,8 @@ use crate::time::{Timestamp, WallTime};
 
 use super::bucket::Quotas;
 use super::ledger::{Entry, Ledger};
+use super::options::{Counts, Options};
 use super::request::{Members, Operation};
-use super::{Counts, Options};
 
 /// The default lifetime of a token.
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -3,7 +3,7 @@
 use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 
-use crate::control::{ErrorReply, invalid};
+use crate::control::reply::{ErrorReply, invalid};
 use crate::delivery::Reason;
 use crate::queue::{Cursor, Part, Selection};
 
