@@ -1,4 +1,4 @@
-//! How relays that cannot see one another share a quota: one command, in virtual time, the same for everybody.
+//! Simulates relays that share a quota and cannot see one another: one command, in virtual time, repeatable everywhere.
 //!
 //! ```text
 //! cargo bench --bench pacing                      the table and the plot, in half a minute
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The pacer and the turns are the relay's own code; upstream is one token bucket (`world.rs`), everybody else is
-//! written from published constants (`others.rs`), and what is played stands in `rows.rs`. Two runs of one seed are the
+//! written from published constants (`others.rs`), and `rows.rs` has the scenarios. Two runs of one seed are the
 //! same. `tests/pacing.rs` holds the figures as bounds.
 
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ struct Arguments {
     /// Runs per row
     #[arg(long, value_name = "N", default_value = "48", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     seeds: u64,
-    /// Where the plot goes
+    /// The file for the plot
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/pacing.svg"))]
     plot: PathBuf,
     /// Play 1, 5 and 20 relay processes too: twelve minutes by the wall clock

@@ -1,4 +1,4 @@
-//! What the relay costs, against what the same work costs without it: one command, one run, one machine.
+//! Measures the costs of the relay against those of the same work without it: one command, one run, one machine.
 //!
 //! ```text
 //! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
@@ -11,7 +11,7 @@
 //!
 //! A figure of one machine says little about another, and this kind of machine is noisy. So what is printed first,
 //! and what may be quoted, are **ratios**: the relay and its rival take turns (A B A B), each round gives one ratio, and
-//! the median of the rounds is shown. The absolute figures stand beside it, marked as this run's.
+//! the median of the rounds is shown. The absolute figures are beside it, marked as this run's.
 //!
 //! | section | the relay | its rivals |
 //! | --- | --- | --- |

@@ -1,6 +1,9 @@
-// A bot with the AWS SDK for JavaScript v3, over the relay's loopback TCP port (ingress.tcp).
+// A bot with the AWS SDK for JavaScript v3, over the relay's Unix socket.
 //
-//   AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://127.0.0.1:8480 PARTICIPANT_TOKEN=… CONTACT_ID=… node examples/aws-sdk.mjs
+//   RELAY_SOCKET=/run/connect-relay/relay.sock PARTICIPANT_TOKEN=… CONTACT_ID=… node examples/aws-sdk.mjs
+//
+// Without RELAY_SOCKET the client takes its endpoint as usual. Over the relay's TCP port (ingress.tcp) that is
+// AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://127.0.0.1:8480, and nothing of the relay is in the code.
 import {
   ConnectParticipantClient,
   CreateParticipantConnectionCommand,
@@ -13,9 +16,13 @@ import {
 // machine's metadata service and wait for it.
 const credentials = { accessKeyId: "none", secretAccessKey: "none" };
 
+// The URL's host is not used. The SDK makes an http.Agent of these options.
+const socketPath = process.env.RELAY_SOCKET;
+const overSocket = { endpoint: "http://relay", requestHandler: { httpAgent: { socketPath, keepAlive: true } } };
+
 // A client for each chat: the middleware names the conversation on every call.
 function clientFor(contact) {
-  const client = new ConnectParticipantClient({ region: "eu-west-2", credentials });
+  const client = new ConnectParticipantClient({ region: "eu-west-2", credentials, ...(socketPath && overSocket) });
   client.middlewareStack.add(
     (next) => (args) => {
       args.request.headers["relay-conversation"] = `${contact}/bot`;

@@ -1,4 +1,7 @@
-"""A bot with boto3, over the relay's loopback TCP port (ingress.tcp): boto3 cannot dial a Unix socket.
+"""A bot with boto3, over the relay's loopback TCP port (ingress.tcp): one variable, and no code.
+
+TCP has no peer credentials: every process of the pod can send to this port, and all of them are one caller.
+examples/boto3_socket.py uses the Unix socket.
 
     AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://127.0.0.1:8480 NO_PROXY=127.0.0.1 \\
         PARTICIPANT_TOKEN=… CONTACT_ID=… python3 examples/boto3_tcp.py

@@ -4,7 +4,7 @@
 #   RELAY_SOCKET=/run/connect-relay/relay.sock CONNECTION_TOKEN=… CONTACT_ID=… examples/curl.sh 'Hello!' greeting-1
 #
 # --fail-with-body makes an error an exit code and keeps its text; the token comes from a file descriptor, because what
-# stands in argv can be read by everybody on the machine.
+# stands in argv can be read by every user of the machine.
 set -eu
 : "${RELAY_SOCKET:=/run/connect-relay/relay.sock}"
 

@@ -5,15 +5,15 @@ import http from "node:http";
 
 const agent = new http.Agent({ keepAlive: true });
 
-// Resolves to {status, answer}: 202 is on disk, 200 delivered. The same clientToken again is never a second line.
-export function say(socketPath, token, contact, content, clientToken, headers = {}) {
+// Resolves to {status, answer}: 202 is on disk, 200 delivered. The same clientToken again is never a second message.
+export function say(socketPath, token, contact, content, clientToken, more = {}) {
   const body = JSON.stringify({ ContentType: "text/plain", Content: content, ClientToken: clientToken });
-  headers = {
+  const headers = {
     "Content-Type": "application/json",
     "Content-Length": Buffer.byteLength(body), // bytes, not body.length
     "X-Amz-Bearer": token,
     "Relay-Conversation": `${contact}/bot`, // what is kept in order
-    ...headers,
+    ...more,
   };
   const path = "/participant/message";
   return new Promise((resolve, reject) => {
@@ -27,9 +27,14 @@ export function say(socketPath, token, contact, content, clientToken, headers = 
         reject(error);
       }
     });
-    // Node only tells of a time-out; ending the request is ours.
+    // Node only reports a time-out; this code ends the request.
     request.on("timeout", () => request.destroy(new Error("the relay did not answer in time")));
-    request.on("error", reject);
+    request.on("error", (error) => {
+      // The relay closed a kept connection just when it was used again: one more try, with the same clientToken.
+      const closed = request.reusedSocket && ["ECONNRESET", "EPIPE"].includes(error.code);
+      if (closed) resolve(say(socketPath, token, contact, content, clientToken, more));
+      else reject(error);
+    });
     request.end(body);
   });
 }

@@ -23,7 +23,7 @@ class Relay(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
     def say(self, token, contact, content, client_token, **headers):
-        """Returns (status, reply): 202 is on disk, 200 delivered. The same client_token again is never a second line."""
+        """Returns (status, reply): 202 is on disk, 200 delivered. The same client_token again is a repeat."""
         body = json.dumps({"ContentType": "text/plain", "Content": content, "ClientToken": client_token})
         headers = {
             "X-Amz-Bearer": token,

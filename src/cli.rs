@@ -41,9 +41,9 @@ use signals::Signals;
 
 /// Accepts Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
 ///
-/// A bot beside it sends messages to its Unix socket as it would to the Participant Service; AWS's SDKs, which cannot
-/// dial one, do so through a loopback port. An acknowledged message survives a crash, and is delivered in
-/// the order of its conversation, at the rate that Connect grants.
+/// A bot beside it sends messages to its Unix socket as it would to the Participant Service, with an AWS SDK or without; a
+/// loopback port serves clients that accept only a URL. What the relay acknowledges survives a crash, and is delivered in
+/// its conversation's order, at the rate that Connect grants.
 #[derive(Debug, Parser)]
 #[command(name = "connect-relay", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {

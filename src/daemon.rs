@@ -278,8 +278,8 @@ impl Daemon {
             error!(part, "a part of the relay ended unexpectedly; the relay drains and exits");
             drain.request(None);
         }
-        let (closing_starts, grace_ends) =
-            (self.deadline(stop.clone(), closing), self.deadline(stop, |_| Duration::ZERO));
+        let closing_starts = self.deadline(stop.clone(), closing);
+        let grace_ends = self.deadline(stop, |_| Duration::ZERO);
         let finish = async {
             self.health.set(State::Draining);
             self.service_manager.notify(&[Notification::Stopping]);
@@ -382,8 +382,8 @@ impl Daemon {
         let expected_seconds = (queued as f64 / rate).ceil();
         let grace_seconds = self.drain.grace().unwrap_or(self.grace).as_secs_f64();
         info!(queued, rate, expected_seconds, grace_seconds, paused, connections = self.connections.open(), "draining");
-        self.service_manager
-            .notify(&[Notification::Status(&format!("draining: {queued} queued, at {rate:.1} a second"))]);
+        let status = format!("draining: {queued} queued, at {rate:.1} a second");
+        self.service_manager.notify(&[Notification::Status(&status)]);
     }
 
     /// Ends the remaining tasks, waits for the queue's thread, and reports the messages that are left.
@@ -397,12 +397,7 @@ impl Daemon {
         writer.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
         match left {
             Some(0) => info!("stopped with no message queued"),
-            Some(queued) => {
-                warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start")
-            }
-            None => warn!(
-                "stopped with messages queued, their number unknown; they stay on disk and are sent at the next start"
-            ),
+            queued => warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start"),
         }
         match (unexpected, left) {
             (Some(part), _) => Err(Failure::Failed(format!("{part} ended unexpectedly"))),

@@ -62,7 +62,7 @@ use crate::queue::Queue;
 use crate::serve::{Peer, Reply};
 use crate::time::Clock;
 
-/// The reply to a request.
+/// The result of a request.
 type Handled = Result<Reply, ErrorReply>;
 
 /// The moment at which a message is answered if its bot does not choose one.
@@ -312,12 +312,8 @@ impl Inner {
             Route::Batch => (self.options.batch_bytes_max, "ingress.batch_bytes_max"),
             _ => (self.options.body_bytes_max, "ingress.body_bytes_max"),
         };
-        BodyLimit {
-            most,
-            key,
-            within: self.options.request_timeout,
-            expects_continue: parts.headers.contains_key(EXPECT),
-        }
+        let expects_continue = parts.headers.contains_key(EXPECT);
+        BodyLimit { most, key, within: self.options.request_timeout, expects_continue }
     }
 
     /// The wait for an outcome of a request about one message.
@@ -379,7 +375,7 @@ impl IngressMetrics {
     fn new(metrics: &Metrics) -> IngressMetrics {
         let rejected = metrics.counters(
             "messages_rejected_total",
-            "Messages that were not kept, by reason. The bot was told so.",
+            "Messages that were rejected, by reason. The bot got an error.",
             &["reason"],
         );
         let waits = metrics.counters(

@@ -240,13 +240,11 @@ impl Sender {
         if pacer.closed() != Some(Closed::Down) {
             pacer.ended(started, now, Signal::Down(RetryHint::default()));
             let why = format!("no answer within {}", humantime::format_duration(self.options.probe_max));
-            let (announced, rate) = (
-                self.announced.after(pacer.closed_persistently(), &Outcome::AnswerLost { why: why.clone() }),
-                pacer.rate(),
-            );
+            let outcome = Outcome::AnswerLost { why };
+            let (announced, rate) = (self.announced.after(pacer.closed_persistently(), &outcome), pacer.rate());
             self.metrics.destination(&pacer);
             drop(pacer);
-            self.announce(announced, &Outcome::AnswerLost { why }, rate);
+            self.announce(announced, &outcome, rate);
         }
     }
 

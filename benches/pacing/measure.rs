@@ -1,4 +1,4 @@
-//! What a record comes to.
+//! The figures of a record.
 
 use crate::world::{Fate, Line, Millis, Record, Upstream};
 
@@ -29,7 +29,7 @@ impl<'a> Slice<'a> {
         self.lines().filter(|line| line.fate == fate).count() as f64
     }
 
-    /// What was accepted, as a share of what the quota allows in the long run.
+    /// The accepted requests, as a share of the quota in the long run.
     pub fn goodput(self, upstream: &Upstream) -> f64 {
         self.count(Fate::Accepted) / upstream.allows(self.from * SECOND, self.to * SECOND)
     }
@@ -56,7 +56,7 @@ impl<'a> Slice<'a> {
         windows.fold(f64::INFINITY, f64::min)
     }
 
-    /// After how many seconds the first ten seconds end in which so much of the quota was used; none where never.
+    /// After how many seconds the first ten seconds end in which that much of the quota was used; `None` if never.
     pub fn reaches(self, share: f64, upstream: &Upstream) -> Option<u64> {
         let windows = self.from + 10..=self.to;
         windows

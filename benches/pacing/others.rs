@@ -1,4 +1,4 @@
-//! Who else calls upstream: what relays are compared with, and who shares the quota with them.
+//! Other clients of upstream: those that relays are compared with, and those that share the quota with them.
 //!
 //! Written from the published constants of the AWS SDKs: in standard mode a random part of 2ⁿ seconds, at most 20,
 //! after the n-th failure; in adaptive mode CUBIC on a token bucket of the client's own (scale 0.4, beta 0.7, smoothing 0.8, at most

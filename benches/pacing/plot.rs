@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// One curve.
 #[derive(Debug)]
 pub struct Curve {
-    /// What it shows.
+    /// Its content.
     pub name: &'static str,
     /// Its colour.
     pub colour: &'static str,
@@ -16,13 +16,13 @@ pub struct Curve {
 /// One picture below another.
 #[derive(Debug)]
 pub struct Panel {
-    /// What happens.
+    /// The events.
     pub title: &'static str,
     /// Seconds between two values.
     pub step: f64,
     /// Messages per second at the top.
     pub top: f64,
-    /// What is drawn.
+    /// The curves.
     pub curves: Vec<Curve>,
 }
 

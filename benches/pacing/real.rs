@@ -2,7 +2,7 @@
 //!
 //! 1, 5 and 20 relays play at the same time, each group with a simulator of its own, so all of it takes twelve minutes and
 //! some seconds. Every relay is the built binary with its queue in a folder of its own, filled before the first second
-//! counts; what is measured is what each tells Prometheus, at 120 s and at 720 s. Every process is ended by its own id.
+//! counts; the figures are each process's metrics, at 120 s and at 720 s. Every process is ended by its own id.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -26,7 +26,7 @@ const END: u64 = 720;
 const MESSAGES: usize = 14_400;
 /// Chats of one relay: one message of each is under way at a time.
 const CHATS: usize = 100;
-/// How long a process may take to open its doors.
+/// The time-out for a process to open its listeners.
 const OPENING: Duration = Duration::from_secs(60);
 
 /// Plays all groups at once and prints each beside its row of the table.
@@ -48,7 +48,7 @@ pub fn play(binary: &Path, folder: &Path, seeds: u64) -> anyhow::Result<()> {
     println!("| --- | --- | --- | --- | --- | --- |");
     for (index, (count, name)) in GROUPS.iter().enumerate() {
         let simulated = Played::new(ROWS.iter().find(|row| row.name == *name).context("its row")?, seeds);
-        let told = |figure: &str| {
+        let mean_of = |figure: &str| {
             let found = simulated.means.iter().find(|mean| mean.name == figure);
             found.map_or(f64::NAN, |mean| mean.value)
         };
@@ -56,15 +56,15 @@ pub fn play(binary: &Path, folder: &Path, seeds: u64) -> anyhow::Result<()> {
         println!(
             "| {count} | {:.3} ({:.3}) | {:.2} % ({:.2} %) | {:.3} ({:.3}) | {:.3} ({:.3}) | {:.2} % ({:.2} %) |",
             late.accepted() / (10.0 * (END - WARM) as f64),
-            told("goodput"),
+            mean_of("goodput"),
             100.0 * late.throttled_share(),
-            100.0 * told("throttled"),
+            100.0 * mean_of("throttled"),
             late.fairness(),
-            if *count == 1 { 1.0 } else { told("fairness") },
+            if *count == 1 { 1.0 } else { mean_of("fairness") },
             early.accepted() / (10.0 * WARM as f64),
-            told("goodput, first 120 s"),
+            mean_of("goodput, first 120 s"),
             100.0 * early.throttled_share(),
-            100.0 * told("throttled, first 120 s"),
+            100.0 * mean_of("throttled, first 120 s"),
         );
     }
     Ok(())
@@ -127,7 +127,7 @@ impl Group {
     }
 }
 
-/// What one relay has done so far.
+/// The counts of one relay so far.
 #[derive(Clone, Copy, Debug)]
 struct Count {
     accepted: f64,
@@ -143,13 +143,13 @@ impl Count {
         let value = |outcome: &str| {
             let name = format!("connect_relay_attempts_total{{outcome=\"{outcome}\"}} ");
             let sample = text.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok());
-            sample.with_context(|| format!("{admin} tells no attempts {outcome}"))
+            sample.with_context(|| format!("{admin} exports no attempts {outcome}"))
         };
         Ok(Count { accepted: value("delivered")?, throttled: value("throttled")? })
     }
 }
 
-/// What was done between two readings.
+/// The counts between two readings.
 struct Done(Vec<Count>);
 
 fn between(earlier: &[Count], later: &[Count]) -> Done {
@@ -180,7 +180,7 @@ struct Process(Child);
 
 impl Process {
     fn start(command: &mut Command) -> anyhow::Result<Process> {
-        // The environment goes before the file, and this one's is nobody's choice.
+        // The environment goes before the file, and this one's is arbitrary.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CONNECT_RELAY_")) {
             command.env_remove(name);
         }
@@ -191,7 +191,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody left to tell.
+        // It may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -12,11 +12,11 @@ use crate::world::{Attempt, Client, Millis, Turn, moment, timestamp};
 /// `sender.in_flight_max`.
 const IN_FLIGHT_MAX: usize = 32;
 
-/// What there is to send.
+/// The messages to send.
 pub trait Load {
-    /// The next message, as a mark of its own; none where nothing is due.
+    /// The next message, as a mark of its own; `None` if nothing is due.
     fn next(&mut self, now: Millis) -> Option<u64>;
-    /// When something falls due by itself.
+    /// The time of the next due message.
     fn due(&self, now: Millis) -> Option<Millis>;
     /// An attempt of this message has come back.
     fn ended(&mut self, _attempt: Attempt, _now: Millis, _delivered: bool) {}
@@ -98,14 +98,14 @@ pub struct Chats {
     /// `sender.fresh`, or zero for plain turns.
     fresh_for: Duration,
     lifetime: Millis,
-    /// What an attempt takes of late until its answer.
+    /// The recent duration of an attempt until its answer.
     takes: Millis,
 }
 
 /// One line of a chat.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
-    /// When the bot handed it over.
+    /// The time at which the bot submitted it.
     pub at: Millis,
     /// Which chat.
     pub chat: u32,
@@ -153,15 +153,15 @@ impl Chats {
             let lines = self.lines.entry(chat).or_default();
             lines.push_back(self.arrived as u64);
             self.arrived += 1;
-            // One that has others before it stands in line already, or is in flight.
+            // A conversation with earlier messages waits already, or is in flight.
             if lines.len() == 1 {
-                self.stand(chat, now);
+                self.append(chat, now);
             }
         }
     }
 
-    /// Stands at the end of those of its kind; the dead among its lines are gone.
-    fn stand(&mut self, chat: u32, now: Millis) {
+    /// Appends it to the conversations of its kind; expired messages are removed.
+    fn append(&mut self, chat: u32, now: Millis) {
         let Some(lines) = self.lines.get_mut(&chat) else { return };
         while lines.front().is_some_and(|line| self.arrivals[*line as usize].at + self.lifetime <= now) {
             lines.pop_front();
@@ -179,7 +179,7 @@ impl Chats {
 impl Load for Chats {
     fn next(&mut self, now: Millis) -> Option<u64> {
         self.arrive(now);
-        // Those whose lifetime will end before they arrive: one goes only where nobody else can be sent.
+        // Those whose lifetime will end before they arrive: one is sent only if no other can be.
         let mut passed_over = Vec::new();
         let found = loop {
             let Some(kind) = self.turns.next(!self.fresh.is_empty(), !self.late.is_empty()) else { break None };
@@ -189,7 +189,7 @@ impl Load for Chats {
             // It has grown late, or died, while it stood there: no turn is taken.
             let grown = kind == Kind::Fresh && Kind::of(timestamp(at), timestamp(now), self.fresh_for) == Kind::Late;
             if grown || at + self.lifetime <= now {
-                self.stand(chat, now);
+                self.append(chat, now);
             } else if at + self.lifetime <= now + self.takes {
                 passed_over.push((kind, chat, oldest));
             } else {
@@ -215,6 +215,6 @@ impl Load for Chats {
             self.takes = self.takes * 7 / 8 + (now - attempt.started) / 8;
             self.lines.get_mut(&chat).map(VecDeque::pop_front);
         }
-        self.stand(chat, now);
+        self.append(chat, now);
     }
 }

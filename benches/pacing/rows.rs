@@ -1,6 +1,6 @@
 //! The table: what is played, what is measured, and what it must come to.
 //!
-//! **One setting for all rows**: what the relay starts with by default, told 10 requests per second and a burst of 15,
+//! **One setting for all rows**: the relay's defaults, configured with 10 requests per second and a burst of 15,
 //! but for the headroom (0 where the row does not say) and `rate_min` (0.05: a hundred relays on 10 per second take 0.1
 //! each, which the default of 0.2 would forbid).
 
@@ -13,20 +13,20 @@ use crate::others::{Adaptive, Backoff, People};
 use crate::relay::{Chats, Line, Relay, Saturated};
 use crate::world::{Client, Fate, Millis, Record, Upstream, run, timestamp};
 
-/// What is measured of one run, and what its mean over the seeds must be.
+/// A figure of one run, and the condition on its mean over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figure {
-    /// What it is.
+    /// Its name.
     pub name: &'static str,
-    /// How it is written.
+    /// Its notation.
     pub unit: Unit,
     /// Its value.
     pub value: f64,
-    /// What it must be; nothing where it is only reported.
+    /// Its condition; `None` if it is only reported.
     pub bound: Bound,
 }
 
-/// How a figure is written.
+/// The notation of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// 0.98
@@ -37,7 +37,7 @@ pub enum Unit {
     Seconds,
 }
 
-/// What a figure must be.
+/// The condition on a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
     AtLeast(f64),
@@ -48,7 +48,7 @@ pub enum Bound {
 use Bound::{AtLeast, AtMost, Reported};
 
 impl Bound {
-    /// Whether a value keeps it.
+    /// Returns true if a value meets it.
     pub fn holds(self, value: f64) -> bool {
         match self {
             AtLeast(least) => value >= least,
@@ -61,7 +61,7 @@ impl Bound {
 /// One row: a scenario and its figures.
 #[derive(Clone, Copy)]
 pub struct Row {
-    /// What is played.
+    /// The scenario.
     pub name: &'static str,
     /// Throttled ÷ requests that no way of asking for more can go below: relays ÷ (quota × seconds to follow a change).
     pub floor: Option<f64>,
@@ -95,7 +95,7 @@ pub fn seconds(name: &'static str, value: Option<u64>, bound: Bound) -> Figure {
     Figure { name, unit: Unit::Seconds, value: value.map_or(f64::INFINITY, |seconds| seconds as f64), bound }
 }
 
-/// What every relay of the table starts with.
+/// The initial settings of every relay in the table.
 pub fn options(headroom: f64) -> Options {
     Options { headroom, rate_min: 0.05, ..Options::default() }
 }
@@ -324,7 +324,7 @@ fn twenty_are_given_more(seed: u64) -> Vec<Figure> {
     given_more(20, 300.0, seed)
 }
 
-/// What share of people's first tries is throttled, and of their messages lost, after the first two minutes.
+/// The shares of people's first tries that are throttled, and of their messages that are lost, after two minutes.
 fn people(record: &Record, client: usize, tries: u64) -> (f64, f64) {
     let theirs = || record.lines.iter().filter(|line| line.client == client && line.at >= 120 * SECOND);
     let throttled = |mark| theirs().filter(|line| line.mark == mark && line.fate == Fate::Throttled).count() as f64;

@@ -13,12 +13,12 @@ use connect_relay::time::Timestamp;
 /// Milliseconds since the run began.
 pub type Millis = u64;
 
-/// Somebody who calls upstream.
+/// A client of upstream.
 pub trait Client {
-    /// What it does now: it is asked at the start, when it asked to be woken, and after each answer. Being asked once more
+    /// Its next action: it is asked at the start, when it asked to be woken, and after each answer. Being asked once more
     /// than needed changes nothing.
     fn turn(&mut self, now: Millis) -> Turn;
-    /// What an attempt came to.
+    /// The result of an attempt.
     fn answered(&mut self, now: Millis, attempt: Attempt, signal: Signal);
     /// The rate that it believes in, for the plot.
     fn rate(&self) -> f64 {
@@ -26,7 +26,7 @@ pub trait Client {
     }
 }
 
-/// What a client does at one moment.
+/// An action of a client.
 #[derive(Debug, Default)]
 pub struct Turn {
     /// So many attempts start, each with the client's own mark.
@@ -38,18 +38,18 @@ pub struct Turn {
 /// One request on its way.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    /// When it started.
+    /// The time of its start.
     pub started: Millis,
     /// The client's own mark.
     pub mark: u64,
 }
 
-/// What upstream and the way to it are like.
+/// The properties of upstream and of the connection to it.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     /// From when on which rate and burst, in order; the first from 0.
     pub quota: Vec<(Millis, f64, f64)>,
-    /// From when to when nobody is there.
+    /// The period in which upstream is absent.
     pub down: Vec<(Millis, Millis)>,
     /// Of a request and its answer together, and how much more or less by chance.
     pub latency: (f64, f64),
@@ -71,33 +71,33 @@ impl Upstream {
         self.quota.iter().rev().find(|(from, ..)| *from <= at).map_or((0.0, 0.0), |(_, rate, burst)| (*rate, *burst))
     }
 
-    /// What may be accepted between two moments in the long run.
+    /// The requests that the quota allows between two times in the long run.
     pub fn allows(&self, from: Millis, to: Millis) -> f64 {
         (from..to).step_by(100).map(|at| self.quota_at(at).0 * 0.1).sum()
     }
 }
 
-/// What became of a request, as upstream saw it.
+/// The result of a request, as upstream saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Accepted.
     Accepted,
     /// Over the quota.
     Throttled,
-    /// Nobody was there.
+    /// Upstream was absent.
     Down,
 }
 
 /// One line of the record of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
-    /// When it arrived.
+    /// The time of its arrival.
     pub at: Millis,
     /// Whose it was.
     pub client: usize,
     /// Its mark.
     pub mark: u64,
-    /// What became of it.
+    /// Its result.
     pub fate: Fate,
 }
 

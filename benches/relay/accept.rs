@@ -67,14 +67,14 @@ batch is the whole batch, in ms.";
 const COSTS_NOTE: &str = "  Processor time per message, against (a)'s; a commit's mean time, against (b)'s median for \
 a group of that size.";
 
-/// How bots call.
+/// The way in which bots call.
 struct Shape {
     name: &'static str,
     connections: usize,
     batch: Option<usize>,
 }
 
-/// Where the rounds are held.
+/// The place of the rounds.
 struct Field<'a> {
     options: &'a Options,
     folder: &'a Path,
@@ -104,9 +104,9 @@ impl Field<'_> {
 
         let dir = self.folder.join("accepting");
         let mut relay = Relay::open(self.options, &dir, self.closed.address).await?;
-        load::run(&relay.door, shape.connections, &traffic, warm_up).await?;
+        load::run(&relay.address, shape.connections, &traffic, warm_up).await?;
         let (before, spent) = (relay.metrics().await, relay.process.processor()?);
-        let accepted = load::run(&relay.door, shape.connections, &traffic, bounds).await?;
+        let accepted = load::run(&relay.address, shape.connections, &traffic, bounds).await?;
         let relay_cost = seconds(relay.process.processor()? - spent) / accepted.messages as f64;
         relay.check()?;
         let after = relay.metrics().await;
@@ -115,9 +115,9 @@ impl Field<'_> {
         drop(relay);
         std::fs::remove_dir_all(&dir)?;
 
-        load::run(&self.bare.door, shape.connections, &traffic, warm_up).await?;
+        load::run(&self.bare.address, shape.connections, &traffic, warm_up).await?;
         let spent = self.bare.process.processor()?;
-        let bare = load::run(&self.bare.door, shape.connections, &traffic, bounds).await?;
+        let bare = load::run(&self.bare.address, shape.connections, &traffic, bounds).await?;
         let bare_cost = seconds(self.bare.process.processor()? - spent) / bare.messages as f64;
 
         // All callers wait for their reply, so no group can hold more than one request of each.

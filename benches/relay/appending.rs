@@ -1,6 +1,6 @@
 //! Rival (b): a file to which the same bytes are appended in the same groups, each group followed by one fdatasync.
 //!
-//! The least that durability costs on this disk: no door, no index, no order of conversations, no repeats recognized.
+//! The least that durability costs on this disk: no HTTP, no index, no order of conversations, no repeats recognized.
 //! A group is as many messages as the relay put into one commit, on average, in the same round.
 
 use std::fs::{self, OpenOptions};

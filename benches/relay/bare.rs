@@ -1,6 +1,6 @@
 //! Rival (a): the same hyper server, answering without a store.
 //!
-//! It is what the relay's door costs when nothing is behind it: hyper's HTTP/1.1 server on a Unix socket, one
+//! It is the cost of the relay's API when nothing is behind it: hyper's HTTP/1.1 server on a Unix socket, one
 //! current-thread runtime, the whole body read, a reply of the same status, members and headers. It parses no JSON,
 //! checks no limit and keeps nothing, so no relay on hyper can be faster; the distance is what the relay adds.
 
@@ -18,7 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
-use crate::http::Door;
+use crate::http::Address;
 use crate::process::Process;
 
 /// The hidden word that makes this program that server.
@@ -29,8 +29,8 @@ pub const WORD: &str = "serve-without-a-store";
 pub struct Bare {
     /// The process.
     pub process: Process,
-    /// Where it listens.
-    pub door: Door,
+    /// Its address.
+    pub address: Address,
 }
 
 impl Bare {
@@ -39,12 +39,12 @@ impl Bare {
         let socket = folder.join("bare.sock");
         let mut command = Command::new(std::env::current_exe()?);
         let mut process = Process::start(command.arg(WORD).arg(&socket).stdin(Stdio::null()))?;
-        let door = Door::Unix(socket);
-        while door.connect().await.is_err() {
+        let address = Address::Unix(socket);
+        while address.connect().await.is_err() {
             anyhow::ensure!(process.ended().is_none(), "the server without a store ended by itself");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Ok(Bare { process, door })
+        Ok(Bare { process, address })
     }
 }
 

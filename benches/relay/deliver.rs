@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::http::Door;
+use crate::http::Address;
 use crate::load::{self, Bounds};
 use crate::measure::{median, now};
 use crate::options::Options;
@@ -83,13 +83,13 @@ async fn round(options: &Options, folder: &Path) -> anyhow::Result<Round> {
     let traffic = Arc::new(Traffic::new(CONTENTS, None));
     let dir = folder.join("delivering");
     let mut relay = Relay::open(options, &dir, simulator.address).await?;
-    load::run(&relay.door, CONNECTIONS, &traffic, options.warm_up()).await?;
+    load::run(&relay.address, CONNECTIONS, &traffic, options.warm_up()).await?;
     relay.drained(LONGEST).await?;
 
     let (already, spent) = (relay.metrics().await?.value("messages_delivered_total"), relay.process.processor()?);
     let bounds = Bounds { messages: options.through(), within: LONGEST };
     let begun = now();
-    let handed = load::run(&relay.door, CONNECTIONS, &traffic, bounds).await?;
+    let handed = load::run(&relay.address, CONNECTIONS, &traffic, bounds).await?;
     relay.drained(LONGEST).await?;
     let took = begun.elapsed();
     let cost = seconds(relay.process.processor()? - spent) / handed.messages as f64;
@@ -100,7 +100,7 @@ async fn round(options: &Options, folder: &Path) -> anyhow::Result<Round> {
     drop(relay);
     std::fs::remove_dir_all(&dir)?;
 
-    let direct = load::run(&Door::Tcp(simulator.address), IN_FLIGHT, &traffic, bounds).await?;
+    let direct = load::run(&Address::Tcp(simulator.address), IN_FLIGHT, &traffic, bounds).await?;
     Ok(Round {
         delivered: handed.messages as f64 / seconds(took),
         accepted: handed.per_second,

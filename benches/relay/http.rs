@@ -13,21 +13,21 @@ use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug)]
-pub enum Door {
+pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
     /// TCP.
     Tcp(SocketAddr),
 }
 
-impl Door {
+impl Address {
     /// A connection of its own.
     pub async fn connect(&self) -> io::Result<Connection> {
         let stream: Box<dyn Stream> = match self {
-            Door::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            Door::Tcp(address) => {
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Box::new(stream)
@@ -85,7 +85,7 @@ impl Connection {
         }
     }
 
-    /// Reads until `mark` stands at `from` or later; gives the place behind it.
+    /// Reads until `mark` is at `from` or later; returns the position after it.
     async fn read_past(&mut self, mark: &[u8], mut from: usize) -> io::Result<usize> {
         loop {
             let unseen = self.input.get(from..).unwrap_or_default();
@@ -114,7 +114,7 @@ impl Connection {
     }
 }
 
-/// What came back.
+/// A reply.
 #[derive(Debug)]
 pub struct Reply {
     /// The status.

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::task::JoinSet;
 
-use crate::http::{Connection, Door, Reply};
+use crate::http::{Address, Connection, Reply};
 use crate::measure::{Figures, now};
 use crate::traffic::Traffic;
 
-/// Where a run ends, whichever comes first.
+/// The limits of a run; the first one that is reached ends it.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Messages.
@@ -24,10 +24,15 @@ pub struct Bounds {
 }
 
 /// Sends messages over so many connections until a bound is met.
-pub async fn run(door: &Door, connections: usize, traffic: &Arc<Traffic>, bounds: Bounds) -> anyhow::Result<Figures> {
+pub async fn run(
+    address: &Address,
+    connections: usize,
+    traffic: &Arc<Traffic>,
+    bounds: Bounds,
+) -> anyhow::Result<Figures> {
     let mut open = Vec::with_capacity(connections);
     for _ in 0..connections {
-        open.push(door.connect().await.with_context(|| format!("connect to {door:?}"))?);
+        open.push(address.connect().await.with_context(|| format!("connect to {address:?}"))?);
     }
     let begun = now();
     let left = Arc::new(AtomicU64::new(bounds.messages.div_ceil(traffic.per_request())));

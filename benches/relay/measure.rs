@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What one round of a contender gave.
+/// The figures of one round of a contender.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
     /// Messages in all.
@@ -40,7 +40,7 @@ impl Figures {
     }
 }
 
-/// The middle of what is known; none where nothing is.
+/// The median of the known values; `None` if there are none.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = figures.into_iter().filter(|figure| figure.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);

@@ -65,7 +65,7 @@ and a start, still so full. Memory and disk in MiB.";
 
 /// A relay's folder in a known state, and what the relay held in memory when it got there.
 pub struct Stage {
-    /// How it got there.
+    /// The way to this state.
     pub name: String,
     /// The folder.
     pub dir: PathBuf,
@@ -138,7 +138,7 @@ async fn delivered(options: &Options, folder: &Path, closed: &ClosedPort) -> any
 /// Hands so many over, as fast as they are taken.
 async fn hand_over(relay: &Relay, traffic: &Arc<Traffic>, messages: u64) -> anyhow::Result<u64> {
     let connections = if messages == 1 { 1 } else { CONNECTIONS };
-    let handed = load::run(&relay.door, connections, traffic, Bounds { messages, within: LONGEST }).await?;
+    let handed = load::run(&relay.address, connections, traffic, Bounds { messages, within: LONGEST }).await?;
     anyhow::ensure!(handed.messages >= messages, "only {} of {messages} were accepted in time", handed.messages);
     Ok(handed.messages)
 }

@@ -1,7 +1,7 @@
 //! The benchmark's command line, and how long and how often each part runs.
 //!
 //! The defaults give medians of three rounds within minutes; `--quick` gives one short round, enough to see that every
-//! part runs. Nothing here is a fact of the relay: its own settings stand where it is started.
+//! part runs. Nothing here is a fact of the relay: the code that starts it has its settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::load::Bounds;
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --")]
 pub struct Options {
-    /// What to measure; all of it where nothing is named
+    /// The parts to measure; all if none is named
     pub only: Vec<Section>,
     /// Measure Redis Streams with appendfsync always too (redis-server and redis-benchmark on PATH)
     #[arg(long)]
@@ -51,7 +51,7 @@ pub struct Options {
     /// Write every round's figures to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// What cargo says to a benchmark
+    /// The argument that cargo passes to a benchmark
     #[arg(long, hide = true)]
     pub bench: bool,
 }
@@ -80,22 +80,22 @@ impl Options {
             .filter(|section| self.only.is_empty() || self.only.contains(section))
     }
 
-    /// How often each figure is taken.
+    /// The number of measurements of each figure.
     pub fn rounds(&self) -> u32 {
         self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
-    /// How often a start is timed: it is short and varies, so oftener.
+    /// The number of timed starts: a start is short and varies, so this is larger.
     pub fn starts(&self) -> u32 {
         self.rounds() * 2 - 1
     }
 
-    /// What one warm-up may take.
+    /// The time limit of a warm-up.
     pub fn warm_up(&self) -> Bounds {
         Bounds { messages: 20_000, within: Duration::from_millis(if self.quick { 50 } else { 300 }) }
     }
 
-    /// What one round of accepting may take.
+    /// The time limit of a round of accepts.
     pub fn round(&self) -> Bounds {
         Bounds { messages: 200_000, within: Duration::from_millis(if self.quick { 250 } else { 1500 }) }
     }
@@ -110,7 +110,7 @@ impl Options {
         self.deliveries.unwrap_or(if self.quick { 5_000 } else { 50_000 })
     }
 
-    /// How many are queued when memory is looked at.
+    /// The numbers of queued messages at which memory is read.
     pub fn levels(&self) -> Vec<u64> {
         let mut levels = if self.quick { vec![1, 10_000] } else { vec![1, 10_000, 100_000] };
         if self.million {
@@ -119,7 +119,7 @@ impl Options {
         levels
     }
 
-    /// How long a process is left alone before its memory is read.
+    /// The idle time of a process before its memory is read.
     pub fn rest(&self) -> Duration {
         Duration::from_millis(if self.quick { 200 } else { 1500 })
     }

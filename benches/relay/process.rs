@@ -16,7 +16,7 @@ use crate::measure::now;
 pub struct Process {
     /// The process.
     pub child: Child,
-    /// When it was started.
+    /// The time of its start.
     pub started: Instant,
 }
 
@@ -28,12 +28,12 @@ impl Process {
         Ok(Process { child, started })
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// What it holds in memory now.
+    /// Its present memory.
     pub fn memory(&self) -> anyhow::Result<Memory> {
         let status = self.read("status")?;
         // A kernel may be built without smaps_rollup.
@@ -64,13 +64,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nobody left to tell.
+        // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What a process holds in memory, in bytes.
+/// The memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// VmRSS: what a container's limit is compared with, the binary's own mapped pages included.

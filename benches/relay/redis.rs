@@ -85,7 +85,7 @@ impl Redis {
     }
 }
 
-/// Its CSV: rate and latencies (mean, least, p50, p95, p99, most; ms) stand at the end of the last line, behind the
+/// Its CSV: rate and latencies (mean, least, p50, p95, p99, most; ms) are at the end of the last line, after the
 /// command in full.
 fn read(csv: &str, messages: u64) -> Option<Figures> {
     let line = csv.lines().rfind(|line| !line.trim().is_empty())?;

@@ -14,11 +14,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpSocket;
 
-use crate::http::Door;
+use crate::http::Address;
 use crate::options::Options;
 use crate::process::Process;
 
-/// How long a relay may take to open its doors: a store of a million messages is behind them.
+/// The time-out for a relay to open its listeners: first it opens a store of a million messages.
 const OPENING: Duration = Duration::from_secs(120);
 
 /// A relay that runs; dropping it kills it, as a node that dies would.
@@ -26,9 +26,9 @@ const OPENING: Duration = Duration::from_secs(120);
 pub struct Relay {
     /// The process.
     pub process: Process,
-    /// Where bots hand messages over.
-    pub door: Door,
-    admin: Door,
+    /// The address of the bots' API.
+    pub address: Address,
+    admin: Address,
     log: Option<PathBuf>,
 }
 
@@ -46,17 +46,17 @@ impl Relay {
         let mut command = relay_command(options);
         command.arg("run").arg("--config").arg(&config).arg("--dir").arg(dir);
         let process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log))?;
-        let door = Door::Unix(dir.join("relay.sock"));
-        Ok(Relay { process, door, admin: Door::Tcp(admin), log: options.relay_log.clone() })
+        let address = Address::Unix(dir.join("relay.sock"));
+        Ok(Relay { process, address, admin: Address::Tcp(admin), log: options.relay_log.clone() })
     }
 
-    /// Starts one and waits until its door is open.
+    /// Starts one and waits until it listens.
     pub async fn open(options: &Options, dir: &Path, upstream: SocketAddr) -> anyhow::Result<Relay> {
         let mut relay = Relay::start(options, dir, upstream)?;
         let until = relay.process.started + OPENING;
-        while relay.door.connect().await.is_err() {
+        while relay.address.connect().await.is_err() {
             relay.check()?;
-            anyhow::ensure!(crate::measure::now() < until, "the relay did not open its door within {OPENING:?}");
+            anyhow::ensure!(crate::measure::now() < until, "the relay did not listen within {OPENING:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(relay)
@@ -71,7 +71,7 @@ impl Relay {
         }
     }
 
-    /// What it tells Prometheus, read once.
+    /// Its metrics, read once.
     pub async fn metrics(&self) -> anyhow::Result<Samples> {
         Ok(Samples(self.admin.get("/metrics", "").await?))
     }
@@ -81,7 +81,7 @@ impl Relay {
         let until = crate::measure::now() + within;
         loop {
             self.check()?;
-            let backlog = self.door.get("/participant/queue", "Prefer: wait=10\r\n").await?;
+            let backlog = self.address.get("/participant/queue", "Prefer: wait=10\r\n").await?;
             let backlog: serde_json::Value = serde_json::from_str(&backlog).context("read /participant/queue")?;
             match backlog["Queued"].as_u64() {
                 Some(0) => return Ok(()),
@@ -99,7 +99,7 @@ impl Relay {
 pub struct Samples(String);
 
 impl Samples {
-    /// A metric's value, all label sets together; none where it has no sample.
+    /// A metric's value, all label sets together; `None` if it has no sample.
     pub fn value(&self, name: &str) -> Option<f64> {
         let name = format!("connect_relay_{name}");
         let samples = self.0.lines().filter_map(|line| {
@@ -122,7 +122,7 @@ impl Samples {
 /// The project's own stand-in for the Participant Service, without a quota and without latency.
 #[derive(Debug)]
 pub struct Simulator {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     _process: Process,
 }
@@ -183,7 +183,7 @@ pub fn store_in(dir: &Path) -> anyhow::Result<PathBuf> {
 
 fn relay_command(options: &Options) -> Command {
     let mut command = Command::new(&options.relay);
-    // The environment goes before the file, and this one's is nobody's choice.
+    // The environment goes before the file, and this one's is arbitrary.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CONNECT_RELAY_") {
             command.env_remove(name);

@@ -1,6 +1,6 @@
 //! The rival of a start: sled alone, opening a copy of the same folder, as a process of its own.
 //!
-//! What it takes, and what it then holds in memory, nobody who keeps the queue in sled can go below; the rest of a
+//! Its duration and memory are the lower bound for a queue in sled; the rest of a
 //! relay's start is the relay's own. The settings are those of `storage/sled_db.rs`: the same cache, no flusher.
 
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -40,7 +40,7 @@ impl Reopened {
     }
 }
 
-/// Opens the store, says so, and holds it until whoever asked is gone.
+/// Opens the store, reports that, and holds it until the parent has exited.
 pub fn hold(store: &Path) -> anyhow::Result<()> {
     let opened = sled::Config::new().path(store).cache_capacity(CACHE_BYTES).flush_every_ms(None).open();
     let _store = opened.with_context(|| format!("open {}", store.display()))?;

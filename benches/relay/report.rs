@@ -1,5 +1,5 @@
-//! What is printed: tables whose ratios come first and whose absolute figures are marked as this run's, the targets at
-//! the end, and every round in a file for whoever wants to look closer.
+//! The printed report: tables whose ratios come first and whose absolute figures are marked as this run's, the targets at
+//! the end, and every round in a file for a closer look.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub struct Report {
     quick: bool,
 }
 
-/// What a target asks for.
+/// The condition of a target.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// No less.

@@ -1,4 +1,4 @@
-//! How soon a relay that was killed delivers again, and what it then holds in memory, against sled alone.
+//! Measures how soon a killed relay delivers again, and its memory then, against sled alone.
 //!
 //! Each round takes fresh copies of the folder: a relay starts on one, and an upstream notes the first delivery and
 //! answers no further one, so that memory is read with the queue as full as it was; sled alone opens the other. Copies,
@@ -28,11 +28,11 @@ pub struct Start {
     pub sled: Opened,
 }
 
-/// How long a process took from its start, and what it held in memory after a rest.
+/// The duration of a start, and the memory after an idle time.
 pub struct Opened {
-    /// How long.
+    /// The duration.
     pub took: Duration,
-    /// What it held.
+    /// The memory.
     pub memory: Memory,
 }
 
@@ -58,7 +58,7 @@ impl Start {
 pub async fn run(options: &Options, folder: &Path, stage: &Stage, report: &mut Report) -> anyhow::Result<Vec<Start>> {
     let mut starts = Vec::new();
     for nth in 0..options.starts() {
-        // Who went first goes second the next time: the disk may still be busy with the first one's copy.
+        // The order alternates: the disk may still be busy with the first one's copy.
         let (relay, sled) = if nth % 2 == 0 {
             let relay = restart(options, folder, stage).await.with_context(|| stage.name.clone())?;
             (relay, sled_alone(options, folder, stage).await?)

@@ -1,6 +1,6 @@
-//! What the bots say: numbered messages, dealt out in turn to many conversations.
+//! The traffic of the bots: numbered messages, distributed in turn to many conversations.
 //!
-//! Every message is unlike every other (its number stands in its ClientToken and in its text), and neighbours are of
+//! Every message is unlike every other (its number is in its ClientToken and in its text), and neighbours are of
 //! different conversations, 5,000 in all: what a queue behind a busy instance looks like, and the hardest case for a
 //! store ordered by conversation. A request is rendered once per connection; for each message only the digits in it are
 //! overwritten, so that the generator's own work does not hide the server's.
@@ -44,7 +44,7 @@ impl Traffic {
         self.batch.unwrap_or(1) as u64
     }
 
-    /// What must survive of one message, in bytes: its text, its ClientToken and its ConnectionToken.
+    /// The bytes of one message that must survive: its text, its ClientToken and its ConnectionToken.
     pub fn record_bytes(&self) -> usize {
         self.contents + CLIENT_TOKEN_HEAD.len() + NUMBER_DIGITS + TOKEN_BYTES
     }
@@ -80,7 +80,7 @@ impl Traffic {
     }
 }
 
-/// A request's bytes, and where its numbers stand in them.
+/// A request's bytes, and the positions of its numbers.
 #[derive(Debug)]
 pub struct Request {
     bytes: Vec<u8>,

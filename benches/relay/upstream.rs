@@ -1,4 +1,4 @@
-//! A Participant Service that answers one message and no other: it tells when the first delivery came, and then holds
+//! A Participant Service that answers one message and no other: it reports the first delivery, and then holds
 //! the relay still, with its queue as full as it was.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,7 +21,7 @@ use crate::measure::now;
 /// A listener in this process, on this runtime.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     /// Resolves at the first message, with the time at which all of it had come.
     pub first: oneshot::Receiver<Instant>,
@@ -33,8 +33,8 @@ impl Upstream {
     pub async fn open() -> anyhow::Result<Upstream> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let (tell, first) = oneshot::channel();
-        let server = tokio::spawn(serve(listener, Arc::new(Mutex::new(Some(tell)))));
+        let (report, first) = oneshot::channel();
+        let server = tokio::spawn(serve(listener, Arc::new(Mutex::new(Some(report)))));
         Ok(Upstream { address, first, server })
     }
 }
@@ -46,22 +46,22 @@ impl Drop for Upstream {
 }
 
 /// Taken by the first message.
-type Tell = Arc<Mutex<Option<oneshot::Sender<Instant>>>>;
+type Report = Arc<Mutex<Option<oneshot::Sender<Instant>>>>;
 
-async fn serve(listener: TcpListener, tell: Tell) {
+async fn serve(listener: TcpListener, report: Report) {
     while let Ok((stream, _)) = listener.accept().await {
-        let tell = Arc::clone(&tell);
-        let service = service_fn(move |request| answer(request, Arc::clone(&tell)));
+        let report = Arc::clone(&report);
+        let service = service_fn(move |request| answer(request, Arc::clone(&report)));
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 
-async fn answer(request: Request<Incoming>, tell: Tell) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(request: Request<Incoming>, report: Report) -> Result<Response<Full<Bytes>>, hyper::Error> {
     request.into_body().collect().await?;
-    let told = tell.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(tell) = told else { return std::future::pending().await };
-    // Nobody may listen any more; the answer stands all the same.
-    let _ = tell.send(now());
+    let sender = report.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(report) = sender else { return std::future::pending().await };
+    // The receiver may be gone; the answer is sent in any case.
+    let _ = report.send(now());
     let body = r#"{"Id":"6f1e0c52-9a41-4d7b-8f30-000000000000","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#;
     let reply = Response::builder()
         .header("content-type", "application/json")

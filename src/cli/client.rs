@@ -143,9 +143,7 @@ fn unreachable(socket: &Path, error: &std::io::Error) -> anyhow::Error {
             anyhow!("the relay is not running: no process listens on {socket}; a relay that was killed left it there")
         }
         ErrorKind::PermissionDenied => {
-            anyhow!(
-                "connect to {socket}: permission denied: only the relay's user, and users that the socket's mode allows, can connect"
-            )
+            anyhow!("connect to {socket}: permission denied: only users that the socket's mode allows can connect")
         }
         _ => anyhow!("connect to {socket}: {error}"),
     }

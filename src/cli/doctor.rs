@@ -103,10 +103,7 @@ fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
     out.flush()?;
     eprintln!("connect-relay: {} messages", exported.written);
     if exported.others > 0 {
-        eprintln!(
-            "connect-relay: not exported, because a batch cannot contain them: {} events and disconnects",
-            exported.others
-        );
+        eprintln!("connect-relay: not exported, because no batch has them: {} events and disconnects", exported.others);
     }
     if !exported.unreadable.is_empty() {
         eprintln!("connect-relay: cannot be read: {}", named(&exported.unreadable));

@@ -156,7 +156,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let contents = if args.contents { "?contents=true" } else { "" };
             let path = format!("{}{contents}", path_of(&args.id));
             let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
-            print(&if args.json { json } else { describe(&message) })
+            show(&if args.json { json } else { describe(&message) })
         }
         Command::Redrive(args) if args.all => redrive_all(args).await,
         Command::Redrive(args) => redrive(args).await,
@@ -212,7 +212,7 @@ impl ControlClient {
 }
 
 async fn list(args: List) -> anyhow::Result<ExitCode> {
-    let relay = ControlClient::of(&args.control);
+    let api = ControlClient::of(&args.control);
     let (mut left, mut after, mut head) = (args.limit, args.after, true);
     loop {
         let limit = left.min(PAGE as u64).to_string();
@@ -222,9 +222,9 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
             &args.which,
             &[("state", state.as_deref()), ("after", after.as_deref()), ("limit", Some(&limit))],
         );
-        let (json, page): (_, Messages) = relay.request(Method::GET, &path).await?;
+        let (json, page): (_, Messages) = api.request(Method::GET, &path).await?;
         left = left.saturating_sub(page.messages.len() as u64);
-        print(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
+        show(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
         after = page.next;
         match &after {
             Some(_) if left > 0 => {}
@@ -247,11 +247,11 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
         content_type: args.content_type,
     };
     let body = Bytes::from(serde_json::to_vec(&body)?);
-    let relay = ControlClient::of(&args.control);
+    let api = ControlClient::of(&args.control);
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
-        let (json, message): (_, Message) = relay.send(Method::POST, &path, body.clone()).await?;
-        print(&if args.json {
+        let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone()).await?;
+        show(&if args.json {
             json
         } else {
             format!("{} is queued again, until {}\n", message.id, message.expiry_time)
@@ -261,20 +261,19 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
 }
 
 async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
-    let relay = ControlClient::of(&args.control);
-    let (_, status): (_, Status) = relay.request(Method::GET, "/status").await?;
+    let api = ControlClient::of(&args.control);
+    let (_, status): (_, Status) = api.request(Method::GET, "/status").await?;
     let which = Which { conversation: args.conversation, reason: args.reason };
     let filtered = which.reason.is_some() || which.conversation.is_some();
     let bar = bar("redriven", (!filtered).then_some(status.dead_letters));
     let mut all = Redriven::default();
-    relay
-        .run_pages((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
-            all = Redriven { redriven: all.redriven + page.redriven, ..page };
-            (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
-        })
-        .await?;
+    api.run_pages((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
+        all = Redriven { redriven: all.redriven + page.redriven, ..page };
+        (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
+    })
+    .await?;
     let Redriven { redriven, full, .. } = &all;
-    print(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
+    show(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
     match full {
         Some(full) => bail!("the queue has no space for the rest: {full}"),
         None => Ok(ExitCode::SUCCESS),
@@ -282,28 +281,27 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
 }
 
 async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
-    let relay = ControlClient::of(&args.control);
+    let api = ControlClient::of(&args.control);
     let Some(conversation) = args.conversation else {
         for id in &args.ids {
-            let (json, message): (_, Message) = relay.request(Method::DELETE, &path_of(id)).await?;
+            let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
             let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
-            print(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+            show(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
         }
         return Ok(ExitCode::SUCCESS);
     };
     let which = Which { conversation: Some(conversation), reason: None };
     let bar = bar("deleted", None);
     let mut all = Deleted::default();
-    relay
-        .run_pages((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
-            all.deleted += page.deleted;
-            all.in_flight += page.in_flight;
-            (all.deleted, page.next)
-        })
-        .await?;
+    api.run_pages((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
+        all.deleted += page.deleted;
+        all.in_flight += page.in_flight;
+        (all.deleted, page.next)
+    })
+    .await?;
     let in_flight =
         if all.in_flight > 0 { format!("; {} in flight, not deleted", all.in_flight) } else { String::new() };
-    print(&if args.json {
+    show(&if args.json {
         serde_json::to_string(&all)? + "\n"
     } else {
         format!("deleted: {}{in_flight}\n", all.deleted)
@@ -345,7 +343,7 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
 }
 
-fn print(text: &str) -> anyhow::Result<ExitCode> {
+fn show(text: &str) -> anyhow::Result<ExitCode> {
     out::print(text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -226,7 +226,7 @@ fn similar_key(rest: &str) -> Option<String> {
 fn probable_name(rest: &str) -> String {
     match similar_key(rest) {
         Some(key) => format!("it takes two underscores, {PREFIX}{}", key.replace('.', "__")),
-        None => format!("the relay's own begin with {PREFIX} and part section and key by two underscores"),
+        None => format!("settings begin with {PREFIX} and separate section and key by two underscores"),
     }
 }
 
@@ -236,7 +236,7 @@ fn directory(dir: &Path, environment: &[(OsString, OsString)]) -> Result<Vec<Ent
     let shown = dir.display();
     if !paths::is_plain(dir) {
         let meant = paths::probable_path(dir, Path::new("/var/lib/connect-relay"), environment);
-        return Err(format!("--dir = {shown}: no shell has put in what it stands for; probably {}", meant.display()));
+        return Err(format!("--dir = {shown}: no shell expands it here; probably {}", meant.display()));
     }
     let dir = std::path::absolute(dir).map_err(|error| format!("--dir = {shown}: {error}"))?;
     let dir = dir.to_str().ok_or_else(|| format!("--dir = {shown}: must be UTF-8"))?;

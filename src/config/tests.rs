@@ -289,7 +289,7 @@ fn dir_is_relative_to_the_working_folder_and_names_no_variable() {
     assert_eq!(of("relay").unwrap().settings.ingress.socket, here.join("relay/relay.sock"));
     assert_eq!(of("/").unwrap().settings.queue.path, Path::new("/private/queue"));
     let Faults(found) = of("~/relay").unwrap_err();
-    let expected = "--dir = ~/relay: no shell has put in what it stands for; probably /home/bot/relay";
+    let expected = "--dir = ~/relay: no shell expands it here; probably /home/bot/relay";
     assert_eq!(found, [expected]);
 }
 
@@ -324,7 +324,7 @@ fn a_key_file_is_read_and_its_change_is_noticed() {
 fn a_body_that_is_too_small_for_the_longest_content_is_a_warning() {
     let config = with("ingress.body_bytes_max = '4KiB'").unwrap();
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
-    assert!(config.warnings[0].starts_with("ingress.content_bytes_max = 16KiB is more than fits into"));
+    assert!(config.warnings[0].starts_with("ingress.content_bytes_max = 16KiB exceeds ingress.body_bytes_max"));
     assert!(with("").unwrap().warnings.is_empty());
 }
 

@@ -41,7 +41,7 @@ impl Validator<'_> {
         self.socket("ingress.socket", &ingress.socket, &Ingress::default().socket);
         if let Some(tcp) = tcp {
             let loopback = tcp.ip().to_canonical().is_loopback();
-            self.require(
+            self.rule(
                 &["ingress.tcp"],
                 tcp,
                 loopback,
@@ -49,7 +49,7 @@ impl Validator<'_> {
             );
             let open = ingress.allow_uids.is_empty() && ingress.allow_gids.is_empty();
             let keys = ["ingress.tcp", "ingress.allow_uids", "ingress.allow_gids"];
-            self.require(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
+            self.rule(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
         }
         self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
         self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
@@ -62,7 +62,7 @@ impl Validator<'_> {
         self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
         if self.0.faults.is_empty() && content_bytes_max > body_bytes_max {
             self.0.warnings.push(format!(
-                "ingress.content_bytes_max = {} is more than fits into ingress.body_bytes_max, {}: what is longer is \
+                "ingress.content_bytes_max = {} exceeds ingress.body_bytes_max, {}: longer bodies are \
                  answered 413",
                 plain_text(content_bytes_max),
                 plain_text(body_bytes_max)
@@ -99,26 +99,21 @@ impl Validator<'_> {
     fn sender(&mut self, sender: &Sender) {
         let Sender { region, quota_rate, rate_min, rate_max, .. } = sender;
         let (either, allowed) = (["sender.region", "sender.endpoint"], "set, or AWS_REGION, or sender.endpoint");
-        self.require(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
+        self.rule(&either, "\"\"", sender.endpoint.is_some() || !region.is_empty(), allowed);
         let word = region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         let named = word && region.len() <= 40 && !region.starts_with('-') && !region.ends_with('-');
-        self.require(&["sender.region"], region, named, "a region's name, such as eu-west-2");
+        self.rule(&["sender.region"], region, named, "a region's name, such as eu-west-2");
         if let Some(endpoint) = &sender.endpoint {
             let safe = endpoint.scheme_str() == Some("https") || is_loopback(endpoint);
-            self.require(
-                &["sender.endpoint"],
-                endpoint,
-                safe,
-                "https, or http to a loopback address: it carries tokens",
-            );
+            self.rule(&["sender.endpoint"], endpoint, safe, "https, or http to a loopback address: it carries tokens");
         }
         if let Some(proxy) = &sender.proxy {
             let plain = proxy.scheme_str() == Some("http") && proxy.port().is_some() && proxy.path() == "/";
-            self.require(&["sender.proxy"], proxy, plain, "http://host:port");
+            self.rule(&["sender.proxy"], proxy, plain, "http://host:port");
         }
         self.absolute("sender.ca_file", &sender.ca_file, Path::new("/etc/connect-relay/ca.pem"));
         let label = sender.connect_instance.chars().count();
-        self.require(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
+        self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
         self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
         self.range("sender.quota_burst", sender.quota_burst, 1, 1_000_000);
         self.range("sender.rate_max", *rate_max, 0.0, 100_000.0);
@@ -128,7 +123,7 @@ impl Validator<'_> {
             self.within("sender.rate_min", *rate_min, "sender.rate_max", *rate_max);
         }
         let share = (0.0..1.0).contains(&sender.headroom);
-        self.require(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
+        self.rule(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
         self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
         self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
         self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
@@ -156,17 +151,17 @@ impl Validator<'_> {
         let apart = bots.parent() != operators.parent();
         let allowed = "in another folder than ingress.socket, which bots can reach";
         self.socket("control.socket", &settings.control.socket, &Control::default().socket);
-        self.require(&["control.socket", "ingress.socket"], settings.control.socket.display(), apart, allowed);
+        self.rule(&["control.socket", "ingress.socket"], settings.control.socket.display(), apart, allowed);
         for (key, written, socket) in [
             ("ingress.socket", &settings.ingress.socket, &bots),
             ("control.socket", &settings.control.socket, &operators),
         ] {
-            self.require(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
+            self.rule(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
         }
         if let Some(tcp) = settings.ingress.tcp {
             let admin = settings.admin.listen;
             let clash = tcp.port() != 0 && tcp.port() == admin.port() && shares_address(tcp.ip(), admin.ip());
-            self.require(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
+            self.rule(&["admin.listen", "ingress.tcp"], admin, !clash, "another port than ingress.tcp's");
         }
     }
 
@@ -174,33 +169,33 @@ impl Validator<'_> {
         self.require_path(key, path);
         self.absolute(key, path, default);
         let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
-        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, for a Unix socket has no room for more");
-        self.require(&[key], path.display(), fits, &allowed);
+        let allowed = format!("at most {SOCKET_PATH_BYTES_MAX} bytes, the limit of a Unix socket's path");
+        self.rule(&[key], path.display(), fits, &allowed);
     }
 
     fn require_path(&mut self, key: &str, path: &Path) {
-        self.require(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
+        self.rule(&[key], "\"\"", !path.as_os_str().is_empty(), "a path");
     }
 
     /// Checks that a path is absolute: no shell expands it, and the working directory of a service is arbitrary.
     fn absolute(&mut self, key: &str, path: &Path, default: &Path) {
         let whole = path.as_os_str().is_empty() || path.is_absolute();
         let meant = paths::probable_path(path, default, self.1);
-        self.require(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
+        self.rule(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
     }
 
     fn range<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
         let allowed = format!("{} to {}", plain_text(&least), plain_text(&most));
-        self.require(&[key], plain_text(&value), least <= value && value <= most, &allowed);
+        self.rule(&[key], plain_text(&value), least <= value && value <= most, &allowed);
     }
 
     fn within<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
         let allowed = format!("at most {bound_key}, which is {}", plain_text(&bound));
-        self.require(&[key, bound_key], plain_text(&value), value <= bound, &allowed);
+        self.rule(&[key, bound_key], plain_text(&value), value <= bound, &allowed);
     }
 
     /// Adds an error unless `kept`. It names the source of the first of the keys that is set.
-    fn require(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
+    fn rule(&mut self, keys: &[&str], value: impl Display, kept: bool, allowed: &str) {
         // A key whose value is wrong by itself is not compared as well, nor is one that an unreadable file may have
         // set.
         let known = keys.iter().any(|key| self.0.is_faulty(key));

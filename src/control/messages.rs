@@ -78,10 +78,8 @@ impl Control {
         let body = match (content, content_type) {
             (None, None) => None,
             _ if !self.edit => {
-                return Err(ErrorReply(
-                    StatusCode::FORBIDDEN,
-                    "control.edit is false: contents are not changed".into(),
-                ));
+                let text = "control.edit is false: contents are not changed";
+                return Err(ErrorReply(StatusCode::FORBIDDEN, text.into()));
             }
             (content, content_type) => Some(self.edited(id, name, content, content_type.as_deref()).await?),
         };
@@ -173,9 +171,7 @@ impl Control {
     pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         let query = Query::parse(parts, &["conversation", "after", "limit"], Some(Part::Queued))?;
         if query.of.conversation.is_none() {
-            return Err(invalid(
-                "conversation is required: a request cannot delete the messages of all conversations".into(),
-            ));
+            return Err(invalid("conversation is required: all messages cannot be deleted at once".into()));
         }
         let delete = |of, after, most| self.queue.delete_all(of, after, most);
         let Sweep { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;

@@ -465,7 +465,7 @@ mod tests {
             "expiring": 0, "first_expiry": null, "problems": [],
         });
         assert_eq!(shown, expected);
-        assert_eq!(serde_json::from_value::<Status>(shown).unwrap(), status, "and whoever asks reads it so");
+        assert_eq!(serde_json::from_value::<Status>(shown).unwrap(), status, "and clients can read it");
     }
 
     #[test]

@@ -66,13 +66,11 @@ impl Daemon {
             socket_present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
-        let (health, opened) = (probes.health.clone(), Arc::clone(&probes.queue));
-        let socket_path = Arc::clone(&probes.socket_path);
+        let (health, opened, socket_path) =
+            (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.socket_path));
         let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
-        admin_tasks.spawn(named(
-            "the admin port",
-            serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed)),
-        ));
+        let served = serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed));
+        admin_tasks.spawn(named("the admin port", served));
         let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
         // No other code sets it.
         let _ = opened.set(queue.clone());

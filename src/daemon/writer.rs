@@ -44,10 +44,7 @@ impl WriterThread {
                 result.map_err(|failed| failed.to_string())
             }
             Ok(Err(_)) => Err("the queue's thread panicked".into()),
-            Err(_) => Err(format!(
-                "the queue's last commit took longer than {} s: the relay exits without it",
-                most.as_secs()
-            )),
+            Err(_) => Err(format!("the queue's last commit took longer than {} s: it is not awaited", most.as_secs())),
         }
     }
 }

@@ -878,7 +878,7 @@ async fn other_operations_are_forwarded_unchanged() {
 
     rig.upstream.answers(302, &[("location", "http://127.0.0.1:9/")], "");
     let seen = rig.post("/participant/attachment", &headers, json!({})).await;
-    assert_eq!((seen.status, rig.upstream.asked().len()), (302, 1), "a redirect is told and not followed");
+    assert_eq!((seen.status, rig.upstream.asked().len()), (302, 1), "a redirect is returned and not followed");
 
     rig.upstream.answers(200, &[], "{}");
     assert_eq!(rig.get("/participant/views/v%2F1", &[("x-amz-bearer", "t-1")]).await.status, 200);

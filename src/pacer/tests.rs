@@ -230,7 +230,7 @@ fn stored_rate_is_used_without_a_burst_if_it_is_recent() {
     assert!(until.since(start) <= Duration::from_secs(5));
     let old = Pacer::resumed(options(), kept(61), start, 7);
     assert!((old.rate() - 10.0).abs() < 1e-9);
-    assert_eq!(old.kept(start), None, "what the operator told was not learned");
+    assert_eq!(old.kept(start), None, "a configured rate is not learned");
     assert_eq!(young.kept(start), Some(Kept { rate: 0.5, at: start }));
 }
 

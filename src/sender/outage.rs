@@ -49,17 +49,14 @@ impl Announced {
             }
             Announced::Down => {
                 let Some((what, _)) = describe_failure(outcome) else { return };
-                warn!(
-                    http_status,
-                    why, "the Participant Service {what}; messages wait on disk while single attempts probe it"
-                );
+                warn!(http_status, why, "the Participant Service {what}; messages wait on disk while probes are sent");
             }
             Announced::NotTheService(_) => {
                 warn!(
                     http_status,
                     why,
                     "another server answers in place of the Participant Service: check sender.region, sender.endpoint, \
-                     sender.proxy; messages wait on disk while single attempts probe it"
+                     sender.proxy; messages wait on disk while probes are sent"
                 );
             }
         }
@@ -72,6 +69,7 @@ pub(super) fn describe_failure(outcome: &Outcome) -> Option<(String, &'static st
     const ELSEWHERE: &str = "Check sender.region, sender.endpoint and sender.proxy.";
     const HEALTH: &str = "Look at AWS's health page for the region. A proxy or a private endpoint on the way can answer so \
                           too: check sender.endpoint and sender.proxy.";
+    let elsewhere = |why: &String| Some((format!("was not reached, another server answered: {why}"), ELSEWHERE));
     match outcome {
         Outcome::Down { status: Some(_), why, .. } | Outcome::Unavailable { why, .. } => {
             Some((format!("answered {why}"), HEALTH))
@@ -80,13 +78,9 @@ pub(super) fn describe_failure(outcome: &Outcome) -> Option<(String, &'static st
             format!("cannot be reached: {why}"),
             "Check the network and DNS, and sender.region, sender.endpoint and sender.proxy.",
         )),
-        Outcome::AnswerLost { why } if why.contains(NO_OBJECT) => {
-            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
-        }
+        Outcome::AnswerLost { why } if why.contains(NO_OBJECT) => elsewhere(why),
         Outcome::AnswerLost { why } => Some((format!("gives no complete answer: {why}"), HEALTH)),
-        Outcome::Misconfigured { why, .. } => {
-            Some((format!("was not reached, another server answered: {why}"), ELSEWHERE))
-        }
+        Outcome::Misconfigured { why, .. } => elsewhere(why),
         Outcome::Delivered(_)
         | Outcome::Throttled { .. }
         | Outcome::Refused(_)

@@ -131,12 +131,9 @@ where
     fn admit_pending(&mut self) {
         while !self.pending.is_empty() {
             let states: Vec<ConnectionState> = self.open.iter().map(Connection::state).collect();
-            let first = admission::next_pending(
-                &states,
-                self.limits.connections_max,
-                self.pending.iter().map(|pending| pending.peer),
-            );
-            match admission::admit(&states, self.limits.connections_max, self.pending[first].peer, self.clock.now()) {
+            let most = self.limits.connections_max;
+            let first = admission::next_pending(&states, most, self.pending.iter().map(|pending| pending.peer));
+            match admission::admit(&states, most, self.pending[first].peer, self.clock.now()) {
                 Admission::Admit => {
                     let pending = self.pending.remove(first);
                     self.start(pending);
@@ -156,15 +153,13 @@ where
         let activity = Arc::new(Activity::new(self.clock.clone()));
         let (close_request, close_requested) = oneshot::channel();
         let service = {
-            let (service, activity, last_reply) =
-                (self.service.clone(), Arc::clone(&activity), Arc::clone(&self.last_reply));
-            let (count, keep_alive) = (self.count.clone(), self.keep_alive.clone());
+            let (service, count, keep_alive) = (self.service.clone(), self.count.clone(), self.keep_alive.clone());
+            let (activity, last_reply) = (Arc::clone(&activity), Arc::clone(&self.last_reply));
             service_fn(move |request: Request<Incoming>| {
                 activity.begin_handling();
                 let stays = stays_open(request.version(), request.headers());
-                let (reply, activity, last_reply) =
-                    (service(request, peer), Arc::clone(&activity), Arc::clone(&last_reply));
-                let (count, keep_alive) = (count.clone(), keep_alive.clone());
+                let (activity, count, keep_alive) = (Arc::clone(&activity), count.clone(), keep_alive.clone());
+                let (reply, last_reply) = (service(request, peer), Arc::clone(&last_reply));
                 async move {
                     let mut reply = reply.await;
                     if last_reply.load(Ordering::Relaxed) || count.is_ending() {
@@ -177,8 +172,8 @@ where
                 }
             })
         };
-        let connection =
-            self.http.serve_connection(TokioIo::new(TrackedStream::new(stream, Arc::clone(&activity))), service);
+        let stream = TokioIo::new(TrackedStream::new(stream, Arc::clone(&activity)));
+        let connection = self.http.serve_connection(stream, service);
         let task = self.tasks.spawn(async move {
             // Dropped last, so that the socket is closed when the count reaches zero.
             let _counted = counted;
@@ -231,10 +226,7 @@ where
 
     /// Closes the longest idle connection.
     pub fn close_longest_idle(&mut self) {
-        let idle = self
-            .open
-            .iter_mut()
-            .filter(|connection| connection.close_request.is_some() && connection.activity.read().0 == Phase::Idle);
+        let idle = self.open.iter_mut().filter(|open| open.close_request.is_some() && open.phase() == Phase::Idle);
         if let Some(connection) = idle.min_by_key(|connection| connection.activity.read().1) {
             connection.close();
         }
@@ -247,7 +239,7 @@ where
         self.last_reply.store(true, Ordering::Relaxed);
         for connection in &mut self.open {
             // A half-read head would be dropped without an answer; its reply ends the connection anyway.
-            if connection.activity.read().0 != Phase::ReadingHead {
+            if connection.phase() != Phase::ReadingHead {
                 connection.close();
             }
         }
@@ -255,9 +247,7 @@ where
 
     /// True if places are about to be free, or connections are about to show if they are idle.
     fn is_changing(&self) -> bool {
-        self.open
-            .iter()
-            .any(|connection| connection.close_request.is_none() || connection.activity.read().0 == Phase::New)
+        self.open.iter().any(|open| open.close_request.is_none() || open.phase() == Phase::New)
     }
 
     fn count_closing(&self) -> usize {
@@ -293,6 +283,10 @@ impl Connection {
     fn state(&self) -> ConnectionState {
         let (phase, since) = self.activity.read();
         ConnectionState { peer: self.peer, phase, since, closing: self.close_request.is_none() }
+    }
+
+    fn phase(&self) -> Phase {
+        self.activity.read().0
     }
 
     fn close(&mut self) {

@@ -81,9 +81,7 @@ impl UnixSocket {
             Err(absence) => (Some(absence.to_string()), false),
         };
         match (&self.absence, &absence) {
-            (None, None) if renewed => {
-                warn!(%socket, "the socket was gone from its path; the relay has bound it there again")
-            }
+            (None, None) if renewed => warn!(%socket, "the socket was gone from its path; it is bound there again"),
             (None, None) => {}
             (Some(_), None) => info!(%socket, "the socket is at its path again"),
             (before, Some(why)) if before.as_ref() == Some(why) => {}
@@ -304,7 +302,7 @@ fn prepare_path(path: &Path) -> Result<(), String> {
     path.file_name().ok_or("it names no file")?;
     let bytes = path.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
-        return Err(format!("the path has {bytes} bytes, a Unix socket has room for {SOCKET_PATH_BYTES_MAX}"));
+        return Err(format!("the path has {bytes} bytes, a Unix socket allows {SOCKET_PATH_BYTES_MAX}"));
     }
     match path.parent() {
         Some(folder) if folder != Path::new("") => {

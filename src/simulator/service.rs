@@ -275,10 +275,10 @@ impl From<Refusal> for Reply {
             Refusal::Failed(StatusCode::SERVICE_UNAVAILABLE) => Reply::error(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "ServiceUnavailableException",
-                "The simulator was told to fail at times",
+                "The simulator is configured to fail sometimes",
             ),
             Refusal::Failed(status) => {
-                Reply::error(status, "InternalServerException", "The simulator was told to fail at times")
+                Reply::error(status, "InternalServerException", "The simulator is configured to fail sometimes")
             }
             Refusal::Denied(text) => Reply::error(StatusCode::FORBIDDEN, "AccessDeniedException", text),
             Refusal::Invalid(text) => Reply::error(StatusCode::BAD_REQUEST, "ValidationException", &text),

@@ -333,7 +333,7 @@ async fn stop_cuts_connections_and_another_listener_continues_where_it_was() {
         timeout(ENOUGH, serving.join_next()).await.unwrap();
         let ended = timeout(ENOUGH, rig.tasks.join_next()).await.unwrap();
         assert!(ended.is_some(), "the client's connection ends");
-        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nobody listens any more");
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "no process listens any more");
     }
     assert_eq!(simulator.counts().accepted, 2);
 }

@@ -1,7 +1,7 @@
 """A real pod, by podman: the Job example's two containers as they are rendered, and the simulator as its Connect.
 
-What differs from a cluster, because podman 4.3 knows no native sidecars: the relay stands among the containers, without
-its probes (podman would run curl in it) and ports, and all of them are told to stop at once. The queue's volume is a
+What differs from a cluster, because podman 4.3 knows no native sidecars: the relay is among the containers, without
+its probes (podman would run curl in it) and ports, and all of them are asked to stop at once. The queue's volume is a
 folder that outlives the pod, as a claim does.
 """
 

@@ -138,7 +138,7 @@ def test_search_finds_an_existing_text(relays):
     relay = relays(DOWN)
     send(relay, TOKEN, TEXT, "c-0")
     relay.kill()
-    with pytest.raises(AssertionError, match=r"stands in \S+/queue/journal\.\d: canary"):
+    with pytest.raises(AssertionError, match=r"is in \S+/queue/journal\.\d: canary"):
         assert_nowhere(relay.folder / "private/queue")
 
 
@@ -159,6 +159,6 @@ def assert_nowhere(folder):
     for path in folder.rglob("*"):
         if path.is_file():
             for spelling in (b"canary", b"something private", base64.b64encode(b"canary")[:7], "canary".encode("utf-16-le"), b"63616e617279"):
-                assert spelling not in path.read_bytes(), f"{spelling} stands in {path}: canary"
+                assert spelling not in path.read_bytes(), f"{spelling} is in {path}: canary"
             looked += os.stat(path).st_size
     assert looked > 0

@@ -173,7 +173,7 @@ def test_relay_starts_on_damaged_stores_and_delivers_valid_records(seed, stores,
         (scratch / f"relay{case}/private").mkdir(parents=True)
         folder.rename(scratch / f"relay{case}/private/queue")
         ledger, wrong = drained(scratch / f"relay{case}")
-        if restarted := any("left with 1" in text and "Read corrupted data" in text for text in wrong):
+        if restarted := any("exited with 1" in text and "Read corrupted data" in text for text in wrong):
             more, wrong = drained(scratch / f"relay{case}")
             ledger += more
         aside = [text for text in wrong if "doctor check" in text]

@@ -17,7 +17,7 @@ from kit.processes import Simulator
 CHATS, LENGTH = 6, 25
 DONTNEED = 4
 
-# How many of the points of each kind; those of a first start come first, and all of them are among the points.
+# The number of points of each kind; those of a first start come first, and all of them are included.
 POINTS = {
     ("write", errno.ENOSPC): 12,
     ("write", errno.EIO): 12,

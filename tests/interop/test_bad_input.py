@@ -151,7 +151,7 @@ NO_SUCH_OPERATION = [
 
 POST = b"POST /participant/message HTTP/1.1\r\nHost: x\r\n"
 
-# Bytes that are no request of HTTP/1.1, and the status that they get. There is nobody to read an object: it is bare.
+# Bytes that are no request of HTTP/1.1, and the status that they get. The client cannot read an object, so the reply has no body.
 RAW = {
     "no HTTP at all": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     "no version": (b"POST /participant/message\r\n\r\n", 400),

@@ -1,5 +1,5 @@
 """The whole promise at once: 2,000 messages over 50 conversations, from boto3 and curl, through errors, lost replies and
-kill -9, and in the end every acknowledged message stands in the ledger exactly once, in its conversation's order.
+kill -9, and in the end every acknowledged message is in the ledger exactly once, in its conversation's order.
 
 The seed is printed and can be given (TEST_SEED), so that a run can be repeated as far as the clock allows it.
 """

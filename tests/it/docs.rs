@@ -176,10 +176,10 @@ fn readme_and_operations_name_the_same_commands() {
 #[test]
 fn the_architectures_floors_are_the_tested_ones() {
     let rows = table("docs/architecture.md", "## Floors");
-    let told: Vec<Vec<&str>> =
+    let documented: Vec<Vec<&str>> =
         rows.iter().rev().map(|row| row[1].split(", ").map(|name| name.trim_matches('`')).collect()).collect();
     let tested: Vec<Vec<&str>> = FLOORS.iter().map(|floor| floor.to_vec()).collect();
-    assert_eq!(told, tested);
+    assert_eq!(documented, tested);
 }
 
 #[test]

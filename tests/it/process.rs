@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Far longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The program, with nothing of this machine's own settings.
 fn program(arguments: &[&str]) -> Command {
@@ -75,8 +75,8 @@ impl Relay {
     /// Waits for a line of this message.
     fn until(&self, message: &str) -> serde_json::Value {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line says {message}"));
-            if line["message"].as_str().is_some_and(|said| said.starts_with(message)) {
+            let line = self.lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no line begins with {message}"));
+            if line["message"].as_str().is_some_and(|text| text.starts_with(message)) {
                 return line;
             }
         }
@@ -85,7 +85,7 @@ impl Relay {
     /// A line of its metrics.
     fn metric(&self, name: &str) -> String {
         let mut stream = TcpStream::connect(self.started["admin"].as_str().unwrap()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();
@@ -98,7 +98,7 @@ impl Relay {
 
     /// Its log ends when it does.
     pub fn wait(mut self) -> ExitStatus {
-        while self.lines.recv_timeout(PATIENCE).is_ok() {}
+        while self.lines.recv_timeout(TIMEOUT).is_ok() {}
         self.process.wait().unwrap()
     }
 }
@@ -187,7 +187,7 @@ fn signal_drains_with_0_and_a_second_one_exits_at_once_with_75() {
     let line = relay.until("draining");
     assert_eq!((&line["queued"], &line["expected_seconds"]), (&1.into(), &1.0.into()));
     relay.signal(Signal::TERM);
-    assert_eq!(relay.until("left")["queued"], 1);
+    assert_eq!(relay.until("stopped with messages queued")["queued"], 1);
     assert_eq!(relay.wait().code(), Some(75));
 }
 
@@ -239,7 +239,7 @@ fn reload_applies_live_keys_and_reports_those_that_need_a_restart() {
     for signal in [Signal::TERM, Signal::INT] {
         relay.signal(signal);
     }
-    while let Ok(line) = relay.lines.recv_timeout(PATIENCE) {
+    while let Ok(line) = relay.lines.recv_timeout(TIMEOUT) {
         assert_eq!(line["level"], "WARN", "{line}");
     }
     assert_eq!(relay.wait().code(), Some(75));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules, lowest floor first. A module names only what stands on a lower floor, and its own children.
+/// The modules, lowest floor first. A module names only modules of lower floors, and its own children.
 pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "memory"],
     &["retry", "storage"],
@@ -22,7 +22,7 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["lib", "main"],
 ];
 
-/// What only some modules may name, and why. The words are searched in the code as it stands.
+/// Code that only some modules may contain, and the rule. The text of the code is searched.
 const ABSENCES: &[(&[&str], &[&str], &str)] = &[
     (&["sled::"], &["storage"], "only storage names sled"),
     (
@@ -53,7 +53,7 @@ fn a_module_names_only_lower_floors_and_its_own_children() {
     let mut violations = Vec::new();
     for source in sources() {
         let Some(own) = floor(&source.module) else {
-            violations.push(format!("{}:1: {} stands on no floor", source.path.display(), source.module));
+            violations.push(format!("{}:1: {} is on no floor", source.path.display(), source.module));
             continue;
         };
         for (line, named) in source.names() {
@@ -90,20 +90,21 @@ fn configuration_table_is_the_shipped_file() {
     let shipped = shipped_keys();
     assert!(!shipped.is_empty(), "config/relay.toml has keys");
     let table = table("docs/configuration.md", "## Keys");
-    let told: BTreeMap<_, _> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    let documented: BTreeMap<_, _> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let mut violations = Vec::new();
     for (key, (line, default)) in &shipped {
-        match told.get(key) {
+        match documented.get(key) {
             None => violations.push(format!("config/relay.toml:{line}: {key} is missing in docs/configuration.md")),
-            Some(said) if said != default => {
+            Some(found) if found != default => {
                 violations
-                    .push(format!("config/relay.toml:{line}: {key} is {default}, docs/configuration.md says {said}"));
+                    .push(format!("config/relay.toml:{line}: {key} is {default}, docs/configuration.md says {found}"));
             }
             Some(_) => {}
         }
     }
     violations.extend(
-        told.keys()
+        documented
+            .keys()
             .filter(|key| !shipped.contains_key(*key))
             .map(|key| format!("docs/configuration.md: no such key: {key}")),
     );
@@ -170,13 +171,13 @@ fn metrics_table_is_what_the_code_registers() {
     for source in sources() {
         registered.extend(source.metrics());
     }
-    let told: BTreeSet<String> = table("docs/metrics.md", "## All metrics")
+    let documented: BTreeSet<String> = table("docs/metrics.md", "## All metrics")
         .iter()
         .map(|row| row[0].trim_start_matches("connect_relay_").split('{').next().unwrap_or_default().to_owned())
         .filter(|name| !name.starts_with("process_"))
         .collect();
-    let missing = registered.difference(&told).map(|name| format!("docs/metrics.md: metric {name} is missing"));
-    let unknown = told.difference(&registered).map(|name| format!("docs/metrics.md: no such metric: {name}"));
+    let missing = registered.difference(&documented).map(|name| format!("docs/metrics.md: metric {name} is missing"));
+    let unknown = documented.difference(&registered).map(|name| format!("docs/metrics.md: no such metric: {name}"));
     none(missing.chain(unknown).collect());
 }
 
@@ -645,7 +646,7 @@ fn follow(tree: &mut &str, start: &[String], modules: &BTreeSet<Vec<String>>, na
         }
         None => {
             named.insert(if modules.contains(&next) { next } else { start.to_vec() });
-            // What follows an item is not a module's.
+            // The rest after an item belongs to no module.
             let end = tree.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(tree.len());
             *tree = tree[end..]
                 .strip_prefix(" as ")
@@ -680,7 +681,7 @@ fn heads_of_group(text: &str) -> Vec<String> {
     heads
 }
 
-/// Whether the word stands there and is not the tail of a longer name.
+/// True if the line has the word, and not as the tail of a longer name.
 fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
@@ -737,7 +738,7 @@ pub(super) fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Every file under a folder; none where there is no such folder.
+/// Every file under a folder; empty if there is no such folder.
 pub(super) fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();

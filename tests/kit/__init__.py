@@ -7,6 +7,7 @@
 | `timeout` | waiting for a condition |
 | `upstream` | a scripted Participant Service |
 | `callers`, `raw_http`, `other_users` | bots: curl and boto3, plain bytes, other users of the machine |
+| `helpers` | bots with the helper files of `examples/`, in Python and in JavaScript |
 | `memory_limit` | memory limits |
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
 | `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |

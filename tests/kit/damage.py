@@ -24,7 +24,7 @@ def garbage(folder, rng):
 
 
 def moved_block(folder, rng):
-    """A block that stands where another should: a write that went astray."""
+    """A block at the place of another: a misdirected write."""
     def move(data):
         source, target = (rng.randrange(len(data)) // BLOCK * BLOCK for _ in range(2))
         _put(data, target, bytes(data[source : source + BLOCK]))
@@ -68,7 +68,7 @@ KINDS = [
 
 
 def files(folder):
-    """What a store is made of."""
+    """The files of a store."""
     own = ("db", "conf", "format", "journal.0", "journal.1")
     return sorted(path for path in folder.iterdir() if path.name in own or path.name.startswith("snap."))
 

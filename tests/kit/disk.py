@@ -1,4 +1,4 @@
-"""What a disk could hold after a power cut, from a recording of everything that was done to it.
+"""The possible contents of a disk after a power cut, from a recording of all its writes and syncs.
 
 A file is its durable bytes and the list of what was done to it since; a folder is its durable entries, and so on. What a
 call did is durable once an fsync or fdatasync of that file (of that folder, for its entries) *began after it had ended*
@@ -95,7 +95,7 @@ def _resize(data, size, shrink):
 
 
 class Disk:
-    """Goes through a recording event by event. What lies in the folder now was there, durable, when the recording began,
+    """Goes through a recording event by event. The folder's present files were there, durable, when the recording began,
     unless it began `empty`; `ignore` names what does not count as a sync: the mutants."""
 
     def __init__(self, root, events, ignore=None, empty=False):
@@ -221,7 +221,7 @@ class Disk:
             self.names = [change for change in self.names if change not in mine]
 
     def tree(self, style, rng):
-        """What a cut now could leave, by path below the root: bytes of a file, None of a folder."""
+        """The possible contents after a cut now, by path below the root: bytes of a file, None of a folder."""
         seen, names = {}, self.names
         if style == "synced":
             names = []
@@ -339,14 +339,14 @@ def files_called(events, name):
 
 
 def segments_opened(events):
-    """Where the log begins a segment: a write at its boundary."""
+    """The events at which the log begins a segment: writes at its boundary."""
     logs = files_called(events, "db")
     writes = ((i, event) for i, event in enumerate(events) if event.kind == "W" and event.inode in logs)
     return [i for i, event in writes if event.a > 0 and event.a % SEGMENT == 0]
 
 
 def checkpoints(events):
-    """Where the journal has begun its next epoch, and sled is given the one before."""
+    """The events at which the journal has begun its next epoch, and sled gets the one before."""
     journals = files_called(events, "journal.0") | files_called(events, "journal.1")
     return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 

@@ -24,7 +24,7 @@ ARCHIVE = Path(__file__).with_suffix(".tar.gz")
 PLAIN, JSON = "text/plain", "application/json"
 WEEK, DEFAULT = 7 * 86400, 6 * 3600
 
-# What the first run sends. The token decides what the service answers.
+# The messages of the first run. The token decides the service's answer.
 DELIVERED = ["delivered-0", "delivered-1", "delivered-2"]
 INVALID, OVER, HELD, FAILING, LOST = "invalid-0", "over-0", "held-0", "failing-0", "lost-0"
 KEY = "contact-7/bot"
@@ -53,7 +53,7 @@ def headers(client_token, *more):
     return {**kept, **dict(more)}
 
 
-# What is queued when the store is kept, in the order of acceptance, beside HELD, FAILING and LOST.
+# The messages queued when the store was saved, in the order of acceptance, beside HELD, FAILING and LOST.
 FIRST = [f"long-{n}" for n in range(LONG)] + ["large-0"] + [f"{name}-{n}" for n in range(3) for name in ("week", "keyed", "short")]
 SECOND = [f"{name}-{n}" for n in range(3, 6) for name in ("week", "keyed", "short", "long2")]
 QUEUED = [HELD, FAILING, LOST, *FIRST, *SECOND]
@@ -78,7 +78,7 @@ def send(url, client_token, *more, **changed):
 
 
 def script(request):
-    """What the service answered while the store was made."""
+    """The service's answers while the store was made."""
     name = (request.token or "").removeprefix("canary-")
     return {
         "invalid": lambda: error(400, "ValidationException", "no"),

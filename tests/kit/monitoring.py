@@ -1,4 +1,4 @@
-"""What stands around a relay in production: a bot that talks on and on, and a Prometheus that scrapes and alerts."""
+"""Production around a relay: a bot that sends continuously, and a Prometheus that scrapes and alerts."""
 
 import http.client
 import json
@@ -119,7 +119,7 @@ class Prometheus:
                 if alert["state"] == state and wanted.items() <= alert["labels"].items()]
 
     def fired(self, name, **labels):
-        """Whether it has fired since the test began, even if it has cleared meanwhile."""
+        """True if it has fired since the test began, even if it has cleared meanwhile."""
         matchers = ",".join(f'{label}="{value}"' for label, value in {"alertname": name, **labels}.items())
         return self.query(f'max_over_time(ALERTS{{alertstate="firing",{matchers}}}[1h])')
 

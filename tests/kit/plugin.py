@@ -13,10 +13,11 @@ import pytest
 
 from kit import clocks, drained, processes
 from kit.containers import buildah, debian, forget, image_of
+from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
-from kit.upstream import Upstream
+from kit.upstream import ScriptedRelay, Upstream
 
 # The machine's own AWS settings and proxies are not under test; a bot needs NO_PROXY, as the README says. The tools of
 # `kit.tools` keep them (MACHINE): they download.
@@ -133,6 +134,39 @@ def relays():
         except AssertionError as fault:
             faults.append(str(fault))
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def scripted_relays():
+    """Makes relays that a test scripts: `scripted_relays(script)`."""
+    made = []
+
+    def make(script):
+        # Short, because a socket's path may have 107 bytes.
+        made.append(ScriptedRelay(Path(tempfile.mkdtemp(prefix="scripted-")) / "relay.sock", script))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.path.exists():
+            one.stop()
+        shutil.rmtree(one.path.parent)
+    faults = [fault for one in made for fault in one.faults]
+    assert not faults, faults
+
+
+@pytest.fixture(params=[PythonHelper, NodeHelper], ids=["python", "node"])
+def helpers(request):
+    """Makes bots with one of the two helper files: `helpers(socket, endpoint)`."""
+    made = []
+
+    def make(socket, endpoint, retry_for=0.5):
+        made.append(request.param(str(socket), endpoint, retry_for))
+        return made[-1]
+
+    yield make
+    for helper in made:
+        helper.close()
 
 
 @pytest.fixture

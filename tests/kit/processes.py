@@ -66,7 +66,7 @@ class Relay:
         self.socket = str(self.folder / "relay.sock")
         if self._owned:
             self.log_path = self.folder / "log"
-        else:  # what lies in a given folder is compared or recorded; the file goes with this object
+        else:  # a given folder is compared or recorded, so the log is elsewhere and is removed with this object
             self._log = tempfile.NamedTemporaryFile(prefix="relay-log-")
             self.log_path = Path(self._log.name)
         self._begins = 0  # where the log of the latest start begins

@@ -12,7 +12,7 @@ import yaml
 
 from kit.processes import ROOT
 
-# hadolint lies beside Python; checkov has an environment of its own.
+# hadolint is beside Python; checkov has an environment of its own.
 _ENVIRONMENT = Path(sys.executable).parent
 # The machine's own environment, from before `kit.plugin` takes the proxies out of it.
 MACHINE = {**os.environ, "PATH": f"{_ENVIRONMENT}:{os.environ['PATH']}:{ROOT}/tests/.venv-checkov/bin"}
@@ -27,6 +27,9 @@ KUBECTL = "kubectl 1.21 or newer"
 ROOT_USER = "root"
 # The Prometheus operator's schemas, which `npm ci` put into tests/deploy.
 SCHEMAS = "node and npm's packages of tests/deploy"
+# Go, and the source code of its AWS SDK under its path: Debian's packages, which tests/setup unpacks.
+GO = "Debian's packages of Go and its AWS SDK"
+GOPATH = ROOT / "tests/.tools/usr/share/gocode"
 
 
 def missing(wanted):
@@ -40,6 +43,8 @@ def _had(tool):
         return os.geteuid() == 0
     if tool == SCHEMAS:
         return bool(shutil.which("node")) and (ROOT / "tests/deploy/node_modules").is_dir()
+    if tool == GO:
+        return bool(shutil.which("go", path=MACHINE["PATH"])) and GOPATH.is_dir()
     if tool == KUBECTL:
         said = run("kubectl", "version", "--client").stdout if shutil.which("kubectl") else ""
         version = re.search(r"v1\.(\d+)\.", said)
@@ -56,13 +61,13 @@ def run(*command, **options):
 def must(*command, **options):
     """Runs a tool that has to succeed; gives its output."""
     done = run(*command, **options)
-    assert done.returncode == 0, f"{command} left with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @cache
 def rendered(example):
-    """What `kubectl apply -k` would send: no cluster, no network."""
+    """The objects that `kubectl apply -k` would send: no cluster, no network."""
     return list(yaml.safe_load_all(must("kubectl", "kustomize", KUBERNETES / "examples" / example)))
 
 

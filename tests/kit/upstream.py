@@ -5,6 +5,7 @@ import socket
 import socketserver
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kit.wait import TIMEOUT
 
@@ -99,15 +100,19 @@ class Upstream:
             def handle(self):
                 outer._serve(self.connection, self.rfile)
 
+        self._server = self._listen(Connection)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def _listen(self, handler):
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
             daemon_threads = True
             request_queue_size = 128
 
-        self._server = Server(("127.0.0.1", self.port), Connection)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
+        server = Server(("127.0.0.1", self.port), handler)
+        self.port = server.server_address[1]
+        return server
 
     def stop(self):
         """Closes the port; `start` opens it again."""
@@ -153,6 +158,26 @@ class Upstream:
     def messages(self):
         """The SendMessage requests so far."""
         return [request for request in list(self.requests) if request.target == "/participant/message"]
+
+
+class ScriptedRelay(Upstream):
+    """The same on a Unix socket: a relay that does what a test tells it."""
+
+    def __init__(self, path, script):
+        self.path, self.socket = path, str(path)
+        super().__init__(script)
+
+    def _listen(self, handler):
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+        Path(self.path).unlink(missing_ok=True)
+        return Server(str(self.path), handler)
+
+    def stop(self):
+        super().stop()
+        Path(self.path).unlink()
 
 
 def good(request, number):

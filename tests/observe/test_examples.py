@@ -1,5 +1,6 @@
 """The examples, each run as its head says: their messages arrive once, in order, in the named conversation."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -8,22 +9,27 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 
 from kit.processes import BINARY, ROOT, environment
+from kit.tools import GO, GOPATH
+from kit.upstream import CUT, Answer, error
 
 EXAMPLES = ROOT / "examples"
 NODE = ROOT / "tests/.node"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 TOKEN, CONTACT = "canary-token", "0d2c7a2e-contact"
 
 
 def run(*command, relay, cwd=ROOT, **more):
-    env = environment(
+    settings = dict(
         RELAY_SOCKET=relay.socket, CONNECTION_TOKEN=TOKEN, PARTICIPANT_TOKEN="canary-participant", CONTACT_ID=CONTACT,
         AWS_ENDPOINT_URL_CONNECTPARTICIPANT=relay.url, AWS_EC2_METADATA_DISABLED="true",
-        # connect-relay is on the PATH, and the environment has a proxy that must not be used.
+        # connect-relay is on the PATH, and the environment has a proxy that no example may use.
         PATH=f"{Path(BINARY).resolve().parent}:{os.environ['PATH']}",
-        HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1", **more,
+        HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1",
     )
+    env = environment(**{**settings, **more})
     done = subprocess.run([*map(str, command)], env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -93,6 +99,33 @@ def test_python_survives_a_restart_of_the_relay(scene, monkeypatch):
     assert relay.metrics()["repeats_total"] == 1
 
 
+def test_boto3_over_the_unix_socket(scene):
+    relay, arrived = scene
+    first, second = run(sys.executable, EXAMPLES / "boto3_socket.py", relay=relay).splitlines()
+    assert first.startswith(("QUEUED ", "DELIVERED ")) and second.startswith(("QUEUED ", "DELIVERED "))
+    assert arrived() == CHAT
+    assert relay.metrics()["messages_accepted_total"] == 3, "two messages and the disconnect"
+
+
+def test_boto3_over_the_unix_socket_raises_botocores_exceptions(scripted_relays, monkeypatch):
+    script = iter([CUT, error(429, "ThrottlingException"), error(403, "AccessDeniedException", "no"), CUT, CUT, CUT])
+    relay = scripted_relays(lambda request: next(script))
+    monkeypatch.setenv("RELAY_SOCKET", relay.socket)
+    specification = importlib.util.spec_from_file_location("boto3_socket", EXAMPLES / "boto3_socket.py")
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    message = {"ConnectionToken": TOKEN, "ContentType": "text/plain", "Content": "Hello!", "ClientToken": "greeting-1"}
+    with pytest.raises(example.client.exceptions.AccessDeniedException):
+        example.client.send_message(**message)
+    assert len(relay.requests) == 3, "a lost connection and a throttle are tried again"
+    with pytest.raises(ConnectionClosedError):
+        example.client.send_message(**message)
+    assert len({request.body for request in relay.requests}) == 1
+    relay.stop()
+    with pytest.raises(EndpointConnectionError):
+        example.client.send_message(**message)
+
+
 def test_boto3_over_tcp(scene):
     relay, arrived = scene
     first, second = run(sys.executable, EXAMPLES / "boto3_tcp.py", relay=relay).splitlines()
@@ -108,6 +141,16 @@ def test_node_over_the_unix_socket(scene):
     assert arrived() == TWO
 
 
+@pytest.mark.parametrize("example", [("node", "unix-socket.mjs"), (sys.executable, "unix_socket.py")], ids=["node", "python"])
+def test_a_kept_connection_that_is_closed_under_a_request_loses_nothing(scripted_relays, example):
+    queued = Answer(202, {"State": "QUEUED"})
+    answers = iter([queued, CUT, queued])
+    relay = scripted_relays(lambda request: next(answers))
+    first, second = run(example[0], EXAMPLES / example[1], relay=relay).splitlines()
+    assert first.startswith("202 ") and second.startswith("202 ")
+    assert [request.json["ClientToken"] for request in relay.requests] == ["greeting-1", "question-1", "question-1"]
+
+
 def test_examples_that_follow_one_another_in_a_chat_repeat_its_lines(scene):
     relay, arrived = scene
     for _ in range(2):
@@ -117,13 +160,34 @@ def test_examples_that_follow_one_another_in_a_chat_repeat_its_lines(scene):
     assert [token for token, _ in arrived()] == ["greeting-1", "hours-1", "farewell-1", "question-1"]
 
 
-def test_aws_sdk_v3_over_tcp(scene):
+@pytest.mark.parametrize("door", ["unix", "tcp"])
+def test_aws_sdk_v3(scene, door):
     relay, arrived = scene
     assert (NODE / "node_modules").is_dir(), "tests/setup installs the packages of examples/package.json into tests/.node"
     # An ES module's packages are looked for beside it.
     shutil.copy(EXAMPLES / "aws-sdk.mjs", NODE)
-    first, second = run("node", NODE / "aws-sdk.mjs", relay=relay).splitlines()
-    assert first.startswith("200 ") and second.startswith("200 ")
+    over = {"RELAY_SOCKET": ""} if door == "tcp" else {}
+    first, second = run("node", NODE / "aws-sdk.mjs", relay=relay, **over).splitlines()
+    status = "200 " if door == "tcp" else ("200 ", "202 ")
+    assert first.startswith(status) and second.startswith(status)
+    assert arrived() == CHAT
+
+
+@pytest.mark.needs(GO)
+def test_aws_sdk_for_go(scene):
+    relay, arrived = scene
+    settings = {"GO111MODULE": "off", "GOPATH": str(GOPATH), "GOCACHE": str(ROOT / "tests/.tools/go-cache")}
+    first, second = run("go", "run", EXAMPLES / "go/main.go", relay=relay, **settings).splitlines()
+    assert first.startswith("greeting-1") and second.startswith("farewell-1")
+    assert arrived() == CHAT
+
+
+def test_aws_sdk_for_rust(scene):
+    relay, arrived = scene
+    # tests/setup has built it.
+    build = ("--manifest-path", EXAMPLES / "rust-sdk/Cargo.toml", "--target-dir", TARGET / "rust-sdk")
+    first, second = run("cargo", "run", "--quiet", "--locked", *build, relay=relay).splitlines()
+    assert first.startswith("greeting-1 ") and second.startswith("farewell-1 ")
     assert arrived() == CHAT
 
 

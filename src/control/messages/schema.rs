@@ -158,9 +158,9 @@ impl Message {
                     state: "DEAD".into(),
                     dead_time: Some(shown(died)),
                     reason: reason.map(|reason| reason.as_str().into()),
-                    error: reason.map(|_| MessageError {
-                        code: error.code.into(),
-                        message: text_shown.then(|| error.text.into()),
+                    error: reason.map(|_| {
+                        let message = text_shown.then(|| error.text.into());
+                        MessageError { code: error.code.into(), message }
                     }),
                     content,
                     ..message

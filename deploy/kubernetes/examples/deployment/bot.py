@@ -98,7 +98,7 @@ class Bot(http.server.ThreadingHTTPServer):
 
 if __name__ == "__main__":
     bot = Bot(("", int(os.environ.get("PORT", "8080"))), Door)
-    # Told to stop, it finishes its chats and ends; then the relay, which outlives it, delivers what is queued.
+    # When it is asked to stop, it finishes its chats and ends; then the relay, which outlives it, delivers queued messages.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=bot.shutdown).start())
     print(f"listening on {bot.server_address[1]}", flush=True)
     bot.serve_forever()

@@ -69,7 +69,7 @@ const bot = http.createServer(async (request, reply) => {
   }
 });
 bot.listen(Number(process.env.PORT ?? 8080), () => console.log(`listening on ${bot.address().port}`));
-// Told to stop, it finishes its chats and ends; then the relay, which outlives it, delivers what is queued.
+// When it is asked to stop, it finishes its chats and ends; then the relay, which outlives it, delivers queued messages.
 process.on("SIGTERM", () => {
   bot.close();
   bot.closeIdleConnections();

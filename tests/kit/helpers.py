@@ -1,0 +1,92 @@
+"""Bots with the helper files of `examples/`: a call gives a future of its reply, or of its error as a dict."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from unittest import mock
+
+from botocore.exceptions import ClientError
+
+from kit.processes import ROOT, environment
+
+PYTHON = ROOT / "examples/python/connect_relay.py"
+JAVASCRIPT = ROOT / "examples/node/connect-relay.mjs"
+NODE = ROOT / "tests/.node"
+_ENVIRONMENT = threading.Lock()
+
+
+class PythonHelper:
+    """A bot in this process; each call has a thread of its own."""
+
+    def __init__(self, socket, endpoint, retry_for):
+        specification = importlib.util.spec_from_file_location("connect_relay", PYTHON)
+        self._module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(self._module)
+        with _ENVIRONMENT, mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL_CONNECTPARTICIPANT": endpoint}):
+            self._relay = self._module.Relay(socket, "eu-west-2", retry_for=retry_for)
+        self._threads = ThreadPoolExecutor(80)
+
+    def send(self, content, token, client_token=None, conversation=None):
+        return self._threads.submit(self._send, content, token, client_token, conversation)
+
+    def _send(self, content, token, client_token, conversation):
+        try:
+            return self._relay.send_message(content, token, client_token, conversation)
+        except self._module.RelayUnavailable as error:
+            return {"Error": "RelayUnavailable", "ClientToken": error.client_token, "Message": str(error)}
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            return {"Error": code, "Class": type(error).__name__, "Message": error.response["Error"]["Message"]}
+
+    def close(self):
+        self._threads.shutdown()
+
+
+class NodeHelper:
+    """A bot in a process of Node.js: `helper.mjs` passes the calls on."""
+
+    def __init__(self, socket, endpoint, retry_for):
+        assert (NODE / "node_modules").is_dir(), "tests/setup installs the packages of examples/package.json into tests/.node"
+        # An ES module's packages are looked for beside it.
+        shutil.copy(JAVASCRIPT, NODE)
+        shutil.copy(ROOT / "tests/kit/helper.mjs", NODE)
+        options = json.dumps({"socketPath": socket, "region": "eu-west-2", "retryFor": retry_for})
+        self._process = subprocess.Popen(
+            ["node", NODE / "helper.mjs", options],
+            env=environment(AWS_ENDPOINT_URL_CONNECTPARTICIPANT=endpoint),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lock = threading.Lock()
+        self._calls = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def send(self, content, token, client_token=None, conversation=None):
+        call = {"content": content, "connectionToken": token, "clientToken": client_token, "conversation": conversation}
+        future = Future()
+        with self._lock:
+            self._calls.append(future)
+            self._process.stdin.write(json.dumps({"number": len(self._calls) - 1, **call}) + "\n")
+            self._process.stdin.flush()
+        return future
+
+    def _read(self):
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            self._calls[answer["number"]].set_result(answer["reply"])
+        for call in self._calls:
+            if not call.done():
+                call.set_exception(AssertionError("the process of Node.js ended before its reply"))
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(timeout=10)
+        self._process.stdout.close()

@@ -1,0 +1,325 @@
+"""The helper files of `examples/`, Python and JavaScript, against real relays, scripted ones, and the simulator's ledger."""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kit.callers import send
+from kit.patience import PATIENCE, until
+from kit.processes import command
+from kit.upstream import CUT, Answer, error
+
+CHAT = "0d2c7a2e-contact/bot"
+
+
+def result(future):
+    return future.result(timeout=PATIENCE)
+
+
+def contents(simulator):
+    return [line["Content"] for line in simulator.ledger()]
+
+
+def test_a_delivered_message_has_its_id_and_a_repeat_has_the_same(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    first = result(helper.send("canary: hello", "canary-token", "greeting-1", CHAT))
+    [line] = simulator.ledger()
+    known = {"Id": line["Id"], "AbsoluteTime": line["AbsoluteTime"], "ClientToken": "greeting-1"}
+    assert first == {"State": "DELIVERED", "Direct": False, **known}
+    assert result(helper.send("canary: hello", "canary-token", "greeting-1", CHAT)) == first
+    minted = [result(helper.send("canary: hello", "canary-token", conversation=CHAT))["ClientToken"] for _ in range(2)]
+    assert len({uuid.UUID(token) for token in minted}) == 2
+    assert contents(simulator) == ["canary: hello"] * 3
+    assert {line["conversation"] for line in relay.lines("accepted")} == {CHAT}
+
+
+def test_a_queued_message_has_no_id(relays, helpers):
+    relay = relays("http://127.0.0.1:9")
+    helper = helpers(relay.socket, "http://127.0.0.1:9")
+    reply = result(helper.send("canary: hello", "canary-token", "greeting 1/é"))
+    assert reply == {"State": "QUEUED", "ClientToken": "greeting 1/é", "Direct": False}
+
+
+def test_errors_are_those_of_the_sdk(relays, simulators, helpers):
+    simulator = simulators("--deny", "canary-bad")
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    assert result(helper.send("canary: hello", "canary-token", "greeting-1"))["State"] == "DELIVERED"
+    for content, token, client_token, code, text in [
+        ("x" * 1025, "canary-token", "long-1", "ValidationException", "ingress.content_chars_max.plain"),
+        ("canary: other", "canary-token", "greeting-1", "ConflictException", "other contents"),
+        ("canary: hello", "canary-bad", "bad-1", "AccessDeniedException", ""),
+    ]:
+        reply = result(helper.send(content, token, client_token))
+        assert (reply["Error"], reply["Class"]) == (code, code) and text in reply["Message"]
+    # The outcome of each is known, so Connect can be called directly.
+    relay.kill()
+    assert result(helper.send("canary: goodbye", "canary-token", "farewell-1"))["Direct"]
+    assert result(helper.send("canary: goodbye", "canary-bad", "farewell-1"))["Error"] == "AccessDeniedException"
+    assert contents(simulator) == ["canary: hello", "canary: goodbye"]
+
+
+def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    assert not result(helper.send("canary: 1", "canary-token", "1", CHAT))["Direct"]
+    relay.kill()
+    reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
+    assert reply["State"] == "DELIVERED" and reply["Direct"] and reply["Id"] == simulator.ledger()[1]["Id"]
+    assert result(helper.send("canary: first of a new chat", "canary-other"))["Direct"]
+    relay.start()
+    assert not result(helper.send("canary: 3", "canary-token", "3", CHAT))["Direct"]
+    # A repeat of what went directly is recognised by Connect.
+    assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Id"] == reply["Id"]
+    assert contents(simulator) == ["canary: 1", "canary: 2", "canary: first of a new chat", "canary: 3"]
+
+
+def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    assert command("pause", "--dir", relay.folder).returncode == 0
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["State"] == "QUEUED"
+    relay.kill()
+    refused = result(helper.send("canary: 2", "canary-token", None, CHAT))
+    assert refused["Error"] == "RelayUnavailable" and "earlier message" in refused["Message"]
+    assert result(helper.send("canary: 3", "canary-token-2", "3"))["Direct"], "another chat goes on"
+    relay.start()
+    assert command("resume", "--dir", relay.folder).returncode == 0
+    assert result(helper.send("canary: 2", "canary-token", refused["ClientToken"], CHAT))["State"] == "DELIVERED"
+    assert contents(simulator) == ["canary: 3", "canary: 1", "canary: 2"]
+    # The reply to the second message is an outcome for the first one, too.
+    relay.kill()
+    assert result(helper.send("canary: 4", "canary-token", "4", CHAT))["Direct"]
+
+
+def test_a_restart_within_the_time_is_bridged(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url, retry_for=PATIENCE)
+    relay.kill()
+    reply = helper.send("canary: 1", "canary-token", "1", CHAT)
+    relay.start()
+    assert result(reply)["Direct"] is False and contents(simulator) == ["canary: 1"]
+
+
+def test_a_direct_call_does_not_enter_a_relay_by_its_tcp_port(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.folder / "no.sock", relay.url)
+    reply = result(helper.send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Error"] == "RelayUnavailable"
+    assert "AWS_ENDPOINT_URL_CONNECTPARTICIPANT leads to a relay" in reply["Message"]
+    assert relay.metrics()["messages_accepted_total"] == 0
+    assert send(relay, "canary-token", "canary: 1", "1", headers=[f"Relay-Conversation: {CHAT}"]).status in (200, 202)
+
+
+# What a relay may answer, one case after the other.
+
+
+QUEUED = Answer(202, {"ClientToken": "1", "State": "QUEUED"})
+
+
+def is_message(request):
+    return request.target == "/participant/message"
+
+
+def test_an_outcome_is_asked_for_until_it_is_known(scripted_relays, upstream, helpers):
+    asked = threading.Event()
+    states = iter(["QUEUED", "DELIVERED"])
+
+    def script(request):
+        if is_message(request):
+            assert request.header("prefer").startswith("wait=")
+            return QUEUED
+        assert request.target == "/participant/message/a%2Fb%20%C3%A9" and request.token == "canary-token"
+        assert request.header("relay-conversation") == CHAT
+        state = next(states)
+        if state == "DELIVERED":
+            asked.set()
+        return Answer(200, {"ClientToken": "a/b é", "State": state})
+
+    relay = scripted_relays(script)
+    helper = helpers(relay.path, upstream.url)
+    assert result(helper.send("canary: 1", "canary-token", "a/b é", CHAT))["State"] == "QUEUED"
+    assert asked.wait(PATIENCE)
+    relay.stop()
+    assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Direct"]
+    assert [request.json["ClientToken"] for request in upstream.messages()] == ["2"]
+
+
+@pytest.mark.parametrize("status, code", [(500, "InternalServerException"), (503, "ServiceUnavailableException")])
+def test_a_failing_relay_is_tried_again_then_bypassed(scripted_relays, upstream, helpers, status, code):
+    relay = scripted_relays(lambda request: error(status, code, "connect-relay: no", **{"x-amz-retry-after": "50"}))
+    reply = result(helpers(relay.path, upstream.url).send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Direct"] and reply["Id"] == "id-1"
+    assert len(relay.requests) > 2
+    assert {request.json["ClientToken"] for request in relay.requests + upstream.messages()} == {"1"}
+
+
+def test_a_full_queue_is_not_bypassed(scripted_relays, upstream, helpers):
+    full = error(429, "ThrottlingException", "connect-relay: the queue is full", **{"x-amz-retry-after": "50"})
+    relay = scripted_relays(lambda request: full)
+    helper = helpers(relay.path, upstream.url)
+    reply = result(helper.send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Error"] == "RelayUnavailable" and "queue is full" in reply["Message"]
+    assert len(relay.requests) > 2 and not upstream.requests
+    relay.stop()  # Nothing was kept: there is no message that could be overtaken.
+    assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Direct"]
+
+
+@pytest.mark.parametrize(
+    "status, code",
+    [(403, "RelayForbiddenException"), (409, "ConflictException"), (410, "GoneException"), (429, "RelayTooLateException")],
+)
+def test_a_final_refusal_is_raised_at_once(scripted_relays, upstream, helpers, status, code):
+    relay = scripted_relays(lambda request: error(status, code, "connect-relay: no"))
+    reply = result(helpers(relay.path, upstream.url).send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Error"] == code and reply["Message"] == "connect-relay: no"
+    assert len(relay.requests) == 1 and not upstream.requests
+
+
+def test_the_error_of_a_dead_message_is_final(scripted_relays, upstream, helpers):
+    dead = error(500, "InternalServerException", "no", **{"Relay-State": "DEAD"})
+    relay = scripted_relays(lambda request: dead)
+    reply = result(helpers(relay.path, upstream.url).send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Error"] == "InternalServerException" and len(relay.requests) == 1 and not upstream.requests
+
+
+@pytest.mark.parametrize("answer", [CUT, Answer(202, b"<html>"), Answer(200, b"[]")], ids=["cut", "html", "array"])
+def test_a_lost_reply_is_asked_for_with_the_same_client_token(scripted_relays, upstream, helpers, answer):
+    answers = iter([answer, answer])
+    relay = scripted_relays(lambda request: next(answers, QUEUED))
+    helper = helpers(relay.path, upstream.url, retry_for=PATIENCE)
+    assert result(helper.send("canary: 1", "canary-token", None, CHAT))["State"] == "QUEUED"
+    assert len({request.body for request in relay.requests[:3]}) == 1 and not upstream.requests
+
+
+def test_a_lost_reply_and_a_lost_direct_answer_hold_the_chat_back(scripted_relays, upstreams, helpers):
+    relay = scripted_relays(lambda request: CUT)
+    upstream = upstreams(lambda request: CUT if request.json["ClientToken"] == "1" else None)
+    helper = helpers(relay.path, upstream.url)
+    reply = result(helper.send("canary: 1", "canary-token", "1", CHAT))
+    assert (reply["Error"], reply["ClientToken"]) == ("RelayUnavailable", "1") and upstream.messages()
+    reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
+    assert reply["Error"] == "RelayUnavailable" and "earlier message" in reply["Message"]
+    assert "2" not in {request.json["ClientToken"] for request in upstream.messages()}
+
+
+def test_one_message_of_a_conversation_at_a_time(scripted_relays, upstream, helpers):
+    """Concurrent calls of one conversation are serialised, those of others are not."""
+    lock, under_way, most = threading.Lock(), {}, {}
+    together = threading.Barrier(2)
+
+    def script(request):
+        chat = request.header("relay-conversation")
+        with lock:
+            under_way[chat] = under_way.get(chat, 0) + 1
+            most[chat] = max(most.get(chat, 0), under_way[chat])
+        together.wait(PATIENCE)  # A request of each conversation is under way.
+        with lock:
+            under_way[chat] -= 1
+        return Answer(200, {"Id": request.json["ClientToken"], "AbsoluteTime": "2026-11-22T10:00:00.000Z"})
+
+    relay = scripted_relays(script)
+    helper = helpers(relay.path, upstream.url)
+    replies = [helper.send(f"canary: {number}", f"canary-{chat}", f"{chat}-{number}", chat)
+               for number in range(5) for chat in ("a", "b")]
+    assert {result(reply)["State"] for reply in replies} == {"DELIVERED"}
+    assert most == {"a": 1, "b": 1} and len(relay.requests) == 10
+
+
+def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
+    waiting, over = threading.Semaphore(0), threading.Event()
+
+    def script(request):
+        if not is_message(request):
+            return Answer(200, {"State": "QUEUED"})
+        if request.header("prefer") == "wait=4":
+            waiting.release()
+            over.wait(PATIENCE)
+        else:
+            assert request.header("prefer") == "respond-async"
+        return QUEUED
+
+    relay = scripted_relays(script)
+    helper = helpers(relay.path, upstream.url)
+    replies = [helper.send("canary", f"canary-{number}") for number in range(64)]
+    for _ in replies:
+        assert waiting.acquire(timeout=PATIENCE)
+    assert result(helper.send("canary", "canary-64"))["State"] == "QUEUED"
+    over.set()
+    assert {result(reply)["State"] for reply in replies} == {"QUEUED"}
+    assert result(helper.send("canary", "canary-65"))["State"] == "QUEUED"
+    assert waiting.acquire(timeout=PATIENCE), "it waits again"
+
+
+# Everything at once.
+
+
+CHATS, ROUNDS = 6, 8
+
+
+def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_nothing(relays, simulators, helpers, seed):
+    faults = ("--error-rate", 0.03, "--lost-reply-rate", 0.03, "--latency", "50ms", "--jitter", "50ms", "--seed", seed)
+    simulator = simulators("--rate", 40, "--burst", 20, *faults)
+    relay = relays(simulator.url, shutdown__grace="2s", sender__quota_rate="40", sender__quota_burst="20")
+    helper = helpers(relay.socket, simulator.url, retry_for=0.4)
+    heard, lock, enough = [], threading.Lock(), threading.Event()
+
+    def speak(chat):
+        """Sends messages in order; repeats one that is not acknowledged with its ClientToken. Returns their number."""
+        conversation = f"{chat}/bot" if chat % 2 else None
+        number = 0
+        while not enough.is_set():
+            number += 1
+            token = f"{chat}-{number}" if number % 2 else None
+            reply = {}
+            while "State" not in reply:
+                reply = result(helper.send(f"canary: {chat}-{number}", f"canary-{seed}-{chat}", token, conversation))
+                assert reply.get("State") or reply["Error"] == "RelayUnavailable", reply
+                token = reply["ClientToken"]
+                with lock:
+                    heard.append(reply)
+        return number
+
+    def more(kind):
+        """Waits until the bots have heard more of a kind."""
+        before = sum(map(kind, heard))
+        until(lambda: sum(map(kind, heard)) > before + 3 or any(bot.done() for bot in bots), "the bots go on")
+
+    with ThreadPoolExecutor(CHATS) as threads:
+        bots = [threads.submit(speak, chat) for chat in range(CHATS)]
+        for number in range(ROUNDS):
+            more(lambda reply: "Error" not in reply)
+            if number % 2:
+                assert relay.stop() in (0, 75)
+            else:
+                relay.kill()
+            if number % 4 < 2:  # It is down for so long that messages go directly, or are refused.
+                more(lambda reply: reply.get("Direct") or "Error" in reply)
+            relay.start()
+        enough.set()
+        spoken = [bot.result() for bot in bots]
+    relay.until_empty()
+
+    found = {
+        "delivered by the relay": sum(reply.get("State") == "DELIVERED" and not reply["Direct"] for reply in heard),
+        "queued": sum(reply.get("State") == "QUEUED" for reply in heard),
+        "direct": sum(reply.get("Direct", False) for reply in heard),
+        "refused": sum("Error" in reply for reply in heard),
+    }
+    print(found)
+    assert found["delivered by the relay"] and found["direct"]
+    arrived = contents(simulator)
+    for chat, last in enumerate(spoken):
+        of_chat = [content for content in arrived if content.startswith(f"canary: {chat}-")]
+        assert of_chat == [f"canary: {chat}-{number}" for number in range(1, last + 1)]
+    assert len(arrived) == sum(spoken)
+    ids = {line["ClientToken"]: line["Id"] for line in simulator.ledger()}
+    assert all(ids[reply["ClientToken"]] == reply["Id"] for reply in heard if "Id" in reply)
