@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_out_in_time_is_lost_in_one_conversation_and_in_many() {
+    fn messages_that_cannot_be_sent_in_time_are_lost_in_one_conversation_and_in_many() {
         assert_eq!(lost(samples(3000, 900, |_| 0.0), 1.0, false), 2099);
         assert_eq!(lost(samples(3000, 900, |at| at as f64), 1.0, false), 2099);
         assert_eq!(lost(samples(3000, 900, |at| at as f64), 10.0, false), 0);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn short_lives_behind_a_long_line_are_lost_and_those_beside_it_are_not() {
+    fn short_lifetimes_after_many_messages_are_lost_and_in_another_conversation_are_not() {
         let long = || samples(1000, 7 * 86_400, |at| at as f64);
         let behind = samples(100, 60, |at| (1000 + at) as f64);
         assert_eq!(lost([long(), behind].concat(), 1.0, false), 100);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn while_nothing_is_sent_what_ends_within_five_minutes_is_lost_too() {
+    fn while_sending_is_stopped_messages_that_expire_within_five_minutes_are_lost_too() {
         let some = || [samples(20, 240, |_| 0.0), samples(20, 400, |_| 0.0)].concat();
         assert_eq!(lost(some(), 10.0, false), 0);
         assert_eq!(lost(some(), 10.0, true), 20);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn few_samples_stand_for_all() {
+    fn few_samples_represent_all_messages() {
         let found = estimate(samples(30, 900, |_| 0.0), 3000, Pace { rate: 1.0, stopped: false }, NOW);
         assert_eq!(found.messages, 2099);
     }

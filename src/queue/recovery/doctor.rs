@@ -1,7 +1,7 @@
-//! A store that no relay runs on: is it sound, what is in it, and a new one of what verifies.
+//! The doctor: checks, exports and repairs a store on which no relay runs.
 //!
-//! Everything is read without sled, and nothing is written into the folder looked at. A sealed store shows contents and
-//! tokens only to its key; what is counted and listed needs none.
+//! It reads without sled, and writes nothing into the folder. Contents and tokens of a sealed store need its key; counts
+//! and lists do not.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -22,10 +22,10 @@ use crate::queue::state::tokens::current_token;
 use crate::storage::{self, Image, Known, OpenError, Sealer, SealingKey};
 use crate::time::{Anchor, Clock, Timestamp, WallTime};
 
-/// Most messages that are named one by one.
+/// The most messages that are named one by one.
 const NAMED_MAX: usize = 100;
 
-/// A store under examination: locked, where a relay could run on it.
+/// A store under examination; it is locked if a relay could run on it.
 #[derive(Debug)]
 pub struct Doctor {
     path: PathBuf,
@@ -33,46 +33,46 @@ pub struct Doctor {
     keys: Vec<SealingKey>,
     format: u32,
     nonce: u32,
-    /// None where it is sealed, and no key that opens it was given.
+    /// `None` if it is sealed and no key was given.
     sealer: Option<Sealer>,
     log: Image,
 }
 
-/// What a store holds, and what is wrong with it. Written out, it is for people.
+/// The contents of a store and its damage. `Display` writes it for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The store.
     pub path: PathBuf,
-    /// The format that it is written in.
+    /// Its format.
     pub format: u32,
-    /// Contents and tokens cannot be read.
+    /// True if contents and tokens cannot be read.
     pub sealed: bool,
-    /// Messages queued, whose records verify.
+    /// Queued messages with valid records.
     pub queued: u64,
-    /// Outcomes of delivered messages that are remembered.
+    /// Outcomes of delivered messages.
     pub delivered: u64,
-    /// Dead letters that verify.
+    /// Valid dead letters.
     pub dead: u64,
-    /// Rows, all in all.
+    /// All rows.
     pub rows: u64,
     /// Rows that a relay had set aside.
     pub set_aside: u64,
-    /// Ids of messages that are lost: something names them, and their record cannot be read.
+    /// The ids of lost messages: a row names them, and their record cannot be read.
     pub lost: Vec<String>,
-    /// Ids of messages and dead letters whose contents or token cannot be read.
+    /// The ids of messages and dead letters whose contents or token cannot be read.
     pub incomplete: Vec<String>,
-    /// What else is damaged, in words.
+    /// Other damage, in words.
     pub damage: Vec<String>,
 }
 
-/// What was exported.
+/// The result of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exported {
-    /// Messages written, or listed where the store is sealed.
+    /// Messages written, or listed if the store is sealed.
     pub written: u64,
-    /// Queued events and disconnects: a batch takes messages alone.
+    /// Queued events and disconnects: a batch takes only messages.
     pub others: u64,
-    /// Ids of messages that cannot be read.
+    /// The ids of messages that cannot be read.
     pub unreadable: Vec<String>,
 }
 
@@ -90,7 +90,7 @@ struct BatchLine<'a> {
     lifetime: Option<u64>,
 }
 
-/// A line of a listing: what a sealed store shows.
+/// A line of a sealed store's listing.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listed<'a> {
@@ -102,10 +102,10 @@ struct Listed<'a> {
 }
 
 impl Doctor {
-    /// Reads a store; `step` hears how far it has come, as (segments read, segments there are).
+    /// Reads a store, and calls `step` with the number of segments read and of all segments.
     ///
     /// # Errors
-    /// When there is none, a relay runs on it, it is of another format, none of the keys opens it, or it cannot be read.
+    /// If there is none, a relay runs on it, it has another format, no key opens it, or it cannot be read.
     pub fn open(path: &Path, keys: Vec<SealingKey>, step: impl FnMut(u64, u64)) -> Result<Doctor, OpenError> {
         let failed =
             |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
@@ -118,7 +118,7 @@ impl Doctor {
         let (known, damage) = log.identity(path, &keys)?;
         let lost = || Known { format: storage::FORMAT, nonce: 0, sealer: Some(Sealer::new(keys.clone(), 0)) };
         let Known { format, nonce, sealer } = known.unwrap_or_else(lost);
-        // Without a key there is a listing; with a wrong one somebody is mistaken.
+        // Without a key there is a listing; a wrong key is a mistake.
         if sealer.is_none() && !keys.is_empty() {
             return Err(OpenError::Sealed { path: path.to_owned(), keys: keys.len() });
         }
@@ -127,7 +127,7 @@ impl Doctor {
         Ok(Doctor { path: path.to_owned(), _lock: lock, keys, format, nonce, sealer, log })
     }
 
-    /// Whether contents and tokens cannot be read for want of a key.
+    /// True if contents and tokens cannot be read without a key.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.sealer.is_none()
@@ -136,7 +136,7 @@ impl Doctor {
     /// Verifies every record.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn check(&self) -> io::Result<Report> {
         let survey = Survey::of(&self.log)?;
         let queued = survey.queued()?;
@@ -180,11 +180,11 @@ impl Doctor {
         Ok(report)
     }
 
-    /// Writes what is queued, and if wanted the dead letters, as NDJSON that the batch route takes; of a sealed store
-    /// only a listing.
+    /// Writes the queued messages, and the dead letters if `dead` is true, as NDJSON for the batch route; of a sealed
+    /// store only a listing.
     ///
     /// # Errors
-    /// When the log cannot be read or the lines cannot be written.
+    /// If the log cannot be read or the lines cannot be written.
     pub fn export(&self, dead: bool, out: &mut dyn io::Write) -> io::Result<Exported> {
         let survey = Survey::of(&self.log)?;
         let mut exported = Exported::default();
@@ -201,7 +201,7 @@ impl Doctor {
         Ok(exported)
     }
 
-    /// The wall clock at a point on the store's line, as far as the store knows.
+    /// The wall clock at a time of the store, as far as the store knows it.
     fn shown(&self, inner: Timestamp) -> io::Result<WallTime> {
         let anchor = self.log.get::<Anchor>(&Table::Anchor.key())?;
         Ok(anchor.map_or(WallTime(inner.0), |anchor| anchor.shown(inner)))
@@ -238,10 +238,10 @@ impl Doctor {
         line(out, &BatchLine { content_type, content, client_token, connection_token, conversation, lifetime })
     }
 
-    /// Makes a new store of what verifies in a folder that is not there yet or is empty.
+    /// Makes a new store of the valid rows in a folder that does not exist or is empty.
     ///
     /// # Errors
-    /// When that folder holds anything, or something cannot be read or written.
+    /// If the folder is not empty, or a file cannot be read or written.
     pub fn repair(&self, into: &Path, clock: &Clock) -> Result<Rebuilt, OpenError> {
         let failed = |step, cause: io::Error| OpenError::Failed { path: into.into(), step, cause: cause.to_string() };
         if fs::read_dir(into).is_ok_and(|mut files| files.next().is_some()) {
@@ -255,7 +255,7 @@ impl Doctor {
         rebuild(&self.log, &self.path, into, &options, clock).map_err(|cause| failed("make a store", cause))
     }
 
-    /// Whether the contents verify, and are what was sealed, as far as there is a key to tell.
+    /// True if the contents are complete and, with a key, can be opened.
     fn is_readable(&self, record: &Record) -> io::Result<bool> {
         match &self.sealer {
             Some(sealer) => Ok(contents::body(record, sealer, |key| self.log.get(&key))?.is_some()),
@@ -263,8 +263,8 @@ impl Doctor {
         }
     }
 
-    /// The ConnectionToken that a message would go with, as it is kept where there is no key, and whether it came under a
-    /// key of its conversation's.
+    /// The ConnectionToken that a message would be sent with (sealed if there is no key), and true if the bot named its
+    /// conversation by a key.
     fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
         let (hash, token) = current_token(&record.token, |key| self.log.get(key))?;
         if token.secret.bytes().is_empty() {
@@ -283,7 +283,7 @@ impl Doctor {
 }
 
 impl Report {
-    /// Whether nothing is damaged.
+    /// True if nothing is damaged.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.lost.is_empty() && self.incomplete.is_empty() && self.damage.is_empty()
@@ -314,7 +314,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The ids, as far as anybody reads them.
+/// The first ids of a list.
 #[must_use]
 pub fn named(ids: &[String]) -> String {
     let more = if ids.len() > NAMED_MAX { ", …" } else { "" };

@@ -29,9 +29,9 @@ pub enum Table {
     Piece = b'p',
     /// Conversation, [`Conversation`]: its messages in order, its schedule, its hold.
     Conversation = b'v',
-    /// Conversation and the sequence number of the first, `Vec<QueuedRef>`: messages that do not fit in the conversation's row.
+    /// Conversation and the sequence number of the first, `Vec<QueuedRef>`: messages that do not fit in its row.
     Chunk = b's',
-    /// Conversation and entry, [`ClientTokenRow`]: a ClientToken that the conversation's row does not contain: queued in a chunk, or an outcome.
+    /// Conversation and entry, [`ClientTokenRow`]: a message in a chunk, or an outcome.
     ClientToken = b'i',
     /// Turn and conversation, [`Timestamp`]: the turn of a conversation with a fresh head, and the time it was given.
     FreshTurn = b'r',
@@ -39,13 +39,13 @@ pub enum Table {
     LateTurn = b'q',
     /// Time and conversation, `()`: the conversation can be sent from then on.
     Due = b'd',
-    /// Time and sequence number, [`RecordPos`]: a message that expires then, if the order of acceptance does not imply it.
+    /// Time and sequence number, [`RecordPos`]: the expiry of a message that has not the default lifetime.
     Expiry = b'e',
     /// Hash of a ConnectionToken, [`Token`]: its conversation and its state.
     Token = b't',
     /// Hash of a participant, [`Participant`]: the newest ConnectionToken.
     Participant = b'g',
-    /// No parts, [`PauseState`]: the pause, refusals that are forgotten, the last destination that delivered.
+    /// No parts, [`PauseState`]: the pause, the last reset of refusals, the last destination that delivered.
     PauseState = b'h',
     /// Caller, `u64`: the number of messages queued by one caller.
     Caller = b'u',

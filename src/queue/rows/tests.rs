@@ -33,7 +33,7 @@ fn pack_of(count: u8) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn flipped_bit_fails_the_sum(at in any::<usize>(), bit in 0u8..8) {
+    fn flipped_bit_fails_the_checksum(at in any::<usize>(), bit in 0u8..8) {
         let key = Key::new(b'p').number(1);
         let mut value = encode(&key, &Secret::new(vec![7; 60]));
         let at = at % value.len();
@@ -42,7 +42,7 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bit_takes_one_record_or_those_behind_it(at in 0usize..10_000, bit in 0u8..8) {
+    fn flipped_bit_loses_one_record_or_the_later_ones_of_its_pack(at in 0usize..10_000, bit in 0u8..8) {
         let whole = pack_of(8);
         let mut damaged = whole.clone();
         let at = at % damaged.len();
@@ -213,7 +213,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 80 * ProptestConfig::default().cases, ..ProptestConfig::default() })]
 
     #[test]
-    fn spoilt_row_is_none_or_stays_what_it_is(which in any::<usize>(), spoils in prop::collection::vec(spoil(), 0..5)) {
+    fn damaged_row_decodes_to_none_or_to_itself(which in any::<usize>(), spoils in prop::collection::vec(spoil(), 0..5)) {
         let payloads = payloads();
         let whole = &payloads[which % payloads.len()];
         let bytes = spoilt(whole.clone(), &spoils);
@@ -242,7 +242,7 @@ proptest! {
 }
 
 #[test]
-fn row_cannot_pass_for_anothers() {
+fn row_under_another_key_fails_its_checksum() {
     let (here, there) = (Key::new(b'm').number(1), Key::new(b'm').number(2));
     assert_eq!(decode::<u8>(&there, &encode(&here, &7u8)), None);
     assert_eq!(decode::<u8>(&here, &encode(&here, &7u8)), Some(7));

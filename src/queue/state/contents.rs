@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_come_back_as_they_are() {
+    fn bodies_are_restored_from_their_kind_and_contents() {
         let content = || Content::new("ä".into());
         let bodies = [
             Body::Event { content_type: "e".into(), content: Some(content()) },

@@ -257,9 +257,9 @@ impl Model {
             while let Some((sequence, head)) = conversation.line.first().cloned() {
                 let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
                 if head.deadline <= now {
-                    conversation.bury(sequence, Reason::Expired, (head.bearer, doubtful), now, self.boot);
+                    conversation.dead_letter(sequence, Reason::Expired, (head.bearer, doubtful), now, self.boot);
                 } else if let Some((token, _)) = conversation.hold.filter(|(token, _)| *token == head.bearer) {
-                    conversation.bury(sequence, Reason::ChatOver, (token, doubtful), now, self.boot);
+                    conversation.dead_letter(sequence, Reason::ChatOver, (token, doubtful), now, self.boot);
                 } else {
                     conversation.hold = None;
                     conversation.in_flight = true;
@@ -318,7 +318,7 @@ impl Model {
             }
             Answer::Bury => {
                 head.attempts += 1;
-                conversation.bury(sequence, Reason::Invalid, (token, false), now, boot);
+                conversation.dead_letter(sequence, Reason::Invalid, (token, false), now, boot);
             }
         }
     }
@@ -394,7 +394,7 @@ impl Model {
         }
         let (sequence, bearer) = (conversation.line[at].0, conversation.line[at].1.bearer);
         let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
-        conversation.bury(sequence, Reason::Deleted, (bearer, doubtful), self.now, self.boot);
+        conversation.dead_letter(sequence, Reason::Deleted, (bearer, doubtful), self.now, self.boot);
         true
     }
 
@@ -418,7 +418,7 @@ impl Model {
                 .collect();
             for (sequence, bearer) in expired {
                 let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
-                conversation.bury(sequence, Reason::Expired, (bearer, doubtful), now, boot);
+                conversation.dead_letter(sequence, Reason::Expired, (bearer, doubtful), now, boot);
             }
             let kept_for = |gone: &Gone| if gone.dead.is_some() && !gone.moved { DEAD_KEPT } else { OUTCOMES_KEPT };
             conversation.gone.retain(|_, gone| now - gone.at < kept_for(gone));
@@ -477,7 +477,14 @@ impl Conversation {
         message
     }
 
-    fn bury(&mut self, sequence: u64, reason: Reason, (token, maybe_delivered): (usize, bool), now: u64, boot: u32) {
+    fn dead_letter(
+        &mut self,
+        sequence: u64,
+        reason: Reason,
+        (token, maybe_delivered): (usize, bool),
+        now: u64,
+        boot: u32,
+    ) {
         let message = self.take(sequence, boot);
         let dead = Some((reason, token));
         let gone = Gone { sequence, at: now, dead, maybe_delivered, moved: false, message: message.clone() };
@@ -739,7 +746,7 @@ impl Pair {
 const RUNNERS: u32 = 4;
 
 #[test]
-fn queue_does_as_its_model() {
+fn queue_equals_its_model() {
     let default = ProptestConfig::default();
     let config = ProptestConfig { cases: 8 * default.cases / RUNNERS, failure_persistence: None, ..default };
     std::thread::scope(|scope| {

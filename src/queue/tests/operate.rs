@@ -1,4 +1,4 @@
-//! What operators do: look, redrive, delete.
+//! The actions of operators: list, show, redrive, delete.
 
 use super::*;
 
@@ -68,13 +68,13 @@ impl Rig {
 }
 
 /// Buries what is due, and says which they are.
-fn bury_all(rig: &Rig) -> Vec<MessageId> {
-    let mut buried = Vec::new();
+fn dead_letter_all(rig: &Rig) -> Vec<MessageId> {
+    let mut dead = Vec::new();
     while let Some(lease) = rig.lease(1).pop() {
-        buried.push(lease.id);
+        dead.push(lease.id);
         rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
     }
-    buried
+    dead
 }
 
 fn dead_of(rig: &Rig, bearer: &str, client_token: &str) -> Option<(Reason, bool)> {
@@ -95,7 +95,7 @@ fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_life
     let rig = Rig::new();
     let lifetime = Some(Duration::from_secs(100));
     let first = rig.accepted(Submission { lifetime, ..message("a", "1", "one") });
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     rig.skip(Duration::from_secs(200));
     let before = rig.clock.now();
@@ -115,10 +115,10 @@ fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_life
 }
 
 #[test]
-fn redriven_message_goes_never_before_one_that_may_have_arrived_and_dies_when_its_new_lifetime_ends() {
+fn redriven_message_never_goes_before_one_that_may_have_arrived_and_expires_after_its_new_lifetime() {
     let rig = Rig::new();
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(60)), ..message("a", "1", "one") });
-    let dead = bury_all(&rig)[0];
+    let dead = dead_letter_all(&rig)[0];
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
@@ -153,10 +153,10 @@ fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_wit
 }
 
 #[test]
-fn redrive_with_a_token_goes_to_its_conversation_and_repeats_where_it_was_are_answered_as_before() {
+fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_are_answered_as_before() {
     let rig = Rig::new();
     let id = rig.accepted(message("old", "1", "one")).id;
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.accepted(in_conversation("k", message("new", "other", "other")));
     rig.accepted(in_conversation("k", message("new", "1", "another one")));
     let with = || Redrive { token: Some(token("new")), body: None };
@@ -194,7 +194,7 @@ fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
     let id = rig.accepted(message("a", "1", short)).id;
     // From short to long, to another long one, and to a short one: pieces come, change and go.
     for says in [&long, &long.to_uppercase(), short, &long] {
-        bury_all(&rig);
+        dead_letter_all(&rig);
         let before = rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap();
         let seen = rig.runtime.block_on(rig.queue.redrive(id, Redrive { token: None, body: say(says) }));
         let seen = seen.unwrap().unwrap();
@@ -212,7 +212,7 @@ fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
     let rig = rig.killed();
     assert!(rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap().body == say(&long));
     // Those that were on disk before, and those that come and go between two checkpoints.
-    bury_all(&rig);
+    dead_letter_all(&rig);
     let rig = rig.reopen();
     rig.redrive(id, Redrive { token: None, body: say(&long.to_uppercase()) }).unwrap();
     assert_eq!(rig.drain(), [long.to_uppercase()]);
@@ -269,7 +269,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     assert_eq!(rig.drain(), ["3"]);
     // One that was dead already is of that reason from now on.
     rig.accepted(message("b", "1", "x"));
-    let dead = bury_all(&rig)[0];
+    let dead = dead_letter_all(&rig)[0];
     rig.delete(dead).unwrap();
     assert_eq!(dead_of(&rig, "b", "1"), Some((Reason::Deleted, false)));
     assert_eq!(rig.dead_letters_counted("deleted"), 2.0, "it is not counted twice");
@@ -279,14 +279,14 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
 }
 
 #[test]
-fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
+fn redriven_messages_keep_their_order_before_newer_messages() {
     let rig = Rig::new();
     let numbers: Vec<String> = (0..700).map(|n| format!("{n:04}")).collect();
     let say = |some: &[String]| rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
     say(&numbers[..300]);
-    assert_eq!(bury_all(&rig).len(), 300);
+    assert_eq!(dead_letter_all(&rig).len(), 300);
     say(&numbers[300..400]);
-    assert_eq!(bury_all(&rig).len(), 100);
+    assert_eq!(dead_letter_all(&rig).len(), 100);
     say(&numbers[400..]);
     rig.accepted(message("b", "1", "b"));
     let head = rig.lease(1).pop().unwrap();
@@ -313,11 +313,11 @@ fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
 }
 
 #[test]
-fn bulk_redrive_ends_where_there_is_no_room() {
+fn bulk_redrive_ends_when_the_queue_is_full() {
     let rig = Rig::with(|options| options.messages_max = 3);
     for number in 0..5 {
         rig.accepted(message("a", &number.to_string(), "x"));
-        bury_all(&rig);
+        dead_letter_all(&rig);
     }
     let of = Selection::default();
     let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), Cursor::Dead(0), 100)).unwrap();
@@ -330,7 +330,7 @@ fn bulk_redrive_ends_where_there_is_no_room() {
 }
 
 #[test]
-fn conversation_is_deleted_but_for_what_is_in_flight_and_another_is_not() {
+fn deleting_a_conversation_keeps_its_message_in_flight_and_other_conversations() {
     let rig = Rig::new();
     let elsewhere = |n: usize| Submission { caller: Caller::Uid(7), ..message("other", &n.to_string(), "x") };
     for part in 0..3 {
@@ -348,10 +348,10 @@ fn conversation_is_deleted_but_for_what_is_in_flight_and_another_is_not() {
 }
 
 #[test]
-fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
+fn list_shows_queued_messages_in_order_and_then_dead_letters() {
     let rig = Rig::new();
     rig.accepted(message("a", "dead", "x"));
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.push_all((0..300).map(|n| message(&format!("t{}", n % 7), &n.to_string(), "secret")).collect());
     rig.accepted(in_conversation("k", message("b", "keyed", "x")));
     let names =
@@ -380,7 +380,7 @@ fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
 }
 
 #[test]
-fn cursor_is_read_as_it_is_shown() {
+fn displayed_cursor_parses_to_itself() {
     for cursor in [Cursor::Dead(0), Cursor::Dead(u64::MAX), Cursor::Queued { pack: 12, nth: 255 }] {
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
     }

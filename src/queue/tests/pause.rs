@@ -1,4 +1,4 @@
-//! What a pause holds up and what it does not, who ends it, and what three refused tokens say.
+//! Pauses of sending, and a destination that refuses every token.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn all_refused(rig: &Rig) -> bool {
 }
 
 #[test]
-fn paused_queue_accepts_and_settles_but_gives_nothing_out_until_it_is_resumed() {
+fn paused_queue_accepts_and_settles_but_leases_nothing_until_it_is_resumed() {
     let rig = Rig::new();
     rig.push_all(vec![message("a", "1", "one"), message("b", "1", "two")]);
     let in_flight = rig.lease(1).pop().unwrap();
@@ -51,7 +51,7 @@ fn lifetimes_go_on_while_sending_is_paused() {
 }
 
 #[test]
-fn pause_and_resume_wake_those_who_wait() {
+fn pause_and_resume_wake_waiting_tasks() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "x"));
     let queue = rig.queue.clone();
@@ -67,7 +67,7 @@ fn pause_and_resume_wake_those_who_wait() {
 }
 
 #[test]
-fn resuming_forgets_every_refused_token() {
+fn resuming_resets_every_refusal() {
     let rig = Rig::new();
     rig.push_all(vec![message("ok", "1", "ok")]);
     rig.drain();
@@ -83,8 +83,8 @@ fn resuming_forgets_every_refused_token() {
     assert_eq!(rig.drain(), ["a", "b", "a again"]);
 }
 
-/// A queue that three refused tokens have made careful; nothing was ever delivered.
-fn careful() -> Rig {
+/// A queue whose destination refused three tokens and has never delivered a message.
+fn all_refused_rig() -> Rig {
     let rig = Rig::new();
     for bearer in ["a", "b", "c"] {
         assert!(!all_refused(&rig));
@@ -117,7 +117,7 @@ fn caller_that_waits_gets_the_third_refusal_itself() {
 
 #[test]
 fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
-    let rig = careful();
+    let rig = all_refused_rig();
     rig.push_all(vec![message("d", "1", "d"), message("e", "1", "e")]);
     let work = rig.runtime.block_on(rig.queue.lease(LeaseRequest::any(9))).unwrap();
     assert!(work.leases.is_empty() && work.next_due.is_some(), "{work:?}");
@@ -133,7 +133,7 @@ fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
 
 #[test]
 fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refused() {
-    let rig = careful();
+    let rig = all_refused_rig();
     let outlook = |state: MessageState| match state.status {
         Status::Queued { next_attempt, before, .. } => (next_attempt, before),
         other => panic!("{other:?}"),
@@ -146,8 +146,8 @@ fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refus
 }
 
 #[test]
-fn first_delivery_ends_the_care_and_what_was_refused_stays_refused() {
-    let rig = careful();
+fn first_delivery_ends_all_refused_and_refused_tokens_stay_refused() {
+    let rig = all_refused_rig();
     rig.push_all(vec![message("d", "1", "d"), message("e", "1", "e"), message("f", "1", "f")]);
     rig.clock.skip(rig.options.probe_max);
     let lease = rig.lease(9).pop().unwrap();
@@ -162,7 +162,7 @@ fn first_delivery_ends_the_care_and_what_was_refused_stays_refused() {
 #[test]
 fn restart_and_resume_try_every_refused_token_again() {
     for restarted in [true, false] {
-        let mut rig = careful();
+        let mut rig = all_refused_rig();
         rig.clock.skip(Duration::from_secs(300));
         if restarted {
             rig = rig.reopen();
@@ -177,8 +177,8 @@ fn restart_and_resume_try_every_refused_token_again() {
 }
 
 #[test]
-fn operators_pause_and_resume_replace_the_care() {
-    let rig = careful();
+fn pause_and_resume_replace_all_refused() {
+    let rig = all_refused_rig();
     rig.pause("the region is wrong");
     assert_eq!(rig.overview().paused.unwrap().why, "the region is wrong");
     rig.clock.skip(Duration::from_secs(300));
@@ -189,7 +189,7 @@ fn operators_pause_and_resume_replace_the_care() {
 }
 
 #[test]
-fn one_token_refused_three_times_says_nothing_of_the_destination() {
+fn one_token_refused_three_times_does_not_begin_all_refused() {
     let rig = Rig::new();
     for round in 0..3 {
         rig.accepted(message("a", &round.to_string(), "x"));
@@ -227,7 +227,7 @@ fn destination_that_has_delivered_may_refuse_any_number_and_a_new_one_may_not() 
 }
 
 #[test]
-fn disconnects_that_count_as_done_prove_nothing() {
+fn disconnects_that_count_as_delivered_do_not_prove_the_destination() {
     let rig = Rig::new();
     rig.accepted(disconnect("gone", "1"));
     let lease = rig.lease(1).pop().unwrap();
