@@ -11,20 +11,19 @@
 //! | `pause`, `browse`, `redrive` | operators, by control |
 //! | `begin`, `expire`, `estimate` | the queue's thread itself |
 //!
-//! `dead_letter` and `requeue` are the two transitions that several operations share.
+//! `transitions` has the changes of a message that several operations share.
 
 pub mod accept;
 pub mod begin;
 pub mod browse;
-mod dead_letter;
 pub mod estimate;
 pub mod expire;
 pub mod lease;
 pub mod pause;
 pub mod query;
 pub mod redrive;
-mod requeue;
 pub mod settle;
+mod transitions;
 
 /// The most bytes that an operation writes between two commits, because a batch that sled frees stays in memory for a
 /// while: with 1 MiB ten thousand messages took 47 MiB, with this size 23.

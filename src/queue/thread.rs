@@ -7,7 +7,6 @@
 mod effects;
 mod metrics;
 pub mod request;
-mod waiters;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +19,7 @@ use tracing::{debug, error, info};
 pub use self::effects::Effects;
 use self::effects::{Committed, Effect};
 use self::metrics::QueueMetrics;
-use self::request::{Request, Shared};
-use self::waiters::{Waiters, is_any_open};
+use self::request::{Request, Shared, Waiters, is_any_open};
 use super::api::{Options, Result, Status};
 use super::ops::estimate::Pace;
 use super::ops::{self, COMMIT_BYTES, expire};

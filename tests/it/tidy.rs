@@ -313,7 +313,7 @@ fn only_rows_knows_the_letters_of_tables_and_the_parts_of_keys() {
 }
 
 /// The parts of the queue, lowest floor first. A part names only parts on lower floors, and its own files.
-const QUEUE_FLOORS: &[&[&str]] = &[
+pub(super) const QUEUE_FLOORS: &[&[&str]] = &[
     &["queue::rows"],
     &["queue::api"],
     &["queue::hashed"],

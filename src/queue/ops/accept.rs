@@ -1,6 +1,6 @@
 //! Accepting a submission: find its conversation, answer a repeat, check the limits, store the message.
 
-use super::requeue::{add_to_queue, requeue, take_dead_letter};
+use super::transitions::{add_to_queue, requeue, take_dead_letter};
 use crate::delivery::Receipt;
 use crate::message::Body;
 use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};

@@ -8,7 +8,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::COMMIT_BYTES;
-use super::dead_letter::{Cause, dead_letter};
+use super::transitions::{Cause, dead_letter};
 use crate::queue::api::Result;
 use crate::queue::rows::{
     ClientTokenRow, Dead, FinalState, Hash, Key, Outcome, Participant, Record, RecordPos, Table, Token,

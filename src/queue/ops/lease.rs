@@ -14,7 +14,7 @@
 
 use std::ops::Bound;
 
-use super::dead_letter::{Cause, dead_letter};
+use super::transitions::{Cause, dead_letter};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, ConnectionToken};
 use crate::queue::api::{Lease, LeaseRequest, Result, Work};

@@ -12,8 +12,7 @@
 //! outcome there.
 
 use super::browse::{DeathRow, Stored, death_of, scan, stored, view};
-use super::dead_letter::{Cause, dead_letter};
-use super::requeue::{requeue, take_dead_letter};
+use super::transitions::{Cause, dead_letter, requeue, take_dead_letter};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{self, Body, ClientToken, ConnectionToken};
 use crate::queue::api::{Cursor, MessageId, Redrive, Result, Seen, Selection, Sweep, Unmoved};

@@ -1,7 +1,7 @@
 //! Settling an attempt: the message is delivered, waits, is held, or is a dead letter.
 
-use super::dead_letter::{Cause, dead_letter, dequeue, put_outcome};
 use super::pause;
+use super::transitions::{Cause, dead_letter, dequeue, put_outcome};
 use crate::delivery::{Disposition, Outcome, Reason, Receipt, ServiceError};
 use crate::queue::api::{Lease, Result, Settled};
 use crate::queue::rows::{Conversation, ErrorRow, FinalState, Hash, Hold, Schedule, keys};

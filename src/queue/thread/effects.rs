@@ -8,8 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{error, info};
 
-use super::request::{Call, Shared};
-use super::waiters::Waiter;
+use super::request::{Call, Shared, Waiter};
 use crate::delivery::Outcome;
 use crate::life::{self, Subject};
 use crate::queue::api::{Lease, MessageState, Status};
