@@ -60,9 +60,9 @@ use tokio::sync::futures::Notified;
 use tokio::sync::oneshot;
 
 pub use self::api::{
-    Asker, Backlog, Cursor, Damaged, Expiring, Found, Full, Lease, LeaseRequest, MessageId, MessageState, Options,
-    Overview, Page, Part, Pause, Redrive, Rejection, Seen, SeenPlace, Selection, Settled, Sought, Status, Sweep,
-    Unmoved, Verdict, Work,
+    ActionError, Asker, Backlog, BulkProgress, Cursor, Damaged, Expiring, Found, Full, Lease, LeaseRequest, Location,
+    Lookup, MessageId, MessageState, MessageView, Options, Overview, Page, Pause, Redrive, Rejection, Selection,
+    Settled, StateFilter, Status, Verdict, Work,
 };
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
@@ -243,8 +243,8 @@ impl Queue {
     }
 
     /// Finds a message by the displayed form of its id.
-    pub async fn seek(&self, name: &str) -> Result<Sought, StoreFailed> {
-        let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Sought::Never) };
+    pub async fn seek(&self, name: &str) -> Result<Lookup, StoreFailed> {
+        let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Lookup::Never) };
         let mut after = 0;
         loop {
             match self.call(move |state, _| ops::browse::seek(state, store, sequence, after)).await? {
@@ -255,30 +255,30 @@ impl Queue {
     }
 
     /// A message that is queued or dead, with its contents if `contents` is true.
-    pub async fn show(&self, id: MessageId, contents: bool) -> Result<Option<Seen>, StoreFailed> {
+    pub async fn show(&self, id: MessageId, contents: bool) -> Result<Option<MessageView>, StoreFailed> {
         self.call(move |state, now| ops::browse::show(state, id, contents, now)).await
     }
 
     /// Queues a dead letter again, with a fresh lifetime, and removes the refusal of its token.
-    pub async fn redrive(&self, id: MessageId, with: Redrive) -> Result<Result<Seen, Unmoved>, StoreFailed> {
+    pub async fn redrive(&self, id: MessageId, with: Redrive) -> Result<Result<MessageView, ActionError>, StoreFailed> {
         self.call(move |state, now| ops::redrive::redrive(state, id, with, now)).await
     }
 
     /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason.
     /// Ends when the queue is full.
-    pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
-        let of = Selection { state: Some(Part::Dead), ..of };
+    pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
+        let of = Selection { state: Some(StateFilter::Dead), ..of };
         self.call(move |state, now| ops::redrive::redrive_all(state, &of, after, most, now)).await
     }
 
     /// Makes a message a dead letter with the reason `deleted`.
-    pub async fn delete(&self, id: MessageId) -> Result<Result<Seen, Unmoved>, StoreFailed> {
+    pub async fn delete(&self, id: MessageId) -> Result<Result<MessageView, ActionError>, StoreFailed> {
         self.call(move |state, now| ops::redrive::delete(state, id, now)).await
     }
 
     /// Deletes the next queued messages of a selection, at most `most`.
-    pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<Sweep, StoreFailed> {
-        let of = Selection { state: Some(Part::Queued), ..of };
+    pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
+        let of = Selection { state: Some(StateFilter::Queued), ..of };
         self.call(move |state, now| ops::redrive::delete_all(state, &of, after, most, now)).await
     }
 

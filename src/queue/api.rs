@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::lease::{Lease, LeaseRequest, Settled, Work};
-pub use self::messages::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
+pub use self::messages::{
+    ActionError, BulkProgress, Cursor, Location, Lookup, MessageView, Page, Redrive, Selection, StateFilter,
+};
 pub use self::verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Verdict};
 use crate::storage::SealingKey;
 use crate::time::Timestamp;

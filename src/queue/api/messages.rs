@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Queued messages or dead letters; `None` for both.
-    pub state: Option<Part>,
+    pub state: Option<StateFilter>,
     /// Messages of conversations with this label.
     pub conversation: Option<Box<str>>,
     /// Dead letters with this reason.
@@ -19,7 +19,7 @@ pub struct Selection {
 
 /// A part of the stored messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum StateFilter {
     /// The queued messages.
     Queued,
     /// The dead letters.
@@ -44,14 +44,14 @@ pub enum Cursor {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// The messages.
-    pub messages: Vec<Seen>,
+    pub messages: Vec<MessageView>,
     /// The position to continue from; `None` at the end.
     pub next: Option<Cursor>,
 }
 
 /// The result of one step of a bulk action.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sweep {
+pub struct BulkProgress {
     /// Messages redriven, or deleted.
     pub done: u64,
     /// Messages that were not changed, because an attempt is under way.
@@ -64,7 +64,7 @@ pub struct Sweep {
 
 /// A message as an operator sees it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct MessageView {
     /// The relay's id of the message.
     pub id: MessageId,
     /// The ClientToken that Connect knows it by.
@@ -84,14 +84,14 @@ pub struct Seen {
     /// True if it may have been delivered.
     pub maybe_delivered: bool,
     /// Its place: queued or dead.
-    pub place: SeenPlace,
+    pub place: Location,
     /// Its contents, if they were requested and can be read.
     pub body: Option<Body>,
 }
 
 /// The place of a message, as an operator sees it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SeenPlace {
+pub enum Location {
     /// It is queued.
     Queued {
         /// True while an attempt is under way.
@@ -112,7 +112,7 @@ pub enum SeenPlace {
 
 /// The result of a search for a message by its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sought {
+pub enum Lookup {
     /// It is queued or dead.
     Here(MessageId),
     /// It was accepted once, and was delivered or pruned since.
@@ -132,7 +132,7 @@ pub struct Redrive {
 
 /// The reason why an operator's action did not change a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmoved {
+pub enum ActionError {
     /// It is queued already.
     Queued,
     /// An attempt is under way; its answer decides.
@@ -150,7 +150,7 @@ impl Selection {
     #[must_use]
     pub fn start(&self) -> Cursor {
         match (self.state, self.reason) {
-            (Some(Part::Dead), _) | (None, Some(_)) => Cursor::Dead(0),
+            (Some(StateFilter::Dead), _) | (None, Some(_)) => Cursor::Dead(0),
             _ => Cursor::Queued { pack: 0, nth: u8::MAX },
         }
     }
@@ -160,7 +160,7 @@ impl Selection {
     pub fn leads_to(&self, cursor: Cursor) -> bool {
         match cursor {
             Cursor::Queued { .. } => matches!(self.start(), Cursor::Queued { .. }),
-            Cursor::Dead(_) => self.state != Some(Part::Queued),
+            Cursor::Dead(_) => self.state != Some(StateFilter::Queued),
         }
     }
 

@@ -25,7 +25,7 @@ impl std::fmt::Display for MessageId {
 pub struct MessageState {
     /// The relay's id of it.
     pub id: MessageId,
-    /// When it was accepted.
+    /// The time of its acceptance.
     pub accepted: Timestamp,
     /// Attempts that counted.
     pub attempts: u32,

@@ -11,7 +11,7 @@
 use std::ops::Bound;
 
 use crate::delivery::Reason;
-use crate::queue::api::{Cursor, MessageId, Page, Result, Seen, SeenPlace, Selection, Sought};
+use crate::queue::api::{Cursor, Location, Lookup, MessageId, MessageView, Page, Result, Selection};
 use crate::queue::rows::{
     ClientTokenRow, Dead, ErrorRow, FinalState, Outcome, Record, RecordPos, Schedule, Table, keys, reason_at,
 };
@@ -116,18 +116,18 @@ fn has_dead(state: &mut State, of: &Selection, dead: &Dead) -> Result<bool> {
 
 /// Searches for a message by its sequence number, in the packs after `after`. `Err` is the pack to continue after. Packs
 /// have no index of sequence numbers, so this takes several steps.
-pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<Result<Sought, u64>> {
+pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<Result<Lookup, u64>> {
     if store != state.store.nonce || !(1..state.meta.next_sequence).contains(&sequence) {
-        return Ok(Ok(Sought::Never));
+        return Ok(Ok(Lookup::Never));
     }
     let here =
-        |state: &State, record: &Record| Ok(Ok(Sought::Here(state.id(sequence, record.conversation, record.entry))));
+        |state: &State, record: &Record| Ok(Ok(Lookup::Here(state.id(sequence, record.conversation, record.entry))));
     if let Some(dead) = state.store.get::<Dead>(&keys::dead(sequence))? {
         return here(state, &dead.record);
     }
     let (mut after, mut looks) = (after, 0);
     while looks < LOOKS_MAX {
-        let Some(live) = state.next_pack(after)? else { return Ok(Ok(Sought::Gone)) };
+        let Some(live) = state.next_pack(after)? else { return Ok(Ok(Lookup::Gone)) };
         if let Some((_, record)) = live.records.iter().find(|(_, record)| record.sequence == sequence) {
             return here(state, record);
         }
@@ -138,7 +138,7 @@ pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<
 }
 
 /// A message by its id, for an operator; `None` if it was delivered or pruned.
-pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) -> Result<Option<Seen>> {
+pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) -> Result<Option<MessageView>> {
     match stored(state, id, now)? {
         Some(stored) => view(state, stored, contents, now).map(Some),
         None => Ok(None),
@@ -165,7 +165,7 @@ fn in_conversation(state: &mut State, at: RecordPos, record: Record, now: Timest
 }
 
 /// A message as an operator sees it.
-pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -> Result<Seen> {
+pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -> Result<MessageView> {
     let (record, attempts, maybe_delivered, place) = match stored {
         Stored::Queued(Queued { reference, record }) => {
             let row = state.conversation(&record.conversation, now)?;
@@ -175,11 +175,11 @@ pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -
                 _ => None,
             };
             let doubtful = state.is_doubtful(&row, &reference);
-            (record, reference.attempts, doubtful, SeenPlace::Queued { in_flight, next_attempt })
+            (record, reference.attempts, doubtful, Location::Queued { in_flight, next_attempt })
         }
         Stored::Dead(Dead { record, attempts, died }) => {
             let death = death_of(state, &record)?;
-            let place = SeenPlace::Dead {
+            let place = Location::Dead {
                 died,
                 reason: death.as_ref().map(|death| death.reason),
                 error: death.as_ref().map(|death| death.error.clone().into()).unwrap_or_default(),
@@ -188,7 +188,7 @@ pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -
         }
     };
     let body = if contents { state.body(&record)? } else { None };
-    Ok(Seen {
+    Ok(MessageView {
         id: state.id(record.sequence, record.conversation, record.entry),
         client_token: record.client_token.into(),
         conversation: record.label.into(),

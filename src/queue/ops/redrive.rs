@@ -15,7 +15,7 @@ use super::browse::{DeathRow, Stored, death_of, scan, stored, view};
 use super::transitions::{Cause, dead_letter, requeue, take_dead_letter};
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{self, Body, ClientToken, ConnectionToken};
-use crate::queue::api::{Cursor, MessageId, Redrive, Result, Seen, Selection, Sweep, Unmoved};
+use crate::queue::api::{ActionError, BulkProgress, Cursor, MessageId, MessageView, Redrive, Result, Selection};
 use crate::queue::rows::{
     Attempts, ClientTokenRow, Dead, ErrorRow, FinalState, Hash, Outcome, Record, Secret, Token, keys, reason_index,
 };
@@ -25,21 +25,32 @@ use crate::queue::state::parts::{Known, Queued};
 use crate::time::Timestamp;
 
 /// Redrives a dead letter.
-pub fn redrive(state: &mut State, id: MessageId, with: Redrive, now: Timestamp) -> Result<Result<Seen, Unmoved>> {
+pub fn redrive(
+    state: &mut State,
+    id: MessageId,
+    with: Redrive,
+    now: Timestamp,
+) -> Result<Result<MessageView, ActionError>> {
     Ok(match stored(state, id, now)? {
         Some(Stored::Dead(dead)) => match redrive_dead(state, dead, with, now)? {
             Ok(queued) => Ok(view(state, Stored::Queued(queued), false, now)?),
             Err(unmoved) => Err(unmoved),
         },
-        Some(Stored::Queued(_)) => Err(Unmoved::Queued),
-        None => Err(Unmoved::Gone),
+        Some(Stored::Queued(_)) => Err(ActionError::Queued),
+        None => Err(ActionError::Gone),
     })
 }
 
 /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason. Ends
 /// when the queue is full.
-pub fn redrive_all(state: &mut State, of: &Selection, after: Cursor, most: usize, now: Timestamp) -> Result<Sweep> {
-    let mut progress = Sweep::default();
+pub fn redrive_all(
+    state: &mut State,
+    of: &Selection,
+    after: Cursor,
+    most: usize,
+    now: Timestamp,
+) -> Result<BulkProgress> {
+    let mut progress = BulkProgress::default();
     progress.next = scan(state, of, (after, most), now, |state, message| {
         let Stored::Dead(dead) = message else { return Ok(true) };
         let death = death_of(state, &dead.record)?;
@@ -47,7 +58,7 @@ pub fn redrive_all(state: &mut State, of: &Selection, after: Cursor, most: usize
             return Ok(true);
         }
         match redrive_dead(state, dead, Redrive::default(), now)? {
-            Err(Unmoved::Full(full)) => progress.full = Some(full),
+            Err(ActionError::Full(full)) => progress.full = Some(full),
             Err(_) => {}
             Ok(_) => progress.done += 1,
         }
@@ -56,9 +67,9 @@ pub fn redrive_all(state: &mut State, of: &Selection, after: Cursor, most: usize
     Ok(progress)
 }
 
-fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) -> Result<Result<Queued, Unmoved>> {
+fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) -> Result<Result<Queued, ActionError>> {
     if let Some(full) = state.full() {
-        return Ok(Err(Unmoved::Full(full)));
+        return Ok(Err(ActionError::Full(full)));
     }
     let death = death_of(state, &dead.record)?;
     let mut again = dead.clone();
@@ -75,7 +86,7 @@ fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) ->
         record.token = *hash;
         record.conversation = token.conversation.unwrap_or_else(|| state.default_conversation(hash, &token));
         if record.conversation != dead.record.conversation && !move_into(state, record, &token, bearer, now)? {
-            return Ok(Err(Unmoved::Taken));
+            return Ok(Err(ActionError::Taken));
         }
     }
     let conversation = record.conversation;
@@ -160,20 +171,26 @@ fn move_into(
 }
 
 /// Deletes a message.
-pub fn delete(state: &mut State, id: MessageId, now: Timestamp) -> Result<Result<Seen, Unmoved>> {
-    let Some(message) = stored(state, id, now)? else { return Ok(Err(Unmoved::Gone)) };
+pub fn delete(state: &mut State, id: MessageId, now: Timestamp) -> Result<Result<MessageView, ActionError>> {
+    let Some(message) = stored(state, id, now)? else { return Ok(Err(ActionError::Gone)) };
     if let Err(unmoved) = delete_stored(state, message, now)? {
         return Ok(Err(unmoved));
     }
     Ok(match stored(state, id, now)? {
         Some(dead) => Ok(view(state, dead, false, now)?),
-        None => Err(Unmoved::Gone),
+        None => Err(ActionError::Gone),
     })
 }
 
 /// Deletes the next messages of a selection, at most `most`.
-pub fn delete_all(state: &mut State, of: &Selection, after: Cursor, most: usize, now: Timestamp) -> Result<Sweep> {
-    let mut progress = Sweep::default();
+pub fn delete_all(
+    state: &mut State,
+    of: &Selection,
+    after: Cursor,
+    most: usize,
+    now: Timestamp,
+) -> Result<BulkProgress> {
+    let mut progress = BulkProgress::default();
     progress.next = scan(state, of, (after, most), now, |state, message| {
         match delete_stored(state, message, now)? {
             Ok(()) => progress.done += 1,
@@ -184,7 +201,7 @@ pub fn delete_all(state: &mut State, of: &Selection, after: Cursor, most: usize,
     Ok(progress)
 }
 
-fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<Result<(), Unmoved>> {
+fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<Result<(), ActionError>> {
     let error = ServiceError {
         status: 410,
         code: "GoneException".into(),
@@ -194,7 +211,7 @@ fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<R
     match message {
         Stored::Queued(queued) => {
             if state.is_in_flight(&queued.record) {
-                return Ok(Err(Unmoved::InFlight));
+                return Ok(Err(ActionError::InFlight));
             }
             let (conversation, token) = (queued.record.conversation, queued.record.token);
             let mut row = state.conversation(&conversation, now)?;

@@ -1,5 +1,5 @@
-//! What goes in comes out, what was damaged does not, and nothing is too long for a row. Spoilt rows are the fuzzing of
-//! this module: `PROPTEST_CASES` times 80 of them, 20,480 unless set.
+//! Rows decode to what was encoded, damaged rows do not, and no row is too long. Damaged rows are the fuzzing of this
+//! module: `PROPTEST_CASES` times 80 of them, 20,480 unless set.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::delivery::{Receipt, ServiceError};
 use crate::storage::row::{ROW_MAX, encode, put_checksum};
 use crate::time::Timestamp;
 
-/// What sealing adds.
+/// The bytes that sealing adds.
 const SEAL: usize = 33;
 
 fn with_sum(key: &[u8], payload: &[u8]) -> Vec<u8> {
@@ -199,7 +199,7 @@ fn payloads() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Bytes whose sum holds decode to a row that stays what it is when it is written again, or to none. No panic.
+/// Bytes with a valid checksum decode to a row that is equal after it is written again, or to none, without a panic.
 fn decodes_to_itself<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Result<(), TestCaseError> {
     let key = b"fuzz";
     let Some(row) = decode::<T>(key, &with_sum(key, payload)) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! The queue against a plain model of it in memory: random sequences of what bots, upstream, time and operators do.
+//! The queue against a plain model in memory: random sequences of actions of bots, Connect, time and operators.
 //!
 //! Eight times `PROPTEST_CASES` of them, 2,048 unless it is set; a failure prints the shortest sequence that shows it.
 
@@ -114,12 +114,12 @@ fn step() -> impl Strategy<Value = Step> {
 struct Message {
     bearer: usize,
     client_token: u8,
-    /// What was accepted.
+    /// The accepted text.
     text: String,
-    /// What is sent.
+    /// The text that is sent.
     says: String,
     label: Box<str>,
-    /// The token of the attempt of which nobody knows what it came to.
+    /// The token of the attempt whose answer was lost.
     sent_with: Option<usize>,
     lifetime: u64,
     deadline: u64,
@@ -132,7 +132,7 @@ struct Message {
 struct Gone {
     sequence: u64,
     at: u64,
-    /// Why it is dead, and the token that it died with; none where it was delivered.
+    /// The reason and the token of a dead letter; `None` if it was delivered.
     dead: Option<(Reason, usize)>,
     maybe_delivered: bool,
     /// It was redriven into another conversation.
@@ -323,7 +323,7 @@ impl Model {
         }
     }
 
-    /// What is queued, dead or delivered: its conversation, ClientToken, number, and whether it is dead.
+    /// The queued, dead and delivered messages: conversation, ClientToken, number, and true for a dead letter.
     fn all(&self) -> Vec<(usize, u8, u64, bool)> {
         let mut all = Vec::new();
         for (name, conversation) in &self.conversations {
@@ -450,7 +450,7 @@ impl Conversation {
     fn insert(&mut self, sequence: u64, message: Message, boot: u32, unclean_boot: u32) {
         let head = self.line.first().map(|(head, _)| *head);
         let doubtful = head.is_some_and(|head| self.is_doubtful(head, unclean_boot));
-        // Something was put behind a head of which nobody knew: it stays the first.
+        // A message was put behind a doubtful head, which stays the first.
         let passed_over = !self.line.is_sorted_by_key(|(other, _)| *other);
         let first = usize::from(doubtful || self.in_flight || passed_over);
         let at = first + self.line[first..].partition_point(|(other, _)| *other < sequence);
@@ -496,7 +496,7 @@ fn label(bearer: usize) -> Box<str> {
     if conversation_of(bearer) == 3 { "k".into() } else { crate::message::label(None, &token(BEARERS[bearer])) }
 }
 
-/// What an operator makes of a text: a long one of a short one, and the other way round.
+/// An operator's change of a text: a long one for a short one, and the other way round.
 fn edited(text: &str) -> String {
     if text.len() > 1000 { "edited".into() } else { text.repeat(1 + 6000 / text.len()) }
 }
@@ -620,9 +620,9 @@ impl Pair {
                     }
                 };
                 let expected = match dead {
-                    false => Err(Unmoved::Queued),
+                    false => Err(ActionError::Queued),
                     true if self.model.redrive(name, key, with) => Ok(()),
-                    true => Err(Unmoved::Taken),
+                    true => Err(ActionError::Taken),
                 };
                 prop_assert_eq!(self.rig.redrive(id, redrive), expected);
             }
@@ -644,7 +644,7 @@ impl Pair {
                 let all = self.model.all();
                 let Some(&(name, key, sequence, _)) = all.get(nth % all.len().max(1)) else { return Ok(self) };
                 if let Some(id) = self.kept(sequence, name, key)? {
-                    let expected = if self.model.delete(name, key) { Ok(()) } else { Err(Unmoved::InFlight) };
+                    let expected = if self.model.delete(name, key) { Ok(()) } else { Err(ActionError::InFlight) };
                     prop_assert_eq!(self.rig.delete(id), expected);
                 }
             }
@@ -674,13 +674,13 @@ impl Pair {
         Ok(self)
     }
 
-    /// The id of what is queued or dead; none where it was delivered.
+    /// The id of a queued or dead message; `None` if it was delivered.
     fn kept(&self, sequence: u64, name: usize, key: u8) -> Result<Option<MessageId>, TestCaseError> {
         let delivered = self.model.conversations[&name].gone.get(&key).is_some_and(|gone| gone.dead.is_none());
         match self.rig.seek(&format!("{:08x}-{sequence}", self.store)) {
-            Sought::Here(id) => Ok(Some(id)),
+            Lookup::Here(id) => Ok(Some(id)),
             sought => {
-                prop_assert!(sought == Sought::Gone && delivered, "{sequence}: {sought:?}");
+                prop_assert!(sought == Lookup::Gone && delivered, "{sequence}: {sought:?}");
                 Ok(None)
             }
         }

@@ -3,12 +3,12 @@
 use super::*;
 
 impl Rig {
-    pub(super) fn seek(&self, name: &str) -> Sought {
+    pub(super) fn seek(&self, name: &str) -> Lookup {
         self.runtime.block_on(self.queue.seek(name)).unwrap()
     }
 
-    /// All of it, a few at a time.
-    pub(super) fn list(&self, of: &Selection) -> Vec<Seen> {
+    /// All messages of a selection, a few at a time.
+    pub(super) fn list(&self, of: &Selection) -> Vec<MessageView> {
         let (mut all, mut next) = (Vec::new(), Some(of.start()));
         while let Some(after) = next {
             let page = self.runtime.block_on(self.queue.list(of.clone(), after, 50)).unwrap();
@@ -18,17 +18,17 @@ impl Rig {
         all
     }
 
-    pub(super) fn redrive(&self, id: MessageId, with: Redrive) -> Result<(), Unmoved> {
+    pub(super) fn redrive(&self, id: MessageId, with: Redrive) -> Result<(), ActionError> {
         self.runtime.block_on(self.queue.redrive(id, with)).unwrap().map(|_| ())
     }
 
-    pub(super) fn delete(&self, id: MessageId) -> Result<(), Unmoved> {
+    pub(super) fn delete(&self, id: MessageId) -> Result<(), ActionError> {
         self.runtime.block_on(self.queue.delete(id)).unwrap().map(|_| ())
     }
 
-    /// How many were redriven.
+    /// The number of redriven messages.
     pub(super) fn redrive_all(&self, of: &Selection) -> u64 {
-        let (mut done, mut next) = (0, Some(Selection { state: Some(Part::Dead), ..of.clone() }.start()));
+        let (mut done, mut next) = (0, Some(Selection { state: Some(StateFilter::Dead), ..of.clone() }.start()));
         while let Some(after) = next {
             let sweep = self.runtime.block_on(self.queue.redrive_all(of.clone(), after, 50)).unwrap();
             done += sweep.done;
@@ -37,7 +37,7 @@ impl Rig {
         done
     }
 
-    /// How many pieces of contents lie in the store, which ends with this.
+    /// The number of pieces of contents in the store, which this closes.
     fn pieces(self) -> usize {
         let Rig { folder: _folder, options, queue, writer, runtime, .. } = self;
         drop((queue, runtime));
@@ -54,7 +54,7 @@ impl Rig {
         of.map(|metric| metric.get_counter().get_value()).sum()
     }
 
-    /// How many were deleted, and how many in flight.
+    /// The numbers of deleted messages and of messages in flight.
     pub(super) fn delete_all(&self, label: &str) -> (u64, u64) {
         let of = Selection { conversation: Some(label.into()), ..Selection::default() };
         let (mut done, mut in_flight, mut next) = (0, 0, Some(of.start()));
@@ -67,7 +67,7 @@ impl Rig {
     }
 }
 
-/// Buries what is due, and says which they are.
+/// Dead-letters all due messages, and returns their ids.
 fn dead_letter_all(rig: &Rig) -> Vec<MessageId> {
     let mut dead = Vec::new();
     while let Some(lease) = rig.lease(1).pop() {
@@ -103,15 +103,15 @@ fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_life
     assert_eq!((seen.id, seen.attempts), (first.id, 0));
     let fresh = before + Duration::from_secs(100)..=rig.clock.now() + Duration::from_secs(100);
     assert!(fresh.contains(&seen.deadline));
-    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Queued));
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(ActionError::Queued));
     assert_eq!(rig.overview().dead, 0);
     let rig = rig.reopen();
     let lease = rig.lease(1).pop().unwrap();
     assert_eq!((lease.client_token.as_str(), lease.id, &*text(&lease)), ("1", first.id, "one"));
     rig.settle(lease, delivered());
     assert_eq!(rig.drain(), ["two", "three"]);
-    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Gone));
-    assert_eq!(rig.seek(&first.id.to_string()), Sought::Gone);
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(ActionError::Gone));
+    assert_eq!(rig.seek(&first.id.to_string()), Lookup::Gone);
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_ar
     rig.accepted(in_conversation("k", message("new", "other", "other")));
     rig.accepted(in_conversation("k", message("new", "1", "another one")));
     let with = || Redrive { token: Some(token("new")), body: None };
-    assert_eq!(rig.redrive(id, with()), Err(Unmoved::Taken));
+    assert_eq!(rig.redrive(id, with()), Err(ActionError::Taken));
     assert_eq!((rig.overview().dead, rig.overview().queued), (1, 2));
     assert_eq!(rig.drain(), ["other", "another one"]);
     rig.skip(Duration::from_secs(3601));
@@ -176,7 +176,7 @@ fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_ar
     let lease = rig.lease(1).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("new") && &*lease.label == "k");
     rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
-    // And back again, with a token that nobody has used.
+    // And back again, with an unused token.
     rig.redrive(seen.id, Redrive { token: Some(token("old")), body: None }).unwrap();
     assert_eq!(rig.overview().dead, 0);
     assert_eq!(rig.drain(), ["one", "other"]);
@@ -248,7 +248,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     rig.push_all((1..=3).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
     let ids: Vec<MessageId> = rig.list(&Selection::default()).iter().map(|seen| seen.id).collect();
     let lease = rig.lease(1).pop().unwrap();
-    assert_eq!(rig.delete(ids[0]), Err(Unmoved::InFlight));
+    assert_eq!(rig.delete(ids[0]), Err(ActionError::InFlight));
     let now = rig.clock.now();
     rig.settle(
         lease,
@@ -273,7 +273,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     rig.delete(dead).unwrap();
     assert_eq!(dead_of(&rig, "b", "1"), Some((Reason::Deleted, false)));
     assert_eq!(rig.dead_letters_counted("deleted"), 2.0, "it is not counted twice");
-    assert_eq!(rig.redrive_all(&Selection::default()), 0, "nobody asked for what was deleted");
+    assert_eq!(rig.redrive_all(&Selection::default()), 0, "deleted messages are redriven only on request");
     assert_eq!(rig.redrive_all(&Selection { reason: Some(Reason::Deleted), ..Selection::default() }), 3);
     assert_eq!(rig.drain().len(), 3);
 }
@@ -321,12 +321,13 @@ fn bulk_redrive_ends_when_the_queue_is_full() {
     }
     let of = Selection::default();
     let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), Cursor::Dead(0), 100)).unwrap();
-    let Sweep { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep else {
+    let BulkProgress { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep
+    else {
         panic!("{sweep:?}")
     };
     assert_eq!(rig.drain().len(), 3);
     let sweep = rig.runtime.block_on(rig.queue.redrive_all(of, next, 100)).unwrap();
-    assert_eq!(sweep, Sweep { done: 2, ..Sweep::default() });
+    assert_eq!(sweep, BulkProgress { done: 2, ..BulkProgress::default() });
 }
 
 #[test]
@@ -363,7 +364,7 @@ fn list_shows_queued_messages_in_order_and_then_dead_letters() {
         reason,
         conversation: conversation.map(Into::into),
     };
-    assert_eq!(names(&of(Some(Part::Queued), None, None)), expected);
+    assert_eq!(names(&of(Some(StateFilter::Queued), None, None)), expected);
     expected.push("dead".into());
     assert_eq!(names(&Selection::default()), expected);
     assert_eq!(names(&of(None, Some(Reason::Invalid), None)), ["dead"]);
@@ -371,11 +372,11 @@ fn list_shows_queued_messages_in_order_and_then_dead_letters() {
     assert_eq!(names(&of(None, None, Some("k"))), ["keyed"]);
     let label = crate::message::label(None, &token("t3"));
     assert_eq!(names(&of(None, None, Some(&label))).len(), 43);
-    let listed = rig.list(&of(Some(Part::Queued), None, None));
+    let listed = rig.list(&of(Some(StateFilter::Queued), None, None));
     assert!(listed.iter().all(|seen| seen.body.is_none() && seen.content_type.as_deref() == Some("text/plain")));
-    assert_eq!(rig.seek(&listed[299].id.to_string()), Sought::Here(listed[299].id));
+    assert_eq!(rig.seek(&listed[299].id.to_string()), Lookup::Here(listed[299].id));
     for never in ["", "x", "0-1", "0000002a-1", "-", &format!("{}9999", listed[0].id), &format!("+{}", listed[0].id)] {
-        assert_eq!(rig.seek(never), Sought::Never, "{never}");
+        assert_eq!(rig.seek(never), Lookup::Never, "{never}");
     }
 }
 

@@ -24,7 +24,7 @@ fn paused_queue_accepts_and_settles_but_leases_nothing_until_it_is_resumed() {
     rig.pause("the instance moves");
     assert_eq!(rig.settle(in_flight, delivered()), Settled::Delivered);
     let Status::Queued { before, .. } = rig.accepted(message("c", "1", "three")).status else { panic!("it is queued") };
-    assert_eq!(before, None, "nobody can tell");
+    assert_eq!(before, None, "it cannot be estimated");
     assert!(rig.lease(9).is_empty());
     let rig = rig.reopen();
     assert!(rig.lease(9).is_empty(), "what an operator ordered stands after a restart");
@@ -47,7 +47,7 @@ fn lifetimes_go_on_while_sending_is_paused() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (0, 1));
     let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "2", "x") };
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 0.001)).unwrap().remove(0);
-    assert!(matches!(verdict, Verdict::Accepted { .. }), "it may be resumed at once: nobody can call it too late");
+    assert!(matches!(verdict, Verdict::Accepted { .. }), "it may be resumed at once, so it is not too late");
 }
 
 #[test]

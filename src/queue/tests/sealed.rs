@@ -33,7 +33,7 @@ impl Rig {
         (text, Rig::open(folder, options, clock))
     }
 
-    /// Whether the canary stands anywhere in the folder, as text or as the store's key would show it.
+    /// True if a file of the folder contains the canary.
     fn shows_the_canary(&self) -> bool {
         let mut folders = vec![self.options.path.clone()];
         let mut found = false;

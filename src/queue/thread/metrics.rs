@@ -53,13 +53,13 @@ impl QueueMetrics {
             corrupt: metrics.counter("records_corrupt_total", "Rows that failed their checksum and were set aside."),
             duplicates_possible: metrics.counter(
                 "duplicates_possible_total",
-                "Messages sent again with another token after an attempt of which nobody knows what it came to.",
+                "Messages sent again with another token after an attempt whose answer was lost.",
             ),
             store_errors: metrics.counters("store_errors_total", "Failures of the store.", &["op"]),
             commit_seconds: metrics.histogram("commit_seconds", "Time of one durable commit.", LOCAL_SECONDS),
             commit_messages: metrics.histogram(
                 "commit_messages",
-                "Acts made durable by one commit.",
+                "Requests made durable by one commit.",
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
             ),
             delivery_seconds: metrics.histogram("delivery_seconds", "From acceptance to delivery.", DELIVERY_SECONDS),
@@ -75,11 +75,11 @@ impl QueueMetrics {
                 "How long the longest waiting conversation could have been sent; 0 when nothing is due.",
             ),
             dead_letters: metrics.gauge("dead_letters", "Dead letters kept."),
-            conversations: metrics.gauge("conversations", "Conversations with something queued."),
-            damaged: metrics.gauge("store_damaged", "1 while a damaged store lies set aside."),
+            conversations: metrics.gauge("conversations", "Conversations with queued messages."),
+            damaged: metrics.gauge("store_damaged", "1 while a damaged store is set aside."),
             held: metrics.gauges(
                 "conversations_held",
-                "Conversations that wait for one thing to be known.",
+                "Conversations that wait for a renewed token, or for the outcome of a lost answer.",
                 &["reason"],
             ),
             expiring: metrics.gauge(
