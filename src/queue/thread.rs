@@ -223,7 +223,7 @@ impl QueueThread {
             }
             Request::Await { id, waiter } => match ops::query::look(&mut self.state, id, now)? {
                 Some(state) if matches!(state.status, Status::Queued { .. }) => {
-                    self.waiters.add(id.sequence, id.conversation, waiter);
+                    self.waiters.add(id, waiter);
                 }
                 state => self.effects.push(Effect::Look(waiter, state)),
             },
@@ -236,8 +236,8 @@ impl QueueThread {
     fn take_events(&mut self) {
         for event in self.state.events.drain(..) {
             let waiters = match &event {
-                Event::Delivered { lease, .. } => self.waiters.take(lease.id.sequence),
-                Event::Dead(death) => self.waiters.take(death.id.sequence),
+                Event::Delivered { lease, .. } => self.waiters.take(lease.id),
+                Event::Dead(death) => self.waiters.take(death.id),
                 _ => Vec::new(),
             };
             self.effects.push(Effect::Event(event, waiters));

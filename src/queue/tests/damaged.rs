@@ -23,7 +23,7 @@ impl Rig {
         Rig::open(folder, options, clock)
     }
 
-    /// Accepts, delivers, buries and renews by chance, until some segments of the log have been freed.
+    /// Accepts, delivers and dead-letters by chance, until some segments of the log have been freed.
     fn busy(mut self, seed: u64, rounds: u32) -> Rig {
         let mut dice = fastrand::Rng::with_seed(seed);
         for round in 0..rounds {

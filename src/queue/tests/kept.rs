@@ -3,7 +3,7 @@
 use super::*;
 
 impl Rig {
-    /// Accepts a message and buries it.
+    /// Accepts and dead-letters a message.
     fn dead_letter(&self, client_token: &str, text: &str) {
         self.accepted(message("a", client_token, text));
         let lease = self.lease(1).pop().unwrap();

@@ -1,6 +1,6 @@
 //! The requests to the queue's thread, the callers that wait for outcomes, and the values that it shares with the handles.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
@@ -100,33 +100,32 @@ impl Shared {
 /// A caller that waits for the outcome of a message.
 pub type Waiter = oneshot::Sender<Option<MessageState>>;
 
-/// The waiting callers, by sequence number, with the conversation of the message.
+/// The waiting callers, by conversation, with the sequence number of the message.
 #[derive(Debug, Default)]
-pub struct Waiters(HashMap<u64, (Hash, Vec<Waiter>)>);
+pub struct Waiters(HashMap<Hash, Vec<(u64, Waiter)>>);
 
 impl Waiters {
-    pub fn add(&mut self, sequence: u64, conversation: Hash, waiter: Waiter) {
-        self.0.entry(sequence).or_insert_with(|| (conversation, Vec::new())).1.push(waiter);
+    pub fn add(&mut self, id: MessageId, waiter: Waiter) {
+        self.0.entry(id.conversation).or_default().push((id.sequence, waiter));
     }
 
     /// The messages of a conversation for which a caller waits that has not hung up, in order.
     pub fn of(&self, conversation: &Hash) -> Vec<u64> {
-        let own = self.0.iter().filter(|(_, (of, waiters))| of == conversation && is_any_open(waiters));
-        let mut sequences: Vec<u64> = own.map(|(sequence, _)| *sequence).collect();
-        sequences.sort_unstable();
-        sequences
+        let own = self.0.get(conversation).into_iter().flatten().filter(|(_, waiter)| !waiter.is_closed());
+        own.map(|(sequence, _)| *sequence).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Takes the callers that wait for a message.
-    pub fn take(&mut self, sequence: u64) -> Vec<Waiter> {
-        self.0.remove(&sequence).map(|(_, waiters)| waiters).unwrap_or_default()
+    pub fn take(&mut self, id: MessageId) -> Vec<Waiter> {
+        let Some(own) = self.0.get_mut(&id.conversation) else { return Vec::new() };
+        own.extract_if(.., |(sequence, _)| *sequence == id.sequence).map(|(_, waiter)| waiter).collect()
     }
 
     /// Removes callers that hung up.
     pub fn sweep(&mut self) {
-        self.0.retain(|_, (_, waiters)| {
-            waiters.retain(|waiter| !waiter.is_closed());
-            !waiters.is_empty()
+        self.0.retain(|_, own| {
+            own.retain(|(_, waiter)| !waiter.is_closed());
+            !own.is_empty()
         });
     }
 }
