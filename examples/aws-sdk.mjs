@@ -20,12 +20,13 @@ const credentials = { accessKeyId: "none", secretAccessKey: "none" };
 const socketPath = process.env.RELAY_SOCKET;
 const overSocket = { endpoint: "http://relay", requestHandler: { httpAgent: { socketPath, keepAlive: true } } };
 
-// A client for each chat: the middleware names the conversation on every call.
+// A client for each chat: the middleware names the conversation on every call, and asks for the outcome.
 function clientFor(contact) {
   const client = new ConnectParticipantClient({ region: "eu-west-2", credentials, ...(socketPath && overSocket) });
   client.middlewareStack.add(
     (next) => (args) => {
       args.request.headers["relay-conversation"] = `${contact}/bot`;
+      args.request.headers.prefer = "wait=8"; // without it the socket answers 202 as soon as the message is on disk
       return next(args);
     },
     { step: "build", name: "relayConversation" },

@@ -22,7 +22,8 @@ contact = ContextVar("contact")
 
 
 def add_conversation(params, **_):
-    """Names the conversation on every call, because boto3 has no parameter for it."""
+    """Names the conversation on every call, and asks for the outcome: boto3 has no parameters for these headers."""
+    params["headers"]["Prefer"] = "wait=8"  # without it the socket answers 202 as soon as the message is on disk
     if name := contact.get(None):
         params["headers"]["Relay-Conversation"] = f"{name}/bot"
 

@@ -81,9 +81,7 @@ impl Admin {
             }
         }
     }
-}
 
-impl Admin {
     /// Checks that the bots' socket is at its path. Before it is bound it is not.
     fn check_socket(&self) -> Result<(), String> {
         let checked = self.socket_path.get().map_or(Err("it is not bound yet".into()), SocketPath::check);

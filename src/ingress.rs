@@ -242,7 +242,8 @@ impl Inner {
             return Err(ErrorReply::unavailable("connect-relay: the relay is stopping, nothing was kept")
                 .counted(RejectReason::Draining));
         }
-        if let Some(encoding) = route.reads_body().then(|| encoding(&parts.headers)).flatten() {
+        // A forwarded body may have any encoding: the service decides.
+        if let Some(encoding) = route.takes_messages().then(|| encoding(&parts.headers)).flatten() {
             return Err(ErrorReply::encoded(encoding));
         }
         Ok(())
@@ -357,12 +358,6 @@ impl Route {
             }
             _ => Route::Forward,
         }
-    }
-
-    /// True if the relay itself reads the body. A forwarded body may have any encoding: its header is forwarded too,
-    /// and the service decides.
-    fn reads_body(self) -> bool {
-        self.takes_messages()
     }
 
     /// True if an error reply on this route counts as a rejected message.

@@ -180,14 +180,14 @@ impl Limits {
         let (chars, most) = (text.chars().count(), self.content_chars[content_type as usize]);
         if most > 0 && chars > most {
             return Err(Invalid(format!(
-                "Content has {chars} characters, {} takes at most {most} (ingress.content_chars_max.{})",
+                "Content has {chars} characters, {} allows at most {most} (ingress.content_chars_max.{})",
                 content_type.as_str(),
                 content_type.key(),
             )));
         }
         if bytes > self.content_bytes {
             return Err(Invalid(format!(
-                "Content has {bytes} bytes of UTF-8, at most {} are taken (ingress.content_bytes_max)",
+                "Content has {bytes} bytes of UTF-8, at most {} are allowed (ingress.content_bytes_max)",
                 self.content_bytes
             )));
         }
@@ -201,7 +201,7 @@ impl Limits {
     pub fn event_content(&self, text: String) -> Result<Content, Invalid> {
         if text.len() > self.content_bytes {
             return Err(Invalid(format!(
-                "Content has {} bytes of UTF-8, at most {} are taken (ingress.content_bytes_max)",
+                "Content has {} bytes of UTF-8, at most {} are allowed (ingress.content_bytes_max)",
                 text.len(),
                 self.content_bytes
             )));
@@ -240,12 +240,12 @@ impl ConnectionToken {
     pub fn parse(bytes: &[u8]) -> Result<ConnectionToken, Invalid> {
         if bytes.is_empty() || bytes.len() > CONNECTION_TOKEN_BYTES_MAX {
             return Err(Invalid(format!(
-                "ConnectionToken has {} bytes, 1 to {CONNECTION_TOKEN_BYTES_MAX} are taken",
+                "ConnectionToken has {} bytes, 1 to {CONNECTION_TOKEN_BYTES_MAX} are allowed",
                 bytes.len()
             )));
         }
         if bytes.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
-            return Err(Invalid("ConnectionToken holds a space or a control character".into()));
+            return Err(Invalid("ConnectionToken contains a space or a control character".into()));
         }
         Ok(ConnectionToken(bytes.to_vec()))
     }
@@ -306,7 +306,7 @@ impl ClientToken {
         let chars = text.chars().count();
         if chars > CLIENT_TOKEN_CHARS_MAX {
             return Err(Invalid(format!(
-                "ClientToken has {chars} characters, at most {CLIENT_TOKEN_CHARS_MAX} are taken"
+                "ClientToken has {chars} characters, at most {CLIENT_TOKEN_CHARS_MAX} are allowed"
             )));
         }
         Ok((!text.is_empty()).then(|| ClientToken(text.into())))
@@ -332,14 +332,14 @@ impl ConversationKey {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
         let Some(text) = text else {
             return Err(Invalid(
-                "Relay-Conversation holds a space, a control character or one outside ASCII, U+0021 to U+007E are taken"
+                "Relay-Conversation contains a space, a control character or one outside ASCII, U+0021 to U+007E are allowed"
                     .into(),
             ));
         };
         match text.len() {
             1..=CONVERSATION_KEY_CHARS_MAX => Ok(ConversationKey(text.into())),
             chars => Err(Invalid(format!(
-                "Relay-Conversation has {chars} characters, 1 to {CONVERSATION_KEY_CHARS_MAX} are taken"
+                "Relay-Conversation has {chars} characters, 1 to {CONVERSATION_KEY_CHARS_MAX} are allowed"
             ))),
         }
     }
@@ -411,12 +411,12 @@ mod tests {
         let error = limits.content(ContentType::Plain, "é".repeat(1025)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "Content has 1025 characters, text/plain takes at most 1024 (ingress.content_chars_max.plain)"
+            "Content has 1025 characters, text/plain allows at most 1024 (ingress.content_chars_max.plain)"
         );
         let error = limits.content(ContentType::Json, "😀".repeat(4097)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "Content has 16388 bytes of UTF-8, at most 16384 are taken (ingress.content_bytes_max)"
+            "Content has 16388 bytes of UTF-8, at most 16384 are allowed (ingress.content_bytes_max)"
         );
         assert!(limits.content(ContentType::Plain, String::new()).is_err());
         let unlimited = Limits { content_chars: [0; 4], ..limits };

@@ -1,6 +1,8 @@
 // A client of connect-relay for bots in JavaScript. Copy this file into your bot; it needs Node.js 20 and
 // @aws-sdk/client-connectparticipant.
 //
+//   import { Relay, RelayUnavailable } from "./connect-relay.mjs";
+//
 //   const relay = new Relay({ socketPath: "/run/connect-relay/relay.sock", region: "eu-west-2" });
 //   const reply = await relay.sendMessage({ content: "Hello!", connectionToken, conversation: `${contactId}/bot` });
 //
@@ -31,7 +33,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import * as sdk from "@aws-sdk/client-connectparticipant";
 
 const WAIT = 4; // The seconds for which the relay waits for the outcome, before it answers "queued".
-const WAITS_MAX = 64; // The calls that may wait at once. Any further call is answered as soon as its message is on disk.
+const WAITS_MAX = 64; // The calls that may wait at once. A further one is answered as soon as its message is on disk.
 // Connect's refusals of one message.
 const FINAL = ["ValidationException", "AccessDeniedException", "ConflictException"];
 
@@ -83,8 +85,10 @@ export class Relay {
   /** Sends a message, and resolves to its state as the head of this file describes it. */
   async sendMessage({ content, connectionToken, clientToken, conversation, contentType = "text/plain" }) {
     const deadline = performance.now() + 1000 * this.#retryFor;
-    // What identifies the message; without its content, because it is kept until its outcome is known.
+    // The identity of the message; without its content, because it is kept until its outcome is known. With another
+    // connection token it is another one: Connect may recognise a ClientToken only together with its token.
     const message = { connectionToken, clientToken: clientToken || randomUUID() };
+    message.id = JSON.stringify([message.clientToken, connectionToken]);
     message.headers = { "X-Amz-Bearer": connectionToken };
     if (conversation) message.headers["Relay-Conversation"] = conversation;
     const body = { ContentType: contentType, Content: content, ClientToken: message.clientToken };
@@ -125,20 +129,19 @@ export class Relay {
 
   /** One request to the relay. From the moment of the connection until an answer, the outcome is unknown. */
   async #submit(chat, message, body, deadline) {
-    const { clientToken } = message;
-    const known = chat.unknown.has(clientToken);
+    const known = chat.unknown.has(message.id);
     const mayWait = this.#waits < WAITS_MAX;
     const prefer = mayWait ? `wait=${WAIT}` : "respond-async";
     const headers = { ...message.headers, "Content-Type": "application/json", Prefer: prefer };
     const timeout = Math.min(WAIT + 5, Math.max(WAIT + 1, (deadline - performance.now()) / 1000));
-    const connected = () => chat.unknown.set(clientToken, message);
+    const connected = () => chat.unknown.set(message.id, message);
     const text = JSON.stringify(body);
     if (mayWait) this.#waits += 1;
     const reply = await this.#ask("POST", "/participant/message", headers, text, timeout, connected).finally(() => {
       if (mayWait) this.#waits -= 1;
     });
     const nothingKept = !known && (reply.status === 503 || (reply.status >= 400 && reply.status < 500));
-    if (nothingKept || reply.headers["relay-state"] === "DEAD") chat.unknown.delete(clientToken);
+    if (nothingKept || reply.headers["relay-state"] === "DEAD") chat.unknown.delete(message.id);
     return reply;
   }
 
@@ -172,7 +175,7 @@ export class Relay {
       this.#watch();
       return { State: "QUEUED", ClientToken: message.clientToken, Direct: false };
     }
-    chat.unknown.delete(message.clientToken);
+    chat.unknown.delete(message.id);
     await this.#learnIfPossible(chat); // Earlier messages were delivered before this one, unless it is a repeat.
     return delivered(answer, message, false);
   }
@@ -181,18 +184,17 @@ export class Relay {
 
   /** The same message to Connect. Until Connect answers 200 or refuses it, its outcome is unknown. */
   async #sendDirectly(chat, message, body) {
-    const { connectionToken, clientToken } = message;
-    const inRelay = chat.unknown.has(clientToken);
-    chat.unknown.set(clientToken, message);
+    const inRelay = chat.unknown.has(message.id);
+    chat.unknown.set(message.id, message);
     try {
-      const command = new sdk.SendMessageCommand({ ...body, ConnectionToken: connectionToken });
+      const command = new sdk.SendMessageCommand({ ...body, ConnectionToken: message.connectionToken });
       const reply = await this.#connect.send(command);
-      chat.unknown.delete(clientToken);
+      chat.unknown.delete(message.id);
       return delivered(reply, message, true);
     } catch (error) {
       const isRelay = error.message.startsWith("connect-relay: ");
       const final = FINAL.includes(error.name);
-      if ((isRelay || final) && !inRelay) chat.unknown.delete(clientToken);
+      if ((isRelay || final) && !inRelay) chat.unknown.delete(message.id);
       if (final && !isRelay) throw error;
       const text = isRelay ? "AWS_ENDPOINT_URL_CONNECTPARTICIPANT leads to a relay, not to Connect" : error.message;
       throw this.#unavailable(`neither the relay nor Connect took the message: ${text}`, message, error);
@@ -204,7 +206,7 @@ export class Relay {
     return new RelayUnavailable(text, message.clientToken, cause);
   }
 
-  // What is known.
+  // Outcomes and order.
 
   /** The calls of a conversation one after the other, in their order. */
   async #inTurn(key, work) {
@@ -228,7 +230,7 @@ export class Relay {
       const { status, answer } = await this.#ask("GET", path, message.headers);
       if (status === 408 || status === 429 || status >= 500 || answer.State === "QUEUED") return;
       // Delivered, dead, or not known to the relay: it will not be sent any more.
-      chat.unknown.delete(message.clientToken);
+      chat.unknown.delete(message.id);
     }
   }
 
@@ -241,13 +243,17 @@ export class Relay {
   async #watch() {
     if (this.#isWatching) return;
     this.#isWatching = true;
-    for (;;) {
-      await delay(1000, undefined, { ref: false });
+    // The pause is shorter again when an outcome has become known.
+    for (let pause = 1000; ; pause = Math.min(2 * pause, 5000)) {
+      await delay(pause, undefined, { ref: false });
       const chats = [...this.#chats].filter(([, chat]) => chat.unknown.size > 0);
       if (chats.length === 0) break;
       try {
         for (const [key, chat] of chats) {
-          if (chat.users === 0) await this.#inTurn(key, (current) => this.#learn(current));
+          if (chat.users > 0) continue;
+          const before = chat.unknown.size;
+          await this.#inTurn(key, (current) => this.#learn(current));
+          if (chat.unknown.size < before) pause = 500;
         }
       } catch {
         // The relay is down: the next round asks again.
@@ -258,7 +264,7 @@ export class Relay {
 }
 
 function others(chat, message) {
-  return [...chat.unknown.values()].filter((other) => other.clientToken !== message?.clientToken);
+  return [...chat.unknown.values()].filter((other) => other.id !== message?.id);
 }
 
 /** True unless the same request can succeed later. */

@@ -1,5 +1,7 @@
 """A client of connect-relay for bots in Python. Copy this file into your bot; it needs boto3.
 
+    from connect_relay import Relay, RelayUnavailable
+
     relay = Relay("/run/connect-relay/relay.sock", "eu-west-2")
     reply = relay.send_message("Hello!", connection_token, conversation=f"{contact_id}/bot")
 
@@ -192,7 +194,7 @@ class Relay:
         self._watch()
         return RelayUnavailable(text, message.client_token)
 
-    # What is known.
+    # Outcomes and order.
 
     @contextmanager
     def _turn(self, key):
@@ -249,8 +251,10 @@ class Relay:
         threading.Thread(target=self._ask_until_all_is_known, name="connect-relay", daemon=True).start()
 
     def _ask_until_all_is_known(self):
+        pause = 1.0
         while True:
-            time.sleep(1.0)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)  # Shorter again when an outcome has become known.
             with self._lock:
                 chats = [(key, chat) for key, chat in self._chats.items() if chat.unknown]
                 if not chats:
@@ -260,13 +264,18 @@ class Relay:
                 for key, chat in chats:
                     if not chat.users:
                         with self._turn(key) as chat:
+                            before = len(chat.unknown)
                             self._learn(chat)
+                            pause = 1.0 if len(chat.unknown) < before else pause
             except FAULTS:
                 pass  # The relay is down: the next round asks again.
 
 
 class _Message:
-    """What identifies a message; without its content, because it is kept until its outcome is known."""
+    """The identity of a message; without its content, because it is kept until its outcome is known.
+
+    With another connection token it is another one: Connect may recognise a ClientToken only together with its token.
+    """
 
     def __init__(self, client_token, connection_token, conversation):
         self.client_token, self.connection_token = client_token, connection_token
@@ -276,7 +285,8 @@ class _Message:
             self.headers["Relay-Conversation"] = conversation
 
     def __eq__(self, other):
-        return other is not None and self.client_token == other.client_token
+        tokens = (self.client_token, self.connection_token)
+        return other is not None and tokens == (other.client_token, other.connection_token)
 
 
 class _Chat:

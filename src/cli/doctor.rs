@@ -127,17 +127,12 @@ impl Store {
 
     /// Rewords an error for this command, which does not read queue.key_file.
     fn reword(&self, error: OpenError) -> Failure {
-        match (error, &self.key_file) {
-            (OpenError::Sealed { path, .. }, None) => {
-                Failure::Config(format!("{}: the store is sealed; name its key file with --key-file", path.display()))
-            }
-            (OpenError::Sealed { path, .. }, Some(keys)) => Failure::Config(format!(
-                "{}: the store is sealed, and no key in {} opens it",
-                path.display(),
-                keys.display()
-            )),
-            (error, _) => error.into(),
-        }
+        let OpenError::Sealed { path, .. } = error else { return error.into() };
+        let text = match &self.key_file {
+            Some(keys) => format!(", and no key in {} opens it", keys.display()),
+            None => "; name its key file with --key-file".into(),
+        };
+        Failure::Config(format!("{}: the store is sealed{text}", path.display()))
     }
 }
 

@@ -84,7 +84,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
         create_folders(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let options =
-        Options { service_manager: service_manager(), log_lines_dropped: log.dropped(), ..Options::from(config) };
+        Options { service_manager: find_manager(), log_lines_dropped: log.dropped(), ..Options::from(config) };
     let daemon = tokio::select! {
         opened = Daemon::open(options, Clock::system()) => opened?,
         () = signals.stop() => {
@@ -111,7 +111,7 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
 }
 
 /// The service manager, if one started this process and listens.
-fn service_manager() -> ServiceManager {
+fn find_manager() -> ServiceManager {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return ServiceManager::default() };
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));

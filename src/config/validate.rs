@@ -152,10 +152,8 @@ impl Validator<'_> {
         let allowed = "in another folder than ingress.socket, which bots can reach";
         self.socket("control.socket", &settings.control.socket, &Control::default().socket);
         self.rule(&["control.socket", "ingress.socket"], settings.control.socket.display(), apart, allowed);
-        for (key, written, socket) in [
-            ("ingress.socket", &settings.ingress.socket, &bots),
-            ("control.socket", &settings.control.socket, &operators),
-        ] {
+        let (ingress, control) = (&settings.ingress.socket, &settings.control.socket);
+        for (key, written, socket) in [("ingress.socket", ingress, &bots), ("control.socket", control, &operators)] {
             self.rule(&[key, "queue.path"], written.display(), !socket.starts_with(&queue), "outside queue.path");
         }
         if let Some(tcp) = settings.ingress.tcp {

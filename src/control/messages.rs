@@ -118,7 +118,7 @@ impl Control {
         let content_type = match content_type {
             Some(text) => Some(ContentType::parse(text).ok_or_else(|| {
                 let known = ContentType::ALL.map(ContentType::as_str).join(", ");
-                invalid(format!("ContentType is {text:?}, one of {known} is taken"))
+                invalid(format!("ContentType is {text:?}, one of {known} is allowed"))
             })?),
             None => its_type,
         };

@@ -605,7 +605,7 @@ mod tests {
     fn counts_are_what_is_exported() {
         let metrics = Metrics::default();
         assert_eq!(Counts::read(&metrics), Counts::default());
-        metrics.gauge("in_flight", "Attempts under way.").set(5);
+        metrics.gauge("in_flight", "Attempts in progress.").set(5);
         let attempts = metrics.counters("attempts_total", "Attempts.", &["outcome"]);
         attempts.with_label_values(&["delivered"]).inc_by(7);
         attempts.with_label_values(&["throttled"]).inc_by(2);

@@ -146,8 +146,7 @@ impl Daemon {
                 let ingress = ingress.borrow().clone();
                 async move { ingress.handle(request, peer).await }
             };
-            let (connections, stop) =
-                (self.connections.clone(), until(&self.shutdown, |shutdown| shutdown.ingress_closed));
+            let (connections, stop) = (self.connections.clone(), until(&self.shutdown, |now| now.ingress_closed));
             let served = serve(listener, options.connections, clock.clone(), connections, service, stop);
             self.ingress_tasks.spawn(named(name, served));
         }

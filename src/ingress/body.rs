@@ -201,7 +201,7 @@ fn too_large(bytes: Option<u64>, BodyLimit { most, key, .. }: BodyLimit) -> Erro
     ErrorReply::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "ValidationException",
-        format!("connect-relay: the body has {came} bytes, at most {most} are taken ({key})"),
+        format!("connect-relay: the body has {came} bytes, at most {most} are allowed ({key})"),
     )
     .counted(RejectReason::TooLarge)
 }
@@ -254,9 +254,12 @@ mod tests {
         let bodies = BodyBudget::new(100);
         let error = bodies.read(Full::new(Bytes::from("abcdefg")), limit(6), BOT).await.err().unwrap();
         assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(error.text, "connect-relay: the body has 7 bytes, at most 6 are taken (ingress.body_bytes_max)");
+        assert_eq!(error.text, "connect-relay: the body has 7 bytes, at most 6 are allowed (ingress.body_bytes_max)");
         let error = bodies.read(chunks(&["abcd", "efg"]), limit(6), BOT).await.err().unwrap();
-        assert_eq!(error.text, "connect-relay: the body has more bytes, at most 6 are taken (ingress.body_bytes_max)");
+        assert_eq!(
+            error.text,
+            "connect-relay: the body has more bytes, at most 6 are allowed (ingress.body_bytes_max)"
+        );
     }
 
     #[tokio::test]

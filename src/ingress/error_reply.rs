@@ -137,7 +137,7 @@ impl ErrorReply {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
         let text =
-            format!("connect-relay: Content-Encoding is {shown}, only identity is taken: send the body as it is");
+            format!("connect-relay: Content-Encoding is {shown}, only identity is allowed: send the body as it is");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(RejectReason::Invalid)
     }
 
@@ -231,27 +231,21 @@ impl ErrorReply {
     }
 
     fn full(full: Full, rate: f64) -> Self {
+        use RejectReason::{DiskFull, QueueFull};
         let (what, reason) = match full {
-            Full::Messages { queued, most } => {
-                (format!("{queued} of {most} messages (queue.messages_max)"), RejectReason::QueueFull)
+            Full::Messages { queued, most } => (format!("{queued} of {most} messages (queue.messages_max)"), QueueFull),
+            Full::Bytes { bytes, most } => {
+                (format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)), QueueFull)
             }
-            Full::Bytes { bytes, most } => (
-                format!("{} of {} on disk (queue.bytes_max)", ByteSize(bytes), ByteSize(most)),
-                RejectReason::QueueFull,
-            ),
-            Full::Disk { free, least } => (
-                format!(
-                    "{} are free on its disk, {} must stay free (queue.free_disk_min)",
-                    ByteSize(free),
-                    ByteSize(least)
-                ),
-                RejectReason::DiskFull,
-            ),
+            Full::Disk { free, least } => {
+                let (free, least) = (ByteSize(free), ByteSize(least));
+                (format!("{free} are free on its disk, {least} must stay free (queue.free_disk_min)"), DiskFull)
+            }
         };
         let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
         // One place is free after the time that one message takes.
         let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
-        if reason == RejectReason::DiskFull {
+        if reason == DiskFull {
             text.push_str(", but messages are accepted again only when space was freed on that disk");
             retry = RETRY_MAX;
         }

@@ -70,7 +70,7 @@ impl<'a> Members<'a> {
         let content_type = self.required_content_type()?;
         let Some(content_type) = ContentType::parse(&content_type) else {
             let known = ContentType::ALL.map(ContentType::as_str).join(", ");
-            return Err(Invalid(format!("ContentType is {content_type:?}, one of {known} is taken")));
+            return Err(Invalid(format!("ContentType is {content_type:?}, one of {known} is allowed")));
         };
         let Some(content) = self.content.text("Content")? else {
             return Err(Invalid("Content is missing".into()));
@@ -144,7 +144,7 @@ impl<'a> Members<'a> {
         match text.chars().count() {
             1..=CONTENT_TYPE_CHARS_MAX => Ok(text),
             chars => {
-                Err(Invalid(format!("ContentType has {chars} characters, 1 to {CONTENT_TYPE_CHARS_MAX} are taken")))
+                Err(Invalid(format!("ContentType has {chars} characters, 1 to {CONTENT_TYPE_CHARS_MAX} are allowed")))
             }
         }
     }
@@ -320,9 +320,9 @@ mod tests {
             (
                 r#"{"ContentType":"text/html","Content":"canary"}"#,
                 "ContentType is \"text/html\", one of text/plain, text/markdown, application/json, \
-                 application/vnd.amazonaws.connect.message.interactive.response is taken",
+                 application/vnd.amazonaws.connect.message.interactive.response is allowed",
             ),
-            (r#"{"ContentType":"","Content":"x"}"#, "ContentType has 0 characters, 1 to 100 are taken"),
+            (r#"{"ContentType":"","Content":"x"}"#, "ContentType has 0 characters, 1 to 100 are allowed"),
             (r#"{"Content":"canary","Content":"x"}"#, "Content comes more than once at line 1 column 29"),
             (
                 r#"{"ContentType":"text/plain","Content":"canary \uD800"}"#,
@@ -357,7 +357,7 @@ mod tests {
             assert_eq!(token(absent).unwrap().as_str().len(), 36);
         }
         let long = format!(r#"{{"ClientToken":"{}"}}"#, "x".repeat(501));
-        assert_eq!(token(&long).unwrap_err().0, "ClientToken has 501 characters, at most 500 are taken");
+        assert_eq!(token(&long).unwrap_err().0, "ClientToken has 501 characters, at most 500 are allowed");
     }
 
     #[test]
@@ -385,12 +385,12 @@ mod tests {
         assert_eq!(full.client_token.as_str(), "c");
         for (rest, text) in [
             ("", "ConnectionToken is missing"),
-            (r#","ConnectionToken":"a b""#, "ConnectionToken holds a space or a control character"),
+            (r#","ConnectionToken":"a b""#, "ConnectionToken contains a space or a control character"),
             (
                 r#","ConnectionToken":"t","Conversation":"a b""#,
-                "Conversation holds a space, a control character or one outside ASCII, U+0021 to U+007E are taken",
+                "Conversation contains a space, a control character or one outside ASCII, U+0021 to U+007E are allowed",
             ),
-            (r#","ConnectionToken":"t","Lifetime":0"#, "Lifetime is 0 seconds, 1 to 604800 are taken"),
+            (r#","ConnectionToken":"t","Lifetime":0"#, "Lifetime is 0 seconds, 1 to 604800 are allowed"),
             (
                 r#","ConnectionToken":"t","Lifetime":-5"#,
                 "Lifetime is a negative number, a whole number of seconds from 1 to 604800 is needed",

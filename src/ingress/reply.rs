@@ -237,11 +237,8 @@ pub(super) fn dropped(client_token: &ClientToken) -> Reply {
 
 /// The service's reply to a forwarded request, unchanged. But a success always has a request id, and a reply that
 /// allows a retry has both headers for it: a gateway's 429 usually has neither.
-pub(super) fn of_forwarded(
-    Forwarded { status, headers, body }: Forwarded,
-    retry_after: Duration,
-    now: WallTime,
-) -> Reply {
+pub(super) fn of_forwarded(forwarded: Forwarded, retry_after: Duration, now: WallTime) -> Reply {
+    let Forwarded { status, headers, body } = forwarded;
     let mut reply = Response::new(Full::new(body));
     *reply.status_mut() = status;
     if allows_retry(status) {

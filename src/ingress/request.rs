@@ -70,7 +70,7 @@ pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, ErrorRep
         Ok(text) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => text.parse().unwrap_or(u64::MAX),
         _ => {
             return Err(ErrorReply::invalid(format_args!(
-                "Relay-Lifetime is not a whole number of seconds, 1 to {} are taken",
+                "Relay-Lifetime is not a whole number of seconds, 1 to {} are allowed",
                 LIFETIME_MAX.as_secs()
             )));
         }
@@ -81,7 +81,7 @@ pub(super) fn lifetime(headers: &HeaderMap) -> Result<Option<Duration>, ErrorRep
 /// Seconds as a lifetime.
 pub(super) fn lifetime_of(seconds: u64, name: &str) -> Result<Duration, Invalid> {
     if !(1..=LIFETIME_MAX.as_secs()).contains(&seconds) {
-        return Err(Invalid(format!("{name} is {seconds} seconds, 1 to {} are taken", LIFETIME_MAX.as_secs())));
+        return Err(Invalid(format!("{name} is {seconds} seconds, 1 to {} are allowed", LIFETIME_MAX.as_secs())));
     }
     Ok(Duration::from_secs(seconds))
 }
@@ -264,11 +264,11 @@ mod tests {
         assert_eq!(lifetime(&HeaderMap::new()).unwrap(), None);
         for bad in ["0", "604801", "99999999999999999999999"] {
             let text = of(bad).unwrap_err();
-            assert!(text.ends_with(" seconds, 1 to 604800 are taken"), "{text}");
+            assert!(text.ends_with(" seconds, 1 to 604800 are allowed"), "{text}");
         }
         for bad in ["", "-1", "+1", "1.5", "1e3", "soon", "1 2", "0x10", "١"] {
             let text = of(bad).unwrap_err();
-            assert_eq!(text, "connect-relay: Relay-Lifetime is not a whole number of seconds, 1 to 604800 are taken");
+            assert_eq!(text, "connect-relay: Relay-Lifetime is not a whole number of seconds, 1 to 604800 are allowed");
         }
     }
 
@@ -299,19 +299,20 @@ mod tests {
         let text = |pairs: &[(&'static str, &str)]| Identity::of(&headers(pairs)).err().unwrap().text;
         assert!(Identity::of(&headers(&[("x-amz-bearer", "t\u{e9}"), ("relay-conversation", "C/bot")])).is_ok());
         assert_eq!(text(&[]), "connect-relay: ConnectionToken is missing, it travels in X-Amz-Bearer");
-        assert_eq!(text(&[("x-amz-bearer", "")]), "connect-relay: ConnectionToken has 0 bytes, 1 to 1000 are taken");
+        assert_eq!(text(&[("x-amz-bearer", "")]), "connect-relay: ConnectionToken has 0 bytes, 1 to 1000 are allowed");
         assert_eq!(
             text(&[("x-amz-bearer", "a"), ("x-amz-bearer", "a")]),
             "connect-relay: X-Amz-Bearer comes more than once"
         );
         assert!(
-            text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")]).contains("Relay-Conversation holds a space")
+            text(&[("x-amz-bearer", "a"), ("relay-conversation", "a b")])
+                .contains("Relay-Conversation contains a space")
         );
         assert!(!text(&[("x-amz-bearer", "se cret")]).contains("cret"));
         let error = replaces(&headers(&[("relay-replaces-token", "se cret")])).unwrap_err();
         assert_eq!(
             error.text,
-            "connect-relay: Relay-Replaces-Token: ConnectionToken holds a space or a control character"
+            "connect-relay: Relay-Replaces-Token: ConnectionToken contains a space or a control character"
         );
     }
 }

@@ -39,7 +39,7 @@ impl SenderMetrics {
                 "From the start of an attempt to its outcome.",
                 ATTEMPT_SECONDS,
             ),
-            in_flight: metrics.gauge("in_flight", "Attempts under way."),
+            in_flight: metrics.gauge("in_flight", "Attempts in progress."),
             send_rate: metrics.level("send_rate", "Attempts per second that the relay has learned to make."),
             quota_rate: metrics.level("quota_rate", "Requests per second that are configured as granted."),
             quota_wait: metrics

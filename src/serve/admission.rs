@@ -147,7 +147,7 @@ mod tests {
     fn connection_to_close_at_the_limit() {
         use Phase::{Handling, Idle, ReadingHead, Writing};
         for (taken, most, pending, expected) in [
-            // Below the limit every user gets a state, a lone user all of them.
+            // Below the limit every user gets a place, a lone user all of them.
             (&[(1, Handling), (1, Handling), (1, Handling)][..], 4, 1, Admission::Admit),
             // A lone user loses one of its own.
             (&[(1, Handling), (1, Idle), (1, Idle), (1, Idle)], 4, 1, Admission::CloseIdle(1)),

@@ -226,7 +226,8 @@ where
 
     /// Closes the longest idle connection.
     pub fn close_longest_idle(&mut self) {
-        let idle = self.open.iter_mut().filter(|open| open.close_request.is_some() && open.phase() == Phase::Idle);
+        let idle =
+            self.open.iter_mut().filter(|open| open.close_request.is_some() && open.state().phase == Phase::Idle);
         if let Some(connection) = idle.min_by_key(|connection| connection.activity.read().1) {
             connection.close();
         }
@@ -239,7 +240,7 @@ where
         self.last_reply.store(true, Ordering::Relaxed);
         for connection in &mut self.open {
             // A half-read head would be dropped without an answer; its reply ends the connection anyway.
-            if connection.phase() != Phase::ReadingHead {
+            if connection.state().phase != Phase::ReadingHead {
                 connection.close();
             }
         }
@@ -247,7 +248,7 @@ where
 
     /// True if places are about to be free, or connections are about to show if they are idle.
     fn is_changing(&self) -> bool {
-        self.open.iter().any(|open| open.close_request.is_none() || open.phase() == Phase::New)
+        self.open.iter().any(|open| open.close_request.is_none() || open.state().phase == Phase::New)
     }
 
     fn count_closing(&self) -> usize {
@@ -283,10 +284,6 @@ impl Connection {
     fn state(&self) -> ConnectionState {
         let (phase, since) = self.activity.read();
         ConnectionState { peer: self.peer, phase, since, closing: self.close_request.is_none() }
-    }
-
-    fn phase(&self) -> Phase {
-        self.activity.read().0
     }
 
     fn close(&mut self) {

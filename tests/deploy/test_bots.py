@@ -2,11 +2,12 @@
 
 import json
 import subprocess
+import sys
 import urllib.request
 
 import pytest
 
-from kit.processes import environment, free_port
+from kit.processes import ROOT, environment, free_port
 from kit.tools import KUBERNETES
 
 EXAMPLES = KUBERNETES / "examples"
@@ -44,8 +45,12 @@ def post(port, body):
 
 @pytest.mark.parametrize(
     "program",
-    [["python3", EXAMPLES / "deployment/bot.py"], pytest.param(["node", EXAMPLES / "statefulset/bot.mjs"], marks=pytest.mark.needs("node"))],
-    ids=["python", "node"],
+    [
+        ["python3", EXAMPLES / "deployment/bot.py"],
+        [sys.executable, "-B", EXAMPLES / "boto3/bot.py"],
+        pytest.param(["node", EXAMPLES / "statefulset/bot.mjs"], marks=pytest.mark.needs("node")),
+    ],
+    ids=["python", "boto3", "node"],
 )
 def test_bot_connects_types_answers_and_disconnects(program, relay, simulator, started):
     port = free_port()
@@ -80,3 +85,7 @@ def test_job_with_a_rejected_line_fails(relay, started, tmp_path):
     (tmp_path / "chats.ndjson").write_text(json.dumps({"ContactId": "c", "ConnectionToken": "canary", "Text": "x" * 1025}) + "\n")
     job = started("python3", EXAMPLES / "job/job.py", RELAY_SOCKET=relay.socket, CHATS=str(tmp_path / "chats.ndjson"))
     assert job.wait(timeout=60) == 1
+
+
+def test_boto3_example_of_the_pod_is_the_example():
+    assert (EXAMPLES / "boto3/boto3_socket.py").read_text() == (ROOT / "examples/boto3_socket.py").read_text()

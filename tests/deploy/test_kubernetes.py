@@ -3,7 +3,6 @@
 import base64
 import copy
 import json
-import os
 import re
 
 import kubernetes_validate
@@ -11,27 +10,36 @@ import pytest
 import yaml
 
 from kit.processes import BINARY, environment
-from kit.tools import EXAMPLES, KUBECTL, KUBERNETES, ROOT, SCHEMAS, mib, must, named, pod, rendered, run, settings, workload
+from kit.monitoring import RULES
+from kit.tools import (
+    EXAMPLES,
+    KUBECTL,
+    KUBERNETES,
+    ROOT,
+    SCHEMAS,
+    VERSIONS,
+    kustomized,
+    mib,
+    must,
+    named,
+    pod,
+    relative,
+    rendered,
+    run,
+    settings,
+    settings_of,
+    template,
+    workload,
+)
 
 pytestmark = pytest.mark.needs(KUBECTL)
 
-# Native sidecars exist since 1.29.
-VERSIONS = [
-    version
-    for version in sorted(set(map(kubernetes_validate.utils.major_minor, kubernetes_validate.utils.all_versions())))
-    if tuple(map(int, version.split("."))) >= (1, 29)
-]
 MONITORS = "monitoring.coreos.com/v1"
 each_example = pytest.mark.parametrize("example", EXAMPLES)
 
 
 def relay(example):
     return named(pod(example)["initContainers"], "connect-relay")
-
-
-def relative(here, there):
-    """kustomize takes no absolute paths."""
-    return os.path.relpath(there.resolve(), here.resolve())
 
 
 def seconds(text):
@@ -54,26 +62,47 @@ def test_a_misspelled_key_is_not_valid():
 
 
 @pytest.mark.needs(SCHEMAS)
-def test_monitoring_resources_are_valid_and_the_podmonitor_selects_the_relays_port():
-    monitors = {one["kind"]: one for one in rendered("deployment") if one["apiVersion"] == MONITORS}
+@pytest.mark.parametrize("folder, reach", [("monitor", None), ("monitor-cluster", {"any": True})])
+def test_monitoring_resources_are_valid_and_the_podmonitor_selects_the_relays_port(folder, reach):
+    monitors = {one["kind"]: one for one in kustomized(KUBERNETES / folder)}
     assert set(monitors) == {"PodMonitor", "PrometheusRule"}
-    folder = ROOT / "tests/deploy"
+    deploy = ROOT / "tests/deploy"
     for monitor in monitors.values():
-        must("node", "validate.mjs", cwd=folder, input=json.dumps(monitor))
-        wrong = {**monitor, "spec": {**monitor["spec"], "podMetricsEndpoint": []}}
-        assert run("node", "validate.mjs", cwd=folder, input=json.dumps(wrong)).returncode != 0, "the schema is strict"
-    labels = workload("deployment")["spec"]["template"]["metadata"]["labels"]
+        must("node", "validate.mjs", cwd=deploy, input=json.dumps(monitor))
     monitor = monitors["PodMonitor"]
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    wrong = {**monitor, "spec": {**monitor["spec"], "podMetricsEndpoint": []}}
+    assert run("node", "validate.mjs", cwd=deploy, input=json.dumps(wrong)).returncode != 0, "the schema is strict"
+    assert monitors["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
+    assert monitor["spec"].get("namespaceSelector") == reach
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["port"] in [port["name"] for port in relay("deployment")["ports"]]
+    for example in EXAMPLES:
+        labels = template(workload(example))["metadata"]["labels"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert endpoint["port"] in [port["name"] for port in relay(example)["ports"]]
+
+
+def test_the_documents_three_lines_give_the_monitors_the_operators_label(tmp_path):
+    """kube-prometheus-stack selects by it."""
+    document = (ROOT / "docs/kubernetes.md").read_text()
+    [block] = re.findall(r"^```yaml\n(namespace: monitoring\n.*?)^```", document, re.M | re.S)
+    assert len(re.search(r"^labels:\n.*", block, re.M | re.S)[0].splitlines()) == 3
+    (tmp_path / "kustomization.yaml").write_text(local(block, tmp_path))
+    for monitor in kustomized(tmp_path):
+        assert monitor["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
+        assert monitor["metadata"]["namespace"] == "monitoring"
+
+
+def test_no_two_examples_have_a_name_in_common():
+    names = [(one["kind"], one["metadata"]["name"]) for example in EXAMPLES for one in rendered(example)]
+    assert len(names) == len(set(names))
+    assert not {kind for kind, _ in names} & {"PodMonitor", "PrometheusRule"}, "monitoring is set up once, apart"
 
 
 @pytest.mark.needs("checkov")
 def test_policy_checker_finds_only_the_listed_exceptions(tmp_path):
     for example in EXAMPLES:
         resources = copy.deepcopy(rendered(example))
-        spec = next(one for one in resources if one["kind"] == workload(example)["kind"])["spec"]["template"]["spec"]
+        spec = template(next(one for one in resources if one["kind"] == workload(example)["kind"]))["spec"]
         # The checker ignores init containers, so here the relay is an ordinary container.
         spec["containers"].append({key: value for key, value in spec.pop("initContainers")[0].items() if key != "restartPolicy"})
         (tmp_path / f"{example}.yaml").write_text(yaml.safe_dump_all(resources))
@@ -135,66 +164,47 @@ def test_relay_is_a_native_sidecar_and_sets_nothing_of_the_pod(example):
 
 
 @each_example
-def test_only_the_sockets_mount_is_added_to_the_bot(example):
-    file = "job.yaml" if example == "job" else "bot.yaml"
-    [before, *_] = yaml.safe_load_all((KUBERNETES / "examples" / example / file).read_text())
-    before, after = before["spec"]["template"]["spec"], pod(example)
-    mine, theirs = dict(named(after["containers"], "bot")), dict(named(before["containers"], "bot"))
-    mounts, known = mine.pop("volumeMounts"), theirs.pop("volumeMounts")
-    added = [mount for mount in mounts if mount not in known]
-    assert added == [{"name": "connect-relay-socket", "mountPath": "/run/connect-relay", "readOnly": True}]
-    assert mine == theirs
-    assert mine["securityContext"]["runAsUser"] != relay(example)["securityContext"]["runAsUser"]
-    added = {key for key in after if after[key] != before.get(key)} - {"containers", "volumes"}
-    expected = {"initContainers", "terminationGracePeriodSeconds"}
-    # A new claim belongs to root; the file says so.
-    assert added == (expected | {"securityContext"} if example == "statefulset" else expected)
+def test_the_bot_runs_as_another_user_and_mounts_the_socket_read_only(example):
+    bot = named(pod(example)["containers"], "bot")
+    assert bot["securityContext"]["runAsUser"] != relay(example)["securityContext"]["runAsUser"]
+    socket = named(bot["volumeMounts"], "connect-relay-socket")
+    assert socket == {"name": "connect-relay-socket", "mountPath": "/run/connect-relay", "readOnly": True}
 
 
-def test_documented_kustomization_adds_the_relay_to_another_deployment(tmp_path):
-    bot = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "shop"},
-        "spec": {
-            "selector": {"matchLabels": {"app": "shop"}},
-            "template": {
-                "metadata": {"labels": {"app": "shop"}},
-                "spec": {
-                    "initContainers": [{"name": "migrate", "image": "example/migrate:1"}],
-                    "containers": [{"name": "bot", "image": "example/bot:1"}, {"name": "proxy", "image": "example/proxy:1"}],
-                },
-            },
-        },
-    }
-    (tmp_path / "bot.yaml").write_text(yaml.safe_dump(bot))
-    documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/kubernetes.md"))
-    block, same = re.findall(r"```yaml\n# kustomization.yaml.*?\n(.*?)```", documents, re.S)
-    assert block == same
+def local(block, folder):
+    """A document's kustomization with the components of this checkout."""
     address = "https://git.example.com/connect-relay//deploy/kubernetes"
     assert address in block and "?ref=v" in block
-    here = block.replace(address, relative(tmp_path, KUBERNETES))
-    (tmp_path / "kustomization.yaml").write_text(re.sub(r"\?ref=v[\d.]+", "", here))
-    resources = list(yaml.safe_load_all(must("kubectl", "kustomize", tmp_path)))
-    spec = next(one for one in resources if one["kind"] == "Deployment")["spec"]["template"]["spec"]
-    assert [one["name"] for one in spec["initContainers"]] == ["connect-relay", "migrate"]
-    assert [one["name"] for one in spec["containers"]] == ["bot", "proxy"]
-    assert named(spec["initContainers"], "connect-relay")["image"] == "registry.example.com/connect-relay:0.1.0"
-    assert "volumeMounts" not in named(spec["containers"], "proxy"), "only the bot reaches the socket"
-    assert sorted(one["kind"] for one in resources) == ["ConfigMap", "ConfigMap", "Deployment", "PodMonitor", "PrometheusRule"]
+    return re.sub(r"\?ref=v[\d.]+", "", block.replace(address, relative(folder, KUBERNETES)))
 
 
-def test_the_secret_is_mounted_for_the_relay_alone_and_read(tmp_path):
-    there = relative(tmp_path, KUBERNETES)
-    mine = {"resources": [f"{there}/examples/deployment"], "components": [f"{there}/secret"]}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
-    resources = list(yaml.safe_load_all(must("kubectl", "kustomize", tmp_path)))
-    spec = next(one for one in resources if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+def test_the_documents_kustomization_and_bot_render(tmp_path):
+    document = (ROOT / "docs/kubernetes.md").read_text()
+    blocks = {name: re.findall(rf"```yaml\n# {name}.*?\n(.*?)```", text, re.S)
+              for text in ((ROOT / "README.md").read_text() + document,) for name in ("kustomization.yaml", "bot.yaml")}
+    block, same = blocks["kustomization.yaml"]
+    assert block == same, "README.md and docs/kubernetes.md show the same"
+    [bot] = blocks["bot.yaml"]
+    (tmp_path / "kustomization.yaml").write_text(local(block, tmp_path))
+    (tmp_path / "bot.yaml").write_text(bot)
+    resources = kustomized(tmp_path)
+    assert sorted(one["kind"] for one in resources) == ["ConfigMap", "ConfigMap", "Deployment"]
+    [found] = [one for one in resources if one["kind"] == "Deployment"]
+    spec = template(found)["spec"]
     container = named(spec["initContainers"], "connect-relay")
-    mounted = [mount["name"] for mount in container["volumeMounts"]]
-    assert sorted(mounted) == ["connect-relay-keys", "connect-relay-queue", "connect-relay-socket"]
-    assert "connect-relay-keys" not in [mount["name"] for mount in named(spec["containers"], "bot")["volumeMounts"]]
-    env = {**environment(), **settings("deployment"), **{one["name"]: one["value"] for one in container["env"]}}
+    assert container["image"] == "registry.example.com/connect-relay:0.1.0"
+    assert settings_of(container, resources)["AWS_REGION"] == "eu-west-2"
+    assert "connect-relay-socket" in [mount["name"] for mount in spec["containers"][0]["volumeMounts"]]
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(found, version, strict=True) == version
+
+
+def test_the_keys_of_the_secret_are_read(tmp_path):
+    mine = {"resources": [f"{relative(tmp_path, KUBERNETES)}/examples/deployment"], "components": [f"{relative(tmp_path, KUBERNETES)}/secret"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+    resources = kustomized(tmp_path)
+    [found] = [one for one in resources if one["kind"] == "Deployment"]
+    env = {**environment(), **settings_of(named(template(found)["spec"]["initContainers"], "connect-relay"), resources)}
     missing = run(BINARY, "check", env=env)
     assert missing.returncode == 78 and "/etc/connect-relay/keys/keys: No such file" in missing.stderr
     (tmp_path / "keys").write_bytes(base64.b64encode(bytes(32)))

@@ -93,7 +93,7 @@ def test_no_message_is_accepted_in_the_last_tenth_of_the_grace(relays, upstreams
     finally:
         answers.set()
     assert relay.wait() == 75
-    assert "the queued messages stay on disk" in relay.log()
+    assert "stopped with messages queued; they stay on disk" in relay.log()
 
 
 @pytest.mark.parametrize("grace", ["0s", "1s"])
@@ -408,7 +408,7 @@ def test_secrets_in_settings_are_not_printed():
     (["send"], ["TEXT"]),
     (["send", "--wait", "soon", "x"], ["--wait"]),
     (["send", "--batch", "file", "x"], ["--batch"]),
-    (["send", "--conversation", "a b", "x"], ["--conversation holds a space"]),
+    (["send", "--conversation", "a b", "x"], ["--conversation contains a space"]),
     (["send", "--conversation", "x" * 257, "x"], ["--conversation has 257 characters", "256"]),
     (["send", "--connection-token-file", "/nonexistent", "x"], ["/nonexistent"]),
     (["status", "--watch", "--exit-code"], ["--watch"]),

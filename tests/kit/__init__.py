@@ -4,13 +4,13 @@
 | --- | --- |
 | `plugin` | options, markers and fixtures |
 | `processes` | the binary under test: a relay, the simulator, single commands; the only place that starts a relay |
-| `timeout` | waiting for a condition |
+| `wait` | waiting for a condition |
 | `upstream` | a scripted Participant Service |
 | `callers`, `raw_http`, `other_users` | bots: curl and boto3, plain bytes, other users of the machine |
 | `helpers` | bots with the helper files of `examples/`, in Python and in JavaScript |
-| `memory_limit` | memory limits |
+| `cgroup` | memory limits |
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
 | `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |
 | `monitoring` | Prometheus and the load in front of it |
-| `tools`, `containers` | deploy: the tools and containers that check `deploy/` |
+| `tools`, `helm_engine`, `containers` | deploy: the tools and containers that check `deploy/` |
 """

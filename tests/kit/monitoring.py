@@ -74,9 +74,10 @@ class Load:
 
 
 class Prometheus:
-    """A real one, which scrapes and evaluates every second."""
+    """A real one, which scrapes and evaluates every second; the relays under each of the jobs, with these labels. Other
+    `scrape_configs` take the place of the jobs."""
 
-    def __init__(self, relays, rules):
+    def __init__(self, relays, rules, jobs=("connect-relay",), labels=None, scrape_configs=None):
         self.folder = Path(tempfile.mkdtemp(prefix="prometheus-"))
         self.url = f"http://127.0.0.1:{free_port()}"
         (self.folder / "rules.yaml").write_text(rules)
@@ -84,7 +85,8 @@ class Prometheus:
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yaml"],
-            "scrape_configs": [{"job_name": "connect-relay", "static_configs": [{"targets": targets}]}],
+            "scrape_configs": scrape_configs
+            or [{"job_name": job, "static_configs": [{"targets": targets, "labels": labels or {}}]} for job in jobs],
         }
         (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         self.log = open(self.folder / "log", "wb")
@@ -146,7 +148,8 @@ def hastened(rules):
     def shorter(match):
         return f"{match[1]}{int(match[2]) * seconds[match[3]]}s{match[4]}"
 
-    rules = re.sub(r"(\[)(\d+)([mhd])(\])", shorter, rules)
+    rules = rules.replace(":30s]", ":1s]").replace("[1h]) / 3600", "[1h]) / 30")
+    rules = re.sub(r"(\[)(\d+)([mhd])(\]|:)", shorter, rules)
     rules = re.sub(r"(\boffset )(\d+)([mhd])(\b)", shorter, rules)
     rules = re.sub(r"(\bfor: )(\d+)([mhd])(\b)", shorter, rules)
     return rules.replace("oldest_due_seconds > 60", "oldest_due_seconds > 5")

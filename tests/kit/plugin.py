@@ -256,8 +256,8 @@ def prometheus():
     """`prometheus(relays, rules)`: scrapes them every second."""
     made = []
 
-    def make(relays, rules):
-        made.append(Prometheus(relays, rules))
+    def make(relays, rules, **options):
+        made.append(Prometheus(relays, rules, **options))
         return made[-1]
 
     assert shutil.which("prometheus") and shutil.which("promtool"), "prometheus and promtool are needed: tests/setup installs them"

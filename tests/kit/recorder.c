@@ -1,12 +1,12 @@
-/* Runs a program and writes down, in one order, all that it does to the files below a folder and all that goes through
- * its sockets:
+/* Runs a program and records, in order, all its operations on the files below a folder and all the traffic of its
+ * sockets:
  *
  *     recorder RECORDING FOLDER [CALL:N:ERRNO[:always]] -- PROGRAM ARGUMENT...
  *
- * It traces system calls (seccomp hands over the few that matter, ptrace stops the thread), so nothing passes it by,
- * whether it comes from the C library or not. A call is written down before the kernel sees it and once more when the
- * kernel is done: what lies between is in flight. Bytes that go out on a socket stand before they are gone, bytes that
- * come in after they have come.
+ * It traces system calls (seccomp selects the few relevant ones, ptrace stops the thread), so it records every call,
+ * from the C library or not. A call is recorded before the kernel sees it and again when the kernel is done: in
+ * between it is in flight. Outgoing bytes of a socket are recorded before they are sent, incoming ones after their
+ * arrival.
  *
  * With CALL:N:ERRNO the N-th call of its kind below the folder (write, sync, dirsync, open, rename, unlink, mkdir,
  * truncate, fallocate) fails with that error and never reaches the kernel; with `always` so do all that follow, of that kind.
@@ -46,7 +46,7 @@ struct record {
     uint32_t first;  /* of them, those of the first of two paths */
 };
 
-/* What PTRACE_GET_SYSCALL_INFO tells. */
+/* The result of PTRACE_GET_SYSCALL_INFO. */
 struct call {
     uint8_t op, pad[3];
     uint32_t arch;
@@ -60,7 +60,7 @@ struct call {
 
 struct thread {
     pid_t id;
-    uint32_t kind; /* of the call under way; 0: none that matters */
+    uint32_t kind; /* of the call in progress; 0: no relevant one */
     uint64_t args[6];
     char path[PATH_MAX];
     int existed;
@@ -78,7 +78,7 @@ static int fail_errno, fail_always;
 
 static pid_t child;
 
-/* Whoever tells the recorder to end means the program. */
+/* A signal to the recorder is meant for the program. */
 static void pass_on(int signal) {
     if (child > 0) kill(child, signal);
 }
@@ -126,7 +126,7 @@ static size_t copy_vector(pid_t id, uint64_t address, size_t count) {
     return at;
 }
 
-/* Where a descriptor leads: "socket:[1]" or a path. */
+/* The target of a descriptor: "socket:[1]" or a path. */
 static void path_of(pid_t id, int64_t fd, char *path) {
     char link[64];
     snprintf(link, sizeof link, (int)fd == AT_FDCWD ? "/proc/%d/cwd" : "/proc/%d/fd/%d", id, (int)fd);
@@ -138,7 +138,7 @@ static int below(const char *path) {
     return !strncmp(path, folder, folder_length) && (path[folder_length] == '/' || !path[folder_length]);
 }
 
-/* The absolute path of a name that stands in the program's memory. */
+/* The absolute path of a name in the program's memory. */
 static void named(pid_t id, int64_t at, uint64_t address, char *path) {
     char name[PATH_MAX] = "";
     for (size_t i = 0; i < sizeof name - 1; i++) { /* a page may end right behind the name */
@@ -172,7 +172,7 @@ static int64_t position(pid_t id, int64_t fd) {
     return at;
 }
 
-/* Whether this call is the one that has to fail; then it never reaches the kernel. */
+/* True if this call has to fail; then it never reaches the kernel. */
 static int fails(const struct thread *t, const char *call) {
     if (strcmp(call, fail_call) || !(++seen == fail_at || (fail_always && seen > fail_at))) return 0;
 #if defined(__x86_64__)
@@ -198,7 +198,7 @@ static int fails(const struct thread *t, const char *call) {
     return 1;
 }
 
-/* The thread is about to make a call. True: its end matters as well. */
+/* Handles the start of a call. Returns true if its end is needed, too. */
 static int begin(struct thread *t, const struct call *call) {
     const uint64_t *args = call->entry.args;
     int64_t offset;
@@ -233,7 +233,7 @@ static int begin(struct thread *t, const struct call *call) {
     case SYS_fallocate:
         path_of(t->id, args[0], path);
         if (!below(path) || fails(t, "fallocate")) return 0;
-        /* Only what sets space aside: FALLOC_FL_KEEP_SIZE or not. */
+        /* Only calls that reserve space: FALLOC_FL_KEEP_SIZE or not. */
         if (args[1] & ~1) die("fallocate with flags that are not known here");
         put(t, t->kind = 'F', inode_of(t->id, args[0], &mode), args[1] & 1 ? 0 : args[2] + args[3], 0, 0, 0);
         return 1;
@@ -305,7 +305,7 @@ static int begin(struct thread *t, const struct call *call) {
         put(t, t->kind = 'R', 0, 0, 0, length, offset);
         return 1;
     }
-    /* What is traced and not handled above would be missing in the recording. */
+    /* A traced call that is not handled above would be missing in the recording. */
     path_of(t->id, args[0], path);
     if (below(path) || !strncmp(path, "socket:", 7)) {
         fprintf(stderr, "recorder: system call %llu on %s is not known here\n", (unsigned long long)call->entry.nr, path);
@@ -314,7 +314,7 @@ static int begin(struct thread *t, const struct call *call) {
     return 0;
 }
 
-/* The call that `begin` saw is done. */
+/* Handles the end of the call that `begin` saw. */
 static void end(struct thread *t, int64_t result) {
     mode_t mode;
     struct stat made;
@@ -343,7 +343,7 @@ static void end(struct thread *t, int64_t result) {
     t->kind = 0;
 }
 
-/* What would change a file or tell somebody something is handed to the tracer, with what `begin` refuses to miss. */
+/* Calls that change a file or send something are passed to the tracer, and those that `begin` must not miss. */
 static const int traced[] = {
     SYS_write, SYS_writev, SYS_pwrite64, SYS_pwritev, SYS_pwritev2, SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_read, SYS_readv,
     SYS_recvfrom, SYS_recvmsg, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_fadvise64, SYS_openat, SYS_mkdirat, SYS_unlinkat,
@@ -364,7 +364,7 @@ static void start(char **program, int ready) {
     filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     struct sock_fprog all = {n, filter};
     char go;
-    if (read(ready, &go, 1) != 1) _exit(125); /* not before the tracer is there */
+    if (read(ready, &go, 1) != 1) _exit(125); /* not before the tracer is attached */
     close(ready);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &all)) die("seccomp");
     execv(program[0], program);
@@ -400,7 +400,7 @@ int main(int count, char **arguments) {
     for (;;) {
         pid_t id = waitpid(-1, &status, __WALL);
         if (id < 0 && errno == EINTR) continue;
-        if (id < 0) break; /* all have gone */
+        if (id < 0) break; /* all have ended */
         if (WIFEXITED(status) || WIFSIGNALED(status)) {
             if (id == child) code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
             of(id)->id = 0;

@@ -155,6 +155,11 @@ class Upstream:
             assert came, f"{len(self.requests)} requests came, {count} were expected"
             return self.requests[:count]
 
+    @property
+    def connected(self):
+        """The number of open connections."""
+        return len(self._connections)
+
     def messages(self):
         """The SendMessage requests so far."""
         return [request for request in list(self.requests) if request.target == "/participant/message"]

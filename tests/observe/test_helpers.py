@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kit.callers import send
-from kit.patience import PATIENCE, until
+from kit.wait import TIMEOUT, until
 from kit.processes import command
 from kit.upstream import CUT, Answer, error
 
@@ -15,7 +15,7 @@ CHAT = "0d2c7a2e-contact/bot"
 
 
 def result(future):
-    return future.result(timeout=PATIENCE)
+    return future.result(timeout=TIMEOUT)
 
 
 def contents(simulator):
@@ -101,7 +101,7 @@ def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
 def test_a_restart_within_the_time_is_bridged(relays, simulators, helpers):
     simulator = simulators()
     relay = relays(simulator.url)
-    helper = helpers(relay.socket, simulator.url, retry_for=PATIENCE)
+    helper = helpers(relay.socket, simulator.url, retry_for=TIMEOUT)
     relay.kill()
     reply = helper.send("canary: 1", "canary-token", "1", CHAT)
     relay.start()
@@ -119,7 +119,7 @@ def test_a_direct_call_does_not_enter_a_relay_by_its_tcp_port(relays, simulators
     assert send(relay, "canary-token", "canary: 1", "1", headers=[f"Relay-Conversation: {CHAT}"]).status in (200, 202)
 
 
-# What a relay may answer, one case after the other.
+# Answers of a scripted relay, one case after the other.
 
 
 QUEUED = Answer(202, {"ClientToken": "1", "State": "QUEUED"})
@@ -147,7 +147,8 @@ def test_an_outcome_is_asked_for_until_it_is_known(scripted_relays, upstream, he
     relay = scripted_relays(script)
     helper = helpers(relay.path, upstream.url)
     assert result(helper.send("canary: 1", "canary-token", "a/b é", CHAT))["State"] == "QUEUED"
-    assert asked.wait(PATIENCE)
+    assert asked.wait(TIMEOUT)
+    until(lambda: not relay.connected, "the helper has read the answer and closed its connection")
     relay.stop()
     assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Direct"]
     assert [request.json["ClientToken"] for request in upstream.messages()] == ["2"]
@@ -195,7 +196,7 @@ def test_the_error_of_a_dead_message_is_final(scripted_relays, upstream, helpers
 def test_a_lost_reply_is_asked_for_with_the_same_client_token(scripted_relays, upstream, helpers, answer):
     answers = iter([answer, answer])
     relay = scripted_relays(lambda request: next(answers, QUEUED))
-    helper = helpers(relay.path, upstream.url, retry_for=PATIENCE)
+    helper = helpers(relay.path, upstream.url, retry_for=TIMEOUT)
     assert result(helper.send("canary: 1", "canary-token", None, CHAT))["State"] == "QUEUED"
     assert len({request.body for request in relay.requests[:3]}) == 1 and not upstream.requests
 
@@ -208,7 +209,23 @@ def test_a_lost_reply_and_a_lost_direct_answer_hold_the_chat_back(scripted_relay
     assert (reply["Error"], reply["ClientToken"]) == ("RelayUnavailable", "1") and upstream.messages()
     reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
     assert reply["Error"] == "RelayUnavailable" and "earlier message" in reply["Message"]
-    assert "2" not in {request.json["ClientToken"] for request in upstream.messages()}
+    assert {request.json["ClientToken"] for request in upstream.messages()} == {"1"}
+
+
+def test_a_message_whose_answer_was_lost_is_repeated_directly_with_its_own_connection_token_only(
+    scripted_relays, upstreams, helpers
+):
+    """Connect may not recognise its ClientToken together with a renewed connection token."""
+    relay = scripted_relays(lambda request: CUT)
+    upstream = upstreams(lambda request: CUT)
+    helper = helpers(relay.path, upstream.url)
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Error"] == "RelayUnavailable"
+    relay.stop()
+    upstream.script = lambda request: None
+    assert result(helper.send("canary: 1", "canary-renewed", "1", CHAT))["Error"] == "RelayUnavailable"
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Direct"]
+    assert result(helper.send("canary: 2", "canary-renewed", "2", CHAT))["Direct"]
+    assert {request.token for request in upstream.messages() if request.json["ClientToken"] == "1"} == {"canary-token"}
 
 
 def test_one_message_of_a_conversation_at_a_time(scripted_relays, upstream, helpers):
@@ -221,7 +238,7 @@ def test_one_message_of_a_conversation_at_a_time(scripted_relays, upstream, help
         with lock:
             under_way[chat] = under_way.get(chat, 0) + 1
             most[chat] = max(most.get(chat, 0), under_way[chat])
-        together.wait(PATIENCE)  # A request of each conversation is under way.
+        together.wait(TIMEOUT)  # A request of each conversation is under way.
         with lock:
             under_way[chat] -= 1
         return Answer(200, {"Id": request.json["ClientToken"], "AbsoluteTime": "2026-11-22T10:00:00.000Z"})
@@ -242,24 +259,24 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
             return Answer(200, {"State": "QUEUED"})
         if request.header("prefer") == "wait=4":
             waiting.release()
-            over.wait(PATIENCE)
+            over.wait(TIMEOUT)
         else:
             assert request.header("prefer") == "respond-async"
         return QUEUED
 
     relay = scripted_relays(script)
-    helper = helpers(relay.path, upstream.url)
+    helper = helpers(relay.path, upstream.url, retry_for=TIMEOUT)
     replies = [helper.send("canary", f"canary-{number}") for number in range(64)]
     for _ in replies:
-        assert waiting.acquire(timeout=PATIENCE)
+        assert waiting.acquire(timeout=TIMEOUT)
     assert result(helper.send("canary", "canary-64"))["State"] == "QUEUED"
     over.set()
     assert {result(reply)["State"] for reply in replies} == {"QUEUED"}
     assert result(helper.send("canary", "canary-65"))["State"] == "QUEUED"
-    assert waiting.acquire(timeout=PATIENCE), "it waits again"
+    assert waiting.acquire(timeout=TIMEOUT), "it waits again"
 
 
-# Everything at once.
+# The campaign.
 
 
 CHATS, ROUNDS = 6, 8

@@ -1,0 +1,145 @@
+{{- /*
+The relay beside a bot, as named templates. Each takes the chart's root context, or a dict with `Values` and, for one workload
+alone, members that differ from the values:
+
+    {{ include "connect-relay.sidecar" . }}
+    {{ include "connect-relay.sidecar" (dict "Values" .Values "terminationGracePeriodSeconds" 600) }}
+
+| Template                          | Place in the workload                                                             |
+| connect-relay.labels              | the pod template's metadata.labels                                                |
+| connect-relay.grace               | the pod's spec; leave it out, or pass a number, for a period of your own          |
+| connect-relay.sidecar             | an item of the pod's initContainers                                               |
+| connect-relay.volumes             | two items of the pod's volumes; one with "claim" true: the queue is on a claim    |
+| connect-relay.volumeClaimTemplate | an item of a StatefulSet's volumeClaimTemplates, with "claim" true above          |
+| connect-relay.fsGroup             | the pod's securityContext, with a claim: a fresh one belongs to root              |
+| connect-relay.volumeMounts        | an item of the volumeMounts of the bot's container                                |
+| connect-relay.botEnv              | an item of its env, in place of the mount, with `tcp: true`                       |
+*/ -}}
+
+{{- define "connect-relay.labels" -}}
+connect-relay/scrape: "true"
+{{- end }}
+
+{{- define "connect-relay.graceSeconds" -}}
+{{- .terminationGracePeriodSeconds | default (index .Values "connect-relay").terminationGracePeriodSeconds -}}
+{{- end }}
+
+{{- define "connect-relay.grace" -}}
+terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
+{{- end }}
+
+{{- define "connect-relay.sidecar" -}}
+{{- $relay := index .Values "connect-relay" -}}
+{{- $grace := sub (include "connect-relay.graceSeconds" . | int) ($relay.botEndsIn | int) -}}
+{{- if lt $grace 1 -}}
+{{- fail "connect-relay: terminationGracePeriodSeconds must be longer than botEndsIn, or the relay has no time to deliver" -}}
+{{- end -}}
+{{- $env := dict
+  "AWS_REGION" (required "connect-relay.region is required: the AWS region of your Connect instance" $relay.region)
+  "CONNECT_RELAY__SENDER__CONNECT_INSTANCE" $relay.connectInstance
+  "CONNECT_RELAY__INGRESS__SOCKET_MODE" "0666"
+  "CONNECT_RELAY__ADMIN__LISTEN" "[::]:9581"
+  "CONNECT_RELAY__SHUTDOWN__GRACE" (printf "%ds" $grace)
+  "CONNECT_RELAY__QUEUE__BYTES_MAX" "128MiB"
+-}}
+{{- if $relay.tcp -}}
+{{- $_ := set $env "CONNECT_RELAY__INGRESS__TCP" "127.0.0.1:8480" -}}
+{{- end -}}
+{{- if $relay.keysSecret -}}
+{{- $_ := set $env "CONNECT_RELAY__QUEUE__KEY_FILE" "/etc/connect-relay/keys/keys" -}}
+{{- end -}}
+{{- $env = mergeOverwrite $env $relay.env -}}
+- name: connect-relay
+  image: {{ printf "%s:%s" $relay.image.repository $relay.image.tag | quote }}
+  restartPolicy: Always
+  args: [run]
+  env:
+    {{- range $name, $value := $env }}
+    - name: {{ $name }}
+      value: {{ $value | quote }}
+    {{- end }}
+  ports:
+    - name: relay-admin
+      containerPort: 9581
+  startupProbe:
+    httpGet: {path: /readyz, port: relay-admin}
+    periodSeconds: 1
+    timeoutSeconds: 5
+    failureThreshold: 300
+  livenessProbe:
+    httpGet: {path: /livez, port: relay-admin}
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 3
+  terminationMessagePolicy: FallbackToLogsOnError
+  resources:
+    requests:
+      cpu: 20m
+      memory: 64Mi
+      ephemeral-storage: 300Mi
+    limits:
+      memory: 192Mi
+  securityContext:
+    runAsUser: 29581
+    runAsGroup: 29581
+    runAsNonRoot: true
+    readOnlyRootFilesystem: true
+    allowPrivilegeEscalation: false
+    capabilities:
+      drop: [ALL]
+    seccompProfile:
+      type: RuntimeDefault
+  volumeMounts:
+    - name: connect-relay-socket
+      mountPath: /run/connect-relay
+    - name: connect-relay-queue
+      mountPath: /var/lib/connect-relay
+    {{- if $relay.keysSecret }}
+    - name: connect-relay-keys
+      mountPath: /etc/connect-relay/keys
+      readOnly: true
+    {{- end }}
+{{- end }}
+
+{{- define "connect-relay.volumes" -}}
+- name: connect-relay-socket
+  emptyDir:
+    medium: Memory
+    sizeLimit: 1Mi
+{{- if not .claim }}
+- name: connect-relay-queue
+  emptyDir:
+    sizeLimit: 256Mi
+{{- end }}
+{{- with (index .Values "connect-relay").keysSecret }}
+- name: connect-relay-keys
+  secret:
+    secretName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "connect-relay.volumeClaimTemplate" -}}
+- metadata:
+    name: connect-relay-queue
+  spec:
+    accessModes: [ReadWriteOnce]
+    resources:
+      requests:
+        storage: 1Gi
+{{- end }}
+
+{{- define "connect-relay.fsGroup" -}}
+fsGroup: 29581
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+
+{{- define "connect-relay.volumeMounts" -}}
+- name: connect-relay-socket
+  mountPath: /run/connect-relay
+  readOnly: true
+{{- end }}
+
+{{- define "connect-relay.botEnv" -}}
+- name: AWS_ENDPOINT_URL_CONNECTPARTICIPANT
+  value: http://127.0.0.1:8480
+{{- end }}

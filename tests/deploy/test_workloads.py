@@ -1,0 +1,437 @@
+"""The relay beside workloads of other people, by each of the three ways: the kustomize component, the Helm chart and the plain
+YAML. Each renders, is valid for every Kubernetes, and differs from the bare workload in what docs/kubernetes.md lists, and
+in nothing else."""
+
+import copy
+import re
+import shutil
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from kit.processes import BINARY, ROOT, environment
+from kit.tools import (
+    HELM,
+    HELM_ENGINE,
+    KINDS,
+    KUBECTL,
+    KUBERNETES,
+    VERSIONS,
+    helm,
+    kustomized,
+    named,
+    relative,
+    run,
+    settings_of,
+    template,
+)
+
+HERE = ROOT / "tests/deploy"
+DOCUMENT = (ROOT / "docs/kubernetes.md").read_text()
+BARE = {one["kind"]: one for one in yaml.safe_load_all((HERE / "workloads.yaml").read_text())}
+REDIS = yaml.safe_load((HERE / "redis.yaml").read_text())
+# The workload that keeps its own grace period, of 600 s.
+OWN = "CronJob"
+
+RELAY = yaml.safe_load((KUBERNETES / "sidecar/pod.yaml").read_text())["spec"]["template"]
+PLAIN = yaml.safe_load((KUBERNETES / "plain.yaml").read_text())
+IMAGE = "registry.example.com/connect-relay:0.1.0"
+
+
+def snippet(member):
+    """The lines of an author, as the document shows them: the YAML block that begins with this member."""
+    blocks = re.findall(rf"^```yaml\n({member}:\n.*?)^```", DOCUMENT, re.M | re.S)
+    assert len(set(blocks)) == 1, f"{member}: {blocks}"
+    assert len(blocks[0].splitlines()) <= 4, "three lines, beside the name of the member"
+    return yaml.safe_load(blocks[0])[member]
+
+
+def asked(bare):
+    """The workload with the lines of its author: the socket's mount, and the label or labels for kustomize."""
+    mine = copy.deepcopy(bare)
+    named(template(mine)["spec"]["containers"], "shop").setdefault("volumeMounts", []).extend(snippet("volumeMounts"))
+    return mine
+
+
+def labelled(bare):
+    mine = asked(bare)
+    own = {"connect-relay/grace": "own"} if bare["kind"] == OWN else {}
+    mine["metadata"].setdefault("labels", {}).update({"connect-relay/sidecar": "true", **own})
+    return mine
+
+
+def expected(mine):
+    """The workload with the relay; the relay's container is a stand-in."""
+    mine = copy.deepcopy(mine)
+    part = template(mine)
+    part.setdefault("metadata", {}).setdefault("labels", {})["connect-relay/scrape"] = "true"
+    spec = part["spec"]
+    if mine["kind"] != OWN:
+        spec["terminationGracePeriodSeconds"] = 300
+    spec["initContainers"] = ["the relay", *spec.get("initContainers", [])]
+    spec["volumes"] = [*RELAY["spec"]["volumes"], *spec.get("volumes", [])]
+    return mine
+
+
+# The three ways. Each returns the rendered resources.
+
+
+def kustomize(bares, folder, components=("relay",), literals=("AWS_REGION=eu-west-2",), **more):
+    """A kustomization of these workloads."""
+    (folder / "workloads.yaml").write_text(yaml.safe_dump_all(bares))
+    kustomization = {
+        "resources": ["workloads.yaml"],
+        "components": [f"{relative(folder, KUBERNETES)}/{name}" for name in components],
+        "configMapGenerator": [{"name": "connect-relay", "literals": list(literals)}],
+        "images": [{"name": "connect-relay", "newName": IMAGE.split(":")[0], "newTag": IMAGE.split(":")[1]}],
+        **more,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return kustomized(folder)
+
+
+def templated(bare):
+    """The text of a chart's template: the workload's YAML with the lines that its author adds for the relay."""
+    mine = copy.deepcopy(bare)
+    part = template(mine)
+    part.setdefault("metadata", {}).setdefault("labels", {})["@labels"] = ""
+    spec = part["spec"]
+    if mine["kind"] != OWN:
+        spec.pop("terminationGracePeriodSeconds", None)
+        spec["@grace"] = ""
+    for name in ("sidecar", "volumes"):
+        member = "initContainers" if name == "sidecar" else name
+        spec[member] = [f"@{name}", *spec.get(member, [])]
+    container = named(spec["containers"], "shop")
+    container["volumeMounts"] = [*container.get("volumeMounts", []), "@volumeMounts"]
+    context = '(dict "Values" .Values "terminationGracePeriodSeconds" 600)' if mine["kind"] == OWN else "."
+
+    def included(match):
+        return f'{match[1]}{{{{- include "connect-relay.{match[2]}" {context} | nindent {len(match[1])} }}}}'
+
+    text, count = re.subn(r"^( *)(?:- )?'@(\w+)'(?:: '')?$", included, yaml.safe_dump(mine, sort_keys=False), flags=re.M)
+    assert count == (4 if mine["kind"] == OWN else 5)
+    return text
+
+
+def chart(bares, folder, **values):
+    """A chart of these workloads, with the library among its charts, as `helm dependency update` leaves it."""
+    (folder / "templates").mkdir(parents=True)
+    shutil.copytree(HELM / "connect-relay", folder / "charts/connect-relay")
+    dependency = {"name": "connect-relay", "version": "0.1.0", "repository": "file://../connect-relay"}
+    described = {"apiVersion": "v2", "name": "shop", "version": "1.0.0", "dependencies": [dependency]}
+    (folder / "Chart.yaml").write_text(yaml.safe_dump(described))
+    (folder / "values.yaml").write_text(yaml.safe_dump({"connect-relay": {"region": "eu-west-2", **values}}))
+    for bare in bares:
+        (folder / f"templates/{bare['kind'].lower()}.yaml").write_text(templated(bare))
+    return folder
+
+
+def pasted(bare):
+    """The workload with plain.yaml pasted into its pod's template."""
+    mine = asked(bare)
+    part = template(mine)
+    part.setdefault("metadata", {}).setdefault("labels", {}).update(PLAIN["metadata"]["labels"])
+    for member, value in PLAIN["spec"].items():
+        if isinstance(value, list):
+            part["spec"][member] = [*copy.deepcopy(value), *part["spec"].get(member, [])]
+        elif mine["kind"] != OWN:
+            part["spec"][member] = value
+    return mine
+
+
+def by_kustomize(folder):
+    return kustomize([*map(labelled, BARE.values()), REDIS], folder), labelled
+
+
+def by_helm(folder):
+    return helm("template", chart([*BARE.values()], folder / "chart")), asked
+
+
+def by_plain_yaml(folder):
+    return [pasted(bare) for bare in BARE.values()], asked
+
+
+WAYS = {"kustomize": by_kustomize, "helm": by_helm, "plain YAML": by_plain_yaml}
+NEEDS = {"kustomize": [KUBECTL], "helm": [HELM_ENGINE], "plain YAML": []}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(way, marks=pytest.mark.needs(*NEEDS[way])) for way in WAYS])
+def way(request, tmp_path_factory):
+    """The way's name, what it renders, and the author's own part of it."""
+    resources, mine = WAYS[request.param](tmp_path_factory.mktemp("way"))
+    return request.param, resources, mine
+
+
+def of_kind(resources, kind):
+    [found] = [one for one in resources if one["kind"] == kind and one["metadata"]["name"] != "redis"]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_workload_differs_in_what_the_document_lists_and_in_nothing_else(way, kind):
+    _, resources, mine = way
+    found = copy.deepcopy(of_kind(resources, kind))
+    relay = template(found)["spec"]["initContainers"][0]
+    template(found)["spec"]["initContainers"][0] = "the relay"
+    assert found == expected(mine(BARE[kind]))
+    # Its container is the same by every way, but for where its settings come from.
+    [pattern] = RELAY["spec"]["initContainers"]
+    assert relay["image"] == IMAGE
+    found, wanted = ({key: value for key, value in one.items() if key not in ("image", "env", "envFrom")} for one in (relay, pattern))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_document_lists_what_differs(way, kind):
+    _, resources, mine = way
+    before, after = template(mine(BARE[kind])), template(of_kind(resources, kind))
+    changed = {f"{part}.{member}" for part in ("metadata", "spec") for member in {**before.get(part, {}), **after[part]}
+               if before.get(part, {}).get(member) != after[part].get(member)}
+    table = DOCUMENT.split("| In the pod's template |")[1].split("\n\n")[0]
+    listed = set(re.findall(r"^\| `((?:metadata|spec)\.\w+)` \|", table, re.M))
+    assert changed == listed - ({"spec.terminationGracePeriodSeconds"} if kind == OWN else set())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_relay_gets_the_same_settings(way, kind):
+    name, resources, _ = way
+    relay = template(of_kind(resources, kind))["spec"]["initContainers"][0]
+    given = settings_of(relay, resources)
+    assert given.pop("AWS_REGION") == "eu-west-2"
+    given.pop("CONNECT_RELAY__SENDER__CONNECT_INSTANCE", None)
+    lines = (KUBERNETES / "sidecar/relay.env").read_text().splitlines()
+    pod = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    if kind == OWN and name == "helm":
+        pod["CONNECT_RELAY__SHUTDOWN__GRACE"] = "570s"  # what is left of 600 s
+    assert given == pod
+    assert run(BINARY, "check", env={**environment(), **given, "AWS_REGION": "eu-west-2"}).returncode == 0
+
+
+def test_every_resource_is_valid_for_every_kubernetes(way):
+    _, resources, _ = way
+    for version in VERSIONS:
+        assert {kubernetes_validate.validate(one, version, strict=True) for one in resources} == {version}
+
+
+@pytest.mark.needs(KUBECTL)
+def test_a_workload_that_does_not_ask_is_left_alone(tmp_path):
+    bystanders = [*BARE.values(), REDIS]
+    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp"))
+    found = {one["metadata"]["name"]: one for one in resources}
+    assert "connect-relay" in [one["name"] for one in template(found["asks"])["spec"]["initContainers"]]
+    for bystander in bystanders:
+        assert found[bystander["metadata"]["name"]] == bystander
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("value", ["false", "yes", ""])
+def test_another_value_of_the_label_does_not_ask(tmp_path, value):
+    mine = asked(BARE["Deployment"])
+    mine["metadata"]["labels"]["connect-relay/sidecar"] = value
+    assert of_kind(kustomize([mine], tmp_path), "Deployment") == mine
+
+
+@pytest.mark.needs(KUBECTL)
+def test_a_label_that_the_same_kustomization_adds_comes_too_late(tmp_path):
+    """As the document says."""
+    labels = [{"pairs": {"connect-relay/sidecar": "true"}}]
+    found = of_kind(kustomize([BARE["Deployment"]], tmp_path, labels=labels), "Deployment")
+    assert found["metadata"]["labels"]["connect-relay/sidecar"] == "true"
+    assert template(found) == template(BARE["Deployment"])
+    assert "comes too late" in DOCUMENT
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_setting_of_one_workload_is_in_its_own_file(tmp_path, kind):
+    mine = labelled(BARE[kind])
+    spec = template(mine)["spec"]
+    spec["initContainers"] = [*spec.get("initContainers", []), *snippet("initContainers")]
+    found = of_kind(kustomize([mine], tmp_path), kind)
+    [relay] = [one for one in template(found)["spec"]["initContainers"] if one["name"] == "connect-relay"]
+    [variable] = relay.pop("env")
+    assert variable["name"] == "CONNECT_RELAY__SHUTDOWN__GRACE"
+    other = tmp_path / "other"
+    other.mkdir()
+    plain = of_kind(kustomize([labelled(BARE[kind])], other), kind)
+    assert found == plain, "the rest is as without it"
+
+
+@pytest.mark.needs(KUBECTL)
+def test_two_bots_in_one_namespace_have_no_name_in_common(tmp_path):
+    names = []
+    for prefix in ("shop-", "help-"):
+        (tmp_path / prefix).mkdir()
+        resources = kustomize([labelled(BARE["Deployment"])], tmp_path / prefix, ("relay", "tcp"), namePrefix=prefix)
+        names.append({(one["kind"], one["metadata"]["name"]) for one in resources})
+        assert {kind for kind, _ in names[-1]} == {"ConfigMap", "Deployment"}, "monitoring is apart"
+        assert settings_of(template(of_kind(resources, "Deployment"))["spec"]["initContainers"][0], resources), "its own ConfigMaps"
+    assert len(names[0]) == 4 and not names[0] & names[1]
+
+
+@pytest.mark.needs(KUBECTL)
+def test_workloads_that_keep_their_names_can_have_names_of_their_own_for_the_configmaps(tmp_path):
+    [block] = re.findall(r"^```yaml\n(transformers:\n.*?)^```", DOCUMENT, re.M | re.S)
+    resources = kustomize([labelled(BARE["Deployment"])], tmp_path, **yaml.safe_load(block))
+    assert of_kind(resources, "Deployment")["metadata"]["name"] == "shop"
+    maps = [one["metadata"]["name"] for one in resources if one["kind"] == "ConfigMap"]
+    assert len(maps) == 2 and all(name.startswith("shop-connect-relay") for name in maps)
+    assert settings_of(template(of_kind(resources, "Deployment"))["spec"]["initContainers"][0], resources)["AWS_REGION"] == "eu-west-2"
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_component_tcp_sets_both_sides(tmp_path, kind):
+    mine = labelled(BARE[kind])
+    named(template(mine)["spec"]["containers"], "shop")["envFrom"] = snippet("envFrom")
+    resources = kustomize([mine], tmp_path, ("relay", "tcp"))
+    spec = template(of_kind(resources, kind))["spec"]
+    relay = settings_of(spec["initContainers"][0], resources)
+    bot = settings_of(named(spec["containers"], "shop"), resources)
+    assert bot["AWS_ENDPOINT_URL_CONNECTPARTICIPANT"] == f"http://{relay['CONNECT_RELAY__INGRESS__TCP']}"
+    assert relay["CONNECT_RELAY__INGRESS__TCP"] == "127.0.0.1:8480"
+    for other in spec["containers"]:
+        assert other["name"] == "shop" or "envFrom" not in other
+    assert run(BINARY, "check", env={**environment(), **relay}).returncode == 0
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_component_secret_gives_the_keys_to_the_relay_alone(tmp_path, kind):
+    plain, sealed = (tmp_path / name for name in ("plain", "sealed"))
+    plain.mkdir()
+    sealed.mkdir()
+    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
+    after = of_kind(kustomize([labelled(BARE[kind])], sealed, ("relay", "secret")), kind)
+    spec = template(after)["spec"]
+    relay = spec["initContainers"][0]
+    volume = named(spec["volumes"], "connect-relay-keys")
+    mount = named(relay["volumeMounts"], "connect-relay-keys")
+    assert volume["secret"] == {"secretName": "connect-relay-keys"} and mount["readOnly"]
+    spec["volumes"].remove(volume)
+    relay["volumeMounts"].remove(mount)
+    assert relay.pop("env") == [{"name": "CONNECT_RELAY__QUEUE__KEY_FILE", "value": f"{mount['mountPath']}/keys"}]
+    assert after == before
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("group", [None, 2000])
+def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are_there(tmp_path, group):
+    mine = labelled(BARE["StatefulSet"])
+    claim = {"metadata": {"name": "connect-relay-queue"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}
+    mine["spec"]["volumeClaimTemplates"].append(claim)
+    own = {"runAsUser": 10001}
+    if group:
+        own["fsGroup"] = group
+        mine["metadata"]["labels"]["connect-relay/fs-group"] = "own"
+    template(mine)["spec"]["securityContext"] = own
+    found = of_kind(kustomize([mine], tmp_path, ("relay", "volume")), "StatefulSet")
+    template(found)["spec"]["initContainers"][0] = "the relay"
+    want = expected(mine)
+    spec = template(want)["spec"]
+    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != "connect-relay-queue"]
+    if not group:
+        spec["securityContext"] |= {"fsGroup": 29581, "fsGroupChangePolicy": "OnRootMismatch"}
+    assert found == want
+
+
+def test_the_patches_for_a_cronjob_are_those_of_the_other_kinds():
+    for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("sidecar", "grace")):
+        other = yaml.safe_load((KUBERNETES / name / f"{patch}.yaml").read_text())
+        cron = "cronjob" if patch == "pod" else "grace-cronjob"
+        mine = yaml.safe_load((KUBERNETES / name / f"{cron}.yaml").read_text())
+        assert mine["kind"] == "CronJob" and template(mine) == template(other), (name, patch)
+
+
+# The library chart.
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_example_chart_passes_the_linter_and_is_valid(tmp_path):
+    shutil.copytree(HELM / "example", tmp_path / "example")
+    shutil.copytree(HELM / "connect-relay", tmp_path / "example/charts/connect-relay")
+    assert helm("lint", tmp_path / "example") == []
+    resources = helm("template", tmp_path / "example")
+    for version in VERSIONS:
+        assert {kubernetes_validate.validate(one, version, strict=True) for one in resources} == {version}
+    [found] = resources
+    spec = template(found)["spec"]
+    assert spec["initContainers"][0]["name"] == "connect-relay"
+    assert named(spec["containers"], "shop")["volumeMounts"] == snippet("volumeMounts")
+    described = yaml.safe_load((HELM / "example/Chart.yaml").read_text())
+    library = yaml.safe_load((HELM / "connect-relay/Chart.yaml").read_text())
+    [dependency] = described["dependencies"]
+    assert (dependency["name"], dependency["version"]) == (library["name"], library["version"]) and library["type"] == "library"
+
+
+def test_the_documents_lines_for_a_chart_are_those_of_the_example():
+    [block] = re.findall(r"^```yaml\n(  template:\n.*?)^```", DOCUMENT, re.M | re.S)
+    example = (HELM / "example/templates/deployment.yaml").read_text().splitlines()
+    assert [line for line in block.splitlines() if "include" in line] == [line for line in example if "{{- include" in line]
+    assert set(block.splitlines()) <= set(example)
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_a_statefulset_of_a_chart_gets_the_queue_on_a_claim_beside_its_own(tmp_path):
+    mine = chart([BARE["StatefulSet"]], tmp_path / "chart")
+    file = mine / "templates/statefulset.yaml"
+    text = file.read_text().replace('"connect-relay.volumes" .', '"connect-relay.volumes" (dict "Values" .Values "claim" true)')
+    text = text.replace("  volumeClaimTemplates:\n", '  volumeClaimTemplates:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
+    text = text.replace("      containers:\n", '      securityContext:\n        {{- include "connect-relay.fsGroup" . | nindent 8 }}\n      containers:\n')
+    file.write_text(text)
+    [found] = helm("template", mine)
+    spec = template(found)["spec"]
+    assert [volume["name"] for volume in spec["volumes"]] == ["connect-relay-socket"]
+    assert [claim["metadata"]["name"] for claim in found["spec"]["volumeClaimTemplates"]] == ["connect-relay-queue", "data"]
+    assert spec["securityContext"] == yaml.safe_load((KUBERNETES / "volume/fs-group.yaml").read_text())["spec"]["template"]["spec"]["securityContext"]
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(found, version, strict=True) == version
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_bots_variable_of_a_chart_is_the_relays_address(tmp_path):
+    mine = chart([BARE["Job"]], tmp_path / "chart", tcp=True)
+    file = mine / "templates/job.yaml"
+    file.write_text(file.read_text().replace("volumeMounts:", "env:").replace("connect-relay.volumeMounts", "connect-relay.botEnv"))
+    [found] = helm("template", mine)
+    spec = template(found)["spec"]
+    given = settings_of(spec["initContainers"][0], [])
+    bot = settings_of(named(spec["containers"], "shop"), [])
+    assert bot == {"AWS_ENDPOINT_URL_CONNECTPARTICIPANT": f"http://{given['CONNECT_RELAY__INGRESS__TCP']}"}
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_linter_finds_a_fault_in_a_chart(tmp_path):
+    broken = chart([BARE["Job"]], tmp_path / "chart")
+    (broken / "templates/job.yaml").write_text('{{ include "connect-relay.nothing" . }}\n')
+    assert helm("lint", broken)
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_charts_values_become_settings(tmp_path):
+    env = {"CONNECT_RELAY__SENDER__LIFETIME": "30m", "CONNECT_RELAY__QUEUE__BYTES_MAX": "64MiB"}
+    values = {"connectInstance": "shop", "tcp": True, "keysSecret": "keys", "env": env, "terminationGracePeriodSeconds": 120, "botEndsIn": 20}
+    resources = helm("template", chart([BARE["Deployment"]], tmp_path / "chart", **values))
+    spec = template(of_kind(resources, "Deployment"))["spec"]
+    given = settings_of(spec["initContainers"][0], resources)
+    assert spec["terminationGracePeriodSeconds"] == 120 and given["CONNECT_RELAY__SHUTDOWN__GRACE"] == "100s"
+    assert env.items() <= given.items() and given["CONNECT_RELAY__SENDER__CONNECT_INSTANCE"] == "shop"
+    assert given["CONNECT_RELAY__INGRESS__TCP"] == "127.0.0.1:8480"
+    keys = named(spec["volumes"], "connect-relay-keys")["secret"]["secretName"]
+    assert keys == "keys" and named(spec["initContainers"][0]["volumeMounts"], "connect-relay-keys")["readOnly"]
+    given["CONNECT_RELAY__QUEUE__KEY_FILE"] = ""
+    assert run(BINARY, "check", env={**environment(), **given}).returncode == 0
+
+
+@pytest.mark.needs(HELM_ENGINE)
+@pytest.mark.parametrize("values, word", [
+    ({"region": ""}, "connect-relay.region is required"),
+    ({"terminationGracePeriodSeconds": 30}, "must be longer than botEndsIn"),
+    ({"regoin": "eu-west-2"}, "regoin"),
+    ({"env": {"CONNECT_RELAY__SENDER__IN_FLIGHT_MAX": 8}}, "IN_FLIGHT_MAX"),
+])  # fmt: skip
+def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
+    with pytest.raises(Exception, match=word):
+        helm("template", chart([BARE["Deployment"]], tmp_path / "chart", **values))
