@@ -15,16 +15,17 @@
 //! figures.
 
 mod page;
+mod reply;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use prometheus::{IntGauge, TextEncoder};
 
 pub use self::page::Sources;
+use self::reply::{reply, text};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -130,21 +131,10 @@ fn render(metrics: &Metrics) -> Reply {
     }
 }
 
-fn text(status: StatusCode, line: &str) -> Reply {
-    // An error's text may contain line breaks; the reply must be one line.
-    reply(status, "text/plain; charset=utf-8", line.replace(['\r', '\n'], " ") + "\n")
-}
-
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Reply {
-    let mut reply = Response::new(Bytes::from(body).into());
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
+    use hyper::header::CONTENT_TYPE;
 
     use super::*;
 

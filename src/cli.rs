@@ -19,7 +19,6 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::config::Faults;
-use crate::daemon::Failure;
 
 mod availability;
 mod check;
@@ -27,6 +26,7 @@ mod client;
 mod control;
 mod demo;
 mod doctor;
+mod exit_code;
 mod log_writer;
 mod logging;
 mod messages;
@@ -39,14 +39,8 @@ mod signals;
 mod simulate;
 mod status;
 
+use exit_code::code;
 use signals::Signals;
-
-/// Exit code: the command failed.
-const FAILED: u8 = 1;
-/// Exit code: messages are left on disk (sysexits.h: EX_TEMPFAIL).
-const UNDELIVERED: u8 = 75;
-/// Exit code: the configuration is wrong (sysexits.h: EX_CONFIG).
-const CONFIG: u8 = 78;
 
 /// Accepts Amazon Connect chat messages from bots, keeps them on disk, and delivers them in order, through throttling.
 ///
@@ -138,11 +132,6 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
     // A name look-up that hangs in the resolver does not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
-}
-
-fn code(error: &anyhow::Error) -> u8 {
-    let config = error.is::<Faults>() || matches!(error.downcast_ref(), Some(Failure::Config(_)));
-    if config { CONFIG } else { FAILED }
 }
 
 fn error_text(error: &anyhow::Error) -> String {

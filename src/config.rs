@@ -23,8 +23,7 @@ mod schema;
 mod validate;
 mod value;
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -36,11 +35,10 @@ use crate::message::Limits;
 use crate::retry::Backoff;
 use crate::{ingress, pacer, participant, queue, sender, serve};
 
+pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
+use schema::keys;
 pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode};
-
-/// The configuration file if none is named; it need not exist.
-pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
 
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
@@ -53,26 +51,6 @@ const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 /// The keys that name a file which is read with the configuration.
 const CA_FILE: &str = "sender.ca_file";
 const KEY_FILE: &str = "queue.key_file";
-
-/// The sources of a configuration.
-#[derive(Clone, Debug, Default)]
-pub struct Sources {
-    /// The TOML file; it must be readable.
-    pub file: Option<PathBuf>,
-    /// The environment, including other programs' variables.
-    pub environment: Vec<(OsString, OsString)>,
-    /// `--dir`: the folder for sockets and queue.
-    pub dir: Option<PathBuf>,
-}
-
-impl Sources {
-    /// The sources of this process: the named file, else the default one if it exists; and the environment.
-    #[must_use]
-    pub fn of_process(file: Option<PathBuf>, dir: Option<PathBuf>) -> Sources {
-        let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
-        Sources { file: file.or_else(default), environment: std::env::vars_os().collect(), dir }
-    }
-}
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -333,24 +311,6 @@ impl Config {
             max: backoff.max,
         }
     }
-}
-
-/// Every key, dotted, with its value as TOML has it.
-fn keys(settings: &Settings) -> Vec<(String, String)> {
-    fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<(String, String)>) {
-        match value {
-            serde_json::Value::Object(members) => {
-                for (name, member) in members {
-                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                    walk(&key, member, into);
-                }
-            }
-            value => into.push((prefix.into(), value.to_string())),
-        }
-    }
-    let mut all = Vec::new();
-    walk("", &serde_json::to_value(settings).unwrap_or_default(), &mut all);
-    all
 }
 
 /// The endpoint that is set, or the region's; `None` if neither gives one.

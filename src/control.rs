@@ -21,6 +21,7 @@
 mod drain;
 mod live_settings;
 mod messages;
+mod reply;
 
 use std::error::Error;
 use std::time::Duration;
@@ -28,23 +29,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
-use serde::de::DeserializeOwned;
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::info;
 
 pub use self::drain::Drain;
-pub use self::live_settings::{
+pub use self::live_settings::requests::{
     LogLevel, LogLevelRequest, Reloaded, SettingsRequest, SettingsRequests, SettingsSender, level_name,
 };
-use self::messages::Target;
-pub use self::messages::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
+use self::messages::query::{Target, target};
+pub use self::messages::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
+pub use self::reply::ErrorBody;
+use self::reply::{ErrorReply, error_reply, invalid, json, parse_body};
 use crate::message::Limits;
 use crate::queue::{Queue, StoreFailed};
 use crate::serve::{Peer, Reply};
-use crate::status::Reporter;
+use crate::status::reporter::Reporter;
 pub use crate::status::{Paused, RelayInfo, Status};
 use crate::time::Clock;
 
@@ -105,14 +107,6 @@ pub struct Left {
     pub queued: Option<u64>,
 }
 
-/// The body of an error reply.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorBody {
-    /// The reason.
-    #[serde(rename = "Error")]
-    pub error: String,
-}
-
 impl Control {
     /// Answers one request of this operator.
     pub async fn answer<B>(&self, request: Request<B>, peer: Peer) -> Reply
@@ -125,7 +119,7 @@ impl Control {
             Peer::Unix { uid, .. } => Some(uid),
             Peer::Tcp => None,
         };
-        let one = messages::target(path);
+        let one = target(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
             "/pause" | "/resume" | "/drain" | "/redrive" | "/reload" | "/log-level" => &[Method::POST],
@@ -214,9 +208,6 @@ impl Control {
     }
 }
 
-/// An error reply to an operator.
-struct ErrorReply(StatusCode, String);
-
 /// Reads the whole body, if it is short and arrives in time.
 async fn read_body<B>(body: B, most: usize) -> Result<Bytes, ErrorReply>
 where
@@ -226,31 +217,6 @@ where
         Ok(Ok(body)) => Ok(body.to_bytes()),
         _ => Err(invalid(format!("the body: at most {most} bytes, within {} s", BODY_WITHIN.as_secs()))),
     }
-}
-
-/// Parses a request's body; an empty body has no members.
-fn parse_body<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ErrorReply> {
-    if body.trim_ascii().is_empty() {
-        return Ok(T::default());
-    }
-    serde_json::from_slice(body).map_err(|error| invalid(format!("the body: {error}")))
-}
-
-fn invalid(what: String) -> ErrorReply {
-    ErrorReply(StatusCode::BAD_REQUEST, what)
-}
-
-fn error_reply(status: StatusCode, why: &str) -> Reply {
-    json(status, &ErrorBody { error: format!("connect-relay: {why}") })
-}
-
-fn json(status: StatusCode, body: &impl Serialize) -> Reply {
-    // Plain structs of numbers and text: this cannot fail.
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut reply = Response::new(Bytes::from(body).into());
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    reply
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@
 //! leads to *gone* from any state. Messages that are still queued at the end are on disk, and [`Exit::Undelivered`]
 //! has their number.
 
+mod failure;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+pub use self::failure::Failure;
 use self::writer::WriterThread;
 use crate::config::Config;
 use crate::control::{Drain, SettingsSender};
@@ -158,17 +160,6 @@ pub enum Exit {
         /// The number of messages; `None` if the store did not answer.
         queued: Option<u64>,
     },
-}
-
-/// The cause of a failure.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The store and the configuration do not match.
-    #[error("{0}")]
-    Config(String),
-    /// Any other cause.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// The addresses that were bound, for ports that the system chose.

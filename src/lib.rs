@@ -12,7 +12,7 @@
 //!   ┌────▼────┐  accept   ┌───────────┐  lease, settle  ┌────────┐ attempt ┌┴────────────┐
 //!   │ ingress ├──────────▶│   queue   │◀───────────────▶│ sender ├────────▶│ participant │
 //!   └─────────┘           └─────┬─────┘                 └───┬────┘         └─────────────┘
-//!                     one writer, one fdatasync a group     └ pacer: when may the next one start
+//!                     one thread, one fdatasync a group     └ pacer: when may the next one start
 //! ```
 //! Begin with [`queue`]. [`delivery`] has the table of the meaning of each answer, [`pacer`] describes the rate,
 //! [`ingress`] has the replies to bots. [`daemon`] starts and stops the parts.

@@ -29,7 +29,7 @@
 mod causes;
 mod connect;
 mod forward;
-mod online;
+pub mod online;
 mod redact;
 mod response;
 #[cfg(test)]
@@ -55,7 +55,6 @@ use tokio::sync::watch;
 
 use self::causes::causes;
 use self::connect::Connector;
-pub use self::online::{Step, get_page, try_connection};
 use self::response::Response;
 use crate::delivery::{Outcome, ServiceError};
 use crate::message::{Body, ClientToken, ConnectionToken, Content};

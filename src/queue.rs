@@ -1,219 +1,148 @@
-//! The durable queue: what bots handed over, until Connect has it or it is a dead letter.
+//! The durable queue: the messages that bots handed over, until Connect has them or they are dead letters.
 //!
-//! One thread, the [`Writer`], owns the store and carries out every act, reads included; a [`Queue`] is a handle that
-//! sends it acts and awaits their answers. Acts that wait together are carried out together and committed by one
-//! `fdatasync`; **answers go out after it**. So whatever anybody has been told, by a reply, an attempt or a metric, is
-//! on disk, two equal submissions in one group are one message, and there is no lock to hold.
+//! One thread, the [`QueueThread`], owns the store and runs every request, reads included; a [`Queue`] is a handle that
+//! sends it requests and awaits their replies. Requests that wait together are run together and committed by one
+//! `fdatasync`; **replies, log lines and counters follow after it**. So everything that another part of the relay learns,
+//! by a reply, an attempt or a metric, is on disk, two equal submissions in one group are one message, and no lock exists.
 //!
 //! The legal states of a message, by the rows that exist (`rows` has every row's layout):
 //!
-//! | state | record in a pack `m` | in its conversation's line `v`, `s` | entry `i` | dead letter `x` |
+//! | state | record in a pack `m` | reference in its conversation's `v` or `s` | ClientToken `i` | dead letter `x` |
 //! | --- | --- | --- | --- | --- |
-//! | queued | yes | yes | `Queued`, where it stands in an `s` row | – |
+//! | queued | yes | yes | `Queued`, if the reference is in an `s` row | – |
 //! | delivered | – | – | `Delivered`, until pruned | – |
 //! | dead | – | – | `Dead`, until pruned | yes, until pruned |
-//! | pruned, or never seen | – | – | – | – |
+//! | pruned, or never accepted | – | – | – | – |
 //!
-//! A line with something queued has exactly one place: a turn (`r`, `q`), or a time from which it is due (`d`: its head
-//! backs off, or its token was refused and it is held). Being in flight is no state on disk: after a crash the head is
-//! simply sent again, with the same ClientToken, before anything else of its conversation.
+//! A conversation with queued messages has exactly one schedule: a turn (`r`, `q`), or a time until which it is delayed
+//! (`d`: its first message backs off, or its token was refused and it is held). An attempt in flight is no state on disk:
+//! after a crash the relay sends the first message again, with the same ClientToken, before any other message of its
+//! conversation.
 //!
 //! **The instant of commit** is the return of `fdatasync`. A crash before it leaves the rows of the commit before, a
-//! crash after it the new ones; a batch is atomic, so there is nothing in between. What a crash leaves to do is found
-//! when it is met: nothing scans the store at start.
+//! crash after it the new ones; a batch is atomic, so there is nothing in between. An operation that meets the leftovers
+//! of a crash repairs them: nothing scans the store at start.
 //!
-//! In memory per queued message: nothing here; sled's page table holds 50–130 bytes per row, and a queued message has a
-//! share of its pack's row and of its conversation's, and one of its own where its conversation's line is long. A page of
-//! turns (256) and the messages in flight are all that is kept.
+//! In memory the queue keeps nothing per queued message; sled's page table keeps 50–130 bytes per row, and a queued
+//! message has a share of its pack's row and of its conversation's, and a row of its own if its conversation is long. A
+//! page of turns (256) and the messages in flight are all that the queue keeps.
+//!
+//! The parts, from the top; each names only parts below it (`tests/it/tidy.rs` proves it):
+//!
+//! | part | content |
+//! | --- | --- |
+//! | `queue` | the handle, [`Queue`]; opens the store, and has a damaged one rebuilt |
+//! | [`recovery`] | survey, rebuild and doctor of a store offline |
+//! | `thread` | group commit, replies, log lines, metrics, waiting callers, ticks |
+//! | `ops` | the operations: pure functions on the state |
+//! | `state` | the typed rows, and the events of operations |
+//! | `hashed`, `api` | the types of requests and results |
+//! | `rows` | every byte of every row |
 //!
 //! The queue does not know HTTP, statuses, or when an attempt may start.
 
-mod accept;
-mod act;
-mod answers;
-mod burial;
-mod carry;
-mod contents;
-pub mod doctor;
-mod expiring;
-mod gauges;
-mod lease;
-mod line;
-mod lookup;
-mod operate;
-mod overview;
-mod packs;
-mod pause;
-mod prune;
-mod queued;
+mod api;
+mod hashed;
+mod ops;
+pub mod recovery;
 mod rows;
-mod salvage;
-mod schedule;
-mod settle;
-mod tokens;
-mod typed_store;
-mod verdict;
-mod waiters;
-mod writer;
+mod state;
+mod thread;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
-use crate::delivery::Disposition;
+pub use self::api::{
+    ActionError, Asker, Backlog, BulkProgress, Cursor, Damaged, Expiring, Found, Full, Lease, LeaseRequest, Location,
+    Lookup, MessageId, MessageState, MessageView, Options, Overview, Page, Pause, Redrive, Rejection, Selection,
+    Settled, StateFilter, Status, Verdict, Work,
+};
+use self::hashed::{CallerKeys, HashedSubmission};
+use self::ops::settle::Attempted;
+use self::state::State;
+use self::thread::request::{Request, Shared};
+pub use self::thread::{Effects, QueueThread};
+use crate::delivery::{Disposition, Outcome};
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Kept};
 pub use crate::storage::{OpenError, SealingKey, StoreFailed};
 use crate::time::{Clock, Timestamp};
-use act::{Act, Asked, Prepared};
-pub use answers::Answers;
-pub use carry::Carried;
-pub use expiring::Expiring;
-pub use lease::{Lease, LeaseRequest, Settled, Work};
-pub use operate::{Cursor, Page, Part, Redrive, Seen, SeenPlace, Selection, Sought, Sweep, Unmoved};
-pub use overview::{Backlog, Overview, Pause};
-pub use verdict::{Asker, Found, Full, MessageId, Rejection, State, Status, Verdict};
-pub use writer::Writer;
-
-/// The queue's settings.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// The folder.
-    pub path: PathBuf,
-    /// Messages queued at once.
-    pub messages_max: u64,
-    /// Bytes on disk.
-    pub bytes_max: u64,
-    /// Bytes that must stay free on the volume.
-    pub free_disk_min: u64,
-    /// How long a delivered message's outcome answers repeats.
-    pub outcomes_kept_for: Duration,
-    /// How many outcomes are kept; the oldest go first.
-    pub outcomes_max: u64,
-    /// How long a dead letter is kept.
-    pub dead_kept_for: Duration,
-    /// How many dead letters are kept; the oldest go first.
-    pub dead_max: u64,
-    /// Accept a folder in memory (tmpfs, ramfs).
-    pub volatile: bool,
-    /// What becomes of a store that is damaged.
-    pub damaged: Damaged,
-    /// What contents and ConnectionTokens are sealed with: by the first, while the others still open. Empty: not at all.
-    pub keys: Vec<SealingKey>,
-    /// How long a message waits where its bot names no lifetime.
-    pub lifetime: Duration,
-    /// How old a message may be for its conversation to go before those that have waited for long.
-    pub fresh: Duration,
-    /// How long a refused token's conversation is held for a renewed one.
-    pub token_wait: Duration,
-    /// How long a refused token is refused at the door.
-    pub refused_for: Duration,
-    /// The time between two messages while the destination refuses every token.
-    pub probe_max: Duration,
-    /// The longest a due time read from disk may lie ahead (clocks step).
-    pub due_max: Duration,
-    /// The name of where messages go. One that has delivered before may refuse any number of tokens.
-    pub destination: String,
-}
-
-/// What becomes of a damaged store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damaged {
-    /// It is set aside, and what verifies is carried into a new one.
-    SetAside,
-    /// It is left as it is, and not opened.
-    Refuse,
-}
 
 /// A handle on the queue; clones share it.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    acts: mpsc::Sender<Act>,
+    requests: mpsc::Sender<Request>,
     hasher: rows::Hasher,
     learned: Option<Kept>,
     shared: Arc<Shared>,
 }
 
-/// What the handles see of the writer without asking it.
-#[derive(Debug)]
-struct Shared {
-    clock: Clock,
-    poked: Notify,
-    drained: Notify,
-    /// The start of the commit under way, by [`Clock::awake`]; 0 if there is none.
-    commit_began: AtomicU64,
-    /// The rate at which messages go out, and whether the destination is down.
-    budget: OnceLock<Budget>,
-    failure: OnceLock<StoreFailed>,
-    failed: Notify,
-}
-
+/// Every request fails if the store has failed. Nothing of it was acknowledged then, and a message whose outcome is not
+/// recorded is sent again.
 impl Queue {
-    /// Opens the folder, or makes it. The [`Writer`] must run on a thread of its own before anything is asked.
+    /// Opens the queue's folder, or creates it. A damaged store is set aside and rebuilt first, if the options say so. The
+    /// [`QueueThread`] must run on a thread of its own before the first request.
     ///
     /// # Errors
-    /// When the folder is another process's, in memory, of a newer format, or cannot be opened.
-    pub fn open(options: Options, clock: Clock, metrics: &Metrics) -> Result<(Queue, Writer), OpenError> {
-        let (acts, inbox) = mpsc::channel();
-        let shared = Arc::new(Shared {
-            clock: clock.clone(),
-            poked: Notify::new(),
-            drained: Notify::new(),
-            commit_began: AtomicU64::new(0),
-            budget: OnceLock::new(),
-            failure: OnceLock::new(),
-            failed: Notify::new(),
-        });
-        let writer = Writer::open(options, inbox, Arc::clone(&shared), metrics)?;
-        let (hasher, learned) = (writer.hasher(), writer.learned());
-        Ok((Queue { acts, hasher, learned, shared }, writer))
+    /// If another process uses the folder, it is in memory, it has a newer format, or it cannot be opened.
+    pub fn open(options: Options, clock: Clock, metrics: &Metrics) -> Result<(Queue, QueueThread), OpenError> {
+        match Queue::open_once(&options, &clock, metrics) {
+            Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
+                recovery::set_aside(&options, &clock, &damage)?;
+                Queue::open_once(&options, &clock, metrics)
+            }
+            opened => opened,
+        }
     }
 
-    /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery, by which a lifetime
-    /// that cannot be met is told.
-    ///
-    /// # Errors
-    /// When the store has failed: nothing was acknowledged.
+    fn open_once(options: &Options, clock: &Clock, metrics: &Metrics) -> Result<(Queue, QueueThread), OpenError> {
+        let (requests, inbox) = mpsc::channel();
+        let shared = Arc::new(Shared::new(clock.clone()));
+        let thread = QueueThread::open(options.clone(), inbox, Arc::clone(&shared), metrics)?;
+        let (hasher, learned) = (thread.hasher(), thread.learned());
+        Ok((Queue { requests, hasher, learned, shared }, thread))
+    }
+
+    /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery: a lifetime that cannot
+    /// be met at this rate is rejected.
     pub async fn accept(&self, submissions: Vec<Submission>, rate: f64) -> Result<Vec<Verdict>, StoreFailed> {
-        let prepared = submissions.into_iter().map(|submission| Prepared::new(submission, &self.hasher)).collect();
-        self.ask(|reply| Act::Accept { prepared, rate, reply }).await
+        let hashed: Vec<_> =
+            submissions.into_iter().map(|submission| HashedSubmission::new(submission, &self.hasher)).collect();
+        self.call(move |state, now| {
+            hashed.into_iter().map(|submission| ops::accept::accept(state, submission, rate, now)).collect()
+        })
+        .await
     }
 
-    /// Waits at most `wait` for the outcome of an accepted submission, and says where it is then. While somebody
-    /// waits, a refusal of its token buries the message at once, because there is somebody to be told.
+    /// Waits at most `wait` for the outcome of an accepted submission, and returns its state then. While a caller waits, a
+    /// refusal of the message's token makes it a dead letter at once, because the caller gets the error.
     ///
-    /// None where nothing is known of it any more.
-    ///
-    /// # Errors
-    /// If the store has failed.
-    pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<State>, StoreFailed> {
+    /// Returns `None` if nothing is known of the submission any more.
+    pub async fn outcome(&self, id: MessageId, wait: Duration) -> Result<Option<MessageState>, StoreFailed> {
         self.outcome_until(id, tokio::time::sleep(wait)).await
     }
 
     /// The same until `over` resolves.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn outcome_until(
         &self,
         id: MessageId,
         over: impl Future<Output = ()>,
-    ) -> Result<Option<State>, StoreFailed> {
-        let (reply, mut outcome) = oneshot::channel();
-        self.send(Act::Await { id, reply })?;
+    ) -> Result<Option<MessageState>, StoreFailed> {
+        let (waiter, mut outcome) = oneshot::channel();
+        self.send(Request::Await { id, waiter })?;
         tokio::select! {
             state = &mut outcome => state.map_err(|_| self.why_failed()),
             () = over => {
-                // From here on nobody waits. If the outcome was decided while somebody did, the look, which comes
-                // after it, finds it: nobody is told twice, and nothing is buried as told that nobody hears of.
+                // From here on no caller waits. If the outcome was decided before, the look, which comes after it, finds
+                // it: a message is never dead-lettered for a caller that does not get the error.
                 outcome.close();
                 match outcome.try_recv() {
                     Ok(state) => Ok(state),
@@ -223,100 +152,134 @@ impl Queue {
         }
     }
 
-    /// Returns the present state of an accepted submission; None if nothing is known of it any more.
-    ///
-    /// # Errors
-    /// If the store has failed.
-    pub async fn look(&self, id: MessageId) -> Result<Option<State>, StoreFailed> {
-        self.ask(|reply| Act::Look { id, reply }).await
+    /// Returns the present state of an accepted submission; `None` if nothing is known of it any more.
+    pub async fn look(&self, id: MessageId) -> Result<Option<MessageState>, StoreFailed> {
+        self.call(move |state, now| ops::query::look(state, id, now)).await
     }
 
-    /// Names the budget that messages go out by. Until then the queue assumes that all go out at once.
+    /// Sets the budget by which messages are sent. Until then the queue assumes that all of them are sent at once.
     pub fn paced_by(&self, budget: Budget) {
-        // The first one stands: a relay has one.
+        // A relay has one budget: the first one stays.
         let _ = self.shared.budget.set(budget);
     }
 
-    /// Looks a submission up by its ClientToken.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// Finds a submission by its ClientToken.
     pub async fn find(&self, asker: Asker, client_token: ClientToken) -> Result<Found, StoreFailed> {
-        let asked = Asked::new(&asker, &self.hasher);
-        self.ask(|reply| Act::Find { asked, client_token, reply }).await
+        let asked = CallerKeys::new(&asker, &self.hasher);
+        self.call(move |state, now| ops::query::find(state, asked, &client_token, now)).await
     }
 
-    /// Whether something of the asker's may go past the queue: nothing of its conversation is queued or in flight, and
-    /// sending is not paused.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// Returns true if a request of this caller may bypass the queue: no message of its conversation is queued or in
+    /// flight, and sending is not paused.
     pub async fn is_idle(&self, asker: Asker) -> Result<bool, StoreFailed> {
-        let asked = Asked::new(&asker, &self.hasher);
-        self.ask(|reply| Act::IsIdle { asked, reply }).await
+        let asked = CallerKeys::new(&asker, &self.hasher);
+        self.call(move |state, now| ops::query::is_idle(state, asked, now)).await
     }
 
-    /// Remembers that a participant was given a connection token, by keyed hashes only. What is queued with the
-    /// participant's earlier token goes with this one from now on.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// Records that a participant got a connection token, by keyed hashes only. Messages that are queued with the
+    /// participant's earlier token are sent with this one.
     pub async fn remember(&self, participant: ConnectionToken, token: ConnectionToken) -> Result<(), StoreFailed> {
         let (participant, hash) = (self.hasher.participant(&participant), self.hasher.token(&token));
-        self.ask(|reply| Act::Remember { participant, hash, token, reply }).await
+        self.call(move |state, now| state.remember(participant, hash, &token, now)).await
     }
 
-    /// What waits, all in all or of one caller.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// The queued messages of one caller, or of all.
     pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
-        self.ask(|reply| Act::Backlog { of, reply }).await
+        self.call(move |state, _| ops::query::backlog(state, of)).await
     }
 
-    /// What an operator sees; also brings the metrics that depend on the time up to date.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// The queue's state for operators; also updates the metrics that depend on the time.
     pub async fn overview(&self) -> Result<Overview, StoreFailed> {
-        self.ask(|reply| Act::Overview { reply }).await
+        self.call(ops::query::overview).await
     }
 
     /// Takes out messages that are due, each of another conversation, in turn.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Work, StoreFailed> {
-        self.ask(|reply| Act::Lease { request, reply }).await
+        self.call(move |state, now| ops::lease::lease(state, request, now)).await
     }
 
-    /// Records what an attempt came to, and the rate that has been learned, if one was.
-    ///
-    /// # Errors
-    /// When the store has failed: the outcome is not recorded, and the message will be sent again.
+    /// Records the result of a lease: the outcome of its attempt, or `None` if the message was not sent, and the learned
+    /// rate, if there is one.
     pub async fn settle(
         &self,
         lease: Lease,
+        outcome: Option<Outcome>,
         disposition: Disposition,
         learned: Option<Kept>,
     ) -> Result<Settled, StoreFailed> {
-        self.ask(|reply| Act::Settle { lease: Box::new(lease), disposition, learned, reply }).await
+        let (conversation, attempted) =
+            (lease.conversation, Attempted { lease: Box::new(lease), outcome, disposition });
+        let (request, settled) = Request::call(move |state, waiters, now| {
+            state.meta.learned = learned.or(state.meta.learned);
+            ops::settle::settle(state, attempted, || waiters.of(&conversation), now)
+        });
+        self.send(request)?;
+        settled.await.map_err(|_| self.why_failed())
     }
 
-    /// Pauses sending: what is in flight is settled, and nothing more is leased, also after a restart.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// Pauses sending: attempts in flight are settled, and no message is leased, also after a restart.
     pub async fn pause(&self, why: String) -> Result<(), StoreFailed> {
-        self.ask(|reply| Act::Pause { why, reply }).await
+        self.call(move |state, now| {
+            ops::pause::pause(state, why, now);
+            Ok(())
+        })
+        .await
     }
 
-    /// Ends a pause, whoever began it, and forgets refused tokens.
-    ///
-    /// # Errors
-    /// If the store has failed.
+    /// Ends a pause, and resets refusals of tokens.
     pub async fn resume(&self) -> Result<(), StoreFailed> {
-        self.ask(|reply| Act::Resume { reply }).await
+        let mut resumed = None;
+        loop {
+            resumed = self.call(move |state, now| ops::pause::resume(state, resumed, now)).await?;
+            if resumed.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next messages of a selection, at most `most`.
+    pub async fn list(&self, of: Selection, after: Cursor, most: usize) -> Result<Page, StoreFailed> {
+        self.call(move |state, now| ops::browse::list(state, &of, after, most, now)).await
+    }
+
+    /// Finds a message by the displayed form of its id.
+    pub async fn seek(&self, name: &str) -> Result<Lookup, StoreFailed> {
+        let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Lookup::Never) };
+        let mut after = 0;
+        loop {
+            match self.call(move |state, _| ops::browse::seek(state, store, sequence, after)).await? {
+                Ok(sought) => return Ok(sought),
+                Err(further) => after = further,
+            }
+        }
+    }
+
+    /// A message that is queued or dead, with its contents if `contents` is true.
+    pub async fn show(&self, id: MessageId, contents: bool) -> Result<Option<MessageView>, StoreFailed> {
+        self.call(move |state, now| ops::browse::show(state, id, contents, now)).await
+    }
+
+    /// Queues a dead letter again, with a fresh lifetime, and removes the refusal of its token.
+    pub async fn redrive(&self, id: MessageId, with: Redrive) -> Result<Result<MessageView, ActionError>, StoreFailed> {
+        self.call(move |state, now| ops::redrive::redrive(state, id, with, now)).await
+    }
+
+    /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason.
+    /// Ends when the queue is full.
+    pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
+        let of = Selection { state: Some(StateFilter::Dead), ..of };
+        self.call(move |state, now| ops::redrive::redrive_all(state, &of, after, most, now)).await
+    }
+
+    /// Makes a message a dead letter with the reason `deleted`.
+    pub async fn delete(&self, id: MessageId) -> Result<Result<MessageView, ActionError>, StoreFailed> {
+        self.call(move |state, now| ops::redrive::delete(state, id, now)).await
+    }
+
+    /// Deletes the next queued messages of a selection, at most `most`.
+    pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
+        let of = Selection { state: Some(StateFilter::Queued), ..of };
+        self.call(move |state, now| ops::redrive::delete_all(state, &of, after, most, now)).await
     }
 
     /// The rate that was learned before this start.
@@ -325,7 +288,7 @@ impl Queue {
         self.learned
     }
 
-    /// Resolves when something may have become due since this was last awaited: arm it before looking.
+    /// Resolves when a message may have become due since this was last awaited: arm it before looking.
     pub fn poked(&self) -> Notified<'_> {
         self.shared.poked.notified()
     }
@@ -335,7 +298,7 @@ impl Queue {
         self.shared.drained.notified()
     }
 
-    /// How long the commit under way has taken; zero when there is none.
+    /// The duration so far of the commit under way; zero if there is none.
     #[must_use]
     pub fn stalled(&self) -> Duration {
         match self.shared.commit_began.load(Ordering::Relaxed) {
@@ -344,7 +307,7 @@ impl Queue {
         }
     }
 
-    /// Resolves when the store has failed; pending for ever while it has not.
+    /// Resolves when the store has failed.
     pub async fn failed(&self) -> StoreFailed {
         loop {
             let failed = self.shared.failed.notified();
@@ -357,14 +320,18 @@ impl Queue {
         }
     }
 
-    async fn ask<T>(&self, act: impl FnOnce(oneshot::Sender<T>) -> Act) -> Result<T, StoreFailed> {
-        let (reply, answer) = oneshot::channel();
-        self.send(act(reply))?;
-        answer.await.map_err(|_| self.why_failed())
+    /// Runs an operation on the queue's thread, and returns its result after the commit.
+    async fn call<T: Send + 'static>(
+        &self,
+        op: impl FnOnce(&mut State, Timestamp) -> Result<T, StoreFailed> + Send + 'static,
+    ) -> Result<T, StoreFailed> {
+        let (request, result) = Request::call(move |state, _, now| op(state, now));
+        self.send(request)?;
+        result.await.map_err(|_| self.why_failed())
     }
 
-    fn send(&self, act: Act) -> Result<(), StoreFailed> {
-        self.acts.send(act).map_err(|_| self.why_failed())
+    fn send(&self, request: Request) -> Result<(), StoreFailed> {
+        self.requests.send(request).map_err(|_| self.why_failed())
     }
 
     fn why_failed(&self) -> StoreFailed {

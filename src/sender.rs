@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!       lease                attempt                  settle
-//! Queue ───────▶ Sender ─────────────────▶ Participant ─────▶ Queue (durable) ─▶ one log line of the message
+//! Queue ───────▶ Sender ─────────────────▶ Participant ─────▶ Queue (durable)
 //!                 ▲ │ started, ended
 //!    allowance(now) │ ▼
 //!                 Pacer
@@ -11,7 +11,7 @@
 //! [`Sender::step`] does one thing, the first of these that is possible:
 //!
 //! 1. process what has ended: a lease (start the attempts), an attempt (report it to the pacer at once, decide,
-//!    settle), a settlement (log it);
+//!    settle), a settlement;
 //! 2. ask the queue for as many messages as the pacer and `in_flight_max` allow, if some may be due;
 //! 3. wait: for an end, a wake-up by the queue, a due time or the pacer, at most ten seconds.
 //!
@@ -50,10 +50,9 @@ use tokio::task::{JoinError, JoinSet};
 
 use self::metrics::SenderMetrics;
 use self::outage::Announced;
-use crate::delivery::{Disposition, Facts, Outcome, Policy, Receipt, Signal, decide};
+use crate::delivery::{Disposition, Facts, Outcome, Policy, Signal, decide};
 use crate::health::Destination;
-use crate::life::{self, Subject};
-use crate::message::{Body, ClientToken};
+use crate::message::Body;
 use crate::metrics::Metrics;
 use crate::pacer::{Allowance, Budget, Closed};
 use crate::participant::Participant;
@@ -261,11 +260,9 @@ impl Sender {
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
             Done::Leased { asked, work } => Ok(self.start(asked, work?)),
             Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
-            Done::Settled { context, outcome, settled } => {
-                let settled = settled?;
+            Done::Settled { id, settled } => {
                 self.poll.may_be_due = true;
-                context.log(outcome.as_ref(), &settled, self.clock.now());
-                Ok(Step::Settled(context.id, settled))
+                Ok(Step::Settled(id, settled?))
             }
         }
     }
@@ -360,11 +357,10 @@ impl Sender {
     }
 
     fn settle(&mut self, lease: Lease, disposition: Disposition, outcome: Option<Outcome>) {
-        let context = LogContext::of(&lease, &disposition);
-        let (queue, learned) = (self.queue.clone(), self.budget.pacer().kept(self.clock.now()));
+        let (id, queue) = (lease.id, self.queue.clone());
+        let learned = self.budget.pacer().kept(self.clock.now());
         self.tasks.spawn(async move {
-            let settled = queue.settle(lease, disposition, learned).await;
-            Done::Settled { context: Box::new(context), outcome, settled }
+            Done::Settled { id, settled: queue.settle(lease, outcome, disposition, learned).await }
         });
     }
 }
@@ -373,7 +369,7 @@ impl Sender {
 enum Done {
     Leased { asked: usize, work: Result<Work, StoreFailed> },
     Ended { lease: Box<Lease>, outcome: Outcome, started: Timestamp },
-    Settled { context: Box<LogContext>, outcome: Option<Outcome>, settled: Result<Settled, StoreFailed> },
+    Settled { id: MessageId, settled: Result<Settled, StoreFailed> },
 }
 
 /// The sender's knowledge of the queue, and its next action: pure.
@@ -436,65 +432,6 @@ impl PollState {
         self.turns_left = work.turns_left;
         self.may_be_due |= self.more;
         self.next_due = work.next_due.map(|due| due.max(now + DUE_MIN));
-    }
-}
-
-/// The data for a message's log line, kept while its lease is with the queue.
-struct LogContext {
-    id: MessageId,
-    label: Box<str>,
-    client_token: ClientToken,
-    trace_id: Option<Box<str>>,
-    accepted: Timestamp,
-    attempt: u32,
-    receipt: Option<Receipt>,
-}
-
-impl LogContext {
-    fn of(lease: &Lease, disposition: &Disposition) -> LogContext {
-        let receipt = match disposition {
-            Disposition::Deliver(receipt) => Some(receipt.clone()),
-            _ => None,
-        };
-        LogContext {
-            id: lease.id,
-            label: lease.label.clone(),
-            client_token: lease.client_token.clone(),
-            trace_id: lease.trace_id.clone(),
-            accepted: lease.accepted,
-            attempt: lease.attempts + 1,
-            receipt,
-        }
-    }
-
-    /// Writes one log line for the result; none if there is nothing to log. `outcome` is `None` if it was not sent.
-    fn log(&self, outcome: Option<&Outcome>, settled: &Settled, now: Timestamp) {
-        let subject = Subject {
-            message: &self.id,
-            conversation: &self.label,
-            client_token: self.client_token.as_str(),
-            trace_id: self.trace_id.as_deref(),
-        };
-        let waited = now.since(self.accepted);
-        match (settled, outcome) {
-            (Settled::Delivered, outcome) => {
-                let (none, status) = (Receipt::default(), outcome.and_then(Outcome::status));
-                life::delivered(subject, self.attempt, waited, status, self.receipt.as_ref().unwrap_or(&none));
-            }
-            (Settled::Deferred(due), Some(outcome)) => {
-                life::deferred(subject, self.attempt, waited, outcome, Some(due.since(now)));
-            }
-            (Settled::Kept, Some(outcome)) => life::deferred(subject, self.attempt, waited, outcome, None),
-            (Settled::Held(until), Some(outcome)) => {
-                life::held(subject, self.attempt, waited, outcome, until.since(now));
-            }
-            (Settled::Dead { reason, .. }, outcome) => {
-                let maybe_delivered = matches!(outcome, Some(Outcome::AnswerLost { .. }));
-                let response = (outcome.and_then(Outcome::status), outcome.and_then(Outcome::request_id));
-                life::dead(subject, self.attempt, waited, response, *reason, maybe_delivered);
-            }
-            (Settled::Kept | Settled::Deferred(_) | Settled::Held(_), _) => {}
-        }
     }
 }
 

@@ -26,16 +26,11 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
+use hyper::Request;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -45,8 +40,10 @@ mod activity;
 mod admission;
 mod connections;
 mod socket;
+mod types;
 
 pub use socket::{BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
+pub use types::{ConnectionCount, Limits, Peer, Reply};
 
 use activity::Stream;
 use connections::{Connections, Pending};
@@ -61,95 +58,6 @@ pub enum Listener {
     Unix(UnixSocket),
     /// A TCP port.
     Tcp(TcpListener),
-}
-
-/// The process at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// A process of this machine, with its credentials at the time of the connect.
-    Unix {
-        /// Its user.
-        uid: u32,
-        /// Its primary group.
-        gid: u32,
-        /// Its id.
-        pid: Option<i32>,
-    },
-    /// Any process: TCP has no credentials.
-    Tcp,
-}
-
-/// A reply: its length is known, so it goes out with an exact Content-Length.
-pub type Reply = Response<Full<Bytes>>;
-
-/// The limits of the connections of one listener.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
-    /// Places: connections served at once.
-    pub connections_max: usize,
-    /// The longest time of a connection without a request.
-    pub idle_timeout: Duration,
-    /// The time for a request's head to arrive. The service reads and limits the body.
-    pub request_timeout: Duration,
-    /// The most bytes in a request's head; at least hyper's minimum, 8192.
-    pub head_bytes_max: usize,
-}
-
-/// The number of open connections of all [`serve`]s that share it. Clones share the count.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionCount(Arc<Counter>);
-
-#[derive(Debug, Default)]
-struct Counter {
-    open: AtomicUsize,
-    none: Notify,
-    last_replies: AtomicBool,
-}
-
-impl ConnectionCount {
-    /// The number of open connections now.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.0.open.load(Ordering::Relaxed)
-    }
-
-    /// Resolves when there is no open connection.
-    pub async fn none(&self) {
-        let mut gone = pin!(self.0.none.notified());
-        loop {
-            gone.as_mut().enable();
-            if self.open() == 0 {
-                return;
-            }
-            gone.as_mut().await;
-            gone.set(self.0.none.notified());
-        }
-    }
-
-    /// Makes each reply from now on end its connection.
-    pub fn close_after_replies(&self) {
-        self.0.last_replies.store(true, Ordering::Relaxed);
-    }
-
-    fn is_ending(&self) -> bool {
-        self.0.last_replies.load(Ordering::Relaxed)
-    }
-
-    fn enter(&self) -> CountedConnection {
-        self.0.open.fetch_add(1, Ordering::Relaxed);
-        CountedConnection(Arc::clone(&self.0))
-    }
-}
-
-/// Counts one connection until it is dropped.
-struct CountedConnection(Arc<Counter>);
-
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.none.notify_waiters();
-        }
-    }
 }
 
 /// Serves until `stop` resolves. Then it accepts no connection, closes idle ones, lets requests finish (with

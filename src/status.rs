@@ -19,9 +19,9 @@
 //! The reply contains no contents, no token and no conversation's name. Dead letters by themselves are no problem: each
 //! was logged and counted at its death, and is stored for a week.
 
-mod history;
-mod reporter;
-mod text;
+pub mod history;
+pub mod reporter;
+pub mod text;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,9 +30,6 @@ use bytesize::ByteSize;
 use prometheus::proto::LabelPair;
 use serde::{Deserialize, Serialize};
 
-pub use self::history::{History, Point};
-pub use self::reporter::Reporter;
-pub use self::text::{figures, headline, shares};
 use crate::health::{Seen, State, Trouble};
 use crate::metrics::Metrics;
 use crate::pacer::Closed;

@@ -13,8 +13,12 @@ use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Reply, reply};
-use crate::status::{History, Point, Reporter, Status, figures, headline};
+use super::reply::reply;
+use crate::serve::Reply;
+use crate::status::Status;
+use crate::status::history::{History, Point};
+use crate::status::reporter::Reporter;
+use crate::status::text::{figures, headline};
 
 /// The page.
 const PAGE: &str = include_str!("page.html");

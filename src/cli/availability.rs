@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 use tokio::net::UnixStream;
 
 use super::client;
-use crate::participant;
+use crate::participant::online;
 use crate::serve::bind_tcp_or_ipv4;
 
 /// The time-out for the answer of a program on this machine.
@@ -137,7 +137,7 @@ pub async fn socket(path: &Path, api: Api) -> Availability {
 pub async fn port(address: SocketAddr, api: Api) -> Availability {
     let Err(error) = std::net::TcpListener::bind(address) else { return Availability::Free };
     match error.kind() {
-        ErrorKind::AddrInUse => match participant::get_page(reachable(address), api.path(), ANSWER_WITHIN).await {
+        ErrorKind::AddrInUse => match online::get_page(reachable(address), api.path(), ANSWER_WITHIN).await {
             Some((_, body)) if api.matches(&body) => Availability::UsedByRelay,
             _ => Availability::Unavailable("the port is in use by another program: stop it".into()),
         },

@@ -9,8 +9,8 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::client::{self, ControlSocket, command};
+use super::exit_code::{CONFIG, UNDELIVERED};
 use super::out;
-use super::{CONFIG, UNDELIVERED};
 use crate::control::{self, DrainRequest, Left, LogLevelRequest, PauseRequest, Reloaded, Status};
 
 /// The relay answers a pause once it is on disk.

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::out;
 use crate::daemon::Failure;
-use crate::queue::doctor::{Doctor, named};
-use crate::queue::{Carried, OpenError, SealingKey};
+use crate::queue::recovery::{Doctor, Rebuilt, named};
+use crate::queue::{OpenError, SealingKey};
 use crate::time::Clock;
 
 /// The paths of the queue below the folder of `run --dir`, and below /var/lib/connect-relay.
@@ -83,9 +83,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Act::Repair { store, into } => {
             let doctor = store.open()?;
             let busy = busy("writing the new store");
-            let carried = doctor.repair(&into, &Clock::system()).map_err(|error| store.reword(error))?;
+            let rebuilt = doctor.repair(&into, &Clock::system()).map_err(|error| store.reword(error))?;
             busy.finish_and_clear();
-            let Carried { queued, dead, outcomes, lost } = carried;
+            let Rebuilt { queued, dead, outcomes, lost } = rebuilt;
             eprintln!(
                 "connect-relay: {}: {queued} messages queued, {dead} dead letters, {outcomes} outcomes; lost: {lost}",
                 into.display()

@@ -14,10 +14,11 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, warn};
 
+use super::availability;
+use super::exit_code::{UNDELIVERED, code};
 use super::live_settings::LiveSettings;
 use super::logging::Log;
 use super::signals::{Signal, Signals};
-use super::{UNDELIVERED, availability, code};
 use crate::config::{Config, Sources};
 use crate::control::{SettingsRequests, SettingsSender};
 use crate::daemon::{Daemon, Exit, Failure, Options, StopRequest};

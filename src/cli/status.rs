@@ -18,7 +18,7 @@ use hyper::Request;
 use super::client::{self, ControlSocket};
 use super::out;
 use crate::control::Status;
-use crate::status::{figures, headline};
+use crate::status::text::{figures, headline};
 
 /// Longer than the relay's own time-out for its store; otherwise the relay answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -228,7 +228,7 @@ relay         1.2.3 eu-west-2
 
     impl History {
         fn shares(&self, now: &Status) -> [(&'static str, String); 2] {
-            crate::status::shares(now, self.then(now))
+            crate::status::text::shares(now, self.then(now))
         }
     }
 

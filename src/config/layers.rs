@@ -6,12 +6,35 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 
-use super::schema::Settings;
-use super::{Sources, paths};
+use super::paths;
+use super::schema::{Settings, keys};
+
+/// The configuration file if none is named; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/connect-relay/relay.toml";
+
+/// The sources of a configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The TOML file; it must be readable.
+    pub file: Option<PathBuf>,
+    /// The environment, including other programs' variables.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `--dir`: the folder for sockets and queue.
+    pub dir: Option<PathBuf>,
+}
+
+impl Sources {
+    /// The sources of this process: the named file, else the default one if it exists; and the environment.
+    #[must_use]
+    pub fn of_process(file: Option<PathBuf>, dir: Option<PathBuf>) -> Sources {
+        let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+        Sources { file: file.or_else(default), environment: std::env::vars_os().collect(), dir }
+    }
+}
 
 const PREFIX: &str = "CONNECT_RELAY__";
 const NEAR_PREFIX: &str = "CONNECT_RELAY_";
@@ -195,7 +218,7 @@ fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
 
 /// Returns the key whose variable this would be with two underscores, in capitals.
 fn similar_key(rest: &str) -> Option<String> {
-    let keys = super::keys(&Settings::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
+    let keys = keys(&Settings::default()).into_iter().map(|(key, _)| key.to_ascii_uppercase());
     keys.into_iter().find(|key| key.replace('.', "_") == rest.replace("__", "_"))
 }
 

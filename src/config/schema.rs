@@ -165,3 +165,21 @@ table! {
         level: Level = "info",
     }
 }
+
+/// Every key, dotted, with its value as TOML has it.
+pub(super) fn keys(settings: &Settings) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &serde_json::Value, into: &mut Vec<(String, String)>) {
+        match value {
+            serde_json::Value::Object(members) => {
+                for (name, member) in members {
+                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    walk(&key, member, into);
+                }
+            }
+            value => into.push((prefix.into(), value.to_string())),
+        }
+    }
+    let mut all = Vec::new();
+    walk("", &serde_json::to_value(settings).unwrap_or_default(), &mut all);
+    all
+}

@@ -1,5 +1,6 @@
 //! The configuration from its users' view: files, variables, flags, and the errors about wrong ones.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use super::*;

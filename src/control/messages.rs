@@ -9,8 +9,8 @@
 //! `Next` to continue from. Without a limit a bulk act runs to the end, in pages, between which the queue serves other
 //! requests. A disconnect of the client ends it between two pages.
 
-mod query;
-mod schema;
+pub(super) mod query;
+pub(super) mod schema;
 
 use std::time::Duration;
 
@@ -19,12 +19,15 @@ use hyper::http::request::Parts;
 use tracing::info;
 
 use self::query::Query;
-pub(super) use self::query::{Target, target};
-pub use self::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
-use super::{Control, ErrorReply, Reply, invalid, json, parse_body};
+use self::schema::{Deleted, Message, Messages, RedriveRequest, Redriven};
+use super::Control;
+use super::reply::{ErrorReply, invalid, json, parse_body};
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
-use crate::queue::{Cursor, MessageId, Part, Redrive, Selection, Sought, StoreFailed, Sweep, Unmoved};
+use crate::queue::{
+    ActionError, BulkProgress, Cursor, Lookup, MessageId, Redrive, Selection, StateFilter, StoreFailed,
+};
+use crate::serve::Reply;
 use crate::status::describe_full;
 
 /// The default number of messages in a list.
@@ -129,9 +132,9 @@ impl Control {
 
     /// `POST /redrive`
     pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse(parts, &["reason", "conversation", "after", "limit"], Some(Part::Dead))?;
+        let query = Query::parse(parts, &["reason", "conversation", "after", "limit"], Some(StateFilter::Dead))?;
         let redrive = |of, after, most| self.queue.redrive_all(of, after, most);
-        let Sweep { done, full, next, .. } = self.run_bulk(&query, redrive).await?;
+        let BulkProgress { done, full, next, .. } = self.run_bulk(&query, redrive).await?;
         // A request with `after` continues an act that is logged already.
         if query.after.is_none() {
             let Selection { conversation, reason, .. } = &query.of;
@@ -168,12 +171,12 @@ impl Control {
 
     /// `DELETE /messages`
     pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse(parts, &["conversation", "after", "limit"], Some(Part::Queued))?;
+        let query = Query::parse(parts, &["conversation", "after", "limit"], Some(StateFilter::Queued))?;
         if query.of.conversation.is_none() {
             return Err(invalid("conversation is required: all messages cannot be deleted at once".into()));
         }
         let delete = |of, after, most| self.queue.delete_all(of, after, most);
-        let Sweep { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;
+        let BulkProgress { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;
         if query.after.is_none() {
             let (conversation, more) = (query.of.conversation.as_deref(), next.is_some());
             info!(act = "delete_all", uid, conversation, deleted = done, more, "an operator deleted messages");
@@ -182,20 +185,25 @@ impl Control {
     }
 
     /// Repeats the act until there is no more, no room, or the limit is reached.
-    async fn run_bulk<F>(&self, query: &Query, act: impl Fn(Selection, Cursor, usize) -> F) -> Result<Sweep, ErrorReply>
+    async fn run_bulk<F>(
+        &self,
+        query: &Query,
+        act: impl Fn(Selection, Cursor, usize) -> F,
+    ) -> Result<BulkProgress, ErrorReply>
     where
-        F: Future<Output = Result<Sweep, StoreFailed>>,
+        F: Future<Output = Result<BulkProgress, StoreFailed>>,
     {
         let most = query.limit.map_or(u64::MAX, |limit| limit as u64);
         let next = Some(query.after.unwrap_or_else(|| query.of.start()));
-        let mut all = Sweep { next, ..Sweep::default() };
+        let mut all = BulkProgress { next, ..BulkProgress::default() };
         while let Some(after) = all.next
             && all.full.is_none()
             && all.done + all.in_flight < most
         {
             let left = usize::try_from(most - all.done - all.in_flight).unwrap_or(usize::MAX);
-            let Sweep { done, in_flight, full, next } = self.ask_queue(act(query.of.clone(), after, left)).await?;
-            all = Sweep { done: all.done + done, in_flight: all.in_flight + in_flight, full, next };
+            let BulkProgress { done, in_flight, full, next } =
+                self.ask_queue(act(query.of.clone(), after, left)).await?;
+            all = BulkProgress { done: all.done + done, in_flight: all.in_flight + in_flight, full, next };
         }
         Ok(all)
     }
@@ -203,9 +211,9 @@ impl Control {
     /// Finds the message with this name; one that was delivered, or is no longer stored, is answered with this status.
     async fn find(&self, name: &str, if_gone: StatusCode) -> Result<MessageId, ErrorReply> {
         match self.ask_queue(self.queue.seek(name)).await? {
-            Sought::Here(id) => Ok(id),
-            Sought::Gone => Err(gone(name, if_gone)),
-            Sought::Never => Err(ErrorReply(StatusCode::NOT_FOUND, format!("no such message: {name}"))),
+            Lookup::Here(id) => Ok(id),
+            Lookup::Gone => Err(gone(name, if_gone)),
+            Lookup::Never => Err(ErrorReply(StatusCode::NOT_FOUND, format!("no such message: {name}"))),
         }
     }
 }
@@ -214,13 +222,13 @@ fn gone(name: &str, status: StatusCode) -> ErrorReply {
     ErrorReply(status, format!("{name} is neither queued nor dead: it was delivered, or is no longer stored"))
 }
 
-fn action_error(name: &str, refused: Unmoved) -> ErrorReply {
+fn action_error(name: &str, refused: ActionError) -> ErrorReply {
     let why = match refused {
-        Unmoved::Queued => format!("{name} is queued already"),
-        Unmoved::InFlight => format!("{name} is in flight: an attempt is in progress"),
-        Unmoved::Taken => format!("that token's conversation has another message with the ClientToken of {name}"),
-        Unmoved::Gone => return gone(name, StatusCode::CONFLICT),
-        Unmoved::Full(full) => return ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full)),
+        ActionError::Queued => format!("{name} is queued already"),
+        ActionError::InFlight => format!("{name} is in flight: an attempt is in progress"),
+        ActionError::Taken => format!("that token's conversation has another message with the ClientToken of {name}"),
+        ActionError::Gone => return gone(name, StatusCode::CONFLICT),
+        ActionError::Full(full) => return ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full)),
     };
     ErrorReply(StatusCode::CONFLICT, why)
 }

@@ -23,11 +23,13 @@ use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
-use crate::queue::{self, OpenError, Pause, Queue, Writer};
+use crate::queue::{self, Pause, Queue, QueueThread};
 use crate::sender::Sender;
-use crate::serve::{BindError, ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::service_manager::Notification;
-use crate::status::{History, RelayInfo, Reporter};
+use crate::status::RelayInfo;
+use crate::status::history::History;
+use crate::status::reporter::Reporter;
 use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -243,7 +245,7 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 }
 
 /// Opens the queue on a thread of its own, so that a large store does not delay signals.
-async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, Writer), Failure> {
+async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, QueueThread), Failure> {
     let opened = tokio::task::spawn_blocking(move || Queue::open(options, clock, &metrics)).await;
     match opened {
         Ok(opened) => Ok(opened?),
@@ -293,24 +295,5 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock)
     if let Some(Pause { since, why }) = overview.paused {
         let since = clock.shown(since);
         warn!(%since, reason = why, "sending is still paused by an operator; `connect-relay resume` ends the pause");
-    }
-}
-
-impl From<BindError> for Failure {
-    fn from(error: BindError) -> Failure {
-        Failure::Failed(error.to_string())
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Failure {
-        match error {
-            OpenError::OtherFormat { .. } | OpenError::Volatile { .. } | OpenError::Sealed { .. } => {
-                Failure::Config(error.to_string())
-            }
-            OpenError::Locked { .. } | OpenError::Damaged { .. } | OpenError::Failed { .. } => {
-                Failure::Failed(error.to_string())
-            }
-        }
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Failure;
-use crate::queue::{StoreFailed, Writer};
+use super::failure::Failure;
+use crate::queue::{QueueThread, StoreFailed};
 
 /// A running writer.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub struct WriterThread {
 
 impl WriterThread {
     /// Starts the thread.
-    pub fn start(mut writer: Writer) -> Result<WriterThread, Failure> {
-        let answers = tokio::spawn(writer.answers().give());
+    pub fn start(mut writer: QueueThread) -> Result<WriterThread, Failure> {
+        let answers = tokio::spawn(writer.effects().run());
         let (report, ended) = oneshot::channel();
         let work = move || {
             let result = writer.run();

@@ -20,7 +20,7 @@ use super::reply;
 use super::request::{self, Identity, Preference, Wait};
 use super::{Handled, Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
-use crate::queue::{State, Status, StoreFailed, Verdict};
+use crate::queue::{MessageState, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 use crate::time::Clock;
 
@@ -36,7 +36,7 @@ impl PendingReply {
     }
 
     /// Evaluates the queue's verdict.
-    pub(super) fn evaluate(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<State, ErrorReply> {
+    pub(super) fn evaluate(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, ErrorReply> {
         match verdict {
             Verdict::Accepted { state, .. } => Ok(state),
             Verdict::Rejected(rejection) => {
@@ -92,7 +92,7 @@ impl Inner {
 
     /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come
     /// within it.
-    pub(super) async fn outcome(&self, state: State, wait: &Wait) -> State {
+    pub(super) async fn outcome(&self, state: MessageState, wait: &Wait) -> MessageState {
         if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
         }

@@ -15,25 +15,15 @@
 use std::time::Duration;
 
 use super::Inner;
+use super::reply::Outlook;
 use super::request::Wait;
 use crate::message;
 use crate::pacer::Closed;
-use crate::queue::{MessageId, State, Status};
-use crate::time::{Timestamp, WallTime};
+use crate::queue::{MessageId, MessageState, Status};
+use crate::time::Timestamp;
 
 /// The time between two checks of an implied wait.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The outlook of a queued message, as in a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outlook {
-    /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
-    pub(super) expected: Option<WallTime>,
-    /// The end of its lifetime.
-    pub(super) expires: WallTime,
-    /// True if its lifetime ends before it is likely to be sent.
-    pub(super) will_expire: bool,
-}
 
 /// The present state of sending.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +34,7 @@ struct SendingState {
 
 impl Inner {
     /// The outlook of a message; `None` if it is not queued any more.
-    pub(super) fn outlook(&self, state: &State) -> Option<Outlook> {
+    pub(super) fn outlook(&self, state: &MessageState) -> Option<Outlook> {
         let Status::Queued { expires, .. } = state.status else { return None };
         let expected = expected(&state.status, self.sending(), self.clock.now());
         Some(Outlook {
@@ -55,7 +45,7 @@ impl Inner {
     }
 
     /// True if an implied wait is useless.
-    pub(super) fn is_futile(&self, state: &State, within: Duration) -> bool {
+    pub(super) fn is_futile(&self, state: &MessageState, within: Duration) -> bool {
         is_futile(&state.status, self.sending(), within, self.clock.now())
     }
 
@@ -71,7 +61,7 @@ impl Inner {
             match self.queue.look(id).await {
                 Ok(Some(state)) if !self.is_futile(&state, left) => {}
                 // It is settled: its outcome is about to be returned.
-                Ok(Some(State { status: Status::Delivered(_) | Status::Dead { .. }, .. })) => {}
+                Ok(Some(MessageState { status: Status::Delivered(_) | Status::Dead { .. }, .. })) => {}
                 _ => return,
             }
         }

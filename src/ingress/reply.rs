@@ -16,14 +16,24 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
 use super::error_reply::ErrorReply;
-use super::outlook::Outlook;
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
-use crate::queue::{State, Status};
+use crate::queue::{MessageState, Status};
 use crate::retry::RetryHint;
 use crate::serve::Reply;
 use crate::time::{WallTime, millis};
+
+/// The outlook of a queued message, as in a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outlook {
+    /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
+    pub(super) expected: Option<WallTime>,
+    /// The end of its lifetime.
+    pub(super) expires: WallTime,
+    /// True if its lifetime ends before it is likely to be sent.
+    pub(super) will_expire: bool,
+}
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -111,7 +121,7 @@ pub(super) fn name(status: &Status) -> &'static str {
 /// 200, 202 or the error for a dead message, with the facts about the message in headers. `outlook` is that of a queued
 /// message; `bare` is for a disconnect, which AWS answers without a body.
 pub(super) fn of_state(
-    state: &State,
+    state: &MessageState,
     client_token: &ClientToken,
     outlook: Option<Outlook>,
     bare: bool,
@@ -157,7 +167,7 @@ fn of_status(
 }
 
 /// Adds the headers that identify the message of a reply.
-pub(super) fn add_message_headers(reply: &mut Reply, state: &State, client_token: &ClientToken) {
+pub(super) fn add_message_headers(reply: &mut Reply, state: &MessageState, client_token: &ClientToken) {
     let headers = reply.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static(name(&state.status)));
     if let Ok(id) = HeaderValue::try_from(state.id.to_string()) {
@@ -254,7 +264,7 @@ pub(super) fn of_lines(lines: Bytes) -> Reply {
 }
 
 /// One line of a batch's reply, about a stored message.
-pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &State) {
+pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &MessageState) {
     match &state.status {
         Status::Dead { reason, maybe_delivered, error } => {
             error_line(lines, &ErrorReply::of_dead(*reason, *maybe_delivered, error));

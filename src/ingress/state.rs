@@ -16,7 +16,7 @@ use super::request::{Identity, Preference};
 use super::{Handled, Inner, ReplyMode, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
-use crate::queue::{Backlog, Found, State, Status, StoreFailed};
+use crate::queue::{Backlog, Found, MessageState, Status, StoreFailed};
 use crate::serve::Reply;
 use crate::time::{Clock, WallTime};
 
@@ -81,7 +81,7 @@ impl Inner {
         conversation: Option<ConversationKey>,
         caller: Caller,
         client_token: &ClientToken,
-    ) -> Result<State, ErrorReply> {
+    ) -> Result<MessageState, ErrorReply> {
         let asker = Identity { token, conversation }.asker(caller);
         match self.queue.find(asker, client_token.clone()).await? {
             Found::State(state) => Ok(state),
@@ -134,7 +134,7 @@ impl Inner {
 }
 
 fn describe(
-    state: &State,
+    state: &MessageState,
     client_token: &ClientToken,
     label: &str,
     expected: Option<WallTime>,

@@ -192,7 +192,7 @@ impl Rig {
             let mut poked = std::pin::pin!(self.queue.poked());
             poked.as_mut().enable();
             if let Some(lease) = self.queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop() {
-                return self.queue.settle(lease, disposition, None).await.unwrap();
+                return self.queue.settle(lease, None, disposition, None).await.unwrap();
             }
             tokio::time::timeout(TIMEOUT, poked).await.unwrap();
         }

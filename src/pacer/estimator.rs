@@ -42,7 +42,7 @@
 
 use std::time::Duration;
 
-use super::Options;
+use super::options::Options;
 
 /// A step, as a share of the rate: at the start, and at the end.
 const FIRST_STEP: f64 = 0.22;

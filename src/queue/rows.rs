@@ -5,16 +5,16 @@
 //! the fields of the structs in `values` and `record` in their order, integers as varints). The key is part of the
 //! checksum, so a row that is stored under another key fails it.
 //!
-//! **The number and place of rows decides the speed**: a row that is appended costs sled a third of a row between others.
-//! So an accept writes one scattered row, the line of its conversation, which also holds the ClientTokens of what is
-//! queued. The messages themselves go into packs, several to a row, and are never written again: the results of attempts
-//! are in the line. A row for the ClientToken alone is written only when the line is too long to hold it, or the message
-//! has left.
+//! **The number and place of rows decide the speed**: a row that is appended costs sled a third of a row between others.
+//! So an accept writes one scattered row, that of its conversation, which also contains the ClientTokens of its queued
+//! messages. The messages themselves go into packs, several to a row, and are never written again: the results of attempts
+//! are in the conversation's row. A ClientToken gets a row of its own only if the conversation is too long for its row, or
+//! when the message has left.
 //!
 //! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,
-//! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage takes one message.
+//! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage loses one message.
 //! Conversations, participants, ClientTokens and contents are in keys and comparisons as 128 bits of HMAC-SHA-256 under
-//! the store's own key: the folder does not show who spoke.
+//! the store's own key: the folder does not show names.
 
 mod hasher;
 pub mod keys;
@@ -30,8 +30,9 @@ pub use crate::storage::row::{decode, encode_onto};
 pub use crate::storage::{Key, Secret};
 pub use hasher::Hasher;
 pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number};
-pub use table::{Table, USED_LINE, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
+pub use table::{Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
 pub use values::{
-    At, Dead, Entry, ErrorRow, Failures, Fate, Hold, Line, Meta, OtherConversation, Outcome, Participant, PauseRow,
-    Place, Sending, Slot, Token, Trial, reason_at, reason_index,
+    Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hold, Meta, OtherConversation,
+    Outcome, Participant, PauseRow, PauseState, QueuedRef, REFS_MAX, RecordPos, Schedule, Token, reason_at,
+    reason_index,
 };

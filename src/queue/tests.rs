@@ -1,4 +1,4 @@
-//! The queue's promises, each against a real store in a temporary folder. Time moves by skipping, never by sleeping.
+//! The queue's promises, each against a real store in a temporary folder. Tests skip time, they never sleep.
 
 mod clock;
 mod damaged;
@@ -8,14 +8,16 @@ mod kept;
 mod keys;
 mod model;
 mod operate;
+mod operations;
 mod pause;
 mod sealed;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::delivery::{Disposition, Reason, Receipt, ServiceError};
+use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::message::{Body, Content, ContentType, ConversationKey};
 use crate::storage::testing;
 
@@ -83,18 +85,18 @@ impl Rig {
         Rig::open(folder, options, clock)
     }
 
-    /// Starts again on what a kill would have left at a moment at which the writer wrote nothing.
+    /// Starts again on the files that a kill would leave while the thread writes nothing.
     fn killed(self) -> Rig {
         self.killed_with(|_| ())
     }
 
-    /// And something has happened to the files before it starts.
+    /// The same, after `event` has changed the files.
     fn killed_with(self, event: impl FnOnce(&std::path::Path)) -> Rig {
         self.overview();
         let folder = tempfile::tempdir().unwrap();
         let options = Options { path: folder.path().join("queue"), ..self.options.clone() };
         std::fs::create_dir(&options.path).unwrap();
-        // It goes on with a checkpoint by itself: what is read twice alike stood there at one moment in between.
+        // The thread may advance a checkpoint: files that are read twice with equal contents existed at one moment.
         let mut files = self.files();
         while std::mem::replace(&mut files, self.files()) != files {}
         for (name, bytes) in files {
@@ -118,7 +120,7 @@ impl Rig {
         self.runtime.block_on(self.queue.accept(submissions, 0.0)).unwrap()
     }
 
-    fn accepted(&self, submission: Submission) -> State {
+    fn accepted(&self, submission: Submission) -> MessageState {
         match self.push(submission) {
             Verdict::Accepted { state, .. } => state,
             Verdict::Rejected(rejection) => panic!("rejected: {rejection:?}"),
@@ -136,13 +138,13 @@ impl Rig {
         self.lease_where(most, Duration::ZERO)
     }
 
-    /// Where an attempt takes so long.
+    /// A lease with the duration of an attempt.
     fn lease_where(&self, most: usize, takes: Duration) -> Vec<Lease> {
         self.runtime.block_on(self.queue.lease(LeaseRequest { takes, ..LeaseRequest::any(most) })).unwrap().leases
     }
 
     fn settle(&self, lease: Lease, disposition: Disposition) -> Settled {
-        self.runtime.block_on(self.queue.settle(lease, disposition, None)).unwrap()
+        self.runtime.block_on(self.queue.settle(lease, None, disposition, None)).unwrap()
     }
 
     fn pause(&self, why: &str) {
@@ -164,7 +166,7 @@ impl Rig {
         self.runtime.block_on(self.queue.overview()).unwrap()
     }
 
-    /// Delivers until nothing is due, and says what was sent, in order.
+    /// Delivers until nothing is due, and returns the sent texts in order.
     fn drain(&self) -> Vec<String> {
         let mut sent = Vec::new();
         while let Some(lease) = self.lease(1).pop() {
@@ -174,7 +176,7 @@ impl Rig {
         sent
     }
 
-    /// Moves the clock and lets the writer notice.
+    /// Skips time, and waits for a tick.
     fn skip(&self, span: Duration) {
         self.clock.skip(span);
         self.overview();
@@ -265,7 +267,7 @@ fn new_chats_go_before_a_backlog_and_the_backlog_still_moves() {
 }
 
 #[test]
-fn message_that_can_make_it_is_not_passed_over_for_one_that_cannot() {
+fn message_that_can_arrive_in_time_goes_before_one_that_cannot() {
     let rig = Rig::new();
     let within =
         |who: &str, seconds| Submission { lifetime: Some(Duration::from_secs(seconds)), ..message(who, who, who) };
@@ -280,7 +282,7 @@ fn message_that_can_make_it_is_not_passed_over_for_one_that_cannot() {
     let texts = |leases: &[Lease]| leases.iter().map(text).collect::<Vec<_>>().join(", ");
     let first = rig.lease_where(1, takes);
     assert_eq!(texts(&first), "near");
-    // Who has nobody to wait for may try its luck, in its turn.
+    // With spare capacity, messages that will probably expire are sent in their turns.
     let rest = rig.lease_where(2, takes);
     assert_eq!(texts(&rest), "calm, hopeless");
     for lease in rest.into_iter().chain(first) {
@@ -290,7 +292,7 @@ fn message_that_can_make_it_is_not_passed_over_for_one_that_cannot() {
 }
 
 #[test]
-fn retry_that_comes_too_late_waits_for_those_that_do_not() {
+fn retry_that_will_expire_goes_after_messages_that_will_not() {
     let rig = Rig::new();
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(10)), ..message("a", "1", "retry") });
     let lease = rig.lease(1).pop().unwrap();
@@ -369,7 +371,7 @@ fn long_conversation_keeps_its_order_through_chunks_and_restarts() {
     for some in numbers.chunks(100) {
         rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
     }
-    let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), "1234") else {
+    let Found::State(MessageState { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), "1234") else {
         panic!("it is queued")
     };
     assert_eq!(ahead, 1234);
@@ -463,13 +465,13 @@ fn kept_message_is_the_next_one() {
 }
 
 #[test]
-fn message_dies_when_its_lifetime_ends_wherever_it_waits() {
+fn message_is_dead_lettered_when_its_lifetime_ends_wherever_it_waits() {
     let rig = Rig::new();
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(5)), ..message("a", "short", "x") });
     rig.accepted(message("a", "usual", "x"));
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(5000)), ..message("b", "long", "x") });
     let dead = |client_token: &str, bearer: &str| match rig.find(asker(bearer), client_token) {
-        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+        Found::State(MessageState { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
             Some((reason, maybe_delivered))
         }
         _ => None,
@@ -483,7 +485,7 @@ fn message_dies_when_its_lifetime_ends_wherever_it_waits() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (1, 2));
     assert!(matches!(
         rig.push(message("a", "short", "x")),
-        Verdict::Accepted { state: State { status: Status::Dead { .. }, .. }, repeat: true }
+        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true }
     ));
 }
 
@@ -507,7 +509,7 @@ fn head_of_a_conversation_is_in_doubt_after_an_unclean_stop_only() {
     let rig = rig.reopen();
     rig.skip(Duration::from_secs(1000));
     let maybe = |client_token| match rig.find(asker("a"), client_token) {
-        Found::State(State { status: Status::Dead { maybe_delivered, .. }, .. }) => maybe_delivered,
+        Found::State(MessageState { status: Status::Dead { maybe_delivered, .. }, .. }) => maybe_delivered,
         other => panic!("{other:?}"),
     };
     assert_eq!((maybe("1"), maybe("2")), (true, false));
@@ -549,7 +551,7 @@ fn refused_token_holds_its_conversation_until_it_is_renewed() {
 }
 
 #[test]
-fn renewal_seen_in_passing_sends_what_is_queued() {
+fn queued_messages_are_sent_with_a_token_whose_renewal_the_relay_saw() {
     let rig = Rig::new();
     let remember =
         |bearer: &str| rig.runtime.block_on(rig.queue.remember(token("participant"), token(bearer))).unwrap();
@@ -569,7 +571,7 @@ fn renewal_seen_in_passing_sends_what_is_queued() {
 }
 
 #[test]
-fn renewed_token_under_the_same_key_keeps_the_order_and_rescues_what_is_queued() {
+fn renewed_token_under_the_same_key_keeps_the_order_and_sends_held_messages() {
     let rig = Rig::new();
     let say =
         |bearer: &str, number: u8| in_conversation("k", message(bearer, &number.to_string(), &number.to_string()));
@@ -579,7 +581,7 @@ fn renewed_token_under_the_same_key_keeps_the_order_and_rescues_what_is_queued()
     rig.push_all(vec![say("first", 1), say("first", 2)]);
     let lease = rig.lease(1).pop().unwrap();
     assert!(matches!(rig.settle(lease, denied("with an explicit deny")), Settled::Held(_)));
-    // The bot speaks with the new one before and after the relay has seen that it renews the old.
+    // The bot uses the new token before and after the relay has seen the renewal.
     rig.accepted(say("stranger", 3));
     assert!(rig.lease(1).is_empty(), "a token that was not seen renewed frees nothing");
     remember("second");
@@ -613,7 +615,7 @@ fn message_that_may_have_arrived_keeps_its_token_until_that_is_refused() {
 }
 
 #[test]
-fn held_messages_die_when_nobody_renews_their_token() {
+fn held_messages_are_dead_lettered_if_their_token_is_not_renewed() {
     let rig = Rig::new();
     rig.push_all((0..3).map(|n| message("old", &n.to_string(), "x")).collect());
     let lease = rig.lease(1).pop().unwrap();
@@ -630,7 +632,7 @@ fn held_messages_die_when_nobody_renews_their_token() {
 }
 
 #[test]
-fn stranger_cannot_take_over_what_is_queued() {
+fn token_without_a_proven_renewal_sends_no_queued_message() {
     let rig = Rig::new();
     rig.accepted(in_conversation("k", message("old", "1", "secret")));
     let guess = Submission { replaces: Some(token("guess")), ..message("thief", "2", "x") };
@@ -640,7 +642,7 @@ fn stranger_cannot_take_over_what_is_queued() {
 }
 
 #[test]
-fn nothing_is_accepted_behind_a_disconnect() {
+fn no_message_is_accepted_after_a_disconnect() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "farewell"));
     let first = rig.accepted(disconnect("a", "2"));
@@ -655,7 +657,7 @@ fn nothing_is_accepted_behind_a_disconnect() {
 }
 
 #[test]
-fn waiting_caller_is_told_and_the_rest_is_held() {
+fn waiting_caller_gets_the_error_and_later_messages_are_held() {
     let rig = Rig::new();
     let first = rig.accepted(message("a", "1", "x"));
     rig.accepted(message("a", "2", "x"));
@@ -664,7 +666,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
         let waiting = async { queue.outcome(first.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
             let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
-            queue.settle(lease, denied("Access denied"), None).await.unwrap()
+            queue.settle(lease, None, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling)
     });
@@ -674,7 +676,7 @@ fn waiting_caller_is_told_and_the_rest_is_held() {
 }
 
 #[test]
-fn wait_that_ends_withdraws_nothing() {
+fn message_stays_queued_after_a_wait_ends() {
     let rig = Rig::new();
     let state = rig.accepted(message("a", "1", "x"));
     let waited = rig.runtime.block_on(rig.queue.outcome(state.id, Duration::from_millis(1))).unwrap().unwrap();
@@ -711,7 +713,7 @@ fn learned_rate_outlives_a_restart() {
     rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
     let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
     let lease = rig.lease(1).pop().unwrap();
-    rig.runtime.block_on(rig.queue.settle(lease, delivered(), learned)).unwrap();
+    rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     // One of which nothing was learned takes nothing away.
     rig.drain();
     assert_eq!(rig.reopen().queue.learned(), learned);
@@ -757,7 +759,7 @@ fn unfinished_first_start_is_set_aside_and_made_anew() {
 }
 
 #[test]
-fn damaged_rows_are_set_aside_and_the_line_goes_on() {
+fn damaged_rows_are_set_aside_and_the_conversation_goes_on() {
     let rig = Rig::new();
     rig.push_all((0..5).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
     let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
@@ -794,7 +796,7 @@ fn lifetime_of_the_configuration_may_change() {
 }
 
 #[test]
-fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
+fn lifetime_that_cannot_be_met_is_rejected() {
     let rig = Rig::new();
     rig.push_all((0..20).map(|n| message("a", &n.to_string(), "x")).collect());
     let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "hurried", "x") };
@@ -805,7 +807,7 @@ fn late_message_is_told_so_when_it_came_with_its_own_lifetime() {
 }
 
 #[test]
-fn what_goes_before_a_message_is_the_turns_of_the_others() {
+fn number_of_messages_before_one_counts_the_turns_of_other_conversations() {
     let rig = Rig::new();
     let before = |who: &str, number: u8| match rig.accepted(message(who, &number.to_string(), "x")).status {
         Status::Queued { ahead, before, .. } => (ahead, before.unwrap()),
@@ -853,7 +855,7 @@ fn store_that_was_full_takes_messages_again_once_it_is_drained() {
 }
 
 #[test]
-fn log_does_not_grow_with_what_has_passed_through_it() {
+fn log_does_not_grow_with_delivered_messages() {
     // An eighth of the bound is the ballast, a quarter is what the log may waste.
     let most = 64 << 20;
     let rig = Rig::with(|options| (options.outcomes_kept_for, options.bytes_max) = (Duration::from_secs(3), most));

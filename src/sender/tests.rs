@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::delivery::Reason;
-use crate::message::{Caller, ConnectionToken, Content, ContentType, Submission};
+use crate::message::{Caller, ClientToken, ConnectionToken, Content, ContentType, Submission};
 use crate::pacer::{self, Pacer};
-use crate::queue::{self, State, Status, Verdict};
+use crate::queue::{self, MessageState, Status, Verdict};
 use crate::retry::Backoff;
 use crate::{participant, time};
 
@@ -142,7 +142,7 @@ impl Fixture {
         }
     }
 
-    async fn state(&self, id: MessageId) -> State {
+    async fn state(&self, id: MessageId) -> MessageState {
         self.queue.outcome(id, Duration::ZERO).await.unwrap().expect("it was accepted")
     }
 

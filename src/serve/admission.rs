@@ -16,8 +16,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::serve::Peer;
 use crate::serve::activity::Phase;
+use crate::serve::types::Peer;
 use crate::time::Timestamp;
 
 /// A reply of which nothing is read for this long has no reader.

@@ -19,7 +19,7 @@ use tracing::error;
 
 use super::activity::{Activity, Phase, Stream, TrackedStream};
 use super::admission::{self, Admission, ConnectionState};
-use super::{ConnectionCount, CountedConnection, Limits, Peer, Reply};
+use super::types::{ConnectionCount, CountedConnection, Limits, Peer, Reply};
 use crate::time::{Clock, Timestamp};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

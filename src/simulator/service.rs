@@ -17,10 +17,10 @@ use crate::time::{Timestamp, WallTime};
 
 use super::bucket::Quotas;
 use super::ledger::{Entry, Ledger};
+use super::options::{Counts, Options};
 use super::request::{Members, Operation};
 use super::switch::Faults;
-use super::transcript::{Item, Transcripts};
-use super::{Counts, Options};
+use super::transcript::{Item, Participant, Transcripts};
 
 /// The default lifetime of a token.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -64,16 +64,6 @@ pub(super) struct Service {
     transcripts: Transcripts,
     pub ledger: Ledger,
     pub counts: Counts,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Participant(u64);
-
-impl Participant {
-    /// Its number, in the order of appearance.
-    pub(super) fn number(self) -> u64 {
-        self.0
-    }
 }
 
 #[derive(Clone, Copy, Debug)]

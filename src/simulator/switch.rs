@@ -23,7 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::Options;
+use super::options::Options;
 
 /// The longest latency, and the longest hint.
 const LONGEST: Duration = Duration::from_secs(3600);

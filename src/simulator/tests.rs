@@ -1,6 +1,7 @@
 //! The simulator from a client's view: a real listener, real requests.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::future::pending;
 
 use hyper::client::conn::http1::{SendRequest, handshake};

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::request::{Members, Operation};
-use super::service::Participant;
 
 /// The most messages and events that are kept, of all chats.
 const KEPT_MAX: usize = 10_000;
 /// The default and the largest number of items on a page, as AWS has them.
 const RESULTS: usize = 15;
 const RESULTS_MAX: usize = 100;
+
+/// A participant of a chat: its number, in the order of appearance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Participant(pub(super) u64);
 
 /// The transcripts of all chats.
 #[derive(Debug, Default)]
@@ -115,7 +118,7 @@ impl Transcripts {
             found.reverse();
         }
         let transcript = found.into_iter().map(|(_, item)| item).collect();
-        let page = Page { initial_contact_id: format!("simulated-{}", participant.number()), transcript, next_token };
+        let page = Page { initial_contact_id: format!("simulated-{}", participant.0), transcript, next_token };
         serde_json::to_string(&page).map_err(|error| error.to_string())
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::tidy::{FLOORS, collect, none, read, root, shipped_keys, table};
+use super::tidy::{FLOORS, QUEUE_FLOORS, collect, none, read, root, shipped_keys, table};
 
 #[test]
 fn readme_has_at_most_220_lines() {
@@ -183,6 +183,14 @@ fn the_architectures_floors_are_the_tested_ones() {
 }
 
 #[test]
+fn the_architectures_parts_of_the_queue_are_the_tested_ones() {
+    let rows = table("docs/architecture.md", "### The parts of the queue");
+    let documented: Vec<Vec<&str>> = rows.iter().rev().map(|row| vec![row[1].as_str()]).collect();
+    let tested: Vec<Vec<&str>> = QUEUE_FLOORS.iter().map(|floor| floor.to_vec()).collect();
+    assert_eq!(documented, tested);
+}
+
+#[test]
 fn each_step_of_a_messages_way_names_a_function_and_its_calls() {
     let steps = table("docs/architecture.md", "## A message's way");
     assert!(steps.len() >= 15, "the whole way");
@@ -210,7 +218,7 @@ fn a_step_that_is_not_in_the_code_is_found() {
     let text = "impl Queue {\n    pub fn ask(&self) {\n        self.send(1);\n    }\n}\n\nfn send() {\n    go();\n}\n";
     let body = body_of(text, "Queue::ask").expect("it has it");
     assert!(called(&body, "send").is_some() && called(&body, "end").is_none() && called(&body, "go").is_none());
-    assert!(body_of(text, "Writer::ask").is_none() && body_of(text, "Queue::send").is_none());
+    assert!(body_of(text, "State::ask").is_none() && body_of(text, "Queue::send").is_none());
     assert!(body_of(text, "send").is_some());
 }
 

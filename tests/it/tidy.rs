@@ -313,20 +313,76 @@ fn only_rows_knows_the_letters_of_tables_and_the_parts_of_keys() {
     none(violations);
 }
 
-/// The modules whose files do not import each other in a circle.
-const WITHOUT_CIRCLES: &[&str] = &["storage", "queue::rows"];
+/// The parts of the queue, lowest floor first. A part names only parts on lower floors, and its own files.
+pub(super) const QUEUE_FLOORS: &[&[&str]] = &[
+    &["queue::rows"],
+    &["queue::api"],
+    &["queue::hashed"],
+    &["queue::state"],
+    &["queue::ops"],
+    &["queue::thread"],
+    &["queue::recovery"],
+    &["queue"],
+];
+
+#[test]
+fn a_part_of_the_queue_names_only_lower_floors_and_its_own_files() {
+    let floor = |module: &[String]| {
+        let part = module[..module.len().min(2)].join("::");
+        QUEUE_FLOORS.iter().position(|floor| floor.contains(&&*part))
+    };
+    let (mut arrows, mut violations) = (0, Vec::new());
+    for (module, imports) in imports().iter().filter(|(module, _)| module[0] == "queue") {
+        let Some(own) = floor(module) else {
+            violations.push(format!("{} stands on no floor of the queue", module.join("::")));
+            continue;
+        };
+        for import in imports.iter().filter(|import| import[0] == "queue") {
+            arrows += 1;
+            if floor(import).is_none_or(|its| its > own) {
+                violations.push(format!("{} may not name {}", module.join("::"), import.join("::")));
+            }
+        }
+    }
+    assert!(arrows > 80, "{arrows} imports within the queue are seen");
+    none(violations);
+}
 
 #[test]
 fn no_files_import_each_other_in_a_circle() {
-    let sources: Vec<_> = sources();
-    let modules: BTreeSet<Vec<String>> = sources.iter().map(Source::module_path).collect();
-    let mut imports: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
-    for source in sources.iter().filter(|source| WITHOUT_CIRCLES.iter().any(|module| source.is_in(module))) {
-        imports.entry(source.module_path()).or_default().extend(source.imports(&modules));
-    }
+    let imports = imports();
     let named: usize = imports.values().map(BTreeSet::len).sum();
-    assert!(named > imports.len(), "{named} imports between {} files are seen", imports.len());
+    assert!(imports.len() > 100 && named > 3 * imports.len(), "{named} imports of {} files are seen", imports.len());
     none(circles(&imports));
+}
+
+/// A type with methods in several files is one object if its files call each other in a circle, though no import shows
+/// it.
+#[test]
+fn files_of_the_queues_state_do_not_call_each_others_methods_in_a_circle() {
+    let sources = sources();
+    let of_state = || sources.iter().filter(|source| source.is_in("queue::state"));
+    let methods: BTreeMap<String, Vec<String>> = of_state()
+        .flat_map(|source| source.methods_of("State").into_iter().map(|method| (method, source.module_path())))
+        .collect();
+    let mut calls: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+    for source in of_state() {
+        let own = source.module_path();
+        let called = source.calls().into_iter().filter_map(|method| methods.get(&method).cloned());
+        calls.entry(own.clone()).or_default().extend(called.filter(|other| *other != own));
+    }
+    let files: BTreeSet<_> = methods.values().collect();
+    assert!(methods.len() > 40 && files.len() >= 6, "{} methods in {} files", methods.len(), files.len());
+    assert!(calls.values().map(BTreeSet::len).sum::<usize>() >= 5, "calls between the files are seen: {calls:?}");
+    none(circles(&calls));
+}
+
+/// The files, each with the files that it imports.
+fn imports() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let sources = sources();
+    let modules: BTreeSet<Vec<String>> = sources.iter().map(Source::module_path).collect();
+    let files = sources.iter().filter(|source| source.lines().next().is_some());
+    files.map(|source| (source.module_path(), source.imports(&modules))).collect()
 }
 
 /// The circles of imports, as paths of modules.
@@ -368,6 +424,15 @@ fn imports_and_circles_are_found() {
     assert_eq!(imports("src/a.rs", "mod b;\npub use b::X;\nuse self::d::Y;"), ["a::b", "a::d"]);
     assert_eq!(imports("src/a/b.rs", "use super::{d::{self, Y}, Z};\nuse crate::e;"), ["a", "a::d", "e"]);
     assert_eq!(imports("src/a/b/c.rs", "use super::super::d;\nlet x = crate::a::b::T::new();"), ["a::b", "a::d"]);
+    assert_eq!(imports("src/a/b.rs", "pub(in crate::e) fn f() { c::g() }"), ["a::b::c"]);
+    let methods = source(
+        "src/a.rs",
+        "impl T {\n    pub fn f(\n        &self,\n    ) {\n        self.g();\n    }\n    fn h(x: u8) {}\n}\n",
+    );
+    assert_eq!(
+        (methods.methods_of("T"), methods.methods_of("U"), methods.calls()),
+        (vec!["f".into()], vec![], vec!["g".into()])
+    );
     assert_eq!(imports("src/a/d.rs", "// super::b\nuse super::b::{\n    X, c::Y,\n};\n"), ["a::b", "a::b::c"]);
     let graph = |arrows: &[(&str, &str)]| {
         let mut graph: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -453,7 +518,7 @@ impl Source {
         own.strip_prefix(module).is_some_and(|below| below.is_empty() || below.starts_with("::"))
     }
 
-    /// The modules that it names, by paths that begin with `crate`, `super` or `self`, or in `use` with its own child.
+    /// The modules that it names, by paths that begin with `crate`, `super`, `self` or its own child.
     fn imports(&self, modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
         let own = self.module_path();
         let code = self.lines().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
@@ -463,10 +528,11 @@ impl Source {
             let before = &code[..at - first.len()];
             let child = || {
                 let child = [&own[..], &[first.to_owned()]].concat();
-                (before.trim_end().ends_with("use") && modules.contains(&child)).then_some(child)
+                modules.contains(&child).then_some(child)
             };
             let start = match first {
-                _ if before.ends_with("::") => continue,
+                // A part of a longer path, or the reach of a visibility.
+                _ if before.ends_with("::") || before.ends_with("(in ") => continue,
                 "crate" => Vec::new(),
                 "self" => own.clone(),
                 "super" => own[..own.len() - 1].to_vec(),
@@ -481,6 +547,32 @@ impl Source {
         named.remove(&own);
         named.remove(&Vec::new());
         named
+    }
+
+    /// The names of the methods of a type that it has.
+    fn methods_of(&self, owner: &str) -> Vec<String> {
+        let (mut inside, mut found) = (false, Vec::new());
+        let code: Vec<_> = self.lines().map(|(_, line)| line).collect();
+        for (at, line) in code.iter().enumerate() {
+            inside = *line == format!("impl {owner} {{") || (inside && *line != "}");
+            let Some((_, rest)) = line.split_once("fn ").filter(|_| inside && line.starts_with("    ")) else {
+                continue;
+            };
+            let signature = code[at..].iter().take(2).map(|line| line.trim()).collect::<String>();
+            if ["(&self", "(&mut self"].iter().any(|with| signature.contains(with)) || rest.contains("<'a>(&self") {
+                found.extend(head(rest));
+            }
+        }
+        found
+    }
+
+    /// The names of the methods that it calls on `self`.
+    fn calls(&self) -> Vec<String> {
+        let code = self.lines().map(|(_, line)| line.trim()).collect::<Vec<_>>().join("");
+        code.split("self.")
+            .skip(1)
+            .filter_map(|rest| head(rest).filter(|name| rest[name.len()..].starts_with('(')))
+            .collect()
     }
 
     /// The metrics that it registers: the first argument of each of the constructors in `metrics`.

@@ -13,10 +13,10 @@ use std::path::Path;
 use bytesize::ByteSize;
 
 use crate::cli::availability::{self, Api, Availability};
-use crate::cli::{CONFIG, FAILED};
+use crate::cli::exit_code::{CONFIG, FAILED};
 use crate::config::Config;
 use crate::daemon::Options;
-use crate::participant;
+use crate::participant::online;
 use crate::queue::OpenError;
 use crate::storage::check_folder;
 use crate::time::Clock;
@@ -76,8 +76,8 @@ pub async fn run(config: &Config, with_dir: bool) -> Findings {
     } else {
         format!("sender.region ({})", options.region)
     };
-    for participant::Step { name, remark, fault } in
-        participant::try_connection(options.participant, &setting, Clock::system()).await
+    for online::Step { name, remark, fault } in
+        online::try_connection(options.participant, &setting, Clock::system()).await
     {
         match fault {
             None => findings.ok(&name, &remark),

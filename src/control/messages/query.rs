@@ -3,9 +3,9 @@
 use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 
-use crate::control::{ErrorReply, invalid};
+use crate::control::reply::{ErrorReply, invalid};
 use crate::delivery::Reason;
-use crate::queue::{Cursor, Part, Selection};
+use crate::queue::{Cursor, Selection, StateFilter};
 
 /// The most messages in a list.
 const LIMIT_MAX: usize = 1000;
@@ -40,7 +40,7 @@ pub(super) struct Query {
 
 impl Query {
     /// Parses the parameters in `known`, each at most once; `part` is the default of `state`.
-    pub fn parse(parts: &Parts, known: &[&str], part: Option<Part>) -> Result<Query, ErrorReply> {
+    pub fn parse(parts: &Parts, known: &[&str], part: Option<StateFilter>) -> Result<Query, ErrorReply> {
         let mut query = Query { of: Selection { state: part, ..Selection::default() }, ..Query::default() };
         let mut seen: Vec<&str> = Vec::new();
         for pair in parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -57,7 +57,7 @@ impl Query {
             let value = value.map_err(|_| invalid(format!("{name}: percent-encoded UTF-8 is needed")))?;
             query.take(name, &value)?;
         }
-        if query.of.reason.is_some() && query.of.state == Some(Part::Queued) {
+        if query.of.reason.is_some() && query.of.state == Some(StateFilter::Queued) {
             return Err(invalid("reason: queued messages have none".into()));
         }
         if query.after.is_some_and(|after| !query.of.leads_to(after)) {
@@ -70,8 +70,8 @@ impl Query {
         match name {
             "state" => {
                 self.of.state = Some(match value {
-                    "QUEUED" => Part::Queued,
-                    "DEAD" => Part::Dead,
+                    "QUEUED" => StateFilter::Queued,
+                    "DEAD" => StateFilter::Dead,
                     _ => return Err(invalid(format!("state: {value:?}, QUEUED or DEAD is needed"))),
                 });
             }
@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    fn query(text: &str, known: &[&str], part: Option<Part>) -> Result<Query, String> {
+    fn query(text: &str, known: &[&str], part: Option<StateFilter>) -> Result<Query, String> {
         let parts = Request::get(format!("/messages?{text}")).body(()).unwrap().into_parts().0;
         Query::parse(&parts, known, part).map_err(|ErrorReply(status, why)| {
             assert_eq!(status, StatusCode::BAD_REQUEST);
@@ -134,8 +134,11 @@ mod tests {
         let all = ["state", "conversation", "reason", "after", "limit", "contents"];
         let read =
             query("state=DEAD&conversation=a%2Bb+%2F&&reason=expired&after=d7&limit=1000&contents=true", &all, None);
-        let of =
-            Selection { state: Some(Part::Dead), conversation: Some("a+b+/".into()), reason: Some(Reason::Expired) };
+        let of = Selection {
+            state: Some(StateFilter::Dead),
+            conversation: Some("a+b+/".into()),
+            reason: Some(Reason::Expired),
+        };
         assert_eq!(read, Ok(Query { of, after: Some(Cursor::Dead(7)), limit: Some(1000), contents: true }));
         assert_eq!(query("", &[], None), Ok(Query::default()));
         for (wrong, why) in [
@@ -157,8 +160,8 @@ mod tests {
         }
         // A bulk act has an implied state, and the cursor has to fit it.
         assert!(
-            query("after=d7", &all, Some(Part::Queued)).is_err()
-                && query("after=q7.1", &all, Some(Part::Dead)).is_err()
+            query("after=d7", &all, Some(StateFilter::Queued)).is_err()
+                && query("after=q7.1", &all, Some(StateFilter::Dead)).is_err()
         );
         assert!(query("after=q7.1", &all, None).is_ok() && query("after=d7", &all, None).is_ok());
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::message::Body;
-use crate::queue::{Seen, SeenPlace};
+use crate::queue::{Location, MessageView};
 use crate::time::Clock;
 
 /// A message, as operators see it.
@@ -126,9 +126,10 @@ impl std::fmt::Debug for RedriveRequest {
 
 impl Message {
     /// Converts a message; `clock` converts the times.
-    pub(super) fn of(seen: Seen, clock: &Clock) -> Message {
+    pub(super) fn of(seen: MessageView, clock: &Clock) -> Message {
         let shown = |time| clock.shown(time).to_string();
-        let Seen { id, client_token, conversation, content_type, trace_id, attempts, maybe_delivered, .. } = seen;
+        let MessageView { id, client_token, conversation, content_type, trace_id, attempts, maybe_delivered, .. } =
+            seen;
         // The body is present if contents were requested.
         let asked = seen.body.is_some();
         let content = seen.body.as_ref().and_then(Body::content).map(|content| content.expose().to_owned());
@@ -145,14 +146,14 @@ impl Message {
             ..Message::default()
         };
         match seen.place {
-            SeenPlace::Queued { in_flight, next_attempt } => Message {
+            Location::Queued { in_flight, next_attempt } => Message {
                 state: "QUEUED".into(),
                 in_flight,
                 next_attempt_time: next_attempt.map(shown),
                 content,
                 ..message
             },
-            SeenPlace::Dead { died, reason, error } => {
+            Location::Dead { died, reason, error } => {
                 let text_shown = asked || error.text.starts_with("connect-relay: ");
                 Message {
                     state: "DEAD".into(),

@@ -1,4 +1,4 @@
-//! Keyed hashes, which stand for names and contents in keys and rows.
+//! Keyed hashes, which replace names and contents in keys and rows.
 
 use ring::hmac;
 

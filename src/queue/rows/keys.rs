@@ -2,12 +2,12 @@
 
 use super::record::Hash;
 use super::table::Table;
-use super::values::At;
+use super::values::RecordPos;
 use crate::storage::{Key, hash_at, number_at};
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
-impl At {
+impl RecordPos {
     /// The key of its pack.
     pub fn key(self) -> Key {
         pack(self.pack)
@@ -31,8 +31,8 @@ pub fn inline_place(sequence: u64) -> Key {
     Table::Pack.key().number(sequence)
 }
 
-pub fn line(conversation: &Hash) -> Key {
-    Table::Line.key().hash(conversation)
+pub fn conversation(conversation: &Hash) -> Key {
+    Table::Conversation.key().hash(conversation)
 }
 
 /// The beginning of the keys of a conversation's chunks.
@@ -45,7 +45,7 @@ pub fn chunk(conversation: &Hash, first: u64) -> Key {
 }
 
 pub fn entry(conversation: &Hash, entry: &Hash) -> Key {
-    Table::Entry.key().hash(conversation).hash(entry)
+    Table::ClientToken.key().hash(conversation).hash(entry)
 }
 
 pub fn turn(kind: Kind, turn: u64, conversation: &Hash) -> Key {
@@ -122,7 +122,7 @@ pub fn first_in(key: &[u8]) -> u64 {
     number_at(key, 17)
 }
 
-/// The entry in a key of `Entry`.
+/// The entry in a key of `ClientTokenRow`.
 pub fn entry_in(key: &[u8]) -> Hash {
     hash_at(key, 17)
 }

@@ -4,33 +4,33 @@
 //! [length u16][sum u32][record]  [length u16][sum u32][record]  …
 //! ```
 //!
-//! A record is found by the number of its pack and its place there, and its sum is over both, so that it cannot pass
-//! for another's. A pack is written once and removed whole, when the last of its messages has left.
+//! A record is found by the number of its pack and its index there. Its checksum covers both, so that a record at another
+//! position fails it. A pack is written once, and removed when the last of its messages has left.
 
 use super::keys;
 use super::record::Record;
-use super::values::At;
+use super::values::RecordPos;
 use crate::storage::{Key, row};
 
-/// Records in a pack: a bit each tells which have left.
+/// The most records in a pack: each has a bit that is set when it has left.
 pub const RECORDS_MAX: u8 = 64;
-/// A pack of several records is no longer than this.
+/// The most bytes of a pack of several records.
 pub const BYTES_MAX: usize = 4 * 1024;
 
-impl At {
-    /// What the record's sum is over, beside the record.
+impl RecordPos {
+    /// The key that the record's checksum covers, besides the record.
     fn own_key(self) -> Key {
         keys::pack(self.pack).with(&[self.nth])
     }
 
-    /// The bit that tells whether it has left.
+    /// The bit that is set when the record has left.
     pub fn bit(self) -> u64 {
         1 << (self.nth % RECORDS_MAX)
     }
 }
 
-/// Puts a record, as it stands in a pack, behind what there is.
-pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
+/// Appends a record to an encoded pack.
+pub fn encode_onto(bytes: &mut Vec<u8>, at: RecordPos, record: &Record) {
     let begins = bytes.len();
     bytes.extend_from_slice(&[0; 2]);
     row::encode_onto(bytes, &at.own_key(), record);
@@ -38,12 +38,12 @@ pub fn encode_onto(bytes: &mut Vec<u8>, at: At, record: &Record) {
     bytes[begins..begins + 2].copy_from_slice(&length.to_le_bytes());
 }
 
-/// The record that stands there, if its sum holds and it is well-formed.
-pub fn decode(at: At, pack: &[u8]) -> Option<Record> {
+/// The record at a position; `None` if it fails its checksum or is not well-formed.
+pub fn decode(at: RecordPos, pack: &[u8]) -> Option<Record> {
     row::decode(&at.own_key(), split(pack).nth(usize::from(at.nth))?)
 }
 
-/// How many records a pack holds.
+/// The number of records in a pack.
 pub fn count(pack: &[u8]) -> u8 {
     u8::try_from(split(pack).count()).unwrap_or(RECORDS_MAX).min(RECORDS_MAX)
 }

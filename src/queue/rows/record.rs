@@ -9,38 +9,38 @@ use crate::message::Caller;
 use crate::storage::Secret;
 use crate::time::Timestamp;
 
-/// Contents up to here stand in their record.
+/// The most bytes of contents that are in their record.
 pub const INLINE_MAX: usize = 3584;
-/// Longer contents are cut into pieces of this.
+/// The bytes of a piece of longer contents.
 pub const PIECE: usize = 4096;
-/// More than the longest contents have; above these bits of a record's `pieces` stand its changes.
+/// The bits of a record's `pieces` that count them; the bits above count its changes.
 const PIECES_MAX: u16 = 0xff;
 
 /// 128 bits of a keyed hash.
 pub type Hash = [u8; 16];
 
-/// A queued message. It is never written again: what its attempts came to stands in its conversation's line.
+/// A queued message. It is written once: the results of its attempts are in its conversation's row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub sequence: u64,
     pub conversation: Hash,
     pub entry: Hash,
-    /// What a repeat is compared with.
+    /// The hash that a repeat is compared with.
     pub contents: Hash,
     pub label: String,
     pub client_token: String,
-    /// The token it came with.
+    /// The token that it came with.
     pub token: Hash,
     pub caller: u64,
     pub trace_id: Option<String>,
     pub accepted: Timestamp,
     pub lifetime_ms: u64,
     pub deadline: Timestamp,
-    /// Counted by the order of acceptance; else it has an `e` row.
-    pub implied: bool,
+    /// True if it has the default lifetime; otherwise it has an `e` row.
+    pub default_lifetime: bool,
     pub kind: Kind,
-    /// How many pieces there are, and above that how often an operator changed the contents: [`Record::piece_numbers`].
-    /// Where there are pieces, `inline` is empty.
+    /// The number of pieces, and above it the number of changes by operators: [`Record::piece_numbers`].
+    /// If there are pieces, `inline` is empty.
     pub pieces: u16,
     pub inline: Secret,
 }
@@ -54,29 +54,29 @@ pub enum Kind {
 }
 
 impl Record {
-    /// Whose life the log tells of.
+    /// The message of a log line.
     pub fn subject<'a>(&'a self, id: &'a dyn std::fmt::Display) -> Subject<'a> {
         let Record { label, client_token, trace_id, .. } = self;
         Subject { message: id, conversation: label, client_token, trace_id: trace_id.as_deref() }
     }
 
-    /// The numbers of its pieces. Changed contents have others than those before: no such row is written twice in its life.
+    /// The numbers of its pieces. Changed contents have new numbers: no row of a piece is written twice.
     pub fn piece_numbers(&self) -> Range<u16> {
         let first = self.pieces & !PIECES_MAX;
         first..first + (self.pieces & PIECES_MAX)
     }
 
-    /// Its pieces are those of other contents from now on; so far it has none.
+    /// Begins new contents, which have no pieces yet.
     pub fn change_pieces(&mut self) {
         self.pieces = (self.pieces & !PIECES_MAX).wrapping_add(PIECES_MAX + 1);
     }
 
-    /// About how many bytes of rows it takes beside its pack, with its share of the others'.
+    /// The approximate number of bytes of its rows besides its pack.
     pub fn weight(&self) -> u64 {
         (self.piece_numbers().len() * PIECE + 150) as u64
     }
 
-    /// The same of its dead letter.
+    /// The approximate number of bytes of its dead letter.
     pub fn dead_weight(&self) -> u64 {
         (self.inline.bytes().len() + 200) as u64
     }
@@ -97,7 +97,7 @@ impl Default for Record {
             accepted: Timestamp(0),
             lifetime_ms: 0,
             deadline: Timestamp(0),
-            implied: false,
+            default_lifetime: false,
             kind: Kind::Disconnect,
             pieces: 0,
             inline: Secret::default(),
@@ -105,7 +105,7 @@ impl Default for Record {
     }
 }
 
-/// The number that stands for a caller in keys, records and hashes.
+/// The number of a caller in keys, records and hashes.
 pub fn caller_number(caller: Caller) -> u64 {
     match caller {
         Caller::Uid(uid) => u64::from(uid),

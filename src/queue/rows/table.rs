@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use super::record::{Hash, PIECE};
-use super::values::{At, Dead, Entry, Line, Meta, Participant, Sending, Slot, Token};
+use super::values::{ClientTokenRow, Conversation, Dead, Meta, Participant, PauseState, QueuedRef, RecordPos, Token};
 use crate::storage::row::decode;
 use crate::storage::{Key, Secret};
 use crate::time::{Anchor, Timestamp};
@@ -27,33 +27,33 @@ pub enum Table {
     Gone = b'l',
     /// Sequence number and piece number, [`Secret`]: a piece of contents that are too long for their record.
     Piece = b'p',
-    /// Conversation, [`Line`]: its messages in order, its place, its hold.
-    Line = b'v',
-    /// Conversation and the sequence number of the first, `Vec<Slot>`: messages that do not fit in the line.
+    /// Conversation, [`Conversation`]: its messages in order, its schedule, its hold.
+    Conversation = b'v',
+    /// Conversation and the sequence number of the first, `Vec<QueuedRef>`: messages that do not fit in its row.
     Chunk = b's',
-    /// Conversation and entry, [`Entry`]: a ClientToken that the line does not hold. Queued in a chunk, or an outcome.
-    Entry = b'i',
+    /// Conversation and entry, [`ClientTokenRow`]: a message in a chunk, or an outcome.
+    ClientToken = b'i',
     /// Turn and conversation, [`Timestamp`]: the turn of a conversation with a fresh head, and the time it was given.
     FreshTurn = b'r',
     /// The same for a conversation whose head is late.
     LateTurn = b'q',
     /// Time and conversation, `()`: the conversation can be sent from then on.
     Due = b'd',
-    /// Time and sequence number, [`At`]: a message that expires then, if the order of acceptance does not imply it.
+    /// Time and sequence number, [`RecordPos`]: the expiry of a message that has not the default lifetime.
     Expiry = b'e',
     /// Hash of a ConnectionToken, [`Token`]: its conversation and its state.
     Token = b't',
     /// Hash of a participant, [`Participant`]: the newest ConnectionToken.
     Participant = b'g',
-    /// No parts, [`Sending`]: the pause, refusals that are forgotten, the last destination that delivered.
-    Sending = b'h',
+    /// No parts, [`PauseState`]: the pause, the last reset of refusals, the last destination that delivered.
+    PauseState = b'h',
     /// Caller, `u64`: the number of messages queued by one caller.
     Caller = b'u',
     /// Sequence number, [`Dead`]: a dead letter.
     Dead = b'x',
     /// Time and a number, `Vec<(Hash, Hash)>`: outcomes recorded then (conversation, entry), to be pruned.
     PruneOutcomes = b'o',
-    /// Time and a number, `Vec<(u8, Hash)>`: tokens, participants and lines last used then, to be pruned.
+    /// Time and a number, `Vec<(u8, Hash)>`: tokens, participants and conversations last used then, to be pruned.
     PruneUsed = b'y',
     /// Time and sequence number, `()`: a dead letter of then, to be pruned.
     PruneDead = b'z',
@@ -64,7 +64,7 @@ pub enum Table {
 /// The tables of the rows that a hash in a `PruneUsed` row can name.
 pub const USED_TOKEN: u8 = Table::Token.letter();
 pub const USED_PARTICIPANT: u8 = Table::Participant.letter();
-pub const USED_LINE: u8 = Table::Line.letter();
+pub const USED_CONVERSATION: u8 = Table::Conversation.letter();
 
 /// Tables of rows that are written once and never changed.
 pub const WRITE_ONCE: &[u8] =
@@ -77,16 +77,16 @@ impl Table {
         Table::Pack,
         Table::Gone,
         Table::Piece,
-        Table::Line,
+        Table::Conversation,
         Table::Chunk,
-        Table::Entry,
+        Table::ClientToken,
         Table::FreshTurn,
         Table::LateTurn,
         Table::Due,
         Table::Expiry,
         Table::Token,
         Table::Participant,
-        Table::Sending,
+        Table::PauseState,
         Table::Caller,
         Table::Dead,
         Table::PruneOutcomes,
@@ -130,15 +130,15 @@ impl Table {
             Table::Anchor => is::<Anchor>(key, value),
             Table::Gone | Table::Caller => is::<u64>(key, value),
             Table::Piece => is::<Secret>(key, value),
-            Table::Line => is::<Line>(key, value),
-            Table::Chunk => is::<Vec<Slot>>(key, value),
-            Table::Entry => is::<Entry>(key, value),
+            Table::Conversation => is::<Conversation>(key, value),
+            Table::Chunk => is::<Vec<QueuedRef>>(key, value),
+            Table::ClientToken => is::<ClientTokenRow>(key, value),
             Table::FreshTurn | Table::LateTurn => is::<Timestamp>(key, value),
             Table::Due | Table::PruneDead => is::<()>(key, value),
-            Table::Expiry => is::<At>(key, value),
+            Table::Expiry => is::<RecordPos>(key, value),
             Table::Token => is::<Token>(key, value),
             Table::Participant => is::<Participant>(key, value),
-            Table::Sending => is::<Sending>(key, value),
+            Table::PauseState => is::<PauseState>(key, value),
             Table::Dead => is::<Dead>(key, value),
             Table::PruneOutcomes => is::<Vec<(Hash, Hash)>>(key, value),
             Table::PruneUsed => is::<Vec<(u8, Hash)>>(key, value),

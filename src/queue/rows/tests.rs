@@ -1,5 +1,5 @@
-//! What goes in comes out, what was damaged does not, and nothing is too long for a row. Spoilt rows are the fuzzing of
-//! this module: `PROPTEST_CASES` times 80 of them, 20,480 unless set.
+//! Rows decode to what was encoded, damaged rows do not, and no row is too long. Damaged rows are the fuzzing of this
+//! module: `PROPTEST_CASES` times 80 of them, 20,480 unless set.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::delivery::{Receipt, ServiceError};
 use crate::storage::row::{ROW_MAX, encode, put_checksum};
 use crate::time::Timestamp;
 
-/// What sealing adds.
+/// The bytes that sealing adds.
 const SEAL: usize = 33;
 
 fn with_sum(key: &[u8], payload: &[u8]) -> Vec<u8> {
@@ -20,7 +20,7 @@ fn with_sum(key: &[u8], payload: &[u8]) -> Vec<u8> {
     row
 }
 
-fn in_pack(at: At, record: &Record) -> Vec<u8> {
+fn in_pack(at: RecordPos, record: &Record) -> Vec<u8> {
     let mut bytes = Vec::new();
     pack::encode_onto(&mut bytes, at, record);
     bytes
@@ -28,12 +28,12 @@ fn in_pack(at: At, record: &Record) -> Vec<u8> {
 
 fn pack_of(count: u8) -> Vec<u8> {
     let record = |nth| Record { sequence: 100 + u64::from(nth), ..Record::default() };
-    (0..count).flat_map(|nth| in_pack(At { pack: 3, nth }, &record(nth))).collect()
+    (0..count).flat_map(|nth| in_pack(RecordPos { pack: 3, nth }, &record(nth))).collect()
 }
 
 proptest! {
     #[test]
-    fn flipped_bit_fails_the_sum(at in any::<usize>(), bit in 0u8..8) {
+    fn flipped_bit_fails_the_checksum(at in any::<usize>(), bit in 0u8..8) {
         let key = Key::new(b'p').number(1);
         let mut value = encode(&key, &Secret::new(vec![7; 60]));
         let at = at % value.len();
@@ -42,14 +42,14 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bit_takes_one_record_or_those_behind_it(at in 0usize..10_000, bit in 0u8..8) {
+    fn flipped_bit_loses_one_record_or_the_later_ones_of_its_pack(at in 0usize..10_000, bit in 0u8..8) {
         let whole = pack_of(8);
         let mut damaged = whole.clone();
         let at = at % damaged.len();
         damaged[at] ^= 1 << bit;
         let hit = at / (whole.len() / 8);
         for nth in 0..8u8 {
-            let record = pack::decode(At { pack: 3, nth }, &damaged);
+            let record = pack::decode(RecordPos { pack: 3, nth }, &damaged);
             prop_assert!(record.as_ref().is_none_or(|record| record.sequence == 100 + u64::from(nth)));
             match usize::from(nth).cmp(&hit) {
                 std::cmp::Ordering::Less => prop_assert!(record.is_some()),
@@ -141,17 +141,23 @@ fn payloads() -> Vec<Vec<u8>> {
         inline: Secret::new(vec![1; 40]),
         ..Record::default()
     };
-    let trial = Trial {
-        attempts: 300,
+    let attempts = Attempts {
+        count: 300,
         strikes: 2,
         failures: Failures::default().and(Timestamp(1), true),
         unknown: true,
         sent_with: Some([3; 16]),
     };
-    let slot = Slot { sequence: 7, accepted: Timestamp(1 << 40), at: At { pack: 3, nth: 1 }, entry: [9; 16], trial };
+    let slot = QueuedRef {
+        sequence: 7,
+        accepted: Timestamp(1 << 40),
+        at: RecordPos { pack: 3, nth: 1 },
+        entry: [9; 16],
+        attempts,
+    };
     let outcome = |fate| {
         let (contents, accepted, at) = ([4; 16], Timestamp(5), Timestamp(6));
-        Entry::Done(Outcome { sequence: 7, contents, accepted, attempts: 2, at, fate })
+        ClientTokenRow::Done(Outcome { sequence: 7, contents, accepted, attempts: 2, at, fate })
     };
     let receipt = Receipt {
         id: Some("id".into()),
@@ -159,10 +165,10 @@ fn payloads() -> Vec<Vec<u8>> {
         processing_status: None,
         request_id: Some("r".into()),
     };
-    let line = Line {
+    let line = Conversation {
         count: 2,
         first: vec![slot.clone(), slot.clone()],
-        place: Place::Due(Timestamp(9)),
+        schedule: Schedule::DelayedUntil(Timestamp(9)),
         hold: Some(Hold { token: [1; 16], until: Timestamp(3), error: error.clone() }),
         disconnect: Some(8),
         used: Timestamp(2),
@@ -181,19 +187,19 @@ fn payloads() -> Vec<Vec<u8>> {
         payload(encode(b"m", &record)),
         payload(encode(b"v", &line)),
         payload(encode(b"s", &vec![slot.clone()])),
-        payload(encode(b"i", &Entry::Queued { at: slot.at })),
-        payload(encode(b"i", &outcome(Fate::Delivered((&receipt).into())))),
-        payload(encode(b"i", &outcome(Fate::Dead { reason: 2, maybe_delivered: true, token: [1; 16], error }))),
+        payload(encode(b"i", &ClientTokenRow::Queued { at: slot.at })),
+        payload(encode(b"i", &outcome(FinalState::Delivered((&receipt).into())))),
+        payload(encode(b"i", &outcome(FinalState::Dead { reason: 2, maybe_delivered: true, token: [1; 16], error }))),
         payload(encode(b"t", &token)),
         payload(encode(b"g", &Participant { token: [1; 16], used: Timestamp(1) })),
-        payload(encode(b"x", &Dead { record, trial: slot.trial, died: Timestamp(1) })),
+        payload(encode(b"x", &Dead { record, attempts: slot.attempts, died: Timestamp(1) })),
         payload(encode(b"o", &vec![([1u8; 16], [2u8; 16])])),
         pack_of(3),
         Vec::new(),
     ]
 }
 
-/// Bytes whose sum holds decode to a row that stays what it is when it is written again, or to none. No panic.
+/// Bytes with a valid checksum decode to a row that is equal after it is written again, or to none, without a panic.
 fn decodes_to_itself<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Result<(), TestCaseError> {
     let key = b"fuzz";
     let Some(row) = decode::<T>(key, &with_sum(key, payload)) else { return Ok(()) };
@@ -207,15 +213,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 80 * ProptestConfig::default().cases, ..ProptestConfig::default() })]
 
     #[test]
-    fn spoilt_row_is_none_or_stays_what_it_is(which in any::<usize>(), spoils in prop::collection::vec(spoil(), 0..5)) {
+    fn damaged_row_decodes_to_none_or_to_itself(which in any::<usize>(), spoils in prop::collection::vec(spoil(), 0..5)) {
         let payloads = payloads();
         let whole = &payloads[which % payloads.len()];
         let bytes = spoilt(whole.clone(), &spoils);
         decodes_to_itself::<Meta>(&bytes)?;
         decodes_to_itself::<Record>(&bytes)?;
-        decodes_to_itself::<Line>(&bytes)?;
-        decodes_to_itself::<Vec<Slot>>(&bytes)?;
-        decodes_to_itself::<Entry>(&bytes)?;
+        decodes_to_itself::<Conversation>(&bytes)?;
+        decodes_to_itself::<Vec<QueuedRef>>(&bytes)?;
+        decodes_to_itself::<ClientTokenRow>(&bytes)?;
         decodes_to_itself::<Token>(&bytes)?;
         decodes_to_itself::<Participant>(&bytes)?;
         decodes_to_itself::<Dead>(&bytes)?;
@@ -229,28 +235,28 @@ proptest! {
         // As a pack: no more records than its bits, each the one of its own place.
         prop_assert!(pack::count(&bytes) <= pack::RECORDS_MAX);
         for nth in 0..4 {
-            let record = pack::decode(At { pack: 3, nth }, &bytes);
+            let record = pack::decode(RecordPos { pack: 3, nth }, &bytes);
             prop_assert!(record.is_none_or(|record| record.sequence == 100 + u64::from(nth)));
         }
     }
 }
 
 #[test]
-fn row_cannot_pass_for_anothers() {
+fn row_under_another_key_fails_its_checksum() {
     let (here, there) = (Key::new(b'm').number(1), Key::new(b'm').number(2));
     assert_eq!(decode::<u8>(&there, &encode(&here, &7u8)), None);
     assert_eq!(decode::<u8>(&here, &encode(&here, &7u8)), Some(7));
     assert_eq!(decode::<u8>(&here, b"abc"), None);
     let pack = pack_of(2);
-    assert!(pack::decode(At { pack: 3, nth: 1 }, &pack).is_some());
-    assert!(pack::decode(At { pack: 4, nth: 1 }, &pack).is_none());
-    assert!(pack::decode(At { pack: 3, nth: 0 }, &pack[pack.len() / 2..]).is_none());
+    assert!(pack::decode(RecordPos { pack: 3, nth: 1 }, &pack).is_some());
+    assert!(pack::decode(RecordPos { pack: 4, nth: 1 }, &pack).is_none());
+    assert!(pack::decode(RecordPos { pack: 3, nth: 0 }, &pack[pack.len() / 2..]).is_none());
 }
 
 #[test]
 fn every_record_of_a_pack_has_a_bit() {
     assert_eq!((pack::all(0), pack::all(1), pack::all(64)), (0, 1, u64::MAX));
-    let bits = (0..64).map(|nth| At { pack: 1, nth }.bit()).fold(0, |all, bit| all | bit);
+    let bits = (0..64).map(|nth| RecordPos { pack: 1, nth }.bit()).fold(0, |all, bit| all | bit);
     assert_eq!(bits, pack::all(pack::RECORDS_MAX));
 }
 
@@ -269,25 +275,25 @@ fn longest_row_of_every_kind_stays_short() {
         inline: Secret::new(vec![u8::MAX; INLINE_MAX + SEAL]),
         ..Record::default()
     };
-    assert!(in_pack(At { pack: u64::MAX, nth: 63 }, &record).len() <= ROW_MAX);
-    let trial = Trial {
-        attempts: u32::MAX,
+    assert!(in_pack(RecordPos { pack: u64::MAX, nth: 63 }, &record).len() <= ROW_MAX);
+    let attempts = Attempts {
+        count: u32::MAX,
         strikes: u8::MAX,
         failures: Failures::default().and(Timestamp(u64::MAX), true),
         unknown: true,
         sent_with: Some([9; 16]),
     };
     let key = Key::new(b'x').number(u64::MAX);
-    assert!(encode(&key, &Dead { record, trial: trial.clone(), died: Timestamp(u64::MAX) }).len() <= ROW_MAX);
-    let slot = Slot {
+    assert!(encode(&key, &Dead { record, attempts: attempts.clone(), died: Timestamp(u64::MAX) }).len() <= ROW_MAX);
+    let slot = QueuedRef {
         sequence: u64::MAX,
         accepted: Timestamp(u64::MAX),
-        at: At { pack: u64::MAX, nth: 63 },
+        at: RecordPos { pack: u64::MAX, nth: 63 },
         entry: [9; 16],
-        trial,
+        attempts,
     };
-    let line = Line {
-        first: vec![slot; crate::queue::line::SLOTS_MAX],
+    let line = Conversation {
+        first: vec![slot; crate::queue::rows::REFS_MAX],
         hold: Some(Hold {
             token: [1; 16],
             until: Timestamp(0),
@@ -298,7 +304,7 @@ fn longest_row_of_every_kind_stays_short() {
                 request_id: Some("r".repeat(500).into()),
             }),
         }),
-        ..Line::default()
+        ..Conversation::default()
     };
     assert!(encode(&key, &line).len() <= ROW_MAX);
     assert!(encode(&key, &Secret::new(vec![0; PIECE + SEAL])).len() <= ROW_MAX);

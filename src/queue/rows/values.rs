@@ -9,9 +9,9 @@ use crate::storage::Secret;
 use crate::time::Timestamp;
 use crate::turns::Kind;
 
-/// The place of a record.
+/// The position of a record: the number of its pack, and its index there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct At {
+pub struct RecordPos {
     pub pack: u64,
     pub nth: u8,
 }
@@ -22,17 +22,17 @@ pub struct Meta {
     pub next_sequence: u64,
     pub next_pack: u64,
     pub next_turn: u64,
-    /// Tells rows of one millisecond apart.
+    /// Distinguishes rows of one millisecond.
     pub next_row: u64,
     /// Starts of the relay on this store.
     pub boot: u32,
     /// The newest of them that did not end cleanly.
     pub unclean_boot: u32,
     pub clean: bool,
-    /// The lifetime of which the order of acceptance tells the order of death.
-    pub implied_lifetime_ms: u64,
-    /// Messages that rely on it.
-    pub implied: u64,
+    /// The default lifetime. Messages that have it expire in the order of acceptance, so they need no expiry row.
+    pub default_lifetime_ms: u64,
+    /// Queued messages that have it.
+    pub default_lifetimes: u64,
     pub queued: u64,
     pub conversations: u64,
     pub held: u64,
@@ -45,12 +45,12 @@ pub struct Meta {
     pub learned: Option<Kept>,
 }
 
-/// What stands beside the messages.
+/// The pause of sending, and the facts known of the destination.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sending {
+pub struct PauseState {
     pub paused: Option<PauseRow>,
-    /// Refusals of tokens up to then are forgotten.
-    pub forgiven: Timestamp,
+    /// Refusals of tokens up to this time do not count.
+    pub refusals_reset_at: Timestamp,
     /// The last destination that delivered something.
     pub delivered_to: Option<Hash>,
 }
@@ -59,24 +59,24 @@ pub struct Sending {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PauseRow {
     pub since: Timestamp,
-    /// The reason that an operator gave; none where the relay paused by itself.
+    /// The operator's reason; `None` if the relay paused by itself.
     pub operator: Option<String>,
 }
 
-/// A dead letter: the record as it was, and why.
+/// A dead letter. The outcome of its ClientToken has the reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dead {
     pub record: Record,
-    pub trial: Trial,
+    pub attempts: Attempts,
     pub died: Timestamp,
 }
 
-/// What a ClientToken came to, where its conversation's line does not tell.
+/// The state of a ClientToken that its conversation's row does not contain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Entry {
-    /// Queued so far back that it stands in an `s` row.
+pub enum ClientTokenRow {
+    /// Queued, and its reference is in a chunk.
     Queued {
-        at: At,
+        at: RecordPos,
     },
     Done(Outcome),
 }
@@ -89,12 +89,12 @@ pub struct Outcome {
     pub accepted: Timestamp,
     pub attempts: u32,
     pub at: Timestamp,
-    pub fate: Fate,
+    pub fate: FinalState,
 }
 
-/// How it left.
+/// The way in which a message left the queue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Fate {
+pub enum FinalState {
     Delivered(ReceiptRow),
     Dead { reason: u8, maybe_delivered: bool, token: Hash, error: ErrorRow },
 }
@@ -162,41 +162,57 @@ impl From<ErrorRow> for ServiceError {
     }
 }
 
-/// A conversation with something queued, or whose disconnect was accepted.
+/// A conversation with queued messages, or whose disconnect was accepted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Line {
-    /// Messages queued, here and in `s` rows.
+pub struct Conversation {
+    /// Messages queued, here and in chunks.
     pub count: u64,
-    /// The first of them, in order; those in `s` rows come after.
-    pub first: Vec<Slot>,
-    pub place: Place,
+    /// The first of them, in order; those in chunks come after.
+    pub first: Vec<QueuedRef>,
+    pub schedule: Schedule,
     pub hold: Option<Hold>,
-    /// The disconnect: nothing is accepted behind it.
+    /// The sequence number of the disconnect; no message is accepted after it.
     pub disconnect: Option<u64>,
     pub used: Timestamp,
     /// The start of the relay in which the head became the head.
     pub boot: u32,
 }
 
-/// A message's place in its line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Slot {
-    pub sequence: u64,
-    pub accepted: Timestamp,
-    pub at: At,
-    pub entry: Hash,
-    pub trial: Trial,
+impl Conversation {
+    /// The message that is sent next.
+    pub fn head(&self) -> Option<&QueuedRef> {
+        self.first.first()
+    }
+
+    /// The number of messages in chunks.
+    pub fn in_chunks(&self) -> u64 {
+        self.count.saturating_sub(self.first.len() as u64)
+    }
 }
 
-/// What the attempts so far came to.
+/// The most references in a chunk, and in a conversation's row.
+pub const REFS_MAX: usize = 64;
+
+/// A reference to a queued message, in its conversation's row or in a chunk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueuedRef {
+    pub sequence: u64,
+    pub accepted: Timestamp,
+    pub at: RecordPos,
+    pub entry: Hash,
+    pub attempts: Attempts,
+}
+
+/// The results of a message's attempts so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Trial {
-    pub attempts: u32,
+pub struct Attempts {
+    /// Attempts that counted.
+    pub count: u32,
     pub strikes: u8,
     pub failures: Failures,
-    /// It may have been delivered.
+    /// True if an answer was lost: the message may have been delivered.
     pub unknown: bool,
-    /// The token of the attempt of which nobody knows what it came to.
+    /// The token of the attempt whose answer was lost.
     pub sent_with: Option<Hash>,
 }
 
@@ -227,16 +243,16 @@ impl Failures {
     }
 }
 
-/// Where a conversation waits.
+/// The time from which a conversation can be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Place {
+pub enum Schedule {
     /// It has nothing to send.
     #[default]
-    None,
-    /// It can be sent when its turn comes.
-    Turn(Kind, u64),
-    /// It backs off or is held until then.
-    Due(Timestamp),
+    Idle,
+    /// It can be sent in its turn, which has this number.
+    Ready(Kind, u64),
+    /// It backs off or is held until this time.
+    DelayedUntil(Timestamp),
 }
 
 /// A conversation whose token was refused waits for a renewed one.
@@ -250,28 +266,28 @@ pub struct Hold {
 /// A ConnectionToken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Token {
-    /// The conversation that it was first used in.
+    /// The conversation in which it was first used.
     pub conversation: Option<Hash>,
-    /// That conversation has a key of the bot's own.
+    /// True if the bot named that conversation by a key.
     pub keyed: bool,
-    /// Whose it is, where its connection was seen.
+    /// Its participant, if the relay saw the participant's connection.
     pub participant: Option<Hash>,
     /// The participant's token before it.
     pub renews: Option<Hash>,
-    /// The one that took its place.
+    /// The token that renewed it.
     pub renewed_by: Option<Hash>,
     pub refused: Option<(Timestamp, ErrorRow)>,
     pub used: Timestamp,
-    /// Empty until something is queued with it.
+    /// Empty until a message is queued with it.
     pub secret: Secret,
 }
 
-/// A token came under another key than before, or with one and without.
+/// A token came with another key than before, or once with a key and once without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherConversation;
 
 impl Token {
-    /// The conversation that the token was used in before, if that was under the same key, or without one as now.
+    /// The conversation in which the token was used before, if that had the same key, or no key as now.
     pub fn belongs_to(&self, keyed: Option<Hash>) -> Result<Option<Hash>, OtherConversation> {
         match (self.conversation, keyed) {
             (Some(own), Some(keyed)) if self.keyed && own == keyed => Ok(Some(own)),
@@ -282,7 +298,7 @@ impl Token {
     }
 }
 
-/// A participant whose connection was seen.
+/// A participant whose connection the relay saw.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Participant {
     pub token: Hash,

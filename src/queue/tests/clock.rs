@@ -1,4 +1,4 @@
-//! The queue on a machine whose clocks are set, and that sleeps, reboots and loses its power. `time` has the table.
+//! The queue on a machine whose clocks are set, and that sleeps, reboots or loses its power. `time` has the table.
 
 use super::*;
 use crate::time::{Machine, WallTime};
@@ -62,7 +62,7 @@ fn three(rig: &Rig) {
 }
 
 #[test]
-fn step_of_the_wall_clock_expires_nothing_while_running_nor_between_two_runs() {
+fn step_of_the_wall_clock_expires_no_message_while_running_or_between_two_runs() {
     for by in [8 * DAY_MS, -8 * DAY_MS] {
         let machine = machine();
         let rig = Rig::on(&machine);
@@ -87,7 +87,7 @@ fn step_of_the_wall_clock_expires_nothing_while_running_nor_between_two_runs() {
 }
 
 #[test]
-fn machine_that_slept_or_was_off_expires_what_outlived_its_time_and_nothing_else() {
+fn time_asleep_or_switched_off_counts_towards_lifetimes() {
     let machine = machine();
     let rig = Rig::on(&machine);
     three(&rig);
@@ -133,7 +133,7 @@ fn wall_clock_far_behind_after_a_reboot_keeps_order_and_expiry() {
 }
 
 #[test]
-fn damaged_store_is_carried_over_on_its_own_line() {
+fn rebuilt_store_continues_the_times_of_the_damaged_one() {
     let machine = machine();
     let rig = Rig::on(&machine);
     three(&rig);
@@ -154,14 +154,14 @@ fn outcome_learned_rate_and_refused_token_age_by_elapsed_time() {
     rig.accepted(message("a", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();
     let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
-    rig.runtime.block_on(rig.queue.settle(lease, delivered(), learned)).unwrap();
+    rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     rig.accepted(message("b", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();
     assert!(matches!(rig.settle(lease, denied("Access denied")), Settled::Held(_)));
     machine.step(DAY_MS);
     let rig = rig.restarted(&machine);
     rig.skip(Duration::from_secs(2));
-    assert!(matches!(rig.find(asker("a"), "1"), Found::State(State { status: Status::Delivered(_), .. })));
+    assert!(matches!(rig.find(asker("a"), "1"), Found::State(MessageState { status: Status::Delivered(_), .. })));
     let kept = rig.queue.learned().unwrap();
     assert!(rig.clock.now().since(kept.at) < MINUTE, "it is as old as it is");
     assert!(matches!(rig.rejected(message("b", "2", "x")), Rejection::TokenRefused(_)));
@@ -188,7 +188,7 @@ fn last_delivery_is_shown_by_the_wall_clock_as_it_goes_now() {
 }
 
 #[test]
-fn store_of_format_3_is_one_of_today_once_it_was_opened() {
+fn store_of_format_3_is_upgraded_when_it_is_opened() {
     let machine = machine();
     let rig = Rig::on(&machine);
     three(&rig);

@@ -1,4 +1,4 @@
-//! Damaged stores: what is read of them without sled, and what of it is carried over.
+//! Damaged stores: they are read without sled, and rebuilt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt as _;
@@ -23,7 +23,7 @@ impl Rig {
         Rig::open(folder, options, clock)
     }
 
-    /// Accepts, delivers, buries and renews by chance, until some segments of the log have been freed.
+    /// Accepts, delivers and dead-letters by chance, until some segments of the log have been freed.
     fn busy(mut self, seed: u64, rounds: u32) -> Rig {
         let mut dice = fastrand::Rng::with_seed(seed);
         for round in 0..rounds {
@@ -89,7 +89,7 @@ pub(super) fn aside(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn store_without_its_stamp_is_carried_over() {
+fn store_without_its_stamp_is_rebuilt() {
     let rig = Rig::new();
     rig.push_all(vec![message("a", "1", "a1"), message("a", "2", "a2"), message("b", "1", "b1")]);
     let rig = rig.damaged(|path| std::fs::remove_file(path.join("format")).unwrap());
@@ -99,7 +99,7 @@ fn store_without_its_stamp_is_carried_over() {
 }
 
 #[test]
-fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
+fn rebuild_loses_only_the_damaged_messages() {
     let rig = Rig::new();
     rig.push_all((0..600).map(|n| message(&format!("chat{}", n % 50), &n.to_string(), &format!("{n:04}"))).collect());
     let mut delivered_before = BTreeSet::new();
@@ -132,18 +132,18 @@ fn damage_takes_what_it_hits_and_everything_else_is_carried_over() {
     assert!(fresh.sequence > id.sequence, "numbers are never used twice");
 
     let damaged = aside(&rig.options.path);
-    let report = doctor::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    let report = recovery::Doctor::open(&damaged, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(!report.is_sound() && report.damage[0].contains("the log cannot be read from byte"), "{report}");
     std::fs::remove_dir_all(damaged).unwrap();
     rig.skip(Duration::from_secs(2));
     assert!(!rig.overview().set_aside, "until the folder is gone");
     let (_folder, options, _) = rig.close();
-    let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    let report = recovery::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(report.is_sound(), "{report}");
 }
 
 #[test]
-fn damaged_store_is_left_alone_where_that_is_wanted() {
+fn damaged_store_is_not_changed_if_the_options_refuse_it() {
     let rig = Rig::with(|options| options.damaged = Damaged::Refuse);
     rig.push_all((0..300).map(|n| message("a", &n.to_string(), "x")).collect());
     let (_folder, options, clock) = rig.reopen().close();
@@ -164,7 +164,7 @@ fn damage_to_the_last_checkpoint_loses_nothing() {
 }
 
 #[test]
-fn what_stands_in_the_journal_is_carried_over() {
+fn rebuild_copies_the_messages_in_the_journal() {
     let rig = Rig::new();
     rig.push_all((0..30).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
     let rig = rig.reopen();
@@ -178,7 +178,7 @@ fn what_stands_in_the_journal_is_carried_over() {
 }
 
 #[test]
-fn busy_store_is_carried_over_whole() {
+fn rebuild_of_a_busy_store_loses_nothing() {
     for seed in 10..13 {
         let rig = Rig::new().busy(seed, 60);
         let before = rig.overview();
@@ -188,13 +188,13 @@ fn busy_store_is_carried_over_whole() {
         let counts = |o: &Overview| (o.queued, o.conversations, o.held, o.answer_lost, o.dead);
         assert_eq!(counts(&after), counts(&before), "seed {seed}");
         let (_folder, options, _) = rig.close();
-        let report = doctor::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+        let report = recovery::Doctor::open(&options.path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
         assert!(report.is_sound() && report.queued == before.queued, "{report}");
     }
 }
 
 #[test]
-fn store_on_which_start_after_start_ends_is_set_aside() {
+fn store_is_set_aside_after_eight_failed_starts() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "a1"));
     let rig = rig.damaged(|path| std::fs::write(path.join(testing::OPENING), ".".repeat(7)).unwrap());
@@ -234,7 +234,7 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
 }
 
 #[test]
-fn files_of_two_stores_are_told_apart() {
+fn files_of_another_store_are_detected() {
     let one_of = |text: &'static str| {
         let rig = Rig::new();
         rig.accepted(message(text, "1", text));
@@ -252,14 +252,14 @@ fn files_of_two_stores_are_told_apart() {
         });
         assert!(rig.overview().set_aside, "{file}");
         assert_eq!(rig.drain(), left, "{file}");
-        let damaged = doctor::Doctor::open(&aside(&rig.options.path), Vec::new(), |_, _| ()).unwrap();
+        let damaged = recovery::Doctor::open(&aside(&rig.options.path), Vec::new(), |_, _| ()).unwrap();
         let report = damaged.check().unwrap();
         assert!(report.damage.iter().any(|damage| damage.contains("another store's")), "{report}");
     }
 }
 
 #[test]
-fn what_is_no_file_or_no_folder_is_damage() {
+fn wrong_kind_of_file_is_damage() {
     for name in ["db", "conf", "format", "journal.0", "journal.1"] {
         let rig = Rig::new();
         rig.accepted(message("a", "1", "in sled"));
@@ -281,7 +281,7 @@ fn what_is_no_file_or_no_folder_is_damage() {
 }
 
 #[test]
-fn what_else_lies_in_the_folder_is_left_as_it_is() {
+fn other_files_in_the_folder_are_not_changed() {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     let rig = Rig::new();
     rig.accepted(message("a", "1", "kept"));

@@ -1,4 +1,4 @@
-//! The loss to come, as a store shows it: its own tables are in `expiring`.
+//! The estimated loss of a real store; `ops::estimate` has the tables.
 
 use super::*;
 use crate::pacer::{self, Budget, Pacer};
@@ -34,7 +34,7 @@ fn loss_of_more_messages_than_are_read_is_estimated_within_a_twentieth() {
 }
 
 #[test]
-fn what_was_delivered_or_is_in_time_is_no_loss_and_a_pause_makes_it_one() {
+fn only_messages_that_will_expire_count_as_lost_and_a_pause_adds_to_them() {
     let rig = paced(1.0);
     rig.push_all((0..100).map(|n| message(&format!("c{n}"), "1", "x")).collect());
     assert_eq!(rig.foreseen(), Expiring::default());

@@ -1,4 +1,4 @@
-//! What a commit left in the journal alone is there after a kill, and goes into sled in its time.
+//! The journal: its commits survive a kill, and checkpoints move them into sled.
 
 use super::*;
 use crate::storage::Image;
@@ -90,7 +90,7 @@ fn checkpoint_that_was_cut_short_leaves_nothing_behind() {
 }
 
 #[test]
-fn half_a_record_at_the_end_is_a_commit_that_never_was() {
+fn incomplete_record_at_the_end_of_the_journal_is_no_commit() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "first"));
     rig.accepted(message("a", "2", "second"));
@@ -104,7 +104,7 @@ fn half_a_record_at_the_end_is_a_commit_that_never_was() {
 }
 
 #[test]
-fn damage_in_the_middle_takes_one_commit_and_sets_the_store_aside() {
+fn damage_in_the_middle_of_the_journal_loses_one_commit_and_sets_the_store_aside() {
     let rig = Rig::new();
     for text in ["first", "second", "third"] {
         rig.accepted(message(text, "1", text));
@@ -143,7 +143,7 @@ fn journal_that_is_gone_is_damage() {
 }
 
 #[test]
-fn journal_that_was_cut_off_is_damage_where_it_was_longer_before() {
+fn journal_that_is_shorter_than_before_is_damage() {
     let rig = Rig::new();
     push_many(&rig);
     rig.accepted(message("a", "1", "after the checkpoint"));

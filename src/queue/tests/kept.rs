@@ -1,10 +1,10 @@
-//! What is kept of messages that have left: for how long, how much of it, and what of it counts.
+//! Outcomes and dead letters: how long and how many are kept, and what counts towards the limits.
 
 use super::*;
 
 impl Rig {
-    /// Accepts a message and buries it.
-    fn bury(&self, client_token: &str, text: &str) {
+    /// Accepts and dead-letters a message.
+    fn dead_letter(&self, client_token: &str, text: &str) {
         self.accepted(message("a", client_token, text));
         let lease = self.lease(1).pop().unwrap();
         let settled = self.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
@@ -19,7 +19,7 @@ impl Rig {
 #[test]
 fn dead_letter_is_kept_for_its_time_and_a_repeat_after_it_is_a_new_message() {
     let rig = Rig::with(|options| options.outcomes_kept_for = Duration::from_secs(1));
-    rig.bury("1", "x");
+    rig.dead_letter("1", "x");
     rig.skip(Duration::from_secs(86400));
     assert_eq!((rig.overview().dead, rig.known(&["1"])), (1, vec![true]), "longer than outcomes are");
     assert!(matches!(rig.push(message("a", "1", "x")), Verdict::Accepted { repeat: true, .. }));
@@ -35,17 +35,17 @@ fn dead_letter_is_kept_for_its_time_and_a_repeat_after_it_is_a_new_message() {
 fn oldest_dead_letters_go_first_when_there_are_too_many() {
     let rig = Rig::with(|options| options.dead_max = 2);
     for number in ["1", "2", "3", "4"] {
-        rig.bury(number, number);
+        rig.dead_letter(number, number);
         rig.skip(Duration::from_secs(2));
     }
     assert_eq!((rig.overview().dead, rig.known(&["1", "2", "3", "4"])), (2, vec![false, false, true, true]));
 }
 
 #[test]
-fn what_has_left_does_not_count_as_queued() {
+fn delivered_and_dead_messages_do_not_count_as_queued() {
     let rig = Rig::with(|options| options.messages_max = 2);
     for number in 0..5 {
-        rig.bury(&format!("dead-{number}"), "x");
+        rig.dead_letter(&format!("dead-{number}"), "x");
         rig.accepted(message("a", &format!("delivered-{number}"), "x"));
         rig.drain();
     }
@@ -55,7 +55,7 @@ fn what_has_left_does_not_count_as_queued() {
 }
 
 #[test]
-fn what_has_left_counts_in_the_bytes_until_it_is_pruned() {
+fn dead_letters_count_in_the_bytes_until_they_are_pruned() {
     // The ballast counts too.
     let most = 24 << 20;
     let day = Duration::from_secs(86400);

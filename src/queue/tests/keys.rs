@@ -1,7 +1,9 @@
 //! The bytes of keys and keyed hashes on disk. A store that an earlier build wrote has these bytes, so no expected value
 //! here may change without a new format.
 
-use super::rows::{At, Hash, Hasher, Key, Table, USED_LINE, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, keys};
+use super::rows::{
+    Hash, Hasher, Key, RecordPos, Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, keys,
+};
 use super::*;
 use crate::turns::Kind;
 
@@ -18,20 +20,20 @@ fn the_key_of_each_table_has_its_bytes() {
     let keys: &[(Table, Key, &[&[u8]])] = &[
         (Table::Meta, Table::Meta.key(), &[b"!"]),
         (Table::Anchor, Table::Anchor.key(), &[b"c"]),
-        (Table::Pack, At { pack: NUMBER, nth: 3 }.key(), &[b"m", N]),
+        (Table::Pack, RecordPos { pack: NUMBER, nth: 3 }.key(), &[b"m", N]),
         (Table::Pack, keys::pack(NUMBER), &[b"m", N]),
         (Table::Gone, keys::gone(NUMBER), &[b"l", N]),
         (Table::Piece, keys::piece(NUMBER, 0x2122), &[b"p", N, b"\x21\x22"]),
-        (Table::Line, keys::line(&CONVERSATION), &[b"v", c]),
+        (Table::Conversation, keys::conversation(&CONVERSATION), &[b"v", c]),
         (Table::Chunk, keys::chunk(&CONVERSATION, NUMBER), &[b"s", c, N]),
-        (Table::Entry, keys::entry(&CONVERSATION, &ENTRY), &[b"i", c, e]),
+        (Table::ClientToken, keys::entry(&CONVERSATION, &ENTRY), &[b"i", c, e]),
         (Table::FreshTurn, keys::turn(Kind::Fresh, NUMBER, &CONVERSATION), &[b"r", N, c]),
         (Table::LateTurn, keys::turn(Kind::Late, NUMBER, &CONVERSATION), &[b"q", N, c]),
         (Table::Due, keys::due(TIME, &CONVERSATION), &[b"d", INSTANT, c]),
         (Table::Expiry, keys::expiry(TIME, NUMBER), &[b"e", INSTANT, N]),
         (Table::Token, keys::token(&ENTRY), &[b"t", e]),
         (Table::Participant, keys::participant(&ENTRY), &[b"g", e]),
-        (Table::Sending, Table::Sending.key(), &[b"h"]),
+        (Table::PauseState, Table::PauseState.key(), &[b"h"]),
         (Table::Caller, keys::caller(NUMBER), &[b"u", N]),
         (Table::Dead, keys::dead(NUMBER), &[b"x", N]),
         (Table::PruneOutcomes, keys::prune_outcomes(TIME, NUMBER), &[b"o", INSTANT, N]),
@@ -49,7 +51,7 @@ fn the_key_of_each_table_has_its_bytes() {
     }
     assert_eq!(keys::inline_place(NUMBER)[..], *[b"m", N].concat());
     assert_eq!(WRITE_ONCE, b"mpqr");
-    assert_eq!([USED_TOKEN, USED_PARTICIPANT, USED_LINE], *b"tgv");
+    assert_eq!([USED_TOKEN, USED_PARTICIPANT, USED_CONVERSATION], *b"tgv");
 }
 
 #[test]

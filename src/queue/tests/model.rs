@@ -1,4 +1,4 @@
-//! The queue against a plain model of it in memory: random sequences of what bots, upstream, time and operators do.
+//! The queue against a plain model in memory: random sequences of actions of bots, Connect, time and operators.
 //!
 //! Eight times `PROPTEST_CASES` of them, 2,048 unless it is set; a failure prints the shortest sequence that shows it.
 
@@ -114,12 +114,12 @@ fn step() -> impl Strategy<Value = Step> {
 struct Message {
     bearer: usize,
     client_token: u8,
-    /// What was accepted.
+    /// The accepted text.
     text: String,
-    /// What is sent.
+    /// The text that is sent.
     says: String,
     label: Box<str>,
-    /// The token of the attempt of which nobody knows what it came to.
+    /// The token of the attempt whose answer was lost.
     sent_with: Option<usize>,
     lifetime: u64,
     deadline: u64,
@@ -132,7 +132,7 @@ struct Message {
 struct Gone {
     sequence: u64,
     at: u64,
-    /// Why it is dead, and the token that it died with; none where it was delivered.
+    /// The reason and the token of a dead letter; `None` if it was delivered.
     dead: Option<(Reason, usize)>,
     maybe_delivered: bool,
     /// It was redriven into another conversation.
@@ -257,9 +257,9 @@ impl Model {
             while let Some((sequence, head)) = conversation.line.first().cloned() {
                 let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
                 if head.deadline <= now {
-                    conversation.bury(sequence, Reason::Expired, (head.bearer, doubtful), now, self.boot);
+                    conversation.dead_letter(sequence, Reason::Expired, (head.bearer, doubtful), now, self.boot);
                 } else if let Some((token, _)) = conversation.hold.filter(|(token, _)| *token == head.bearer) {
-                    conversation.bury(sequence, Reason::ChatOver, (token, doubtful), now, self.boot);
+                    conversation.dead_letter(sequence, Reason::ChatOver, (token, doubtful), now, self.boot);
                 } else {
                     conversation.hold = None;
                     conversation.in_flight = true;
@@ -318,12 +318,12 @@ impl Model {
             }
             Answer::Bury => {
                 head.attempts += 1;
-                conversation.bury(sequence, Reason::Invalid, (token, false), now, boot);
+                conversation.dead_letter(sequence, Reason::Invalid, (token, false), now, boot);
             }
         }
     }
 
-    /// What is queued, dead or delivered: its conversation, ClientToken, number, and whether it is dead.
+    /// The queued, dead and delivered messages: conversation, ClientToken, number, and true for a dead letter.
     fn all(&self) -> Vec<(usize, u8, u64, bool)> {
         let mut all = Vec::new();
         for (name, conversation) in &self.conversations {
@@ -394,7 +394,7 @@ impl Model {
         }
         let (sequence, bearer) = (conversation.line[at].0, conversation.line[at].1.bearer);
         let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
-        conversation.bury(sequence, Reason::Deleted, (bearer, doubtful), self.now, self.boot);
+        conversation.dead_letter(sequence, Reason::Deleted, (bearer, doubtful), self.now, self.boot);
         true
     }
 
@@ -418,7 +418,7 @@ impl Model {
                 .collect();
             for (sequence, bearer) in expired {
                 let doubtful = conversation.is_doubtful(sequence, self.unclean_boot);
-                conversation.bury(sequence, Reason::Expired, (bearer, doubtful), now, boot);
+                conversation.dead_letter(sequence, Reason::Expired, (bearer, doubtful), now, boot);
             }
             let kept_for = |gone: &Gone| if gone.dead.is_some() && !gone.moved { DEAD_KEPT } else { OUTCOMES_KEPT };
             conversation.gone.retain(|_, gone| now - gone.at < kept_for(gone));
@@ -450,7 +450,7 @@ impl Conversation {
     fn insert(&mut self, sequence: u64, message: Message, boot: u32, unclean_boot: u32) {
         let head = self.line.first().map(|(head, _)| *head);
         let doubtful = head.is_some_and(|head| self.is_doubtful(head, unclean_boot));
-        // Something was put behind a head of which nobody knew: it stays the first.
+        // A message was put behind a doubtful head, which stays the first.
         let passed_over = !self.line.is_sorted_by_key(|(other, _)| *other);
         let first = usize::from(doubtful || self.in_flight || passed_over);
         let at = first + self.line[first..].partition_point(|(other, _)| *other < sequence);
@@ -477,7 +477,14 @@ impl Conversation {
         message
     }
 
-    fn bury(&mut self, sequence: u64, reason: Reason, (token, maybe_delivered): (usize, bool), now: u64, boot: u32) {
+    fn dead_letter(
+        &mut self,
+        sequence: u64,
+        reason: Reason,
+        (token, maybe_delivered): (usize, bool),
+        now: u64,
+        boot: u32,
+    ) {
         let message = self.take(sequence, boot);
         let dead = Some((reason, token));
         let gone = Gone { sequence, at: now, dead, maybe_delivered, moved: false, message: message.clone() };
@@ -489,7 +496,7 @@ fn label(bearer: usize) -> Box<str> {
     if conversation_of(bearer) == 3 { "k".into() } else { crate::message::label(None, &token(BEARERS[bearer])) }
 }
 
-/// What an operator makes of a text: a long one of a short one, and the other way round.
+/// An operator's change of a text: a long one for a short one, and the other way round.
 fn edited(text: &str) -> String {
     if text.len() > 1000 { "edited".into() } else { text.repeat(1 + 6000 / text.len()) }
 }
@@ -613,9 +620,9 @@ impl Pair {
                     }
                 };
                 let expected = match dead {
-                    false => Err(Unmoved::Queued),
+                    false => Err(ActionError::Queued),
                     true if self.model.redrive(name, key, with) => Ok(()),
-                    true => Err(Unmoved::Taken),
+                    true => Err(ActionError::Taken),
                 };
                 prop_assert_eq!(self.rig.redrive(id, redrive), expected);
             }
@@ -637,7 +644,7 @@ impl Pair {
                 let all = self.model.all();
                 let Some(&(name, key, sequence, _)) = all.get(nth % all.len().max(1)) else { return Ok(self) };
                 if let Some(id) = self.kept(sequence, name, key)? {
-                    let expected = if self.model.delete(name, key) { Ok(()) } else { Err(Unmoved::InFlight) };
+                    let expected = if self.model.delete(name, key) { Ok(()) } else { Err(ActionError::InFlight) };
                     prop_assert_eq!(self.rig.delete(id), expected);
                 }
             }
@@ -667,13 +674,13 @@ impl Pair {
         Ok(self)
     }
 
-    /// The id of what is queued or dead; none where it was delivered.
+    /// The id of a queued or dead message; `None` if it was delivered.
     fn kept(&self, sequence: u64, name: usize, key: u8) -> Result<Option<MessageId>, TestCaseError> {
         let delivered = self.model.conversations[&name].gone.get(&key).is_some_and(|gone| gone.dead.is_none());
         match self.rig.seek(&format!("{:08x}-{sequence}", self.store)) {
-            Sought::Here(id) => Ok(Some(id)),
+            Lookup::Here(id) => Ok(Some(id)),
             sought => {
-                prop_assert!(sought == Sought::Gone && delivered, "{sequence}: {sought:?}");
+                prop_assert!(sought == Lookup::Gone && delivered, "{sequence}: {sought:?}");
                 Ok(None)
             }
         }
@@ -739,7 +746,7 @@ impl Pair {
 const RUNNERS: u32 = 4;
 
 #[test]
-fn queue_does_as_its_model() {
+fn queue_equals_its_model() {
     let default = ProptestConfig::default();
     let config = ProptestConfig { cases: 8 * default.cases / RUNNERS, failure_persistence: None, ..default };
     std::thread::scope(|scope| {

@@ -1,14 +1,14 @@
-//! What operators do: look, redrive, delete.
+//! The actions of operators: list, show, redrive, delete.
 
 use super::*;
 
 impl Rig {
-    pub(super) fn seek(&self, name: &str) -> Sought {
+    pub(super) fn seek(&self, name: &str) -> Lookup {
         self.runtime.block_on(self.queue.seek(name)).unwrap()
     }
 
-    /// All of it, a few at a time.
-    pub(super) fn list(&self, of: &Selection) -> Vec<Seen> {
+    /// All messages of a selection, a few at a time.
+    pub(super) fn list(&self, of: &Selection) -> Vec<MessageView> {
         let (mut all, mut next) = (Vec::new(), Some(of.start()));
         while let Some(after) = next {
             let page = self.runtime.block_on(self.queue.list(of.clone(), after, 50)).unwrap();
@@ -18,17 +18,17 @@ impl Rig {
         all
     }
 
-    pub(super) fn redrive(&self, id: MessageId, with: Redrive) -> Result<(), Unmoved> {
+    pub(super) fn redrive(&self, id: MessageId, with: Redrive) -> Result<(), ActionError> {
         self.runtime.block_on(self.queue.redrive(id, with)).unwrap().map(|_| ())
     }
 
-    pub(super) fn delete(&self, id: MessageId) -> Result<(), Unmoved> {
+    pub(super) fn delete(&self, id: MessageId) -> Result<(), ActionError> {
         self.runtime.block_on(self.queue.delete(id)).unwrap().map(|_| ())
     }
 
-    /// How many were redriven.
+    /// The number of redriven messages.
     pub(super) fn redrive_all(&self, of: &Selection) -> u64 {
-        let (mut done, mut next) = (0, Some(Selection { state: Some(Part::Dead), ..of.clone() }.start()));
+        let (mut done, mut next) = (0, Some(Selection { state: Some(StateFilter::Dead), ..of.clone() }.start()));
         while let Some(after) = next {
             let sweep = self.runtime.block_on(self.queue.redrive_all(of.clone(), after, 50)).unwrap();
             done += sweep.done;
@@ -37,7 +37,7 @@ impl Rig {
         done
     }
 
-    /// How many pieces of contents lie in the store, which ends with this.
+    /// The number of pieces of contents in the store, which this closes.
     fn pieces(self) -> usize {
         let Rig { folder: _folder, options, queue, writer, runtime, .. } = self;
         drop((queue, runtime));
@@ -54,7 +54,7 @@ impl Rig {
         of.map(|metric| metric.get_counter().get_value()).sum()
     }
 
-    /// How many were deleted, and how many in flight.
+    /// The numbers of deleted messages and of messages in flight.
     pub(super) fn delete_all(&self, label: &str) -> (u64, u64) {
         let of = Selection { conversation: Some(label.into()), ..Selection::default() };
         let (mut done, mut in_flight, mut next) = (0, 0, Some(of.start()));
@@ -67,19 +67,19 @@ impl Rig {
     }
 }
 
-/// Buries what is due, and says which they are.
-fn bury_all(rig: &Rig) -> Vec<MessageId> {
-    let mut buried = Vec::new();
+/// Dead-letters all due messages, and returns their ids.
+fn dead_letter_all(rig: &Rig) -> Vec<MessageId> {
+    let mut dead = Vec::new();
     while let Some(lease) = rig.lease(1).pop() {
-        buried.push(lease.id);
+        dead.push(lease.id);
         rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
     }
-    buried
+    dead
 }
 
 fn dead_of(rig: &Rig, bearer: &str, client_token: &str) -> Option<(Reason, bool)> {
     match rig.find(asker(bearer), client_token) {
-        Found::State(State { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
+        Found::State(MessageState { status: Status::Dead { reason, maybe_delivered, .. }, .. }) => {
             Some((reason, maybe_delivered))
         }
         _ => None,
@@ -95,7 +95,7 @@ fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_life
     let rig = Rig::new();
     let lifetime = Some(Duration::from_secs(100));
     let first = rig.accepted(Submission { lifetime, ..message("a", "1", "one") });
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     rig.skip(Duration::from_secs(200));
     let before = rig.clock.now();
@@ -103,22 +103,22 @@ fn redriven_message_goes_at_its_old_place_with_its_client_token_and_a_fresh_life
     assert_eq!((seen.id, seen.attempts), (first.id, 0));
     let fresh = before + Duration::from_secs(100)..=rig.clock.now() + Duration::from_secs(100);
     assert!(fresh.contains(&seen.deadline));
-    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Queued));
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(ActionError::Queued));
     assert_eq!(rig.overview().dead, 0);
     let rig = rig.reopen();
     let lease = rig.lease(1).pop().unwrap();
     assert_eq!((lease.client_token.as_str(), lease.id, &*text(&lease)), ("1", first.id, "one"));
     rig.settle(lease, delivered());
     assert_eq!(rig.drain(), ["two", "three"]);
-    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(Unmoved::Gone));
-    assert_eq!(rig.seek(&first.id.to_string()), Sought::Gone);
+    assert_eq!(rig.redrive(first.id, Redrive::default()), Err(ActionError::Gone));
+    assert_eq!(rig.seek(&first.id.to_string()), Lookup::Gone);
 }
 
 #[test]
-fn redriven_message_goes_never_before_one_that_may_have_arrived_and_dies_when_its_new_lifetime_ends() {
+fn redriven_message_never_goes_before_one_that_may_have_arrived_and_expires_after_its_new_lifetime() {
     let rig = Rig::new();
     rig.accepted(Submission { lifetime: Some(Duration::from_secs(60)), ..message("a", "1", "one") });
-    let dead = bury_all(&rig)[0];
+    let dead = dead_letter_all(&rig)[0];
     rig.push_all(vec![message("a", "2", "two"), message("a", "3", "three")]);
     let lease = rig.lease(1).pop().unwrap();
     let now = rig.clock.now();
@@ -153,14 +153,14 @@ fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_wit
 }
 
 #[test]
-fn redrive_with_a_token_goes_to_its_conversation_and_repeats_where_it_was_are_answered_as_before() {
+fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_are_answered_as_before() {
     let rig = Rig::new();
     let id = rig.accepted(message("old", "1", "one")).id;
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.accepted(in_conversation("k", message("new", "other", "other")));
     rig.accepted(in_conversation("k", message("new", "1", "another one")));
     let with = || Redrive { token: Some(token("new")), body: None };
-    assert_eq!(rig.redrive(id, with()), Err(Unmoved::Taken));
+    assert_eq!(rig.redrive(id, with()), Err(ActionError::Taken));
     assert_eq!((rig.overview().dead, rig.overview().queued), (1, 2));
     assert_eq!(rig.drain(), ["other", "another one"]);
     rig.skip(Duration::from_secs(3601));
@@ -176,11 +176,11 @@ fn redrive_with_a_token_goes_to_its_conversation_and_repeats_where_it_was_are_an
     let lease = rig.lease(1).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("new") && &*lease.label == "k");
     rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
-    // And back again, with a token that nobody has used.
+    // And back again, with an unused token.
     rig.redrive(seen.id, Redrive { token: Some(token("old")), body: None }).unwrap();
     assert_eq!(rig.overview().dead, 0);
     assert_eq!(rig.drain(), ["one", "other"]);
-    let Found::State(State { status: Status::Delivered(_), .. }) = rig.find(asker("old"), "1") else {
+    let Found::State(MessageState { status: Status::Delivered(_), .. }) = rig.find(asker("old"), "1") else {
         panic!("it was delivered")
     };
     rig.skip(Duration::from_secs(3601));
@@ -194,7 +194,7 @@ fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
     let id = rig.accepted(message("a", "1", short)).id;
     // From short to long, to another long one, and to a short one: pieces come, change and go.
     for says in [&long, &long.to_uppercase(), short, &long] {
-        bury_all(&rig);
+        dead_letter_all(&rig);
         let before = rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap();
         let seen = rig.runtime.block_on(rig.queue.redrive(id, Redrive { token: None, body: say(says) }));
         let seen = seen.unwrap().unwrap();
@@ -212,7 +212,7 @@ fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
     let rig = rig.killed();
     assert!(rig.runtime.block_on(rig.queue.show(id, true)).unwrap().unwrap().body == say(&long));
     // Those that were on disk before, and those that come and go between two checkpoints.
-    bury_all(&rig);
+    dead_letter_all(&rig);
     let rig = rig.reopen();
     rig.redrive(id, Redrive { token: None, body: say(&long.to_uppercase()) }).unwrap();
     assert_eq!(rig.drain(), [long.to_uppercase()]);
@@ -248,7 +248,7 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     rig.push_all((1..=3).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
     let ids: Vec<MessageId> = rig.list(&Selection::default()).iter().map(|seen| seen.id).collect();
     let lease = rig.lease(1).pop().unwrap();
-    assert_eq!(rig.delete(ids[0]), Err(Unmoved::InFlight));
+    assert_eq!(rig.delete(ids[0]), Err(ActionError::InFlight));
     let now = rig.clock.now();
     rig.settle(
         lease,
@@ -269,24 +269,24 @@ fn deleted_message_is_a_dead_letter_and_its_conversation_goes_on() {
     assert_eq!(rig.drain(), ["3"]);
     // One that was dead already is of that reason from now on.
     rig.accepted(message("b", "1", "x"));
-    let dead = bury_all(&rig)[0];
+    let dead = dead_letter_all(&rig)[0];
     rig.delete(dead).unwrap();
     assert_eq!(dead_of(&rig, "b", "1"), Some((Reason::Deleted, false)));
     assert_eq!(rig.dead_letters_counted("deleted"), 2.0, "it is not counted twice");
-    assert_eq!(rig.redrive_all(&Selection::default()), 0, "nobody asked for what was deleted");
+    assert_eq!(rig.redrive_all(&Selection::default()), 0, "deleted messages are redriven only on request");
     assert_eq!(rig.redrive_all(&Selection { reason: Some(Reason::Deleted), ..Selection::default() }), 3);
     assert_eq!(rig.drain().len(), 3);
 }
 
 #[test]
-fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
+fn redriven_messages_keep_their_order_before_newer_messages() {
     let rig = Rig::new();
     let numbers: Vec<String> = (0..700).map(|n| format!("{n:04}")).collect();
     let say = |some: &[String]| rig.push_all(some.iter().map(|n| message("a", n, n)).collect());
     say(&numbers[..300]);
-    assert_eq!(bury_all(&rig).len(), 300);
+    assert_eq!(dead_letter_all(&rig).len(), 300);
     say(&numbers[300..400]);
-    assert_eq!(bury_all(&rig).len(), 100);
+    assert_eq!(dead_letter_all(&rig).len(), 100);
     say(&numbers[400..]);
     rig.accepted(message("b", "1", "b"));
     let head = rig.lease(1).pop().unwrap();
@@ -295,7 +295,8 @@ fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
     assert_eq!(rig.redrive_all(&of), 400);
     assert_eq!((rig.overview().queued, rig.overview().conversations), (701, 2));
     for at in [0, 1, 33, 399, 400, 500, 699] {
-        let Found::State(State { status: Status::Queued { ahead, .. }, .. }) = rig.find(asker("a"), &numbers[at])
+        let Found::State(MessageState { status: Status::Queued { ahead, .. }, .. }) =
+            rig.find(asker("a"), &numbers[at])
         else {
             panic!("it is queued")
         };
@@ -312,24 +313,25 @@ fn many_dead_letters_come_back_in_their_order_before_what_was_said_since() {
 }
 
 #[test]
-fn bulk_redrive_ends_where_there_is_no_room() {
+fn bulk_redrive_ends_when_the_queue_is_full() {
     let rig = Rig::with(|options| options.messages_max = 3);
     for number in 0..5 {
         rig.accepted(message("a", &number.to_string(), "x"));
-        bury_all(&rig);
+        dead_letter_all(&rig);
     }
     let of = Selection::default();
     let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), Cursor::Dead(0), 100)).unwrap();
-    let Sweep { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep else {
+    let BulkProgress { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep
+    else {
         panic!("{sweep:?}")
     };
     assert_eq!(rig.drain().len(), 3);
     let sweep = rig.runtime.block_on(rig.queue.redrive_all(of, next, 100)).unwrap();
-    assert_eq!(sweep, Sweep { done: 2, ..Sweep::default() });
+    assert_eq!(sweep, BulkProgress { done: 2, ..BulkProgress::default() });
 }
 
 #[test]
-fn conversation_is_deleted_but_for_what_is_in_flight_and_another_is_not() {
+fn deleting_a_conversation_keeps_its_message_in_flight_and_other_conversations() {
     let rig = Rig::new();
     let elsewhere = |n: usize| Submission { caller: Caller::Uid(7), ..message("other", &n.to_string(), "x") };
     for part in 0..3 {
@@ -347,10 +349,10 @@ fn conversation_is_deleted_but_for_what_is_in_flight_and_another_is_not() {
 }
 
 #[test]
-fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
+fn list_shows_queued_messages_in_order_and_then_dead_letters() {
     let rig = Rig::new();
     rig.accepted(message("a", "dead", "x"));
-    bury_all(&rig);
+    dead_letter_all(&rig);
     rig.push_all((0..300).map(|n| message(&format!("t{}", n % 7), &n.to_string(), "secret")).collect());
     rig.accepted(in_conversation("k", message("b", "keyed", "x")));
     let names =
@@ -362,7 +364,7 @@ fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
         reason,
         conversation: conversation.map(Into::into),
     };
-    assert_eq!(names(&of(Some(Part::Queued), None, None)), expected);
+    assert_eq!(names(&of(Some(StateFilter::Queued), None, None)), expected);
     expected.push("dead".into());
     assert_eq!(names(&Selection::default()), expected);
     assert_eq!(names(&of(None, Some(Reason::Invalid), None)), ["dead"]);
@@ -370,16 +372,16 @@ fn list_shows_what_is_queued_in_its_order_and_then_what_is_dead() {
     assert_eq!(names(&of(None, None, Some("k"))), ["keyed"]);
     let label = crate::message::label(None, &token("t3"));
     assert_eq!(names(&of(None, None, Some(&label))).len(), 43);
-    let listed = rig.list(&of(Some(Part::Queued), None, None));
+    let listed = rig.list(&of(Some(StateFilter::Queued), None, None));
     assert!(listed.iter().all(|seen| seen.body.is_none() && seen.content_type.as_deref() == Some("text/plain")));
-    assert_eq!(rig.seek(&listed[299].id.to_string()), Sought::Here(listed[299].id));
+    assert_eq!(rig.seek(&listed[299].id.to_string()), Lookup::Here(listed[299].id));
     for never in ["", "x", "0-1", "0000002a-1", "-", &format!("{}9999", listed[0].id), &format!("+{}", listed[0].id)] {
-        assert_eq!(rig.seek(never), Sought::Never, "{never}");
+        assert_eq!(rig.seek(never), Lookup::Never, "{never}");
     }
 }
 
 #[test]
-fn cursor_is_read_as_it_is_shown() {
+fn displayed_cursor_parses_to_itself() {
     for cursor in [Cursor::Dead(0), Cursor::Dead(u64::MAX), Cursor::Queued { pack: 12, nth: 255 }] {
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
     }

@@ -1,4 +1,4 @@
-//! What a pause holds up and what it does not, who ends it, and what three refused tokens say.
+//! Pauses of sending, and a destination that refuses every token.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn all_refused(rig: &Rig) -> bool {
 }
 
 #[test]
-fn paused_queue_accepts_and_settles_but_gives_nothing_out_until_it_is_resumed() {
+fn paused_queue_accepts_and_settles_but_leases_nothing_until_it_is_resumed() {
     let rig = Rig::new();
     rig.push_all(vec![message("a", "1", "one"), message("b", "1", "two")]);
     let in_flight = rig.lease(1).pop().unwrap();
@@ -24,7 +24,7 @@ fn paused_queue_accepts_and_settles_but_gives_nothing_out_until_it_is_resumed() 
     rig.pause("the instance moves");
     assert_eq!(rig.settle(in_flight, delivered()), Settled::Delivered);
     let Status::Queued { before, .. } = rig.accepted(message("c", "1", "three")).status else { panic!("it is queued") };
-    assert_eq!(before, None, "nobody can tell");
+    assert_eq!(before, None, "it cannot be estimated");
     assert!(rig.lease(9).is_empty());
     let rig = rig.reopen();
     assert!(rig.lease(9).is_empty(), "what an operator ordered stands after a restart");
@@ -47,11 +47,11 @@ fn lifetimes_go_on_while_sending_is_paused() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (0, 1));
     let hurried = Submission { lifetime: Some(Duration::from_secs(1)), ..message("a", "2", "x") };
     let verdict = rig.runtime.block_on(rig.queue.accept(vec![hurried], 0.001)).unwrap().remove(0);
-    assert!(matches!(verdict, Verdict::Accepted { .. }), "it may be resumed at once: nobody can call it too late");
+    assert!(matches!(verdict, Verdict::Accepted { .. }), "it may be resumed at once, so it is not too late");
 }
 
 #[test]
-fn pause_and_resume_wake_those_who_wait() {
+fn pause_and_resume_wake_waiting_tasks() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "x"));
     let queue = rig.queue.clone();
@@ -67,7 +67,7 @@ fn pause_and_resume_wake_those_who_wait() {
 }
 
 #[test]
-fn resuming_forgets_every_refused_token() {
+fn resuming_resets_every_refusal() {
     let rig = Rig::new();
     rig.push_all(vec![message("ok", "1", "ok")]);
     rig.drain();
@@ -83,8 +83,8 @@ fn resuming_forgets_every_refused_token() {
     assert_eq!(rig.drain(), ["a", "b", "a again"]);
 }
 
-/// A queue that three refused tokens have made careful; nothing was ever delivered.
-fn careful() -> Rig {
+/// A queue whose destination refused three tokens and has never delivered a message.
+fn all_refused_rig() -> Rig {
     let rig = Rig::new();
     for bearer in ["a", "b", "c"] {
         assert!(!all_refused(&rig));
@@ -106,7 +106,7 @@ fn caller_that_waits_gets_the_third_refusal_itself() {
         let waiting = async { queue.outcome(third.id, Duration::from_secs(60)).await.unwrap().unwrap() };
         let settling = async {
             let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
-            queue.settle(lease, denied("Access denied"), None).await.unwrap()
+            queue.settle(lease, None, denied("Access denied"), None).await.unwrap()
         };
         tokio::join!(waiting, settling).0
     });
@@ -117,7 +117,7 @@ fn caller_that_waits_gets_the_third_refusal_itself() {
 
 #[test]
 fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
-    let rig = careful();
+    let rig = all_refused_rig();
     rig.push_all(vec![message("d", "1", "d"), message("e", "1", "e")]);
     let work = rig.runtime.block_on(rig.queue.lease(LeaseRequest::any(9))).unwrap();
     assert!(work.leases.is_empty() && work.next_due.is_some(), "{work:?}");
@@ -133,8 +133,8 @@ fn refused_queue_tries_one_new_token_each_probe_max_and_dead_letters_nothing() {
 
 #[test]
 fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refused() {
-    let rig = careful();
-    let outlook = |state: State| match state.status {
+    let rig = all_refused_rig();
+    let outlook = |state: MessageState| match state.status {
         Status::Queued { next_attempt, before, .. } => (next_attempt, before),
         other => panic!("{other:?}"),
     };
@@ -146,8 +146,8 @@ fn only_the_message_that_is_tried_next_has_an_outlook_while_every_token_is_refus
 }
 
 #[test]
-fn first_delivery_ends_the_care_and_what_was_refused_stays_refused() {
-    let rig = careful();
+fn first_delivery_ends_all_refused_and_refused_tokens_stay_refused() {
+    let rig = all_refused_rig();
     rig.push_all(vec![message("d", "1", "d"), message("e", "1", "e"), message("f", "1", "f")]);
     rig.clock.skip(rig.options.probe_max);
     let lease = rig.lease(9).pop().unwrap();
@@ -162,7 +162,7 @@ fn first_delivery_ends_the_care_and_what_was_refused_stays_refused() {
 #[test]
 fn restart_and_resume_try_every_refused_token_again() {
     for restarted in [true, false] {
-        let mut rig = careful();
+        let mut rig = all_refused_rig();
         rig.clock.skip(Duration::from_secs(300));
         if restarted {
             rig = rig.reopen();
@@ -177,8 +177,8 @@ fn restart_and_resume_try_every_refused_token_again() {
 }
 
 #[test]
-fn operators_pause_and_resume_replace_the_care() {
-    let rig = careful();
+fn pause_and_resume_replace_all_refused() {
+    let rig = all_refused_rig();
     rig.pause("the region is wrong");
     assert_eq!(rig.overview().paused.unwrap().why, "the region is wrong");
     rig.clock.skip(Duration::from_secs(300));
@@ -189,7 +189,7 @@ fn operators_pause_and_resume_replace_the_care() {
 }
 
 #[test]
-fn one_token_refused_three_times_says_nothing_of_the_destination() {
+fn one_token_refused_three_times_does_not_begin_all_refused() {
     let rig = Rig::new();
     for round in 0..3 {
         rig.accepted(message("a", &round.to_string(), "x"));
@@ -227,7 +227,7 @@ fn destination_that_has_delivered_may_refuse_any_number_and_a_new_one_may_not() 
 }
 
 #[test]
-fn disconnects_that_count_as_done_prove_nothing() {
+fn disconnects_that_count_as_delivered_do_not_prove_the_destination() {
     let rig = Rig::new();
     rig.accepted(disconnect("gone", "1"));
     let lease = rig.lease(1).pop().unwrap();

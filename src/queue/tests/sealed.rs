@@ -1,11 +1,11 @@
-//! A queue with a key file: what lies on its disk, and who can open it.
+//! A queue with a key file: the bytes on its disk, and the keys that open it.
 
 use super::*;
 
 /// 32 bytes of it in base64.
 const FIRST: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const SECOND: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
-/// What must not be found: in a short text, in a long one, as a token.
+/// The text that must not be found: in a short message, in a long one, as a token.
 const CANARY: &str = "canary-4711";
 
 fn keys(lines: &[&str]) -> Vec<SealingKey> {
@@ -33,7 +33,7 @@ impl Rig {
         (text, Rig::open(folder, options, clock))
     }
 
-    /// Whether the canary stands anywhere in the folder, as text or as the store's key would show it.
+    /// True if a file of the folder contains the canary.
     fn shows_the_canary(&self) -> bool {
         let mut folders = vec![self.options.path.clone()];
         let mut found = false;
@@ -98,7 +98,7 @@ fn keys_are_rotated_by_putting_the_new_one_first() {
 }
 
 #[test]
-fn key_that_comes_later_seals_from_then_on() {
+fn key_that_is_added_later_seals_new_messages() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "plain"));
     let rig = rig.reopen_with(&[FIRST]);
@@ -109,14 +109,15 @@ fn key_that_comes_later_seals_from_then_on() {
 }
 
 #[test]
-fn message_whose_key_is_gone_is_buried_and_the_line_goes_on() {
+fn message_whose_key_is_gone_is_dead_lettered_and_its_conversation_goes_on() {
     let rig = sealed(&[FIRST]);
     rig.accepted(message("a", "1", "old"));
     let rig = rig.reopen_with(&[SECOND, FIRST]);
     rig.accepted(message("a", "2", "new"));
     let rig = rig.reopen_with(&[SECOND]);
     assert!(rig.drain().is_empty(), "the token was sealed by the old key too");
-    let Found::State(State { status: Status::Dead { reason, error, .. }, .. }) = rig.find(asker("a"), "1") else {
+    let Found::State(MessageState { status: Status::Dead { reason, error, .. }, .. }) = rig.find(asker("a"), "1")
+    else {
         panic!("it is dead")
     };
     assert_eq!(reason, Reason::Poison);
@@ -124,7 +125,7 @@ fn message_whose_key_is_gone_is_buried_and_the_line_goes_on() {
 }
 
 #[test]
-fn lost_stamp_takes_nothing_with_it_that_is_sealed() {
+fn sealed_store_without_its_stamp_is_rebuilt() {
     type Spoil = fn(&std::path::Path) -> std::io::Result<()>;
     let gone: Spoil = |path| std::fs::remove_file(path.join("format"));
     let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 4");

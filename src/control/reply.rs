@@ -1,0 +1,45 @@
+//! Replies to operators, and the bodies of their requests.
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::serve::Reply;
+
+/// The body of an error reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The reason.
+    #[serde(rename = "Error")]
+    pub error: String,
+}
+
+/// An error reply to an operator.
+pub(super) struct ErrorReply(pub(super) StatusCode, pub(super) String);
+
+/// Parses a request's body; an empty body has no members.
+pub(super) fn parse_body<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ErrorReply> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| invalid(format!("the body: {error}")))
+}
+
+pub(super) fn invalid(what: String) -> ErrorReply {
+    ErrorReply(StatusCode::BAD_REQUEST, what)
+}
+
+pub(super) fn error_reply(status: StatusCode, why: &str) -> Reply {
+    json(status, &ErrorBody { error: format!("connect-relay: {why}") })
+}
+
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Reply {
+    // Plain structs of numbers and text: this cannot fail.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut reply = Response::new(Bytes::from(body).into());
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}

@@ -1,0 +1,192 @@
+//! Accepting a submission: find its conversation, answer a repeat, check the limits, store the message.
+
+use super::transitions::{add_to_queue, requeue, take_dead_letter};
+use crate::delivery::Receipt;
+use crate::message::Body;
+use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};
+use crate::queue::hashed::HashedSubmission;
+use crate::queue::rows::{self, Attempts, Conversation, Dead, Hash, Record, Token, USED_CONVERSATION, keys};
+use crate::queue::state::State;
+use crate::queue::state::event::Event;
+use crate::queue::state::parts::Known;
+use crate::time::{Timestamp, millis};
+
+/// A submission on its way through the checks, with the rows that they read.
+struct Admission {
+    submission: HashedSubmission,
+    conversation: Hash,
+    entry: Hash,
+    token: Token,
+    row: Conversation,
+}
+
+/// Accepts a submission, or rejects it. `rate` is the learned rate of delivery: a lifetime that cannot be met at this rate
+/// is rejected.
+pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: Timestamp) -> Result<Verdict> {
+    let mut token = state.token(&submission.asked.token)?;
+    let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
+        Some(hash) => Some((hash, state.token(&hash)?)),
+        None => None,
+    };
+    let conversation = match state.conversation_of(submission.asked, &token, old.as_ref().map(|(_, old)| old)) {
+        Ok(conversation) => conversation,
+        Err(rejection) => return Ok(Verdict::Rejected(rejection)),
+    };
+    let entry = state.hasher.entry(&conversation, submission.client_token.as_str());
+    let mut row = state.conversation(&conversation, now)?;
+    let known = state.known(&conversation, &row, &entry)?;
+    if let Some(known) = &known
+        && *known.contents() != submission.contents
+    {
+        return Ok(Verdict::Rejected(Rejection::OtherContents(known.accepted())));
+    }
+    // A renewal counts even if the submission that declares it is a repeat.
+    if let Some((old, _)) = old {
+        state.bind_token(&mut token, conversation, &submission, now);
+        state.link_renewal(&old, &submission.asked.token, now)?;
+        token = state.store.get(&keys::token(&submission.asked.token))?.unwrap_or(token);
+        row = state.conversation(&conversation, now)?;
+    }
+    let mut admission = Admission { submission, conversation, entry, token, row };
+    if let Some(known) = known {
+        return answer_repeat(state, admission, known, now);
+    }
+    if let Some(verdict) = admit(state, &admission, rate, now)? {
+        return Ok(verdict);
+    }
+    let Admission { submission, token, .. } = &mut admission;
+    state.bind_token(token, conversation, submission, now);
+    if state.apply_renewal(token, &submission.asked.token, now)? {
+        admission.row = state.conversation(&conversation, now)?;
+    }
+    let state = enqueue(state, admission, now)?;
+    Ok(Verdict::Accepted { state, repeat: false })
+}
+
+/// Answers a submission whose ClientToken is known with the first one's state. Requeues it if it is a dead letter that
+/// waits for this token.
+fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Timestamp) -> Result<Verdict> {
+    let Admission { submission, conversation, entry, mut token, mut row } = admission;
+    state.events.push(Event::Repeated);
+    if token.conversation.is_none() {
+        // A repeat binds a renewed token to its conversation as a new message does.
+        state.bind_token(&mut token, conversation, &submission, now);
+    }
+    if let Known::Done(outcome) = &known
+        && state.requeues_dead_letter(outcome, &token, &submission.asked.token)
+    {
+        state.bind_token(&mut token, conversation, &submission, now);
+        let dead = state.store.get::<Dead>(&keys::dead(outcome.sequence))?;
+        // A dead letter that was pruned, or redriven into another conversation, stays as it is.
+        if let Some(mut dead) = dead.filter(|dead| dead.record.entry == entry) {
+            if let Some(full) = state.full() {
+                return Ok(Verdict::Rejected(Rejection::Full(full)));
+            }
+            take_dead_letter(state, &dead);
+            dead.record.token = submission.asked.token;
+            let queued = requeue(state, dead, &mut row, now)?;
+            let state = state.state_of_queued(&row, queued, now)?;
+            return Ok(Verdict::Accepted { state, repeat: true });
+        }
+    }
+    let state = state.state_of(&conversation, &row, &entry, known, now)?;
+    Ok(Verdict::Accepted { state, repeat: true })
+}
+
+/// Checks a new submission: its token, the conversation's disconnect, its lifetime, the queue's limits. `None` if it can be
+/// stored.
+fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
+    let Admission { submission, token, row, .. } = admission;
+    let rejected = |rejection| Ok(Some(Verdict::Rejected(rejection)));
+    if let Some((at, error)) = state.refusal(token)
+        && now.since(*at) < state.options.refused_for
+    {
+        return rejected(Rejection::TokenRefused(error.clone().into()));
+    }
+    match (row.disconnect, &submission.body) {
+        (Some(sequence), Body::Disconnect) => return answer_disconnected(state, admission, sequence, now).map(Some),
+        (Some(_), _) => return rejected(Rejection::Disconnected),
+        (None, _) => {}
+    }
+    if let Some(lifetime) = submission.lifetime
+        && let Some(before) = state.before(row, row.count, now)
+        && rate > 0.0
+    {
+        #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
+        let needed = before as f64 / rate;
+        if needed > lifetime.as_secs_f64() {
+            return rejected(Rejection::TooLate { before });
+        }
+    }
+    Ok(state.full().map(|full| Verdict::Rejected(Rejection::Full(full))))
+}
+
+/// Answers a second disconnect with the state of the first, whatever its ClientToken.
+fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, now: Timestamp) -> Result<Verdict> {
+    let Admission { conversation, entry, row, .. } = admission;
+    state.events.push(Event::Repeated);
+    let first = match state.reference(conversation, row, sequence)? {
+        Some(reference) => state.queued(reference)?,
+        None => None,
+    };
+    let state = match first {
+        Some(queued) => state.state_of_queued(row, queued, now)?,
+        None => MessageState {
+            id: state.id(sequence, *conversation, *entry),
+            accepted: now,
+            attempts: 0,
+            status: Status::Delivered(Receipt::default()),
+        },
+    };
+    Ok(Verdict::Accepted { state, repeat: true })
+}
+
+/// Stores a new message at the end of its conversation.
+fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<MessageState> {
+    let Admission { submission, conversation, entry, mut row, .. } = admission;
+    let sequence = state.meta.next_sequence;
+    state.meta.next_sequence += 1;
+    let lifetime = submission.lifetime.unwrap_or(state.options.lifetime);
+    if state.meta.default_lifetimes == 0 {
+        state.meta.default_lifetime_ms = millis(state.options.lifetime);
+    }
+    let mut record = Record {
+        sequence,
+        conversation,
+        entry,
+        contents: submission.contents,
+        label: submission.label.into(),
+        client_token: submission.client_token.into(),
+        token: submission.asked.token,
+        caller: rows::caller_number(submission.asked.caller),
+        trace_id: submission.trace_id.map(Into::into),
+        accepted: now,
+        lifetime_ms: millis(lifetime),
+        deadline: now + lifetime,
+        default_lifetime: millis(lifetime) == state.meta.default_lifetime_ms,
+        ..Record::default()
+    };
+    state.put_body(&mut record, &submission.body);
+    state.meta.weight += record.weight();
+    let reference = add_to_queue(state, &record, Attempts::default())?;
+
+    let ahead = row.count;
+    state.append(&conversation, &mut row, reference)?;
+    if matches!(submission.body, Body::Disconnect) {
+        row.disconnect = Some(sequence);
+        row.used = now;
+        state.used.push((USED_CONVERSATION, conversation));
+    }
+    if ahead == 0 {
+        row.boot = state.meta.boot;
+        state.meta.conversations += 1;
+        state.make_ready(&conversation, &mut row, now);
+    }
+    state.save_conversation(&conversation, &row);
+    let (next_attempt, before) = state.prospect(&conversation, &row, ahead, now)?;
+    let (held, expires) = (row.hold.is_some(), record.deadline);
+    let status = Status::Queued { next_attempt, ahead, before, held, in_flight: false, expires };
+    let id = state.id(sequence, conversation, entry);
+    state.events.push(Event::Accepted { id, record });
+    Ok(MessageState { id, accepted: now, attempts: 0, status })
+}

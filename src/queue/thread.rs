@@ -1,0 +1,383 @@
+//! The one thread that owns the store: it runs the requests that wait, commits once, and applies their effects.
+//!
+//! A group of requests is committed by one `fdatasync`. Replies, log lines, counters and wake-ups follow after it, so
+//! everything that another part of the relay learns is on disk. [`State`] and `ops` decide; this module has the clock, the
+//! waiting callers, the metrics and the ticks.
+
+mod effects;
+mod metrics;
+pub mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tracing::{debug, error, info};
+
+pub use self::effects::Effects;
+use self::effects::{Committed, Effect};
+use self::metrics::QueueMetrics;
+use self::request::{Request, Shared, Waiters, is_any_open};
+use super::api::{Options, Result, Status};
+use super::ops::estimate::Pace;
+use super::ops::{self, COMMIT_BYTES, expire};
+use super::rows::{self, Hasher, Table};
+use super::state::State;
+use super::state::event::Event;
+use crate::memory;
+use crate::metrics::Metrics;
+use crate::pacer::{Closed, Kept};
+use crate::storage::{self, OpenError, Opened, Store, StoreFailed};
+use crate::time::{Anchor, Timestamp, millis};
+
+/// The most requests of one commit, because the first of them waits for the last. A batch of a bot is one request, whatever
+/// its length. [`COMMIT_BYTES`] limits a commit, too.
+const GROUP_MAX: usize = 1024;
+/// The bytes that the log may waste, besides three times the bytes in use, before it is compacted.
+const COMPACT_BYTES: u64 = 32 << 20;
+/// The interval of expiry, pruning and gauges.
+const TICK: Duration = Duration::from_secs(1);
+/// The interval at which freed memory is given back, if anything was committed since.
+const GIVE_BACK: Duration = Duration::from_secs(60);
+
+/// A part of a tick. It returns true if it has to be called again after a commit; the number is what is left of its work.
+type TickPart = fn(&mut State, Timestamp, &mut usize) -> Result<bool>;
+
+/// The parts of a tick that change rows, each with the most work of one tick: other requests wait meanwhile.
+const TICK_PARTS: [(TickPart, usize); 5] = [
+    (expire::expire_own_lifetimes, 4096),
+    (expire::expire_default_lifetimes, 4096),
+    (expire::prune_outcomes, 256),
+    (expire::prune_dead_letters, 256),
+    (expire::prune_last_uses, 256),
+];
+
+/// The thread that owns the store.
+pub struct QueueThread {
+    pub(super) state: State,
+    shared: Arc<Shared>,
+    inbox: Receiver<Request>,
+    waiters: Waiters,
+    metrics: QueueMetrics,
+    /// The effects of the commit under way.
+    effects: Vec<Effect>,
+    /// The task that applies effects; without one this thread does.
+    applying: Option<UnboundedSender<Committed>>,
+    /// The last anchor of the clock that the store has.
+    anchor: Option<Anchor>,
+    ticked: Timestamp,
+    /// The first commit since memory was last given back.
+    held_since: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for QueueThread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueThread").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl QueueThread {
+    /// Opens the store, and begins a run on it. It must run on a thread of its own before it gets requests.
+    ///
+    /// # Errors
+    /// If the store cannot be opened.
+    pub fn open(
+        options: Options,
+        inbox: Receiver<Request>,
+        shared: Arc<Shared>,
+        metrics: &Metrics,
+    ) -> Result<QueueThread, OpenError> {
+        let path = options.path.clone();
+        let of_store = storage::Options {
+            volatile: options.volatile,
+            keys: options.keys.clone(),
+            write_once: rows::WRITE_ONCE,
+            removal_weight: rows::removal_weight,
+        };
+        let Opened { store, key, sealer, damaged } = Store::open(&path, of_store, shared.clock.wall())?;
+        let metrics = QueueMetrics::new(metrics, &options);
+        let mut thread = QueueThread {
+            state: State::new(options, store, damaged, &key, sealer),
+            shared,
+            inbox,
+            waiters: Waiters::default(),
+            metrics,
+            effects: Vec::new(),
+            applying: None,
+            anchor: None,
+            ticked: Timestamp(0),
+            held_since: None,
+        };
+        storage::guarded(&path.clone(), move || {
+            let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
+            thread.begin().map_err(failed)?;
+            thread.state.store.finish_open();
+            Ok(thread)
+        })
+    }
+
+    /// Continues where the last run ended, and records that this one has begun.
+    fn begin(&mut self) -> Result<()> {
+        let (anchor, newest) = ops::begin::begin(&mut self.state)?;
+        self.resume_clock(anchor, newest);
+        ops::pause::begin(&mut self.state)?;
+        if self.state.all_refused().is_some() {
+            let mut resumed = None;
+            loop {
+                let now = self.now();
+                resumed = ops::pause::resume(&mut self.state, resumed, now)?;
+                if resumed.is_none() {
+                    break;
+                }
+                self.commit()?;
+            }
+        }
+        self.commit()
+    }
+
+    /// Continues the times of a store with this anchor, whose newest timestamp is `newest`.
+    pub(super) fn resume_clock(&mut self, anchor: Option<Anchor>, newest: Timestamp) {
+        self.shared.clock.resume(anchor, newest);
+        // The next commit writes the anchor of this boot.
+        self.anchor = None;
+    }
+
+    pub(super) fn hasher(&self) -> Hasher {
+        self.state.hasher.clone()
+    }
+
+    pub(super) fn learned(&self) -> Option<Kept> {
+        self.state.meta.learned
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    /// Returns the effects of commits, which a task has to run. Until this is called, the thread applies them itself.
+    #[must_use]
+    pub fn effects(&mut self) -> Effects {
+        let (applying, commits) = unbounded_channel();
+        self.applying = Some(applying);
+        Effects { commits, shared: Arc::clone(&self.shared) }
+    }
+
+    /// Runs requests until the last handle is dropped. Records a clean end, so that the next start knows that no message
+    /// was in flight.
+    ///
+    /// # Errors
+    /// If the store has failed: from then on every request fails, and nothing is acknowledged.
+    pub fn run(mut self) -> Result<()> {
+        let result = self.work();
+        if let Err(failure) = &result {
+            error!(%failure, "the store failed; nothing more is acknowledged or sent");
+            let _ = self.shared.failure.set(failure.clone());
+            self.shared.failed.notify_waiters();
+        }
+        // Replies that were not sent are dropped with `self`: their callers learn of the failure.
+        result
+    }
+
+    fn work(&mut self) -> Result<()> {
+        self.tick()?;
+        self.commit()?;
+        loop {
+            let idle = if self.state.store.is_checkpointing() { Duration::ZERO } else { TICK };
+            let mut next = match self.inbox.recv_timeout(idle) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut requests = 0;
+            while let Some(request) = next.take() {
+                self.handle(request)?;
+                requests += 1;
+                if requests < GROUP_MAX && self.state.store.pending_bytes() < COMMIT_BYTES {
+                    next = self.inbox.try_recv().ok();
+                }
+            }
+            if self.now().since(self.ticked) >= TICK {
+                self.tick()?;
+            }
+            if requests > 0 {
+                #[expect(clippy::cast_precision_loss, reason = "at most GROUP_MAX")]
+                self.metrics.commit_messages.observe(requests as f64);
+            }
+            self.commit()?;
+        }
+        self.state.meta.clean = self.state.leased.is_empty();
+        self.state.write_meta();
+        self.commit()?;
+        self.state.store.checkpoint()
+    }
+
+    fn handle(&mut self, request: Request) -> Result<()> {
+        let now = self.now();
+        match request {
+            Request::Call(mut call) => {
+                call.run(&mut self.state, &self.waiters, now)?;
+                self.take_events();
+                self.effects.push(Effect::Reply(call));
+            }
+            Request::Await { id, waiter } => match ops::query::look(&mut self.state, id, now)? {
+                Some(state) if matches!(state.status, Status::Queued { .. }) => {
+                    self.waiters.add(id, waiter);
+                }
+                state => self.effects.push(Effect::Look(waiter, state)),
+            },
+        }
+        Ok(())
+    }
+
+    /// Makes effects of the events of an operation. A message that has left takes its waiting callers with it: the callers
+    /// that begin to wait later in this group wait for the same message queued again.
+    fn take_events(&mut self) {
+        for event in self.state.events.drain(..) {
+            let waiters = match &event {
+                Event::Delivered { lease, .. } => self.waiters.take(lease.id),
+                Event::Dead(death) => self.waiters.take(death.id),
+                _ => Vec::new(),
+            };
+            self.effects.push(Effect::Event(event, waiters));
+        }
+    }
+
+    /// The work that is due by time.
+    fn tick(&mut self) -> Result<()> {
+        let now = self.now();
+        self.ticked = now;
+        self.waiters.sweep();
+        self.state.store.scan_folder();
+        self.measure_space();
+        self.note_step();
+        for (part, most) in TICK_PARTS {
+            let mut left = most;
+            while part(&mut self.state, now, &mut left)? {
+                self.commit()?;
+            }
+        }
+        self.commit()?;
+        self.compact(now)?;
+        if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
+            self.held_since = None;
+            memory::give_back();
+        }
+        let pace = self.pace();
+        ops::estimate::estimate_loss(&mut self.state, pace, now)?;
+        ops::query::overview(&mut self.state, now)?;
+        self.take_events();
+        Ok(())
+    }
+
+    fn compact(&mut self, now: Timestamp) -> Result<()> {
+        let spare = COMPACT_BYTES.min(self.state.options.bytes_max / 4);
+        let live = self.state.live_bytes();
+        if let Some(bytes) = self.state.store.compact(live, spare)? {
+            let took = self.now().since(now);
+            debug!(bytes, took_ms = millis(took), "the queue's log was compacted");
+            self.held_since = Some(Timestamp(0));
+        }
+        Ok(())
+    }
+
+    /// The rate at which messages are sent.
+    fn pace(&self) -> Pace {
+        self.shared.budget.get().map_or(Pace { rate: f64::INFINITY, stopped: false }, |budget| {
+            let pacer = budget.pacer();
+            Pace { rate: pacer.rate(), stopped: pacer.closed() == Some(Closed::Down) }
+        })
+    }
+
+    fn measure_space(&mut self) {
+        self.state.space = self.state.store.measure_space(self.state.options.free_disk_min);
+    }
+
+    /// Records the position of the clock, if the store does not know it well enough.
+    fn note_anchor(&mut self) {
+        if let Some(anchor) = self.shared.clock.anchor(self.anchor) {
+            self.state.store.put(Table::Anchor.key(), &anchor);
+            self.anchor = Some(anchor);
+        }
+    }
+
+    /// Records a step of the wall clock at once: after a reboot it could not be distinguished from time that passed.
+    fn note_step(&mut self) {
+        let Some(last) = self.anchor.filter(|last| self.shared.clock.is_stepped(Some(*last))) else { return };
+        self.note_anchor();
+        let now = self.now();
+        let (was, is) = (last.shown(now).seconds(), self.shared.clock.shown(now).seconds());
+        info!(
+            stepped_seconds = ((is - was) * 1000.0).round() / 1000.0,
+            "the wall clock was set: ages and lifetimes go on by elapsed time, and the times shown move with it"
+        );
+    }
+
+    /// Commits everything since the last commit, then applies its effects, then advances the checkpoint.
+    pub(super) fn commit(&mut self) -> Result<()> {
+        self.take_events();
+        self.state.write_common_rows(self.now());
+        let changed = self.state.store.pending_bytes() > 0 || self.state.store.is_checkpointing();
+        if self.state.store.pending_bytes() > 0 {
+            self.note_anchor();
+            let began = self.now();
+            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+            let timer = self.metrics.commit_seconds.start_timer();
+            let committed = self.state.store.commit();
+            if committed.is_err() {
+                self.metrics.store_errors.with_label_values(&["commit"]).inc();
+            }
+            committed?;
+            timer.observe_duration();
+            self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.held_since = self.held_since.or(Some(began));
+        }
+        self.apply_effects();
+        if changed {
+            // After the replies, because it takes a while.
+            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+            let grown = self.state.store.advance_checkpoint()?;
+            self.shared.commit_began.store(0, Ordering::Relaxed);
+            if grown {
+                self.measure_space();
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits if the commit is long: between two commits the store is consistent.
+    pub(super) fn commit_if_long(&mut self) -> Result<()> {
+        if self.state.store.pending_bytes() >= COMMIT_BYTES { self.commit() } else { Ok(()) }
+    }
+
+    /// Counts the events that are durable now, and hands them on with the replies and wake-ups.
+    fn apply_effects(&mut self) {
+        for table in self.state.store.take_quarantined() {
+            self.metrics.corrupt.inc();
+            let row = char::from(table);
+            error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
+        }
+        for effect in &self.effects {
+            if let Effect::Event(event, waiters) = effect {
+                self.metrics.count(event, is_any_open(waiters), &self.shared.clock);
+            }
+        }
+        let committed = Committed {
+            effects: std::mem::take(&mut self.effects),
+            wake_sender: std::mem::take(&mut self.state.wake_sender),
+            messages_left: std::mem::take(&mut self.state.messages_left),
+        };
+        if committed.effects.is_empty() && !committed.wake_sender && !committed.messages_left {
+            return;
+        }
+        let left = match &self.applying {
+            // If the task is gone, its runtime is, too, with all callers.
+            Some(applying) => applying.send(committed).err().map(|unsent| unsent.0),
+            None => Some(committed),
+        };
+        if let Some(committed) = left {
+            committed.apply(&self.shared);
+        }
+    }
+}

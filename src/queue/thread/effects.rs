@@ -1,0 +1,134 @@
+//! The effects of a commit outside of the store: replies, log lines, wake-ups.
+//!
+//! To wake a task from outside its runtime is a system call, and all callers wait for the queue's thread. So the thread
+//! sends all effects of a commit to one task of the runtime, which applies them in their order.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::{error, info};
+
+use super::request::{Call, Shared, Waiter};
+use crate::delivery::Outcome;
+use crate::life::{self, Subject};
+use crate::queue::api::{Lease, MessageState, Status};
+use crate::queue::state::event::{Death, Event, Redriven};
+
+/// One effect.
+pub enum Effect {
+    /// The reply to a request.
+    Reply(Box<dyn Call>),
+    /// A look at a message that needed no wait.
+    Look(Waiter, Option<MessageState>),
+    /// The log line of an event, and the replies to the callers that wait for the message.
+    Event(Event, Vec<Waiter>),
+}
+
+/// The effects of one commit.
+#[derive(Default)]
+pub struct Committed {
+    pub effects: Vec<Effect>,
+    pub wake_sender: bool,
+    pub messages_left: bool,
+}
+
+/// The effects of commits, in their order. It does not grow without bound: each request waits for its reply.
+#[derive(Debug)]
+pub struct Effects {
+    pub(super) commits: UnboundedReceiver<Committed>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Effects {
+    /// Applies them until the queue's thread has ended.
+    pub async fn run(mut self) {
+        while let Some(committed) = self.commits.recv().await {
+            committed.apply(&self.shared);
+        }
+    }
+}
+
+impl Committed {
+    pub fn apply(self, shared: &Shared) {
+        for effect in self.effects {
+            match effect {
+                Effect::Reply(call) => call.reply(),
+                // A caller that hung up does not need it.
+                Effect::Look(waiter, state) => drop(waiter.send(state)),
+                Effect::Event(event, waiters) => report(event, waiters),
+            }
+        }
+        if self.wake_sender {
+            shared.poked.notify_one();
+        }
+        if self.messages_left {
+            shared.drained.notify_waiters();
+        }
+    }
+}
+
+/// Writes the log line of an event, and replies to the callers that wait for its message.
+fn report(event: Event, waiters: Vec<Waiter>) {
+    match event {
+        Event::Accepted { id, record } => life::accepted(record.subject(&id)),
+        Event::Delivered { lease, outcome, receipt, at } => {
+            let (attempt, status) = (lease.attempts + 1, outcome.as_ref().and_then(Outcome::status));
+            life::delivered(subject(&lease), attempt, at.since(lease.accepted), status, &receipt);
+            reply(waiters, || MessageState {
+                id: lease.id,
+                accepted: lease.accepted,
+                attempts: attempt,
+                status: Status::Delivered(receipt.clone()),
+            });
+        }
+        Event::Deferred { lease, outcome, at, until } => {
+            let retry_in = until.map(|until| until.since(at));
+            life::deferred(subject(&lease), lease.attempts + 1, at.since(lease.accepted), &outcome, retry_in);
+        }
+        Event::Held { lease, outcome, at, until } => {
+            let waited = at.since(lease.accepted);
+            life::held(subject(&lease), lease.attempts + 1, waited, &outcome, until.since(at));
+        }
+        Event::Dead(death) | Event::Deleted(death) => {
+            let Death { id, record, attempts, died, reason, error, maybe_delivered, answer } = *death;
+            reply(waiters, || {
+                let status = Status::Dead { reason, maybe_delivered, error: error.clone() };
+                MessageState { id, accepted: record.accepted, attempts, status }
+            });
+            let word = (answer.http_status, answer.request_id.as_deref());
+            let waited = died.since(record.accepted);
+            life::dead(record.subject(&id), attempts, waited, word, reason, answer.maybe_delivered);
+        }
+        Event::Redriven(redriven) => {
+            let Redriven { id, record, attempts, at, reason, edited } = *redriven;
+            life::redriven(record.subject(&id), attempts, at.since(record.accepted), reason, edited);
+        }
+        Event::DestinationDelivers { after_s } => info!(after_s, "Amazon Connect took a message: sending goes on"),
+        Event::AllRefused { tokens, every_s } => error!(
+            reason = "all_refused",
+            tokens,
+            every_s,
+            "Amazon Connect refused every token so far and has never taken a message: sender.region, \
+             sender.endpoint or the bot's Connect instance may be wrong. The relay sends one message each \
+             sender.probe_max, with a token that was not refused yet, until Connect takes one. Correct the \
+             setting and restart the relay, or run `connect-relay resume`"
+        ),
+        Event::Repeated | Event::DuplicatePossible | Event::Measured { .. } => {}
+    }
+}
+
+fn subject(lease: &Lease) -> Subject<'_> {
+    Subject {
+        message: &lease.id,
+        conversation: &lease.label,
+        client_token: lease.client_token.as_str(),
+        trace_id: lease.trace_id.as_deref(),
+    }
+}
+
+fn reply(waiters: Vec<Waiter>, state: impl Fn() -> MessageState) {
+    for waiter in waiters {
+        // A caller that hung up does not need it.
+        let _ = waiter.send(Some(state()));
+    }
+}
