@@ -84,7 +84,7 @@ def test_history_counts_what_was_accepted_delivered_and_throttled(relays, upstre
     assert points[-1]["queued"] == points[-1]["expiring"] == 0
     relay.kill()
     paused = relays(DOWN)
-    operate(paused, "pause")
+    run_command(paused, "pause")
     send(paused, TOKEN, "canary")
     until(lambda: (found := data(paused)["history"]) and found[-1]["queued"] == 1, "what waits is in it")
 
