@@ -219,7 +219,7 @@ impl Reload {
     }
 }
 
-/// The shutdown of the shutdown, which ends the tasks.
+/// The phases of the shutdown; each ends some of the tasks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shutdown {
     /// True if the sender starts no more attempts.
