@@ -170,7 +170,7 @@ impl Config {
             token_wait: sender.token_wait,
             refused_for: sender.refused_for,
             probe_max: sender.probe_max,
-            due_max: sender.backoff.max,
+            due_max: sender.retry_hint_max.max(sender.backoff.max.mul_f64(1.0 + sender.backoff.randomization)),
             destination: self.endpoint.to_string(),
         }
     }

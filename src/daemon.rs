@@ -24,10 +24,10 @@
 
 mod failure;
 mod open;
+mod queue_runner;
 #[cfg(test)]
 mod tests;
 mod watchdog;
-mod writer;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 pub use self::failure::Failure;
-use self::writer::WriterThread;
+use self::queue_runner::QueueRunner;
 use crate::config::Config;
 use crate::control::{Drain, SettingsSender};
 use crate::health::{Health, State};
@@ -178,7 +178,7 @@ pub struct Daemon {
     bound: Bound,
     reload: Reload,
     queue: Queue,
-    writer: WriterThread,
+    runner: QueueRunner,
     budget: Budget,
     health: Health,
     service_manager: ServiceManager,
@@ -222,7 +222,7 @@ impl Reload {
     }
 }
 
-/// The stage of the shutdown, which ends the tasks.
+/// The phases of the shutdown; each ends some of the tasks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shutdown {
     /// True if the sender starts no more attempts.
@@ -395,9 +395,9 @@ impl Daemon {
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
         self.drain.finish(left);
         self.stop_all_tasks().await;
-        let Daemon { queue, writer, .. } = self;
+        let Daemon { queue, runner, .. } = self;
         drop(queue);
-        writer.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
+        runner.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
         match left {
             Some(0) => info!("stopped with no message queued"),
             queued => warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start"),
@@ -430,9 +430,9 @@ impl Daemon {
         // Requests that are still in progress after that hang.
         let _ = timeout(LAST_REPLIES, all(&mut self.ingress_tasks)).await;
         self.stop_all_tasks().await;
-        let Daemon { queue, writer, .. } = self;
+        let Daemon { queue, runner, .. } = self;
         drop(queue);
-        let _ = writer.join(LAST_COMMIT).await;
+        let _ = runner.join(LAST_COMMIT).await;
         Failure::Failed(failed.to_string())
     }
 

@@ -6,7 +6,7 @@
 //! | outcome | the message | the destination ([`Outcome::signal`]) |
 //! | --- | --- | --- |
 //! | delivered | done | healthy |
-//! | throttled | keeps its place, uncounted | waits, unless the throttle is the conversation's own |
+//! | throttled | stays first in its conversation, uncounted; the conversation waits among the suspects (`suspects`) | waits, unless the throttle is the conversation's own |
 //! | unreachable, or an answer that is not the service's | later, uncounted | waits if several conversations fail (`suspects`) |
 //! | 500, 502, 503, 504, 408, 425 | later, counted; `poison` in the end | waits if several conversations fail |
 //! | answer lost: it may have arrived | later, counted, the same again before anything else | waits if several conversations fail |

@@ -4,7 +4,8 @@
 //! that reason, and `redriven`, when a dead message is queued again. The event's name is the text of its line
 //! (`message`), and also the value of `event`. Every line uses the same names, so that one query leads from a contact
 //! id to "sent at 14:03:07, with this id of Connect". A line contains only the arguments of the functions below: ids,
-//! labels, counts and the relay's own texts; never contents, tokens or headers.
+//! labels, counts and the relay's own texts; never contents or tokens, and of headers only the conversation key and the
+//! trace id.
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 //!
 //! | members | meaning |
 //! | --- | --- |
-//! | `version`, `region`, `connect_instance` | the version, and the region and instance that it sends to |
+//! | `version`, `region`, `connect_instance` | the relay's build and settings |
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; seconds since the start |
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
@@ -17,7 +17,7 @@
 //! | `problems` | sentences: each problem and its remedy; empty if healthy |
 //!
 //! The reply contains no contents, no token and no conversation's name. Dead letters by themselves are no problem: each
-//! was logged and counted at its death, and is stored for a week.
+//! was logged and counted when it became one, and is stored for a week.
 
 pub mod history;
 pub mod reporter;

@@ -19,8 +19,8 @@
 //!
 //! Suspects never hold up the other conversations, however many there are:
 //!
-//! * While another conversation can be sent, they take a tenth of the starts, and at least one start each `probe_max`;
-//!   never two in a row.
+//! * While another conversation can be sent, they all together take a tenth of the starts, and never two in a row. One
+//!   of them normally starts each `probe_max`, at the latest after twice that.
 //! * They take at most a quarter of `in_flight_max`.
 //! * An attempt without an answer for `probe_max` makes its conversation a suspect before the attempt ends.
 //!

@@ -122,7 +122,7 @@ impl Turns {
         }
     }
 
-    /// Notes a taken turn: an attempt started. A message that is dead by then takes no turn.
+    /// Notes a taken turn: a message was leased. A message that is dead by then takes no turn.
     pub fn taken(&mut self) {
         self.taken = (self.taken + 1) % ROUND;
     }

@@ -13,8 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::queue_runner::QueueRunner;
 use super::watchdog::Watchdog;
-use super::writer::WriterThread;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
 use crate::admin::{Admin, Sources};
 use crate::control::{Control, Drain};
@@ -76,12 +76,12 @@ impl Daemon {
         let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
         let served = serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed));
         admin_tasks.spawn(named("the admin port", served));
-        let (queue, writer) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        let (queue, thread) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
         // No other code sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         queue.paced_by(budget.clone());
-        let writer = WriterThread::start(writer)?;
+        let runner = QueueRunner::start(thread)?;
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
@@ -94,7 +94,7 @@ impl Daemon {
             bound,
             reload: Reload { ingress: Weak::new(), limits: watch::Sender::new(options.ingress.limits), ok: reload_ok },
             queue,
-            writer,
+            runner,
             budget,
             health,
             service_manager: options.service_manager.clone(),

@@ -5,10 +5,15 @@
 //! the fields of the structs in `values` and `record` in their order, integers as varints). The key is part of the
 //! checksum, so a row that is stored under another key fails it.
 //!
+//! **A field has no name and no tag.** With a new field, even a last one, no older row can be decoded, and a row that
+//! cannot be decoded is quarantined: its message is lost. An enum may get new variants at its end, because the rows that
+//! exist do not have them; then raise [`FORMAT`](crate::storage::FORMAT), so that an older relay does not open the store.
+//! `rows/tests.rs` compares the bytes of each struct with those of the oldest format that is read.
+//!
 //! **The number and place of rows decide the speed**: a row that is appended costs sled a third of a row between others.
 //! So an accept writes one scattered row, that of its conversation, which also contains the ClientTokens of its queued
-//! messages. The messages themselves go into packs, several to a row, and are never written again: the results of attempts
-//! are in the conversation's row. A ClientToken gets a row of its own only if the conversation is too long for its row, or
+//! messages. The messages themselves go into packs, several to a row, and no attempt rewrites them: its result is in the
+//! conversation's row. A redrive files a new copy. A ClientToken gets a row of its own only if the conversation is too long for its row, or
 //! when the message has left.
 //!
 //! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,

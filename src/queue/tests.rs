@@ -27,7 +27,7 @@ struct Rig {
     options: Options,
     queue: Queue,
     metrics: Metrics,
-    writer: JoinHandle<Result<(), StoreFailed>>,
+    thread: JoinHandle<Result<(), StoreFailed>>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -72,16 +72,16 @@ impl Rig {
 
     fn open(folder: tempfile::TempDir, options: Options, clock: Clock) -> Rig {
         let metrics = Metrics::default();
-        let (queue, writer) = Queue::open(options.clone(), clock.clone(), &metrics).unwrap();
-        let writer = std::thread::spawn(move || writer.run());
-        Rig { folder, clock, options, queue, metrics, writer, runtime: runtime() }
+        let (queue, thread) = Queue::open(options.clone(), clock.clone(), &metrics).unwrap();
+        let thread = std::thread::spawn(move || thread.run());
+        Rig { folder, clock, options, queue, metrics, thread, runtime: runtime() }
     }
 
     /// Ends cleanly and starts again.
     fn reopen(self) -> Rig {
-        let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
+        let Rig { folder, clock, options, queue, thread, runtime, .. } = self;
         drop((queue, runtime));
-        writer.join().unwrap().unwrap();
+        thread.join().unwrap().unwrap();
         Rig::open(folder, options, clock)
     }
 
@@ -729,9 +729,9 @@ fn second_relay_on_one_folder_is_refused() {
 #[test]
 fn another_format_is_refused_by_name() {
     let rig = Rig::new();
-    let Rig { folder, options, queue, writer, .. } = rig;
+    let Rig { folder, options, queue, thread, .. } = rig;
     drop(queue);
-    writer.join().unwrap().unwrap();
+    thread.join().unwrap().unwrap();
     let stamp = options.path.join("format");
     let text = std::fs::read_to_string(&stamp).unwrap();
     for other in [2, 5] {
@@ -762,9 +762,9 @@ fn unfinished_first_start_is_set_aside_and_made_anew() {
 fn damaged_rows_are_set_aside_and_the_conversation_goes_on() {
     let rig = Rig::new();
     rig.push_all((0..5).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
-    let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
+    let Rig { folder, options, queue, thread, clock, runtime, .. } = rig;
     drop((queue, runtime));
-    writer.join().unwrap().unwrap();
+    thread.join().unwrap().unwrap();
     {
         // A record in the middle of its pack, and the line itself, damaged as a disk would.
         let rows = testing::sled_rows(&options.path);
@@ -881,9 +881,9 @@ fn log_does_not_grow_with_delivered_messages() {
 fn compaction_cut_short_anywhere_loses_nothing() {
     let rig = Rig::new();
     rig.push_all((0..50).map(|n| message("a", &n.to_string(), &n.to_string())).collect());
-    let Rig { folder, options, queue, writer, clock, runtime, .. } = rig;
+    let Rig { folder, options, queue, thread, clock, runtime, .. } = rig;
     drop((queue, runtime));
-    writer.join().unwrap().unwrap();
+    thread.join().unwrap().unwrap();
     let path = options.path.clone();
     let compacted = path.join("compacted");
     let move_up = |name: &str| std::fs::rename(compacted.join(name), path.join(name)).unwrap();
@@ -907,7 +907,7 @@ fn compaction_cut_short_anywhere_loses_nothing() {
         assert!(!compacted.exists());
         assert_eq!(rig.overview().queued, 50);
         drop((rig.queue, rig.runtime));
-        rig.writer.join().unwrap().unwrap();
+        rig.thread.join().unwrap().unwrap();
         folder = rig.folder;
     }
     let rig = Rig::open(folder, options, clock);

@@ -33,12 +33,12 @@ use super::key::Key;
 use super::names;
 use super::sealing::{Sealer, SealingKey, Secret};
 
-/// The version of everything on disk, rows and files. Any change of either raises it. Since 4 a row of the caller's ties
-/// the times in the other rows to the machine's clocks: a build that takes them for the wall clock's must not open the
-/// store.
+/// The version of everything on disk, rows and files. Any change of either raises it. Format 4 added a row that ties the
+/// times in the other rows to the machine's clocks. An older build would read these times as wall-clock times, so it must
+/// not open the store.
 pub const FORMAT: u32 = 4;
-/// The oldest format that is read: its rows and files are the same, without that row. Opening a store makes its format
-/// [`FORMAT`].
+/// The oldest format that is read. Every format from this one on must decode with the present types of rows and files.
+/// Opening a store makes its format [`FORMAT`].
 pub const OLDEST_FORMAT: u32 = 3;
 /// The key of the row with the copy of the stamp.
 pub fn copy_key() -> Key {

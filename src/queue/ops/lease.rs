@@ -9,8 +9,8 @@
 //! spare capacity only.
 //!
 //! Conversations that back off or are held have no turn: they are in the order of their times (`d` rows). The sender sets
-//! how many of them go before those with a turn, and how many may go at all, so that conversations that keep failing never
-//! hold up the others. One page of turns is read ahead; leases are in memory only.
+//! (`suspects::Suspects::starts`) how many of them go before those with a turn, and how many may go at all, so that
+//! conversations that keep failing never hold up the others. One page of turns is read ahead; leases are in memory only.
 
 use std::ops::Bound;
 
@@ -95,7 +95,7 @@ pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result
 }
 
 /// The number of messages that may be leased now: all that are requested, or one each `probe_max` while every token is
-/// refused. `None` before the next one.
+/// refused. `None` if it is not time for the next try.
 fn most_while_refused(state: &mut State, most: usize, now: Timestamp) -> Option<usize> {
     if state.all_refused().is_none() {
         return Some(most);
@@ -113,7 +113,7 @@ fn lease_backed_off(state: &mut State, round: &mut Round, most: usize, now: Time
         let Some(key) = state.store.next_key(Table::Due.key(), round.after)? else { break };
         let due = keys::time_in(&key);
         let conversation = keys::conversation_in(&key);
-        // The clock may have stepped back since the time was written: no delay is longer than its limit.
+        // A reboot may have set the clock back since the time was written: no delay is longer than its limit.
         if due > now && due.since(now) <= state.options.due_max.max(state.options.token_wait) {
             round.work.next_due = Some(due);
             break;

@@ -93,7 +93,7 @@ pub fn settle(
     Ok(settled)
 }
 
-/// The message waits: until a time, or `None` if its conversation is the next one when Connect accepts messages again.
+/// The message waits: until a time, or `None` if it is due at once, and only the gate and the suspects' share hold it.
 fn deferred(
     state: &mut State,
     lease: Box<Lease>,

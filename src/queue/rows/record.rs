@@ -19,7 +19,7 @@ const PIECES_MAX: u16 = 0xff;
 /// 128 bits of a keyed hash.
 pub type Hash = [u8; 16];
 
-/// A queued message. It is written once: the results of its attempts are in its conversation's row.
+/// A queued message. No attempt rewrites it: the results are in its conversation's row. A redrive files a new copy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub sequence: u64,
@@ -36,7 +36,7 @@ pub struct Record {
     pub accepted: Timestamp,
     pub lifetime_ms: u64,
     pub deadline: Timestamp,
-    /// True if it has the default lifetime; otherwise it has an `e` row.
+    /// True if it has the default lifetime; otherwise it has a row in `Table::Expiry`.
     pub default_lifetime: bool,
     pub kind: Kind,
     /// The number of pieces, and above it the number of changes by operators: [`Record::piece_numbers`].

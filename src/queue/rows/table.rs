@@ -57,7 +57,7 @@ pub enum Table {
     PruneUsed = b'y',
     /// Time and sequence number, `()`: a dead letter of then, to be pruned.
     PruneDead = b'z',
-    /// The whole key of another row, bytes: a row that failed its checksum. Nothing reads it.
+    /// The whole key of another row, bytes: a row that failed its checksum. Nothing decodes it.
     Quarantine = b'k',
 }
 

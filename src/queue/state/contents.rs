@@ -77,7 +77,7 @@ impl Kind {
         }
     }
 
-    /// The ContentType on the wire; `None` for a disconnect, or if a newer relay stored it.
+    /// The ContentType on the wire; `None` for a disconnect, or if the index is unknown (damage).
     pub fn content_type(&self) -> Option<&str> {
         match self {
             Kind::Message(index) => ContentType::ALL.get(usize::from(*index)).map(|known| known.as_str()),
@@ -86,7 +86,7 @@ impl Kind {
         }
     }
 
-    /// The body with these contents; `None` if a newer relay stored its type.
+    /// The body with these contents; `None` if the index of its type is unknown (damage).
     fn body(&self, content: Content) -> Option<Body> {
         Some(match self {
             Kind::Message(index) => {

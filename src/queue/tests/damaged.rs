@@ -10,9 +10,9 @@ use crate::storage::Image;
 impl Rig {
     /// Ends cleanly.
     pub(super) fn close(self) -> (tempfile::TempDir, Options, Clock) {
-        let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
+        let Rig { folder, clock, options, queue, thread, runtime, .. } = self;
         drop((queue, runtime));
-        writer.join().unwrap().unwrap();
+        thread.join().unwrap().unwrap();
         (folder, options, clock)
     }
 
@@ -225,9 +225,9 @@ fn damage_that_a_read_meets_is_set_aside_by_the_next_start() {
         }
     });
     assert!(damaged, "something was read back from the file");
-    let Rig { folder, clock, options, writer, queue, runtime, .. } = rig;
+    let Rig { folder, clock, options, thread, queue, runtime, .. } = rig;
     drop((queue, runtime));
-    assert!(writer.join().unwrap().is_err());
+    assert!(thread.join().unwrap().is_err());
     assert!(options.path.join(testing::FAILED_READ).exists());
     let rig = Rig::open(folder, options, clock);
     assert!(rig.overview().set_aside && !rig.options.path.join(testing::FAILED_READ).exists());

@@ -39,9 +39,9 @@ impl Rig {
 
     /// The number of pieces of contents in the store, which this closes.
     fn pieces(self) -> usize {
-        let Rig { folder: _folder, options, queue, writer, runtime, .. } = self;
+        let Rig { folder: _folder, options, queue, thread, runtime, .. } = self;
         drop((queue, runtime));
-        writer.join().unwrap().unwrap();
+        thread.join().unwrap().unwrap();
         crate::storage::Image::read(&options.path, |_, _| ()).unwrap().keys(b'p').count()
     }
 

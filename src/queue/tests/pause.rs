@@ -215,9 +215,9 @@ fn destination_that_has_delivered_may_refuse_any_number_and_a_new_one_may_not() 
         refuse(&rig, bearer);
     }
     assert!(!all_refused(&rig), "chats that are over, in the right region");
-    let Rig { folder, clock, mut options, queue, writer, .. } = rig;
+    let Rig { folder, clock, mut options, queue, thread, .. } = rig;
     drop(queue);
-    writer.join().unwrap().unwrap();
+    thread.join().unwrap().unwrap();
     options.destination = "elsewhere".into();
     let rig = Rig::open(folder, options, clock);
     for bearer in ["e", "f", "g"] {

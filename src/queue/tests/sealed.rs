@@ -24,9 +24,9 @@ impl Rig {
 
     /// Why it does not open.
     fn refused_with(self, lines: &[&str]) -> (String, Rig) {
-        let Rig { folder, clock, options, queue, writer, runtime, .. } = self;
+        let Rig { folder, clock, options, queue, thread, runtime, .. } = self;
         drop((queue, runtime));
-        writer.join().unwrap().unwrap();
+        thread.join().unwrap().unwrap();
         let with = Options { keys: keys(lines), ..options.clone() };
         let error = Queue::open(with, clock.clone(), &Metrics::default()).unwrap_err();
         let text = error.to_string().replace(&options.path.display().to_string(), "PATH");

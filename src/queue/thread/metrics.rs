@@ -79,7 +79,7 @@ impl QueueMetrics {
             damaged: metrics.gauge("store_damaged", "1 while a damaged store is set aside."),
             held: metrics.gauges(
                 "conversations_held",
-                "Conversations that wait for a renewed token, or for the outcome of a lost answer.",
+                "Conversations that wait for a renewed token, or whose first message may have been delivered.",
                 &["reason"],
             ),
             expiring: metrics.gauge(

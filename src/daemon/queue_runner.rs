@@ -1,4 +1,4 @@
-//! The thread of the queue's writer: the only part of a relay that is not a task.
+//! Runs the queue's thread: the only part of a relay that is not a task.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,28 +9,28 @@ use tokio::time::timeout;
 use super::failure::Failure;
 use crate::queue::{QueueThread, StoreFailed};
 
-/// A running writer.
+/// The running thread of the queue.
 #[derive(Debug)]
-pub struct WriterThread {
+pub struct QueueRunner {
     thread: JoinHandle<()>,
-    /// The task that runs the post-commit actions; it ends after the thread.
-    answers: tokio::task::JoinHandle<()>,
+    /// The task that applies the effects of commits; it ends after the thread.
+    effects: tokio::task::JoinHandle<()>,
     ended: oneshot::Receiver<Result<(), StoreFailed>>,
 }
 
-impl WriterThread {
+impl QueueRunner {
     /// Starts the thread.
-    pub fn start(mut writer: QueueThread) -> Result<WriterThread, Failure> {
-        let answers = tokio::spawn(writer.effects().run());
+    pub fn start(mut thread: QueueThread) -> Result<QueueRunner, Failure> {
+        let effects = tokio::spawn(thread.effects().run());
         let (report, ended) = oneshot::channel();
         let work = move || {
-            let result = writer.run();
+            let result = thread.run();
             // The receiver is dropped if the wait for the thread timed out.
             let _ = report.send(result);
         };
         let thread = thread::Builder::new().name("queue".into()).spawn(work);
         let thread = thread.map_err(|error| Failure::Failed(format!("start the queue's thread: {error}")))?;
-        Ok(WriterThread { thread, answers, ended })
+        Ok(QueueRunner { thread, effects, ended })
     }
 
     /// Waits for its end, which comes when the last handle on the queue is dropped. The wait is bounded: a disk may
@@ -40,7 +40,7 @@ impl WriterThread {
             Ok(Ok(result)) => {
                 // The thread sends its result as its last action.
                 let _ = self.thread.join();
-                let _ = self.answers.await;
+                let _ = self.effects.await;
                 result.map_err(|failed| failed.to_string())
             }
             Ok(Err(_)) => Err("the queue's thread panicked".into()),
