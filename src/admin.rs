@@ -1,24 +1,31 @@
-//! The HTTP listener for Kubernetes and Prometheus: read-only, no contents, no tokens, plain text.
+//! The HTTP listener for Kubernetes, Prometheus and browsers: read-only, no contents, no tokens, no conversation
+//! keys.
 //!
 //! | path | reply |
 //! | --- | --- |
 //! | `/metrics` | all metrics, in Prometheus's text format |
 //! | `/livez` | 200, unless a restart would help; then 503 and the part that makes no progress |
 //! | `/readyz` | 200 while bots can use the relay; else 503 and the reason |
+//! | `/` | the status page (`page.html`) |
+//! | `/status.json` | the same as data; 503 and the reason while the queue does not answer |
 //!
 //! GET and HEAD only. The probes use neither the queue's disk nor its thread, so that they answer while those are
 //! stuck, and before the queue is open. `/readyz` checks the path of the bots' socket, which is one system call.
 //! `/metrics` asks the queue for fresh figures, with a short time-out: if the queue is stuck, it returns the last
 //! figures.
 
+mod page;
+mod reply;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use prometheus::{IntGauge, TextEncoder};
 
+pub use self::page::Sources;
+use self::reply::{reply, text};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -37,6 +44,8 @@ pub struct Admin {
     pub health: Health,
     /// The queue whose figures are refreshed, once it is open.
     pub queue: Arc<OnceLock<Queue>>,
+    /// The sources of the status page, once the queue is open.
+    pub sources: Arc<OnceLock<Sources>>,
     /// The path of the bots' socket, once it is bound.
     pub socket_path: Arc<OnceLock<SocketPath>>,
     /// 1 if the bots' socket was at its path at the last check.
@@ -51,6 +60,8 @@ enum Page {
     Metrics,
     Live,
     Ready,
+    Status,
+    StatusData,
     NotFound,
     MethodNotAllowed,
 }
@@ -73,7 +84,11 @@ impl Admin {
                 probe(self.health.live(self.clock.awake(), commit), "alive")
             }
             Page::Ready => probe(self.health.ready().and_then(|()| self.check_socket()), "ready"),
-            Page::NotFound => text(StatusCode::NOT_FOUND, "not found; there are /metrics, /livez and /readyz"),
+            Page::Status => page::page(),
+            Page::StatusData => page::data(self.sources.get(), self.health.state().as_str()).await,
+            Page::NotFound => {
+                text(StatusCode::NOT_FOUND, "not found; there are /, /status.json, /metrics, /livez and /readyz")
+            }
             Page::MethodNotAllowed => {
                 let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
                 reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -95,6 +110,8 @@ fn page(method: &Method, path: &str) -> Page {
         "/metrics" => Page::Metrics,
         "/livez" => Page::Live,
         "/readyz" => Page::Ready,
+        "/" => Page::Status,
+        "/status.json" => Page::StatusData,
         _ => return Page::NotFound,
     };
     if method == Method::GET || method == Method::HEAD { page } else { Page::MethodNotAllowed }
@@ -114,21 +131,10 @@ fn render(metrics: &Metrics) -> Reply {
     }
 }
 
-fn text(status: StatusCode, line: &str) -> Reply {
-    // An error's text may contain line breaks; the reply must be one line.
-    reply(status, "text/plain; charset=utf-8", line.replace(['\r', '\n'], " ") + "\n")
-}
-
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Reply {
-    let mut reply = Response::new(Bytes::from(body).into());
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
+    use hyper::header::CONTENT_TYPE;
 
     use super::*;
 
@@ -139,14 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn admin_port_has_three_pages_for_get_and_head() {
+    fn admin_port_has_five_pages_for_get_and_head() {
         for method in [Method::GET, Method::HEAD] {
             assert_eq!(page(&method, "/metrics"), Page::Metrics);
             assert_eq!(page(&method, "/livez"), Page::Live);
             assert_eq!(page(&method, "/readyz"), Page::Ready);
+            assert_eq!(page(&method, "/"), Page::Status);
+            assert_eq!(page(&method, "/status.json"), Page::StatusData);
         }
         assert_eq!(page(&Method::POST, "/metrics"), Page::MethodNotAllowed);
-        for path in ["/", "/metrics/", "/status", "/participant/message"] {
+        for path in ["//", "/metrics/", "/status", "/participant/message"] {
             assert_eq!(page(&Method::GET, path), Page::NotFound);
         }
     }

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Faults;
 
+mod availability;
 mod check;
 mod client;
 mod control;
@@ -30,6 +31,8 @@ mod log_writer;
 mod logging;
 mod messages;
 mod out;
+
+mod live_settings;
 mod run;
 mod send;
 mod signals;
@@ -67,6 +70,8 @@ enum Command {
     Pause(control::Pause),
     Resume(control::Resume),
     Drain(control::Drain),
+    Reload(control::Reload),
+    LogLevel(control::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
@@ -83,6 +88,8 @@ impl Command {
             Command::Pause(args) => control::pause(args).await,
             Command::Resume(args) => control::resume(args).await,
             Command::Drain(args) => control::drain(args).await,
+            Command::Reload(args) => control::reload(args).await,
+            Command::LogLevel(args) => control::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Simulate(args) => {

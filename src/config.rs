@@ -26,6 +26,7 @@ mod value;
 use std::path::Path;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use hyper::Uri;
 use zeroize::Zeroizing;
 
@@ -332,7 +333,8 @@ fn certificates(path: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
     let length = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?.len();
     if length > CA_FILE_BYTES_MAX {
-        return Err(format!("{shown}: has {length} bytes, at most {CA_FILE_BYTES_MAX} are read"));
+        let (has, most) = (ByteSize(length), ByteSize(CA_FILE_BYTES_MAX));
+        return Err(format!("{shown}: has {has} ({length} bytes), at most {most} are read"));
     }
     let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
     let marker = b"-----BEGIN CERTIFICATE-----";

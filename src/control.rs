@@ -3,22 +3,25 @@
 //!
 //! | route | action |
 //! | --- | --- |
-//! | `GET /status` | returns the state (`status.rs` has the members) |
+//! | `GET /status` | returns the state ([`crate::status`] has the members) |
 //! | `POST /pause` `{"reason"?}` | stops sending until it is resumed, also after a restart; bots notice nothing |
 //! | `POST /resume` | starts sending again, and forgets which tokens were refused |
 //! | `POST /drain` `{"timeout"?, "wait"?}` | as SIGTERM: delivers the queued messages, within the time-out in seconds (`shutdown.grace`), and exits |
+//! | `POST /reload` | as SIGHUP: reads the configuration again, and returns what changed (`live_settings.rs`) |
+//! | `POST /log-level` `{"Level", "For"?}` | changes the log's level, for a time if `For` is given (`live_settings.rs`) |
 //! | `GET /messages`, `GET /messages/{id}` | shows queued messages and dead letters (`messages.rs` has the members) |
 //! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only if `control.edit` allows them |
 //! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of queued messages |
 //!
 //! The first four answer with the present status. A drain with `wait` answers when the relay exits, with the number of
 //! messages that are left. Each completed act is logged once, with its operator's uid. Other parts carry out the
-//! requests: the queue stops giving out messages during a pause, and the daemon executes a [`Drain`].
+//! requests: the queue stops giving out messages during a pause, the daemon executes a [`Drain`], and the command line
+//! executes the requests that come through [`SettingsSender`].
 
 mod drain;
+mod live_settings;
 mod messages;
 mod reply;
-mod status;
 
 use std::error::Error;
 use std::time::Duration;
@@ -33,19 +36,19 @@ use tokio::sync::watch;
 use tracing::info;
 
 pub use self::drain::Drain;
+pub use self::live_settings::requests::{
+    LogLevel, LogLevelRequest, Reloaded, SettingsRequest, SettingsRequests, SettingsSender, level_name,
+};
 use self::messages::query::{Target, target};
 pub use self::messages::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
 pub use self::reply::ErrorBody;
 use self::reply::{ErrorReply, error_reply, invalid, json, parse_body};
-use self::status::{Counts, Facts};
-pub use self::status::{Paused, RelayInfo, Status};
-use crate::health::{Health, State};
 use crate::message::Limits;
-use crate::metrics::Metrics;
-use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
-use crate::serve::{Peer, Reply, SocketPath};
-use crate::time::{Clock, Timestamp};
+use crate::serve::{Peer, Reply};
+use crate::status::reporter::Reporter;
+pub use crate::status::{Paused, RelayInfo, Status};
+use crate::time::Clock;
 
 /// The time-out for an answer of the queue.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -59,31 +62,23 @@ const REASON_MAX: usize = 200;
 /// The longest drain that can be requested: the longest lifetime of a message.
 const TIMEOUT_MAX: u64 = 7 * 24 * 3600;
 
-/// The handler of the operators' API; clones are cheap except for [`RelayInfo`].
+/// The handler of the operators' API; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Control {
     /// The queue with the waiting messages.
     pub queue: Queue,
-    /// The source of the rates.
-    pub budget: Budget,
-    /// The source of the state.
-    pub health: Health,
     /// The request to drain, for the daemon.
     pub drain: Drain,
-    /// The source of the counts.
-    pub metrics: Metrics,
-    /// The identity of the relay.
-    pub relay: RelayInfo,
-    /// The time at which it was started.
-    pub started: Timestamp,
+    /// Passes changes of configuration and log level to the command line.
+    pub settings_sender: SettingsSender,
+    /// The source of the status.
+    pub reporter: Reporter,
     /// The clock for ages.
     pub clock: Clock,
     /// `control.edit`: true if contents of dead letters may be changed.
     pub edit: bool,
     /// The limits of contents.
     pub limits: watch::Receiver<Limits>,
-    /// The path of the bots' socket.
-    pub socket_path: Option<SocketPath>,
 }
 
 /// The body of `POST /pause`.
@@ -127,7 +122,7 @@ impl Control {
         let one = target(path);
         let allowed: &[Method] = match path {
             "/status" => &[Method::GET, Method::HEAD],
-            "/pause" | "/resume" | "/drain" | "/redrive" => &[Method::POST],
+            "/pause" | "/resume" | "/drain" | "/redrive" | "/reload" | "/log-level" => &[Method::POST],
             "/messages" => &[Method::GET, Method::HEAD, Method::DELETE],
             _ => match one {
                 Some(Target::Message(_)) => &[Method::GET, Method::HEAD, Method::DELETE],
@@ -147,6 +142,8 @@ impl Control {
                 "/pause" => self.pause(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
                 "/resume" => self.resume(uid).await,
                 "/drain" => self.drain(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
+                "/reload" => self.reload(uid).await,
+                "/log-level" => self.log_level(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
                 "/redrive" => self.redrive_all(&parts, uid).await,
                 "/messages" if parts.method == Method::DELETE => self.delete_all(&parts, uid).await,
                 "/messages" => self.list(&parts).await,
@@ -192,30 +189,8 @@ impl Control {
     }
 
     async fn status(&self, status: StatusCode) -> Result<Reply, ErrorReply> {
-        let overview = self.ask_queue(self.queue.overview()).await?;
-        let (rate, closed) = {
-            let pacer = self.budget.pacer();
-            (pacer.rate(), pacer.closed())
-        };
-        let now = self.clock.now();
-        let facts = Facts {
-            overview,
-            state: match self.health.state() {
-                // The daemon sees the request a moment later.
-                State::Ready if self.drain.is_requested() => State::Draining,
-                state => state,
-            },
-            stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.socket_path.as_ref().and_then(|path| Some((path.path().to_owned(), path.check().err()?))),
-            rate,
-            closed,
-            seen: self.health.destination().seen(),
-            counts: Counts::read(&self.metrics),
-            uptime: now.since(self.started),
-            now,
-            clock: self.clock.clone(),
-        };
-        Ok(json(status, &Status::of(&self.relay, &facts)))
+        let reported = self.ask_queue(self.reporter.status(self.drain.is_requested())).await?;
+        Ok(json(status, &reported))
     }
 
     /// Returns the queue's answer, unless it takes too long.
@@ -246,11 +221,15 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http_body_util::Full;
 
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::pacer::{self, Pacer};
+    use crate::health::Health;
+    use crate::metrics::Metrics;
+    use crate::pacer::{self, Budget, Pacer};
 
     #[test]
     fn body_is_an_object_of_known_members_or_empty() {
@@ -286,18 +265,24 @@ mod tests {
                 Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
             // A writer that exists and does not run simulates a disk that hangs.
             let _writer = hangs.then_some(writer);
-            let control = Control {
-                queue,
+            let reporter = Reporter {
+                queue: queue.clone(),
                 budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
                 health: Health::default(),
-                drain: Drain::default(),
                 metrics,
-                relay: RelayInfo::default(),
+                relay: Arc::default(),
                 started: clock.now(),
+                clock: clock.clone(),
+                socket_path: None,
+            };
+            let control = Control {
+                queue,
+                drain: Drain::default(),
+                settings_sender: SettingsSender::default(),
+                reporter,
                 clock,
                 edit: true,
                 limits: watch::Sender::new(Limits::default()).subscribe(),
-                socket_path: None,
             };
             let ask = |method, path| {
                 let control = control.clone();

@@ -45,7 +45,7 @@ use tracing::{error, info, warn};
 pub use self::failure::Failure;
 use self::queue_runner::QueueRunner;
 use crate::config::Config;
-use crate::control::Drain;
+use crate::control::{Drain, SettingsSender};
 use crate::health::{Health, State};
 use crate::ingress::{self, DrainState, Ingress};
 use crate::pacer::{self, Budget};
@@ -103,10 +103,12 @@ pub struct Options {
     pub service_manager: ServiceManager,
     /// The number of log lines that were dropped.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// Passes an operator's changes of configuration and log level to the owner of both.
+    pub settings_sender: SettingsSender,
 }
 
 impl From<&Config> for Options {
-    /// The settings of each part, a seed from the system, and no service manager.
+    /// The settings of each part, a seed from the system, no service manager, and no part that carries out requests of [`SettingsSender`].
     fn from(config: &Config) -> Options {
         let settings = &config.settings;
         Options {
@@ -128,6 +130,7 @@ impl From<&Config> for Options {
             seed: fastrand::u64(..),
             service_manager: ServiceManager::default(),
             log_lines_dropped: Arc::default(),
+            settings_sender: SettingsSender::default(),
         }
     }
 }

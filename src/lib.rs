@@ -24,6 +24,7 @@
 //! | --- | --- |
 //! | program | [`cli`], over [`daemon`], over [`config`] |
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
+//! | the state as text | [`status`] |
 //! | their services | [`queue`], [`participant`], [`serve`] |
 //! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
@@ -55,6 +56,7 @@ pub mod sender;
 pub mod serve;
 pub mod service_manager;
 pub mod simulator;
+pub mod status;
 pub mod storage;
 pub mod suspects;
 pub mod time;

@@ -29,6 +29,7 @@
 mod causes;
 mod connect;
 mod forward;
+pub mod online;
 mod redact;
 mod response;
 #[cfg(test)]
@@ -67,6 +68,9 @@ const FORWARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The longest time that a connection stays idle: shorter than the limits of balancers, gateways and NATs, so that the
 /// relay closes it, and not the other end at the moment when a message is being written.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// The name of this client in its requests.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("connect-relay/", env!("CARGO_PKG_VERSION")));
 
 /// The address of the service and the way to it.
 #[derive(Clone, Debug)]
@@ -269,7 +273,7 @@ impl Inner {
         headers.insert("x-amz-bearer", bearer);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, length.into());
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("connect-relay/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(USER_AGENT, AGENT);
         Ok(request)
     }
 

@@ -1,8 +1,8 @@
 //! A Participant Service for development: bots and relays can use it without an AWS account.
 //!
-//! It speaks plain HTTP/1.1 on a given listener and simulates four operations: `/participant/connection`, `/message`,
-//! `/event` and `/disconnect`; `GET /ledger` returns its [`Counts`]. Any other route gets an API Gateway's answer: 403
-//! `MissingAuthenticationTokenException`.
+//! It speaks plain HTTP/1.1 on a given listener and simulates five operations: `/participant/connection`, `/message`,
+//! `/event`, `/disconnect` and `/transcript`; `GET /ledger` returns its [`Counts`], and `/faults` switches its faults
+//! (`switch.rs`). Any other route gets an API Gateway's answer: 403 `MissingAuthenticationTokenException`.
 //!
 //! | rule | as AWS documents it | the simulator's own choice |
 //! | --- | --- | --- |
@@ -23,6 +23,8 @@ mod ledger;
 mod options;
 mod request;
 mod service;
+mod switch;
+mod transcript;
 
 use std::future::Future;
 use std::pin::pin;
@@ -44,6 +46,7 @@ use crate::time::Clock;
 pub use ledger::Entry;
 pub use options::{Counts, Options};
 use service::{Reply, Request, Service};
+pub use switch::Faults;
 
 /// The largest body that is read.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -55,27 +58,20 @@ pub struct Simulator(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     service: Mutex<Service>,
-    journey: Option<Journey>,
-    clock: Clock,
-}
-
-/// The delays of a request and its reply.
-#[derive(Debug)]
-struct Journey {
-    latency: Duration,
-    jitter: Duration,
+    /// The faults of the start.
+    start: Faults,
+    /// The dice for delays.
     dice: Mutex<fastrand::Rng>,
+    clock: Clock,
 }
 
 impl Simulator {
     /// Prepares a simulator.
     #[must_use]
     pub fn new(options: Options, clock: Clock) -> Simulator {
-        let (latency, jitter) = (options.latency, options.jitter);
-        let dice = Mutex::new(fastrand::Rng::with_seed(options.seed));
-        let journey = (!latency.is_zero() || !jitter.is_zero()).then_some(Journey { latency, jitter, dice });
+        let (start, dice) = (Faults::of(&options), Mutex::new(fastrand::Rng::with_seed(options.seed)));
         let service = Mutex::new(Service::new(options, clock.now()));
-        Simulator(Arc::new(Shared { service, journey, clock }))
+        Simulator(Arc::new(Shared { service, start, dice, clock }))
     }
 
     /// Serves a listener until `stop`, then cuts its connections, as a crash would. Its state stays, and it can serve
@@ -126,9 +122,12 @@ impl Simulator {
         let body = body.to_bytes();
         if (&head.method, head.uri.path()) == (&Method::GET, "/ledger") {
             let body = serde_json::to_string(&self.counts()).unwrap_or_default();
-            return Ok(respond(Reply { status: StatusCode::OK, error: None, body }));
+            return Ok(respond(Reply { status: StatusCode::OK, error: None, retry_after: None, body }));
         }
-        let leg = self.0.journey.as_ref().map(Journey::leg);
+        if head.uri.path() == "/faults" {
+            return Ok(respond(self.switch(&head.method, &body)));
+        }
+        let leg = self.leg();
         if let Some(leg) = leg {
             tokio::time::sleep(leg).await;
         }
@@ -141,16 +140,42 @@ impl Simulator {
         reply.map(respond).ok_or(Withheld)
     }
 
+    /// `/faults`
+    fn switch(&self, method: &Method, body: &[u8]) -> Reply {
+        let mut service = self.service();
+        let wanted = match *method {
+            Method::GET | Method::HEAD => Ok(service.faults().clone()),
+            Method::POST | Method::PUT | Method::PATCH => service.faults().changed(body),
+            Method::DELETE => Ok(self.0.start.clone()),
+            _ => Err(format!("{method} /faults: GET, POST or DELETE is needed")),
+        };
+        match wanted {
+            Ok(faults) => {
+                let body = serde_json::to_string(&faults).unwrap_or_default();
+                if *service.faults() != faults {
+                    service.switch(faults, self.0.clock.now());
+                }
+                Reply { status: StatusCode::OK, error: None, retry_after: None, body }
+            }
+            Err(why) => Reply::error(StatusCode::BAD_REQUEST, "ValidationException", &why),
+        }
+    }
+
+    /// The delay of one direction of a request; `None` if there is none.
+    fn leg(&self) -> Option<Duration> {
+        let (latency, jitter) = {
+            let service = self.service();
+            (service.faults().latency, service.faults().jitter)
+        };
+        if latency.is_zero() && jitter.is_zero() {
+            return None;
+        }
+        let dice = self.0.dice.lock().unwrap_or_else(PoisonError::into_inner).f64();
+        Some((latency + jitter.mul_f64(2.0 * dice)).saturating_sub(jitter) / 2)
+    }
+
     fn service(&self) -> MutexGuard<'_, Service> {
         self.0.service.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Journey {
-    /// The delay of one direction of a request.
-    fn leg(&self) -> Duration {
-        let dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner).f64();
-        (self.latency + self.jitter.mul_f64(2.0 * dice)).saturating_sub(self.jitter) / 2
     }
 }
 
@@ -166,6 +191,9 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
         .header("x-amzn-RequestId", Uuid::new_v4().to_string());
     if let Some(code) = reply.error {
         response = response.header("x-amzn-ErrorType", code);
+    }
+    if let Some(seconds) = reply.retry_after {
+        response = response.header("Retry-After", seconds);
     }
     response.body(Full::from(reply.body)).expect("the headers are well-formed")
 }

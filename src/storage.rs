@@ -20,6 +20,7 @@
 //! | `image`, `sled_log` | read the rows of a damaged or closed store without sled: [`Image`] |
 //! | `quarantine` | puts a new store in the place of a damaged one, whose files are kept |
 //! | `identity`, `sealing` | the format stamp with the store's own key, and the encryption of values |
+//! | `trial` | checks a folder without an open |
 //! | `row`, `key`, `names`, `directory`, `space` | encoding, the folder's files, and their size |
 //!
 //! The store does not know what its rows mean. It reserves two keys: `j`, the journal's position, and `f`, a copy of
@@ -61,6 +62,7 @@ mod space;
 mod store;
 #[cfg(test)]
 pub mod testing;
+mod trial;
 
 pub use directory::{lock, lock_if_there};
 pub use error::{OpenError, StoreFailed};
@@ -72,3 +74,4 @@ pub use preflight::odd_files;
 pub use quarantine::{create_empty, quarantine, replace_quarantined, replacement_folder};
 pub use sealing::{Sealer, SealingKey, Secret};
 pub use store::{Opened, Options, Space, Store};
+pub use trial::check_folder;

@@ -7,10 +7,16 @@ use std::process::ExitCode;
 use super::out;
 use crate::config::{Config, Sources};
 
+mod online;
+
 /// Check a configuration without starting anything, and print the effective one.
 ///
 /// Prints every key with its effective value as TOML on stdout (as a file, that is the same configuration), and the
 /// source of each setting on stderr. Exits with 78 and a list of all faults if the configuration is not valid.
+///
+/// With --online it also checks what a start needs, and changes nothing: folders, sockets and ports, and the way to the
+/// Participant Service, by one request without a token, which sends no message. Prints one line for each on stderr: ok,
+/// or the fault and the next step. Exits with 1 if a check fails, with 78 if a start would exit with 78.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
@@ -19,6 +25,9 @@ pub struct Args {
     /// Check what `run --dir DIR` would use: sockets and queue under this folder
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Also check what a start needs: folders, ports, and the way to the Participant Service
+    #[arg(long)]
+    online: bool,
 }
 
 /// Checks the configuration.
@@ -26,6 +35,7 @@ pub struct Args {
 /// # Errors
 /// With all errors of the configuration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let with_dir = args.dir.is_some();
     let config = Config::load(&Sources::of_process(args.config, args.dir))?;
     let mut notes: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     for (key, source) in config.set() {
@@ -38,5 +48,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // The notes are an extra: the exit code and the configuration do not depend on them.
     let _ = std::io::stderr().write_all(notes.as_bytes());
     out::print(&config.effective())?;
-    Ok(ExitCode::SUCCESS)
+    if !args.online {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let findings = online::run(&config, with_dir).await;
+    std::io::stderr().write_all(findings.text.as_bytes())?;
+    Ok(findings.code.into())
 }

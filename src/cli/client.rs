@@ -59,21 +59,41 @@ pub async fn command<T: DeserializeOwned>(
     command: &impl Serialize,
     within: Duration,
 ) -> anyhow::Result<T> {
+    parse(socket, &success_body(socket, post(socket, path, command, within).await?)?)
+}
+
+/// Sends a command to the relay's control socket, and returns the reply, also an error.
+///
+/// # Errors
+/// If the relay does not answer.
+pub async fn post(
+    socket: &Path,
+    path: &str,
+    command: &impl Serialize,
+    within: Duration,
+) -> anyhow::Result<Response<Bytes>> {
     let body = match serde_json::to_vec(command)? {
         null if null == b"null" => Bytes::new(),
         object => object.into(),
     };
     let request = Request::post(path).header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
-    parse(socket, &success_body(send(socket, request, within).await?)?)
+    send(socket, request, within).await
 }
 
-/// Returns the body of a successful reply.
+/// Returns the body of a successful reply of the control socket.
 ///
 /// # Errors
-/// With the relay's own text, if the reply is an error.
-pub fn success_body(reply: Response<Bytes>) -> anyhow::Result<Bytes> {
+/// With the relay's own text, if the reply is an error; with the socket that is needed, if it came from the bots' one.
+pub fn success_body(socket: &Path, reply: Response<Bytes>) -> anyhow::Result<Bytes> {
     if reply.status().is_success() {
         return Ok(reply.into_body());
+    }
+    if reply.headers().contains_key("x-amzn-errortype") {
+        bail!(
+            "{} is the bots' socket: this command needs the operators' (control.socket; with run --dir DIR it is \
+             DIR/private/control.sock), given by --socket or --dir",
+            socket.display()
+        );
     }
     bail!("the relay answers {}: {}", reply.status().as_u16(), error_text(reply.body()))
 }
@@ -86,7 +106,8 @@ pub fn parse<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<
     serde_json::from_slice(body).with_context(|| format!("{} is not a relay's control socket", socket.display()))
 }
 
-fn error_text(body: &[u8]) -> String {
+/// Returns the text of an error reply.
+pub fn error_text(body: &[u8]) -> String {
     serde_json::from_slice(body).map_or_else(
         |_| String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned(),
         |ErrorBody { error }| error.strip_prefix("connect-relay: ").map_or(error.clone(), str::to_owned),
@@ -165,10 +186,14 @@ mod tests {
     #[test]
     fn error_reply_is_shown_with_the_relays_text() {
         let reply = |body: &'static str| Response::builder().status(503).body(Bytes::from(body)).unwrap();
-        let error = |body| success_body(reply(body)).unwrap_err().to_string();
+        let socket = Path::new("/run/relay.sock");
+        let error = |body| success_body(socket, reply(body)).unwrap_err().to_string();
         assert_eq!(error(r#"{"Error":"connect-relay: the store failed"}"#), "the relay answers 503: the store failed");
         assert_eq!(error("<html>"), "the relay answers 503: <html>");
-        assert_eq!(success_body(Response::new(Bytes::from("{}"))).unwrap(), "{}");
+        assert_eq!(success_body(socket, Response::new(Bytes::from("{}"))).unwrap(), "{}");
+        let of_the_bots = Response::builder().status(404).header("x-amzn-ErrorType", "UnknownOperationException");
+        let error = success_body(socket, of_the_bots.body(Bytes::new()).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("/run/relay.sock is the bots' socket: this command needs the operators'"), "{error}");
     }
 
     #[test]

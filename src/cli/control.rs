@@ -1,14 +1,17 @@
-//! `connect-relay pause`, `resume` and `drain`: one request each to the operators' API, and one line with the result.
+//! `connect-relay pause`, `resume`, `drain`, `reload` and `log-level`: one request each to the operators' API, and one
+//! line with the result.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hyper::StatusCode;
+use serde_json::Value;
 
-use super::client::{ControlSocket, command};
-use super::exit_code::UNDELIVERED;
+use super::client::{self, ControlSocket, command};
+use super::exit_code::{CONFIG, UNDELIVERED};
 use super::out;
-use crate::control::{DrainRequest, Left, PauseRequest, Status};
+use crate::control::{self, DrainRequest, Left, LogLevelRequest, PauseRequest, Reloaded, Status};
 
 /// The relay answers a pause once it is on disk.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +51,40 @@ pub struct Drain {
     timeout: Option<Duration>,
 }
 
+/// Make the relay read its configuration again, as SIGHUP does: its file, and the environment of its start.
+///
+/// Prints the keys that changed and those that need a restart. Exits with 78 and a list of all faults if the
+/// configuration is not valid; the old one then stays in force.
+#[derive(Debug, clap::Args)]
+pub struct Reload {
+    #[command(flatten)]
+    control: ControlSocket,
+}
+
+/// Change the log's level while the relay runs.
+///
+/// Without --for it stays until the next reload, log-level or restart. With --for, a reload does not end it.
+#[derive(Debug, clap::Args)]
+pub struct LogLevel {
+    /// The least important level that is logged.
+    #[arg(value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    level: String,
+    /// The time after which the configured level (log.level) is in force again, such as 10m.
+    #[arg(long = "for", value_name = "DURATION", value_parser = positive_duration)]
+    lasts: Option<Duration>,
+    #[command(flatten)]
+    control: ControlSocket,
+}
+
+/// A duration that is not zero.
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than 0".into()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// # Errors
 /// If the relay is not running, or refuses.
 pub async fn pause(args: Pause) -> anyhow::Result<ExitCode> {
@@ -79,6 +116,43 @@ pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
         }
         None => bail!("the relay exited, and its store did not report the number of queued messages; they are on disk"),
     }
+}
+
+/// # Errors
+/// If the relay is not running, or does not answer.
+pub async fn reload(args: Reload) -> anyhow::Result<ExitCode> {
+    let socket = args.control.path();
+    let reply = client::post(&socket, "/reload", &(), TIMEOUT).await?;
+    if reply.status() == StatusCode::BAD_REQUEST {
+        // The request has no body: only the configuration can be bad.
+        eprintln!("connect-relay: {}", client::error_text(reply.body()));
+        return Ok(ExitCode::from(CONFIG));
+    }
+    let Reloaded { changed, needs_restart } = client::parse(&socket, &client::success_body(&socket, reply)?)?;
+    let mut text = match changed.as_slice() {
+        [] => "reloaded: no key changed that a reload applies\n".to_owned(),
+        keys => format!("reloaded: {} changed\n", keys.join(", ")),
+    };
+    if !needs_restart.is_empty() {
+        let keys = needs_restart.join(", ");
+        text +=
+            &format!("restart the relay for: {keys} (they, or the files that they name, changed since the start)\n");
+    }
+    out::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// # Errors
+/// If the relay is not running, or refuses.
+pub async fn log_level(args: LogLevel) -> anyhow::Result<ExitCode> {
+    let lasts = args.lasts.map_or(Value::Null, |lasts| humantime::format_duration(lasts).to_string().into());
+    let request = LogLevelRequest { level: args.level.into(), lasts };
+    let changed: control::LogLevel = command(&args.control.path(), "/log-level", &request, TIMEOUT).await?;
+    let control::LogLevel { level, configured, until } = changed;
+    print_line(&match until {
+        Some(until) => format!("the log's level is {level} until {until}, then {configured} (log.level)"),
+        None => format!("the log's level is {level}; log.level is {configured}"),
+    })
 }
 
 fn print_line(line: &str) -> anyhow::Result<ExitCode> {

@@ -19,6 +19,9 @@ use crate::queue::recovery::{Doctor, Rebuilt, named};
 use crate::queue::{OpenError, SealingKey};
 use crate::time::Clock;
 
+/// The paths of the queue below the folder of `run --dir`, and below /var/lib/connect-relay.
+const BELOW: [&str; 3] = ["private/queue", "queue", "connect-relay/queue"];
+
 /// Examine the queue of a stopped relay, or a damaged one that a relay has set aside.
 ///
 /// The folder is not changed. A running relay locks it: stop the relay first, or copy the folder.
@@ -125,15 +128,33 @@ impl Store {
         Ok(opened.map_err(|error| self.reword(error))?)
     }
 
+    /// The store in a folder below, if there is none at the path itself.
+    fn store_below(&self) -> Option<PathBuf> {
+        let below = BELOW.iter().map(|name| self.path.join(name)).find(|folder| is_store(folder));
+        below.filter(|_| !is_store(&self.path))
+    }
+
     /// Rewords an error for this command, which does not read queue.key_file.
     fn reword(&self, error: OpenError) -> Failure {
-        let OpenError::Sealed { path, .. } = error else { return error.into() };
+        let OpenError::Sealed { path, .. } = error else {
+            return match self.store_below() {
+                Some(found) => {
+                    Failure::Failed(format!("{} is not a queue; the queue is {}", self.path.display(), found.display()))
+                }
+                None => error.into(),
+            };
+        };
         let text = match &self.key_file {
             Some(keys) => format!(", and no key in {} opens it", keys.display()),
             None => "; name its key file with --key-file".into(),
         };
         Failure::Config(format!("{}: the store is sealed{text}", path.display()))
     }
+}
+
+/// True if a store was made in this folder.
+fn is_store(folder: &Path) -> bool {
+    ["db", "format"].iter().any(|name| folder.join(name).exists())
 }
 
 /// Shows on a terminal that work of unknown length goes on.

@@ -7,15 +7,15 @@ use std::io::{BufWriter, IsTerminal as _, stderr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::log_writer::{LineWriter, LogLines};
-use crate::config::{Format, Level};
+use crate::config::{self, Format};
 
 /// Lines that came together are written together: under load a write for each costs as much as making it.
 const WRITE_BYTES: usize = 64 << 10;
@@ -32,9 +32,9 @@ impl Log {
     ///
     /// # Errors
     /// If it was started before, or the thread cannot be started.
-    pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
+    pub fn start(format: Format, level: config::Level) -> anyhow::Result<Log> {
         let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
-        let (filter, handle) = reload::Layer::new(own(level));
+        let (filter, handle) = reload::Layer::new(own(level_of(level)));
         tracing_subscriber::registry().with(filter).with(layer(format, writer.lines())).try_init()?;
         Ok(Log { filter: handle, writer })
     }
@@ -51,15 +51,19 @@ impl Log {
     }
 }
 
+/// The level of a configuration.
+pub fn level_of(level: config::Level) -> Level {
+    match level {
+        config::Level::Error => Level::ERROR,
+        config::Level::Warn => Level::WARN,
+        config::Level::Info => Level::INFO,
+        config::Level::Debug => Level::DEBUG,
+        config::Level::Trace => Level::TRACE,
+    }
+}
+
 fn own(level: Level) -> Targets {
-    let level = match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    };
-    Targets::new().with_target(env!("CARGO_CRATE_NAME"), level)
+    Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::from_level(level))
 }
 
 fn layer<S>(format: Format, lines: LogLines) -> Box<dyn Layer<S> + Send + Sync>
@@ -98,7 +102,7 @@ mod tests {
         let page = Page::default();
         let writer = LineWriter::start(page.clone()).unwrap();
         let lines = layer(Format::Json, writer.lines());
-        let subscriber = tracing_subscriber::registry().with(own(Level::Info)).with(lines);
+        let subscriber = tracing_subscriber::registry().with(own(Level::INFO)).with(lines);
         with_default(subscriber, || {
             let _span = tracing::info_span!("noise").entered();
             info!(event = "accepted", message_id = %"9f86d081-42", attempt = 3, trace_id = None::<&str>, "accepted");

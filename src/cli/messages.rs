@@ -180,7 +180,7 @@ impl ControlClient {
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
         let reply = client::send(&self.0, request.body(Full::new(body))?, TIMEOUT).await?;
-        let body = client::success_body(reply)?;
+        let body = client::success_body(&self.0, reply)?;
         let read = client::parse(&self.0, &body)?;
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }

@@ -1,7 +1,7 @@
 //! `connect-relay run`: the daemon, from its configuration to its exit code.
 //!
-//! Signals are its only input: SIGTERM and SIGINT ask it to drain, a second one to exit at once, SIGHUP to read its
-//! configuration again.
+//! SIGTERM and SIGINT ask it to drain, a second one to exit at once, SIGHUP to read its configuration again. An operator
+//! can request a reload through the control socket too.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -12,34 +12,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
+use super::availability;
 use super::exit_code::{UNDELIVERED, code};
+use super::live_settings::LiveSettings;
 use super::logging::Log;
 use super::signals::{Signal, Signals};
 use crate::config::{Config, Sources};
-use crate::daemon::{Daemon, Exit, Options, Reload, StopRequest};
+use crate::control::{SettingsRequests, SettingsSender};
+use crate::daemon::{Daemon, Exit, Failure, Options, StopRequest};
 use crate::service_manager::ServiceManager;
 use crate::time::Clock;
 
 /// The time after which a daemon that was asked to exit at once is abandoned.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The keys that a reload applies, beside `ingress.content_chars_max`: those of the bots' API per request, and the
-/// log's.
-const LIVE: [&str; 11] = [
-    "ingress.reply",
-    "ingress.tcp_reply",
-    "ingress.wait",
-    "ingress.wait_max",
-    "ingress.body_bytes_max",
-    "ingress.batch_bytes_max",
-    "ingress.allow_uids",
-    "ingress.allow_gids",
-    "ingress.content_limits",
-    "ingress.content_bytes_max",
-    "log.level",
-];
 
 /// Run the relay: accept messages from bots, keep them on disk, deliver them to Amazon Connect in order.
 ///
@@ -47,9 +34,9 @@ const LIVE: [&str; 11] = [
 /// CONNECT_RELAY__SENDER__REGION, or AWS_REGION.
 ///
 /// SIGTERM or SIGINT: the relay continues to send until all messages are delivered or shutdown.grace is nearly over,
-/// then exits with 0, or with 75 if messages remain on disk. A second signal: it exits at once. SIGHUP: it reads its
-/// configuration again, applies some keys (log.level, and of ingress the access lists, the limits of bodies and
-/// contents, and the waits), and logs the keys that need a restart.
+/// then exits with 0, or with 75 if messages remain on disk. A second signal: it exits at once. SIGHUP, or
+/// `connect-relay reload`: it reads its configuration again, applies some keys (log.level, and of ingress the access
+/// lists, the limits of bodies and contents, and the waits), and logs the keys that need a restart.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file [default: /etc/connect-relay/relay.toml if it exists]
@@ -83,30 +70,47 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
     if let Some(dir) = &args.dir {
         create_folders(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let options =
-        Options { service_manager: find_manager(), log_lines_dropped: log.dropped(), ..Options::from(config) };
+    let (settings_sender, requests) = SettingsSender::new();
+    let options = Options {
+        service_manager: find_manager(),
+        log_lines_dropped: log.dropped(),
+        settings_sender,
+        ..Options::from(config)
+    };
     let daemon = tokio::select! {
-        opened = Daemon::open(options, Clock::system()) => opened?,
+        opened = Daemon::open(options, Clock::system()) => opened.map_err(|failure| add_hint(failure, args, config))?,
         () = signals.stop() => {
             warn!("stopped before the queue was open: its messages stay on disk");
             return Ok(UNDELIVERED.into());
         }
     };
     let (stop, receiver) = watch::channel(StopRequest::None);
-    let live = daemon.reload();
-    let reload = || {
-        let sources = Sources::of_process(args.config.clone(), args.dir.clone());
-        reload(config, &sources, log, &live);
-    };
+    let sources = || Sources::of_process(args.config.clone(), args.dir.clone());
+    let settings = LiveSettings::new(config, sources, log, daemon.reload());
     tokio::select! {
         exit = daemon.run(receiver) => Ok(match exit? {
             Exit::Drained => ExitCode::SUCCESS,
             Exit::Undelivered { .. } => UNDELIVERED.into(),
         }),
-        () = handle_signals(&mut signals, &stop, reload) => {
+        () = handle_signals(&mut signals, requests, &stop, settings) => {
             warn!("stopped at once, on a second signal: the queued messages stay on disk");
             Ok(UNDELIVERED.into())
         }
+    }
+}
+
+/// Adds the next step for a user who cannot write to the default folders.
+fn add_hint(failure: Failure, args: &Args, config: &Config) -> Failure {
+    let options = Options::from(config);
+    let folder = |socket: &Path| availability::writable(socket.parent().unwrap_or(Path::new("/")));
+    let all =
+        [availability::own(&options.queue.path), folder(&options.control_socket), folder(&options.ingress_socket)];
+    match failure {
+        Failure::Failed(text) if args.dir.is_none() && all.iter().any(Result::is_err) => Failure::Failed(format!(
+            "{text}; `connect-relay run --dir DIR` keeps sockets and queue under a folder of this user; `connect-relay check \
+             --online` checks each of them"
+        )),
+        failure => failure,
     }
 }
 
@@ -128,41 +132,26 @@ pub(super) fn create_folders(dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir.join("private"))
 }
 
-/// Forwards the requests of signals; resolves when the exit after a second one takes too long.
-async fn handle_signals(signals: &mut Signals, stop: &watch::Sender<StopRequest>, reload: impl Fn()) {
+/// Carries out the requests of signals and operators; resolves when the exit after a second signal takes too long.
+async fn handle_signals(
+    signals: &mut Signals,
+    mut requests: SettingsRequests,
+    stop: &watch::Sender<StopRequest>,
+    mut settings: LiveSettings<'_>,
+) {
     for next in [StopRequest::Drain, StopRequest::Exit] {
-        while signals.next().await == Signal::Reload {
-            reload();
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    // A fault is logged.
+                    Signal::Reload => drop(settings.reload(None, false)),
+                    Signal::Stop => break,
+                },
+                request = requests.next() => settings.carry_out(request),
+                () = settings.restored() => {}
+            }
         }
         stop.send_replace(next);
     }
     sleep(EXIT_TIMEOUT).await;
-}
-
-/// Reads the configuration again and applies the keys that can change; if it is not valid, the old one stays.
-fn reload(running: &Config, sources: &Sources, log: &Log, live: &Reload) {
-    match Config::load(sources) {
-        Ok(config) => {
-            log.set_level(config.log().1);
-            live.apply(config.ingress());
-            let mut restart = running.changes(&config);
-            restart.retain(|key| !is_live(key));
-            match restart.as_slice() {
-                [] => info!("configuration reloaded"),
-                keys => warn!(
-                    keys = keys.join(", "),
-                    "configuration reloaded in part: these keys, or the files that they name, changed and need a restart"
-                ),
-            }
-        }
-        Err(faults) => {
-            live.reject();
-            error!(faults = %faults, "configuration not reloaded: it is not valid, and the old one stays in force");
-        }
-    }
-}
-
-/// True if a reload applies the key.
-fn is_live(key: &str) -> bool {
-    LIVE.contains(&key) || key.starts_with("ingress.content_chars_max.")
 }

@@ -248,12 +248,19 @@ fn error_text(reply: &Response<Bytes>) -> Option<String> {
     struct ErrorBody {
         #[serde(rename = "Message", alias = "message")]
         message: String,
+        #[serde(rename = "Error")]
+        error: Option<String>,
     }
     if reply.status().is_success() {
         return None;
     }
     let error: ErrorBody = serde_json::from_slice(reply.body()).unwrap_or_default();
     let header = |name| reply.headers().get(name).and_then(|value| value.to_str().ok());
+    if error.error.is_some() && header("x-amzn-errortype").is_none() {
+        return Some(
+            "this is the operators' socket: `send` needs the bots' (ingress.socket), given by --socket".into(),
+        );
+    }
     let mut text = format!("refused with {}", reply.status().as_u16());
     for part in [header("x-amzn-errortype"), Some(error.message.as_str()).filter(|text| !text.is_empty())] {
         text.extend([": ", part.unwrap_or_default()].into_iter().filter(|_| part.is_some()));
@@ -393,6 +400,9 @@ mod tests {
         let reply = Response::builder().status(502).body(Bytes::from("<html>")).unwrap();
         assert_eq!(error_text(&reply).unwrap(), "refused with 502");
         assert_eq!(error_text(&Response::new(Bytes::new())), None);
+        let of_operators = Bytes::from(r#"{"Error":"connect-relay: no such operation: POST /participant/message"}"#);
+        let reply = Response::builder().status(404).body(of_operators).unwrap();
+        assert!(error_text(&reply).unwrap().starts_with("this is the operators' socket: `send` needs the bots'"));
     }
 
     #[test]

@@ -15,6 +15,10 @@ use crate::simulator::{Counts, Options, Simulator};
 use crate::time::Clock;
 
 /// Simulate the Participant Service on this machine, without AWS: to develop a bot, or to try the relay.
+///
+/// Its faults can be switched while it runs: `curl http://127.0.0.1:9580/faults -d '{"Outage": true}'`. GET returns them,
+/// DELETE restores those of the start. The members: Outage, Throttle, RetryAfter, Latency, Jitter, ErrorRate,
+/// LostReplyRate, Rate, Burst, Deny.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The address to listen on: loopback only. Port 0 selects a free port.
@@ -38,6 +42,15 @@ pub struct Args {
     /// Share of the requests that are carried out, but whose reply is lost (0 to 1).
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     lost_reply_rate: f64,
+    /// Start with an outage: every request is answered 503.
+    #[arg(long)]
+    outage: bool,
+    /// Start with a throttle: every request is answered 429, whatever the quota.
+    #[arg(long)]
+    throttle: bool,
+    /// The Retry-After of 429 and 503 replies, in seconds; without it they have none, as at AWS.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
+    retry_after: Option<u64>,
     /// A token to refuse with 403; repeatable.
     #[arg(long, value_name = "TOKEN")]
     deny: Vec<String>,
@@ -68,6 +81,9 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<(
         jitter: args.jitter,
         error_rate: args.error_rate,
         lost_reply_rate: args.lost_reply_rate,
+        outage: args.outage,
+        throttle: args.throttle,
+        retry_after: args.retry_after,
         deny: args.deny,
         token_life: args.token_life,
         seed: args.seed,
@@ -136,6 +152,14 @@ fn introduction(args: &Args, address: SocketAddr) -> String {
             args.seed
         ));
     }
+    for (starts, what) in [
+        (args.outage, "an outage: every request is answered 503"),
+        (args.throttle, "a throttle: every request is answered 429"),
+    ] {
+        if starts {
+            add(&format!("starts   with {what}"));
+        }
+    }
     if let Some(life) = args.token_life {
         add(&format!("tokens   are valid for {}, then 403", humantime::format_duration(life)));
     }
@@ -143,6 +167,9 @@ fn introduction(args: &Args, address: SocketAddr) -> String {
         Some(path) => add(&format!("ledger   {}: a line for each accepted message", path.display())),
         None => add("ledger   none; --ledger FILE records each accepted message"),
     }
+    add(&format!(
+        "switch   curl http://{address}/faults -d '{{\"Outage\": true}}'; -X DELETE restores the faults of the start"
+    ));
     add(&format!("counts   http://{address}/ledger, and here at the end (Ctrl-C)"));
     text
 }

@@ -18,6 +18,7 @@ use hyper::Request;
 use super::client::{self, ControlSocket};
 use super::out;
 use crate::control::Status;
+use crate::status::text::{figures, headline};
 
 /// Longer than the relay's own time-out for its store; otherwise the relay answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The relay's own JSON in a line, and the parsed status.
 async fn fetch(socket: &Path) -> anyhow::Result<(String, Status)> {
     let request = Request::get("/status").body(Full::<Bytes>::default())?;
-    let body = client::success_body(client::send(socket, request, TIMEOUT).await?)?;
+    let body = client::success_body(socket, client::send(socket, request, TIMEOUT).await?)?;
     let status: Status = client::parse(socket, &body)?;
     Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
 }
@@ -108,25 +109,10 @@ impl History {
         self.0.push_back(status);
     }
 
-    /// The share of attempts that were throttled, and the share of the time that was spent waiting for the quota.
-    fn shares(&self, now: &Status) -> [(&'static str, String); 2] {
-        let nothing = Status::default();
-        let then = self.0.front().filter(|then| then.uptime_seconds < now.uptime_seconds).unwrap_or(&nothing);
-        let span = now.uptime_seconds - then.uptime_seconds;
-        let attempts = now.attempts.saturating_sub(then.attempts);
-        #[expect(clippy::cast_precision_loss, reason = "a share")]
-        let throttled = percent(now.throttled.saturating_sub(then.throttled) as f64, attempts as f64);
-        let waited = percent(now.quota_wait_seconds - then.quota_wait_seconds, span);
-        let span = seconds(span);
-        [
-            ("throttled", format!("{throttled} of {attempts} attempts in {span}")),
-            ("quota wait", format!("{waited} of {span}")),
-        ]
+    /// The reply that the shares are counted from; `None` for the start of the relay.
+    fn then(&self, now: &Status) -> Option<&Status> {
+        self.0.front().filter(|then| then.uptime_seconds < now.uptime_seconds)
     }
-}
-
-fn percent(part: f64, whole: f64) -> String {
-    format!("{:.1}%", if whole > 0.0 { 100.0 * (part / whole).clamp(0.0, 1.0) } else { 0.0 })
 }
 
 fn render(status: &Status, history: &History) -> String {
@@ -135,71 +121,10 @@ fn render(status: &Status, history: &History) -> String {
         let _ = write!(text, "\n  - {problem}");
     }
     text.push('\n');
-    let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
-    let [throttled, quota_wait] = history.shares(status);
-    let rows = [
-        ("queued", format!("{} of {}", status.queued, status.queued_max)),
-        ("oldest", seconds(status.oldest_seconds)),
-        ("due for", seconds(status.oldest_due_seconds)),
-        ("in flight", status.in_flight.to_string()),
-        (
-            "conversations",
-            format!("{} ({} held, {} answer lost)", status.conversations, status.held, status.answer_lost),
-        ),
-        ("dead letters", status.dead_letters.to_string()),
-        ("rate", format!("{:.1}/s, quota {:.1}/s, gate {}", status.send_rate, status.quota_rate, status.gate)),
-        throttled,
-        quota_wait,
-        (
-            "on disk",
-            format!(
-                "{} of {}, {} free",
-                bytes(status.queue_bytes),
-                bytes(status.queue_bytes_max),
-                bytes(status.disk_free)
-            ),
-        ),
-        ("relay", format!("{} {}", status.version, instance.collect::<Vec<_>>().join(" ")).trim_end().to_owned()),
-    ];
-    for (name, value) in rows {
+    for (name, value) in figures(status, history.then(status)) {
         let _ = writeln!(text, "{name:<14}{value}");
     }
     text
-}
-
-/// The summary in one line.
-fn headline(status: &Status) -> String {
-    let healthy = status.problems.is_empty();
-    let mut line = match (status.state.as_str(), healthy) {
-        ("ready", true) => "healthy: ".to_owned(),
-        ("ready", false) => return "not healthy:".into(),
-        (state, true) => format!("{state}: "),
-        (state, false) => return format!("{state}, and not healthy:"),
-    };
-    if status.queued == 0 {
-        line.push_str("nothing is queued");
-    } else {
-        let _ = write!(line, "{} queued, the oldest for {}", status.queued, seconds(status.oldest_seconds));
-        if status.paused.is_none() && status.send_rate > 0.0 {
-            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-            let left = status.queued as f64 / status.send_rate;
-            let _ = write!(line, ", empty in about {}", seconds(left.ceil()));
-        }
-    }
-    if status.dead_letters > 0 {
-        let _ =
-            write!(line, "; {} dead letter{}", status.dead_letters, if status.dead_letters == 1 { "" } else { "s" });
-    }
-    line
-}
-
-fn seconds(seconds: f64) -> String {
-    let whole = Duration::try_from_secs_f64(seconds.trunc()).unwrap_or(Duration::MAX);
-    humantime::format_duration(whole).to_string()
-}
-
-fn bytes(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).to_string()
 }
 
 #[cfg(test)]
@@ -298,6 +223,12 @@ relay         1.2.3 eu-west-2
         tokio::select! {
             () = serving => panic!("it was not asked to stop"),
             () = asking => {}
+        }
+    }
+
+    impl History {
+        fn shares(&self, now: &Status) -> [(&'static str, String); 2] {
+            crate::status::text::shares(now, self.then(now))
         }
     }
 

@@ -22,13 +22,13 @@ use self::query::Query;
 use self::schema::{Deleted, Message, Messages, RedriveRequest, Redriven};
 use super::Control;
 use super::reply::{ErrorReply, invalid, json, parse_body};
-use super::status::describe_full;
 use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
 use crate::queue::{
     ActionError, BulkProgress, Cursor, Lookup, MessageId, Redrive, Selection, StateFilter, StoreFailed,
 };
 use crate::serve::Reply;
+use crate::status::describe_full;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;

@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::queue_runner::QueueRunner;
 use super::watchdog::Watchdog;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
-use crate::admin::Admin;
-use crate::control::{Control, Drain, RelayInfo};
+use crate::admin::{Admin, Sources};
+use crate::control::{Control, Drain};
 use crate::health::{Health, State};
 use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
@@ -27,6 +27,9 @@ use crate::queue::{self, Pause, Queue, QueueThread};
 use crate::sender::Sender;
 use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::service_manager::Notification;
+use crate::status::RelayInfo;
+use crate::status::history::History;
+use crate::status::reporter::Reporter;
 use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -62,12 +65,14 @@ impl Daemon {
             metrics: metrics.clone(),
             health: Health::new(Arc::clone(&last_step)),
             queue: Arc::new(OnceLock::new()),
+            sources: Arc::new(OnceLock::new()),
             socket_path: Arc::new(OnceLock::new()),
             socket_present: metrics.gauge("socket_present", "0: the bots' socket is not at its path."),
             clock: clock.clone(),
         };
         let (health, opened, socket_path) =
             (probes.health.clone(), Arc::clone(&probes.queue), Arc::clone(&probes.socket_path));
+        let sources = Arc::clone(&probes.sources);
         let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
         let served = serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed));
         admin_tasks.spawn(named("the admin port", served));
@@ -105,7 +110,7 @@ impl Daemon {
         let common = Common { participant, metrics, clock };
         daemon.spawn_sender(&options, &common, last_step);
         daemon.spawn_ingress(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
-        daemon.spawn_admin(&options, common, socket_path, Listener::Unix(control));
+        daemon.spawn_admin(&options, common, socket_path, Listener::Unix(control), &sources);
         daemon.health.set(State::Ready);
         daemon.service_manager.notify(&[Notification::Ready]);
         Ok(daemon)
@@ -152,15 +157,21 @@ impl Daemon {
         }
     }
 
-    fn spawn_admin(&mut self, options: &Options, common: Common, socket_path: SocketPath, control: Listener) {
+    fn spawn_admin(
+        &mut self,
+        options: &Options,
+        common: Common,
+        socket_path: SocketPath,
+        control: Listener,
+        sources: &OnceLock<Sources>,
+    ) {
         let Common { metrics, clock, .. } = common;
-        let operators = Control {
+        let reporter = Reporter {
             queue: self.queue.clone(),
             budget: self.budget.clone(),
             health: self.health.clone(),
-            drain: self.drain.clone(),
             metrics: metrics.clone(),
-            relay: RelayInfo {
+            relay: Arc::new(RelayInfo {
                 version: VERSION,
                 region: options.region.clone(),
                 upstream: options.participant.endpoint.to_string(),
@@ -168,12 +179,24 @@ impl Daemon {
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,
                 bytes_max: options.queue.bytes_max,
-            },
+            }),
             started: clock.now(),
+            clock: clock.clone(),
+            socket_path: Some(socket_path),
+        };
+        let history = History::new(metrics, clock.clone());
+        let stop = until(&self.shutdown, |shutdown| shutdown.all_closed);
+        self.admin_tasks.spawn(named("the history", history.clone().run(stop)));
+        // No other code sets it.
+        let _ = sources.set(Sources { reporter: reporter.clone(), history });
+        let operators = Control {
+            queue: self.queue.clone(),
+            drain: self.drain.clone(),
+            settings_sender: options.settings_sender.clone(),
+            reporter,
             clock: clock.clone(),
             edit: options.control_edit,
             limits: self.reload.limits.subscribe(),
-            socket_path: Some(socket_path),
         };
         let service = move |request, peer| {
             let operators = operators.clone();

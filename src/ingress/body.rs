@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use bytesize::ByteSize;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::Body;
@@ -198,10 +199,14 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, most: usize) -> Res
 
 fn too_large(bytes: Option<u64>, BodyLimit { most, key, .. }: BodyLimit) -> ErrorReply {
     let came = bytes.map_or_else(|| "more".to_owned(), |bytes| bytes.to_string());
+    let sizes = match bytes {
+        Some(bytes) if most >= 1024 => format!(": {}, at most {}", ByteSize(bytes), ByteSize(most as u64)),
+        _ => String::new(),
+    };
     ErrorReply::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "ValidationException",
-        format!("connect-relay: the body has {came} bytes, at most {most} are allowed ({key})"),
+        format!("connect-relay: the body has {came} bytes, at most {most} are allowed ({key}){sizes}"),
     )
     .counted(RejectReason::TooLarge)
 }
@@ -255,6 +260,8 @@ mod tests {
         let error = bodies.read(Full::new(Bytes::from("abcdefg")), limit(6), BOT).await.err().unwrap();
         assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(error.text, "connect-relay: the body has 7 bytes, at most 6 are allowed (ingress.body_bytes_max)");
+        let text = too_large(Some(9_000_000), BodyLimit { key: "k", ..limit(262_144) }).text;
+        assert!(text.ends_with("9000000 bytes, at most 262144 are allowed (k): 8.6 MiB, at most 256.0 KiB"), "{text}");
         let error = bodies.read(chunks(&["abcd", "efg"]), limit(6), BOT).await.err().unwrap();
         assert_eq!(
             error.text,

@@ -30,7 +30,7 @@ pub(super) fn causes_of(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The TLS error in this error, which may be wrapped in one of input and output.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+pub(super) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return Some(error);
     }

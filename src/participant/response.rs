@@ -96,6 +96,29 @@ pub(super) fn classify(sent: &Body, token: &ConnectionToken, answer: &Response<'
     }
 }
 
+/// The status and code of an answer by which the service, or the gateway in front of it, shows that it was reached. To a
+/// request without a token the gateway may answer by itself.
+///
+/// # Errors
+/// With a description of an answer of another server, or of a failure of the service.
+pub(super) fn recognise(answer: &Response<'_>) -> Result<String, String> {
+    let status = answer.status.as_u16();
+    let object = answer.object();
+    let is_json = object.is_some() || answer.body.is_some_and(|body| body.trim_ascii().is_empty());
+    let Code { name, in_awss_place } = code(answer, &object.unwrap_or_default()).unwrap_or_default();
+    let named = || if name.is_empty() { status.to_string() } else { format!("{status} {name}") };
+    match status {
+        200..=299 if is_json => Ok(named()),
+        200..=299 => Err(format!("{status} {NO_OBJECT}: a page of a proxy, or another service")),
+        300..=399 => Err(format!("{status}: a redirect, which is never followed")),
+        404 | 405 => Err(not_the_service(answer, &name)),
+        429 => Ok(named()),
+        400..=499 if in_awss_place || is_the_services(&name, in_awss_place) => Ok(named()),
+        500..=599 => Err(named()),
+        _ => Err(not_the_service(answer, &name)),
+    }
+}
+
 impl Response<'_> {
     fn object(&self) -> Option<Map<String, Value>> {
         match serde_json::from_slice(self.body?) {

@@ -42,7 +42,7 @@ pub struct Limits {
     pub head_bytes_max: usize,
 }
 
-/// The number of open connections of all [`serve`]s that share it. Clones share the count.
+/// The number of open connections of all [`serve`](super::serve) calls that share it. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionCount(Arc<Counter>);
 

@@ -20,6 +20,12 @@ pub struct Options {
     pub error_rate: f64,
     /// Share of the requests that are executed, but get no reply.
     pub lost_reply_rate: f64,
+    /// True if every operation is answered 503.
+    pub outage: bool,
+    /// True if every operation is answered 429.
+    pub throttle: bool,
+    /// The seconds in `Retry-After` of a 429 and a 503.
+    pub retry_after: Option<u64>,
     /// Tokens that are refused.
     pub deny: Vec<String>,
     /// The lifetime of a connection token, since it was issued or first seen.
@@ -42,6 +48,9 @@ impl Default for Options {
             jitter: Duration::ZERO,
             error_rate: 0.0,
             lost_reply_rate: 0.0,
+            outage: false,
+            throttle: false,
+            retry_after: None,
             deny: Vec::new(),
             token_life: None,
             seed: 0,

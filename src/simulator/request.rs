@@ -16,6 +16,8 @@ pub(super) enum Operation {
     Event,
     /// DisconnectParticipant
     Disconnect,
+    /// GetTranscript
+    Transcript,
 }
 
 impl Operation {
@@ -26,6 +28,7 @@ impl Operation {
             (&Method::POST, "/participant/message") => Some(Operation::Message),
             (&Method::POST, "/participant/event") => Some(Operation::Event),
             (&Method::POST, "/participant/disconnect") => Some(Operation::Disconnect),
+            (&Method::POST, "/participant/transcript") => Some(Operation::Transcript),
             _ => None,
         }
     }
@@ -103,6 +106,8 @@ impl Members {
             Operation::Disconnect => {
                 check_length(&mut found, "clientToken", self.client_token.as_deref(), 0, CLIENT_TOKEN_CHARS_MAX);
             }
+            // It has members of its own.
+            Operation::Transcript => {}
         }
         found
     }

@@ -1,8 +1,8 @@
 //! The service itself: its state and its answers. Pure except for the ledger: *now* is an argument.
 //!
-//! A request passes these steps in order: its route, the quota, the injected failure, the token, the members, and its
-//! execution. So every request, also an invalid one, takes its share of the quota, as at a gateway; only throttled ones
-//! take nothing.
+//! A request passes these steps in order: its route, an outage, the quota, the injected failure, the token, the members,
+//! and its execution. So every request, also an invalid one, takes its share of the quota, as at a gateway; only
+//! throttled ones take nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -19,6 +19,8 @@ use super::bucket::Quotas;
 use super::ledger::{Entry, Ledger};
 use super::options::{Counts, Options};
 use super::request::{Members, Operation};
+use super::switch::Faults;
+use super::transcript::{Item, Participant, Transcripts};
 
 /// The default lifetime of a token.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -38,6 +40,8 @@ pub(super) struct Reply {
     pub status: StatusCode,
     /// The header `x-amzn-ErrorType`.
     pub error: Option<&'static str>,
+    /// The header `Retry-After`, in seconds.
+    pub retry_after: Option<u64>,
     pub body: String,
 }
 
@@ -46,6 +50,7 @@ pub(super) struct Reply {
 pub(super) struct Service {
     quotas: Quotas,
     faults: Faults,
+    dice: Dice,
     denied: HashSet<Vec<u8>>,
     token_life: Option<Duration>,
     /// Participants by the participant token that opened them.
@@ -56,12 +61,10 @@ pub(super) struct Service {
     participants_made: u64,
     /// The answers to ClientTokens, by a hash of operation, token and ClientToken; grows with each message.
     answered: HashMap<[u8; 16], (Uuid, Timestamp)>,
+    transcripts: Transcripts,
     pub ledger: Ledger,
     pub counts: Counts,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Participant(u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Token {
@@ -83,8 +86,9 @@ enum Refusal {
 impl Service {
     pub(super) fn new(options: Options, now: Timestamp) -> Service {
         Service {
-            quotas: Quotas::new(&options, now),
-            faults: Faults::new(&options),
+            quotas: Quotas::new(options.rate, options.burst, now),
+            faults: Faults::of(&options),
+            dice: Dice { dice: fastrand::Rng::with_seed(options.seed), failed: 0 },
             denied: options.deny.into_iter().map(String::into_bytes).collect(),
             token_life: options.token_life,
             participants: HashMap::new(),
@@ -92,9 +96,24 @@ impl Service {
             gone: HashSet::new(),
             participants_made: 0,
             answered: HashMap::new(),
+            transcripts: Transcripts::default(),
             ledger: Ledger::new(options.ledger, options.keep_accepted),
             counts: Counts::default(),
         }
+    }
+
+    /// The present faults.
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Switches the faults.
+    pub(super) fn switch(&mut self, faults: Faults, now: Timestamp) {
+        if (faults.rate, faults.burst) != (self.faults.rate, self.faults.burst) {
+            self.quotas = Quotas::new(faults.rate, faults.burst, now);
+        }
+        self.denied = faults.deny.iter().cloned().map(String::into_bytes).collect();
+        self.faults = faults;
     }
 
     /// Answers one request; `None` if the reply is lost.
@@ -103,17 +122,24 @@ impl Service {
             Ok(reply) => reply,
             Err(refusal) => {
                 self.counts.count(&refusal);
-                Some(refusal.into())
+                let mut reply = Reply::from(refusal);
+                if matches!(reply.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                    reply.retry_after = self.faults.retry_after;
+                }
+                Some(reply)
             }
         }
     }
 
     fn try_answer(&mut self, now: Timestamp, request: Request<'_>) -> Result<Option<Reply>, Refusal> {
         let operation = Operation::of(request.method, request.path).ok_or(Refusal::NoSuchOperation)?;
-        if !self.quotas.take(operation, now) {
+        if self.faults.outage {
+            return Err(Refusal::Failed(StatusCode::SERVICE_UNAVAILABLE));
+        }
+        if self.faults.throttle || !self.quotas.take(operation, now) {
             return Err(Refusal::Throttled);
         }
-        let lost = self.faults.draw()?;
+        let lost = self.dice.draw(&self.faults)?;
         let reply = if operation == Operation::Connection {
             self.connect(now, request)?
         } else {
@@ -172,13 +198,17 @@ impl Service {
         if self.gone.contains(&token.participant) {
             return Err(Refusal::Denied(GONE));
         }
+        if operation == Operation::Transcript {
+            let page = self.transcripts.page(token.participant, request.body).map_err(Refusal::Invalid)?;
+            return Ok(Reply::ok(page));
+        }
         let members = Members::parse(operation, request.body).map_err(Refusal::Invalid)?;
         if operation == Operation::Disconnect {
             self.gone.insert(token.participant);
             self.counts.disconnects += 1;
             return Ok(Reply::ok(String::new()));
         }
-        self.take_in(now, operation, request.bearer, members)
+        self.take_in(now, operation, request.bearer, token.participant, members)
     }
 
     /// Accepts a message or an event, once for each ClientToken of a connection token.
@@ -187,6 +217,7 @@ impl Service {
         now: Timestamp,
         operation: Operation,
         bearer: &[u8],
+        participant: Participant,
         members: Members,
     ) -> Result<Reply, Refusal> {
         let key = members.idempotency().map(|client_token| idempotency_key(operation, bearer, client_token));
@@ -195,6 +226,7 @@ impl Service {
             return Ok(Reply::taken(*id, *accepted));
         }
         let id = Uuid::new_v4();
+        self.transcripts.add(participant, Item::of(id, shown(now), operation, &members));
         if operation == Operation::Message {
             let entry = Entry {
                 id: id.to_string(),
@@ -249,7 +281,7 @@ const GONE: &str = "Access denied";
 
 impl Reply {
     fn ok(body: String) -> Reply {
-        Reply { status: StatusCode::OK, error: None, body }
+        Reply { status: StatusCode::OK, error: None, retry_after: None, body }
     }
 
     fn taken(id: Uuid, time: Timestamp) -> Reply {
@@ -258,7 +290,7 @@ impl Reply {
 
     /// An error in the service's shape.
     pub(super) fn error(status: StatusCode, code: &'static str, text: &str) -> Reply {
-        Reply { status, error: Some(code), body: json!({ "Message": text }).to_string() }
+        Reply { status, error: Some(code), retry_after: None, body: json!({ "Message": text }).to_string() }
     }
 }
 
@@ -269,6 +301,7 @@ impl From<Refusal> for Reply {
             Refusal::NoSuchOperation => Reply {
                 status: StatusCode::FORBIDDEN,
                 error: Some("MissingAuthenticationTokenException"),
+                retry_after: None,
                 body: json!({"message": "Missing Authentication Token"}).to_string(),
             },
             Refusal::Throttled => Reply::error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", "Rate exceeded"),
@@ -302,29 +335,18 @@ impl Counts {
     }
 }
 
-/// Injected faults: for the same seed, the n-th request that the quota lets pass always has the same ones.
+/// Random faults: for the same seed, the n-th request that the quota lets pass always has the same ones.
 #[derive(Debug)]
-struct Faults {
-    error_rate: f64,
-    lost_reply_rate: f64,
+struct Dice {
     dice: fastrand::Rng,
     failed: u64,
 }
 
-impl Faults {
-    fn new(options: &Options) -> Faults {
-        Faults {
-            error_rate: options.error_rate,
-            lost_reply_rate: options.lost_reply_rate,
-            dice: fastrand::Rng::with_seed(options.seed),
-            failed: 0,
-        }
-    }
-
+impl Dice {
     /// Fails the request, or returns true if its reply is lost. Both random numbers are drawn each time, so that one
     /// rate does not change the other's faults.
-    fn draw(&mut self) -> Result<bool, Refusal> {
-        let (error, lost) = (self.dice.f64() < self.error_rate, self.dice.f64() < self.lost_reply_rate);
+    fn draw(&mut self, faults: &Faults) -> Result<bool, Refusal> {
+        let (error, lost) = (self.dice.f64() < faults.error_rate, self.dice.f64() < faults.lost_reply_rate);
         if error {
             self.failed += 1;
             let alternating = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::INTERNAL_SERVER_ERROR];

@@ -19,6 +19,8 @@ struct Rig {
     port: u16,
     client: SendRequest<Full<Bytes>>,
     tasks: JoinSet<()>,
+    /// The hint of the last reply.
+    retry_after: Option<String>,
 }
 
 /// A reply, or `None` if the connection was cut.
@@ -34,7 +36,7 @@ impl Rig {
         let served = simulator.clone();
         tasks.spawn(async move { served.serve(listener, pending()).await });
         let client = Rig::connect(port, &mut tasks).await;
-        Rig { simulator, clock, port, client, tasks }
+        Rig { simulator, clock, port, client, tasks, retry_after: None }
     }
 
     async fn connect(port: u16, tasks: &mut JoinSet<()>) -> SendRequest<Full<Bytes>> {
@@ -57,7 +59,7 @@ impl Rig {
         let request = request.body(Full::from(body)).unwrap();
         let response = timeout(ENOUGH, self.client.send_request(request)).await.unwrap().ok()?;
         assert!(response.headers().contains_key("x-amzn-requestid"));
-        assert!(!response.headers().contains_key("retry-after"));
+        self.retry_after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
         let error = response.headers().get("x-amzn-errortype").map(|value| value.to_str().unwrap().to_owned());
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -215,7 +217,7 @@ async fn malformed_is_400_and_unknown_operations_are_the_gateways_403() {
         assert_eq!((status, &*code), (400, "ValidationException"), "{body}");
     }
     for (method, path) in [
-        (Method::POST, "/participant/transcript"),
+        (Method::POST, "/participant/attachment"),
         (Method::GET, "/participant/message"),
         (Method::POST, "/"),
         (Method::POST, "/ledger"),
@@ -288,9 +290,9 @@ async fn same_seed_makes_the_same_faults() {
 #[tokio::test]
 async fn latency_and_jitter_keep_to_their_bounds() {
     let (latency, jitter) = (Duration::from_millis(30), Duration::from_millis(10));
-    let Shared { journey, .. } = &*Simulator::new(Options { latency, jitter, ..Options::default() }, Clock::system()).0;
+    let simulator = Simulator::new(Options { latency, jitter, ..Options::default() }, Clock::system());
     for _ in 0..1000 {
-        let both_ways = journey.as_ref().unwrap().leg() * 2;
+        let both_ways = simulator.leg().unwrap() * 2;
         assert!(both_ways >= latency - jitter && both_ways <= latency + jitter, "{both_ways:?}");
     }
     let mut rig = Rig::new(Options { latency, ..Options::default() }).await;
@@ -327,7 +329,8 @@ async fn stop_cuts_connections_and_another_listener_continues_where_it_was() {
         serving.spawn(async move { served.serve(listener, async { drop(stopped.await) }).await });
         let mut tasks = JoinSet::new();
         let client = Rig::connect(port, &mut tasks).await;
-        let mut rig = Rig { simulator: simulator.clone(), clock: Clock::system(), port, client, tasks };
+        let mut rig =
+            Rig { simulator: simulator.clone(), clock: Clock::system(), port, client, tasks, retry_after: None };
         assert_eq!(status(&rig.send("token", client_token).await), 200);
         stop.send(()).unwrap();
         timeout(ENOUGH, serving.join_next()).await.unwrap();
@@ -336,4 +339,88 @@ async fn stop_cuts_connections_and_another_listener_continues_where_it_was() {
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "no process listens any more");
     }
     assert_eq!(simulator.counts().accepted, 2);
+}
+
+#[tokio::test]
+async fn faults_are_switched_at_run_time_and_restored() {
+    let mut rig = Rig::new(Options { deny: vec!["bad".into()], ..Options::default() }).await;
+    let (status, _, start) = rig.ask(Method::GET, "/faults", "", String::new()).await.unwrap();
+    assert_eq!((status.as_u16(), &start["Outage"], &start["Deny"]), (200, &json!(false), &json!(["bad"])));
+    for (change, expected, hint) in [
+        (json!({"Outage": true}), Some((503, "ServiceUnavailableException")), None),
+        (json!({"RetryAfter": 7}), Some((503, "ServiceUnavailableException")), Some("7")),
+        (json!({"Outage": false, "Throttle": true}), Some((429, "ThrottlingException")), Some("7")),
+        (json!({"Throttle": false, "Deny": ["a"]}), Some((403, "AccessDeniedException")), None),
+        (json!({"Deny": [], "LostReplyRate": 1}), None, None),
+        (json!({"LostReplyRate": 0, "ErrorRate": 1}), Some((500, "InternalServerException")), None),
+        (json!({"ErrorRate": 0, "Rate": 0, "Burst": 0}), Some((429, "ThrottlingException")), Some("7")),
+    ] {
+        let (status, _, shown) = rig.ask(Method::POST, "/faults", "", change.to_string()).await.unwrap();
+        assert_eq!(status, 200, "{shown}");
+        for (name, value) in change.as_object().unwrap() {
+            assert!(shown[name] == *value || shown[name].as_f64() == value.as_f64(), "{name} is {}", shown[name]);
+        }
+        let answer = rig.send("a", "c").await;
+        let found = answer.as_ref().map(|(status, code, _)| (status.as_u16(), code.as_deref().unwrap()));
+        assert_eq!(found, expected, "{change}");
+        if expected.is_some() {
+            assert_eq!(rig.retry_after.as_deref(), hint, "{change}");
+        }
+    }
+    let (status, code, wrong) = rig.ask(Method::POST, "/faults", "", r#"{"Outage":1}"#.into()).await.unwrap();
+    assert_eq!((status.as_u16(), code.as_deref()), (400, Some("ValidationException")), "{wrong}");
+    let (_, _, restored) = rig.ask(Method::DELETE, "/faults", "", String::new()).await.unwrap();
+    assert_eq!(restored, start);
+    assert_eq!(rig.send("a", "c").await.unwrap().0, 200);
+    assert_eq!(rig.send("bad", "c").await.unwrap().0, 403);
+}
+
+#[tokio::test]
+async fn latency_is_switched_at_run_time() {
+    let mut rig = Rig::new(Options::default()).await;
+    rig.ask(Method::POST, "/faults", "", json!({"Latency": "1h"}).to_string()).await.unwrap();
+    let body = json!({"ContentType": "text/plain", "Content": "hello"});
+    {
+        let mut asking = std::pin::pin!(rig.post("message", "a", body));
+        // It is sent, and an hour from its reply.
+        assert!(timeout(Duration::from_millis(50), &mut asking).await.is_err());
+    }
+    assert_eq!(rig.simulator.counts().accepted, 0, "it is on its way");
+    assert!(rig.simulator.leg().unwrap() > Duration::from_secs(1799));
+}
+
+#[tokio::test]
+async fn transcript_has_the_messages_of_one_chat_in_pages() {
+    let mut rig = Rig::new(Options { rate: 1e6, burst: 1000, ..Options::default() }).await;
+    let token = rig.open("participant").await;
+    for number in 0..5 {
+        let body = json!({"ContentType": "text/plain", "Content": format!("line {number}")});
+        assert_eq!(rig.post("message", &token, body).await.unwrap().0, 200);
+        assert_eq!(rig.send("another chat", &format!("c-{number}")).await.unwrap().0, 200);
+    }
+    rig.post("event", &token, json!({"ContentType": "application/vnd.amazonaws.connect.event.typing"})).await.unwrap();
+    // A renewed token is of the same chat.
+    let token = rig.open("participant").await;
+    let lines = |page: &Value| {
+        let items = page["Transcript"].as_array().unwrap();
+        items.iter().map(|item| item["Content"].as_str().unwrap_or("typing").to_owned()).collect::<Vec<_>>()
+    };
+    let (status, _, page) = rig.post("transcript", &token, json!({})).await.unwrap();
+    assert_eq!(status, 200, "{page}");
+    assert_eq!(lines(&page), ["line 0", "line 1", "line 2", "line 3", "line 4", "typing"]);
+    assert_eq!((&page["Transcript"][0]["Type"], &page["Transcript"][5]["Type"]), (&json!("MESSAGE"), &json!("EVENT")));
+    assert_eq!(page.get("NextToken"), None);
+    let (_, _, last) = rig.post("transcript", &token, json!({"MaxResults": 4})).await.unwrap();
+    assert_eq!(lines(&last), ["line 2", "line 3", "line 4", "typing"], "the newest, oldest first");
+    let (_, _, first) =
+        rig.post("transcript", &token, json!({"MaxResults": 4, "NextToken": last["NextToken"]})).await.unwrap();
+    assert_eq!((lines(&first), first.get("NextToken")), (vec!["line 0".to_owned(), "line 1".to_owned()], None));
+    let forward = json!({"MaxResults": 2, "ScanDirection": "FORWARD", "SortOrder": "DESCENDING"});
+    let (_, _, page) = rig.post("transcript", &token, forward).await.unwrap();
+    assert_eq!(lines(&page), ["line 1", "line 0"]);
+    for wrong in [json!({"MaxResults": 101}), json!({"SortOrder": "UP"}), json!({"NextToken": "x"})] {
+        let (status, code, _) = rig.post("transcript", &token, wrong).await.unwrap();
+        assert_eq!((status.as_u16(), code.as_deref()), (400, Some("ValidationException")));
+    }
+    assert_eq!(rig.post("transcript", "", json!({})).await.unwrap().0, 403);
 }

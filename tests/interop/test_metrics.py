@@ -175,10 +175,11 @@ def test_missing_or_incomplete_reply_counts_as_a_lost_answer(relays, upstreams):
 
 def test_admin_port_is_read_only_and_has_no_other_page(relay):
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
-    for path in ("/", "/status", "/messages", "/participant/queue"):
+    assert relay.get("/")[0] == relay.get("/status.json")[0] == 200
+    for path in ("/status", "/messages", "/participant/queue", "/pause", "/reload"):
         assert relay.get(path)[0] == 404
-    reply = curl_tcp(relay, "POST", "/metrics")
-    assert reply in (404, 405)
+    for path in ("/metrics", "/status.json", "/", "/pause", "/reload"):
+        assert curl_tcp(relay, "POST", path) in (404, 405)
 
 
 def curl_tcp(relay, method, path):

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The program, with nothing of this machine's own settings.
-fn program(arguments: &[&str]) -> Command {
+pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_connect-relay"));
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
@@ -30,7 +30,7 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     program(arguments).envs(environment.iter().copied()).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 

@@ -15,6 +15,7 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["message", "delivery"],
     &["life", "pacer", "turns", "suspects", "health", "service_manager"],
     &["queue", "participant", "serve"],
+    &["status"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
     &["daemon"],

@@ -130,8 +130,8 @@ def test_each_test_file_that_a_document_names_exists():
 
 
 def test_each_command_and_option_that_operations_name_exists():
-    found = re.findall(r"^\| `connect-relay (\w+)(.*?)` \|", section("docs/operations.md", "## Commands"), re.M)
-    assert {name for name, _ in found} == set(re.findall(r"^  ([a-z]+) ", helped(), re.M)) - {"help"}
+    found = re.findall(r"^\| `connect-relay ([\w-]+)(.*?)` \|", section("docs/operations.md", "## Commands"), re.M)
+    assert {name for name, _ in found} == set(re.findall(r"^  ([a-z-]+) ", helped(), re.M)) - {"help"}
     for name, rest in found:
         for verb in rest.strip().split(" ")[0].split("\\|") if "\\|" in rest else [""]:
             assert options(rest) <= options(helped(name, *filter(None, [verb]))), (name, verb)
@@ -154,7 +154,7 @@ def test_each_command_in_a_code_block_parses():
         for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.split("  #")[0]
-                for found in re.findall(r"connect-relay ((?:\w+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
+                for found in re.findall(r"connect-relay ((?:[\w-]+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
                     words, rest = found[0].split(), found[1]
                     if options(rest) and words[0] in helped():
                         seen += 1
@@ -181,6 +181,9 @@ def test_sample_output_has_the_members_of_real_output(relays, simulators):
     assert list(json.loads(sample)) == list(delivered.json)
 
     [log] = samples(*NEVER_ANSWERED, "json")
+    bytes_each = len(log)
+    cost = section("docs/operations.md", "### Cost of the log")
+    assert f"about {bytes_each} bytes together" in cost and f"{round(864_000 * bytes_each / 1e9, 2)} GB a day" in cost
     real = until(lambda: len(lines := [line for line in relay.lines() if "event" in line]) == 4 and lines, "it is logged")
     members = {line["event"]: list(line) for line in real}
     assert {sample["event"]: list(sample) for sample in map(json.loads, log.splitlines())} == members
@@ -203,6 +206,9 @@ def test_sample_output_of_commands_has_the_labels_of_real_output(relays, simulat
     said("pause", "--reason", "change of the quota")
     paused = said("status").splitlines()
     assert re.sub(r"\d", "0", problem) == re.sub(r"\d", "0", "\n".join(paused[:2]) + "\n")
+    reloaded, level = samples("docs/operations.md", "## Changes while the relay runs", "text")
+    assert level.splitlines()[1] == re.sub(r"until [^,]+", "until 2026-11-29T14:13:07.412Z", said("log-level", "debug", "--for", "10m").strip())
+    assert reloaded.splitlines()[1].startswith("reloaded: ") and said("reload").startswith("reloaded: ")
     listed, shown = samples("docs/operations.md", "## Dead letters", "text")
     real = said("messages", "list", "--state", "dead")
     assert listed.splitlines()[1] == real.splitlines()[0]

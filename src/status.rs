@@ -1,8 +1,9 @@
-//! `GET /status`: the state of the relay, and its problems in sentences. Clients may rely on the members:
+//! The state of a relay, and its problems in sentences: for the operators' `GET /status`, and for the status page. Clients may
+//! rely on the members:
 //!
 //! | members | meaning |
 //! | --- | --- |
-//! | `version`, `region`, `connect_instance` | the relay's build and settings |
+//! | `version`, `region`, `connect_instance` | the version, and the region and instance that it sends to |
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; seconds since the start |
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |
@@ -17,6 +18,10 @@
 //!
 //! The reply contains no contents, no token and no conversation's name. Dead letters by themselves are no problem: each
 //! was logged and counted at its death, and is stored for a week.
+
+pub mod history;
+pub mod reporter;
+pub mod text;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,7 +43,7 @@ const DUE_MAX: Duration = Duration::from_secs(60);
 /// at the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
-/// The relay and the limits of this relay.
+/// The identity and the limits of this relay.
 #[derive(Clone, Debug, Default)]
 pub struct RelayInfo {
     /// The build.
@@ -116,24 +121,24 @@ pub struct Paused {
 }
 
 /// The facts from other parts of the relay.
-pub(super) struct Facts {
-    pub overview: Overview,
-    pub state: State,
-    pub stalled: Option<String>,
+struct Facts {
+    overview: Overview,
+    state: State,
+    stalled: Option<String>,
     /// The path of the bots' socket, and a description of what is there instead of it.
-    pub no_socket: Option<(PathBuf, String)>,
-    pub rate: f64,
-    pub closed: Option<Closed>,
-    pub seen: Seen,
-    pub counts: Counts,
-    pub uptime: Duration,
-    pub now: Timestamp,
-    pub clock: Clock,
+    no_socket: Option<(PathBuf, String)>,
+    rate: f64,
+    closed: Option<Closed>,
+    seen: Seen,
+    counts: Counts,
+    uptime: Duration,
+    now: Timestamp,
+    clock: Clock,
 }
 
 /// The sender's own metrics: the status and `/metrics` cannot differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Counts {
+struct Counts {
     in_flight: u64,
     attempts: u64,
     throttled: u64,
@@ -141,7 +146,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn read(metrics: &Metrics) -> Counts {
+    fn read(metrics: &Metrics) -> Counts {
         let families = metrics.registry().gather();
         let series = |name: &str| {
             let family = families.iter().find(|family| family.name() == format!("connect_relay_{name}"));
@@ -164,7 +169,7 @@ impl Counts {
 }
 
 impl Status {
-    pub(super) fn of(relay: &RelayInfo, facts: &Facts) -> Status {
+    fn of(relay: &RelayInfo, facts: &Facts) -> Status {
         let Facts { overview, state, rate, closed, counts, now, .. } = facts;
         let age = |since: Option<Timestamp>| since.map_or(0.0, |since| now.since(since).as_secs_f64());
         Status {
@@ -379,7 +384,7 @@ fn grouped(count: u64) -> String {
     groups.join(",")
 }
 
-pub(super) fn describe_full(full: Full) -> String {
+pub(crate) fn describe_full(full: Full) -> String {
     match full {
         Full::Messages { queued, most } => format!("{queued} messages are queued, queue.messages_max is {most}"),
         Full::Bytes { bytes, most } => {

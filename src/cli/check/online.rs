@@ -1,0 +1,130 @@
+//! `connect-relay check --online`: checks what a start needs, and changes nothing.
+//!
+//! | line | check |
+//! | --- | --- |
+//! | `ingress.socket`, `control.socket` | the path is free or used by a relay, and its folder is writable |
+//! | `queue.path` | the folder is writable and its disk has space; a start accepts the store's format and key |
+//! | `ingress.tcp`, `admin.listen` | the port is free, or used by a relay |
+//! | `resolve`, `connect`, `certificate`, `answer` | the way to the Participant Service, by one request without a token |
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+use crate::cli::availability::{self, Api, Availability};
+use crate::cli::exit_code::{CONFIG, FAILED};
+use crate::config::Config;
+use crate::daemon::Options;
+use crate::participant::online;
+use crate::queue::OpenError;
+use crate::storage::check_folder;
+use crate::time::Clock;
+
+/// The results, and the exit code.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// A line for each check.
+    pub text: String,
+    /// 0 if all is healthy; 78 if a start would leave with it; else 1.
+    pub code: u8,
+}
+
+impl Findings {
+    fn ok(&mut self, what: &str, remark: &str) {
+        let remark = if remark.is_empty() { String::new() } else { format!(" ({remark})") };
+        let _ = writeln!(self.text, "{what}: ok{remark}");
+    }
+
+    fn fault(&mut self, what: &str, fault: &str, code: u8) {
+        let _ = writeln!(self.text, "{what}: {fault}");
+        self.code = self.code.max(code);
+    }
+
+    /// Adds the result for a path or port; `instead` names the setting that chooses another one.
+    fn availability(&mut self, what: &str, availability: Availability, instead: &str) {
+        match availability {
+            Availability::Free => self.ok(what, ""),
+            Availability::UsedByRelay => self.ok(what, "a relay is running"),
+            Availability::Unavailable(fault) => self.fault(what, &format!("{fault}, or set {instead}"), FAILED),
+        }
+    }
+}
+
+/// Runs all checks. `with_dir` is true if `--dir` chooses the paths.
+pub async fn run(config: &Config, with_dir: bool) -> Findings {
+    let options = Options::from(config);
+    let mut findings = Findings::default();
+    let another =
+        |key: &str| if with_dir { "another --dir".to_owned() } else { format!("{key} to another path, or --dir") };
+    for (key, path, api) in [
+        ("ingress.socket", &options.ingress_socket, Api::Ingress),
+        ("control.socket", &options.control_socket, Api::Control),
+    ] {
+        let what = format!("{key} {}", path.display());
+        findings.availability(&what, availability::socket(path, api).await, &another(key));
+    }
+    queue(&mut findings, &options, &another("queue.path"));
+    let ports = [("ingress.tcp", options.tcp, Api::Ingress), ("admin.listen", Some(options.admin), Api::Admin)];
+    for (key, address, api) in ports {
+        let Some(address) = address else { continue };
+        let availability = availability::port(address, api).await;
+        findings.availability(&format!("{key} {address}"), availability, &format!("{key} to a free one"));
+    }
+    let setting = if config.set().any(|(key, _)| key == "sender.endpoint") || options.region.is_empty() {
+        format!("sender.endpoint ({})", config.endpoint())
+    } else {
+        format!("sender.region ({})", options.region)
+    };
+    for online::Step { name, remark, fault } in
+        online::try_connection(options.participant, &setting, Clock::system()).await
+    {
+        match fault {
+            None => findings.ok(&name, &remark),
+            Some(fault) => findings.fault(&name, &fault, FAILED),
+        }
+    }
+    findings
+}
+
+fn queue(findings: &mut Findings, options: &Options, instead: &str) {
+    let queue = &options.queue;
+    let what = format!("queue.path {}", queue.path.display());
+    let checked = check_folder(&queue.path, &queue.keys, queue.volatile);
+    let prefix = format!("open queue {}: ", queue.path.display());
+    let text = |error: &OpenError| error.to_string().replacen(&prefix, "", 1);
+    match checked {
+        // A start has succeeded with this folder.
+        Err(OpenError::Locked { .. }) => findings.ok(&what, "a relay is running"),
+        Err(error @ (OpenError::Volatile { .. } | OpenError::OtherFormat { .. } | OpenError::Sealed { .. })) => {
+            findings.fault(&what, &text(&error), CONFIG);
+        }
+        Err(error @ OpenError::Damaged { .. }) => findings.fault(&what, &text(&error), FAILED),
+        Err(error @ OpenError::Failed { .. }) => match availability::own(&queue.path) {
+            Err(fault) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
+            Ok(()) => findings.fault(&what, &format!("{}: correct that, or set {instead}", text(&error)), FAILED),
+        },
+        Ok(()) => match availability::own(&queue.path) {
+            Err(fault) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
+            Ok(()) => match free(&queue.path) {
+                Some(free) if free < queue.free_disk_min => {
+                    let (free, least) = (ByteSize(free), ByteSize(queue.free_disk_min));
+                    let text = format!(
+                        "its volume has {free} free, queue.free_disk_min is {least}: free some space; otherwise new \
+                         messages are refused with 429"
+                    );
+                    findings.fault(&what, &text, FAILED);
+                }
+                Some(free) => findings.ok(&what, &format!("{} are free", ByteSize(free))),
+                None => findings.ok(&what, ""),
+            },
+        },
+    }
+}
+
+/// Returns the free bytes on the volume of a folder, which need not exist yet.
+fn free(folder: &Path) -> Option<u64> {
+    let there = folder.ancestors().find(|folder| folder.exists())?;
+    let volume = rustix::fs::statvfs(there).ok()?;
+    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
