@@ -3,7 +3,7 @@
 //!
 //! | members | meaning |
 //! | --- | --- |
-//! | `version`, `region`, `connect_instance` | the relay's build and settings |
+//! | `version`, `region`, `connect_instance` | the version, and the region and instance that it sends to |
 //! | `state`, `uptime_seconds` | `starting`, `ready`, `draining`, `failed`; seconds since the start |
 //! | `paused` | null, or the time since which sending is paused, and the operator's reason |
 //! | `all_refused_since` | null, or the time since which Connect refuses every token and has never taken a message |

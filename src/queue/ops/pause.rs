@@ -33,9 +33,10 @@ pub fn begin(state: &mut State) -> Result<()> {
     Ok(())
 }
 
-/// Pauses sending for an operator. A second pause changes the reason, not the time.
+/// Pauses sending for an operator. A second pause changes the reason, if it gives one, and not the time.
 pub fn pause(state: &mut State, why: String, now: Timestamp) {
-    set_pause(state, Some(why), now);
+    let before = state.sending.paused.as_ref().and_then(|row| row.operator.clone()).filter(|_| why.is_empty());
+    set_pause(state, Some(before.unwrap_or(why)), now);
 }
 
 fn set_pause(state: &mut State, operator: Option<String>, now: Timestamp) {

@@ -31,6 +31,8 @@ fn paused_queue_accepts_and_settles_but_leases_nothing_until_it_is_resumed() {
     rig.pause("it still moves");
     let pause = rig.overview().paused.unwrap();
     assert_eq!(pause.why, "it still moves");
+    rig.pause("");
+    assert_eq!(rig.overview().paused.unwrap().why, "it still moves", "a pause without a reason keeps the one before");
     assert!(pause.since.since(since) < Duration::from_secs(60) && pause.since >= since);
     rig.resume();
     assert_eq!(rig.overview().paused, None);
