@@ -296,7 +296,7 @@ pub enum Disposition {
     /// Connect refused the token: dead if its caller waits, else the conversation is held.
     Deny(ServiceError),
     /// Dead.
-    Bury(Reason, ServiceError),
+    DeadLetter(Reason, ServiceError),
 }
 
 /// Decides the consequence of an attempt for its message. `jitter` is in 0..1.
@@ -321,7 +321,7 @@ pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }
             if poisonous =>
         {
-            Disposition::Bury(
+            Disposition::DeadLetter(
                 Reason::Poison,
                 ServiceError {
                     status: outcome.status().unwrap_or(500),
@@ -339,12 +339,12 @@ pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         }
         Outcome::Denied(error) => Disposition::Deny(error.clone()),
         Outcome::Unlisted(error) if facts.strikes + 1 >= STRIKES_MAX => {
-            Disposition::Bury(Reason::Refused, error.clone())
+            Disposition::DeadLetter(Reason::Refused, error.clone())
         }
         Outcome::Unlisted(_) => later(RetryHint::default(), false, true, false),
         Outcome::Refused(error) => {
             let invalid = &*error.code == "ValidationException" && error.status == 400;
-            Disposition::Bury(if invalid { Reason::Invalid } else { Reason::Refused }, error.clone())
+            Disposition::DeadLetter(if invalid { Reason::Invalid } else { Reason::Refused }, error.clone())
         }
     }
 }
@@ -413,7 +413,7 @@ mod tests {
     fn poison_needs_both_its_own_failures_and_the_others_deliveries() {
         let unknown = || Outcome::AnswerLost { why: "reset".into() };
         let facts = |counted, others_delivered| Facts { counted, others_delivered, attempts: 50, ..Facts::default() };
-        assert!(matches!(decided(unknown(), facts(9, true)), Disposition::Bury(Reason::Poison, _)));
+        assert!(matches!(decided(unknown(), facts(9, true)), Disposition::DeadLetter(Reason::Poison, _)));
         assert!(matches!(decided(unknown(), facts(9, false)), Disposition::Retry { counted: false, .. }));
         assert!(matches!(
             decided(unknown(), facts(8, true)),
@@ -424,7 +424,7 @@ mod tests {
     #[test]
     fn only_an_error_of_the_service_makes_a_dead_letter() {
         let dead_letter = |outcome| match decided(outcome, Facts::default()) {
-            Disposition::Bury(reason, _) => Some(reason),
+            Disposition::DeadLetter(reason, _) => Some(reason),
             _ => None,
         };
         assert_eq!(dead_letter(Outcome::Refused(error(400, "ValidationException"))), Some(Reason::Invalid));
@@ -434,7 +434,7 @@ mod tests {
         let fifth = Facts { strikes: 4, ..Facts::default() };
         assert!(matches!(
             decided(Outcome::Unlisted(error(418, "TeapotException")), fifth),
-            Disposition::Bury(Reason::Refused, _)
+            Disposition::DeadLetter(Reason::Refused, _)
         ));
     }
 

@@ -26,8 +26,8 @@
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | the state as text | [`status`] |
 //! | their services | [`queue`], [`participant`], [`serve`] |
-//! | vocabulary and decisions | [`life`], [`pacer`], [`turns`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
-//! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`memory`] |
+//! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
+//! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`malloc`] |
 //!
 //! # Restrictions
 //! Only `storage` names sled, and it does not know the meaning of its rows. Only `participant` opens outbound
@@ -42,11 +42,12 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod delivery;
+pub mod fairness;
 pub mod health;
 pub mod ingress;
-pub mod life;
-pub mod memory;
+pub mod malloc;
 pub mod message;
+pub mod message_log;
 pub mod metrics;
 pub mod pacer;
 pub mod participant;
@@ -60,4 +61,3 @@ pub mod status;
 pub mod storage;
 pub mod suspects;
 pub mod time;
-pub mod turns;

@@ -68,7 +68,7 @@ pub enum Allowance {
 
 /// A learned rate, as it is stored over a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct LearnedRate {
     /// Requests per second.
     pub rate: f64,
     /// The time at which it was learned.
@@ -145,7 +145,7 @@ impl Pacer {
     /// A pacer that resumes with the stored rate if that is younger than an hour. It starts without a burst, and its
     /// first attempt is within two slots, jittered: the cause of this restart may have restarted all relays.
     #[must_use]
-    pub fn resumed(options: Options, kept: Option<Kept>, now: Timestamp, seed: u64) -> Pacer {
+    pub fn resumed(options: Options, kept: Option<LearnedRate>, now: Timestamp, seed: u64) -> Pacer {
         let mut pacer = Pacer::new(options, now, seed);
         if let Some(kept) = kept.filter(|kept| now.since(kept.at) < KEPT_FOR && kept.rate > 0.0) {
             pacer.estimator = RateEstimator::known(kept.rate, &pacer.options);
@@ -156,8 +156,8 @@ impl Pacer {
 
     /// The rate to store over a restart; `None` before anything was learned.
     #[must_use]
-    pub fn kept(&self, now: Timestamp) -> Option<Kept> {
-        self.estimator.learned().map(|rate| Kept { rate, at: now })
+    pub fn kept(&self, now: Timestamp) -> Option<LearnedRate> {
+        self.estimator.learned().map(|rate| LearnedRate { rate, at: now })
     }
 
     /// Returns the attempts that may start now.

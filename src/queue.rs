@@ -72,7 +72,7 @@ pub use self::thread::{Effects, QueueThread};
 use crate::delivery::{Disposition, Outcome};
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
-use crate::pacer::{Budget, Kept};
+use crate::pacer::{Budget, LearnedRate};
 pub use crate::storage::{OpenError, SealingKey, StoreFailed};
 use crate::time::{Clock, Timestamp};
 
@@ -81,7 +81,7 @@ use crate::time::{Clock, Timestamp};
 pub struct Queue {
     requests: mpsc::Sender<Request>,
     hasher: rows::Hasher,
-    learned: Option<Kept>,
+    learned: Option<LearnedRate>,
     shared: Arc<Shared>,
 }
 
@@ -205,7 +205,7 @@ impl Queue {
         lease: Lease,
         outcome: Option<Outcome>,
         disposition: Disposition,
-        learned: Option<Kept>,
+        learned: Option<LearnedRate>,
     ) -> Result<Settled, StoreFailed> {
         let (conversation, attempted) =
             (lease.conversation, Attempted { lease: Box::new(lease), outcome, disposition });
@@ -284,7 +284,7 @@ impl Queue {
 
     /// The rate that was learned before this start.
     #[must_use]
-    pub fn learned(&self) -> Option<Kept> {
+    pub fn learned(&self) -> Option<LearnedRate> {
         self.learned
     }
 

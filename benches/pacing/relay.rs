@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use connect_relay::delivery::Signal;
+use connect_relay::fairness::{Class, RoundRobin};
 use connect_relay::pacer::{Allowance, Pacer};
-use connect_relay::turns::{Kind, Turns};
 
 use crate::world::{Attempt, Client, Millis, Turn, moment, timestamp};
 
@@ -94,7 +94,7 @@ pub struct Chats {
     lines: HashMap<u32, VecDeque<u64>>,
     fresh: VecDeque<u32>,
     late: VecDeque<u32>,
-    turns: Turns,
+    turns: RoundRobin,
     /// `sender.fresh`, or zero for plain turns.
     fresh_for: Duration,
     lifetime: Millis,
@@ -137,13 +137,13 @@ impl Chats {
     /// Nothing has arrived yet.
     pub fn new(arrivals: Vec<Line>, fresh_for: Duration, lifetime: Millis) -> Chats {
         let (lines, fresh, late) = (HashMap::new(), VecDeque::new(), VecDeque::new());
-        Chats { arrivals, arrived: 0, lines, fresh, late, turns: Turns::default(), fresh_for, lifetime, takes: 0 }
+        Chats { arrivals, arrived: 0, lines, fresh, late, turns: RoundRobin::default(), fresh_for, lifetime, takes: 0 }
     }
 
-    fn of(&mut self, kind: Kind) -> &mut VecDeque<u32> {
+    fn of(&mut self, kind: Class) -> &mut VecDeque<u32> {
         match kind {
-            Kind::Fresh => &mut self.fresh,
-            Kind::Late => &mut self.late,
+            Class::Fresh => &mut self.fresh,
+            Class::Late => &mut self.late,
         }
     }
 
@@ -170,7 +170,7 @@ impl Chats {
             None => drop(self.lines.remove(&chat)),
             Some(oldest) => {
                 let accepted = timestamp(self.arrivals[*oldest as usize].at);
-                self.of(Kind::of(accepted, timestamp(now), self.fresh_for)).push_back(chat);
+                self.of(Class::of(accepted, timestamp(now), self.fresh_for)).push_back(chat);
             }
         }
     }
@@ -187,7 +187,7 @@ impl Load for Chats {
             let Some(oldest) = self.lines.get(&chat).and_then(|lines| lines.front().copied()) else { continue };
             let Line { at, .. } = self.arrivals[oldest as usize];
             // It has grown late, or died, while it stood there: no turn is taken.
-            let grown = kind == Kind::Fresh && Kind::of(timestamp(at), timestamp(now), self.fresh_for) == Kind::Late;
+            let grown = kind == Class::Fresh && Class::of(timestamp(at), timestamp(now), self.fresh_for) == Class::Late;
             if grown || at + self.lifetime <= now {
                 self.append(chat, now);
             } else if at + self.lifetime <= now + self.takes {

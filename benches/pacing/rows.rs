@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use connect_relay::pacer::{Kept, Options, Pacer};
+use connect_relay::pacer::{LearnedRate, Options, Pacer};
 
 use crate::measure::{SECOND, Slice};
 use crate::others::{Adaptive, Backoff, People};
@@ -253,7 +253,7 @@ fn outage(seed: u64) -> Vec<Figure> {
 
 fn restarted(kept: bool, throttled_most: f64, seed: u64) -> Vec<Figure> {
     let upstream = Upstream::plain();
-    let kept = kept.then(|| Kept { rate: 0.5, at: timestamp(0) });
+    let kept = kept.then(|| LearnedRate { rate: 0.5, at: timestamp(0) });
     let relay = |index: u64| -> Box<dyn Client> {
         let pacer = Pacer::resumed(options(0.0), kept, timestamp(0), seed * 1000 + index);
         Box::new(Relay::new(pacer, Saturated { from: 0, until: Millis::MAX }))

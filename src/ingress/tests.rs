@@ -494,7 +494,7 @@ async fn repeat_of_a_dead_message_returns_its_error() {
         request_id: None,
     };
     rig.send_text("t-1", "c-1", "hello").await;
-    rig.settle(Disposition::Bury(Reason::Invalid, invalid)).await;
+    rig.settle(Disposition::DeadLetter(Reason::Invalid, invalid)).await;
     let repeat = rig.send_text("t-1", "c-1", "hello").await;
     repeat.assert_error(400, "ValidationException", "Content is too long for SMS");
     let state = rig.get("/participant/message/c-1", &[("x-amz-bearer", "t-1")]).await.json();
@@ -505,7 +505,7 @@ async fn repeat_of_a_dead_message_returns_its_error() {
     );
 
     rig.send_text("t-1", "c-2", "hello").await;
-    rig.settle(Disposition::Bury(Reason::Expired, ServiceError::default())).await;
+    rig.settle(Disposition::DeadLetter(Reason::Expired, ServiceError::default())).await;
     rig.send_text("t-1", "c-2", "hello").await.assert_error(410, "GoneException", "connect-relay: ");
 }
 

@@ -223,7 +223,7 @@ fn enormous_quota_is_not_held_up_by_timers() {
 #[test]
 fn stored_rate_is_used_without_a_burst_if_it_is_recent() {
     let start = after(10 * 3_600_000);
-    let kept = |minutes: u64| Some(Kept { rate: 0.5, at: Timestamp(start.0 - minutes * 60_000) });
+    let kept = |minutes: u64| Some(LearnedRate { rate: 0.5, at: Timestamp(start.0 - minutes * 60_000) });
     let mut young = Pacer::resumed(options(), kept(59), start, 7);
     assert!((young.rate() - 0.5).abs() < 1e-9);
     let Allowance::Wait(until) = young.allowance(start) else { panic!("it waits") };
@@ -231,13 +231,13 @@ fn stored_rate_is_used_without_a_burst_if_it_is_recent() {
     let old = Pacer::resumed(options(), kept(61), start, 7);
     assert!((old.rate() - 10.0).abs() < 1e-9);
     assert_eq!(old.kept(start), None, "a configured rate is not learned");
-    assert_eq!(young.kept(start), Some(Kept { rate: 0.5, at: start }));
+    assert_eq!(young.kept(start), Some(LearnedRate { rate: 0.5, at: start }));
 }
 
 #[test]
 fn idle_relay_learns_nothing() {
     for rate in [10.0, 0.5] {
-        let mut pacer = Pacer::resumed(options(), Some(Kept { rate, at: START }), START, 7);
+        let mut pacer = Pacer::resumed(options(), Some(LearnedRate { rate, at: START }), START, 7);
         for minute in 1..600 {
             let now = after(minute * 60_000);
             assert!(matches!(pacer.allowance(now), Allowance::Start(_)));

@@ -30,9 +30,9 @@ use self::parts::{OpenPack, ReadAhead, Trust};
 use self::typed_store::TypedStore;
 use super::api::{Expiring, Full, MessageId, Options, Result};
 use super::rows::{Hash, Hasher, Meta, PauseState, Table, keys};
+use crate::fairness::{FreshTurns, RoundRobin};
 use crate::storage::{Key, Sealer, Space, Store};
 use crate::time::Timestamp;
-use crate::turns::{FreshTurns, Turns};
 
 /// Outcomes, or last uses, in one prune row.
 const ROW_HASHES: usize = 200;
@@ -53,7 +53,7 @@ pub struct State {
     pub throttled: HashMap<Hash, Timestamp>,
     /// Conversations with a message in flight, and its sequence number.
     pub leased: HashMap<Hash, u64>,
-    pub turns: Turns,
+    pub turns: RoundRobin,
     pub ahead: ReadAhead,
     pub fresh: FreshTurns,
     /// Up to this pack no message with the default lifetime expires for now.
@@ -98,7 +98,7 @@ impl State {
             trust: Trust::default(),
             throttled: HashMap::new(),
             leased: HashMap::new(),
-            turns: Turns::default(),
+            turns: RoundRobin::default(),
             ahead: ReadAhead::default(),
             fresh: FreshTurns::default(),
             expiry_cursor: 0,

@@ -711,7 +711,7 @@ fn learned_rate_outlives_a_restart() {
     let rig = Rig::new();
     assert_eq!(rig.queue.learned(), None);
     rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
-    let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
+    let learned = Some(LearnedRate { rate: 7.5, at: rig.clock.now() });
     let lease = rig.lease(1).pop().unwrap();
     rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     // One of which nothing was learned takes nothing away.

@@ -26,9 +26,9 @@ use super::ops::{self, COMMIT_BYTES, expire};
 use super::rows::{self, Hasher, Table};
 use super::state::State;
 use super::state::event::Event;
-use crate::memory;
+use crate::malloc;
 use crate::metrics::Metrics;
-use crate::pacer::{Closed, Kept};
+use crate::pacer::{Closed, LearnedRate};
 use crate::storage::{self, OpenError, Opened, Store, StoreFailed};
 use crate::time::{Anchor, Timestamp, millis};
 
@@ -148,7 +148,7 @@ impl QueueThread {
         self.state.hasher.clone()
     }
 
-    pub(super) fn learned(&self) -> Option<Kept> {
+    pub(super) fn learned(&self) -> Option<LearnedRate> {
         self.state.meta.learned
     }
 
@@ -262,7 +262,7 @@ impl QueueThread {
         self.compact(now)?;
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
             self.held_since = None;
-            memory::give_back();
+            malloc::trim();
         }
         let pace = self.pace();
         ops::estimate::estimate_loss(&mut self.state, pace, now)?;

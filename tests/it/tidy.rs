@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 /// The modules, lowest floor first. A module names only modules of lower floors, and its own children.
 pub(super) const FLOORS: &[&[&str]] = &[
-    &["time", "metrics", "memory"],
+    &["time", "metrics", "malloc"],
     &["retry", "storage"],
     &["message", "delivery"],
-    &["life", "pacer", "turns", "suspects", "health", "service_manager"],
+    &["message_log", "pacer", "fairness", "suspects", "health", "service_manager"],
     &["queue", "participant", "serve"],
     &["status"],
     &["ingress", "sender", "control", "admin", "simulator"],

@@ -2,12 +2,12 @@
 
 use std::ops::Bound;
 
+use crate::fairness::Class;
 use crate::queue::api::Result;
 use crate::queue::rows::{Table, keys};
 use crate::queue::state::State;
 use crate::storage::Store;
 use crate::time::{Anchor, Timestamp};
-use crate::turns::Kind;
 
 /// Continues the numbers of the last run, and records that this one has begun. Returns the anchor of the store's times,
 /// and the newest time that it contains: the clock resumes there.
@@ -37,7 +37,7 @@ pub fn begin(state: &mut State) -> Result<(Option<Anchor>, Timestamp)> {
     let meta = &mut state.meta;
     meta.next_sequence = meta.next_sequence.max(sequence + 1);
     meta.next_pack = meta.next_pack.max(pack + 1);
-    for kind in [Kind::Fresh, Kind::Late] {
+    for kind in [Class::Fresh, Class::Late] {
         meta.next_turn = meta.next_turn.max(last(&state.store, Table::turns(kind))? + 1);
     }
     if !meta.clean && meta.boot > 0 {

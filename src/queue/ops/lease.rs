@@ -1,7 +1,7 @@
 //! Leasing: the messages that are due, conversation by conversation.
 //!
 //! Conversations that can be sent are in the order of their turns, the fresh ones (`r` rows) apart from the late ones
-//! (`q` rows); `turns` decides which kind is next. A conversation that was served and has more messages gets the last turn,
+//! (`q` rows); `fairness` decides which kind is next. A conversation that was served and has more messages gets the last turn,
 //! so a long conversation does not hold up the others. A fresh conversation that has become late is moved to the late ones
 //! when its turn comes.
 //!
@@ -16,13 +16,13 @@ use std::ops::Bound;
 
 use super::transitions::{Cause, dead_letter};
 use crate::delivery::{Reason, ServiceError};
+use crate::fairness::Class;
 use crate::message::{ClientToken, ConnectionToken};
 use crate::queue::api::{Lease, LeaseRequest, Result, Work};
 use crate::queue::rows::{Conversation, Hash, Key, Schedule, Table, Token, keys};
 use crate::queue::state::State;
 use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 /// The number of turns that are read ahead.
 const PAGE: usize = 256;
@@ -74,7 +74,7 @@ pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result
     };
     lease_backed_off(state, &mut round, backed_off_first, now)?;
     while round.has_room() && state.store.pending_bytes() < round.limit {
-        let (fresh, late) = (has_ready(state, Kind::Fresh)?, has_ready(state, Kind::Late)?);
+        let (fresh, late) = (has_ready(state, Class::Fresh)?, has_ready(state, Class::Late)?);
         let Some(kind) = state.turns.next(fresh, late) else { break };
         let Some((turn, conversation)) = state.ahead.of(kind).turns.pop_front() else { break };
         let schedule = Schedule::Ready(kind, turn);
@@ -89,7 +89,7 @@ pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result
     }
     lease_backed_off(state, &mut round, request.backed_off_most, now)?;
     lease_passed_over(state, &mut round, now)?;
-    round.work.turns_left = has_ready(state, Kind::Fresh)? || has_ready(state, Kind::Late)?;
+    round.work.turns_left = has_ready(state, Class::Fresh)? || has_ready(state, Class::Late)?;
     state.wake_sender |= state.store.pending_bytes() >= round.limit;
     Ok(round.work)
 }
@@ -155,7 +155,7 @@ fn lease_passed_over(state: &mut State, round: &mut Round, now: Timestamp) -> Re
 }
 
 /// Returns true if a conversation of this kind has a turn. Reads a page of them ahead.
-fn has_ready(state: &mut State, kind: Kind) -> Result<bool> {
+fn has_ready(state: &mut State, kind: Class) -> Result<bool> {
     let page = state.ahead.of(kind);
     if page.turns.is_empty() {
         let prefix = Table::turns(kind).key();
@@ -268,8 +268,8 @@ fn next_live_head(
             }
             continue;
         }
-        if let Schedule::Ready(Kind::Fresh, _) = before
-            && Kind::of(queued.record.accepted, now, state.options.fresh) == Kind::Late
+        if let Schedule::Ready(Class::Fresh, _) = before
+            && Class::of(queued.record.accepted, now, state.options.fresh) == Class::Late
         {
             state.make_ready(conversation, row, now);
             state.save_conversation(conversation, row);

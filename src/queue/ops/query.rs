@@ -1,5 +1,6 @@
 //! Reads for bots and operators: the state of a submission, the backlog, the overview.
 
+use crate::fairness::Class;
 use crate::message::{Caller, ClientToken};
 use crate::queue::api::{Backlog, Found, MessageId, MessageState, Overview, Result};
 use crate::queue::hashed::CallerKeys;
@@ -7,7 +8,6 @@ use crate::queue::rows::{self, Hash, OtherConversation, Table, Token, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::Event;
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 /// The most packs that are searched for the oldest message of one caller.
 const PACKS_MAX: usize = 256;
@@ -98,7 +98,7 @@ pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview> {
 /// The time since which the longest waiting conversation could have been sent.
 fn oldest_due(state: &mut State, now: Timestamp) -> Result<Option<Timestamp>> {
     let mut oldest = Vec::new();
-    for kind in [Kind::Fresh, Kind::Late] {
+    for kind in [Class::Fresh, Class::Late] {
         if let Some(key) = state.store.first_key(Table::turns(kind).key())? {
             oldest.push(state.store.get::<Timestamp>(&key)?.unwrap_or(now));
         }

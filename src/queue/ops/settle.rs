@@ -80,7 +80,7 @@ pub fn settle(
             let denied = Denied { lease, outcome, record_token: queued.record.token, error };
             deny(state, denied, &mut row, &waiting(), now)?
         }
-        Disposition::Bury(reason, error) => {
+        Disposition::DeadLetter(reason, error) => {
             let maybe_delivered = queued.reference.attempts.unknown && reason == Reason::Poison;
             queued.reference.attempts.count += 1;
             let answer = Some(last_answer(outcome.as_ref()));

@@ -3,9 +3,9 @@
 use super::record::Hash;
 use super::table::Table;
 use super::values::RecordPos;
+use crate::fairness::Class;
 use crate::storage::{Key, hash_at, number_at};
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 impl RecordPos {
     /// The key of its pack.
@@ -48,7 +48,7 @@ pub fn entry(conversation: &Hash, entry: &Hash) -> Key {
     Table::ClientToken.key().hash(conversation).hash(entry)
 }
 
-pub fn turn(kind: Kind, turn: u64, conversation: &Hash) -> Key {
+pub fn turn(kind: Class, turn: u64, conversation: &Hash) -> Key {
     Table::turns(kind).key().number(turn).hash(conversation)
 }
 

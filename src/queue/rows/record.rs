@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::life::Subject;
 use crate::message::Caller;
+use crate::message_log::Subject;
 use crate::storage::Secret;
 use crate::time::Timestamp;
 

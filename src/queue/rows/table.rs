@@ -4,10 +4,10 @@ use serde::de::DeserializeOwned;
 
 use super::record::{Hash, PIECE};
 use super::values::{ClientTokenRow, Conversation, Dead, Meta, Participant, PauseState, QueuedRef, RecordPos, Token};
+use crate::fairness::Class;
 use crate::storage::row::decode;
 use crate::storage::{Key, Secret};
 use crate::time::{Anchor, Timestamp};
-use crate::turns::Kind;
 
 /// A table. Its discriminant is the first byte of all its keys.
 ///
@@ -102,10 +102,10 @@ impl Table {
     }
 
     /// Returns the table of the turns of conversations with such a head.
-    pub const fn turns(kind: Kind) -> Table {
+    pub const fn turns(kind: Class) -> Table {
         match kind {
-            Kind::Fresh => Table::FreshTurn,
-            Kind::Late => Table::LateTurn,
+            Class::Fresh => Table::FreshTurn,
+            Class::Late => Table::LateTurn,
         }
     }
 

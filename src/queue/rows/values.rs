@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Hash, Record};
 use crate::delivery::{Reason, Receipt, ServiceError};
-use crate::pacer::Kept;
+use crate::fairness::Class;
+use crate::pacer::LearnedRate;
 use crate::storage::Secret;
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 /// The position of a record: the number of its pack, and its index there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct Meta {
     /// Bytes of packs and dead letters, and what goes with them; see [`Record::weight`].
     pub weight: u64,
     /// The learned rate of delivery.
-    pub learned: Option<Kept>,
+    pub learned: Option<LearnedRate>,
 }
 
 /// The pause of sending, and the facts known of the destination.
@@ -250,7 +250,7 @@ pub enum Schedule {
     #[default]
     Idle,
     /// It can be sent in its turn, which has this number.
-    Ready(Kind, u64),
+    Ready(Class, u64),
     /// It backs off or is held until this time.
     DelayedUntil(Timestamp),
 }

@@ -9,10 +9,10 @@
 use std::ops::Bound;
 
 use super::State;
+use crate::fairness::Class;
 use crate::queue::api::Result;
 use crate::queue::rows::{Attempts, ClientTokenRow, Conversation, Hash, Key, QueuedRef, REFS_MAX, Schedule, keys};
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 /// Messages that are appended to the row itself; a chunk that moves up may bring more.
 const FIRST_MAX: usize = 32;
@@ -218,7 +218,7 @@ impl State {
             Schedule::Idle => {}
             Schedule::Ready(kind, turn) => {
                 self.store.remove(keys::turn(kind, turn, id));
-                if kind == Kind::Fresh {
+                if kind == Class::Fresh {
                     self.fresh.left(turn);
                 }
             }
@@ -230,7 +230,7 @@ impl State {
             Schedule::Idle => {}
             Schedule::Ready(kind, turn) => {
                 self.store.put(keys::turn(kind, turn, id), &now);
-                if kind == Kind::Fresh {
+                if kind == Class::Fresh {
                     self.fresh.given(turn, now, self.options.fresh);
                 }
                 self.wake_sender = true;
@@ -247,7 +247,7 @@ impl State {
         let turn = self.meta.next_turn;
         self.meta.next_turn += 1;
         let oldest = row.head().map_or(now, |head| head.accepted);
-        let kind = Kind::of(oldest, now, self.options.fresh);
+        let kind = Class::of(oldest, now, self.options.fresh);
         self.reschedule(id, row, Schedule::Ready(kind, turn), now);
     }
 

@@ -2,12 +2,12 @@
 
 use super::State;
 use super::parts::{Known, Queued};
+use crate::fairness::{self, Class, Others};
 use crate::queue::api::{MessageState, Pause, Result, Status};
 use crate::queue::rows::{
     self, Attempts, ClientTokenRow, Conversation, FinalState, Hash, Meta, QueuedRef, Record, Schedule, Table, keys,
 };
 use crate::time::Timestamp;
-use crate::turns::{self, Kind, Others};
 
 impl State {
     /// The message or outcome of a ClientToken: a queued one is in the conversation's row or has a row of its own.
@@ -93,17 +93,17 @@ impl State {
         }
         let kind = match row.schedule {
             Schedule::Ready(kind, _) => kind,
-            _ => Kind::of(row.head().map_or(now, |head| head.accepted), now, self.options.fresh),
+            _ => Class::of(row.head().map_or(now, |head| head.accepted), now, self.options.fresh),
         };
         let Meta { queued, conversations, held, .. } = self.meta;
         let fresh = self.fresh.waiting(now, self.options.fresh);
         let late = conversations.saturating_sub(held + fresh);
         let own = u64::from(row.count > 0);
         let others = match kind {
-            Kind::Fresh => Others { fresh: fresh.saturating_sub(own), late },
-            Kind::Late => Others { fresh, late: late.saturating_sub(own) },
+            Class::Fresh => Others { fresh: fresh.saturating_sub(own), late },
+            Class::Late => Others { fresh, late: late.saturating_sub(own) },
         };
-        Some(turns::before(kind, ahead, others).min(queued).max(ahead))
+        Some(fairness::before(kind, ahead, others).min(queued).max(ahead))
     }
 
     /// The time before which a message is not sent, if there is one, and the approximate number of messages that are sent
@@ -127,9 +127,9 @@ impl State {
     fn has_next_turn(&self, conversation: &Hash, row: &Conversation) -> Result<bool> {
         let Schedule::Ready(kind, turn) = row.schedule else { return Ok(false) };
         let first = |kind| self.store.first_key(Table::turns(kind).key());
-        let (fresh, late) = (first(Kind::Fresh)?, first(Kind::Late)?);
+        let (fresh, late) = (first(Class::Fresh)?, first(Class::Late)?);
         let next = self.turns.next(fresh.is_some(), late.is_some());
-        let first = if kind == Kind::Fresh { fresh } else { late };
+        let first = if kind == Class::Fresh { fresh } else { late };
         Ok(next == Some(kind) && first == Some(keys::turn(kind, turn, conversation)))
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use crate::fairness::Class;
 use crate::queue::rows::{Hash, Outcome, QueuedRef, Record, RecordPos};
 use crate::time::Timestamp;
-use crate::turns::Kind;
 
 /// A queued message.
 pub struct Queued {
@@ -57,15 +57,15 @@ pub struct Page {
 }
 
 impl ReadAhead {
-    pub fn of(&mut self, kind: Kind) -> &mut Page {
+    pub fn of(&mut self, kind: Class) -> &mut Page {
         match kind {
-            Kind::Fresh => &mut self.fresh,
-            Kind::Late => &mut self.late,
+            Class::Fresh => &mut self.fresh,
+            Class::Late => &mut self.late,
         }
     }
 
     /// Makes a conversation that was not served the next of its kind.
-    pub fn push_front(&mut self, kind: Kind, turn: u64, conversation: Hash) {
+    pub fn push_front(&mut self, kind: Class, turn: u64, conversation: Hash) {
         self.of(kind).turns.push_front((turn, conversation));
     }
 }

@@ -153,7 +153,7 @@ fn outcome_learned_rate_and_refused_token_age_by_elapsed_time() {
     let rig = Rig::on(&machine);
     rig.accepted(message("a", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();
-    let learned = Some(Kept { rate: 7.5, at: rig.clock.now() });
+    let learned = Some(LearnedRate { rate: 7.5, at: rig.clock.now() });
     rig.runtime.block_on(rig.queue.settle(lease, None, delivered(), learned)).unwrap();
     rig.accepted(message("b", "1", "x"));
     let lease = rig.lease(1).pop().unwrap();

@@ -38,7 +38,7 @@ impl Rig {
                 self.settle(
                     lease,
                     match dice.u32(..10) {
-                        0 => Disposition::Bury(Reason::Invalid, ServiceError::default()),
+                        0 => Disposition::DeadLetter(Reason::Invalid, ServiceError::default()),
                         1 => Disposition::Retry { due, answer_lost: true, strike: false, counted: false },
                         2 => Disposition::Keep,
                         _ => delivered(),
@@ -108,7 +108,7 @@ fn rebuild_loses_only_the_damaged_messages() {
         rig.settle(lease, delivered());
     }
     let dead = rig.lease(1).pop().unwrap();
-    rig.settle(dead, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+    rig.settle(dead, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
     let long = "😀".repeat(3000);
     rig.accepted(message("long", "1", &long));
     let (all, id) = (rig.overview().queued, rig.accepted(message("chat3", "last", "last")).id);

@@ -7,7 +7,7 @@ impl Rig {
     fn dead_letter(&self, client_token: &str, text: &str) {
         self.accepted(message("a", client_token, text));
         let lease = self.lease(1).pop().unwrap();
-        let settled = self.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+        let settled = self.settle(lease, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
         assert!(matches!(settled, Settled::Dead { .. }));
     }
 
@@ -67,7 +67,7 @@ fn dead_letters_count_in_the_bytes_until_they_are_pruned() {
             Verdict::Accepted { .. } => {}
         }
         let lease = rig.lease(1).pop().unwrap();
-        rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+        rig.settle(lease, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
         None
     });
     assert!(matches!(full, Some(Rejection::Full(Full::Bytes { bytes, .. })) if bytes >= most), "{full:?}");

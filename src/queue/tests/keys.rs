@@ -5,7 +5,7 @@ use super::rows::{
     Hash, Hasher, Key, RecordPos, Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, keys,
 };
 use super::*;
-use crate::turns::Kind;
+use crate::fairness::Class;
 
 const NUMBER: u64 = 0x0102_0304_0506_0708;
 const N: &[u8] = b"\x01\x02\x03\x04\x05\x06\x07\x08";
@@ -27,8 +27,8 @@ fn the_key_of_each_table_has_its_bytes() {
         (Table::Conversation, keys::conversation(&CONVERSATION), &[b"v", c]),
         (Table::Chunk, keys::chunk(&CONVERSATION, NUMBER), &[b"s", c, N]),
         (Table::ClientToken, keys::entry(&CONVERSATION, &ENTRY), &[b"i", c, e]),
-        (Table::FreshTurn, keys::turn(Kind::Fresh, NUMBER, &CONVERSATION), &[b"r", N, c]),
-        (Table::LateTurn, keys::turn(Kind::Late, NUMBER, &CONVERSATION), &[b"q", N, c]),
+        (Table::FreshTurn, keys::turn(Class::Fresh, NUMBER, &CONVERSATION), &[b"r", N, c]),
+        (Table::LateTurn, keys::turn(Class::Late, NUMBER, &CONVERSATION), &[b"q", N, c]),
         (Table::Due, keys::due(TIME, &CONVERSATION), &[b"d", INSTANT, c]),
         (Table::Expiry, keys::expiry(TIME, NUMBER), &[b"e", INSTANT, N]),
         (Table::Token, keys::token(&ENTRY), &[b"t", e]),
@@ -58,7 +58,7 @@ fn the_key_of_each_table_has_its_bytes() {
 fn the_parts_of_a_key_are_read_where_they_are_written() {
     let entry = keys::entry(&CONVERSATION, &ENTRY);
     assert_eq!((keys::hash_in(&entry), keys::entry_in(&entry)), (CONVERSATION, ENTRY));
-    let turn = keys::turn(Kind::Late, NUMBER, &CONVERSATION);
+    let turn = keys::turn(Class::Late, NUMBER, &CONVERSATION);
     assert_eq!((keys::number_in(&turn), keys::conversation_in(&turn)), (NUMBER, CONVERSATION));
     let due = keys::due(TIME, &CONVERSATION);
     assert_eq!((keys::time_in(&due), keys::conversation_in(&due)), (TIME, CONVERSATION));

@@ -584,7 +584,7 @@ impl Pair {
                         Disposition::Retry { due, answer_lost: *unknown, strike: false, counted: false }
                     }
                     Answer::Deny => denied("Access denied"),
-                    Answer::Bury => Disposition::Bury(Reason::Invalid, ServiceError::default()),
+                    Answer::Bury => Disposition::DeadLetter(Reason::Invalid, ServiceError::default()),
                 };
                 self.rig.settle(lease, disposition);
                 self.model.settle(name, *answer, bearer);

@@ -72,7 +72,7 @@ fn dead_letter_all(rig: &Rig) -> Vec<MessageId> {
     let mut dead = Vec::new();
     while let Some(lease) = rig.lease(1).pop() {
         dead.push(lease.id);
-        rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+        rig.settle(lease, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
     }
     dead
 }
@@ -175,7 +175,7 @@ fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_ar
     ));
     let lease = rig.lease(1).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("new") && &*lease.label == "k");
-    rig.settle(lease, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+    rig.settle(lease, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
     // And back again, with an unused token.
     rig.redrive(seen.id, Redrive { token: Some(token("old")), body: None }).unwrap();
     assert_eq!(rig.overview().dead, 0);

@@ -72,7 +72,7 @@ fn each_disposition_has_its_result_its_event_and_its_schedule() {
     let retry = Disposition::Retry { due: LATER, answer_lost: true, strike: false, counted: true };
     let (delayed, held) = (Schedule::DelayedUntil(LATER), NOW + Duration::from_secs(120));
     let dead = |reason, told| Settled::Dead { reason, told };
-    let bury = || Disposition::Bury(Reason::Invalid, error());
+    let bury = || Disposition::DeadLetter(Reason::Invalid, error());
     let (idle, until) = (Schedule::Idle, Schedule::DelayedUntil);
     let cases = [
         (Disposition::Deliver(receipt), None, false, Settled::Delivered, vec!["delivered"], Some(idle)),
@@ -120,7 +120,7 @@ fn event_of_a_dead_letter_has_the_answer_of_its_last_attempt() {
         let mut state = state(&folder);
         push(&mut state, message("a", "1", "x"), NOW);
         let lease = Box::new(lease_one(&mut state, NOW));
-        let disposition = Disposition::Bury(reason, refused.clone());
+        let disposition = Disposition::DeadLetter(reason, refused.clone());
         settle(&mut state, Attempted { lease, outcome, disposition }, Vec::new, LATER).unwrap();
         let Some(Event::Dead(death)) = state.events.pop() else { panic!("it is dead") };
         let answer = &death.answer;

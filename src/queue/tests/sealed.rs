@@ -54,7 +54,7 @@ impl Rig {
         self.accepted(message(&format!("token-{CANARY}"), "1", &format!("short {CANARY}")));
         self.accepted(message(&format!("token-{CANARY}"), "2", &CANARY.repeat(1000)));
         let dead = self.lease(1).pop().unwrap();
-        self.settle(dead, Disposition::Bury(Reason::Invalid, ServiceError::default()));
+        self.settle(dead, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
         self.accepted(message(&format!("token-{CANARY}"), "3", &format!("short {CANARY}")));
     }
 }

@@ -10,7 +10,7 @@ use tracing::{error, info};
 
 use super::request::{Call, Shared, Waiter};
 use crate::delivery::Outcome;
-use crate::life::{self, Subject};
+use crate::message_log::{self, Subject};
 use crate::queue::api::{Lease, MessageState, Status};
 use crate::queue::state::event::{Death, Event, Redriven};
 
@@ -70,10 +70,10 @@ impl Committed {
 /// Writes the log line of an event, and replies to the callers that wait for its message.
 fn report(event: Event, waiters: Vec<Waiter>) {
     match event {
-        Event::Accepted { id, record } => life::accepted(record.subject(&id)),
+        Event::Accepted { id, record } => message_log::accepted(record.subject(&id)),
         Event::Delivered { lease, outcome, receipt, at } => {
             let (attempt, status) = (lease.attempts + 1, outcome.as_ref().and_then(Outcome::status));
-            life::delivered(subject(&lease), attempt, at.since(lease.accepted), status, &receipt);
+            message_log::delivered(subject(&lease), attempt, at.since(lease.accepted), status, &receipt);
             reply(waiters, || MessageState {
                 id: lease.id,
                 accepted: lease.accepted,
@@ -83,11 +83,11 @@ fn report(event: Event, waiters: Vec<Waiter>) {
         }
         Event::Deferred { lease, outcome, at, until } => {
             let retry_in = until.map(|until| until.since(at));
-            life::deferred(subject(&lease), lease.attempts + 1, at.since(lease.accepted), &outcome, retry_in);
+            message_log::deferred(subject(&lease), lease.attempts + 1, at.since(lease.accepted), &outcome, retry_in);
         }
         Event::Held { lease, outcome, at, until } => {
             let waited = at.since(lease.accepted);
-            life::held(subject(&lease), lease.attempts + 1, waited, &outcome, until.since(at));
+            message_log::held(subject(&lease), lease.attempts + 1, waited, &outcome, until.since(at));
         }
         Event::Dead(death) | Event::Deleted(death) => {
             let Death { id, record, attempts, died, reason, error, maybe_delivered, answer } = *death;
@@ -97,11 +97,11 @@ fn report(event: Event, waiters: Vec<Waiter>) {
             });
             let word = (answer.http_status, answer.request_id.as_deref());
             let waited = died.since(record.accepted);
-            life::dead(record.subject(&id), attempts, waited, word, reason, answer.maybe_delivered);
+            message_log::dead(record.subject(&id), attempts, waited, word, reason, answer.maybe_delivered);
         }
         Event::Redriven(redriven) => {
             let Redriven { id, record, attempts, at, reason, edited } = *redriven;
-            life::redriven(record.subject(&id), attempts, at.since(record.accepted), reason, edited);
+            message_log::redriven(record.subject(&id), attempts, at.since(record.accepted), reason, edited);
         }
         Event::DestinationDelivers { after_s } => info!(after_s, "Amazon Connect took a message: sending goes on"),
         Event::AllRefused { tokens, every_s } => error!(

@@ -5,7 +5,7 @@
 //! charged for the memory that it holds.
 
 /// Returns the free memory that the allocator holds. This takes some milliseconds if there is much of it.
-pub fn give_back() {
+pub fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a C function that no crate wraps")]
     // SAFETY: malloc_trim may be called at any time from any thread; it touches only free memory.

@@ -22,18 +22,18 @@ const SPANS: u32 = 16;
 
 /// The two kinds of conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum Class {
     /// The oldest message is young: an answer is still useful to the customer.
     Fresh,
     /// The oldest message has waited for longer.
     Late,
 }
 
-impl Kind {
+impl Class {
     /// The kind of a conversation whose oldest message was accepted at `oldest`.
     #[must_use]
-    pub fn of(oldest: Timestamp, now: Timestamp, fresh: Duration) -> Kind {
-        if now.since(oldest) < fresh { Kind::Fresh } else { Kind::Late }
+    pub fn of(oldest: Timestamp, now: Timestamp, fresh: Duration) -> Class {
+        if now.since(oldest) < fresh { Class::Fresh } else { Class::Late }
     }
 }
 
@@ -49,13 +49,13 @@ pub struct Others {
 /// Estimates the number of messages that are sent before one that has `ahead` messages of its own conversation before
 /// it. Its conversation gets a turn for each of them and one more; between two of its turns the others get theirs.
 #[must_use]
-pub fn before(kind: Kind, ahead: u64, others: Others) -> u64 {
+pub fn before(kind: Class, ahead: u64, others: Others) -> u64 {
     let Others { fresh, late } = others;
     let round = match kind {
-        Kind::Fresh if late > 0 => fresh + fresh / u64::from(FRESH),
-        Kind::Fresh => fresh,
+        Class::Fresh if late > 0 => fresh + fresh / u64::from(FRESH),
+        Class::Fresh => fresh,
         // Four fresh turns for each late one, as long as there are fresh conversations.
-        Kind::Late => late + fresh.min(u64::from(FRESH) * (late + 1)),
+        Class::Late => late + fresh.min(u64::from(FRESH) * (late + 1)),
     };
     ahead.saturating_mul(round + 1).saturating_add(round)
 }
@@ -76,7 +76,7 @@ struct Span {
 }
 
 impl FreshTurns {
-    /// Notes that a conversation was given this turn. Turns are numbered in the order in which they are given.
+    /// Notes that a conversation was given this turn. RoundRobin are numbered in the order in which they are given.
     pub fn given(&mut self, turn: u64, now: Timestamp, fresh: Duration) {
         while self.spans.front().is_some_and(|span| now.since(span.since) >= fresh) {
             self.spans.pop_front();
@@ -104,21 +104,21 @@ impl FreshTurns {
 
 /// The position in the round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turns {
+pub struct RoundRobin {
     taken: u8,
 }
 
-impl Turns {
+impl RoundRobin {
     /// Returns the kind that has the next turn; `None` if no conversation waits. `fresh` and `late` are true if one of
-    /// that kind waits. Nothing changes before [`taken`](Turns::taken).
+    /// that kind waits. Nothing changes before [`taken`](RoundRobin::taken).
     #[must_use]
-    pub fn next(self, fresh: bool, late: bool) -> Option<Kind> {
+    pub fn next(self, fresh: bool, late: bool) -> Option<Class> {
         match (fresh, late) {
             (false, false) => None,
-            (true, false) => Some(Kind::Fresh),
-            (false, true) => Some(Kind::Late),
-            (true, true) if self.taken < FRESH => Some(Kind::Fresh),
-            (true, true) => Some(Kind::Late),
+            (true, false) => Some(Class::Fresh),
+            (false, true) => Some(Class::Late),
+            (true, true) if self.taken < FRESH => Some(Class::Fresh),
+            (true, true) => Some(Class::Late),
         }
     }
 
@@ -132,8 +132,8 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn turns(count: usize, fresh: bool, late: bool) -> Vec<Option<Kind>> {
-        let mut turns = Turns::default();
+    fn turns(count: usize, fresh: bool, late: bool) -> Vec<Option<Class>> {
+        let mut turns = RoundRobin::default();
         let mut next = || {
             let kind = turns.next(fresh, late);
             turns.taken();
@@ -145,14 +145,14 @@ mod tests {
     #[test]
     fn four_turns_of_five_go_to_fresh_conversations() {
         let taken = turns(50, true, true);
-        assert_eq!(taken.iter().filter(|kind| **kind == Some(Kind::Fresh)).count(), 40);
-        assert!(taken.windows(5).all(|round| round.contains(&Some(Kind::Late))));
+        assert_eq!(taken.iter().filter(|kind| **kind == Some(Class::Fresh)).count(), 40);
+        assert!(taken.windows(5).all(|round| round.contains(&Some(Class::Late))));
     }
 
     #[test]
     fn unused_turns_go_to_the_other_kind() {
-        assert_eq!(turns(7, true, false), [Some(Kind::Fresh); 7]);
-        assert_eq!(turns(7, false, true), [Some(Kind::Late); 7]);
+        assert_eq!(turns(7, true, false), [Some(Class::Fresh); 7]);
+        assert_eq!(turns(7, false, true), [Some(Class::Late); 7]);
         assert_eq!(turns(7, false, false), [None; 7]);
     }
 
@@ -167,12 +167,12 @@ mod tests {
             (1, 8, 10_000, 21),
             (u64::MAX, 8, 0, u64::MAX),
         ] {
-            assert_eq!(of(Kind::Fresh, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
+            assert_eq!(of(Class::Fresh, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
         }
         for (ahead, fresh, late, expected) in
             [(0, 0, 0, 0), (0, 0, 7, 7), (0, 3, 7, 10), (0, 100, 7, 39), (1, 0, 7, 15)]
         {
-            assert_eq!(of(Kind::Late, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
+            assert_eq!(of(Class::Late, ahead, fresh, late), expected, "{ahead} {fresh} {late}");
         }
     }
 
@@ -199,18 +199,18 @@ mod tests {
     #[test]
     fn estimate_equals_the_simulated_turns() {
         for (fresh, late) in [(0, 0), (1, 5), (7, 0), (40, 1), (40, 200)] {
-            let mut turns = Turns::default();
+            let mut turns = RoundRobin::default();
             let mut waiting = fresh;
             let mut went = 0;
             // The message in question waits behind `fresh` conversations; there is always a late one.
-            while turns.next(true, late > 0) == Some(Kind::Late) || waiting > 0 {
-                if turns.next(true, late > 0) == Some(Kind::Fresh) {
+            while turns.next(true, late > 0) == Some(Class::Late) || waiting > 0 {
+                if turns.next(true, late > 0) == Some(Class::Fresh) {
                     waiting -= 1;
                 }
                 turns.taken();
                 went += 1;
             }
-            let estimate = before(Kind::Fresh, 0, Others { fresh, late });
+            let estimate = before(Class::Fresh, 0, Others { fresh, late });
             assert!(went >= estimate && went - estimate <= 1, "{fresh} {late}: {went}, and not {estimate}");
         }
     }
@@ -218,8 +218,8 @@ mod tests {
     #[test]
     fn conversation_is_fresh_until_its_oldest_message_is_not() {
         let fresh = Duration::from_secs(30);
-        for (age, kind) in [(0, Kind::Fresh), (29_999, Kind::Fresh), (30_000, Kind::Late)] {
-            assert_eq!(Kind::of(Timestamp(1_000_000), Timestamp(1_000_000 + age), fresh), kind);
+        for (age, kind) in [(0, Class::Fresh), (29_999, Class::Fresh), (30_000, Class::Late)] {
+            assert_eq!(Class::of(Timestamp(1_000_000), Timestamp(1_000_000 + age), fresh), kind);
         }
     }
 }
