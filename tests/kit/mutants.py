@@ -2,8 +2,8 @@
 them proves nothing.
 
 A relay that never calls fdatasync, or never syncs a folder, does the same writes without those calls: the calls are passed
-over. One that syncs only every second batch answers for both batches after that: every second call is passed over, and
-what was said on the strength of it is said later.
+over. For the relay with one sync for two batches, every second `fdatasync` of any file (the journal or sled's log) is
+passed over, and the replies that relied on it are sent after the next one.
 """
 
 
