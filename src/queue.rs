@@ -19,9 +19,9 @@
 //! after a crash the relay sends the first message again, with the same ClientToken, before any other message of its
 //! conversation.
 //!
-//! **The instant of commit** is the return of `fdatasync`. A crash before it leaves the rows of the commit before, a
-//! crash after it the new ones; a batch is atomic, so there is nothing in between. An operation that meets the leftovers
-//! of a crash repairs them: nothing scans the store at start.
+//! **The instant of commit** is the return of `fdatasync`. A crash before it leaves all of the commit's rows or none, a
+//! crash after it leaves all of them: a record of the journal counts only if it is whole. An operation that meets the
+//! leftovers of a crash repairs them: nothing scans the store at start.
 //!
 //! In memory the queue keeps nothing per queued message; sled's page table keeps 50–130 bytes per row, and a queued
 //! message has a share of its pack's row and of its conversation's, and a row of its own if its conversation is long. A

@@ -25,6 +25,6 @@ pub mod redrive;
 pub mod settle;
 mod transitions;
 
-/// The most bytes that an operation writes between two commits, because a batch that sled frees stays in memory for a
-/// while: with 1 MiB ten thousand messages took 47 MiB, with this size 23.
+/// The most bytes that an operation writes between two commits: a commit is in memory as rows and as one record of the
+/// journal, and all requests wait while it is written.
 pub const COMMIT_BYTES: usize = 256 << 10;

@@ -1,4 +1,5 @@
-//! The journal: one write and one `fdatasync` for each commit.
+//! The journal: one write and one `fdatasync` of its file for each commit. (The store may have to sync sled's log before
+//! that: `sync_read_splits` in `store`.)
 //!
 //! A batch costs sled a page for each row, and two writes with a thread in between. A record here is one write into
 //! blocks that the file already has, and the commit counts from its `fdatasync` on. The rows are in the memtable too. A
@@ -9,8 +10,10 @@
 //! ```text
 //!              epoch 6 (file 0)          epoch 7 (file 1)          epoch 8 (file 0, over 6)
 //! commits   ━━━━━━━━━━━━━━━━━━━━━━━━━▶━━━━━━━━━━━━━━━━━━━━━━━━━▶━━━━━━━━━━━━━━━━━▶
-//! sled          ▝ of 5 ▘ says 6           ▝ of 6 ▘ says 7           ▝ of 7 ▘ says 8
+//! sled          ▝ of 5 ▘ j = 6            ▝ of 6 ▘ j = 7            ▝ of 7 ▘ j = 8
 //! ```
+//!
+//! `▝ of 5 ▘` is the checkpoint of epoch 5, and its last batch stores row `j`, "the oldest epoch that is needed: 6".
 //!
 //! The files are made at their full length, of zeros that are written and synced. If an epoch needs a longer file,
 //! zeros are appended and synced in the same way before the record is written. So a commit changes no metadata, and its
@@ -49,7 +52,7 @@
 //!
 //! | power cut | the next start finds |
 //! | --- | --- |
-//! | while a record is written | the records before it |
+//! | while a record is written or synced | the records before it; and that record, if it is whole on the disk |
 //! | in a checkpoint | the whole old epoch, part of which sled may have: it moves into sled again; and the records of the next |
 //! | after it | the records of the next; the rest of the old one is skipped |
 
@@ -95,7 +98,7 @@ impl Default for CheckpointPos {
 /// The files of the journal, and the place of the next record.
 pub struct Journal {
     files: [File; 2],
-    /// The lengths that were synced. (The lengths that a start finds may not have been.)
+    /// The lengths that were synced. After a cut a file may be longer than this; that growth may not be synced.
     lengths: [u64; 2],
     epoch: u64,
     /// The number and the offset of the next record.

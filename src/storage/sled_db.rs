@@ -30,15 +30,15 @@ pub fn open_sled(path: &Path) -> io::Result<(sled::Db, File)> {
             result => break result?,
         }
     };
-    let data = File::open(path.join(names::LOG)).and_then(|data| {
+    let log = File::open(path.join(names::LOG)).and_then(|log| {
         close_to_others(path)?;
         // sled renames its snapshot when it opens: the new name must be on disk before anything relies on it (rule 8 of
         // the store).
         sync_directory(path)?;
-        Ok(data)
+        Ok(log)
     });
-    let data = data.inspect_err(|_| leak_db(&db))?;
-    Ok((db, data))
+    let log = log.inspect_err(|_| leak_db(&db))?;
+    Ok((db, log))
 }
 
 /// Keeps sled from being dropped. A drop syncs, and panics if that fails; after a failed write the process ends anyway.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! put, append, remove ─▶ memtable ─▶ journal ─▶ fdatasync(journal) = the instant of commit
-//!                           └─▶ one Batch ─▶ apply_batch ─▶ flush ─▶ fdatasync(db)        a checkpoint, between commits
+//!                           └─▶ several batches, each: apply_batch ─▶ flush ─▶ fdatasync(db)
+//!                                                                                        a checkpoint, between commits
 //! ```
 //!
 //! A commit is one write to the journal. A checkpoint moves an epoch of commits into sled when the journal is full, a
@@ -11,11 +12,38 @@
 //!
 //! **Rules 1 and 2 of the store**: sled's `flush` is not durable on Linux (it calls `sync_file_range`), so an
 //! `fdatasync` follows it. sled's segment headers vouch for bytes that were flushed, not for bytes that were synced, so
-//! each `fdatasync` covers one batch and nothing else: sled holds a batch's segments back until the batch is complete,
-//! but not the segments that reads have left. (With a segment opened by a read and the next by the batch, a power cut
-//! that kept only the second header lost everything.) **Rule 7**: after a failure of any of these steps the bytes that
-//! this process wrote are not trusted. It leaves a mark, and the next start drops the files from the page cache before
-//! it reads them.
+//! each `fdatasync` covers one batch and nothing else. A read can split a page, and sled then writes that page by
+//! itself. The store syncs it first (`sync_read_splits`), so that the next sync covers the batch alone. (With a segment
+//! opened by a read and the next by the batch, a power cut that kept only the second header lost everything.) **Rule
+//! 7**: after a failure of any of these steps the bytes that this process wrote are not trusted. It leaves a mark, and
+//! the next start drops the files from the page cache before it reads them.
+//!
+//! # Why a power cut loses nothing
+//!
+//! Each step relies on the one before it:
+//!
+//! 1. The caller uses a commit only after [`Store::commit`] has returned (rule 5), and that is after the journal's
+//!    `fdatasync` (`Journal::sync`). The record lies in blocks that the file already has.
+//! 2. sled's row `j` names the oldest epoch that a start needs. `checkpoint_step` puts it into the last batch of an
+//!    epoch, and a batch is atomic (rule 4): if sled has the row, it has all rows of the epochs before. Until then a
+//!    start replays the whole epoch. To replay rows that sled has already does no harm.
+//! 3. A commit overwrites an epoch only two epochs later, because the two files take turns. `advance_checkpoint` and
+//!    `checkpoint` call `finish_checkpoint` before `begin_checkpoint`, which turns to the file of the epoch that sled
+//!    has just got, row `j` and its `fdatasync` included.
+//! 4. sled's log grows, and on an ext4 that is being shut down `fdatasync` of a file that grew can succeed although its
+//!    data is lost (figures in `journal`). The store may rely on it: the journal still has the epoch, and the write
+//!    that overwrites it comes later, to the file system that has been shut down by then.
+//! 5. `commit` calls `sync_read_splits` too. Otherwise the pages that reads split would accumulate until the next
+//!    checkpoint, and one sync would cover several segments, of which one confirms another (rule 2).
+//! 6. A start must distinguish an epoch without commits from a lost file. An epoch that has not begun is right only if
+//!    its file still has the head of the epoch two before (`may_begin` in `journal`). For that reason the two files of
+//!    a new store contain the heads of epochs 0 and 1, and its first epoch is 2.
+//!
+//! Tests: `test_acknowledged_messages_are_delivered_after_any_power_cut` (all),
+//! `test_no_sync_covers_two_segments_of_which_one_confirms_the_other` (5),
+//! `test_ext4_shut_down_under_the_relay_keeps_acknowledged_messages` (1, 4),
+//! `a_commit_is_written_into_blocks_that_the_file_already_has` (1),
+//! `the_epoch_that_sled_names_and_the_next_are_replayed` (2), `a_file_of_another_time_is_damage` (3, 6).
 
 mod open;
 
@@ -48,7 +76,8 @@ pub struct Store {
     path: PathBuf,
     /// `None` only while its compacted copy takes its place.
     db: Option<sled::Db>,
-    data: File,
+    /// sled's log, the file `db`, for `fdatasync`.
+    log: File,
     _lock: File,
     /// The number that distinguishes the ids of this store from those of others.
     pub nonce: u32,
@@ -175,8 +204,8 @@ impl Store {
         self.memtable.uncommitted_bytes()
     }
 
-    /// Makes all changes since the last commit durable, or none of them if it fails. **The instant of commit** is the
-    /// return of the journal's `fdatasync`.
+    /// Makes all changes since the last commit durable. **The instant of commit** is the return of the journal's
+    /// `fdatasync`. After a crash before it, or an error, the next start finds all of the changes or none.
     pub fn commit(&mut self) -> Result<(), StoreFailed> {
         if self.memtable.uncommitted().is_empty() {
             return Ok(());
@@ -239,8 +268,8 @@ impl Store {
         // From here on the copy is the store, whatever happens.
         self.db = None;
         let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
-        let (db, data) = opened.map_err(|cause| self.fail_permanently("open the compacted log of", &cause))?;
-        (self.db, self.data) = (Some(db), data);
+        let (db, log) = opened.map_err(|cause| self.fail_permanently("open the compacted log of", &cause))?;
+        (self.db, self.log) = (Some(db), log);
         Ok(Some(self.log_bytes()))
     }
 
@@ -270,7 +299,7 @@ impl Store {
 
     /// Bytes that sled's log takes on disk.
     fn log_bytes(&self) -> u64 {
-        self.data.metadata().map_or(0, |file| file.blocks() * 512)
+        self.log.metadata().map_or(0, |file| file.blocks() * 512)
     }
 
     fn finish_checkpoint(&mut self) -> Result<(), StoreFailed> {
@@ -319,21 +348,21 @@ impl Store {
         let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
         applied.map_err(|cause| self.fail_permanently("apply a batch to", &cause))?;
         self.flush()?;
-        self.sync()
+        self.sync_log()
     }
 
     /// Flushes and syncs what reads have left: sled splits a page when a read passes by. Rule 2 of the store keeps it
     /// apart from what follows.
     fn sync_read_splits(&self) -> Result<(), StoreFailed> {
-        if self.flush()? > 0 { self.sync() } else { Ok(()) }
+        if self.flush()? > 0 { self.sync_log() } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<usize, StoreFailed> {
         self.db().flush().map_err(|cause| self.fail_permanently("flush", &cause))
     }
 
-    fn sync(&self) -> Result<(), StoreFailed> {
-        self.data.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))
+    fn sync_log(&self) -> Result<(), StoreFailed> {
+        self.log.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))
     }
 
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {

@@ -14,11 +14,12 @@ The messages sent now have consecutive places, in order, each with the contents,
 
 from kit.bots import chat_token, message, place_of
 
-NAMES = ("offered", "accepted", "told", "sent", "answered")
+NAMES = ("offered", "accepted", "delivered", "sent", "answered")
 
 
 class Known:
-    """For each chat the highest place that was offered, accepted, told, sent, answered; -1 for none."""
+    """For each chat the highest place that was offered, accepted, delivered (by the relay's reply), sent, answered; -1
+    for none."""
 
     def __init__(self, chats):
         self.highest = {name: dict.fromkeys(range(chats), -1) for name in NAMES}
@@ -26,7 +27,7 @@ class Known:
     def note(self, what, client_token):
         chat, place = place_of(client_token)
         self.highest[what][chat] = max(place, self.highest[what][chat])
-        if what == "told":
+        if what == "delivered":
             self.note("accepted", client_token)
 
     def copy(self):
@@ -52,14 +53,14 @@ def faults(seed, known, ledger):
         else:
             sent[chat].append(place)
     for chat, places in sent.items():
-        offered, accepted, told, attempted, answered = known.of(chat)
+        offered, accepted, delivered, attempted, answered = known.of(chat)
         says = f"chat {chat}: sent now {places[:1]}..{places[-1:]}; before: " + str(dict(zip(NAMES, known.of(chat))))
         first, last = (places[0], places[-1]) if places else (answered + 1, answered)
         if places != list(range(first, last + 1)):
             found.append(f"out of order or with gaps: {places}: {says}")
         if first > answered + 1 or last < accepted:
             found.append(f"lost: {says}")
-        if places and first < max(told + 1, attempted):
+        if places and first < max(delivered + 1, attempted):
             found.append(f"repeated, though its delivery was on disk: {says}")
         if last > max(offered, answered):
             found.append(f"never offered: {says}")

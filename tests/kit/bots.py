@@ -34,7 +34,8 @@ def place_of(client_token):
 
 
 class Bots:
-    """`chats` bots that send `length` messages each, one after the other's reply; `told` has the last acknowledged place.
+    """`chats` bots that send `length` messages each, one after the other's reply; `told` has the last
+    place that got a 2xx.
 
     `room()` returns how many more may be queued: at 0 a bot waits.
     """

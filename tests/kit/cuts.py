@@ -58,11 +58,12 @@ class Load:
     def _complete(self, bots):
         """Checks that the recording is complete: replayed, it gives the real folder and the bots' replies."""
         true = disk.found_in(self.root)
-        told = Disk(self.root, self.events, empty=True)
-        told.advance(len(self.events))
-        told = told.tree("all", None)
-        assert told.keys() == true.keys(), told.keys() ^ true.keys()
-        assert all(told[path] == true[path] for path in true), [path for path in true if told[path] != true[path]]
+        replayed = Disk(self.root, self.events, empty=True)
+        replayed.advance(len(self.events))
+        replayed = replayed.tree("all", None)
+        assert replayed.keys() == true.keys(), replayed.keys() ^ true.keys()
+        different = [path for path in true if replayed[path] != true[path]]
+        assert not different, different
         known = Known(self.chats)
         for _, what, token in self.said:
             known.note(what, token)
@@ -87,13 +88,14 @@ class Cut:
 
 def choose(load, count, passed_over=frozenset(), recoveries=True):
     """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log's compacted copy
-    takes its place, a tenth in a checkpoint and right after it, the others anywhere. `passed_over` are the syncs that a mutant does not do."""
+    takes its place, a tenth around the first record of an epoch, the others anywhere. `passed_over` are the syncs that a
+    mutant does not do."""
     rng, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]
-    renewed = disk.checkpoints(events)
+    epoch_heads = disk.checkpoints(events)
     moved = [i for i, event in enumerate(events) if event.kind == "R" and "/compacted/" in event.paths[0]]
-    first_reply = next(at for at, what, _ in load.said if what in ("accepted", "told"))
+    first_reply = next(at for at, what, _ in load.said if what in ("accepted", "delivered"))
     cuts = []
     for number in range(count):
         if number % 2 == 0:
@@ -104,7 +106,7 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
         elif number % 10 == 3 and moved:
             at = rng.choice(moved) + rng.randint(-25, 35)
         elif number % 10 == 5:
-            at = max(1, rng.choice(renewed) + rng.randint(-40, 10))
+            at = max(1, rng.choice(epoch_heads) + rng.randint(-40, 10))
         else:
             at = rng.randint(1, len(events))
         style = rng.choices(disk.STYLES, disk.WEIGHTS)[0]
@@ -115,12 +117,12 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
 class Campaign:
     """Cuts of a load's recording, two at a time; counts them and gathers what is wrong.
 
-    `ignore` and `said` make a mutant of the relay that was recorded; for that the first fault is enough.
+    `ignore` makes a mutant of the relay that was recorded; for that the first fault is enough.
     """
 
-    def __init__(self, load, folder, ignore=None, said=None, first_fault=False):
+    def __init__(self, load, folder, ignore=None, first_fault=False):
         self.load, self.folder = load, Path(folder)
-        self.ignore, self.said, self.first_fault = ignore, said or load.said, first_fault
+        self.ignore, self.first_fault = ignore, first_fault
         self.cuts = self.recoveries = self.sent = 0
         self.faults = []
         self._lock = threading.Lock()
@@ -140,7 +142,7 @@ class Campaign:
 
     def run(self, cuts):
         """The cuts are taken in their order, so that the recording is gone through once."""
-        known, said = Known(self.load.chats), iter(self.said)
+        known, said = Known(self.load.chats), iter(self.load.said)
         state = Disk(self.load.root, self.load.events, self.ignore, empty=True)
         upcoming, done = next(said, None), []
         room = threading.Semaphore(3)

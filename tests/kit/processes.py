@@ -80,7 +80,7 @@ class Relay:
             "sender.endpoint": endpoint,
             "admin.listen": self.admin.removeprefix("http://"),
             "ingress.tcp": self.url.removeprefix("http://"),
-            "queue.volatile": "true",  # the temporary folder may be in memory; what is tested here is not power cuts
+            "queue.volatile": "true",  # the temporary folder may be in memory; the power-cut test has a disk model of its own
         }
         self.settings.update((key.replace("__", "."), value) for key, value in settings.items())
 
@@ -193,8 +193,8 @@ class Relay:
         if self._owned:
             shutil.rmtree(self.folder, ignore_errors=True)
         print(log[-4000:])  # pytest shows it where the test failed
-        told = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
-        assert not told, f"a token or contents are in the log: {told[0]}"
+        leaks = [line for line in log.splitlines() if any(secret in line for secret in self.secrets)]
+        assert not leaks, f"a token or contents are in the log: {leaks[0]}"
         assert "panicked" not in log, log[-4000:]
         check_members(log)
 

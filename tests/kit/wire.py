@@ -65,7 +65,7 @@ class Stream:
 
 def said(events):
     """The traffic of the relay's connections, as (event, what, ClientToken): `offered` when a bot's message had arrived,
-    `accepted` and `told` (delivered) just before the reply is sent, `sent` just before an attempt is sent,
+    `accepted` and `delivered` just before the reply that says so is sent, `sent` just before an attempt is sent,
     `answered` when Connect's 200 had arrived."""
     sockets = {}
     for index, event in enumerate(events):
@@ -97,7 +97,7 @@ def _ingress(requests, replies):
 
 
 def _of(state):
-    return {"QUEUED": "accepted", "DELIVERED": "told"}[state]
+    return {"QUEUED": "accepted", "DELIVERED": "delivered"}[state]
 
 
 def _upstream(requests, answers):

@@ -64,13 +64,13 @@ impl Store {
     fn open_rows(path: &Path, lock: File, stamp: Option<Stamp>, options: Options) -> Result<Opened, OpenError> {
         let Options { keys, write_once, removal_weight, .. } = options;
         let failed = |step| move |cause| OpenError::failed(path, step, cause);
-        let (db, data) = open_sled(path).map_err(|cause| OpenError::of_sled(path, "open sled", cause))?;
+        let (db, log) = open_sled(path).map_err(|cause| OpenError::of_sled(path, "open sled", cause))?;
         if fs::read_dir(path.join(names::BLOBS)).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
         let stamp = match stamp {
             Some(stamp) => stamp,
-            None => sync_new_log(path, &db, &data)
+            None => sync_new_log(path, &db, &log)
                 .and_then(|()| new_stamp())
                 .and_then(|stamp| journal::create(path).map(|()| stamp))
                 .inspect_err(|_| leak_db(&db))
@@ -91,7 +91,7 @@ impl Store {
         let mut store = Store {
             path: path.to_owned(),
             db: Some(db),
-            data,
+            log,
             _lock: lock,
             nonce: stamp.nonce,
             memtable,
@@ -104,14 +104,14 @@ impl Store {
         };
         space::keep_ballast(path);
         let damaged = store.keep_stamp_copy().inspect_err(|_| store.db.iter().for_each(leak_db))?;
-        // A checkpoint of the last run may have been cut short. From here on sled has all that the memtable does not
-        // have.
+        // A checkpoint of the last run may have been cut short. Finish it now: the memtable drops a write-once row that
+        // is removed within its epoch, which is right only if sled does not have the row yet.
         store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
         Ok(Opened { store, key: stamp.key, sealer, damaged })
     }
 
-    /// Writes a copy of the stamp into the log, with the first commit, and returns the one that is there if it fails
-    /// its checksum. The copy of another store shows that the folder has files of two stores: their rows do not belong
+    /// Writes a copy of the stamp with the first commit: into the journal, and by a checkpoint into the log. Returns the
+    /// copy that is there if it fails its checksum. The copy of another store shows that the folder has files of two stores: their rows do not belong
     /// together.
     fn keep_stamp_copy(&mut self) -> Result<Option<(Key, Vec<u8>)>, OpenError> {
         let (path, key) = (&self.path, identity::copy_key());
@@ -141,9 +141,9 @@ impl Store {
 }
 
 /// Syncs sled's own files, before the stamp of a first start is written.
-fn sync_new_log(path: &Path, db: &sled::Db, data: &File) -> io::Result<()> {
+fn sync_new_log(path: &Path, db: &sled::Db, log: &File) -> io::Result<()> {
     db.flush().map_err(io::Error::other)?;
-    data.sync_all()?;
+    log.sync_all()?;
     for name in [names::CONF, names::LOG] {
         File::open(path.join(name))?.sync_all()?;
     }
