@@ -117,12 +117,12 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
 class Campaign:
     """Cuts of a load's recording, two at a time; counts them and gathers what is wrong.
 
-    `ignore` and `said` make a mutant of the relay that was recorded; for that the first fault is enough.
+    `ignore` makes a mutant of the relay that was recorded; for that the first fault is enough.
     """
 
-    def __init__(self, load, folder, ignore=None, said=None, first_fault=False):
+    def __init__(self, load, folder, ignore=None, first_fault=False):
         self.load, self.folder = load, Path(folder)
-        self.ignore, self.said, self.first_fault = ignore, said or load.said, first_fault
+        self.ignore, self.first_fault = ignore, first_fault
         self.cuts = self.recoveries = self.sent = 0
         self.faults = []
         self._lock = threading.Lock()
@@ -142,7 +142,7 @@ class Campaign:
 
     def run(self, cuts):
         """The cuts are taken in their order, so that the recording is gone through once."""
-        known, said = Known(self.load.chats), iter(self.said)
+        known, said = Known(self.load.chats), iter(self.load.said)
         state = Disk(self.load.root, self.load.events, self.ignore, empty=True)
         upcoming, done = next(said, None), []
         room = threading.Semaphore(3)

@@ -351,10 +351,10 @@ def checkpoints(events):
     return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 
 
-def vouched_too_early(events):
+def vouched_too_early(events, passed_over=frozenset()):
     """Where the log's header of a segment vouches for what lies in a segment whose own header the disk need not have: both
     were written since the last sync. A cut between them can lose the whole log. The copy made by a compaction is left out:
-    it is synced as a whole before it counts."""
+    it is synced as a whole before it counts. `passed_over` are the syncs that a mutant does not do."""
     mask, logs, copies, since, found = (1 << 63) - 1, files_called(events, "db"), set(), [], []
     for index, event in enumerate(events):
         if event.kind == "O" and event.a and event.paths[0].endswith("/compacted/db"):
@@ -362,7 +362,7 @@ def vouched_too_early(events):
             copy = event.inode
         elif event.kind == "R" and event.paths[0].endswith("/compacted/db"):
             copies.discard(copy)
-        elif event.kind == "S" and not event.a and event.inode in logs:
+        elif event.kind == "S" and not event.a and event.inode in logs and index not in passed_over:
             since.clear()
         elif event.kind == "W" and event.inode in logs - copies and event.a % SEGMENT == 0 and len(event.data) >= 20:
             begins, stable = (number ^ mask for number in struct.unpack_from("<qq", event.data, 4))
