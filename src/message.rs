@@ -166,11 +166,23 @@ impl Default for Limits {
 #[error("{0}")]
 pub struct Invalid(pub String);
 
+/// Checks that a text has no four characters U+0000 in a row. After a crash the reader of the journal looks for the records
+/// behind a damaged one by their heads, which have four zero bytes in a row: a text must not contain the bytes of a head.
+///
+/// # Errors
+/// If it has.
+pub fn check_zeros(name: &str, text: &str) -> Result<(), Invalid> {
+    if text.contains("\0\0\0\0") {
+        return Err(Invalid(format!("{name} has four characters U+0000 in a row, which are not allowed")));
+    }
+    Ok(())
+}
+
 impl Limits {
     /// Checks and wraps a message's contents.
     ///
     /// # Errors
-    /// If the contents are empty or longer than a limit.
+    /// If the contents are empty, longer than a limit, or have four characters U+0000 in a row.
     pub fn content(&self, content_type: ContentType, text: String) -> Result<Content, Invalid> {
         let content = Content::new(text);
         let (bytes, text) = (content.expose().len(), content.expose());
@@ -191,13 +203,14 @@ impl Limits {
                 self.content_bytes
             )));
         }
+        check_zeros("Content", text)?;
         Ok(content)
     }
 
     /// Checks and wraps an event's contents. The service limits them to 16,384 characters.
     ///
     /// # Errors
-    /// If the contents have more bytes than the limit.
+    /// If the contents have more bytes than the limit, or four characters U+0000 in a row.
     pub fn event_content(&self, text: String) -> Result<Content, Invalid> {
         if text.len() > self.content_bytes {
             return Err(Invalid(format!(
@@ -206,6 +219,7 @@ impl Limits {
                 self.content_bytes
             )));
         }
+        check_zeros("Content", &text)?;
         Ok(Content::new(text))
     }
 }
@@ -448,6 +462,18 @@ mod tests {
         assert!(places.iter().all(|place| lies_there(*place)));
         drop((content, token));
         assert!(!places.iter().any(|place| lies_there(*place)));
+    }
+
+    #[test]
+    fn contents_have_no_bytes_like_the_head_of_a_record() {
+        let limits = Limits::default();
+        for (text, is_allowed) in [("a\0\0\0b\0", true), ("a\0\0\0\0b", false)] {
+            assert_eq!(limits.content(ContentType::Plain, text.into()).is_ok(), is_allowed);
+            assert_eq!(limits.event_content(text.into()).is_ok(), is_allowed);
+            assert_eq!(check_zeros("ClientToken", text).is_ok(), is_allowed);
+        }
+        let Err(Invalid(why)) = limits.event_content("\0".repeat(9)) else { panic!("it is allowed") };
+        assert_eq!(why, "Content has four characters U+0000 in a row, which are not allowed");
     }
 
     #[test]

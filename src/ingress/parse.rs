@@ -13,6 +13,7 @@ use super::error_reply::Subject;
 use super::request::lifetime_of;
 use crate::message::{
     self, Body, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX, Limits,
+    check_zeros,
 };
 
 /// The ContentType of a typing event.
@@ -80,7 +81,8 @@ impl<'a> Members<'a> {
 
     /// SendEvent.
     pub(super) fn event(&mut self, limits: &Limits) -> Result<Body, Invalid> {
-        let content_type = self.required_content_type()?.into();
+        let content_type: Box<str> = self.required_content_type()?.into();
+        check_zeros("ContentType", &content_type)?;
         let content: Option<Content> =
             self.content.text("Content")?.map(|text| limits.event_content(text.into_owned())).transpose()?;
         Ok(Body::Event { content_type, content })
@@ -89,6 +91,9 @@ impl<'a> Members<'a> {
     /// The bot's own idempotency token, or a minted one.
     pub(super) fn client_token(&mut self) -> Result<ClientToken, Invalid> {
         let given = self.client_token.text("ClientToken")?;
+        if let Some(text) = &given {
+            check_zeros("ClientToken", text)?;
+        }
         let given = given.map(|text| ClientToken::parse(&text)).transpose()?.flatten();
         Ok(given.unwrap_or_else(ClientToken::mint))
     }
@@ -367,6 +372,11 @@ mod tests {
         assert!(matches!(body, Body::Event { content: None, .. }));
         assert!(event(r#"{"ContentType":"x","Content":"{}"}"#).unwrap().content().is_some());
         assert_eq!(event(r#"{"Content":"{}"}"#).unwrap_err().0, "ContentType is missing");
+        let zeros = event("{\"ContentType\":\"a\\u0000\\u0000\\u0000\\u0000\"}").unwrap_err().0;
+        assert_eq!(zeros, "ContentType has four characters U+0000 in a row, which are not allowed");
+        let token = |json: &str| Members::parse(json.as_bytes()).unwrap().client_token().map_err(|invalid| invalid.0);
+        let zeros = token("{\"ClientToken\":\"\\u0000\\u0000\\u0000\\u0000\"}").unwrap_err();
+        assert_eq!(zeros, "ClientToken has four characters U+0000 in a row, which are not allowed");
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub fn settle(
     };
     let Some(mut queued) = queued else {
         // Its row was damaged while it was in flight: there is nothing to record on.
+        keep_turn(state, &conversation, &row);
         return Ok(deferred(state, lease, outcome, None, now));
     };
     let settled = match disposition {
@@ -48,9 +49,7 @@ pub fn settle(
             Settled::Delivered
         }
         Disposition::Keep => {
-            if let Schedule::Ready(kind, turn) = row.schedule {
-                state.ahead.push_front(kind, turn, conversation);
-            }
+            keep_turn(state, &conversation, &row);
             return Ok(deferred(state, lease, outcome, None, now));
         }
         Disposition::Wait { due } if due > now => {
@@ -91,6 +90,13 @@ pub fn settle(
     };
     state.save_conversation(&conversation, &row);
     Ok(settled)
+}
+
+/// Makes a conversation that was leased from the next one again.
+fn keep_turn(state: &mut State, conversation: &Hash, row: &Conversation) {
+    if let Schedule::Ready(kind, turn) = row.schedule {
+        state.ahead.push_front(kind, turn, *conversation);
+    }
 }
 
 /// The message waits: until a time, or `None` if it is due at once, and only the gate and the suspects' share hold it.

@@ -605,8 +605,11 @@ impl Pair {
             Step::Redrive(nth, with) => {
                 let all = self.model.all();
                 let Some(&(name, key, sequence, dead)) = all.get(nth % all.len().max(1)) else { return Ok(self) };
+                // A message with other contents has a ClientToken of its own elsewhere, which the model does not have.
+                let gone = self.model.conversations[&name].gone.get(&key);
+                let is_edited = gone.is_some_and(|gone| gone.message.says != gone.message.text);
                 let with = match with {
-                    With::Bearer(bearer) if !self.model.used.contains(bearer) => With::Nothing,
+                    With::Bearer(bearer) if is_edited || !self.model.used.contains(bearer) => With::Nothing,
                     with => *with,
                 };
                 let Some(id) = self.kept(sequence, name, key)? else { return Ok(self) };

@@ -153,6 +153,19 @@ fn message_that_may_have_arrived_is_redriven_with_the_token_that_it_was_sent_wit
 }
 
 #[test]
+fn edited_message_moves_into_a_conversation_that_has_its_first_client_token() {
+    let rig = Rig::new();
+    let id = rig.accepted(message("old", "1", "one")).id;
+    dead_letter_all(&rig);
+    rig.accepted(message("new", "1", "another one"));
+    let edited = Redrive { token: None, body: Some(message("x", "x", "edited").body) };
+    assert_eq!(rig.redrive(id, edited), Ok(()));
+    dead_letter_all(&rig);
+    rig.accepted(message("new", "2", "two"));
+    assert_eq!(rig.redrive(id, Redrive { token: Some(token("new")), body: None }), Ok(()), "it has its own");
+}
+
+#[test]
 fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_are_answered_as_before() {
     let rig = Rig::new();
     let id = rig.accepted(message("old", "1", "one")).id;
