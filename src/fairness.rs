@@ -76,7 +76,7 @@ struct Span {
 }
 
 impl FreshTurns {
-    /// Notes that a conversation was given this turn. RoundRobin are numbered in the order in which they are given.
+    /// Notes that a conversation was given this turn. Turns are numbered in the order in which they are given.
     pub fn given(&mut self, turn: u64, now: Timestamp, fresh: Duration) {
         while self.spans.front().is_some_and(|span| now.since(span.since) >= fresh) {
             self.spans.pop_front();

@@ -4,7 +4,7 @@
 //! restart would not help. It is false only if the sender's loop or a commit has made no step for a minute. A throttle,
 //! an outage, a full queue or a pause changes neither: a restart repairs none of them.
 //!
-//! The daemon sets the state. The sender stores the time of its last step, at least every few seconds while it is idle.
+//! The daemon sets the state. The sender stores the time of its last step, at least every ten seconds while it is idle.
 //! Every part may read both.
 
 use std::sync::atomic::{AtomicU64, Ordering};

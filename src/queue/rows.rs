@@ -6,9 +6,9 @@
 //! checksum, so a row that is stored under another key fails it.
 //!
 //! **A field has no name and no tag.** With a new field, even a last one, no older row can be decoded, and a row that
-//! cannot be decoded is quarantined: its message is lost. An enum may get new variants at its end, because the rows that
-//! exist do not have them; then raise [`FORMAT`](crate::storage::FORMAT), so that an older relay does not open the store.
-//! `rows/tests.rs` compares the bytes of each struct with those of the oldest format that is read.
+//! cannot be decoded is quarantined: its message is lost. To store something new, add a variant at the end of an enum,
+//! or a table: no row that exists has it. Then raise [`FORMAT`](crate::storage::FORMAT), so that an older relay does not
+//! open the store. `rows/tests.rs` compares the bytes of each struct with those of the oldest format that is read.
 //!
 //! **The number and place of rows decide the speed**: a row that is appended costs sled a third of a row between others.
 //! So an accept writes one scattered row, that of its conversation, which also contains the ClientTokens of its queued
@@ -19,7 +19,8 @@
 //! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,
 //! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage loses one message.
 //! Conversations, participants, ClientTokens and contents are in keys and comparisons as 128 bits of HMAC-SHA-256 under
-//! the store's own key: the folder does not show names.
+//! the store's own key: keys show no names. Records do: labels and
+//! ClientTokens are in plain text.
 
 mod hasher;
 pub mod keys;

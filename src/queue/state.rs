@@ -49,7 +49,7 @@ pub struct State {
     /// The pause, and the facts known of the destination.
     pub sending: PauseState,
     pub trust: Trust,
-    /// Conversations that the destination throttled, and the time since which they could have been sent.
+    /// Delayed conversations that are due already, and the time since which they could have been sent.
     pub throttled: HashMap<Hash, Timestamp>,
     /// Conversations with a message in flight, and its sequence number.
     pub leased: HashMap<Hash, u64>,

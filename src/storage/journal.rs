@@ -33,11 +33,12 @@
 //! | … | the rows: the key's length (1), the value's (4, all ones for a removed row), key, value |
 //!
 //! All numbers are big-endian. Record 0 has no rows: it has the number of records of the epoch before, and is written
-//! together with record 1. It fits into one sector, so the first record of a file is always whole.
+//! together with record 1. It fits into one sector of 512 bytes, so it is whole or absent.
 //!
 //! At a start sled's row `j`, the [`CheckpointPos`], names the oldest epoch that sled may not have. The start replays
-//! that one and the next. A record that is not whole ends an epoch: its commit was not acknowledged, and nothing was
-//! written after it. If something was written after it, in its epoch or the next, that is damage and not a power cut.
+//! that one and the next. A record that is not whole ends an epoch. If nothing valid follows it, in its epoch or the
+//! next, its commit was not acknowledged; if something does, that is damage and not a power cut. (So the caller stores
+//! no value that could contain the head of a record.)
 //!
 //! | damage to records that sled may not have | |
 //! | --- | --- |

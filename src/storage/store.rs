@@ -223,7 +223,7 @@ impl Store {
         self.memtable.is_flushing()
     }
 
-    /// Advances the checkpoint by one batch, and begins the next one when the journal is full and the last one is done.
+    /// Advances the checkpoint by one batch. If the journal is full, finishes the checkpoint and begins the next one.
     /// Returns true if sled got a batch.
     pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {
         let steps = self.is_checkpointing();

@@ -189,7 +189,7 @@ fn last_delivery_is_shown_by_the_wall_clock_as_it_goes_now() {
 
 #[test]
 fn store_of_format_3_is_upgraded_when_it_is_opened() {
-    // Its rows are of the present format: `rows/tests.rs` compares their bytes, `tests/durability` opens a store of format 3.
+    // Only the stamp is of format 3: `rows/tests.rs` compares bytes of rows, `tests/durability` opens such a store.
     let machine = machine();
     let rig = Rig::on(&machine);
     three(&rig);
