@@ -13,14 +13,13 @@
 //! **The number and place of rows decide the speed**: a row that is appended costs sled a third of a row between others.
 //! So an accept writes one scattered row, that of its conversation, which also contains the ClientTokens of its queued
 //! messages. The messages themselves go into packs, several to a row, and no attempt rewrites them: its result is in the
-//! conversation's row. A redrive files a new copy. A ClientToken gets a row of its own only if the conversation is too long for its row, or
-//! when the message has left.
+//! conversation's row. A redrive files a new copy. A ClientToken gets a row of its own only if the conversation is too
+//! long for its row, or when the message has left.
 //!
 //! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,
 //! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage loses one message.
 //! Conversations, participants, ClientTokens and contents are in keys and comparisons as 128 bits of HMAC-SHA-256 under
-//! the store's own key: keys show no names. Records do: labels and
-//! ClientTokens are in plain text.
+//! the store's own key: keys show no names. Records do: labels and ClientTokens are in plain text.
 
 mod hasher;
 pub mod keys;
