@@ -108,7 +108,8 @@ pub struct Options {
 }
 
 impl From<&Config> for Options {
-    /// The settings of each part, a seed from the system, no service manager, and no part that carries out requests of [`SettingsSender`].
+    /// The settings of each part, a seed from the system, no service manager, and no part that carries out the requests
+    /// of [`SettingsSender`].
     fn from(config: &Config) -> Options {
         let settings = &config.settings;
         Options {

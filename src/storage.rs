@@ -64,7 +64,7 @@ mod store;
 pub mod testing;
 mod trial;
 
-pub use directory::{lock, lock_if_there};
+pub use directory::{free, lock, lock_if_there};
 pub use error::{OpenError, StoreFailed};
 pub use identity::{FORMAT, Known};
 pub use image::{Image, verify_own_row};

@@ -17,16 +17,23 @@ pub(super) fn causes(error: &dyn Error) -> String {
 /// An error and the causes beneath it.
 pub(super) fn causes_of(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
-    let mut next = Some(error);
-    while let Some(cause) = next {
+    for cause in chain(error) {
         let tls = tls_error(cause).map(tls);
-        let cause_text = tls.clone().unwrap_or_else(|| cause.to_string());
+        let is_last = tls.is_some();
+        let cause_text = tls.unwrap_or_else(|| cause.to_string());
         if !text.ends_with(&cause_text) {
             text = if text.is_empty() { cause_text } else { format!("{text}: {cause_text}") };
         }
-        next = if tls.is_some() { None } else { cause.source() };
+        if is_last {
+            break;
+        }
     }
     text
+}
+
+/// An error, then its causes, outermost first.
+pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&cause| cause.source())
 }
 
 /// The TLS error in this error, which may be wrapped in one of input and output.

@@ -6,7 +6,6 @@
 //! the request has passed is a [`Step`] without a fault; the first that fails has a sentence with the next step, and is
 //! the last.
 
-use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::causes::{causes, tls_error};
+use super::causes::{causes, chain, tls_error};
 use super::response::{self, Response};
 use super::{ANSWER_BYTES_MAX, Options, Participant};
 use crate::time::Clock;
@@ -227,16 +226,6 @@ fn passed(name: &str, remark: String) -> Step {
 
 fn failed(name: &str, fault: String) -> Step {
     Step { name: name.into(), remark: String::new(), fault: Some(fault) }
-}
-
-/// The error and its causes.
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let cause = next?;
-        next = cause.source();
-        Some(cause)
-    })
 }
 
 /// Asks a port of this machine for a page, to find out which program listens there. `None` if it is not HTTP, or does

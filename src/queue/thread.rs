@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tracing::{debug, error, info};
 
 pub use self::effects::Effects;
-use self::effects::{Committed, Effect};
+use self::effects::{Committed, Effect, is_reported};
 use self::metrics::QueueMetrics;
 use self::request::{Request, Shared, Waiters, is_any_open};
 use super::api::{Options, Result, Status};
@@ -358,11 +358,13 @@ impl QueueThread {
             let row = char::from(table);
             error!(%row, "a row of the queue fails its checksum; it is set aside and the rest goes on");
         }
-        for effect in &self.effects {
-            if let Effect::Event(event, waiters) = effect {
+        self.effects.retain(|effect| match effect {
+            Effect::Event(event, waiters) => {
                 self.metrics.count(event, is_any_open(waiters), &self.shared.clock);
+                is_reported(event)
             }
-        }
+            _ => true,
+        });
         let committed = Committed {
             effects: std::mem::take(&mut self.effects),
             wake_sender: std::mem::take(&mut self.state.wake_sender),

@@ -8,7 +8,6 @@
 //! | `resolve`, `connect`, `certificate`, `answer` | the way to the Participant Service, by one request without a token |
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use bytesize::ByteSize;
 
@@ -18,7 +17,7 @@ use crate::config::Config;
 use crate::daemon::Options;
 use crate::participant::online;
 use crate::queue::OpenError;
-use crate::storage::check_folder;
+use crate::storage::{check_folder, free};
 use crate::time::Clock;
 
 /// The results, and the exit code.
@@ -106,7 +105,7 @@ fn queue(findings: &mut Findings, options: &Options, instead: &str) {
         },
         Ok(()) => match availability::own(&queue.path) {
             Err(fault) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
-            Ok(()) => match free(&queue.path) {
+            Ok(()) => match queue.path.ancestors().find(|folder| folder.exists()).and_then(free) {
                 Some(free) if free < queue.free_disk_min => {
                     let (free, least) = (ByteSize(free), ByteSize(queue.free_disk_min));
                     let text = format!(
@@ -120,11 +119,4 @@ fn queue(findings: &mut Findings, options: &Options, instead: &str) {
             },
         },
     }
-}
-
-/// Returns the free bytes on the volume of a folder, which need not exist yet.
-fn free(folder: &Path) -> Option<u64> {
-    let there = folder.ancestors().find(|folder| folder.exists())?;
-    let volume = rustix::fs::statvfs(there).ok()?;
-    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
 }

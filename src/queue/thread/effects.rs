@@ -67,6 +67,11 @@ impl Committed {
     }
 }
 
+/// Returns false for an event that is only counted: the task is not woken for it.
+pub fn is_reported(event: &Event) -> bool {
+    !matches!(event, Event::Repeated | Event::DuplicatePossible | Event::Measured { .. })
+}
+
 /// Writes the log line of an event, and replies to the callers that wait for its message.
 fn report(event: Event, waiters: Vec<Waiter>) {
     match event {
