@@ -62,6 +62,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
 use super::memtable::{Rows, Value};
@@ -300,9 +301,15 @@ fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Value)) -> Epoc
 /// The offset, number and rows of the record with this number at this offset, or of the first one after it if that is
 /// damaged.
 fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
-    let of_epoch = |at: &usize| bytes.get(at + 8..at + 16) == Some(&epoch.to_be_bytes());
-    let mut records =
-        (at..bytes.len()).filter(of_epoch).filter_map(|at| parse_record(&bytes[at..]).map(|record| (at, record)));
+    let epoch = epoch.to_be_bytes();
+    let of_epoch = memmem::Finder::new(&epoch);
+    let mut from = at;
+    let candidates = std::iter::from_fn(|| {
+        let found = from + of_epoch.find(bytes.get(from + 8..)?)?;
+        from = found + 1;
+        Some(found)
+    });
+    let mut records = candidates.filter_map(|at| parse_record(&bytes[at..]).map(|record| (at, record)));
     records
         .find(|(start, (_, found, _))| *found > number || (*found == number && *start == at))
         .map(|(start, (_, found, rows))| (start, found, rows))
