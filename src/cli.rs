@@ -27,6 +27,7 @@ mod control;
 mod demo;
 mod doctor;
 mod exit_code;
+mod inherited;
 mod log_writer;
 mod logging;
 mod messages;

@@ -51,7 +51,7 @@ use crate::ingress::{self, DrainState, Ingress};
 use crate::pacer::{self, Budget};
 use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
-use crate::serve::{ConnectionCount, Limits};
+use crate::serve::{ConnectionCount, Inherited, Limits};
 use crate::service_manager::{Notification, ServiceManager};
 use crate::{message, participant, sender};
 
@@ -75,6 +75,8 @@ pub struct Options {
     pub ingress_socket: PathBuf,
     /// The socket's permissions.
     pub socket_mode: u32,
+    /// The socket, if the service manager made it.
+    pub inherited: Option<Inherited>,
     /// The bots' loopback port, if there is one.
     pub tcp: Option<SocketAddr>,
     /// The limits of the bots' connections, per listener.
@@ -108,7 +110,7 @@ pub struct Options {
 }
 
 impl From<&Config> for Options {
-    /// The settings of each part, a seed from the system, no service manager, and no part that carries out the requests
+    /// The settings of each part, a seed from the system, no service manager and no socket of its, and no part that carries out the requests
     /// of [`SettingsSender`].
     fn from(config: &Config) -> Options {
         let settings = &config.settings;
@@ -117,6 +119,7 @@ impl From<&Config> for Options {
             ingress: config.ingress(),
             ingress_socket: settings.ingress.socket.clone(),
             socket_mode: settings.ingress.socket_mode.0,
+            inherited: None,
             tcp: settings.ingress.tcp,
             connections: config.connections(),
             sender: config.sender(),

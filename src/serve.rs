@@ -46,10 +46,14 @@ use crate::time::{Clock, Timestamp, millis};
 mod activity;
 mod admission;
 mod connections;
+mod inherited;
 mod socket;
 mod types;
 
-pub use socket::{BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
+pub use inherited::Inherited;
+pub use socket::{
+    BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, adopt_unix, bind_tcp, bind_tcp_or_ipv4, bind_unix,
+};
 pub use types::{ConnectionCount, Limits, Peer, Reply};
 
 use activity::Stream;

@@ -237,11 +237,7 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
         problems.push(format!("The relay hangs: {stalled}. Restart it; acknowledged messages are on disk."));
     }
     if let Some((path, why)) = &facts.no_socket {
-        problems.push(format!(
-            "Bots cannot connect: the socket is not at its path, {}: {why}. If the path is free, the relay binds the \
-             socket again within 5 s; otherwise move the file there away.",
-            path.display()
-        ));
+        problems.push(format!("Bots cannot connect: the socket is not at its path, {}: {why}.", path.display()));
     }
     if let Some(Pause { since, why }) = &overview.paused {
         problems.push(format!(

@@ -16,12 +16,14 @@ use tracing::{error, warn};
 
 use super::availability;
 use super::exit_code::{UNDELIVERED, code};
+use super::inherited;
 use super::live_settings::LiveSettings;
 use super::logging::Log;
 use super::signals::{Signal, Signals};
 use crate::config::{Config, Sources};
 use crate::control::{SettingsRequests, SettingsSender};
 use crate::daemon::{Daemon, Exit, Failure, Options, StopRequest};
+use crate::serve::Inherited;
 use crate::service_manager::ServiceManager;
 use crate::time::Clock;
 
@@ -54,18 +56,19 @@ pub struct Args {
 /// With the errors of the configuration; later failures are logged.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&Sources::of_process(args.config.clone(), args.dir.clone()))?;
+    let inherited = inherited::bots_socket(&config.settings.ingress.socket).map_err(Failure::Config)?;
     let (format, level) = config.log();
     let log = Log::start(format, level)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    Ok(relay(&args, &config, &log).await.unwrap_or_else(|failure| {
+    Ok(relay(&args, &config, inherited, &log).await.unwrap_or_else(|failure| {
         error!(error = format!("{failure:#}"), "failed");
         code(&failure).into()
     }))
 }
 
-async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCode> {
+async fn relay(args: &Args, config: &Config, inherited: Option<Inherited>, log: &Log) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     if let Some(dir) = &args.dir {
         create_folders(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -75,10 +78,12 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
         service_manager: find_manager(),
         log_lines_dropped: log.dropped(),
         settings_sender,
+        inherited,
         ..Options::from(config)
     };
+    let is_inherited = options.inherited.is_some();
     let daemon = tokio::select! {
-        opened = Daemon::open(options, Clock::system()) => opened.map_err(|failure| add_hint(failure, args, config))?,
+        opened = Daemon::open(options, Clock::system()) => opened.map_err(|failure| add_hint(failure, args, config, is_inherited))?,
         () = signals.stop() => {
             warn!("stopped before the queue was open: its messages stay on disk");
             return Ok(UNDELIVERED.into());
@@ -100,11 +105,12 @@ async fn relay(args: &Args, config: &Config, log: &Log) -> anyhow::Result<ExitCo
 }
 
 /// Adds the next step for a user who cannot write to the default folders.
-fn add_hint(failure: Failure, args: &Args, config: &Config) -> Failure {
+fn add_hint(failure: Failure, args: &Args, config: &Config, is_inherited: bool) -> Failure {
     let options = Options::from(config);
     let folder = |socket: &Path| availability::writable(socket.parent().unwrap_or(Path::new("/")));
-    let all =
-        [availability::own(&options.queue.path), folder(&options.control_socket), folder(&options.ingress_socket)];
+    // A service manager makes the folder of its socket.
+    let ingress = if is_inherited { Ok(()) } else { folder(&options.ingress_socket) };
+    let all = [availability::own(&options.queue.path), folder(&options.control_socket), ingress];
     match failure {
         Failure::Failed(text) if args.dir.is_none() && all.iter().any(Result::is_err) => Failure::Failed(format!(
             "{text}; `connect-relay run --dir DIR` keeps sockets and queue under a folder of this user; `connect-relay check \

@@ -25,7 +25,7 @@ use crate::pacer::{Budget, Pacer};
 use crate::participant::Participant;
 use crate::queue::{self, Pause, Queue, QueueThread};
 use crate::sender::Sender;
-use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, bind_tcp_or_ipv4, bind_unix, serve};
+use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, adopt_unix, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::service_manager::Notification;
 use crate::status::RelayInfo;
 use crate::status::history::History;
@@ -84,7 +84,10 @@ impl Daemon {
         let runner = QueueRunner::start(thread)?;
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
-        let unix = bind_unix(&options.ingress_socket, options.socket_mode)?;
+        let unix = match &options.inherited {
+            Some(inherited) => adopt_unix(inherited, &options.ingress_socket, options.socket_mode)?,
+            None => bind_unix(&options.ingress_socket, options.socket_mode)?,
+        };
         let socket_path = socket_path.get_or_init(|| unix.socket_path()).clone();
         let bound = Bound { admin: admin_address, tcp: tcp.as_ref().map(address).transpose()? };
         announce(&options, bound, &queue, &clock).await;
@@ -281,6 +284,7 @@ async fn announce(options: &Options, bound: Bound, queue: &Queue, clock: &Clock)
     info!(
         version = VERSION,
         ingress = %options.ingress_socket.display(),
+        inherited = options.inherited.is_some(),
         tcp = bound.tcp.map(tracing::field::display),
         control = %options.control_socket.display(),
         admin = %bound.admin,

@@ -12,6 +12,8 @@
 //! A socket can lose its name while its relay runs: to a cleaner of `/run`, to a volume that is mounted over its
 //! folder, to an operator. [`UnixSocket::watch`] checks once, and binds the name again if it is free; any other file
 //! there is left alone. Existing connections go on. [`SocketPath`] checks at any time if the socket is at its path.
+//!
+//! A socket that is inherited from the service manager is only watched: it is never removed, changed or bound again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -28,6 +30,8 @@ use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
+
+use super::inherited::Inherited;
 
 /// The longest path of a Unix socket. Linux itself accepts one byte more, but then without the zero at its end, which
 /// most clients need.
@@ -50,13 +54,15 @@ pub struct BindError {
     pub cause: String,
 }
 
-/// A Unix socket that listens, with its name and its lock. Dropped, it removes both.
+/// A Unix socket that listens, with its name and its lock. Dropped, it removes both, but not the name of an inherited
+/// socket.
 #[derive(Debug)]
 pub struct UnixSocket {
     pub(super) listener: UnixListener,
     mode: u32,
     socket_path: SocketPath,
-    lock: Lock,
+    /// `None` for an inherited socket in a folder in which the relay can create no file.
+    lock: Option<Lock>,
     /// The reason of the absence that was last logged; `None` while the socket is at its path.
     absence: Option<String>,
 }
@@ -74,11 +80,11 @@ impl UnixSocket {
         let socket = socket.display();
         let (absence, renewed) = match self.socket_path.compare() {
             Ok(()) => (None, false),
-            Err(Absence::Gone) => match self.rebind() {
+            Err(Absence::Gone) if !self.socket_path.is_inherited() => match self.rebind() {
                 Ok(()) => (None, true),
                 Err(cause) => (Some(format!("it is gone, and the relay cannot bind it again: {cause}")), false),
             },
-            Err(absence) => (Some(absence.to_string()), false),
+            Err(absence) => (Some(self.socket_path.describe(&absence)), false),
         };
         match (&self.absence, &absence) {
             (None, None) if renewed => warn!(%socket, "the socket was gone from its path; it is bound there again"),
@@ -93,8 +99,8 @@ impl UnixSocket {
     fn rebind(&mut self) -> Result<(), String> {
         let path = self.socket_path.path().to_owned();
         prepare_path(&path)?;
-        if !self.lock.is_at_its_path() {
-            self.lock = Lock::take(&path)?;
+        if !self.lock.as_ref().is_some_and(Lock::is_at_its_path) {
+            self.lock = Some(Lock::take(&path).map_err(|refused| refused.to_string())?);
         }
         let (listener, identity) = bind_at_path(&path, self.mode)?;
         self.listener = listener;
@@ -105,7 +111,7 @@ impl UnixSocket {
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        if self.socket_path.compare().is_ok() {
+        if !self.socket_path.is_inherited() && self.socket_path.compare().is_ok() {
             // The next start removes a socket that is left.
             let _ = fs::remove_file(self.socket_path.path());
         }
@@ -114,13 +120,21 @@ impl Drop for UnixSocket {
 
 /// The path at which a socket has to be; clones share it.
 #[derive(Clone, Debug)]
-pub struct SocketPath(Arc<(PathBuf, Mutex<Identity>)>);
+pub struct SocketPath(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    /// The socket's file; `None` if an inherited socket was not at its path at the start.
+    file: Mutex<Option<Identity>>,
+    is_inherited: bool,
+}
 
 impl SocketPath {
     /// The path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.0
+        &self.0.path
     }
 
     /// Checks the path: one system call.
@@ -128,13 +142,27 @@ impl SocketPath {
     /// # Errors
     /// With a description of what is there instead of the socket.
     pub fn check(&self) -> Result<(), String> {
-        self.compare().map_err(|absence| absence.to_string())
+        self.compare().map_err(|absence| self.describe(&absence))
+    }
+
+    /// True if the service manager made the socket, and only it can make it again.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.0.is_inherited
+    }
+
+    fn describe(&self, absence: &Absence) -> String {
+        if self.is_inherited() {
+            format!("{absence}; only systemd can make the socket again: systemctl restart connect-relay.socket")
+        } else {
+            absence.to_string()
+        }
     }
 
     fn compare(&self) -> Result<(), Absence> {
-        let socket = *self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = *self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
         match fs::symlink_metadata(self.path()) {
-            Ok(found) if identity(&found) == socket => Ok(()),
+            Ok(found) if Some(identity(&found)) == socket => Ok(()),
             Ok(found) if found.file_type().is_socket() => Err(Absence::Replaced("another socket")),
             Ok(_) => Err(Absence::Replaced("something that is not a socket")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Absence::Gone),
@@ -143,7 +171,7 @@ impl SocketPath {
     }
 
     fn set(&self, socket: Identity) {
-        *self.0.1.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+        *self.0.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     }
 }
 
@@ -158,6 +186,15 @@ enum Absence {
     Unknown(io::Error),
 }
 
+/// The reason why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotLocked {
+    #[error("another relay holds {}", .0.display())]
+    Held(PathBuf),
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// The lock file beside a socket. Only its holder may remove the socket of another relay.
 #[derive(Debug)]
 struct Lock {
@@ -166,11 +203,11 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(socket: &Path) -> Result<Lock, String> {
+    fn take(socket: &Path) -> Result<Lock, NotLocked> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        let failed = |step: &str, error: io::Error| format!("{step} {}: {error}", path.display());
+        let failed = |step: &str, error: io::Error| NotLocked::Failed(format!("{step} {}: {error}", path.display()));
         loop {
             let mut open = OpenOptions::new();
             open.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -179,7 +216,7 @@ impl Lock {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    return Err(format!("another relay holds {}", path.display()));
+                    return Err(NotLocked::Held(path));
                 }
                 Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
             }
@@ -215,15 +252,61 @@ pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
         prepare_path(path)?;
         // Before the lock: a process that is not a relay is reported as such.
         is_stale(path)?;
-        let lock = Lock::take(path)?;
+        let lock = Some(Lock::take(path).map_err(|refused| refused.to_string())?);
         if is_stale(path)? {
             fs::remove_file(path).map_err(failed("remove the stale socket"))?;
         }
         let (listener, identity) = bind_at_path(path, mode)?;
-        let socket_path = SocketPath(Arc::new((path.into(), Mutex::new(identity))));
+        let file = Mutex::new(Some(identity));
+        let socket_path = SocketPath(Arc::new(Place { path: path.into(), file, is_inherited: false }));
         Ok(UnixSocket { listener, mode, socket_path, lock, absence: None })
     };
     open().map_err(|cause| BindError { address: path.display().to_string(), cause })
+}
+
+/// Accepts on a socket of the service manager, which should have this path and mode. Logs it if it has not. Needs a
+/// runtime.
+///
+/// # Errors
+/// If another relay holds the lock, or if a step fails.
+pub fn adopt_unix(inherited: &Inherited, path: &Path, mode: u32) -> Result<UnixSocket, BindError> {
+    let open = || {
+        let lock = match Lock::take(path) {
+            Ok(lock) => Some(lock),
+            Err(held @ NotLocked::Held(_)) => return Err(held.to_string()),
+            // The folder is the service manager's. The lock is not needed: the socket is never removed.
+            Err(NotLocked::Failed(_)) => None,
+        };
+        let listener = inherited.listener().and_then(UnixListener::from_std).map_err(failed("register"))?;
+        let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket());
+        // One that refuses connections belongs to another listener, which is gone.
+        let found = found.filter(|_| !matches!(is_stale(path), Ok(true)));
+        if let Some(found) = &found {
+            warn_of_mode(path, found.permissions().mode(), mode);
+        }
+        let file = Mutex::new(found.as_ref().map(identity));
+        let socket_path = SocketPath(Arc::new(Place { path: path.into(), file, is_inherited: true }));
+        let mut socket = UnixSocket { listener, mode, socket_path, lock, absence: None };
+        socket.watch();
+        Ok(socket)
+    };
+    open().map_err(|cause| BindError { address: path.display().to_string(), cause })
+}
+
+/// Logs that users may connect who could not if the relay had made the socket, or the reverse.
+fn warn_of_mode(path: &Path, found: u32, configured: u32) {
+    // To connect, a user needs the permission to write.
+    const CONNECT: u32 = 0o222;
+    if found & CONNECT != configured & CONNECT {
+        let socket = path.display();
+        let (mode, configured) = (format!("{:04o}", found & 0o777), format!("{configured:04o}"));
+        warn!(
+            %socket,
+            mode,
+            configured,
+            "the inherited socket has another mode than ingress.socket_mode: set SocketMode= in connect-relay.socket"
+        );
+    }
 }
 
 /// Listens on a TCP port. Needs a runtime.

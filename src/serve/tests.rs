@@ -554,6 +554,100 @@ async fn vanished_socket_is_bound_again_within_five_seconds() {
     assert_eq!(get(&mut before, "/c").await.1, "/c 0", "connections go on");
 }
 
+/// A socket as a service manager makes it, and the relay's handle of it.
+fn inherit(path: &std::path::Path) -> (std::os::unix::net::UnixListener, Inherited) {
+    let manager = std::os::unix::net::UnixListener::bind(path).unwrap();
+    let inherited = Inherited::new(manager.try_clone().unwrap().into(), path).unwrap();
+    (manager, inherited)
+}
+
+#[tokio::test]
+async fn inherited_socket_is_served_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.sock");
+    let (_manager, inherited) = inherit(&path);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
+    let before = fs::symlink_metadata(&path).unwrap();
+    let (ino, mode, ctime) = (before.ino(), before.mode(), (before.ctime(), before.ctime_nsec()));
+    for _ in 0..2 {
+        // A client connects while no relay runs, and is served by the next.
+        let _client = UnixStream::connect(&path).await.unwrap();
+        let mut socket = adopt_unix(&inherited, &path, 0o660).unwrap();
+        in_time(socket.listener.accept()).await.unwrap();
+        socket.watch();
+        assert_eq!(socket.socket_path().check(), Ok(()));
+        let error = adopt_unix(&inherited, &path, 0o660).unwrap_err().to_string();
+        assert_eq!(error, format!("listen on {0}: another relay holds {0}.lock", path.display()));
+        drop(socket);
+        let after = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((after.ino(), after.mode(), (after.ctime(), after.ctime_nsec())), (ino, mode, ctime));
+    }
+}
+
+#[tokio::test]
+async fn vanished_inherited_socket_is_reported_and_never_bound_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.sock");
+    let (_manager, inherited) = inherit(&path);
+    let remedy = "; only systemd can make the socket again: systemctl restart connect-relay.socket";
+    for vanished in ["while the relay runs", "before its start"] {
+        let mut socket = adopt_unix(&inherited, &path, 0o660).unwrap();
+        if vanished == "while the relay runs" {
+            fs::remove_file(&path).unwrap();
+        }
+        let socket_path = socket.socket_path();
+        assert_eq!(socket_path.check().unwrap_err(), format!("nothing is there{remedy}"), "{vanished}");
+        socket.watch();
+        assert!(!path.exists(), "{vanished}");
+        // Another socket comes, and stays.
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        socket.watch();
+        assert_eq!(socket_path.check().unwrap_err(), format!("another socket is there, and is left alone{remedy}"));
+        drop((socket, other));
+        assert!(path.exists(), "{vanished}");
+        fs::remove_file(&path).unwrap();
+    }
+    // A socket without a listener, at the start.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let socket = adopt_unix(&inherited, &path, 0o660).unwrap();
+    assert!(socket.socket_path().check().unwrap_err().starts_with("another socket is there"));
+}
+
+#[test]
+fn inherited_descriptor_that_is_no_listening_unix_stream_socket_of_the_path_is_refused() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("relay.sock"), folder.path().join("other.sock"));
+    let abstract_name = format!("connect-relay-test-{}", std::process::id());
+    let abstract_name = SocketAddr::from_abstract_name(abstract_name);
+    let unbound = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    let refused: Vec<(std::os::fd::OwnedFd, String)> = vec![
+        (fs::File::create(folder.path().join("file")).unwrap().into(), "it is not a socket".into()),
+        (std::net::TcpListener::bind("127.0.0.1:0").unwrap().into(), "it is not a Unix socket".into()),
+        (UnixDatagram::bind(folder.path().join("datagram")).unwrap().into(), "it is not a stream socket".into()),
+        (UnixStream::pair().unwrap().0.into(), "it does not listen".into()),
+        (unbound, "it does not listen".into()),
+        (UnixListener::bind_addr(&abstract_name.unwrap()).unwrap().into(), "it has no path".into()),
+        (
+            UnixListener::bind(&other).unwrap().into(),
+            format!("it is at {}, and ingress.socket is {}", other.display(), path.display()),
+        ),
+    ];
+    for (descriptor, cause) in refused {
+        let error = Inherited::new(descriptor, &path).unwrap_err();
+        assert!(error.starts_with(&cause), "{error}");
+    }
+    // The same folder under another name, as /var/run and /run.
+    let alias = folder.path().join("alias");
+    std::os::unix::fs::symlink(folder.path(), &alias).unwrap();
+    let listener = UnixListener::bind(alias.join("relay.sock")).unwrap();
+    Inherited::new(listener.into(), &path).unwrap();
+}
+
 #[tokio::test]
 async fn kernel_backlog_takes_a_burst_of_connections() {
     let listener = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();

@@ -1,5 +1,6 @@
 //! Reads a relay's status from its parts.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Counts, Facts, RelayInfo, Status};
@@ -50,7 +51,7 @@ impl Reporter {
                 state => state,
             },
             stalled: self.health.live(self.clock.awake(), self.queue.stalled()).err(),
-            no_socket: self.socket_path.as_ref().and_then(|path| Some((path.path().to_owned(), path.check().err()?))),
+            no_socket: self.socket_path.as_ref().and_then(no_socket),
             rate,
             closed,
             seen: self.health.destination().seen(),
@@ -61,4 +62,15 @@ impl Reporter {
         };
         Ok(Status::of(&self.relay, &facts))
     }
+}
+
+/// The path of a socket that is not there, what is there instead, and the remedy.
+fn no_socket(path: &SocketPath) -> Option<(PathBuf, String)> {
+    let mut why = path.check().err()?;
+    if !path.is_inherited() {
+        why.push_str(
+            ". If the path is free, the relay binds the socket again within 5 s; otherwise move the file there away",
+        );
+    }
+    Some((path.path().to_owned(), why))
 }

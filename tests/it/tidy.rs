@@ -43,6 +43,11 @@ const ABSENCES: &[(&[&str], &[&str], &str)] = &[
         &["daemon", "cli"],
         "only daemon spawns long-lived tasks (a JoinSet that is joined is not one)",
     ),
+    (
+        &["process::Command", "Command::new", "CommandExt"],
+        &[],
+        "the relay starts no program, which would inherit its environment and its sockets",
+    ),
     (&["lazy_static!", "thread_local!", "LazyLock", "default_registry"], &[], "no statics and no global registry"),
     (&["#[allow(", "#![allow("], &[], "#[expect(…, reason)], never #[allow]"),
     (&["todo!", "unimplemented!", "dbg!"], &[], "nothing unfinished"),
