@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::Faults;
 
@@ -34,6 +34,7 @@ mod messages;
 mod out;
 
 mod live_settings;
+mod reference;
 mod run;
 mod send;
 mod signals;
@@ -77,6 +78,8 @@ enum Command {
     Doctor(doctor::Args),
     Simulate(simulate::Args),
     Demo(demo::Args),
+    Completion(reference::Completion),
+    Man(reference::Manual),
 }
 
 impl Command {
@@ -102,6 +105,8 @@ impl Command {
                 let mut signals = Signals::new()?;
                 demo::run(args, signals.stop()).await
             }
+            Command::Completion(args) => reference::completion(&args, Cli::command()),
+            Command::Man(_) => reference::manual(Cli::command()),
         }
     }
 }

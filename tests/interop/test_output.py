@@ -25,6 +25,8 @@ COMMANDS = {
     "send": ["send", "--dir", "FOLDER", "canary"],
     "doctor check": ["doctor", "check", "COPY"],
     "doctor export": ["doctor", "export", "COPY"],
+    "completion": ["completion", "bash"],
+    "man": ["man"],
     "--help": ["--help"],
     "run --help": ["run", "--help"],
     "--version": ["--version"],
