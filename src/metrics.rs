@@ -148,6 +148,30 @@ pub const ATTEMPT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 /// Upper bounds for acceptance to delivery: 0.1 s to an hour.
 pub const DELIVERY_SECONDS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
+/// Defines an enum of the values of a label, with the text of each: one list for all three.
+macro_rules! label_values {
+    ($(#[$doc:meta])* $visible:vis enum $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $visible enum $name {
+            $($(#[$value_doc])* $value,)*
+        }
+
+        impl $name {
+            /// All values, in the order of their declaration.
+            $visible const ALL: [$name; [$($text),*].len()] = [$($name::$value),*];
+
+            /// The name for users.
+            $visible fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$value => $text,)*
+                }
+            }
+        }
+    };
+}
+pub(crate) use label_values;
+
 fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("connect_relay_{name}"), help)
 }
