@@ -168,9 +168,6 @@ pub struct Invalid(pub String);
 
 /// Checks that a text has no four characters U+0000 in a row. After a crash the reader of the journal looks for the records
 /// behind a damaged one by their heads, which have four zero bytes in a row: a text must not contain the bytes of a head.
-///
-/// # Errors
-/// If it has.
 pub fn check_zeros(name: &str, text: &str) -> Result<(), Invalid> {
     if text.contains("\0\0\0\0") {
         return Err(Invalid(format!("{name} has four characters U+0000 in a row, which are not allowed")));

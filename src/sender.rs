@@ -176,9 +176,6 @@ impl Sender {
     }
 
     /// Does one thing. Dropping it while it waits loses nothing.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();

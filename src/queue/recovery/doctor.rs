@@ -134,9 +134,6 @@ impl Doctor {
     }
 
     /// Verifies every record.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
     pub fn check(&self) -> io::Result<Report> {
         let survey = Survey::of(&self.log)?;
         let queued = survey.queued()?;
