@@ -63,7 +63,6 @@ pub struct UnixSocket {
 
 impl UnixSocket {
     /// The path of the socket, for checks from other parts.
-    #[must_use]
     pub fn socket_path(&self) -> SocketPath {
         self.socket_path.clone()
     }
@@ -118,7 +117,6 @@ pub struct SocketPath(Arc<(PathBuf, Mutex<Identity>)>);
 
 impl SocketPath {
     /// The path.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.0
     }
