@@ -18,6 +18,7 @@
 
 use std::time::Duration;
 
+use crate::metrics::label_values;
 use crate::retry::{Backoff, RetryHint};
 use crate::time::Timestamp;
 
@@ -122,7 +123,6 @@ pub enum Signal {
 
 impl Outcome {
     /// The `outcome` label of `attempts_total`.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Outcome::Delivered(_) => "delivered",
@@ -136,7 +136,6 @@ impl Outcome {
     }
 
     /// The information about the destination.
-    #[must_use]
     pub fn signal(&self) -> Signal {
         match self {
             Outcome::Throttled { hint, .. } => Signal::Throttled(*hint),
@@ -147,7 +146,6 @@ impl Outcome {
     }
 
     /// The status of the answer, if there was one.
-    #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
             Outcome::Delivered(_) => Some(200),
@@ -161,7 +159,6 @@ impl Outcome {
     }
 
     /// The service's `x-amzn-RequestId`, if it answered for the message.
-    #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         match self {
             Outcome::Delivered(receipt) => receipt.request_id.as_deref(),
@@ -171,7 +168,6 @@ impl Outcome {
     }
 
     /// The cause in words, without secrets.
-    #[must_use]
     pub fn why(&self) -> &str {
         match self {
             Outcome::Delivered(_) => "delivered",
@@ -185,53 +181,29 @@ impl Outcome {
     }
 }
 
-/// The reason why a message is dead: a closed set, the `reason` label of `messages_dead_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// 403 AccessDeniedException: the participant is gone or the chat is over.
-    ChatOver,
-    /// 403 "explicit deny": the token is wrong or expired.
-    TokenRefused,
-    /// ValidationException.
-    Invalid,
-    /// ConflictException, 413, or five answers with an unlisted code.
-    Refused,
-    /// The message kept failing while others were delivered.
-    Poison,
-    /// The message's lifetime ended.
-    Expired,
-    /// An operator deleted the message.
-    Deleted,
+label_values! {
+    /// The reason why a message is dead: a closed set, the `reason` label of `messages_dead_total`. A row on disk contains
+    /// the index, so that their order stays.
+    pub enum Reason {
+        /// 403 AccessDeniedException: the participant is gone or the chat is over.
+        ChatOver = "chat_over",
+        /// 403 "explicit deny": the token is wrong or expired.
+        TokenRefused = "token_refused",
+        /// ValidationException.
+        Invalid = "invalid",
+        /// ConflictException, 413, or five answers with an unlisted code.
+        Refused = "refused",
+        /// The message kept failing while others were delivered.
+        Poison = "poison",
+        /// The message's lifetime ended.
+        Expired = "expired",
+        /// An operator deleted the message.
+        Deleted = "deleted",
+    }
 }
 
 impl Reason {
-    /// All reasons; a row on disk contains the index.
-    pub const ALL: [Reason; 7] = [
-        Reason::ChatOver,
-        Reason::TokenRefused,
-        Reason::Invalid,
-        Reason::Refused,
-        Reason::Poison,
-        Reason::Expired,
-        Reason::Deleted,
-    ];
-
-    /// The name for users.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::ChatOver => "chat_over",
-            Reason::TokenRefused => "token_refused",
-            Reason::Invalid => "invalid",
-            Reason::Refused => "refused",
-            Reason::Poison => "poison",
-            Reason::Expired => "expired",
-            Reason::Deleted => "deleted",
-        }
-    }
-
     /// The meaning of a 403. AWS documents neither text, so the text only selects the reason.
-    #[must_use]
     pub fn of_denial(error: &ServiceError) -> Reason {
         if error.text.contains("explicit deny") { Reason::TokenRefused } else { Reason::ChatOver }
     }
@@ -300,7 +272,6 @@ pub enum Disposition {
 }
 
 /// Decides the consequence of an attempt for its message. `jitter` is in 0..1.
-#[must_use]
 pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
     let after = |failures: u32, hint: RetryHint| {
         let asked = if facts.destination_waits { Duration::ZERO } else { hint.at_most(policy.hint_max) };

@@ -173,7 +173,6 @@ enum Route {
 
 impl Ingress {
     /// The bots' API over this queue.
-    #[must_use]
     pub fn new(
         options: Options,
         queue: Queue,

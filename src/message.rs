@@ -70,7 +70,6 @@ pub enum Body {
 
 impl Body {
     /// The ContentType member on the wire; `None` for a disconnect.
-    #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         match self {
             Body::Message { content_type, .. } => Some(content_type.as_str()),
@@ -80,7 +79,6 @@ impl Body {
     }
 
     /// The Content member on the wire.
-    #[must_use]
     pub fn content(&self) -> Option<&Content> {
         match self {
             Body::Message { content, .. } => Some(content),
@@ -118,7 +116,6 @@ impl ContentType {
         [ContentType::Plain, ContentType::Markdown, ContentType::Json, ContentType::Interactive];
 
     /// The name on the wire.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             ContentType::Plain => "text/plain",
@@ -129,13 +126,11 @@ impl ContentType {
     }
 
     /// Returns the type with this name.
-    #[must_use]
     pub fn parse(text: &str) -> Option<ContentType> {
         ContentType::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
     /// The last part of the limit's key under `ingress.content_chars_max`.
-    #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             ContentType::Plain => "plain",
@@ -168,9 +163,6 @@ pub struct Invalid(pub String);
 
 /// Checks that a text has no four characters U+0000 in a row. After a crash the reader of the journal looks for the records
 /// behind a damaged one by their heads, which have four zero bytes in a row: a text must not contain the bytes of a head.
-///
-/// # Errors
-/// If it has.
 pub fn check_zeros(name: &str, text: &str) -> Result<(), Invalid> {
     if text.contains("\0\0\0\0") {
         return Err(Invalid(format!("{name} has four characters U+0000 in a row, which are not allowed")));
@@ -230,13 +222,11 @@ pub struct Content(String);
 
 impl Content {
     /// Wraps a text.
-    #[must_use]
     pub fn new(text: String) -> Content {
         Content(text)
     }
 
     /// The text itself, for the wire and the disk.
-    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -265,7 +255,6 @@ impl ConnectionToken {
     }
 
     /// The bytes themselves, for the wire and the disk.
-    #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -307,7 +296,6 @@ impl From<ClientToken> for String {
 
 impl ClientToken {
     /// Generates a token, for a bot that sent none.
-    #[must_use]
     pub fn mint() -> ClientToken {
         ClientToken(uuid::Uuid::new_v4().to_string().into())
     }
@@ -327,7 +315,6 @@ impl ClientToken {
     }
 
     /// The text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -359,14 +346,12 @@ impl ConversationKey {
     }
 
     /// The text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 /// The name of a conversation in logs and replies: its key, or a short hash of the token that a bot can log as well.
-#[must_use]
 pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str> {
     use fmt::Write as _;
     if let Some(key) = key {

@@ -21,13 +21,11 @@ pub struct Metrics(Registry);
 
 impl Metrics {
     /// The registry itself, for rendering.
-    #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0
     }
 
     /// A counter.
-    #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::with_opts(opts(name, help)))
     }
@@ -44,43 +42,36 @@ impl Metrics {
     }
 
     /// A counter by labels.
-    #[must_use]
     pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(opts(name, help), labels))
     }
 
     /// A counter of seconds.
-    #[must_use]
     pub fn seconds(&self, name: &str, help: &str) -> prometheus::Counter {
         self.add(prometheus::Counter::with_opts(opts(name, help)))
     }
 
     /// A whole-numbered gauge.
-    #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::with_opts(opts(name, help)))
     }
 
     /// Whole-numbered gauges by labels.
-    #[must_use]
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(opts(name, help), labels))
     }
 
     /// A gauge of fractions.
-    #[must_use]
     pub fn level(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::with_opts(opts(name, help)))
     }
 
     /// Gauges of fractions by labels.
-    #[must_use]
     pub fn levels(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.add(GaugeVec::new(opts(name, help), labels))
     }
 
     /// A histogram with the given upper bounds.
-    #[must_use]
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
         self.add(Histogram::with_opts(opts))
@@ -147,6 +138,30 @@ pub const ATTEMPT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 
 /// Upper bounds for acceptance to delivery: 0.1 s to an hour.
 pub const DELIVERY_SECONDS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+
+/// Defines an enum of the values of a label, with the text of each: one list for all three.
+macro_rules! label_values {
+    ($(#[$doc:meta])* $visible:vis enum $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $visible enum $name {
+            $($(#[$value_doc])* $value,)*
+        }
+
+        impl $name {
+            /// All values, in the order of their declaration.
+            $visible const ALL: [$name; [$($text),*].len()] = [$($name::$value),*];
+
+            /// The name for users.
+            $visible fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$value => $text,)*
+                }
+            }
+        }
+    };
+}
+pub(crate) use label_values;
 
 fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("connect_relay_{name}"), help)

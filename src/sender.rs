@@ -115,7 +115,6 @@ pub enum Step {
 impl Sender {
     /// A sender that has not asked the queue yet. `last_step` gets the time of every step, in milliseconds of
     /// [`Clock::awake`].
-    #[must_use]
     pub fn new(
         options: Options,
         queue: Queue,
@@ -176,9 +175,6 @@ impl Sender {
     }
 
     /// Does one thing. Dropping it while it waits loses nothing.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn step(&mut self) -> Result<Step, StoreFailed> {
         self.arm().await;
         let now = self.clock.now();

@@ -63,9 +63,6 @@ impl Api {
 }
 
 /// Checks that this user can create files in a folder, or create the folder first.
-///
-/// # Errors
-/// With the fault.
 pub fn writable(folder: &Path) -> Result<(), String> {
     let there = folder.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
     let shown = there.display();
@@ -85,9 +82,6 @@ pub fn writable(folder: &Path) -> Result<(), String> {
 }
 
 /// Checks the folder of a store: a start also closes it to other users.
-///
-/// # Errors
-/// With the fault.
 pub fn own(folder: &Path) -> Result<(), String> {
     let user = rustix::process::geteuid();
     match folder.metadata() {

@@ -31,9 +31,6 @@ pub struct Args {
 }
 
 /// Checks the configuration.
-///
-/// # Errors
-/// With all errors of the configuration.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let with_dir = args.dir.is_some();
     let config = Config::load(&Sources::of_process(args.config, args.dir))?;

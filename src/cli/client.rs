@@ -50,9 +50,6 @@ impl ControlSocket {
 }
 
 /// Sends a command to the relay's control socket, and parses the reply.
-///
-/// # Errors
-/// If the relay does not answer, or refuses.
 pub async fn command<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
@@ -63,9 +60,6 @@ pub async fn command<T: DeserializeOwned>(
 }
 
 /// Sends a command to the relay's control socket, and returns the reply, also an error.
-///
-/// # Errors
-/// If the relay does not answer.
 pub async fn post(
     socket: &Path,
     path: &str,
@@ -99,9 +93,6 @@ pub fn success_body(socket: &Path, reply: Response<Bytes>) -> anyhow::Result<Byt
 }
 
 /// Parses a reply of the control socket.
-///
-/// # Errors
-/// If it cannot be parsed.
 pub fn parse<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(body).with_context(|| format!("{} is not a relay's control socket", socket.display()))
 }

@@ -85,23 +85,20 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// # Errors
-/// If the relay is not running, or refuses.
+/// Pauses sending.
 pub async fn pause(args: Pause) -> anyhow::Result<ExitCode> {
     let request = PauseRequest { reason: args.reason };
     let status: Status = command(&args.control.path(), "/pause", &request, TIMEOUT).await?;
     print_line(&format!("sending is paused: {} queued, {} in flight", status.queued, status.in_flight))
 }
 
-/// # Errors
-/// If the relay is not running, or refuses.
+/// Resumes sending.
 pub async fn resume(args: Resume) -> anyhow::Result<ExitCode> {
     let status: Status = command(&args.control.path(), "/resume", &(), TIMEOUT).await?;
     print_line(&format!("sending resumed: {} queued, at {:.1} a second", status.queued, status.send_rate))
 }
 
-/// # Errors
-/// If the relay is not running, or exits without an answer.
+/// Drains the relay, and waits until it exits.
 pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
     // Whole seconds, rounded up.
     let timeout = args.timeout.map(|timeout| timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0));
@@ -118,8 +115,7 @@ pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// # Errors
-/// If the relay is not running, or does not answer.
+/// Reloads the configuration.
 pub async fn reload(args: Reload) -> anyhow::Result<ExitCode> {
     let socket = args.control.path();
     let reply = client::post(&socket, "/reload", &(), TIMEOUT).await?;
@@ -142,8 +138,7 @@ pub async fn reload(args: Reload) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// # Errors
-/// If the relay is not running, or refuses.
+/// Changes the log's level.
 pub async fn log_level(args: LogLevel) -> anyhow::Result<ExitCode> {
     let lasts = args.lasts.map_or(Value::Null, |lasts| humantime::format_duration(lasts).to_string().into());
     let request = LogLevelRequest { level: args.level.into(), lasts };

@@ -63,9 +63,6 @@ const EARLY_EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 const STUCK_AFTER: Duration = Duration::from_secs(40);
 
 /// Runs the demo, until its end or `stop`. The exit code is a success only if the audit found nothing.
-///
-/// # Errors
-/// If the set-up failed.
 pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("create a folder")?;
     let log = folder.path().join("relay.log");

@@ -46,9 +46,6 @@ pub struct LineWriter {
 
 impl LineWriter {
     /// Starts the thread. LogLines that came together are flushed together.
-    ///
-    /// # Errors
-    /// If the thread cannot be started.
     pub fn start(mut to: impl Write + Send + 'static) -> io::Result<LineWriter> {
         let (buffer, waiting) = sync_channel::<Vec<u8>>(LINES_MAX);
         let (end, ended) = sync_channel::<()>(0);

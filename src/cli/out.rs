@@ -19,9 +19,6 @@ pub fn stdout() -> Out {
 }
 
 /// Writes a whole text.
-///
-/// # Errors
-/// If it cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")

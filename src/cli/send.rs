@@ -81,9 +81,6 @@ struct Tally {
 }
 
 /// Submits the messages of the arguments.
-///
-/// # Errors
-/// If the relay is not running or does not answer, or a file cannot be read.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let of_dir = || args.dir.as_ref().map(|dir| dir.join("relay.sock"));
     let of_environment = || std::env::var_os("CONNECT_RELAY__INGRESS__SOCKET").map(PathBuf::from);

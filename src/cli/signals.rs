@@ -23,9 +23,6 @@ pub enum Signal {
 
 impl Signals {
     /// Registers the handlers.
-    ///
-    /// # Errors
-    /// If the system refuses.
     pub fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("listen for signals");
         Ok(Signals {

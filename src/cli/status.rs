@@ -46,9 +46,6 @@ pub struct Args {
 }
 
 /// Asks once, or repeatedly.
-///
-/// # Errors
-/// If the relay is not running or does not answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let socket = args.control.path();
     let mut history = History::default();

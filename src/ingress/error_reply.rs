@@ -21,55 +21,26 @@ use hyper::header::HeaderValue;
 
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, Invalid};
+use crate::metrics::label_values;
 use crate::queue::{Full, Rejection, StoreFailed};
 use crate::time::Clock;
 
 /// The longest Retry-After of a full queue.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// The reason why a submission was not stored: the `reason` label of `messages_rejected_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RejectReason {
-    Invalid,
-    Conflict,
-    Denied,
-    Forbidden,
-    TooLarge,
-    QueueFull,
-    DiskFull,
-    TooLate,
-    Draining,
-    Store,
-}
-
-impl RejectReason {
-    /// All reasons, in the order of their declaration.
-    pub(super) const ALL: [RejectReason; 10] = [
-        RejectReason::Invalid,
-        RejectReason::Conflict,
-        RejectReason::Denied,
-        RejectReason::Forbidden,
-        RejectReason::TooLarge,
-        RejectReason::QueueFull,
-        RejectReason::DiskFull,
-        RejectReason::TooLate,
-        RejectReason::Draining,
-        RejectReason::Store,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            RejectReason::Invalid => "invalid",
-            RejectReason::Conflict => "conflict",
-            RejectReason::Denied => "denied",
-            RejectReason::Forbidden => "forbidden",
-            RejectReason::TooLarge => "too_large",
-            RejectReason::QueueFull => "queue_full",
-            RejectReason::DiskFull => "disk_full",
-            RejectReason::TooLate => "too_late",
-            RejectReason::Draining => "draining",
-            RejectReason::Store => "store",
-        }
+label_values! {
+    /// The reason why a submission was not stored: the `reason` label of `messages_rejected_total`.
+    pub(super) enum RejectReason {
+        Invalid = "invalid",
+        Conflict = "conflict",
+        Denied = "denied",
+        Forbidden = "forbidden",
+        TooLarge = "too_large",
+        QueueFull = "queue_full",
+        DiskFull = "disk_full",
+        TooLate = "too_late",
+        Draining = "draining",
+        Store = "store",
     }
 }
 

@@ -69,7 +69,6 @@ pub struct UnixSocket {
 
 impl UnixSocket {
     /// The path of the socket, for checks from other parts.
-    #[must_use]
     pub fn socket_path(&self) -> SocketPath {
         self.socket_path.clone()
     }
@@ -132,7 +131,6 @@ struct Place {
 
 impl SocketPath {
     /// The path.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path
     }

@@ -34,9 +34,6 @@ pub struct Reporter {
 
 impl Reporter {
     /// The present status. `draining` is true if a drain was requested, which the daemon sees a moment later.
-    ///
-    /// # Errors
-    /// If the store has failed.
     pub async fn status(&self, draining: bool) -> Result<Status, StoreFailed> {
         let overview = self.queue.overview().await?;
         let (rate, closed) = {

@@ -40,9 +40,6 @@ impl std::fmt::Debug for Image {
 impl Image {
     /// Reads the log and the journal in a folder; a log that is gone is empty and damaged. `step` gets the progress:
     /// (segments read, all segments).
-    ///
-    /// # Errors
-    /// If a file cannot be read.
     pub fn read(folder: &Path, step: impl FnMut(u64, u64)) -> io::Result<Image> {
         let mut log = match Log::read(folder, step) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
@@ -121,9 +118,6 @@ impl Image {
     }
 
     /// The bytes under a key; their checksum is not verified.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
     pub fn raw(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         match self.rows.get(key) {
             Some(Row::Log(place)) => self.log.bytes(*place).map(Some),
@@ -133,9 +127,6 @@ impl Image {
     }
 
     /// The row under a key. `None` if there is none or its checksum fails.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
     pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
         Ok(self.raw(key)?.and_then(|value| row::decode(key, &value)))
     }

@@ -19,9 +19,6 @@ use crate::time::WallTime;
 
 /// Links the damaged files of a locked folder into a folder beside them, unless an earlier attempt has done so, and
 /// returns that folder.
-///
-/// # Errors
-/// If a link cannot be made.
 pub fn quarantine(path: &Path, now: WallTime) -> io::Result<PathBuf> {
     match linked_before(path)? {
         Some(aside) => Ok(aside),
@@ -30,9 +27,6 @@ pub fn quarantine(path: &Path, now: WallTime) -> io::Result<PathBuf> {
 }
 
 /// Returns the folder in which the replacement of a store is built; it does not exist yet.
-///
-/// # Errors
-/// If an unfinished replacement cannot be removed.
 pub fn replacement_folder(path: &Path) -> io::Result<PathBuf> {
     let folder = path.join(names::COMPACTED);
     compaction::remove(&folder)?;
@@ -40,9 +34,6 @@ pub fn replacement_folder(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Makes an empty store in `to` with the identity of the store in `from`, whose image is given.
-///
-/// # Errors
-/// If it cannot be written.
 pub fn create_empty(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(to)?;
     // The stamp is written last: it says that the log and the journal beside it are complete.
@@ -52,9 +43,6 @@ pub fn create_empty(to: &Path, from: &Path, image: &Image) -> io::Result<()> {
 }
 
 /// Puts the finished replacement in the place of the damaged store, whose marks go to the `aside` folder.
-///
-/// # Errors
-/// If a file cannot be moved or synced.
 pub fn replace_quarantined(path: &Path, aside: &Path) -> io::Result<()> {
     let fresh = path.join(names::COMPACTED);
     fs::rename(fresh.join(names::STAMP), path.join(names::STAMP))?;

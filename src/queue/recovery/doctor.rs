@@ -128,15 +128,11 @@ impl Doctor {
     }
 
     /// True if contents and tokens cannot be read without a key.
-    #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.sealer.is_none()
     }
 
     /// Verifies every record.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
     pub fn check(&self) -> io::Result<Report> {
         let survey = Survey::of(&self.log)?;
         let queued = survey.queued()?;
@@ -284,7 +280,6 @@ impl Doctor {
 
 impl Report {
     /// True if nothing is damaged.
-    #[must_use]
     pub fn is_sound(&self) -> bool {
         self.lost.is_empty() && self.incomplete.is_empty() && self.damage.is_empty()
     }
@@ -315,7 +310,6 @@ impl fmt::Display for Report {
 }
 
 /// The first ids of a list.
-#[must_use]
 pub fn named(ids: &[String]) -> String {
     let more = if ids.len() > NAMED_MAX { ", …" } else { "" };
     ids[..ids.len().min(NAMED_MAX)].join(", ") + more
