@@ -37,7 +37,7 @@ FILES = {
     f"{SHARE}/zsh/vendor-completions/_connect-relay": "-rw-r--r--",
 }
 # A socket unit, where there is one.
-FILES |= {f"usr/lib/systemd/system/{unit.name}": "-rw-r--r--" for unit in (ROOT / "deploy/systemd").glob("connect-relay.*")}
+FILES |= {f"usr/lib/systemd/system/{unit.name}": "-rw-r--r--" for unit in (ROOT / "deploy/systemd").glob("connect-relay.socket")}
 
 
 @pytest.fixture(scope="session")
