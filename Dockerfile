@@ -14,8 +14,12 @@ WORKDIR /relay
 COPY . .
 # Static, so that it runs on nothing; by --target, so that the flag is for the relay and not for the macros it is built with.
 # A static binary finds no getrandom() by name at run time and would need /dev/urandom: it is told to call it.
+# The two caches keep the dependencies, built, from one build to the next; no image has them. The sources are touched because a
+# checkout may be older than what the cache was built from.
 # /image is the whole image; /owned are the folders that the relay writes where no volume lies over them.
-RUN target="$(rustc --print host-tuple)" \
+RUN --mount=type=cache,target=/relay/target --mount=type=cache,target=/usr/local/cargo/registry \
+    target="$(rustc --print host-tuple)" \
+    && touch src/lib.rs src/main.rs \
     && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo auditable build --locked --profile dist --target "$target" \
     && install -D "target/$target/dist/connect-relay" /image/usr/bin/connect-relay \
     && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
