@@ -61,8 +61,8 @@ use tokio::sync::oneshot;
 
 pub use self::api::{
     ActionError, Asker, Backlog, BulkProgress, Cursor, Damaged, Expiring, Found, Full, Lease, LeaseRequest, Location,
-    Lookup, MessageId, MessageState, MessageView, Options, Overview, Page, Pause, Redrive, Rejection, Selection,
-    Settled, StateFilter, Status, Verdict, Work,
+    Lookup, MessageId, MessageState, MessageView, Options, OutcomeCursor, OutcomeEvent, OutcomePage, Overview, Page,
+    Pause, Redrive, Rejection, Selection, Settled, StateFilter, Status, Verdict, Work,
 };
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
@@ -186,6 +186,19 @@ impl Queue {
     /// The queued messages of one caller, or of all.
     pub async fn backlog(&self, of: Option<Caller>) -> Result<Backlog, StoreFailed> {
         self.call(move |state, _| ops::query::backlog(state, of)).await
+    }
+
+    /// Returns the position to read outcomes from: `after`, or the present end. `None` if an outcome after it may have been
+    /// pruned, or it is of another store.
+    pub async fn outcomes_from(&self, after: Option<OutcomeCursor>) -> Result<Option<OutcomeCursor>, StoreFailed> {
+        self.call(move |state, now| ops::outcomes::start(state, after, now)).await
+    }
+
+    /// The next outcomes of a caller's messages, in the order of their commits. `None` if one of them may have been pruned.
+    /// After the last page, [`Queue::drained`] resolves when there may be more: arm it before looking.
+    pub async fn outcomes(&self, of: Caller, after: OutcomeCursor) -> Result<Option<OutcomePage>, StoreFailed> {
+        let caller = rows::caller_number(of);
+        self.call(move |state, _| ops::outcomes::page(state, caller, after)).await
     }
 
     /// The queue's state for operators; also updates the metrics that depend on the time.

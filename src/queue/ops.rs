@@ -6,7 +6,7 @@
 //!
 //! | operation | caller |
 //! | --- | --- |
-//! | `accept`, `query`, [`State::remember`](super::state::State::remember) | bots, by ingress |
+//! | `accept`, `query`, `outcomes`, [`State::remember`](super::state::State::remember) | bots, by ingress |
 //! | `lease`, `settle` | the sender |
 //! | `pause`, `browse`, `redrive` | operators, by control |
 //! | `begin`, `expire`, `estimate` | the queue's thread itself |
@@ -19,6 +19,7 @@ pub mod browse;
 pub mod estimate;
 pub mod expire;
 pub mod lease;
+pub mod outcomes;
 pub mod pause;
 pub mod query;
 pub mod redrive;

@@ -19,7 +19,7 @@
 //! No value exceeds [`ROW_MAX`](crate::storage::row::ROW_MAX). Contents up to [`INLINE_MAX`] bytes are in the record,
 //! longer ones in pieces of [`PIECE`]. Each record in a pack has a checksum of its own, so damage loses one message.
 //! Conversations, participants, ClientTokens and contents are in keys and comparisons as 128 bits of HMAC-SHA-256 under
-//! the store's own key: keys show no names. Records do: labels and ClientTokens are in plain text.
+//! the store's own key: keys show no names. Records do: labels and ClientTokens are in plain text. An outcome has them sealed.
 
 mod hasher;
 pub mod keys;
@@ -37,7 +37,7 @@ pub use hasher::Hasher;
 pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number};
 pub use table::{Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
 pub use values::{
-    Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hold, Meta, OtherConversation,
-    Outcome, Participant, PauseRow, PauseState, QueuedRef, REFS_MAX, RecordPos, Schedule, Token, reason_at,
-    reason_index,
+    Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hold, Meta, Origin,
+    OtherConversation, Outcome, Participant, PauseRow, PauseState, QueuedRef, REFS_MAX, RecordPos, Schedule, Token,
+    reason_at, reason_index,
 };

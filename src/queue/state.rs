@@ -35,9 +35,9 @@ use crate::storage::{Key, Sealer, Space, Store};
 use crate::time::Timestamp;
 
 /// Outcomes, or last uses, in one prune row.
-const ROW_HASHES: usize = 200;
+const ROW_HASHES: u8 = 200;
 /// The approximate number of bytes of rows that an outcome takes.
-const OUTCOME_WEIGHT: u64 = 300;
+const OUTCOME_WEIGHT: u64 = 400;
 
 /// The queue's rows, and the part of its state that is in memory only.
 pub struct State {
@@ -65,6 +65,8 @@ pub struct State {
     /// Outcomes since the last commit (conversation and entry), and rows that were last used now: to be pruned later.
     pub outcomes: Vec<(Hash, Hash)>,
     pub used: Vec<(u8, Hash)>,
+    /// The last row of the index of outcomes that was pruned since the start.
+    pub pruned_outcomes: (Timestamp, u64),
     /// The space on disk at the last measurement.
     pub space: Space,
     /// The estimated loss, and the time of the estimate.
@@ -106,6 +108,7 @@ impl State {
             encoded: Vec::new(),
             outcomes: Vec::new(),
             used: Vec::new(),
+            pruned_outcomes: (Timestamp::default(), 0),
             space: Space::default(),
             expiring: Expiring::default(),
             estimated_at: Timestamp::default(),
@@ -118,11 +121,11 @@ impl State {
     /// Writes the rows that every commit has: the rows that name what this commit made prunable, and the counts.
     pub fn write_common_rows(&mut self, now: Timestamp) {
         self.open_pack = None;
-        for hashes in std::mem::take(&mut self.outcomes).chunks(ROW_HASHES) {
+        for hashes in std::mem::take(&mut self.outcomes).chunks(ROW_HASHES.into()) {
             let key = keys::prune_outcomes(now, self.next_row());
             self.store.put(key, &hashes);
         }
-        for used in std::mem::take(&mut self.used).chunks(ROW_HASHES) {
+        for used in std::mem::take(&mut self.used).chunks(ROW_HASHES.into()) {
             let key = keys::prune_used(now, self.next_row());
             self.store.put(key, &used);
         }
@@ -133,6 +136,15 @@ impl State {
 
     pub fn write_meta(&mut self) {
         self.store.put(Table::Meta.key(), &self.meta);
+    }
+
+    /// Adds an outcome to the index. Returns the number of the row in which the commit writes it, and the index there.
+    pub fn index_outcome(&mut self, conversation: Hash, entry: Hash) -> (u64, u8) {
+        let before = self.outcomes.len();
+        self.outcomes.push((conversation, entry));
+        let (rows, nth) = (before / usize::from(ROW_HASHES), before % usize::from(ROW_HASHES));
+        // `write_common_rows` numbers these rows first.
+        (self.meta.next_row + 1 + rows as u64, u8::try_from(nth).unwrap_or(ROW_HASHES))
     }
 
     fn next_row(&mut self) -> u64 {

@@ -9,6 +9,7 @@ mod keys;
 mod model;
 mod operate;
 mod operations;
+mod outcomes;
 mod pause;
 mod sealed;
 
@@ -734,13 +735,13 @@ fn another_format_is_refused_by_name() {
     thread.join().unwrap().unwrap();
     let stamp = options.path.join("format");
     let text = std::fs::read_to_string(&stamp).unwrap();
-    for other in [2, 5] {
-        std::fs::write(&stamp, text.replace("format 4", &format!("format {other}"))).unwrap();
+    for other in [2, 6] {
+        std::fs::write(&stamp, text.replace("format 5", &format!("format {other}"))).unwrap();
         let error = Queue::open(options.clone(), Clock::system(), &Metrics::default()).unwrap_err();
         assert!(
             error
                 .to_string()
-                .ends_with(&format!("its format is {other}, this relay reads 4, and older ones from 3 on")),
+                .ends_with(&format!("its format is {other}, this relay reads 5, and older ones from 3 on")),
             "{error}"
         );
     }

@@ -3,7 +3,7 @@
 //! The file `format` has four lines:
 //!
 //! ```text
-//! connect-relay queue, format 4
+//! connect-relay queue, format 5
 //! store 9f86d081                 the nonce: distinguishes ids and sealed values of this store from those of others
 //! key 0a1b…                      the store's own key, sealed if there is a key file
 //! sum 5e1f00d5                   CRC-32 of the three lines before
@@ -34,9 +34,9 @@ use super::names;
 use super::sealing::{Sealer, SealingKey, Secret};
 
 /// The version of everything on disk, rows and files. Any change of either raises it. Format 4 added a row that ties the
-/// times in the other rows to the machine's clocks. An older build would read these times as wall-clock times, so it must
-/// not open the store.
-pub const FORMAT: u32 = 4;
+/// times in the other rows to the machine's clocks; an older build would read these times as wall-clock times. Format 5
+/// added a kind of row; an older build would quarantine these rows.
+pub const FORMAT: u32 = 5;
 /// The oldest format that is read. Every format from this one on must decode with the present types of rows and files.
 /// Opening a store makes its format [`FORMAT`].
 pub const OLDEST_FORMAT: u32 = 3;

@@ -12,9 +12,7 @@ use std::ops::Bound;
 
 use crate::delivery::Reason;
 use crate::queue::api::{Cursor, Location, Lookup, MessageId, MessageView, Page, Result, Selection};
-use crate::queue::rows::{
-    ClientTokenRow, Dead, ErrorRow, FinalState, Outcome, Record, RecordPos, Schedule, Table, keys, reason_at,
-};
+use crate::queue::rows::{Dead, ErrorRow, FinalState, Outcome, Record, RecordPos, Schedule, Table, keys, reason_at};
 use crate::queue::state::State;
 use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
@@ -206,7 +204,7 @@ pub fn view(state: &mut State, stored: Stored, contents: bool, now: Timestamp) -
 /// The reason of a dead letter; `None` if its outcome is damaged.
 pub fn death_of(state: &mut State, record: &Record) -> Result<Option<DeathRow>> {
     let key = keys::entry(&record.conversation, &record.entry);
-    let Some(ClientTokenRow::Done(outcome)) = state.store.get(&key)? else { return Ok(None) };
+    let Some(outcome) = state.outcome(&key)? else { return Ok(None) };
     Ok(match &outcome.fate {
         FinalState::Dead { reason, maybe_delivered, error, .. } if outcome.sequence == record.sequence => {
             Some(DeathRow {

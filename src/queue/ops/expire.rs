@@ -11,8 +11,8 @@ use super::COMMIT_BYTES;
 use super::transitions::{Cause, dead_letter};
 use crate::queue::api::Result;
 use crate::queue::rows::{
-    ClientTokenRow, Dead, FinalState, Hash, Key, Outcome, Participant, Record, RecordPos, Table, Token,
-    USED_PARTICIPANT, USED_TOKEN, keys,
+    Dead, FinalState, Hash, Key, Outcome, Participant, Record, RecordPos, Table, Token, USED_PARTICIPANT, USED_TOKEN,
+    keys,
 };
 use crate::queue::state::State;
 use crate::queue::state::parts::Queued;
@@ -87,7 +87,7 @@ fn expire(state: &mut State, record: Record, now: Timestamp) -> Result<bool> {
     Ok(true)
 }
 
-/// Prunes outcomes of delivered messages.
+/// Prunes outcomes of delivered messages. Those of dead letters stay as long as these, but leave the stream.
 pub fn prune_outcomes(state: &mut State, now: Timestamp, left: &mut usize) -> Result<bool> {
     let kept_for = state.options.outcomes_kept_for;
     each_row(state, Table::PruneOutcomes, left, |state, key| {
@@ -97,12 +97,13 @@ pub fn prune_outcomes(state: &mut State, now: Timestamp, left: &mut usize) -> Re
         }
         for (conversation, entry) in state.store.get::<Vec<(Hash, Hash)>>(key)?.unwrap_or_default() {
             let key = keys::entry(&conversation, &entry);
-            let Some(ClientTokenRow::Done(outcome)) = state.store.get(&key)? else { continue };
+            let Some(outcome) = state.outcome(&key)? else { continue };
             if outcome.at <= at && !has_dead_letter(state, &outcome, &entry)? {
                 state.store.remove(key);
                 state.meta.outcomes = state.meta.outcomes.saturating_sub(1);
             }
         }
+        state.pruned_outcomes = (at, keys::row_in(key));
         Ok(true)
     })
 }
@@ -172,7 +173,7 @@ fn forget_dead_letter(state: &mut State, sequence: u64) -> Result<()> {
     state.meta.weight = state.meta.weight.saturating_sub(record.weight() + record.dead_weight());
     state.remove_pieces(&record);
     let key = keys::entry(&record.conversation, &record.entry);
-    if matches!(state.store.get(&key)?, Some(ClientTokenRow::Done(outcome)) if outcome.sequence == sequence) {
+    if state.outcome(&key)?.is_some_and(|outcome| outcome.sequence == sequence) {
         state.store.remove(key);
     }
     state.meta.dead = state.meta.dead.saturating_sub(1);

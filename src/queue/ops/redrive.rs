@@ -96,7 +96,7 @@ fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) ->
         (dead.attempts.count, death.as_ref().map(|death| death.reason), with.body.is_some());
     take_dead_letter(state, &dead);
     if let Some(death) = death.as_ref().filter(|_| moved) {
-        // Repeats in the conversation that it leaves are answered as before.
+        // Repeats in the conversation that it leaves are answered as before. The stream shows its next outcome alone.
         let (left, entry) = (dead.record.conversation, dead.record.entry);
         let outcome = Outcome { at: now, ..death.outcome.clone() };
         state.store.put(keys::entry(&left, &entry), &ClientTokenRow::Done(outcome));
@@ -231,8 +231,13 @@ fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<R
             }
             let (index, token) = (reason_index(Reason::Deleted), record.token);
             let fate = FinalState::Dead { reason: index, maybe_delivered, token, error: ErrorRow::from(&error) };
+            let key = keys::entry(&record.conversation, &record.entry);
             let outcome = Outcome { fate, ..outcome };
-            state.store.put(keys::entry(&record.conversation, &record.entry), &ClientTokenRow::Done(outcome));
+            let row = match state.store.get(&key)? {
+                Some(ClientTokenRow::Settled(_, origin)) => ClientTokenRow::Settled(outcome, origin),
+                _ => ClientTokenRow::Done(outcome),
+            };
+            state.store.put(key, &row);
             let (reason, answer) = (Reason::Deleted, LastAnswer { maybe_delivered, ..LastAnswer::default() });
             let (id, attempts) = (state.id(record.sequence, record.conversation, record.entry), dead.attempts.count);
             let death = Death { id, record, attempts, died, reason, error, maybe_delivered, answer };

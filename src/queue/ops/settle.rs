@@ -124,7 +124,6 @@ fn last_answer(outcome: Option<&Outcome>) -> LastAnswer {
 fn deliver(state: &mut State, queued: Queued, row: &mut Conversation, receipt: &Receipt, now: Timestamp) -> Result<()> {
     let Queued { reference, record } = &queued;
     put_outcome(state, record, reference.attempts.count + 1, FinalState::Delivered(receipt.into()), now);
-    state.outcomes.push((record.conversation, record.entry));
     state.meta.outcomes += 1;
     dequeue(state, &queued, row, now)?;
     state.meta.weight = state.meta.weight.saturating_sub(queued.record.weight());

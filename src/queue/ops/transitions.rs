@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::delivery::{Reason, ServiceError};
 use crate::queue::api::Result;
 use crate::queue::rows::{
-    self, Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hash, Kind, Outcome, QueuedRef,
-    Record, Schedule, USED_CONVERSATION, keys,
+    self, Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hash, Kind, Origin, Outcome,
+    QueuedRef, Record, Schedule, USED_CONVERSATION, keys,
 };
 use crate::queue::state::State;
 use crate::queue::state::event::{Death, Event, LastAnswer};
@@ -82,11 +82,15 @@ pub fn dead_letter(
     Ok(())
 }
 
-/// Records the outcome of a message, which answers its repeats.
+/// Records the outcome of a message, which answers its repeats, and its place in the stream of outcomes.
 pub fn put_outcome(state: &mut State, record: &Record, attempts: u32, fate: FinalState, now: Timestamp) {
     let Record { sequence, contents, accepted, .. } = *record;
     let outcome = Outcome { sequence, contents, accepted, attempts, at: now, fate };
-    state.store.put(keys::entry(&record.conversation, &record.entry), &ClientTokenRow::Done(outcome));
+    let names = format!("{}\n{}", record.label, record.client_token);
+    let names = state.sealer.seal(&keys::names_place(sequence), names.as_bytes());
+    let (row, nth) = state.index_outcome(record.conversation, record.entry);
+    let row = ClientTokenRow::Settled(outcome, Origin { caller: record.caller, row, nth, names });
+    state.store.put(keys::entry(&record.conversation, &record.entry), &row);
 }
 
 /// Takes a message out of the queue; the next message of its conversation gets a turn. The pieces of its contents stay.

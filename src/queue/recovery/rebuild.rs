@@ -5,7 +5,7 @@
 //! as they are. The rows that only order and count them are made again. Every first message of a conversation counts as
 //! possibly delivered, because an attempt may have been under way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -134,13 +134,24 @@ impl Rebuild<'_> {
 
     fn copy_outcomes(&mut self) -> io::Result<()> {
         let log = self.survey.log;
+        // The index keeps its keys: the cursors of streams name them.
+        let mut indexed = HashSet::new();
+        for key in log.keys(Table::PruneOutcomes.letter()) {
+            if let Some(names) = log.get::<Vec<(Hash, Hash)>>(key)? {
+                indexed.extend(names);
+                self.copy_row(key)?;
+            }
+        }
         for key in log.keys(Table::ClientToken.letter()) {
-            let Some(ClientTokenRow::Done(outcome)) = log.get(key)? else { continue };
+            let Some(outcome) = log.get(key)?.and_then(ClientTokenRow::outcome) else { continue };
             let state = &mut self.thread.state;
             state.meta.next_sequence = state.meta.next_sequence.max(outcome.sequence + 1);
             match outcome.fate {
                 FinalState::Delivered(_) => {
-                    state.outcomes.push((keys::hash_in(key), keys::entry_in(key)));
+                    let name = (keys::hash_in(key), keys::entry_in(key));
+                    if !indexed.contains(&name) {
+                        state.outcomes.push(name);
+                    }
                     state.meta.outcomes += 1;
                     self.rebuilt.outcomes += 1;
                 }

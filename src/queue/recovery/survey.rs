@@ -67,9 +67,8 @@ impl<'a> Survey<'a> {
                         chunks.extend(decode::<Vec<QueuedRef>>(key, &value).map(|slots| (keys::hash_in(key), slots)))
                     }
                     Some(Table::ClientToken) => {
-                        if let Some(ClientTokenRow::Done(outcome)) = decode(key, &value) {
-                            survey.left.insert(outcome.sequence);
-                        }
+                        let outcome = decode(key, &value).and_then(ClientTokenRow::outcome);
+                        survey.left.extend(outcome.map(|outcome| outcome.sequence));
                     }
                     Some(Table::Dead) if decode::<Dead>(key, &value).is_some() => {
                         survey.left.insert(keys::number_in(key));
@@ -164,10 +163,8 @@ impl<'a> Survey<'a> {
     pub fn delivered(&self) -> io::Result<u64> {
         let mut count = 0;
         for key in self.log.keys(Table::ClientToken.letter()) {
-            let entry: Option<ClientTokenRow> = self.log.get(key)?;
-            count += u64::from(
-                matches!(entry, Some(ClientTokenRow::Done(outcome)) if matches!(outcome.fate, FinalState::Delivered(_))),
-            );
+            let outcome = self.log.get(key)?.and_then(ClientTokenRow::outcome);
+            count += u64::from(outcome.is_some_and(|outcome| matches!(outcome.fate, FinalState::Delivered(_))));
         }
         Ok(count)
     }

@@ -26,6 +26,11 @@ pub fn piece(sequence: u64, number: u16) -> Key {
     Table::Piece.key().number(sequence).with(&number.to_be_bytes())
 }
 
+/// The place that the names of a settled message are sealed for. No row has this key.
+pub fn names_place(sequence: u64) -> Key {
+    Table::ClientToken.key().number(sequence)
+}
+
 /// The place that contents in a record are sealed for: their message. No row has this key.
 pub fn inline_place(sequence: u64) -> Key {
     Table::Pack.key().number(sequence)
@@ -95,6 +100,11 @@ pub fn quarantine(key: &Key) -> Key {
 /// The number at the beginning of a key: of a pack, a message, a turn; in milliseconds, a time.
 pub fn number_in(key: &[u8]) -> u64 {
     number_at(key, 1)
+}
+
+/// The number after the time in a key of `PruneOutcomes`.
+pub fn row_in(key: &[u8]) -> u64 {
+    number_at(key, 9)
 }
 
 /// The time at the beginning of a key.

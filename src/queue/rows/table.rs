@@ -51,7 +51,8 @@ pub enum Table {
     Caller = b'u',
     /// Sequence number, [`Dead`]: a dead letter.
     Dead = b'x',
-    /// Time and a number, `Vec<(Hash, Hash)>`: outcomes recorded then (conversation, entry), to be pruned.
+    /// Time and a number, `Vec<(Hash, Hash)>`: outcomes recorded then (conversation, entry), in their order: the index of
+    /// the stream of outcomes, and what is to be pruned. Before format 5 without those of dead letters.
     PruneOutcomes = b'o',
     /// Time and a number, `Vec<(u8, Hash)>`: tokens, participants and conversations last used then, to be pruned.
     PruneUsed = b'y',

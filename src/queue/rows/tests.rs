@@ -157,8 +157,10 @@ fn payloads() -> Vec<Vec<u8>> {
     };
     let outcome = |fate| {
         let (contents, accepted, at) = ([4; 16], Timestamp(5), Timestamp(6));
-        ClientTokenRow::Done(Outcome { sequence: 7, contents, accepted, attempts: 2, at, fate })
+        Outcome { sequence: 7, contents, accepted, attempts: 2, at, fate }
     };
+    let died = outcome(FinalState::Dead { reason: 2, maybe_delivered: true, token: [1; 16], error: error.clone() });
+    let origin = Origin { caller: 1000, row: 300, nth: 199, names: Secret::new(b"\0contact/bot\nc-1".to_vec()) };
     let receipt = Receipt {
         id: Some("id".into()),
         absolute_time: Some("2019-11-08T02:41:28.172Z".into()),
@@ -188,18 +190,19 @@ fn payloads() -> Vec<Vec<u8>> {
         payload(encode(b"v", &line)),
         payload(encode(b"s", &vec![slot.clone()])),
         payload(encode(b"i", &ClientTokenRow::Queued { at: slot.at })),
-        payload(encode(b"i", &outcome(FinalState::Delivered((&receipt).into())))),
-        payload(encode(b"i", &outcome(FinalState::Dead { reason: 2, maybe_delivered: true, token: [1; 16], error }))),
+        payload(encode(b"i", &ClientTokenRow::Done(outcome(FinalState::Delivered((&receipt).into()))))),
+        payload(encode(b"i", &ClientTokenRow::Done(died.clone()))),
         payload(encode(b"t", &token)),
         payload(encode(b"g", &Participant { token: [1; 16], used: Timestamp(1) })),
         payload(encode(b"x", &Dead { record, attempts: slot.attempts, died: Timestamp(1) })),
         payload(encode(b"o", &vec![([1u8; 16], [2u8; 16])])),
         pack_of(3),
         Vec::new(),
+        payload(encode(b"i", &ClientTokenRow::Settled(died, origin))),
     ]
 }
 
-/// The rows that stores of formats 3 and 4 have. If a sum here changes, a relay cannot read the rows of older stores:
+/// The rows that stores of formats 3 and 4 have, and the one that format 5 added. If a sum here changes, a relay cannot read the rows of older stores:
 /// the head of `rows` says which changes are possible.
 #[test]
 fn rows_are_encoded_as_in_the_oldest_format() {
@@ -218,6 +221,7 @@ fn rows_are_encoded_as_in_the_oldest_format() {
         (33, 0x2ee9_c278),
         (246, 0x1a42_ad27),
         (0, 0),
+        (96, 0xbc39_311d),
     ];
     assert_eq!(sums, expected);
 }
@@ -330,6 +334,18 @@ fn longest_row_of_every_kind_stays_short() {
         ..Conversation::default()
     };
     assert!(encode(&key, &line).len() <= ROW_MAX);
+    let error = ErrorRow::from(&ServiceError {
+        status: 403,
+        code: "c".repeat(500).into(),
+        text: "x".repeat(5000).into(),
+        request_id: Some("r".repeat(500).into()),
+    });
+    let fate = FinalState::Dead { reason: u8::MAX, maybe_delivered: true, token: [1; 16], error };
+    let last = Timestamp(u64::MAX);
+    let outcome = Outcome { sequence: u64::MAX, contents: [1; 16], accepted: last, attempts: u32::MAX, at: last, fate };
+    let names = Secret::new(vec![0; 256 + 1 + 4 * 500 + SEAL]);
+    let origin = Origin { caller: u64::MAX, row: u64::MAX, nth: u8::MAX, names };
+    assert!(encode(&key, &ClientTokenRow::Settled(outcome, origin)).len() <= ROW_MAX);
     assert!(encode(&key, &Secret::new(vec![0; PIECE + SEAL])).len() <= ROW_MAX);
 }
 

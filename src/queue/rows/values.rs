@@ -75,10 +75,34 @@ pub struct Dead {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ClientTokenRow {
     /// Queued, and its reference is in a chunk.
-    Queued {
-        at: RecordPos,
-    },
+    Queued { at: RecordPos },
+    /// An outcome that is in no stream: formats 3 and 4 have no other, and a message that was redriven into another
+    /// conversation leaves one behind.
     Done(Outcome),
+    /// An outcome with what its event needs besides. Since format 5.
+    Settled(Outcome, Origin),
+}
+
+impl ClientTokenRow {
+    /// The outcome; `None` if the message is queued.
+    pub fn outcome(self) -> Option<Outcome> {
+        match self {
+            ClientTokenRow::Queued { .. } => None,
+            ClientTokenRow::Done(outcome) | ClientTokenRow::Settled(outcome, _) => Some(outcome),
+        }
+    }
+}
+
+/// The caller and the names of a settled message, and the place of its outcome in the order of commits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    pub caller: u64,
+    /// The number in the key of the `PruneOutcomes` row that names the outcome, and the index there. An older row that
+    /// names the same message has another number.
+    pub row: u64,
+    pub nth: u8,
+    /// The conversation's label and the ClientToken, on two lines.
+    pub names: Secret,
 }
 
 /// A message that has left the queue.

@@ -5,7 +5,8 @@ use super::parts::{Known, Queued};
 use crate::fairness::{self, Class, Others};
 use crate::queue::api::{MessageState, Pause, Result, Status};
 use crate::queue::rows::{
-    self, Attempts, ClientTokenRow, Conversation, FinalState, Hash, Meta, QueuedRef, Record, Schedule, Table, keys,
+    self, Attempts, ClientTokenRow, Conversation, FinalState, Hash, Key, Meta, Outcome, QueuedRef, Record, Schedule,
+    Table, keys,
 };
 use crate::time::Timestamp;
 
@@ -17,8 +18,8 @@ impl State {
         }
         let at = match self.store.get::<ClientTokenRow>(&keys::entry(conversation, entry))? {
             None => return Ok(None),
-            Some(ClientTokenRow::Done(outcome)) => return Ok(Some(Known::Done(outcome))),
             Some(ClientTokenRow::Queued { at }) => at,
+            Some(row) => return Ok(row.outcome().map(Known::Done)),
         };
         let Some(record) = self.record(at)? else { return Ok(None) };
         let Record { sequence, accepted, .. } = record;
@@ -40,10 +41,19 @@ impl State {
         known: Known,
         now: Timestamp,
     ) -> Result<MessageState> {
-        let outcome = match known {
-            Known::Queued(queued) => return self.state_of_queued(row, queued, now),
-            Known::Done(outcome) => outcome,
-        };
+        match known {
+            Known::Queued(queued) => self.state_of_queued(row, queued, now),
+            Known::Done(outcome) => Ok(self.state_of_settled(conversation, entry, outcome)),
+        }
+    }
+
+    /// The outcome under a key of `ClientToken`; `None` if there is no row, or the message is queued.
+    pub fn outcome(&mut self, key: &Key) -> Result<Option<Outcome>> {
+        Ok(self.store.get(key)?.and_then(ClientTokenRow::outcome))
+    }
+
+    /// The state of a message that has left the queue, for callers.
+    pub fn state_of_settled(&self, conversation: &Hash, entry: &Hash, outcome: Outcome) -> MessageState {
         let status = match outcome.fate {
             FinalState::Delivered(receipt) => Status::Delivered(receipt.into()),
             FinalState::Dead { reason, maybe_delivered, error, .. } => {
@@ -51,7 +61,7 @@ impl State {
             }
         };
         let id = self.id(outcome.sequence, *conversation, *entry);
-        Ok(MessageState { id, accepted: outcome.accepted, attempts: outcome.attempts, status })
+        MessageState { id, accepted: outcome.accepted, attempts: outcome.attempts, status }
     }
 
     /// The state of a queued message, for callers.

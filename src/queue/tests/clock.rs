@@ -195,12 +195,12 @@ fn store_of_format_3_is_upgraded_when_it_is_opened() {
     three(&rig);
     let (folder, options, _) = rig.close();
     let stamp = options.path.join("format");
-    let text = std::fs::read_to_string(&stamp).unwrap().replace("format 4", "format 3");
+    let text = std::fs::read_to_string(&stamp).unwrap().replace("format 5", "format 3");
     let body = text.split_once("sum ").unwrap().0;
     std::fs::write(&stamp, format!("{body}sum {:08x}\n", crc32fast::hash(body.as_bytes()))).unwrap();
     let rig = Rig::open(folder, options, Clock::of(&machine));
     assert_eq!((rig.overview().queued, rig.dead()), (3, 0));
-    assert!(std::fs::read_to_string(&stamp).unwrap().starts_with("connect-relay queue, format 4\n"));
+    assert!(std::fs::read_to_string(&stamp).unwrap().starts_with("connect-relay queue, format 5\n"));
     let rig = rig.restarted(&machine);
     assert_eq!(rig.overview().queued, 3, "stamp, log and journal are of one store");
 }

@@ -17,7 +17,7 @@ impl Rig {
     }
 
     /// Ends cleanly, has its folder damaged, and starts again.
-    fn damaged(self, damage: impl FnOnce(&Path)) -> Rig {
+    pub(super) fn damaged(self, damage: impl FnOnce(&Path)) -> Rig {
         let (folder, options, clock) = self.close();
         damage(&options.path);
         Rig::open(folder, options, clock)

@@ -128,7 +128,7 @@ fn message_whose_key_is_gone_is_dead_lettered_and_its_conversation_goes_on() {
 fn sealed_store_without_its_stamp_is_rebuilt() {
     type Spoil = fn(&std::path::Path) -> std::io::Result<()>;
     let gone: Spoil = |path| std::fs::remove_file(path.join("format"));
-    let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 4");
+    let torn: Spoil = |path| std::fs::write(path.join("format"), "connect-relay queue, format 5");
     for spoil in [gone, torn] {
         let rig = sealed(&[FIRST]);
         let id = rig.accepted(message("a", "1", "kept")).id.to_string();
