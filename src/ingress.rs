@@ -7,6 +7,7 @@
 //! | `POST /participant/connection` | forwarded, and the new token's participant is stored |
 //! | `POST /participant/messages` | a `batch`, one line per message, one commit |
 //! | `GET /participant/message/{ClientToken}`, `/participant/queue` | the state of a message, the waiting messages (`state`) |
+//! | `GET /participant/outcomes` | server-sent events of the caller's outcomes (`outcomes`) |
 //! | any other `/participant/…` | forwarded |
 //! | anything else, and other methods on these | 404 |
 //!
@@ -27,6 +28,7 @@ mod error_reply;
 mod forward;
 #[cfg(test)]
 mod openapi;
+mod outcomes;
 mod outlook;
 mod parse;
 mod peer;
@@ -42,16 +44,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Either;
 use hyper::body::Body;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use prometheus::{Histogram, IntCounter};
 
 use self::body::{BodyBudget, BodyLimit};
 pub use self::drain_state::DrainState;
 use self::error_reply::{ErrorReply, RejectReason};
+pub use self::outcomes::{OutcomeStream, ReplyBody};
 use self::rejections::Reporter;
 use self::request::{PREFERENCE_APPLIED, Preference, Wait};
 use crate::message::{Caller, Limits};
@@ -162,6 +166,7 @@ enum Route {
     Batch,
     State,
     Queue,
+    Outcomes,
     Forward,
     Unknown,
 }
@@ -204,24 +209,32 @@ impl Ingress {
     }
 
     /// Answers one request. A client that disconnects drops this future; accepted messages stay.
-    pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Reply {
+    pub async fn handle<B: Body<Data = Bytes>>(&self, request: Request<B>, peer: Peer) -> Response<ReplyBody> {
         let inner = &*self.0;
         let (parts, body) = request.into_parts();
         let route = Route::of(&parts.method, parts.uri.path());
         let limit = inner.body_limit(route, &parts);
         let reply = match inner.admit(route, &parts, peer) {
+            Ok(()) if route == Route::Outcomes => {
+                let (queue, drain_state, clock) = (inner.queue.clone(), inner.drain_state.clone(), inner.clock.clone());
+                match outcomes::open(&parts, caller(peer), queue, drain_state, clock).await {
+                    Ok(stream) => return stream,
+                    Err(error) => Err(error),
+                }
+            }
             Ok(()) => inner.answer(route, parts, body, limit, peer).await,
             Err(error) => {
                 body::discard(body, limit).await;
                 Err(error.about(request::subject(&parts.headers)))
             }
         };
-        reply.unwrap_or_else(|error| {
+        let reply = reply.unwrap_or_else(|error| {
             if route.takes_messages() {
                 inner.record_rejection(&error);
             }
             reply::of_error(&error, inner.options.retry_after)
-        })
+        });
+        reply.map(Either::Left)
     }
 }
 
@@ -296,7 +309,7 @@ impl Inner {
                 let body = self.bodies.read(body, limit, caller).await?;
                 Box::pin(self.forward(parts, body.bytes.clone(), caller)).await
             }
-            Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
+            Route::Outcomes | Route::Unknown => Err(unknown(&parts.method, parts.uri.path())),
         }
     }
 
@@ -344,11 +357,14 @@ impl Route {
             (&Method::POST, "connection") => Route::Connection,
             (&Method::POST, "messages") => Route::Batch,
             (&Method::GET, "queue") => Route::Queue,
+            (&Method::GET, "outcomes") => Route::Outcomes,
             (&Method::GET, _) if operation.len() > "message/".len() && operation.starts_with("message/") => {
                 Route::State
             }
             // Routes of the relay itself, or queued under one method only: no other method reaches the service.
-            (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue") => Route::Unknown,
+            (_, "" | "message" | "disconnect" | "event" | "connection" | "messages" | "queue" | "outcomes") => {
+                Route::Unknown
+            }
             _ if operation.starts_with("message/") => Route::Unknown,
             // A browser asks this before a page may call: no page may, whatever the service would reply.
             (&Method::OPTIONS, _) => Route::Unknown,

@@ -1,8 +1,9 @@
 //! Drives HTTP/1.1 connections on any listener until it is asked to drain. It knows no messages and no routes: its
-//! input is a request and its peer, its output a reply of known length.
+//! input is a request and its peer, its output a reply of known length, or a stream.
 //!
 //! ```text
 //! listener ─▶ pending (at most a quarter) ─▶ a place: Idle ─▶ ReadingHead ─▶ Handling ─▶ Writing ─▶ Idle …
+//!                                                                                    └▶ Streaming ◀─▶ Stalled, then closed
 //! ```
 //!
 //! | state of a connection | ends by itself after | at the limit | on drain |
@@ -12,6 +13,10 @@
 //! | `ReadingHead`: bytes, but no complete head | `request_timeout` | next after the idle | finishes its request, then closed |
 //! | `Handling`: the service has the request | when the service answers | stays | the same |
 //! | `Writing`: the answer is being written | `idle_timeout` without progress | as `ReadingHead`, once it makes none | the same |
+//! | `Streaming`: all of the stream so far is written | when the service ends it | stays | the same |
+//! | `Stalled`: the client has not read all of it | as `Writing` | as `Writing` | cut: it can continue after what it has read |
+//!
+//! A reply of unknown length is a stream, and the last reply of its connection.
 //!
 //! *Stays* has one exception, in `admission`: a user with more than a quarter of the places has to give up one for a user
 //! with less, whatever its connections are doing. A connection without a place is pending; while one is, every reply
@@ -23,13 +28,15 @@
 //! takes no lock, arms no timer and allocates nothing on its way. A connection records its phase and the start of the
 //! phase in one atomic word. The accepting loop reads those words when the first of them can have run out of time.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::warn;
@@ -62,7 +69,7 @@ pub enum Listener {
 
 /// Serves until `stop` resolves. Then it accepts no connection, closes idle ones, lets requests finish (with
 /// `Connection: close`), and returns when the last connection has ended. Dropping the future cuts all of them.
-pub async fn serve<S, F>(
+pub async fn serve<S, F, B>(
     mut listener: Listener,
     limits: Limits,
     clock: Clock,
@@ -71,7 +78,8 @@ pub async fn serve<S, F>(
     stop: impl Future<Output = ()>,
 ) where
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-    F: Future<Output = Reply> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let mut connections = Connections::new(limits, clock.clone(), count.clone(), service);
     let mut stop = pin!(stop);

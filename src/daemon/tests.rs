@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::watchdog::Watchdog;
@@ -90,6 +90,66 @@ impl Relay {
     async fn exit(self) -> Result<Exit, Failure> {
         timeout(TIMEOUT, self.ended).await.unwrap().unwrap()
     }
+}
+
+/// Opens the stream of outcomes, and returns it after its head.
+async fn outcomes(dir: &Path, after: &str) -> BufReader<UnixStream> {
+    let mut stream = BufReader::new(UnixStream::connect(dir.join("relay.sock")).await.unwrap());
+    let head = format!("GET /participant/outcomes HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {after}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        timeout(TIMEOUT, stream.read_line(&mut head)).await.unwrap().unwrap();
+    }
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    stream
+}
+
+/// The ids and the messages of the events in a stream, which ends.
+async fn events(mut stream: BufReader<UnixStream>) -> Vec<(String, String)> {
+    let mut text = String::new();
+    timeout(TIMEOUT, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert!(text.ends_with("\r\n0\r\n\r\n"), "the stream ends by itself: {text}");
+    let ids = text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned);
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let messages = data.map(|data| {
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        data["Message"].as_str().unwrap().to_owned()
+    });
+    ids.zip(messages).collect()
+}
+
+/// The id of the message that a reply is about.
+fn message_id(reply: &str) -> String {
+    reply.lines().find_map(|line| line.strip_prefix("relay-message: ")).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn stream_of_outcomes_continues_over_restarts_with_nothing_missed_and_nothing_twice() {
+    let (endpoint, _simulator) = service().await;
+    let Relay { dir, stop, ended, .. } = Relay::start(&endpoint, "25s").await;
+    let mut seen: Vec<(String, String)> = Vec::new();
+    let mut sent = Vec::new();
+    let mut running = (stop, ended);
+    for (round, kept) in [3, 5, 1].into_iter().enumerate() {
+        let cursor = seen.last().map_or("", |(id, _)| id);
+        let stream = outcomes(dir.path(), cursor).await;
+        for number in 0..5 {
+            let connection = UnixStream::connect(dir.path().join("relay.sock")).await.unwrap();
+            sent.push(message_id(&request(connection, &message(&format!("{round}-{number}"))).await));
+        }
+        running.0.send_replace(StopRequest::Drain);
+        // When the queue is empty, the stream ends, and does not hold up the drain.
+        seen.extend(events(stream).await.into_iter().take(kept));
+        assert_eq!(timeout(TIMEOUT, running.1).await.unwrap().unwrap(), Ok(Exit::Drained));
+        let daemon = Daemon::open(options(dir.path(), &endpoint, "25s"), Clock::system()).await.unwrap();
+        let (stop, receiver) = watch::channel(StopRequest::None);
+        running = (stop, tokio::spawn(daemon.run(receiver)));
+    }
+    let stream = outcomes(dir.path(), &seen.last().unwrap().0).await;
+    running.0.send_replace(StopRequest::Drain);
+    seen.extend(events(stream).await);
+    assert_eq!(seen.into_iter().map(|(_, message)| message).collect::<Vec<_>>(), sent);
 }
 
 fn message(content: &str) -> String {

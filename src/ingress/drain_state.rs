@@ -1,7 +1,7 @@
 //! The state of intake: one-way, open → draining → ending or closing.
 //!
 //! While it drains the relay still accepts messages, because the bots beside it are stopping too and may send last
-//! messages. Waits for an outcome end, with the present state, when the queue is empty (*ending*) and when the grace is
+//! messages. Waits for an outcome end, with the present state, and streams of outcomes, when the queue is empty (*ending*) and when the grace is
 //! nearly over (*closing*). The relay refuses messages only while it is closing.
 
 use std::sync::Arc;
@@ -55,6 +55,12 @@ impl DrainState {
         *self.0.borrow() == Intake::Closing
     }
 
+    /// True if waits are to end.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        *self.0.borrow() >= Intake::Ending
+    }
+
     /// Resolves when waits are to end.
     pub async fn waits_end(&self) {
         // The channel's sender is part of `self`, so the channel cannot end.
@@ -83,7 +89,7 @@ mod tests {
         let waiting = state.waits_end();
         state.clone().end_waits();
         waiting.await;
-        assert!(!state.is_closing());
+        assert!(state.is_ending() && !state.is_closing());
         state.clone().close();
         state.drain();
         assert!(state.is_draining() && state.is_closing());

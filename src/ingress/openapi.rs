@@ -45,6 +45,7 @@ fn file_has_every_route_and_no_other() {
         Route::Forward,
         Route::State,
         Route::Queue,
+        Route::Outcomes,
     ];
     assert_eq!(routes, all);
 }

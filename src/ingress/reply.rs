@@ -295,7 +295,7 @@ fn push_line(lines: &mut Vec<u8>, line: &impl Serialize) {
     lines.push(b'\n');
 }
 
-fn push_json(into: &mut Vec<u8>, value: &impl Serialize) {
+pub(super) fn push_json(into: &mut Vec<u8>, value: &impl Serialize) {
     // These shapes are structs of strings and numbers, and a Vec accepts every write.
     serde_json::to_writer(into, value).expect("a reply can be written as JSON");
 }

@@ -197,7 +197,11 @@ fn seconds(digits: &[u8]) -> Option<u64> {
 }
 
 /// The value of a header that may come once.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &str) -> Result<Option<&'a HeaderValue>, ErrorReply> {
+pub(super) fn single<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    shown: &str,
+) -> Result<Option<&'a HeaderValue>, ErrorReply> {
     let values: GetAll<'a, HeaderValue> = headers.get_all(name);
     let mut values = values.into_iter();
     let first = values.next();

@@ -576,10 +576,116 @@ async fn failed_store_is_500_on_every_route() {
         let seen = rig.post(&format!("/participant/{path}"), &bearer, body).await;
         seen.assert_error(500, "InternalServerException", "nothing was acknowledged");
     }
-    for path in ["/participant/message/c-1", "/participant/queue"] {
+    for path in ["/participant/message/c-1", "/participant/queue", "/participant/outcomes"] {
         rig.get(path, &bearer).await.assert_error(500, "InternalServerException", "the store failed");
     }
     assert!(rig.metric(r#"connect_relay_messages_rejected_total{reason="store"} 4"#));
+}
+
+/// The events of a stream: their ids, names and data.
+fn events(stream: &str) -> Vec<(&str, &str, Value)> {
+    let blocks = stream.split("\n\n").filter(|block| !block.is_empty() && *block != ":");
+    blocks
+        .map(|block| {
+            let mut lines = block.lines();
+            let mut field = |name| lines.next().unwrap().strip_prefix(name).unwrap();
+            let (id, event, data) = (field("id: "), field("event: "), field("data: "));
+            assert_eq!(lines.next(), None);
+            (id, event, serde_json::from_str(data).unwrap())
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn outcomes_are_events_for_their_own_user_and_resume_from_each_id() {
+    let rig = Rig::new().await;
+    let open = |peer| {
+        let request = Request::get("/participant/outcomes").body(Full::<Bytes>::default()).unwrap();
+        rig.ingress.handle(request, peer)
+    };
+    let (own, others, tcp) = (open(BOT).await, open(OTHER_BOT).await, open(Peer::Tcp).await);
+    assert_eq!((own.status().as_u16(), &own.headers()["content-type"]), (200, &"text/event-stream".parse().unwrap()));
+    let keyed = [("x-amz-bearer", "t-1"), ("relay-conversation", "chat/bot")];
+    let first = rig.send_text_with(&keyed, "c-1", "secret words").await;
+    rig.settle(delivered()).await;
+    let second = rig.send_text("t-2", "c-2\n\u{2028}é", "secret words").await;
+    rig.settle(Disposition::DeadLetter(Reason::Invalid, denied())).await;
+    assert_eq!(
+        rig.ask(Peer::Tcp, "POST", "/participant/disconnect", &[("x-amz-bearer", "t-3")], "{}".into()).await.status,
+        202
+    );
+    rig.settle(Disposition::Deliver(Receipt::default())).await;
+    rig.drain_state.end_waits();
+    let text = |reply: hyper::Response<ReplyBody>| async {
+        String::from_utf8(reply.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    };
+    let (own, others, tcp) = (text(own).await, text(others).await, text(tcp).await);
+    assert_eq!((others.as_str(), events(&tcp).len()), ("", 1));
+    let found = events(&own);
+    assert_eq!(found.len(), 2, "{own}");
+    let (id, event, data) = &found[0];
+    let accepted = data["AcceptedTime"].as_str().unwrap();
+    assert!(accepted.ends_with('Z'));
+    let expected = json!({
+        "ClientToken": "c-1", "Conversation": "chat/bot", "Message": first.header("relay-message"),
+        "AcceptedTime": accepted, "Id": "id-1", "AbsoluteTime": "2019-11-08T02:41:28.172Z",
+    });
+    assert_eq!((*event, data), ("delivered", &expected));
+    let (_, event, data) = &found[1];
+    assert_eq!(
+        (*event, &data["ClientToken"], &data["Message"]),
+        ("dead", &json!("c-2\n\u{2028}é"), &json!(second.header("relay-message")))
+    );
+    assert_eq!(data["Conversation"], label("t-2"));
+    assert_eq!(
+        data["Error"],
+        json!({"Code": "AccessDeniedException", "Message": "Access denied", "Reason": "invalid"})
+    );
+    assert!(!own.contains("secret words") && !own.contains("t-2"), "{own}");
+
+    let after = format!("/participant/outcomes?after={id}");
+    let rest = rig.get(&after, &[]).await;
+    assert_eq!(events(&rest.body), found[1..]);
+    assert_eq!(rig.get("/participant/outcomes", &[("last-event-id", id)]).await.body, rest.body);
+    assert_eq!(rig.get(&after, &[("last-event-id", found[1].0)]).await.body, "", "the header goes first");
+    assert_eq!(rig.get(&format!("/participant/outcomes?after={}", id.replace('-', "%2D")), &[]).await.body, rest.body);
+    assert_eq!(rig.get("/participant/outcomes?after=", &[("last-event-id", "")]).await.body, "", "from now on");
+    assert_eq!(rig.ask(OTHER_BOT, "GET", &after, &[], String::new()).await.body, "");
+}
+
+#[tokio::test]
+async fn bad_cursor_is_400_one_that_is_too_old_410_and_no_stream_begins_in_the_closing_phase() {
+    let rig = Rig::new().await;
+    rig.send_text("t-1", "c-1", "hello").await;
+    let start = rig.queue.outcomes_from(None).await.unwrap().unwrap();
+    rig.settle(delivered()).await;
+    let caller = Caller::Uid(1000);
+    let cursor = rig.queue.outcomes(caller, start).await.unwrap().unwrap().next.to_string();
+    let after = |cursor: &str| format!("/participant/outcomes?after={cursor}");
+    for bad in ["1", "x", &format!("{cursor}0x"), &format!("{cursor}&after={cursor}")] {
+        rig.get(&after(bad), &[]).await.assert_error(400, "ValidationException", "connect-relay: after is not the id");
+    }
+    let bad = rig.get(&after(&cursor), &[("last-event-id", "\u{e9}")]).await;
+    bad.assert_error(400, "ValidationException", "Last-Event-ID is not the id");
+    let twice = [("last-event-id", &*cursor), ("last-event-id", &*cursor)];
+    rig.get("/participant/outcomes", &twice).await.assert_error(400, "ValidationException", "more than once");
+    let others = format!("{:08x}{}", !u32::from_str_radix(&cursor[..8], 16).unwrap(), &cursor[8..]);
+    rig.get(&after(&others), &[]).await.assert_error(410, "GoneException", "queue.outcomes_kept_for");
+    rig.clock.skip(Duration::from_secs(3600));
+    rig.get(&after(&cursor), &[]).await.assert_error(410, "GoneException", "queue.outcomes_kept_for");
+    rig.drain_state.close();
+    rig.get("/participant/outcomes", &[]).await.assert_error(503, "ServiceUnavailableException", "stopping");
+}
+
+#[tokio::test]
+async fn quiet_stream_has_comments_and_ends_with_the_waits() {
+    let rig = Rig::new().await;
+    let request = Request::get("/participant/outcomes").body(Full::<Bytes>::default()).unwrap();
+    let mut body = rig.ingress.handle(request, BOT).await.into_body();
+    let comment = tokio::time::timeout(TIMEOUT, body.frame()).await.unwrap().unwrap().unwrap();
+    assert_eq!(comment.into_data().unwrap(), ":\n\n");
+    rig.drain_state.end_waits();
+    assert!(body.frame().await.is_none());
 }
 
 #[tokio::test]
@@ -698,6 +804,7 @@ async fn request_that_is_not_a_message_gets_an_error() {
         ("GET", "/x", "GET /x"),
         ("GET", "/participant/message", "GET /participant/message"),
         ("POST", "/participant/queue", "POST /participant/queue"),
+        ("POST", "/participant/outcomes", "POST /participant/outcomes"),
         ("DELETE", "/participant/message/c-1", "DELETE /participant/message/c-1"),
         ("POST", "/participant/../x", "POST /participant/../x"),
         ("POST", "/participant/%2e%2E/x", "POST /participant/%2e%2E/x"),

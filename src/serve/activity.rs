@@ -26,6 +26,10 @@ pub enum Phase {
     Handling,
     /// The reply is being written.
     Writing,
+    /// The reply is a stream, and all that it has so far is written.
+    Streaming,
+    /// A part of a stream is being written.
+    Stalled,
 }
 
 /// A phase and its start: the time in milliseconds above three bits.
@@ -58,6 +62,11 @@ impl Activity {
         self.begin(Phase::Writing);
     }
 
+    /// Notes that the service has answered with a stream.
+    pub fn begin_streaming(&self) {
+        self.begin(Phase::Streaming);
+    }
+
     fn is_in(&self, wanted: Phase) -> bool {
         phase(self.packed.load(Ordering::Relaxed)) == wanted
     }
@@ -73,7 +82,9 @@ fn phase(packed: u64) -> Phase {
         1 => Phase::Idle,
         2 => Phase::ReadingHead,
         3 => Phase::Handling,
-        _ => Phase::Writing,
+        4 => Phase::Writing,
+        5 => Phase::Streaming,
+        _ => Phase::Stalled,
     }
 }
 
@@ -96,10 +107,18 @@ impl TrackedStream {
         TrackedStream { stream, activity }
     }
 
-    /// Notes progress of a long reply: a client that still reads is not cut.
+    /// Notes progress of a long reply: a client that still reads is not cut. Notes that the client of a stream does not
+    /// read as fast as it is written.
     fn note_progress(&self, written: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(some)) if some < offered) && self.activity.is_in(Phase::Writing) {
-            self.activity.begin(Phase::Writing);
+        let (some, all) = match &written {
+            Poll::Ready(Ok(length)) => (true, *length == offered),
+            _ => (false, false),
+        };
+        match self.activity.read().0 {
+            Phase::Writing if some && !all => self.activity.begin(Phase::Writing),
+            Phase::Streaming if !all => self.activity.begin(Phase::Stalled),
+            Phase::Stalled if some => self.activity.begin(Phase::Stalled),
+            _ => {}
         }
         written
     }
@@ -153,6 +172,8 @@ impl AsyncWrite for TrackedStream {
         // Sockets have nothing to flush.
         if self.activity.is_in(Phase::Writing) {
             self.activity.begin(Phase::Idle);
+        } else if self.activity.is_in(Phase::Stalled) {
+            self.activity.begin(Phase::Streaming);
         }
         Poll::Ready(Ok(()))
     }

@@ -68,7 +68,7 @@ pub fn admit(open: &[ConnectionState], most: usize, pending: Peer, now: Timestam
     let is_idle = |connection: &ConnectionState| connection.phase == Phase::Idle;
     let is_stalled = |connection: &ConnectionState| match connection.phase {
         Phase::ReadingHead => true,
-        Phase::Writing => now.since(connection.since) >= UNREAD,
+        Phase::Writing | Phase::Stalled => now.since(connection.since) >= UNREAD,
         _ => false,
     };
     let close = |index: Option<usize>| index.map(Admission::CloseIdle);

@@ -1,17 +1,19 @@
 //! The connections of one listener: the open ones, the pending ones that wait for a place, and their time limits.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Version};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -19,7 +21,7 @@ use tracing::error;
 
 use super::activity::{Activity, Phase, Stream, TrackedStream};
 use super::admission::{self, Admission, ConnectionState};
-use super::types::{ConnectionCount, CountedConnection, Limits, Peer, Reply};
+use super::types::{ConnectionCount, CountedConnection, Limits, Peer};
 use crate::time::{Clock, Timestamp};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -58,10 +60,11 @@ pub struct Pending {
     pub counted: CountedConnection,
 }
 
-impl<S, F> Connections<S>
+impl<S, F, B> Connections<S>
 where
     S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-    F: Future<Output = Reply> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     pub fn new(limits: Limits, clock: Clock, count: ConnectionCount, service: S) -> Connections<S> {
         let mut http = http1::Builder::new();
@@ -162,12 +165,17 @@ where
                 let (reply, last_reply) = (service(request, peer), Arc::clone(&last_reply));
                 async move {
                     let mut reply = reply.await;
-                    if last_reply.load(Ordering::Relaxed) || count.is_ending() {
+                    let is_stream = reply.body().size_hint().exact().is_none();
+                    if is_stream || last_reply.load(Ordering::Relaxed) || count.is_ending() {
                         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     } else if let Some(keep_alive) = keep_alive.filter(|_| stays && !closes(reply.headers())) {
                         reply.headers_mut().insert(KEEP_ALIVE, keep_alive);
                     }
-                    activity.begin_writing();
+                    if is_stream {
+                        activity.begin_streaming();
+                    } else {
+                        activity.begin_writing();
+                    }
                     Ok::<_, Infallible>(reply)
                 }
             })
@@ -200,8 +208,8 @@ where
             let (phase, since) = connection.activity.read();
             let limit = match phase {
                 Phase::ReadingHead => self.limits.request_timeout,
-                Phase::New | Phase::Idle | Phase::Writing => self.limits.idle_timeout,
-                Phase::Handling => continue,
+                Phase::New | Phase::Idle | Phase::Writing | Phase::Stalled => self.limits.idle_timeout,
+                Phase::Handling | Phase::Streaming => continue,
             };
             if now.since(since) < limit {
                 next = next.min(since + limit);
@@ -239,9 +247,12 @@ where
         self.draining = true;
         self.last_reply.store(true, Ordering::Relaxed);
         for connection in &mut self.open {
-            // A half-read head would be dropped without an answer; its reply ends the connection anyway.
-            if connection.state().phase != Phase::ReadingHead {
-                connection.close();
+            match connection.state().phase {
+                // A half-read head would be dropped without an answer; its reply ends the connection anyway.
+                Phase::ReadingHead => {}
+                // Its client does not read the end, and can continue after what it has read.
+                Phase::Stalled => connection.abort(),
+                _ => connection.close(),
             }
         }
     }

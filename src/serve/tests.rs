@@ -1,17 +1,22 @@
 //! Real sockets and raw bytes, without sleeps: each test waits for an event, under one generous time-out.
 
+use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::Response;
+use hyper::body::Frame;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -21,6 +26,25 @@ use super::*;
 const LONG: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
+
+/// A body of unknown length.
+enum Unsized {
+    /// Ends when it is released.
+    Until(Pin<Box<OwnedNotified>>),
+    Endless,
+}
+
+impl Body for Unsized {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Unsized::Until(released) => released.as_mut().poll(cx).map(|()| None),
+            Unsized::Endless => Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b'x'; 16 << 10]))))),
+        }
+    }
+}
 
 /// A server on a Unix socket in a temporary folder.
 struct Server {
@@ -49,11 +73,17 @@ impl Server {
                 let path = request.uri().path().to_owned();
                 match path.as_str() {
                     "/wait" => released.notified().await,
-                    "/long" => return Response::new(Full::new(Bytes::from(vec![b'x'; 8 << 20]))),
+                    "/long" => return Response::new(Either::Left(Bytes::from(vec![b'x'; 8 << 20]).into())),
+                    "/stream" => {
+                        return Response::new(Either::Right(Unsized::Until(Box::pin(
+                            Arc::clone(&released).notified_owned(),
+                        ))));
+                    }
+                    "/endless" => return Response::new(Either::Right(Unsized::Endless)),
                     _ => {}
                 }
                 let body = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
-                Response::new(Full::new(Bytes::from(format!("{path} {body}"))))
+                Response::new(Either::Left(Full::from(format!("{path} {body}"))))
             }
         };
         let stopped = async { drop(stopped.await) };
@@ -323,6 +353,59 @@ async fn long_reply_is_cut_only_if_its_client_does_not_read() {
         tokio::task::yield_now().await;
     }
     in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn stream_is_open_until_it_ends_and_is_the_last_reply_of_its_connection() {
+    let server = Server::start(|limits| limits.idle_timeout = SHORT);
+    let mut stream = server.connect().await;
+    send(&mut stream, "GET /stream HTTP/1.1\r\n\r\n").await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(in_time(stream.read_u8()).await.expect("a head"));
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");
+    // Other connections come and time out meanwhile.
+    for _ in 0..3 {
+        assert_closed(&mut server.connect().await).await;
+    }
+    assert_eq!(server.connections.open(), 1);
+    server.release.notify_one();
+    let mut rest = String::new();
+    in_time(stream.read_to_string(&mut rest)).await.unwrap();
+    assert_eq!(rest, "0\r\n\r\n");
+    in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn stream_is_cut_if_its_client_does_not_read() {
+    let server = Server::start(|limits| limits.idle_timeout = SHORT);
+    let mut deaf = server.connect().await;
+    send(&mut deaf, "GET /endless HTTP/1.1\r\n\r\n").await;
+    while server.connections.open() < 1 {
+        tokio::task::yield_now().await;
+    }
+    in_time(server.connections.none()).await;
+}
+
+#[tokio::test]
+async fn drain_waits_for_streams_and_cuts_those_whose_client_does_not_read() {
+    let mut server = Server::start(|_| ());
+    let (mut stream, mut deaf) = (server.connect().await, server.connect().await);
+    send(&mut deaf, "GET /endless HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET /stream HTTP/1.1\r\n\r\n").await;
+    assert_eq!(in_time(stream.read_u8()).await.unwrap(), b'H');
+    assert_eq!(in_time(deaf.read_u8()).await.unwrap(), b'H');
+    server.stop();
+    while server.connections.open() > 1 {
+        tokio::task::yield_now().await;
+    }
+    server.release.notify_one();
+    let mut rest = Vec::new();
+    in_time(stream.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.ends_with(b"0\r\n\r\n"));
+    server.done().await;
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub enum Peer {
     Tcp,
 }
 
-/// A reply: its length is known, so it goes out with an exact Content-Length.
+/// A reply whose length is known: it goes out with an exact Content-Length.
 pub type Reply = Response<Full<Bytes>>;
 
 /// The limits of the connections of one listener.

@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 
+from kit.callers import send
 from kit.processes import BINARY, ROOT, environment
 from kit.tools import GO, GOPATH
 from kit.upstream import CUT, Answer, error
+from kit.wait import until
 
 EXAMPLES = ROOT / "examples"
 NODE = ROOT / "tests/.node"
@@ -81,6 +84,37 @@ def test_python_over_the_unix_socket(scene):
     first, second = run(sys.executable, "-I", EXAMPLES / "unix_socket.py", relay=relay).splitlines()
     assert first.startswith("202 ") and second.startswith("200 ")
     assert arrived() == TWO
+
+
+@pytest.mark.parametrize("program", [(sys.executable, "-I", EXAMPLES / "outcomes.py"), ("node", EXAMPLES / "outcomes.mjs")], ids=["python", "node"])
+def test_outcomes_are_read_once_and_in_order_over_a_restart(scene, program):
+    relay, _ = scene
+    settings = environment(RELAY_SOCKET=relay.socket, PATH=os.environ["PATH"])
+    reader = subprocess.Popen([*map(str, program)], env=settings, stdout=subprocess.PIPE, text=True)
+    lines, sent = [], []
+    reading = threading.Thread(target=lambda: lines.extend(reader.stdout))
+    reading.start()
+
+    def say():
+        sent.append(f"c-{len(sent)}")
+        return send(relay, TOKEN, "Hello!", sent[-1], headers=["Prefer: wait=20"])
+
+    try:
+        # The stream begins when the reader has connected: until its first event, that is not known.
+        until(lambda: say().status == 200 and lines, "the reader has an event")
+        say()
+        relay.kill()
+        relay.start()
+        for _ in range(3):
+            say()
+        until(lambda: json.loads(lines[-1].split(" ", 2)[2])["ClientToken"] == sent[-1], "the last one is read")
+    finally:
+        reader.kill()
+        reader.wait()
+        reading.join()
+    read = [line.split(" ", 2) for line in lines]
+    names = [json.loads(data)["ClientToken"] for _, _, data in read]
+    assert names == sent[-len(names):] and {event for _, event, _ in read} == {"delivered"}
 
 
 def test_python_survives_a_restart_of_the_relay(scene, monkeypatch):

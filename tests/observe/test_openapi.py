@@ -105,7 +105,7 @@ class ApiClient:
 
 SAID, EVENT, LEFT = "/participant/message", "/participant/event", "/participant/disconnect"
 BATCH, CONNECTION, OTHER = "/participant/messages", "/participant/connection", "/participant/{operation}"
-STATE, QUEUE = "/participant/message/{ClientToken}", "/participant/queue"
+STATE, QUEUE, OUTCOMES = "/participant/message/{ClientToken}", "/participant/queue", "/participant/outcomes"
 READ = "application/vnd.amazonaws.connect.event.message.read"
 TRANSCRIPT, STATE_OF_ONE = "/participant/transcript", "/participant/message/c-1"
 BODIES = {
@@ -159,6 +159,12 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     api.ask(404, "GET", STATE, target=STATE_OF_ONE.replace("c-1", "nobodys"), X_Amz_Bearer="canary-0")
     api.ask(409, "GET", STATE, target=STATE_OF_ONE, X_Amz_Bearer="canary-0", Relay_Conversation="another")
     api.ask(200, "GET", QUEUE)
+    api.ask(400, "GET", OUTCOMES, Last_Event_ID="c-1")
+    api.ask(410, "GET", OUTCOMES, target=OUTCOMES + "?after=0000002a-1-1-0")
+    stream = api.session.get("http://relay" + OUTCOMES, stream=True, timeout=90)
+    api.relay.terminate()
+    assert api.relay.wait() == 0 and stream.text == "", "a drain of an empty queue ends it"
+    api.check(stream, 200, "GET", OUTCOMES)
 
     # No upstream.
     alone = ApiClient(relays("http://127.0.0.1:9", **quick), seen)
@@ -182,6 +188,7 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     strange.ask(403, "POST", BATCH, "")
     strange.ask(403, "GET", STATE, target=STATE_OF_ONE)
     strange.ask(403, "GET", QUEUE)
+    strange.ask(403, "GET", OUTCOMES)
 
     # The last two seconds of the grace, with an attempt in flight.
     leaving = ApiClient(relays(simulators("--latency", "1h").url, shutdown__grace="4s"), seen)
@@ -190,6 +197,7 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
     until(lambda: leaving.session.post("http://relay" + BATCH).status_code == 503, "the door closes")
     for route in (SAID, EVENT, LEFT, BATCH):
         leaving.ask(503, "POST", route, BODIES.get(route, ""))
+    leaving.ask(503, "GET", OUTCOMES)
     assert leaving.relay.wait() == 75
 
     # A disk without space: files cannot grow. The first request that needs a write gets an error, and the relay exits.
@@ -199,7 +207,7 @@ def test_every_status_in_the_ingress_file_happens(relays, upstreams, simulators)
         failing.ask(500, "POST", route, BODIES.get(route, json.dumps(line)))
         assert failing.relay.wait() == 1
 
-    seen |= {("GET", STATE, "500"), ("GET", QUEUE, "500")}  # made elsewhere, as said above
+    seen |= {("GET", STATE, "500"), ("GET", QUEUE, "500"), ("GET", OUTCOMES, "500")}  # made elsewhere, as said above
     assert statuses(INGRESS) - seen == set(), "it is said, and did not happen"
     assert seen - statuses(INGRESS) == set(), "it happened, and is not said"
 
@@ -367,7 +375,8 @@ def throw(schema, socket_path, long, leave_out=()):
 
 
 def test_bots_api_gives_only_documented_replies(fuzzed, request):
-    thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"))
+    # A stream does not end by itself.
+    thrown = throw(INGRESS, fuzzed.socket, request.config.getoption("--long"), leave_out={OUTCOMES})
     assert sum(thrown.values()) > 300 and ("POST /participant/message", 202) in thrown
     assert all(status < 500 for _, status in thrown)
 
