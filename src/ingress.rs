@@ -173,6 +173,7 @@ enum Route {
 
 impl Ingress {
     /// The bots' API over this queue.
+    #[must_use]
     pub fn new(
         options: Options,
         queue: Queue,
@@ -214,10 +215,13 @@ impl Ingress {
         let route = Route::of(&parts.method, parts.uri.path());
         let limit = inner.body_limit(route, &parts);
         let reply = match inner.admit(route, &parts, peer) {
-            Ok(()) if route == Route::Outcomes => match inner.outcomes(&parts, caller(peer)).await {
-                Ok(stream) => return stream,
-                Err(error) => Err(error),
-            },
+            Ok(()) if route == Route::Outcomes => {
+                let (queue, drain_state, clock) = (inner.queue.clone(), inner.drain_state.clone(), inner.clock.clone());
+                match outcomes::open(&parts, caller(peer), queue, drain_state, clock).await {
+                    Ok(stream) => return stream,
+                    Err(error) => Err(error),
+                }
+            }
             Ok(()) => inner.answer(route, parts, body, limit, peer).await,
             Err(error) => {
                 body::discard(body, limit).await;

@@ -19,9 +19,10 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::time::{Sleep, sleep};
 
+use super::drain_state::DrainState;
 use super::error_reply::ErrorReply;
 use super::reply::{self, ErrorPart};
-use super::{DrainState, Inner, request};
+use super::request;
 use crate::delivery::Receipt;
 use crate::message::Caller;
 use crate::queue::{OutcomeCursor, OutcomeEvent, Queue, Status};
@@ -65,25 +66,28 @@ struct Reader {
     comment_due: Pin<Box<Sleep>>,
 }
 
-impl Inner {
-    /// `GET /participant/outcomes`
-    pub(super) async fn outcomes(&self, parts: &Parts, caller: Caller) -> Result<Response<ReplyBody>, ErrorReply> {
-        let Some(after) = self.queue.outcomes_from(cursor(parts)?).await? else {
-            return Err(ErrorReply::new(
-                StatusCode::GONE,
-                "GoneException",
-                "connect-relay: outcomes after this cursor are not kept any more (queue.outcomes_kept_for, \
+/// `GET /participant/outcomes`
+pub(super) async fn open(
+    parts: &Parts,
+    caller: Caller,
+    queue: Queue,
+    drain_state: DrainState,
+    clock: Clock,
+) -> Result<Response<ReplyBody>, ErrorReply> {
+    let Some(after) = queue.outcomes_from(cursor(parts)?).await? else {
+        return Err(ErrorReply::new(
+            StatusCode::GONE,
+            "GoneException",
+            "connect-relay: outcomes after this cursor are not kept any more (queue.outcomes_kept_for, \
                  queue.outcomes_max); without a cursor the stream begins now",
-            ));
-        };
-        let (queue, drain_state, clock) = (self.queue.clone(), self.drain_state.clone(), self.clock.clone());
-        let comment_due = Box::pin(sleep(COMMENT_EVERY));
-        let reader = Reader { queue, drain_state, clock, caller, after, comment_due };
-        let mut reply = Response::new(Either::Right(OutcomeStream(Box::pin(reader.next()))));
-        reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        Ok(reply)
-    }
+        ));
+    };
+    let comment_due = Box::pin(sleep(COMMENT_EVERY));
+    let reader = Reader { queue, drain_state, clock, caller, after, comment_due };
+    let mut reply = Response::new(Either::Right(OutcomeStream(Box::pin(reader.next()))));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(reply)
 }
 
 impl Reader {

@@ -35,7 +35,7 @@ use super::sealing::{Sealer, SealingKey, Secret};
 
 /// The version of everything on disk, rows and files. Any change of either raises it. Format 4 added a row that ties the
 /// times in the other rows to the machine's clocks; an older build would read these times as wall-clock times. Format 5
-/// added the caller and the names of a message to its outcome; an older build would quarantine these outcomes.
+/// added a kind of row; an older build would quarantine these rows.
 pub const FORMAT: u32 = 5;
 /// The oldest format that is read. Every format from this one on must decode with the present types of rows and files.
 /// Opening a store makes its format [`FORMAT`].
