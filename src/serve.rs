@@ -43,7 +43,7 @@ mod socket;
 mod types;
 
 pub use socket::{BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, bind_tcp, bind_tcp_or_ipv4, bind_unix};
-pub use types::{ConnectionCount, Limits, Peer, Reply};
+pub use types::{ConnectionCount, Limits, Peer, Reply, reply};
 
 use activity::Stream;
 use connections::{Connections, Pending};
