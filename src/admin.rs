@@ -15,7 +15,6 @@
 //! figures.
 
 mod page;
-mod reply;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,11 +24,10 @@ use hyper::{Method, Request, StatusCode};
 use prometheus::{IntGauge, TextEncoder};
 
 pub use self::page::Sources;
-use self::reply::{reply, text};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::serve::{Reply, SocketPath};
+use crate::serve::{Reply, SocketPath, reply};
 use crate::time::Clock;
 
 /// The longest wait of a scrape for the queue's own figures.
@@ -122,6 +120,12 @@ fn probe(result: Result<(), String>, healthy: &str) -> Reply {
         Ok(()) => text(StatusCode::OK, healthy),
         Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
+}
+
+/// A reply of one line of text.
+fn text(status: StatusCode, line: &str) -> Reply {
+    // An error's text may contain line breaks; the reply must be one line.
+    reply(status, "text/plain; charset=utf-8", line.replace(['\r', '\n'], " ") + "\n")
 }
 
 fn render(metrics: &Metrics) -> Reply {

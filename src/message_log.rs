@@ -27,68 +27,68 @@ pub struct Subject<'a> {
     pub trace_id: Option<&'a str>,
 }
 
-/// Writes a line: the event as its text and as a member, the message's names, and the members of that event.
-macro_rules! line {
-    ($event:literal, $subject:expr $(, $($members:tt)+)?) => {{
-        let Subject { message, conversation, client_token, trace_id } = $subject;
-        info!(
-            event = $event,
-            message_id = %message,
-            conversation,
-            client_token,
-            $($($members)+,)?
-            trace_id,
-            $event
-        );
-    }};
-}
-
 /// The message is on disk and acknowledged.
 pub fn accepted(subject: Subject<'_>) {
-    line!("accepted", subject);
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(event = "accepted", message_id = %message, conversation, client_token, trace_id, "accepted");
 }
 
 /// Connect has the message; for a disconnect also if Connect answers (403) that the participant is gone already.
 pub fn delivered(subject: Subject<'_>, attempt: u32, waited: Duration, http_status: Option<u16>, receipt: &Receipt) {
-    line!(
-        "delivered",
-        subject,
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "delivered",
+        message_id = %message,
+        conversation,
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status,
         connect_id = receipt.id.as_deref(),
         connect_request_id = receipt.request_id.as_deref(),
-        processing_status = receipt.processing_status.as_deref()
+        processing_status = receipt.processing_status.as_deref(),
+        trace_id,
+        "delivered"
     );
 }
 
 /// An attempt failed. The message is tried again after `retry_in`, or, without one, when the destination accepts
 /// messages again.
 pub fn deferred(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, retry_in: Option<Duration>) {
-    line!(
-        "deferred",
-        subject,
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "deferred",
+        message_id = %message,
+        conversation,
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
         connect_request_id = outcome.request_id(),
         reason = outcome.name(),
         why = outcome.why(),
-        retry_in_ms = retry_in.map(millis)
+        retry_in_ms = retry_in.map(millis),
+        trace_id,
+        "deferred"
     );
 }
 
 /// The token was refused; the conversation waits for a renewed one for `held_for`.
 pub fn held(subject: Subject<'_>, attempt: u32, waited: Duration, outcome: &Outcome, held_for: Duration) {
-    line!(
-        "held",
-        subject,
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "held",
+        message_id = %message,
+        conversation,
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status = outcome.status(),
         connect_request_id = outcome.request_id(),
         reason = outcome.name(),
-        held_for_ms = millis(held_for)
+        held_for_ms = millis(held_for),
+        trace_id,
+        "held"
     );
 }
 
@@ -106,25 +106,54 @@ pub fn dead(
         deleted(subject, attempt, waited, maybe_delivered);
     }
     let (http_status, connect_request_id) = word;
-    line!(
-        "dead",
-        subject,
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "dead",
+        message_id = %message,
+        conversation,
+        client_token,
         attempt,
         waited_ms = millis(waited),
         http_status,
         connect_request_id,
         reason = reason.as_str(),
-        maybe_delivered
+        maybe_delivered,
+        trace_id,
+        "dead"
     );
 }
 
 /// An operator made a dead letter of the message. This line is before the `dead` line that every dead letter has.
 fn deleted(subject: Subject<'_>, attempt: u32, waited: Duration, maybe_delivered: bool) {
-    line!("deleted", subject, attempt, waited_ms = millis(waited), reason = Reason::Deleted.as_str(), maybe_delivered);
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "deleted",
+        message_id = %message,
+        conversation,
+        client_token,
+        attempt,
+        waited_ms = millis(waited),
+        reason = Reason::Deleted.as_str(),
+        maybe_delivered,
+        trace_id,
+        "deleted"
+    );
 }
 
 /// An operator queued the message again. `reason` is its last cause of death; `edited` means new contents and
 /// ClientToken.
 pub fn redriven(subject: Subject<'_>, attempt: u32, waited: Duration, reason: Option<Reason>, edited: bool) {
-    line!("redriven", subject, attempt, waited_ms = millis(waited), reason = reason.map(Reason::as_str), edited);
+    let Subject { message, conversation, client_token, trace_id } = subject;
+    info!(
+        event = "redriven",
+        message_id = %message,
+        conversation,
+        client_token,
+        attempt,
+        waited_ms = millis(waited),
+        reason = reason.map(Reason::as_str),
+        edited,
+        trace_id,
+        "redriven"
+    );
 }

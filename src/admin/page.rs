@@ -11,10 +11,10 @@ use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::timeout;
 
-use super::reply::reply;
-use crate::serve::Reply;
+use crate::serve::{Reply, reply};
 use crate::status::Status;
 use crate::status::history::{History, Point};
 use crate::status::reporter::Reporter;
@@ -53,16 +53,9 @@ struct Figure {
     value: String,
 }
 
-/// A reply without a status.
-#[derive(Serialize)]
-struct ErrorBody {
-    #[serde(rename = "Error")]
-    error: String,
-}
-
 /// `GET /`
 pub(super) fn page() -> Reply {
-    let mut page = reply(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
+    let mut page = reply(StatusCode::OK, "text/html; charset=utf-8", PAGE);
     restrict(&mut page);
     let policy = policy(PAGE);
     page.headers_mut().extend(HeaderValue::try_from(policy).ok().map(|policy| (CONTENT_SECURITY_POLICY, policy)));
@@ -90,7 +83,7 @@ pub(super) async fn data(sources: Option<&Sources>, state: &str) -> Reply {
 }
 
 fn unknown(why: String) -> Reply {
-    json(StatusCode::SERVICE_UNAVAILABLE, &ErrorBody { error: format!("connect-relay: {why}") })
+    json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "Error": format!("connect-relay: {why}") }))
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Reply {

@@ -1,12 +1,10 @@
 //! Replies to operators, and the bodies of their requests.
 
-use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Response, StatusCode};
+use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::serve::Reply;
+use crate::serve::{Reply, reply};
 
 /// The body of an error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +35,5 @@ pub(super) fn error_reply(status: StatusCode, why: &str) -> Reply {
 
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Reply {
     // Plain structs of numbers and text: this cannot fail.
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut reply = Response::new(Bytes::from(body).into());
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    reply
+    reply(status, "application/json", serde_json::to_vec(body).unwrap_or_default())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::message::ClientToken;
 use crate::participant::Forwarded;
 use crate::queue::{MessageState, Status};
 use crate::retry::RetryHint;
-use crate::serve::Reply;
+use crate::serve::{Reply, reply};
 use crate::time::{WallTime, millis};
 
 /// The outlook of a queued message, as in a reply.
@@ -41,8 +41,6 @@ const AMZ_RETRY_AFTER: HeaderName = HeaderName::from_static("x-amz-retry-after")
 const RELAY_STATE: HeaderName = HeaderName::from_static("relay-state");
 const RELAY_MESSAGE: HeaderName = HeaderName::from_static("relay-message");
 const RELAY_CLIENT_TOKEN: HeaderName = HeaderName::from_static("relay-client-token");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 /// The characters of a ClientToken that are percent-encoded in its header.
 const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -149,16 +147,16 @@ fn of_status(
                 expires: outlook.map(|outlook| outlook.expires.to_string()),
                 will_expire: outlook.is_some_and(|outlook| outlook.will_expire),
             };
-            with_json(StatusCode::ACCEPTED, to_json(&queued))
+            json(StatusCode::ACCEPTED, &queued)
         }
         Status::Delivered(_) if bare => Response::new(Full::default()),
-        Status::Delivered(receipt) => with_json(
+        Status::Delivered(receipt) => json(
             StatusCode::OK,
-            to_json(&Delivered {
+            &Delivered {
                 id: receipt.id.as_deref(),
                 absolute_time: receipt.absolute_time.as_deref(),
                 message_metadata: MessageMetadata::of(receipt),
-            }),
+            },
         ),
         Status::Dead { reason, maybe_delivered, error } => {
             of_error(&ErrorReply::of_dead(*reason, *maybe_delivered, error), retry_after)
@@ -191,7 +189,7 @@ fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
 
 /// An error. `retry_after` is the default Retry-After.
 pub(super) fn of_error(error: &ErrorReply, retry_after: Duration) -> Reply {
-    let mut reply = with_json(error.status, to_json(&Text { message: &error.text }));
+    let mut reply = json(error.status, &Text { message: &error.text });
     let headers = reply.headers_mut();
     let code = HeaderValue::try_from(&*error.code).unwrap_or(HeaderValue::from_static("ValidationException"));
     headers.insert(ERROR_TYPE, code);
@@ -218,14 +216,14 @@ fn set_retry_headers(headers: &mut HeaderMap, wait: Duration) {
 
 /// A reply that is about no message.
 pub(super) fn of_json(status: StatusCode, body: &impl Serialize) -> Reply {
-    let mut reply = with_json(status, to_json(body));
+    let mut reply = json(status, body);
     reply.headers_mut().insert(REQUEST_ID, request_id(None));
     reply
 }
 
 /// 202 for a typing event that was dropped.
 pub(super) fn dropped(client_token: &ClientToken) -> Reply {
-    let mut reply = with_json(StatusCode::ACCEPTED, Bytes::from_static(b"{}"));
+    let mut reply = reply(StatusCode::ACCEPTED, "application/json", "{}");
     let headers = reply.headers_mut();
     headers.insert(RELAY_STATE, HeaderValue::from_static("DROPPED"));
     if let Some(client_token) = in_header(client_token) {
@@ -256,10 +254,8 @@ pub(super) fn of_forwarded(forwarded: Forwarded, retry_after: Duration, now: Wal
 
 /// A batch's reply.
 pub(super) fn of_lines(lines: Bytes) -> Reply {
-    let mut reply = Response::new(Full::new(lines));
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, NDJSON);
-    headers.insert(REQUEST_ID, request_id(None));
+    let mut reply = reply(StatusCode::OK, "application/x-ndjson", lines);
+    reply.headers_mut().insert(REQUEST_ID, request_id(None));
     reply
 }
 
@@ -300,17 +296,10 @@ pub(super) fn push_json(into: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(into, value).expect("a reply can be written as JSON");
 }
 
-fn to_json(value: &impl Serialize) -> Bytes {
+fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     let mut json = Vec::with_capacity(128);
     push_json(&mut json, value);
-    json.into()
-}
-
-fn with_json(status: StatusCode, body: Bytes) -> Reply {
-    let mut reply = Response::new(Full::new(body));
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, JSON);
-    reply
+    reply(status, "application/json", json)
 }
 
 /// Upstream's request id, or a generated one. It need not be unguessable.

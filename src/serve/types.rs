@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Response;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
 use tokio::sync::Notify;
 
 /// The process at the other end of a connection.
@@ -28,6 +29,14 @@ pub enum Peer {
 
 /// A reply whose length is known: it goes out with an exact Content-Length.
 pub type Reply = Response<Full<Bytes>>;
+
+/// A reply with this body.
+pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
 
 /// The limits of the connections of one listener.
 #[derive(Clone, Copy, Debug, PartialEq)]
