@@ -3,6 +3,7 @@
 pub mod lease;
 pub mod messages;
 pub mod outcomes;
+pub mod summary;
 pub mod verdict;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ pub use self::messages::{
     ActionError, BulkProgress, Cursor, Location, Lookup, MessageView, Page, Redrive, Selection, StateFilter,
 };
 pub use self::outcomes::{OutcomeCursor, OutcomeEvent, OutcomePage};
+pub use self::summary::{AGES, ConversationCount, Summary};
 pub use self::verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Verdict};
 use crate::storage::SealingKey;
 use crate::time::Timestamp;
