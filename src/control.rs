@@ -9,9 +9,10 @@
 //! | `POST /drain` `{"timeout"?, "wait"?}` | as SIGTERM: delivers the queued messages, within the time-out in seconds (`shutdown.grace`), and exits |
 //! | `POST /reload` | as SIGHUP: reads the configuration again, and returns what changed (`live_settings.rs`) |
 //! | `POST /log-level` `{"Level", "For"?}` | changes the log's level, for a time if `For` is given (`live_settings.rs`) |
+//! | `GET /summary` | counts the queued messages and dead letters, by age, reason and conversation (`summary.rs`) |
 //! | `GET /messages`, `GET /messages/{id}` | shows queued messages and dead letters (`messages.rs` has the members) |
 //! | `POST /messages/{id}/redrive` `{"ConnectionToken"?, "Content"?, "ContentType"?}`, `POST /redrive` | queues dead letters again; other contents only if `control.edit` allows them |
-//! | `DELETE /messages/{id}`, `DELETE /messages?conversation=` | makes dead letters of queued messages |
+//! | `DELETE /messages/{id}`, `DELETE /messages` | makes dead letters of queued messages |
 //!
 //! The first four answer with the present status. A drain with `wait` answers when the relay exits, with the number of
 //! messages that are left. Each completed act is logged once, with its operator's uid. Other parts carry out the
@@ -22,6 +23,7 @@ mod drain;
 mod live_settings;
 mod messages;
 mod reply;
+mod summary;
 
 use std::error::Error;
 use std::time::Duration;
@@ -43,6 +45,7 @@ use self::messages::query::{Target, target};
 pub use self::messages::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
 pub use self::reply::ErrorBody;
 use self::reply::{ErrorReply, error_reply, invalid, json, parse_body};
+pub use self::summary::schema::{Age, ConversationCount, Summary};
 use crate::message::Limits;
 use crate::queue::{Queue, StoreFailed};
 use crate::serve::{Peer, Reply};
@@ -121,7 +124,7 @@ impl Control {
         };
         let one = target(path);
         let allowed: &[Method] = match path {
-            "/status" => &[Method::GET, Method::HEAD],
+            "/status" | "/summary" => &[Method::GET, Method::HEAD],
             "/pause" | "/resume" | "/drain" | "/redrive" | "/reload" | "/log-level" => &[Method::POST],
             "/messages" => &[Method::GET, Method::HEAD, Method::DELETE],
             _ => match one {
@@ -145,6 +148,7 @@ impl Control {
                 "/reload" => self.reload(uid).await,
                 "/log-level" => self.log_level(parse_body(&read_body(body, BODY_MAX).await?)?, uid).await,
                 "/redrive" => self.redrive_all(&parts, uid).await,
+                "/summary" => self.summary().await,
                 "/messages" if parts.method == Method::DELETE => self.delete_all(&parts, uid).await,
                 "/messages" => self.list(&parts).await,
                 _ => match one {
@@ -296,11 +300,12 @@ mod tests {
                 ask("POST", "/resume"),
                 ask("POST", "/drain"),
                 ask("GET", "/messages"),
+                ask("GET", "/summary"),
                 ask("DELETE", "/messages?conversation=k"),
                 ask("GET", "/messages/0000002a-1"),
                 ask("DELETE", "/messages/0000002a-1"),
                 ask("POST", "/messages/0000002a-1/redrive"),
-                ask("POST", "/redrive"),
+                ask("POST", "/redrive?all=true"),
             ];
             for reply in asked {
                 let (parts, body) = reply.await.unwrap().into_parts();

@@ -60,9 +60,9 @@ use tokio::sync::futures::Notified;
 use tokio::sync::oneshot;
 
 pub use self::api::{
-    ActionError, Asker, Backlog, BulkProgress, Cursor, Damaged, Expiring, Found, Full, Lease, LeaseRequest, Location,
-    Lookup, MessageId, MessageState, MessageView, Options, Overview, Page, Pause, Redrive, Rejection, Selection,
-    Settled, StateFilter, Status, Verdict, Work,
+    AGES, ActionError, Asker, Backlog, BulkProgress, ConversationCount, Cursor, Damaged, Expiring, Found, Full, Lease,
+    LeaseRequest, Location, Lookup, MessageId, MessageState, MessageView, Options, Overview, Page, Pause, Redrive,
+    Rejection, Selection, Settled, StateFilter, Status, Summary, Verdict, Work,
 };
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
@@ -242,6 +242,11 @@ impl Queue {
         self.call(move |state, now| ops::browse::list(state, &of, after, most, now)).await
     }
 
+    /// Continues a summary by one step; [`Summary::is_complete`] returns true after the last one.
+    pub async fn summarize(&self, summary: Summary) -> Result<Summary, StoreFailed> {
+        self.call(move |state, now| ops::summary::summarize(state, summary, now)).await
+    }
+
     /// Finds a message by the displayed form of its id.
     pub async fn seek(&self, name: &str) -> Result<Lookup, StoreFailed> {
         let Some((store, sequence)) = MessageId::parts(name) else { return Ok(Lookup::Never) };
@@ -265,10 +270,15 @@ impl Queue {
     }
 
     /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason.
-    /// Ends when the queue is full.
-    pub async fn redrive_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
+    /// Ends when the queue is full. With `dry_run` it counts them and changes nothing.
+    pub async fn redrive_all(
+        &self,
+        of: Selection,
+        page: (Cursor, usize),
+        dry_run: bool,
+    ) -> Result<BulkProgress, StoreFailed> {
         let of = Selection { state: Some(StateFilter::Dead), ..of };
-        self.call(move |state, now| ops::redrive::redrive_all(state, &of, after, most, now)).await
+        self.call(move |state, now| ops::redrive::redrive_all(state, &of, page, dry_run, now)).await
     }
 
     /// Makes a message a dead letter with the reason `deleted`.
@@ -276,10 +286,17 @@ impl Queue {
         self.call(move |state, now| ops::redrive::delete(state, id, now)).await
     }
 
-    /// Deletes the next queued messages of a selection, at most `most`.
-    pub async fn delete_all(&self, of: Selection, after: Cursor, most: usize) -> Result<BulkProgress, StoreFailed> {
-        let of = Selection { state: Some(StateFilter::Queued), ..of };
-        self.call(move |state, now| ops::redrive::delete_all(state, &of, after, most, now)).await
+    /// Deletes the next messages of a selection, at most `most`: queued ones, or with a reason dead letters. With `dry_run`
+    /// it counts them and changes nothing.
+    pub async fn delete_all(
+        &self,
+        of: Selection,
+        page: (Cursor, usize),
+        dry_run: bool,
+    ) -> Result<BulkProgress, StoreFailed> {
+        let state = if of.reason.is_some() { StateFilter::Dead } else { StateFilter::Queued };
+        let of = Selection { state: Some(state), ..of };
+        self.call(move |state, now| ops::redrive::delete_all(state, &of, page, dry_run, now)).await
     }
 
     /// The rate that was learned before this start.

@@ -98,6 +98,19 @@ impl WallTime {
         self.0 as f64 / 1000.0
     }
 
+    /// Parses the displayed form. `None` if the text is no such time.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<WallTime> {
+        let since_epoch = humantime::parse_rfc3339(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(WallTime(millis(since_epoch)))
+    }
+
+    /// The time this long before.
+    #[must_use]
+    pub fn before(self, span: Duration) -> WallTime {
+        WallTime(self.0.saturating_sub(millis(span)))
+    }
+
     /// The hour, minute and second, in UTC: `19:36:57`.
     #[must_use]
     pub fn time_of_day(self) -> String {
@@ -345,6 +358,12 @@ impl Clock {
     #[must_use]
     pub fn shown(&self, inner: Timestamp) -> WallTime {
         shifted(inner, self.offset(self.machine.read()))
+    }
+
+    /// The point on the line for which [`Clock::shown`] returns this time.
+    #[must_use]
+    pub fn point_shown(&self, wall: WallTime) -> Timestamp {
+        Timestamp(wall.0.saturating_add_signed(self.offset(self.machine.read()).saturating_neg()))
     }
 
     /// Continues the line of a store that was opened. `last` is its last anchor, `newest` its newest timestamp.

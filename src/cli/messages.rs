@@ -1,12 +1,12 @@
-//! `connect-relay messages list|show|redrive|delete`: queued messages and dead letters, through the operators' API.
+//! `connect-relay messages list|show|summary|redrive|delete`: queued messages and dead letters, through the operators' API.
 //!
-//! The output is a table for people, or with `--json` the relay's own JSON, one reply per line. A bulk act is done a
-//! page at a time, so that there is progress to show, and so that an interrupt ends it between two pages: completed
-//! pages stay done. A token comes from a file, contents from a file or stdin: every user of the machine can see argv.
+//! The output is a table for people, or with `--json` the relay's own JSON: a list is one document, however many pages it
+//! takes. A bulk act counts first, and asks in a terminal. It is done a page at a time, so that there is progress to show,
+//! and so that an interrupt ends it between two pages: completed pages stay done. A token comes from a file, contents from a file or stdin: every user of the machine can see argv.
 
 mod print;
 
-use std::io::{Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,13 +20,15 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use indicatif::{ProgressBar, ProgressStyle};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use self::print::{describe, table};
+use self::print::{describe, overview, separated, table};
 use super::client::{self, ControlSocket};
 use super::out;
-use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status};
+use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Summary};
 use crate::delivery::Reason;
+use crate::time::Clock;
 
 /// The time-out for one page; the relay searches its queue for two seconds at most.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,6 +48,7 @@ pub struct Args {
 enum Command {
     List(List),
     Show(Show),
+    Summary(Summarize),
     Redrive(Redrive),
     Delete(Delete),
 }
@@ -80,6 +83,42 @@ struct Which {
     /// Only dead letters with this reason.
     #[arg(long, value_name = "REASON", value_parser = reasons())]
     reason: Option<String>,
+    /// Only messages that were accepted less than this time ago, such as 10m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Only messages that were accepted more than this time ago.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+}
+
+/// The messages of a bulk act, instead of ids.
+#[derive(Debug, clap::Args)]
+struct Bulk {
+    #[command(flatten)]
+    which: Which,
+    /// All of them; needed if there is no filter.
+    #[arg(long)]
+    all: bool,
+    /// Count the messages, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// The options that select the messages of a bulk act, and all of its options.
+const SELECTING: [&str; 5] = ["conversation", "reason", "newer_than", "older_than", "all"];
+const BULK: [&str; 7] = ["conversation", "reason", "newer_than", "older_than", "all", "dry_run", "yes"];
+
+/// Show what fills the queue: counts by age and reason, the conversations with most messages, the loss to come.
+#[derive(Debug, clap::Args)]
+struct Summarize {
+    #[command(flatten)]
+    control: ControlSocket,
+    /// Print the relay's own JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Show one message.
@@ -99,30 +138,25 @@ struct Show {
 }
 
 /// Queue dead letters again: same ClientToken, old place, a fresh lifetime.
+///
+/// Without ids: all dead letters that match the filters; deleted ones only with --reason deleted.
 #[derive(Debug, clap::Args)]
 struct Redrive {
     #[command(flatten)]
     control: ControlSocket,
     /// The relay's ids of the messages, as in the log.
-    #[arg(value_name = "ID", required_unless_present = "all")]
+    #[arg(value_name = "ID", required_unless_present_any = SELECTING, conflicts_with_all = BULK)]
     ids: Vec<String>,
-    /// All dead letters that match the filters; deleted ones only with --reason deleted.
-    #[arg(long, conflicts_with = "ids")]
-    all: bool,
-    /// With --all: only those of this conversation, as the log names it: the key, or t: and the hash.
-    #[arg(long, value_name = "KEY", conflicts_with = "ids")]
-    conversation: Option<String>,
-    /// With --all: only those with this reason.
-    #[arg(long, value_name = "REASON", conflicts_with = "ids", value_parser = reasons())]
-    reason: Option<String>,
+    #[command(flatten)]
+    bulk: Bulk,
     /// Send it with the ConnectionToken in this file, in that token's conversation.
-    #[arg(long, value_name = "FILE", conflicts_with = "all")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = SELECTING)]
     connection_token_file: Option<PathBuf>,
     /// Replace its contents by this file, - for stdin, with a new ClientToken (control.edit).
-    #[arg(long, value_name = "FILE", conflicts_with = "all")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = SELECTING)]
     content_file: Option<PathBuf>,
     /// Replace its content type (control.edit).
-    #[arg(long, value_name = "TYPE", conflicts_with = "all")]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = SELECTING)]
     content_type: Option<String>,
     /// Print the relay's own JSON.
     #[arg(long)]
@@ -130,16 +164,17 @@ struct Redrive {
 }
 
 /// Make dead letters of messages: they are not sent.
+///
+/// Without ids: all queued messages that match the filters, except those in flight; with --reason dead letters.
 #[derive(Debug, clap::Args)]
 struct Delete {
     #[command(flatten)]
     control: ControlSocket,
     /// The relay's ids of the messages, as in the log.
-    #[arg(value_name = "ID", required_unless_present = "conversation")]
+    #[arg(value_name = "ID", required_unless_present_any = SELECTING, conflicts_with_all = BULK)]
     ids: Vec<String>,
-    /// All queued messages of this conversation, as the log names it, except those in flight.
-    #[arg(long, value_name = "KEY", conflicts_with = "ids")]
-    conversation: Option<String>,
+    #[command(flatten)]
+    bulk: Bulk,
     /// Print the relay's own JSON.
     #[arg(long)]
     json: bool,
@@ -158,7 +193,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
             show(&if args.json { json } else { describe(&message) })
         }
-        Command::Redrive(args) if args.all => redrive_all(args).await,
+        Command::Summary(args) => {
+            let (json, summary): (_, Summary) =
+                ControlClient::of(&args.control).request(Method::GET, "/summary").await?;
+            show(&if args.json { json } else { overview(&summary) })
+        }
+        Command::Redrive(args) if args.ids.is_empty() => redrive_all(args).await,
         Command::Redrive(args) => redrive(args).await,
         Command::Delete(args) => delete(args).await,
     }
@@ -185,56 +225,111 @@ impl ControlClient {
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
     }
 
-    /// Does a bulk act, a page at a time; `take` returns the total after each page, and the position of the next one.
-    async fn run_pages<T: DeserializeOwned>(
+    /// Does a bulk act: shows the number of messages, asks in a terminal, and shows the progress.
+    async fn bulk(&self, (method, route): (Method, &str), verb: &str, bulk: &Bulk) -> anyhow::Result<BulkReply> {
+        let filters = bulk.which.parameters(&Clock::system());
+        let all = bulk.all.then(|| ("all", "true".to_owned()));
+        let act: Vec<_> = filters.into_iter().chain(all).collect();
+        let count: Vec<_> = act.iter().cloned().chain([("dry_run", "true".to_owned())]).collect();
+        let counted = self.run_pages((method.clone(), route), &count, &bar("counted", None)).await?;
+        if bulk.dry_run {
+            return Ok(counted);
+        }
+        confirm(verb, counted.done, bulk.yes)?;
+        self.run_pages((method, route), &act, &bar(verb, Some(counted.done))).await
+    }
+
+    /// Repeats a bulk request, a page at a time, and returns the sum.
+    async fn run_pages(
         &self,
         (method, route): (Method, &str),
-        which: &Which,
+        parameters: &[(&str, String)],
         bar: &ProgressBar,
-        mut take: impl FnMut(T) -> (u64, Option<String>),
-    ) -> anyhow::Result<()> {
-        let (mut done, mut after, limit) = (0, None::<String>, PAGE.to_string());
+    ) -> anyhow::Result<BulkReply> {
+        let mut all = BulkReply::default();
         loop {
-            let path = path(route, which, &[("after", after.as_deref()), ("limit", Some(&limit))]);
+            let page = [("after", all.next.take()), ("limit", Some(PAGE.to_string()))];
+            let page = page.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            let path = path(route, parameters.iter().cloned().chain(page));
             let asked = self.request(method.clone(), &path).await;
-            let (_, page) = asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match done {
-                0 => error,
-                done => error.context(format!("after {done} messages")),
-            })?;
-            (done, after) = take(page);
-            bar.set_position(done);
-            if after.is_none() {
+            let (_, page): (_, BulkReply) =
+                asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match all.done {
+                    0 => error,
+                    done => error.context(format!("after {done} messages")),
+                })?;
+            all = BulkReply { done: all.done + page.done, in_flight: all.in_flight + page.in_flight, ..page };
+            bar.set_position(all.done);
+            if all.next.is_none() || all.full.is_some() {
                 bar.finish_and_clear();
-                return Ok(());
+                return Ok(all);
             }
         }
     }
 }
 
+/// The reply to a page of a bulk act, or the sum of several.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct BulkReply {
+    #[serde(alias = "Redriven", alias = "Deleted")]
+    done: u64,
+    in_flight: u64,
+    full: Option<String>,
+    next: Option<String>,
+}
+
+/// Shows the number of messages of a bulk act, and asks if a person can answer.
+fn confirm(verb: &str, messages: u64, yes: bool) -> anyhow::Result<()> {
+    let mut stderr = std::io::stderr();
+    if yes || messages == 0 || !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+        return writeln!(stderr, "messages to {verb}: {messages}").context("write to standard error");
+    }
+    write!(stderr, "{verb} {messages} message{}? [y/N] ", if messages == 1 { "" } else { "s" })?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        bail!("nothing was changed");
+    }
+    Ok(())
+}
+
+impl Which {
+    /// The parameters of a request. Ages become times here, once for all pages.
+    fn parameters(&self, clock: &Clock) -> Vec<(&'static str, String)> {
+        let ago = |age: Option<Duration>| age.map(|age| clock.wall().before(age).to_string());
+        let parameters = [
+            ("conversation", self.conversation.clone()),
+            ("reason", self.reason.clone()),
+            ("accepted_after", ago(self.newer_than)),
+            ("accepted_before", ago(self.older_than)),
+        ];
+        parameters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
 async fn list(args: List) -> anyhow::Result<ExitCode> {
     let api = ControlClient::of(&args.control);
+    let mut filters = args.which.parameters(&Clock::system());
+    filters.extend(args.state.map(|state| ("state", state.to_ascii_uppercase())));
     let (mut left, mut after, mut head) = (args.limit, args.after, true);
-    loop {
+    let (begin, mut separator) = ("{\"Messages\":[", "{\"Messages\":[");
+    while left > 0 && (head || after.is_some()) {
         let limit = left.min(PAGE as u64).to_string();
-        let state = args.state.as_deref().map(str::to_ascii_uppercase);
-        let path = path(
-            "/messages",
-            &args.which,
-            &[("state", state.as_deref()), ("after", after.as_deref()), ("limit", Some(&limit))],
-        );
-        let (json, page): (_, Messages) = api.request(Method::GET, &path).await?;
+        let page = after.map(|after| ("after", after)).into_iter().chain([("limit", limit)]);
+        let path = path("/messages", filters.iter().cloned().chain(page));
+        let (_, page): (_, Messages) = api.request(Method::GET, &path).await?;
         left = left.saturating_sub(page.messages.len() as u64);
-        show(&if args.json { json } else { table(&page.messages, std::mem::take(&mut head)) })?;
-        after = page.next;
-        match &after {
-            Some(_) if left > 0 => {}
-            Some(after) => {
-                writeln!(std::io::stderr(), "there are more; continue with --after {after}")?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            None => return Ok(ExitCode::SUCCESS),
-        }
+        show(&if args.json { separated(&page.messages, &mut separator)? } else { table(&page.messages, head) })?;
+        (after, head) = (page.next, false);
     }
+    if args.json {
+        let next = after.as_ref().map(|next| format!(",\"Next\":\"{next}\"")).unwrap_or_default();
+        show(&format!("{}]{next}}}\n", if separator == "," { "" } else { begin }))?;
+    }
+    if let Some(after) = after {
+        writeln!(std::io::stderr(), "there are more; continue with --after {after}")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
@@ -262,18 +357,11 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
 
 async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
     let api = ControlClient::of(&args.control);
-    let (_, status): (_, Status) = api.request(Method::GET, "/status").await?;
-    let which = Which { conversation: args.conversation, reason: args.reason };
-    let filtered = which.reason.is_some() || which.conversation.is_some();
-    let bar = bar("redriven", (!filtered).then_some(status.dead_letters));
-    let mut all = Redriven::default();
-    api.run_pages((Method::POST, "/redrive"), &which, &bar, |page: Redriven| {
-        all = Redriven { redriven: all.redriven + page.redriven, ..page };
-        (all.redriven, all.next.clone().filter(|_| all.full.is_none()))
-    })
-    .await?;
-    let Redriven { redriven, full, .. } = &all;
-    show(&if args.json { serde_json::to_string(&all)? + "\n" } else { format!("queued again: {redriven}\n") })?;
+    let BulkReply { done, full, next, .. } = api.bulk((Method::POST, "/redrive"), "redrive", &args.bulk).await?;
+    let dry_run = args.bulk.dry_run;
+    let redriven = Redriven { redriven: done, dry_run, full: full.clone(), next };
+    let did = if dry_run { "to be queued again" } else { "queued again" };
+    show(&if args.json { serde_json::to_string(&redriven)? + "\n" } else { format!("{did}: {done}\n") })?;
     match full {
         Some(full) => bail!("the queue has no space for the rest: {full}"),
         None => Ok(ExitCode::SUCCESS),
@@ -282,29 +370,22 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
 
 async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     let api = ControlClient::of(&args.control);
-    let Some(conversation) = args.conversation else {
-        for id in &args.ids {
-            let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
-            let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
-            show(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
-        }
+    for id in &args.ids {
+        let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
+        let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
+        show(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+    }
+    if !args.ids.is_empty() {
         return Ok(ExitCode::SUCCESS);
-    };
-    let which = Which { conversation: Some(conversation), reason: None };
-    let bar = bar("deleted", None);
-    let mut all = Deleted::default();
-    api.run_pages((Method::DELETE, "/messages"), &which, &bar, |page: Deleted| {
-        all.deleted += page.deleted;
-        all.in_flight += page.in_flight;
-        (all.deleted, page.next)
-    })
-    .await?;
-    let in_flight =
-        if all.in_flight > 0 { format!("; {} in flight, not deleted", all.in_flight) } else { String::new() };
+    }
+    let BulkReply { done, in_flight, .. } = api.bulk((Method::DELETE, "/messages"), "delete", &args.bulk).await?;
+    let dry_run = args.bulk.dry_run;
+    let did = if dry_run { "to be deleted" } else { "deleted" };
+    let except = if in_flight > 0 { format!("; {in_flight} in flight, not deleted") } else { String::new() };
     show(&if args.json {
-        serde_json::to_string(&all)? + "\n"
+        serde_json::to_string(&Deleted { deleted: done, in_flight, dry_run, next: None })? + "\n"
     } else {
-        format!("deleted: {}{in_flight}\n", all.deleted)
+        format!("{did}: {done}{except}\n")
     })
 }
 
@@ -326,12 +407,9 @@ fn path_of(id: &str) -> String {
     format!("/messages/{}", utf8_percent_encode(id, ENCODED))
 }
 
-fn path(route: &str, which: &Which, rest: &[(&str, Option<&str>)]) -> String {
-    let which = [("conversation", which.conversation.as_deref()), ("reason", which.reason.as_deref())];
-    let given = which.iter().chain(rest).filter_map(|(name, value)| value.map(|value| (name, value)));
-    let pairs: Vec<String> =
-        given.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED))).collect();
-    format!("{route}?{}", pairs.join("&"))
+fn path<'a>(route: &str, parameters: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let pairs = parameters.into_iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, ENCODED)));
+    format!("{route}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 fn text_of(file: &Path) -> anyhow::Result<String> {
@@ -353,6 +431,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::time::{Machine, WallTime};
 
     #[derive(Debug, Parser)]
     struct Only {
@@ -362,10 +441,17 @@ mod tests {
 
     #[test]
     fn parts_of_a_path_are_encoded() {
-        let which = Which { conversation: Some("C/a&b+ä".into()), reason: Some("expired".into()) };
+        let clock = Clock::of(&Machine::simulated(WallTime(1_800_000_000_000)));
+        let which = Which {
+            conversation: Some("C/a&b+ä".into()),
+            reason: Some("expired".into()),
+            newer_than: Some(Duration::from_secs(3600)),
+            older_than: Some(Duration::from_secs(60)),
+        };
         assert_eq!(
-            path("/redrive", &which, &[("after", None), ("limit", Some("500"))]),
-            "/redrive?conversation=C%2Fa%26b%2B%C3%A4&reason=expired&limit=500"
+            path("/redrive", which.parameters(&clock)),
+            "/redrive?conversation=C%2Fa%26b%2B%C3%A4&reason=expired&accepted_after=2027-01-15T07%3A00%3A00.000Z\
+             &accepted_before=2027-01-15T07%3A59%3A00.000Z"
         );
         assert_eq!(path_of("../status"), "/messages/..%2Fstatus");
     }
@@ -376,14 +462,23 @@ mod tests {
         for right in [
             &["redrive", "a", "b"][..],
             &["redrive", "--all", "--reason", "expired", "--conversation", "C"],
+            &["redrive", "--reason", "expired", "--dry-run"],
+            &["redrive", "--newer-than", "10m", "--older-than", "1m"],
+            &["redrive", "a", "--content-file", "f"],
             &["delete", "--conversation", "C"],
-            &["list", "--state", "dead"],
+            &["delete", "--all", "--yes"],
+            &["list", "--state", "dead", "--older-than", "1h"],
+            &["summary", "--json"],
         ] {
             assert!(parse(right).is_ok(), "{right:?}");
         }
         for wrong in [
             &["redrive"][..],
-            &["redrive", "--reason", "expired"],
+            &["redrive", "--dry-run"],
+            &["redrive", "a", "--dry-run"],
+            &["redrive", "--reason", "expired", "--content-type", "text/plain"],
+            &["delete", "--yes"],
+            &["delete", "--newer-than", "soon"],
             &["redrive", "a", "--reason", "expired"],
             &["redrive", "--all", "a"],
             &["redrive", "--all", "--content-file", "f"],

@@ -18,7 +18,7 @@ use hyper::StatusCode;
 use hyper::http::request::Parts;
 use tracing::info;
 
-use self::query::Query;
+use self::query::{LIST, Query};
 use self::schema::{Deleted, Message, Messages, RedriveRequest, Redriven};
 use super::Control;
 use super::reply::{ErrorReply, invalid, json, parse_body};
@@ -29,6 +29,7 @@ use crate::queue::{
 };
 use crate::serve::Reply;
 use crate::status::describe_full;
+use crate::time::Timestamp;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;
@@ -38,8 +39,7 @@ const LIST_WITHIN: Duration = Duration::from_secs(2);
 impl Control {
     /// `GET /messages`
     pub(super) async fn list(&self, parts: &Parts) -> Result<Reply, ErrorReply> {
-        let Query { of, after, limit, .. } =
-            Query::parse(parts, &["state", "conversation", "reason", "after", "limit"], None)?;
+        let Query { of, after, limit, .. } = Query::parse(parts, LIST, &self.clock)?;
         let (limit, began) = (limit.unwrap_or(LIMIT), self.clock.now());
         let mut listed = Messages::default();
         let mut next = Some(after.unwrap_or_else(|| of.start()));
@@ -57,7 +57,7 @@ impl Control {
 
     /// `GET /messages/{id}`
     pub(super) async fn show(&self, parts: &Parts, name: &str) -> Result<Reply, ErrorReply> {
-        let Query { contents, .. } = Query::parse(parts, &["contents"], None)?;
+        let Query { contents, .. } = Query::parse(parts, &["contents"], &self.clock)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
         let seen = self.ask_queue(self.queue.show(id, contents)).await?;
         Ok(json(StatusCode::OK, &Message::of(seen.ok_or_else(|| gone(name, StatusCode::NOT_FOUND))?, &self.clock)))
@@ -71,7 +71,7 @@ impl Control {
         body: &[u8],
         uid: Option<u32>,
     ) -> Result<Reply, ErrorReply> {
-        Query::parse(parts, &[], None)?;
+        Query::parse(parts, &[], &self.clock)?;
         let RedriveRequest { connection_token, content, content_type } = parse_body(body)?;
         let content = content.map(Content::new);
         let token = connection_token.map(|token| ConnectionToken::parse(token.as_bytes())).transpose();
@@ -132,18 +132,18 @@ impl Control {
 
     /// `POST /redrive`
     pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse(parts, &["reason", "conversation", "after", "limit"], Some(StateFilter::Dead))?;
-        let redrive = |of, after, most| self.queue.redrive_all(of, after, most);
+        let query = Query::parse_bulk(parts, StateFilter::Dead, &self.clock)?;
+        let redrive = |of, page| self.queue.redrive_all(of, page, query.dry_run);
         let BulkProgress { done, full, next, .. } = self.run_bulk(&query, redrive).await?;
-        // A request with `after` continues an act that is logged already.
-        if query.after.is_none() {
-            let Selection { conversation, reason, .. } = &query.of;
-            let (conversation, reason) = (conversation.as_deref(), reason.map(Reason::as_str));
+        if query.begins_act() {
+            let (conversation, reason, accepted_after, accepted_before) = self.logged_filters(&query.of);
             info!(
                 act = "redrive_all",
                 uid,
                 reason,
                 conversation,
+                accepted_after,
+                accepted_before,
                 redriven = done,
                 more = next.is_some(),
                 "an operator queued dead letters again"
@@ -153,14 +153,15 @@ impl Control {
             Some(full) if done == 0 => Err(ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full))),
             full => {
                 let next = next.map(|next| next.to_string());
-                Ok(json(StatusCode::OK, &Redriven { redriven: done, full: full.map(describe_full), next }))
+                let full = full.map(describe_full);
+                Ok(json(StatusCode::OK, &Redriven { redriven: done, dry_run: query.dry_run, full, next }))
             }
         }
     }
 
     /// `DELETE /messages/{id}`
     pub(super) async fn delete(&self, parts: &Parts, name: &str, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        Query::parse(parts, &[], None)?;
+        Query::parse(parts, &[], &self.clock)?;
         let id = self.find(name, StatusCode::NOT_FOUND).await?;
         let deleted = self.ask_queue(self.queue.delete(id)).await?;
         let message = Message::of(deleted.map_err(|refused| action_error(name, refused))?, &self.clock);
@@ -171,24 +172,41 @@ impl Control {
 
     /// `DELETE /messages`
     pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse(parts, &["conversation", "after", "limit"], Some(StateFilter::Queued))?;
-        if query.of.conversation.is_none() {
-            return Err(invalid("conversation is required: all messages cannot be deleted at once".into()));
-        }
-        let delete = |of, after, most| self.queue.delete_all(of, after, most);
+        let query = Query::parse_bulk(parts, StateFilter::Queued, &self.clock)?;
+        let delete = |of, page| self.queue.delete_all(of, page, query.dry_run);
         let BulkProgress { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;
-        if query.after.is_none() {
-            let (conversation, more) = (query.of.conversation.as_deref(), next.is_some());
-            info!(act = "delete_all", uid, conversation, deleted = done, more, "an operator deleted messages");
+        if query.begins_act() {
+            let (conversation, reason, accepted_after, accepted_before) = self.logged_filters(&query.of);
+            info!(
+                act = "delete_all",
+                uid,
+                reason,
+                conversation,
+                accepted_after,
+                accepted_before,
+                deleted = done,
+                more = next.is_some(),
+                "an operator deleted messages"
+            );
         }
-        Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, next: next.map(|next| next.to_string()) }))
+        let next = next.map(|next| next.to_string());
+        Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, dry_run: query.dry_run, next }))
+    }
+
+    /// The filters of a bulk act, for its log line.
+    fn logged_filters<'a>(
+        &self,
+        of: &'a Selection,
+    ) -> (Option<&'a str>, Option<&'static str>, Option<String>, Option<String>) {
+        let shown = |time: Option<Timestamp>| time.map(|time| self.clock.shown(time).to_string());
+        (of.conversation.as_deref(), of.reason.map(Reason::as_str), shown(of.accepted_after), shown(of.accepted_before))
     }
 
     /// Repeats the act until there is no more, no room, or the limit is reached.
     async fn run_bulk<F>(
         &self,
         query: &Query,
-        act: impl Fn(Selection, Cursor, usize) -> F,
+        act: impl Fn(Selection, (Cursor, usize)) -> F,
     ) -> Result<BulkProgress, ErrorReply>
     where
         F: Future<Output = Result<BulkProgress, StoreFailed>>,
@@ -202,7 +220,7 @@ impl Control {
         {
             let left = usize::try_from(most - all.done - all.in_flight).unwrap_or(usize::MAX);
             let BulkProgress { done, in_flight, full, next } =
-                self.ask_queue(act(query.of.clone(), after, left)).await?;
+                self.ask_queue(act(query.of.clone(), (after, left))).await?;
             all = BulkProgress { done: all.done + done, in_flight: all.in_flight + in_flight, full, next };
         }
         Ok(all)

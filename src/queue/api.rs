@@ -2,6 +2,7 @@
 
 pub mod lease;
 pub mod messages;
+pub mod summary;
 pub mod verdict;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ pub use self::lease::{Lease, LeaseRequest, Settled, Work};
 pub use self::messages::{
     ActionError, BulkProgress, Cursor, Location, Lookup, MessageView, Page, Redrive, Selection, StateFilter,
 };
+pub use self::summary::{AGES, ConversationCount, Summary};
 pub use self::verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Verdict};
 use crate::storage::SealingKey;
 use crate::time::Timestamp;

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `accept`, `query`, [`State::remember`](super::state::State::remember) | bots, by ingress |
 //! | `lease`, `settle` | the sender |
-//! | `pause`, `browse`, `redrive` | operators, by control |
+//! | `pause`, `browse`, `summary`, `redrive` | operators, by control |
 //! | `begin`, `expire`, `estimate` | the queue's thread itself |
 //!
 //! `transitions` has the changes of a message that several operations share.
@@ -23,6 +23,7 @@ pub mod pause;
 pub mod query;
 pub mod redrive;
 pub mod settle;
+pub mod summary;
 mod transitions;
 
 /// The most bytes that an operation writes between two commits: a commit is in memory as rows and as one record of the

@@ -122,6 +122,26 @@ fn step_of_the_wall_clock_counts_for_no_age_and_moves_the_times_that_are_shown()
 }
 
 #[test]
+fn time_that_is_shown_is_read_back_also_after_a_step() {
+    let mut store = Store::new();
+    for step in [0, ms(HOUR), -ms(DAY)] {
+        store.machine.step(step);
+        store.machine.pass(MINUTE);
+        let at = store.commit();
+        let shown = store.clock.shown(at);
+        assert_eq!(WallTime::parse(&shown.to_string()), Some(shown));
+        assert_eq!(store.clock.point_shown(shown), at);
+    }
+    assert_eq!(WallTime::parse("2019-11-08T02:41:28Z"), Some(WallTime(1_573_180_888_000)));
+    for wrong in
+        ["", "2019-11-08", "2019-11-08T02:41:28", "2019-13-08T02:41:28Z", "1969-12-31T23:59:59Z", "-1", "1573180888"]
+    {
+        assert_eq!(WallTime::parse(wrong), None, "{wrong}");
+    }
+    assert_eq!(WallTime(5).before(HOUR), WallTime(0));
+}
+
+#[test]
 fn store_that_began_a_day_behind_loses_nothing_when_the_clock_is_corrected() {
     let mut store = Store::new();
     store.machine.step(-ms(DAY));

@@ -2,11 +2,16 @@
 
 import json
 import os
+import pty
+import select
+import subprocess
 import threading
 
+import pytest
+
 from kit.callers import curl, look, queued, send
-from kit.wait import until
-from kit.processes import command
+from kit.wait import TIMEOUT, until
+from kit.processes import BINARY, command, environment
 from kit.upstream import CUT, error
 
 TOKEN = "canary-token"
@@ -117,9 +122,8 @@ def test_command_reports_a_missing_relay(tmp_path):
 
 
 def messages(relay, *args, code=0):
-    """`messages list --json`, every page of it."""
-    return [message for line in operate(relay, "messages", "list", "--json", *args, code=code).splitlines()
-            for message in json.loads(line)["Messages"]]
+    """`messages list --json`, one document."""
+    return json.loads(operate(relay, "messages", "list", "--json", *args, code=code))["Messages"]
 
 
 def refuse_bad(request):
@@ -268,6 +272,11 @@ def test_bulk_redrive_and_delete_run_in_pages_while_bots_continue(relays):
     operate(relay, "pause")
     assert operate(relay, "messages", "redrive", "--all", "--conversation", "C1") == "queued again: 1000\n"
     assert len(messages(relay, "--state", "queued", "--limit", "700")) == 700
+    document = json.loads(operate(relay, "messages", "list", "--json", "--limit", "1500"))
+    assert len(document["Messages"]) == 1500 and set(document) == {"Messages", "Next"}
+    rest = messages(relay, "--limit", "9999", "--after", document["Next"])
+    assert len({m["Id"] for m in document["Messages"] + rest}) == 3000, "the pages follow on each other"
+    assert messages(relay, "--conversation", "none") == []
     dies(relay, 3000)
     assert control(relay, "/redrive?conversation=C2&limit=10", "POST").json["Redriven"] == 10
     assert control(relay, "/messages?conversation=C2", "DELETE").json == {"Deleted": 10, "InFlight": 0}
@@ -279,6 +288,10 @@ def test_mistyped_bulk_command_changes_nothing(relay):
     send(relay, TOKEN, "canary", "mine")
     for method, path in [("DELETE", "/messages"), ("DELETE", "/messages?conversaton=C"), ("DELETE", "/messages?conversation="),
                          ("DELETE", "/messages?conversation=a&conversation=b"), ("POST", "/redrive?state=DEAD"),
+                         ("POST", "/redrive"), ("POST", "/redrive?dry_run=true"), ("DELETE", "/messages?all=false"),
+                         ("DELETE", "/messages?all=1"), ("DELETE", "/messages?accepted_before=yesterday"),
+                         ("POST", "/redrive?accepted_after="), ("GET", "/messages?accepted_after=1795860000"),
+                         ("GET", "/messages?dry_run=true"), ("DELETE", "/messages?all=true&dry_run=maybe"),
                          ("GET", "/messages?state=DELIVERED"), ("GET", "/messages?state=QUEUED&reason=expired"),
                          ("GET", "/messages?limit=0"), ("GET", "/messages?after=x"), ("GET", "/messages?state=QUEUED&after=d0"),
                          ("GET", "/messages?reason=bored"), ("GET", "/messages/x-1?contents=yes")]:
@@ -286,5 +299,87 @@ def test_mistyped_bulk_command_changes_nothing(relay):
     for method, path in [("GET", "/messages/x-1"), ("DELETE", "/messages/0000002a-1"), ("POST", "/messages/x/redrive"), ("GET", "/messages/")]:
         assert control(relay, path, method).status == 404, (method, path)
     assert control(relay, "/redrive").status == 405 and status(relay)["queued"] == 1
-    for usage in (["redrive"], ["delete"], ["redrive", "x-1", "--reason", "expired"], ["list", "--reason", "bored"], ["show"]):
+    for usage in (["redrive"], ["delete"], ["delete", "--dry-run"], ["redrive", "--newer-than", "soon"], ["redrive", "x-1", "--reason", "expired"], ["list", "--reason", "bored"], ["show"]):
         assert command("messages", *usage, "--dir", relay.folder).returncode == 2, usage
+
+
+def test_a_bulk_act_is_counted_first_and_selects_by_conversation_reason_and_age(relays):
+    relay = relays(DOWN)
+    operate(relay, "pause")
+    for number in range(6):
+        send(relay, f"canary-{number % 2}", f"canary: {number}", f"c-{number}", headers=[f"Relay-Conversation: C{number % 2}"])
+    third = messages(relay)[2]["AcceptedTime"]
+    until(lambda: status(relay)["oldest_seconds"] > 1.5, "they have an age")
+    path = f"/messages?accepted_after={third}"
+    after = [m["ClientToken"] for m in control(relay, path).json["Messages"]]
+    assert after == [m["ClientToken"] for m in messages(relay) if m["AcceptedTime"] > third]
+    before = [m["ClientToken"] for m in control(relay, f"/messages?accepted_before={third}").json["Messages"]]
+    assert before == [m["ClientToken"] for m in messages(relay) if m["AcceptedTime"] < third]
+    assert control(relay, path + "&dry_run=true", "DELETE").json == {"Deleted": len(after), "InFlight": 0, "DryRun": True}
+    assert messages(relay, "--newer-than", "1s") == [] and len(messages(relay, "--older-than", "1s")) == 6
+    assert len(messages(relay, "--newer-than", "1h", "--conversation", "C1")) == 3 and messages(relay, "--older-than", "1h") == []
+    assert operate(relay, "messages", "delete", "--older-than", "1s", "--conversation", "C0", "--dry-run") == "to be deleted: 3\n"
+    assert operate(relay, "messages", "delete", "--all", "--dry-run", "--json") == '{"Deleted":6,"InFlight":0,"DryRun":true}\n'
+    assert operate(relay, "messages", "redrive", "--all", "--dry-run") == "to be queued again: 0\n"
+    assert not [line for line in relay.lines() if line.get("act") in ("delete_all", "redrive_all")] and status(relay)["queued"] == 6
+
+    done = command("messages", "delete", "--older-than", "1s", "--conversation", "C0", "--dir", relay.folder)
+    assert (done.returncode, done.stdout) == (0, "deleted: 3\n") and "messages to delete: 3" in done.stderr
+    [act] = [line for line in relay.lines() if line.get("act") == "delete_all"]
+    assert (act["uid"], act["conversation"], act["deleted"]) == (os.getuid(), "C0", 3) and "accepted_before" in act
+    assert len({line["message_id"] for line in relay.lines("deleted")}) == 3
+    assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1s", "--dry-run") == "to be queued again: 0\n"
+    assert operate(relay, "messages", "delete", "--reason", "expired") == "deleted: 0\n"
+    assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1h") == "queued again: 3\n"
+    assert len({line["message_id"] for line in relay.lines("redriven")}) == 3
+    assert operate(relay, "messages", "delete", "--all") == "deleted: 6\n" and status(relay)["queued"] == 0
+
+
+@pytest.mark.parametrize("answer, left", [("n", 2), ("", 2), ("y", 0)])
+def test_a_bulk_act_asks_in_a_terminal(relays, answer, left):
+    relay = relays(DOWN)
+    operate(relay, "pause")
+    for number in range(2):
+        send(relay, TOKEN, "canary", f"c-{number}")
+    master, terminal = pty.openpty()
+    asked = subprocess.Popen([BINARY, "messages", "delete", "--all", "--dir", relay.folder], stdin=terminal, stdout=subprocess.PIPE,
+                             stderr=terminal, env=environment({}))
+    os.close(terminal)
+    shown = b""
+    while b"delete 2 messages? [y/N] " not in shown:
+        assert select.select([master], [], [], TIMEOUT)[0], shown
+        shown += os.read(master, 4096)
+    assert status(relay)["queued"] == 2
+    os.write(master, answer.encode() + b"\n")
+    output = asked.communicate(timeout=TIMEOUT)[0].decode()
+    os.close(master)
+    assert (asked.returncode, output) == ((0, "deleted: 2\n") if left == 0 else (1, "")) and status(relay)["queued"] == left
+
+
+def test_summary_shows_whose_messages_fill_the_queue(relays):
+    relay = relays(DOWN, sender__lifetime="1h")
+    operate(relay, "pause")
+    send(relay, "canary-first", "canary: first", headers=["Relay-Conversation: first", "Relay-Lifetime: 60"])
+    lines = [json.dumps({"ContentType": "text/plain", "Content": "canary", "ConnectionToken": f"canary-{number % 20}",
+                         "Conversation": f"C{min(number % 20, 12)}"}) for number in range(2000)]
+    assert curl(relay, "/participant/messages", "\n".join(lines).encode()).status == 200
+    send(relay, TOKEN, "canary: unkeyed")
+    [label] = {m["Conversation"] for m in messages(relay, "--limit", "9999") if m["Conversation"].startswith("t:")}
+    operate(relay, "messages", "delete", "--conversation", "C3")
+    until(lambda: status(relay)["expiring"] == 1, "a message will expire")
+    reply = control(relay, "/summary")
+    found = reply.json
+    assert reply.status == 200 and "canary" not in reply.body.decode()
+    assert (found["Queued"], found["Conversations"], found["Dead"], found["Reasons"]) == (1902, 14, 100, {"deleted": 100})
+    assert found["Expiring"] == 1 and found["FirstExpiry"] > found["LongestWaiting"][0]["OldestAcceptedTime"]
+    assert sum(age["Queued"] for age in found["Ages"]) == 1902 and sum(age["Dead"] for age in found["Ages"]) == 100
+    assert (found["MostQueued"][0]["Conversation"], found["MostQueued"][0]["Queued"]) == ("C12", 800)
+    assert [count["Queued"] for count in found["MostQueued"]] == [800] + [100] * 9
+    assert (found["LongestWaiting"][0]["Conversation"], found["LongestWaiting"][0]["Queued"]) == ("first", 1)
+    assert json.loads(operate(relay, "messages", "summary", "--json")).keys() == found.keys()
+    shown = operate(relay, "messages", "summary")
+    assert "queued        1902 in 14 conversations; about 1 will expire" in shown and "100 deleted" in shown and "  C12\n" in shown
+    operate(relay, "messages", "delete", "--newer-than", "1h", "--conversation", "C12")
+    operate(relay, "messages", "delete", "--conversation", "first")
+    found = control(relay, "/summary").json
+    assert found["LongestWaiting"][0]["Conversation"] == "C0" and label not in [c["Conversation"] for c in found["MostQueued"]]

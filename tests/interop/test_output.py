@@ -21,6 +21,8 @@ COMMANDS = {
     "pause": ["pause", "--dir", "FOLDER"],
     "resume": ["resume", "--dir", "FOLDER"],
     "messages list": ["messages", "list", "--dir", "FOLDER"],
+    "messages list --json": ["messages", "list", "--json", "--dir", "FOLDER"],
+    "messages summary": ["messages", "summary", "--dir", "FOLDER"],
     "messages redrive": ["messages", "redrive", "--all", "--dir", "FOLDER"],
     "send": ["send", "--dir", "FOLDER", "canary"],
     "doctor check": ["doctor", "check", "COPY"],

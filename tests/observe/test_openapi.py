@@ -249,9 +249,13 @@ def test_every_status_in_the_control_file_happens(relays, relay, upstreams, simu
     api.ask(200, "POST", redrive, target=dead + "/redrive")
     api.ask(409, "POST", redrive, target=dead + "/redrive")
     api.ask(429, "POST", redrive, target=other + "/redrive")
-    api.ask(429, "POST", "/redrive")
+    api.ask(400, "POST", "/redrive")
+    assert api.ask(200, "POST", "/redrive", target="/redrive?all=true&dry_run=true").json() == {"Redriven": 1, "DryRun": True}
+    api.ask(429, "POST", "/redrive", target="/redrive?all=true")
+    counted = api.ask(200, "GET", "/summary").json()
+    assert (counted["Queued"], counted["Dead"], counted["Reasons"]) == (1, 1, {"invalid": 1})
     api.ask(200, "DELETE", one, target=dead)
-    assert api.ask(200, "POST", "/redrive").json() == {"Redriven": 1}, "not what was deleted"
+    assert api.ask(200, "POST", "/redrive", target="/redrive?all=true").json() == {"Redriven": 1}, "not what was deleted"
     assert api.ask(200, "DELETE", "/messages", target="/messages?conversation=nobodys").json() == {"Deleted": 0, "InFlight": 0}
     silent = relays(simulators("--latency", "1h").url)
     api = ApiClient(silent, seen, CONTROL, control_socket(silent))
@@ -340,7 +344,7 @@ schemathesis.openapi.media_type("application/x-ndjson", LINES.map(lambda lines: 
 
 
 # Their input cannot violate a schema: lines of text, an ignored header, nothing.
-NOTHING_WRONG = {BATCH, QUEUE, "/status", "/resume", "/reload"}
+NOTHING_WRONG = {BATCH, QUEUE, "/status", "/summary", "/resume", "/reload"}
 
 
 def throw(schema, socket_path, long, leave_out=()):
@@ -377,7 +381,7 @@ def test_operators_api_gives_only_documented_replies(fuzzed, request):
     thrown = throw(CONTROL, control_socket(fuzzed), request.config.getoption("--long"), leave_out={"/drain"})
     assert set(thrown) == {
         ("GET /status", 200), ("POST /pause", 200), ("POST /pause", 400), ("POST /resume", 200),
-        ("GET /messages", 200), ("GET /messages", 400), ("DELETE /messages", 200), ("DELETE /messages", 400),
+        ("GET /summary", 200), ("GET /messages", 200), ("GET /messages", 400), ("DELETE /messages", 200), ("DELETE /messages", 400),
         ("GET /messages/{Id}", 400), ("GET /messages/{Id}", 404), ("DELETE /messages/{Id}", 404),
         ("POST /messages/{Id}/redrive", 400), ("POST /messages/{Id}/redrive", 404),
         ("POST /redrive", 200), ("POST /redrive", 400),

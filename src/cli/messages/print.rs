@@ -1,8 +1,19 @@
 //! Messages in a form for people.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use crate::control::Message;
+use crate::control::{ConversationCount, Message, Summary};
+
+/// The JSON of messages, each after the separator, which is a comma from the first one on.
+pub fn separated(messages: &[Message], separator: &mut &str) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for message in messages {
+        text += std::mem::replace(separator, ",");
+        text += &serde_json::to_string(message)?;
+    }
+    Ok(text)
+}
 
 /// One line per message.
 pub fn table(messages: &[Message], head: bool) -> String {
@@ -69,6 +80,41 @@ pub fn describe(message: &Message) -> String {
     text
 }
 
+/// The summary of the stored messages.
+pub fn overview(summary: &Summary) -> String {
+    let Summary { queued, conversations, expiring, dead, .. } = summary;
+    let mut text = format!("queued        {queued} in {conversations} conversations");
+    if *expiring > 0 {
+        let first = summary.first_expiry.as_deref().unwrap_or("soon");
+        let _ = write!(text, "; about {expiring} will expire before they can be sent, the first: {first}");
+    }
+    let reasons: Vec<_> = summary.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let reasons = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
+    let _ = writeln!(text, "\ndead letters  {dead}{reasons}");
+    let _ = writeln!(text, "\n{:<14}{:>10}{:>10}", "ACCEPTED", "QUEUED", "DEAD");
+    let mut bound = String::new();
+    for age in &summary.ages {
+        let class = match age.up_to_seconds {
+            Some(seconds) => {
+                bound = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+                format!("within {bound}")
+            }
+            None => format!("over {bound} ago"),
+        };
+        let _ = writeln!(text, "{class:<14}{:>10}{:>10}", age.queued, age.dead);
+    }
+    for (title, counts) in [("MOST QUEUED", &summary.most_queued), ("LONGEST WAITING", &summary.longest_waiting)] {
+        if counts.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "\n{:>10}  {:<24}  {title}", "QUEUED", "OLDEST ACCEPTED");
+        for ConversationCount { conversation, queued, oldest_accepted_time, .. } in counts {
+            let _ = writeln!(text, "{queued:>10}  {oldest_accepted_time:<24}  {conversation}");
+        }
+    }
+    text
+}
+
 /// A text of a bot or of Connect without terminal control characters.
 fn plain(text: &str, but: &[char]) -> String {
     text.chars().map(|c| if c.is_control() && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
@@ -77,7 +123,62 @@ fn plain(text: &str, but: &[char]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::MessageError;
+    use crate::control::{Age, MessageError};
+
+    #[test]
+    fn messages_of_several_pages_are_one_json_document() {
+        let mut separator = "[";
+        let pages = [&[][..], &[message(), message()], &[], &[message()]];
+        let text: String = pages.iter().map(|page| separated(page, &mut separator).unwrap()).collect();
+        let read: Vec<Message> = serde_json::from_str(&(text + "]")).unwrap();
+        assert_eq!((read.len(), separator), (3, ","));
+        let mut separator = "[";
+        assert_eq!((separated(&[], &mut separator).unwrap(), separator), (String::new(), "["));
+    }
+
+    #[test]
+    fn summary_shows_the_conversations_that_fill_the_queue() {
+        let count = |conversation: &str, queued| ConversationCount {
+            conversation: conversation.into(),
+            queued,
+            oldest_accepted_time: "2026-11-22T14:03:07.412Z".into(),
+            oldest_seconds: 90.5,
+        };
+        let summary = Summary {
+            queued: 310,
+            conversations: 2,
+            expiring: 12,
+            first_expiry: Some("2026-11-22T14:18:07.412Z".into()),
+            dead: 5,
+            reasons: [("expired".into(), 3), ("invalid".into(), 2)].into(),
+            ages: vec![
+                Age { up_to_seconds: Some(60), queued: 10, dead: 0 },
+                Age { up_to_seconds: Some(3600), queued: 300, dead: 1 },
+                Age { up_to_seconds: None, queued: 0, dead: 4 },
+            ],
+            most_queued: vec![count("4711/bot", 300), count("t:0123456789ab", 10)],
+            longest_waiting: vec![count("t:0123456789ab", 10)],
+        };
+        let expected = "\
+queued        310 in 2 conversations; about 12 will expire before they can be sent, the first: 2026-11-22T14:18:07.412Z
+dead letters  5: 3 expired, 2 invalid
+
+ACCEPTED          QUEUED      DEAD
+within 1m             10         0
+within 1h            300         1
+over 1h ago            0         4
+
+    QUEUED  OLDEST ACCEPTED           MOST QUEUED
+       300  2026-11-22T14:03:07.412Z  4711/bot
+        10  2026-11-22T14:03:07.412Z  t:0123456789ab
+
+    QUEUED  OLDEST ACCEPTED           LONGEST WAITING
+        10  2026-11-22T14:03:07.412Z  t:0123456789ab
+";
+        assert_eq!(overview(&summary), expected);
+        let nothing = overview(&Summary::default());
+        assert!(nothing.starts_with("queued        0 in 0 conversations\ndead letters  0\n"), "{nothing}");
+    }
 
     fn message() -> Message {
         Message {

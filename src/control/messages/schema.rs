@@ -79,8 +79,11 @@ pub struct Messages {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Redriven {
-    /// Messages that are queued again.
+    /// Messages that are queued again; with `dry_run`, those that would be.
     pub redriven: u64,
+    /// True if it only counted them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// The limit that stopped it early: there is no room for more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full: Option<String>,
@@ -93,10 +96,13 @@ pub struct Redriven {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Deleted {
-    /// Messages that are dead letters now.
+    /// Messages that are deleted now; with `dry_run`, those that would be.
     pub deleted: u64,
     /// Messages that were not deleted, because an attempt is in flight.
     pub in_flight: u64,
+    /// True if it only counted them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// The `after` of the next page; `None` at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,

@@ -15,6 +15,10 @@ pub struct Selection {
     pub conversation: Option<Box<str>>,
     /// Dead letters with this reason.
     pub reason: Option<Reason>,
+    /// Messages that were accepted after this time.
+    pub accepted_after: Option<Timestamp>,
+    /// Messages that were accepted before this time.
+    pub accepted_before: Option<Timestamp>,
 }
 
 /// A part of the stored messages.
@@ -52,7 +56,7 @@ pub struct Page {
 /// The result of one step of a bulk action.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BulkProgress {
-    /// Messages redriven, or deleted.
+    /// Messages redriven, or deleted; those that would be, if nothing is to be changed.
     pub done: u64,
     /// Messages that were not changed, because an attempt is under way.
     pub in_flight: u64,
@@ -155,6 +159,12 @@ impl Selection {
         }
     }
 
+    /// Returns true if it selects all messages of its state.
+    #[must_use]
+    pub fn has_no_filter(&self) -> bool {
+        *self == Selection { state: self.state, ..Selection::default() }
+    }
+
     /// Returns true if a list of this selection can return this position.
     #[must_use]
     pub fn leads_to(&self, cursor: Cursor) -> bool {
@@ -171,6 +181,8 @@ impl Selection {
 
     pub(in crate::queue) fn has(&self, record: &Record) -> bool {
         self.conversation.as_ref().is_none_or(|label| **label == *record.label)
+            && self.accepted_after.is_none_or(|time| record.accepted > time)
+            && self.accepted_before.is_none_or(|time| record.accepted < time)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
 
 /// The most messages that one step looks at.
-const LOOKS_MAX: usize = 256;
+pub const LOOKS_MAX: usize = 256;
 /// The bytes after which one step ends: it is one commit, and all other operations wait for it.
 const WRITTEN_MAX: usize = 128 << 10;
 

@@ -42,19 +42,23 @@ pub fn redrive(
 }
 
 /// Redrives the next dead letters of a selection, at most `most`; deleted ones only if the selection has that reason. Ends
-/// when the queue is full.
+/// when the queue is full. With `dry_run` it counts them and changes nothing.
 pub fn redrive_all(
     state: &mut State,
     of: &Selection,
-    after: Cursor,
-    most: usize,
+    page: (Cursor, usize),
+    dry_run: bool,
     now: Timestamp,
 ) -> Result<BulkProgress> {
     let mut progress = BulkProgress::default();
-    progress.next = scan(state, of, (after, most), now, |state, message| {
+    progress.next = scan(state, of, page, now, |state, message| {
         let Stored::Dead(dead) = message else { return Ok(true) };
         let death = death_of(state, &dead.record)?;
         if of.reason.is_none() && death.is_some_and(|death| death.reason == Reason::Deleted) {
+            return Ok(true);
+        }
+        if dry_run {
+            progress.done += 1;
             return Ok(true);
         }
         match redrive_dead(state, dead, Redrive::default(), now)? {
@@ -182,19 +186,31 @@ pub fn delete(state: &mut State, id: MessageId, now: Timestamp) -> Result<Result
     })
 }
 
-/// Deletes the next messages of a selection, at most `most`.
+/// Deletes the next messages of a selection, at most `most`. With `dry_run` it counts them and changes nothing.
 pub fn delete_all(
     state: &mut State,
     of: &Selection,
-    after: Cursor,
-    most: usize,
+    page: (Cursor, usize),
+    dry_run: bool,
     now: Timestamp,
 ) -> Result<BulkProgress> {
     let mut progress = BulkProgress::default();
-    progress.next = scan(state, of, (after, most), now, |state, message| {
-        match delete_stored(state, message, now)? {
-            Ok(()) => progress.done += 1,
-            Err(_) => progress.in_flight += 1,
+    if of.reason == Some(Reason::Deleted) {
+        return Ok(progress);
+    }
+    progress.next = scan(state, of, page, now, |state, message| {
+        let in_flight = match &message {
+            Stored::Queued(queued) => state.is_in_flight(&queued.record),
+            Stored::Dead(_) => false,
+        };
+        if in_flight {
+            progress.in_flight += 1;
+        } else {
+            progress.done += 1;
+        }
+        if !dry_run {
+            // A message in flight is refused here too.
+            let _ = delete_stored(state, message, now)?;
         }
         Ok(true)
     })?;

@@ -30,7 +30,7 @@ impl Rig {
     pub(super) fn redrive_all(&self, of: &Selection) -> u64 {
         let (mut done, mut next) = (0, Some(Selection { state: Some(StateFilter::Dead), ..of.clone() }.start()));
         while let Some(after) = next {
-            let sweep = self.runtime.block_on(self.queue.redrive_all(of.clone(), after, 50)).unwrap();
+            let sweep = self.runtime.block_on(self.queue.redrive_all(of.clone(), (after, 50), false)).unwrap();
             done += sweep.done;
             next = sweep.next;
         }
@@ -59,7 +59,7 @@ impl Rig {
         let of = Selection { conversation: Some(label.into()), ..Selection::default() };
         let (mut done, mut in_flight, mut next) = (0, 0, Some(of.start()));
         while let Some(after) = next {
-            let sweep = self.runtime.block_on(self.queue.delete_all(of.clone(), after, 50)).unwrap();
+            let sweep = self.runtime.block_on(self.queue.delete_all(of.clone(), (after, 50), false)).unwrap();
             (done, in_flight) = (done + sweep.done, in_flight + sweep.in_flight);
             next = sweep.next;
         }
@@ -333,13 +333,13 @@ fn bulk_redrive_ends_when_the_queue_is_full() {
         dead_letter_all(&rig);
     }
     let of = Selection::default();
-    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), Cursor::Dead(0), 100)).unwrap();
+    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of.clone(), (Cursor::Dead(0), 100), false)).unwrap();
     let BulkProgress { done: 3, full: Some(Full::Messages { queued: 3, most: 3 }), next: Some(next), .. } = sweep
     else {
         panic!("{sweep:?}")
     };
     assert_eq!(rig.drain().len(), 3);
-    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of, next, 100)).unwrap();
+    let sweep = rig.runtime.block_on(rig.queue.redrive_all(of, (next, 100), false)).unwrap();
     assert_eq!(sweep, BulkProgress { done: 2, ..BulkProgress::default() });
 }
 
@@ -376,6 +376,7 @@ fn list_shows_queued_messages_in_order_and_then_dead_letters() {
         state,
         reason,
         conversation: conversation.map(Into::into),
+        ..Selection::default()
     };
     assert_eq!(names(&of(Some(StateFilter::Queued), None, None)), expected);
     expected.push("dead".into());
@@ -391,6 +392,107 @@ fn list_shows_queued_messages_in_order_and_then_dead_letters() {
     for never in ["", "x", "0-1", "0000002a-1", "-", &format!("{}9999", listed[0].id), &format!("+{}", listed[0].id)] {
         assert_eq!(rig.seek(never), Lookup::Never, "{never}");
     }
+}
+
+#[test]
+fn bulk_acts_and_lists_select_by_acceptance_and_a_dry_run_changes_nothing() {
+    let rig = Rig::new();
+    let mut times = Vec::new();
+    for number in 0..3 {
+        rig.push_all((0..100).map(|n| message(&format!("t{n}"), &format!("{number}-{n}"), "x")).collect());
+        times.push(rig.clock.now());
+        rig.skip(Duration::from_secs(60));
+    }
+    let of = |after: Option<usize>, before: Option<usize>| Selection {
+        accepted_after: after.map(|at| times[at]),
+        accepted_before: before.map(|at| times[at] + Duration::from_millis(1)),
+        ..Selection::default()
+    };
+    let sum = |act: &dyn Fn((Cursor, usize)) -> BulkProgress, start: Cursor| {
+        let (mut done, mut in_flight, mut next) = (0, 0, Some(start));
+        while let Some(after) = next {
+            let page = act((after, 30));
+            (done, in_flight, next) = (done + page.done, in_flight + page.in_flight, page.next);
+        }
+        (done, in_flight)
+    };
+    let delete = |of: Selection, dry_run| {
+        sum(&|page| rig.runtime.block_on(rig.queue.delete_all(of.clone(), page, dry_run)).unwrap(), of.start())
+    };
+    let redrive = |of: Selection, dry_run| {
+        let act = |page| rig.runtime.block_on(rig.queue.redrive_all(of.clone(), page, dry_run)).unwrap();
+        sum(&act, Cursor::Dead(0))
+    };
+    assert_eq!(rig.list(&of(Some(0), None)).len(), 200);
+    assert_eq!(rig.list(&of(None, Some(0))).len(), 100);
+    assert_eq!(rig.list(&of(Some(0), Some(1))).len(), 100);
+    assert_eq!(rig.list(&of(Some(1), Some(0))).len(), 0);
+    let head = rig.lease(1).pop().unwrap();
+    assert_eq!(delete(of(None, Some(0)), true), (99, 1));
+    assert_eq!((rig.overview().queued, rig.overview().dead), (300, 0));
+    assert_eq!(delete(of(None, Some(0)), false), (99, 1));
+    assert_eq!((rig.overview().queued, rig.overview().dead), (201, 99));
+    rig.settle(head, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
+    // Dead letters are selected in the same way, deleted ones only by their reason.
+    assert_eq!(redrive(of(None, None), true), (1, 0));
+    let deleted = |of| Selection { reason: Some(Reason::Deleted), ..of };
+    assert_eq!(redrive(deleted(of(Some(0), None)), true), (0, 0));
+    assert_eq!(redrive(deleted(of(None, Some(0))), true), (99, 0));
+    assert_eq!(rig.overview().dead, 100);
+    assert_eq!(redrive(deleted(of(None, Some(0))), false), (99, 0));
+    assert_eq!((rig.overview().queued, rig.overview().dead), (299, 1));
+    // With a reason a deletion is one of dead letters.
+    let invalid = || Selection { reason: Some(Reason::Invalid), ..Selection::default() };
+    assert_eq!((delete(invalid(), true), rig.list(&invalid()).len()), ((1, 0), 1));
+    assert_eq!((delete(invalid(), false), rig.list(&invalid()).len()), ((1, 0), 0));
+    assert_eq!(delete(deleted(Selection::default()), false), (0, 0), "it is deleted already");
+    assert_eq!((rig.overview().queued, rig.overview().dead), (299, 1));
+}
+
+#[test]
+fn summary_counts_every_message_by_age_and_reason_and_ranks_the_conversations() {
+    let month = Duration::from_secs(30 * 24 * 3600);
+    let rig = Rig::with(|options| (options.lifetime, options.dead_kept_for) = (month, month));
+    let summary = || {
+        let (mut steps, mut summary) = (0, Summary::default());
+        while !summary.is_complete() {
+            summary = rig.runtime.block_on(rig.queue.summarize(summary)).unwrap();
+            steps += 1;
+        }
+        (summary, steps)
+    };
+    let (empty, _) = summary();
+    assert_eq!((empty.queued, empty.dead, empty.most_queued.len(), empty.reasons.len()), ([0; 8], [0; 8], 0, 0));
+    for n in 0..3 {
+        rig.accepted(message(&format!("dead{n}"), "1", "x"));
+    }
+    assert_eq!(dead_letter_all(&rig).len(), 3);
+    let first = rig.list(&Selection::default())[0].id;
+    rig.delete(first).unwrap();
+    // One old message, one long conversation, and many short ones, in three classes of age.
+    rig.accepted(in_conversation("old", message("old", "1", "secret")));
+    let oldest = rig.overview().oldest;
+    rig.skip(Duration::from_secs(8 * 24 * 3600));
+    for part in 0..10 {
+        let long = |n| in_conversation("long", message("long", &format!("{part}-{n}"), "secret"));
+        rig.push_all((0..500).map(long).collect());
+    }
+    rig.skip(Duration::from_secs(61));
+    rig.push_all((0..600).map(|n| message(&format!("t{n}"), "1", "secret")).collect());
+    rig.accepted(in_conversation("two", message("two", "1", "secret")));
+    rig.accepted(in_conversation("two", message("two", "2", "secret")));
+    let (all, steps) = summary();
+    assert_eq!((all.queued, all.dead), ([602, 5000, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 3]));
+    assert_eq!(all.reasons, [("deleted", 1), ("invalid", 2)].into());
+    let of = |counts: &[ConversationCount]| -> Vec<(String, u64)> {
+        counts.iter().map(|count| (count.conversation.to_string(), count.queued)).collect()
+    };
+    let most = of(&all.most_queued);
+    assert_eq!(most.len(), 10);
+    assert_eq!(most[..2], [("long".into(), 5000), ("two".into(), 2)]);
+    assert_eq!(of(&all.longest_waiting)[..2], [("old".into(), 1), ("long".into(), 5000)]);
+    assert_eq!(Some(all.longest_waiting[0].oldest), oldest);
+    assert!(steps >= 4, "other requests run between {steps} steps");
 }
 
 #[test]
