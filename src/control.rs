@@ -45,7 +45,7 @@ use self::messages::query::{Target, target};
 pub use self::messages::schema::{Deleted, Message, MessageError, Messages, RedriveRequest, Redriven};
 pub use self::reply::ErrorBody;
 use self::reply::{ErrorReply, error_reply, invalid, json, parse_body};
-pub use self::summary::{Age, ConversationCount, Summary};
+pub use self::summary::schema::{Age, ConversationCount, Summary};
 use crate::message::Limits;
 use crate::queue::{Queue, StoreFailed};
 use crate::serve::{Peer, Reply};
