@@ -30,14 +30,14 @@ FILES = {
     f"{SHARE}/doc/connect-relay/changelog.Debian.gz": "-rw-r--r--",
     f"{SHARE}/doc/connect-relay/changelog.gz": "-rw-r--r--",
     f"{SHARE}/doc/connect-relay/copyright": "-rw-r--r--",
+    f"{SHARE}/doc/connect-relay/examples/connect-relay.socket": "-rw-r--r--",
     f"{SHARE}/doc/connect-relay/examples/relay.toml": "-rw-r--r--",
+    f"{SHARE}/doc/connect-relay/examples/socket.conf": "-rw-r--r--",
     f"{SHARE}/fish/vendor_completions.d/connect-relay.fish": "-rw-r--r--",
     f"{SHARE}/lintian/overrides/connect-relay": "-rw-r--r--",
     f"{SHARE}/man/man1/connect-relay.1.gz": "-rw-r--r--",
     f"{SHARE}/zsh/vendor-completions/_connect-relay": "-rw-r--r--",
 }
-# A socket unit, where there is one.
-FILES |= {f"usr/lib/systemd/system/{unit.name}": "-rw-r--r--" for unit in (ROOT / "deploy/systemd").glob("connect-relay.socket")}
 
 
 @pytest.fixture(scope="session")
@@ -247,5 +247,5 @@ def test_tarball_has_the_binary_its_texts_units_and_a_checksum(tmp_path):
     must("tar", "--extract", "--file", *(tmp_path / "release-files").glob("*.tar.gz"), cwd=tmp_path)
     folder = next(tmp_path.glob("connect-relay-*-linux"))
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert names >= {"connect-relay", "relay.toml", "LICENSE", "share/connect-relay.1", "systemd/connect-relay.service"}
+    assert names >= {"connect-relay", "relay.toml", "LICENSE", "share/connect-relay.1", "systemd/connect-relay.service", "systemd/connect-relay.socket"}
     assert must(folder / "connect-relay", "man") == (folder / "share/connect-relay.1").read_text()
