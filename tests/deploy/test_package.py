@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from kit import clocks, format3
+from kit import clocks, old_stores
 from kit.containers import debian, podman
 from kit.processes import BINARY, command
 from kit.tools import MACHINE, ROOT, ROOT_USER, WORK, must, run
@@ -197,7 +197,7 @@ def test_package_is_installed_upgraded_and_removed_without_losing_a_message(host
 
     # An upgrade while it is stopped, over a store of format 3, at the time at which that was made.
     host("systemctl", "stop", "connect-relay")
-    made = format3.unpack(tmp_path)
+    made = old_stores.unpack(3, tmp_path)
     shutil.rmtree(state / "queue")
     must("cp", "--recursive", tmp_path / "private/queue", state / "queue")
     must("chown", "--recursive", f"--reference={state}", state / "queue")
@@ -212,10 +212,10 @@ def test_package_is_installed_upgraded_and_removed_without_losing_a_message(host
     assert host.show("ActiveState") == "inactive", "an upgrade does not start a stopped relay"
     host("systemctl", "start", "connect-relay")
     status = host.status()
-    assert (status["queued"], status["dead_letters"]) == (len(format3.QUEUED), len(format3.DEAD))
+    assert (status["queued"], status["dead_letters"]) == (len(old_stores.QUEUED), len(old_stores.DEAD))
     host("connect-relay", "resume")
     until(lambda: host.status()["queued"] == 0, "what format 3 held is delivered")
-    assert sorted(host.delivered()[QUEUED:]) == sorted(format3.QUEUED)
+    assert sorted(host.delivered()[QUEUED:]) == sorted(old_stores.QUEUED)
 
     # A removal keeps what is queued, and the settings; so does a purge, but for the settings.
     drop_in.unlink()

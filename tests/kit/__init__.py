@@ -10,7 +10,7 @@
 | `helpers` | bots with the helper files of `examples/`, in Python and in JavaScript |
 | `cgroup` | memory limits |
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |
-| `disk`, `cuts`, `damage`, `mutants`, `clocks`, `format3` | durability: power cuts, damaged stores, clocks, a kept store |
+| `disk`, `cuts`, `damage`, `mutants`, `clocks`, `old_stores` | durability: power cuts, damaged stores, clocks, kept stores |
 | `browser` | a headless Chromium |
 | `monitoring` | Prometheus and the load in front of it |
 | `tools`, `helm_engine`, `containers` | deploy: the tools and containers that check `deploy/` |

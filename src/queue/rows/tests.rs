@@ -202,8 +202,8 @@ fn payloads() -> Vec<Vec<u8>> {
     ]
 }
 
-/// The rows that stores of formats 3 and 4 have, and the one that format 5 added. If a sum here changes, a relay cannot read the rows of older stores:
-/// the head of `rows` says which changes are possible.
+/// The rows that stores of formats 3 and 4 have, and the one that format 5 added. If a sum here changes, a relay cannot read
+/// the rows of older stores: the head of `rows` says which changes are possible.
 #[test]
 fn rows_are_encoded_as_in_the_oldest_format() {
     let sums: Vec<_> = payloads().iter().map(|payload| (payload.len(), crc32fast::hash(payload))).collect();

@@ -1,6 +1,7 @@
-"""A store as the relay of commit b1326e8 wrote it (format 3), kept in `format3.tar.gz`; and the script that made it:
+"""Stores as older relays wrote them, kept in `format3.tar.gz` (commit b1326e8) and `format4.tar.gz` (commit 3cc6810);
+and the script that made them:
 
-    PYTHONPATH=tests tests/.venv/bin/python -m kit.format3 BINARY
+    PYTHONPATH=tests tests/.venv/bin/python -m kit.old_stores FORMAT BINARY
 
 BINARY is a relay of that commit. It runs twice: the first run sends, is paused, accepts and ends cleanly, so its rows are
 in sled's log; the second accepts more and is killed, so those rows are in the journal alone. All callers come over TCP,
@@ -20,7 +21,7 @@ from kit import processes
 from kit.wait import until
 from kit.upstream import CUT, Upstream, error
 
-ARCHIVE = Path(__file__).with_suffix(".tar.gz")
+FORMATS = (3, 4)
 PLAIN, JSON = "text/plain", "application/json"
 WEEK, DEFAULT = 7 * 86400, 6 * 3600
 
@@ -89,14 +90,18 @@ def script(request):
     }.get(name, lambda: None)()
 
 
-def unpack(folder):
+def archive_of(version):
+    return Path(__file__).with_name(f"format{version}.tar.gz")
+
+
+def unpack(version, folder):
     """Puts the store where a relay with `--dir FOLDER` has it; gives the time at which it was made, in seconds."""
-    with tarfile.open(ARCHIVE) as archive:
+    with tarfile.open(archive_of(version)) as archive:
         archive.extractall(folder, filter="data")
         return archive.getmember("private/queue/format").mtime
 
 
-def pack(folder):
+def pack(folder, to):
     """Writes the archive: the names in order, without an owner, all with the time of the stamp."""
     made = int((folder / "private/queue/journal.0").stat().st_mtime)
     names = [name for name in sorted((folder / "private/queue").rglob("*")) if name.name not in ("ballast", "lock")]
@@ -108,11 +113,11 @@ def pack(folder):
             entry.uname = entry.gname = ""
             entry.mtime = made
             archive.addfile(entry, open(path, "rb") if path.is_file() else None)
-    ARCHIVE.write_bytes(gzip.compress(packed.getvalue(), 9, mtime=0))
-    print(f"{ARCHIVE}: {ARCHIVE.stat().st_size} bytes")
+    to.write_bytes(gzip.compress(packed.getvalue(), 9, mtime=0))
+    print(f"{to}: {to.stat().st_size} bytes")
 
 
-def make(binary):
+def make(version, binary):
     """Runs that relay and keeps its queue."""
     processes.BINARY = binary
     upstream = Upstream(script)
@@ -149,11 +154,11 @@ def make(binary):
         for client_token in SECOND:
             kept(client_token)
         relay.kill()
-        pack(relay.folder)
+        pack(relay.folder, archive_of(version))
     finally:
         relay.remove()
         upstream.stop()
 
 
 if __name__ == "__main__":
-    make(str(Path(sys.argv[1]).resolve()))
+    make(sys.argv[1], str(Path(sys.argv[2]).resolve()))

@@ -1,12 +1,12 @@
-"""The store of format 3 that is kept in the repository (`format3.py` says what it holds), opened by today's relay on a machine
-whose clock shows the time at which it was made: so this holds in years, too."""
+"""The stores of formats 3 and 4 that are kept in the repository (`old_stores.py` says what they hold), opened by today's relay on
+a machine whose clock shows the time at which they were made: so this holds in years, too."""
 
 import pytest
 
-from kit import clocks, format3
+from kit import clocks, old_stores
 from kit.callers import curl
 from kit.drained import start_on
-from kit.format3 import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
+from kit.old_stores import DEAD, DELIVERED, FIRST, HELD, LOST, FAILING, QUEUED, SECOND, send, token
 from kit.wait import until
 from kit.processes import free_port
 from kit.upstream import Upstream
@@ -18,10 +18,10 @@ SETTINGS = {
 
 
 class Kept:
-    """A relay that opens the stored format-3 folder for the first time, at a chosen later time."""
+    """A relay that opens a store of an older format for the first time, at a chosen later time."""
 
-    def __init__(self, folder, shim, later):
-        made = format3.unpack(folder)
+    def __init__(self, version, folder, shim, later):
+        made = old_stores.unpack(version, folder)
         self.machine = clocks.Machine(folder / "machine", shim)
         self.machine.step(made + later - self.machine.now())
         self.upstream = Upstream()
@@ -49,12 +49,12 @@ class Kept:
         self.upstream.stop()
 
 
-@pytest.fixture
-def kept(home, shim):
+@pytest.fixture(params=old_stores.FORMATS, ids="format{}".format)
+def kept(request, home, shim):
     relays = []
 
     def opened(later):
-        relays.append(Kept(home, shim, later))
+        relays.append(Kept(request.param, home, shim, later))
         return relays[-1]
 
     yield opened
@@ -70,13 +70,13 @@ def by_conversation(client_tokens):
     return lines
 
 
-def test_every_message_outcome_and_dead_letter_of_format_3_is_kept(kept):
+def test_every_message_outcome_and_dead_letter_of_an_older_format_is_kept(kept):
     relay = kept(later=60)
     queued = relay.messages("QUEUED")
     assert [line["ClientToken"] for line in queued] == QUEUED
     for line in queued:
         lifetime = clocks.seconds_of(line["ExpiryTime"]) - clocks.seconds_of(line["AcceptedTime"])
-        assert lifetime == (format3.WEEK if line["ClientToken"].startswith("week") else format3.DEFAULT)
+        assert lifetime == (old_stores.WEEK if line["ClientToken"].startswith("week") else old_stores.DEFAULT)
         assert 0 <= relay.machine.now() - clocks.seconds_of(line["AcceptedTime"]) < 600, line
     attempts = {line["ClientToken"]: line["Attempts"] for line in queued}
     assert attempts[FAILING] > 0 and attempts[LOST] > 0 and attempts["long-0"] == 0
@@ -87,7 +87,7 @@ def test_every_message_outcome_and_dead_letter_of_format_3_is_kept(kept):
     assert status["paused"]["reason"] == "kept"
 
 
-def test_repeats_of_format_3_messages_get_the_first_result(kept):
+def test_repeats_of_messages_of_an_older_format_get_the_first_result(kept):
     relay = kept(later=60)
     for client_token in DELIVERED:
         code, headers, reply = send(relay.url, client_token)
@@ -104,7 +104,7 @@ def test_repeats_of_format_3_messages_get_the_first_result(kept):
     assert relay.control("/status")["queued"] == len(QUEUED), "no repeat became a message"
 
 
-def test_format_3_messages_are_delivered_once_and_in_order(kept):
+def test_messages_of_an_older_format_are_delivered_once_and_in_order(kept):
     relay = kept(later=60)
     relay.control("/resume", "POST")
     until(lambda: relay.control("/status")["queued"] == 0, "all of it is delivered, and a resume lifts the hold")
@@ -112,7 +112,7 @@ def test_format_3_messages_are_delivered_once_and_in_order(kept):
     assert sorted(body["ClientToken"] for body in sent) == sorted(QUEUED)
     assert by_conversation(body["ClientToken"] for body in sent) == by_conversation(QUEUED)
     for request in relay.upstream.messages():
-        assert request.json == format3.message(request.json["ClientToken"])
+        assert request.json == old_stores.message(request.json["ClientToken"])
         assert request.token == token(request.json["ClientToken"])
     assert len(relay.messages("DEAD")) == 2
 
