@@ -112,6 +112,7 @@ impl Command {
 }
 
 /// Parses the arguments and runs the subcommand.
+#[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

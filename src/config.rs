@@ -98,6 +98,7 @@ impl Config {
     /// The effective configuration as TOML, in the order of `config/relay.toml`: as a file it gives the same
     /// configuration. A default is written as in that file, so that a `diff` of the two shows the settings. It contains
     /// no secrets, because no key has one as its value.
+    #[must_use]
     pub fn effective(&self) -> String {
         let map = |settings| keys(settings).into_iter().collect::<std::collections::BTreeMap<String, String>>();
         let (values, defaults) = (map(&self.settings), map(&Settings::default()));
@@ -125,6 +126,7 @@ impl Config {
     }
 
     /// The keys whose values differ.
+    #[must_use]
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let pairs = keys(&self.settings).into_iter().zip(keys(&other.settings));
         let mut changes: Vec<String> = pairs.filter(|(one, two)| one != two).map(|((key, _), _)| key).collect();
@@ -139,11 +141,13 @@ impl Config {
     }
 
     /// The Participant Service's base URL, as set or by the region.
+    #[must_use]
     pub fn endpoint(&self) -> &Uri {
         &self.endpoint
     }
 
     /// The queue's settings.
+    #[must_use]
     pub fn queue(&self) -> queue::Options {
         let Settings { queue, sender, .. } = &self.settings;
         queue::Options {
@@ -172,6 +176,7 @@ impl Config {
     }
 
     /// The pacer's settings.
+    #[must_use]
     pub fn pacer(&self) -> pacer::Options {
         let sender = &self.settings.sender;
         pacer::Options {
@@ -187,12 +192,14 @@ impl Config {
     }
 
     /// The settings for retrying and giving up.
+    #[must_use]
     pub fn policy(&self) -> Policy {
         let sender = &self.settings.sender;
         Policy { backoff: self.backoff(), hint_max: sender.retry_hint_max, attempts_max: sender.attempts_max }
     }
 
     /// The client's settings.
+    #[must_use]
     pub fn participant(&self) -> participant::Options {
         let sender = &self.settings.sender;
         participant::Options {
@@ -206,12 +213,14 @@ impl Config {
     }
 
     /// The sender's settings.
+    #[must_use]
     pub fn sender(&self) -> sender::Options {
         let sender = &self.settings.sender;
         sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
     }
 
     /// The settings of the bots' API.
+    #[must_use]
     pub fn ingress(&self) -> ingress::Options {
         let ingress = &self.settings.ingress;
         let mode = |mode| match mode {
@@ -235,6 +244,7 @@ impl Config {
     }
 
     /// The limits of the bots' connections, per listener.
+    #[must_use]
     pub fn connections(&self) -> serve::Limits {
         let ingress = &self.settings.ingress;
         serve::Limits {
@@ -246,6 +256,7 @@ impl Config {
     }
 
     /// The limits of a message's Content.
+    #[must_use]
     pub fn limits(&self) -> Limits {
         let ingress = &self.settings.ingress;
         let chars = &ingress.content_chars_max;
@@ -268,21 +279,25 @@ impl Config {
     }
 
     /// The operators' socket.
+    #[must_use]
     pub fn control_socket(&self) -> &Path {
         &self.settings.control.socket
     }
 
     /// True if operators may change contents.
+    #[must_use]
     pub fn control_edit(&self) -> bool {
         self.settings.control.edit
     }
 
     /// The time from the signal to the end.
+    #[must_use]
     pub fn grace(&self) -> Duration {
         self.settings.shutdown.grace
     }
 
     /// The format of log lines, and the least important level that is written.
+    #[must_use]
     pub fn log(&self) -> (Format, Level) {
         (self.settings.log.format, self.settings.log.level)
     }

@@ -242,11 +242,13 @@ type Tasks = JoinSet<&'static str>;
 
 impl Daemon {
     /// The addresses that were bound.
+    #[must_use]
     pub fn bound(&self) -> Bound {
         self.bound
     }
 
     /// A handle for changes while it runs.
+    #[must_use]
     pub fn reload(&self) -> Reload {
         self.reload.clone()
     }

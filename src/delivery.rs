@@ -123,6 +123,7 @@ pub enum Signal {
 
 impl Outcome {
     /// The `outcome` label of `attempts_total`.
+    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Outcome::Delivered(_) => "delivered",
@@ -136,6 +137,7 @@ impl Outcome {
     }
 
     /// The information about the destination.
+    #[must_use]
     pub fn signal(&self) -> Signal {
         match self {
             Outcome::Throttled { hint, .. } => Signal::Throttled(*hint),
@@ -146,6 +148,7 @@ impl Outcome {
     }
 
     /// The status of the answer, if there was one.
+    #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
             Outcome::Delivered(_) => Some(200),
@@ -159,6 +162,7 @@ impl Outcome {
     }
 
     /// The service's `x-amzn-RequestId`, if it answered for the message.
+    #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         match self {
             Outcome::Delivered(receipt) => receipt.request_id.as_deref(),
@@ -168,6 +172,7 @@ impl Outcome {
     }
 
     /// The cause in words, without secrets.
+    #[must_use]
     pub fn why(&self) -> &str {
         match self {
             Outcome::Delivered(_) => "delivered",
@@ -204,6 +209,7 @@ label_values! {
 
 impl Reason {
     /// The meaning of a 403. AWS documents neither text, so the text only selects the reason.
+    #[must_use]
     pub fn of_denial(error: &ServiceError) -> Reason {
         if error.text.contains("explicit deny") { Reason::TokenRefused } else { Reason::ChatOver }
     }
@@ -272,6 +278,7 @@ pub enum Disposition {
 }
 
 /// Decides the consequence of an attempt for its message. `jitter` is in 0..1.
+#[must_use]
 pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, jitter: f64) -> Disposition {
     let after = |failures: u32, hint: RetryHint| {
         let asked = if facts.destination_waits { Duration::ZERO } else { hint.at_most(policy.hint_max) };

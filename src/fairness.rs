@@ -31,6 +31,7 @@ pub enum Class {
 
 impl Class {
     /// The kind of a conversation whose oldest message was accepted at `oldest`.
+    #[must_use]
     pub fn of(oldest: Timestamp, now: Timestamp, fresh: Duration) -> Class {
         if now.since(oldest) < fresh { Class::Fresh } else { Class::Late }
     }
@@ -47,6 +48,7 @@ pub struct Others {
 
 /// Estimates the number of messages that are sent before one that has `ahead` messages of its own conversation before
 /// it. Its conversation gets a turn for each of them and one more; between two of its turns the others get theirs.
+#[must_use]
 pub fn before(kind: Class, ahead: u64, others: Others) -> u64 {
     let Others { fresh, late } = others;
     let round = match kind {
@@ -94,6 +96,7 @@ impl FreshTurns {
     }
 
     /// The number of conversations that wait in turns given within the last `fresh`.
+    #[must_use]
     pub fn waiting(&self, now: Timestamp, fresh: Duration) -> u64 {
         self.spans.iter().filter(|span| now.since(span.since) < fresh).map(|span| span.waiting).sum()
     }
@@ -108,6 +111,7 @@ pub struct RoundRobin {
 impl RoundRobin {
     /// Returns the kind that has the next turn; `None` if no conversation waits. `fresh` and `late` are true if one of
     /// that kind waits. Nothing changes before [`taken`](RoundRobin::taken).
+    #[must_use]
     pub fn next(self, fresh: bool, late: bool) -> Option<Class> {
         match (fresh, late) {
             (false, false) => None,

@@ -32,6 +32,7 @@ pub enum State {
 
 impl State {
     /// The state in one word.
+    #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
             State::Starting => "starting",
@@ -80,6 +81,7 @@ impl Destination {
     }
 
     /// The last observations.
+    #[must_use]
     pub fn seen(&self) -> Seen {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -95,16 +97,19 @@ pub struct Health {
 
 impl Health {
     /// The health of a starting relay. Its sender stores the milliseconds of its last step here (0 before the first).
+    #[must_use]
     pub fn new(last_step: Arc<AtomicU64>) -> Health {
         Health { last_step, ..Health::default() }
     }
 
     /// The destination, as the sender sees it.
+    #[must_use]
     pub fn destination(&self) -> Destination {
         self.destination.clone()
     }
 
     /// The state of the relay.
+    #[must_use]
     pub fn state(&self) -> State {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

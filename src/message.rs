@@ -70,6 +70,7 @@ pub enum Body {
 
 impl Body {
     /// The ContentType member on the wire; `None` for a disconnect.
+    #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         match self {
             Body::Message { content_type, .. } => Some(content_type.as_str()),
@@ -79,6 +80,7 @@ impl Body {
     }
 
     /// The Content member on the wire.
+    #[must_use]
     pub fn content(&self) -> Option<&Content> {
         match self {
             Body::Message { content, .. } => Some(content),
@@ -116,6 +118,7 @@ impl ContentType {
         [ContentType::Plain, ContentType::Markdown, ContentType::Json, ContentType::Interactive];
 
     /// The name on the wire.
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             ContentType::Plain => "text/plain",
@@ -126,11 +129,13 @@ impl ContentType {
     }
 
     /// Returns the type with this name.
+    #[must_use]
     pub fn parse(text: &str) -> Option<ContentType> {
         ContentType::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
     /// The last part of the limit's key under `ingress.content_chars_max`.
+    #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             ContentType::Plain => "plain",
@@ -222,11 +227,13 @@ pub struct Content(String);
 
 impl Content {
     /// Wraps a text.
+    #[must_use]
     pub fn new(text: String) -> Content {
         Content(text)
     }
 
     /// The text itself, for the wire and the disk.
+    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -255,6 +262,7 @@ impl ConnectionToken {
     }
 
     /// The bytes themselves, for the wire and the disk.
+    #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -296,6 +304,7 @@ impl From<ClientToken> for String {
 
 impl ClientToken {
     /// Generates a token, for a bot that sent none.
+    #[must_use]
     pub fn mint() -> ClientToken {
         ClientToken(uuid::Uuid::new_v4().to_string().into())
     }
@@ -315,6 +324,7 @@ impl ClientToken {
     }
 
     /// The text.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -346,12 +356,14 @@ impl ConversationKey {
     }
 
     /// The text.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 /// The name of a conversation in logs and replies: its key, or a short hash of the token that a bot can log as well.
+#[must_use]
 pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str> {
     use fmt::Write as _;
     if let Some(key) = key {

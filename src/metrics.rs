@@ -21,11 +21,13 @@ pub struct Metrics(Registry);
 
 impl Metrics {
     /// The registry itself, for rendering.
+    #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0
     }
 
     /// A counter.
+    #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::with_opts(opts(name, help)))
     }
@@ -42,36 +44,43 @@ impl Metrics {
     }
 
     /// A counter by labels.
+    #[must_use]
     pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(opts(name, help), labels))
     }
 
     /// A counter of seconds.
+    #[must_use]
     pub fn seconds(&self, name: &str, help: &str) -> prometheus::Counter {
         self.add(prometheus::Counter::with_opts(opts(name, help)))
     }
 
     /// A whole-numbered gauge.
+    #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::with_opts(opts(name, help)))
     }
 
     /// Whole-numbered gauges by labels.
+    #[must_use]
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(opts(name, help), labels))
     }
 
     /// A gauge of fractions.
+    #[must_use]
     pub fn level(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::with_opts(opts(name, help)))
     }
 
     /// Gauges of fractions by labels.
+    #[must_use]
     pub fn levels(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.add(GaugeVec::new(opts(name, help), labels))
     }
 
     /// A histogram with the given upper bounds.
+    #[must_use]
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
         self.add(Histogram::with_opts(opts))

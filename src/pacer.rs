@@ -121,6 +121,7 @@ pub struct Pacer {
 
 impl Pacer {
     /// A pacer that starts at the configured quota with a burst.
+    #[must_use]
     pub fn new(options: Options, now: Timestamp, seed: u64) -> Pacer {
         let estimator = RateEstimator::new(&options);
         let mut pacer = Pacer {
@@ -143,6 +144,7 @@ impl Pacer {
 
     /// A pacer that resumes with the stored rate if that is younger than an hour. It starts without a burst, and its
     /// first attempt is within two slots, jittered: the cause of this restart may have restarted all relays.
+    #[must_use]
     pub fn resumed(options: Options, kept: Option<LearnedRate>, now: Timestamp, seed: u64) -> Pacer {
         let mut pacer = Pacer::new(options, now, seed);
         if let Some(kept) = kept.filter(|kept| now.since(kept.at) < KEPT_FOR && kept.rate > 0.0) {
@@ -153,6 +155,7 @@ impl Pacer {
     }
 
     /// The rate to store over a restart; `None` before anything was learned.
+    #[must_use]
     pub fn kept(&self, now: Timestamp) -> Option<LearnedRate> {
         self.estimator.learned().map(|rate| LearnedRate { rate, at: now })
     }
@@ -259,11 +262,13 @@ impl Pacer {
     }
 
     /// The learned rate, requests per second.
+    #[must_use]
     pub fn rate(&self) -> f64 {
         self.estimator.rate()
     }
 
     /// The configured quota, requests per second.
+    #[must_use]
     pub fn quota_rate(&self) -> f64 {
         self.options.quota_rate
     }
@@ -274,11 +279,13 @@ impl Pacer {
     }
 
     /// The reason why only a probe may start; `None` while the gate is open.
+    #[must_use]
     pub fn closed(&self) -> Option<Closed> {
         self.gate.why()
     }
 
     /// The same, except after a single throttle: that is the normal cost of measuring.
+    #[must_use]
     pub fn closed_persistently(&self) -> Option<Closed> {
         self.gate.why().filter(|why| *why == Closed::Down || self.gate.times() > 1)
     }
@@ -344,6 +351,7 @@ pub struct Budget(Arc<Mutex<Pacer>>);
 
 impl Budget {
     /// Shares a pacer.
+    #[must_use]
     pub fn new(pacer: Pacer) -> Budget {
         Budget(Arc::new(Mutex::new(pacer)))
     }

@@ -314,6 +314,7 @@ impl Queue {
     }
 
     /// The rate that was learned before this start.
+    #[must_use]
     pub fn learned(&self) -> Option<LearnedRate> {
         self.learned
     }
@@ -329,6 +330,7 @@ impl Queue {
     }
 
     /// The duration so far of the commit under way; zero if there is none.
+    #[must_use]
     pub fn stalled(&self) -> Duration {
         match self.shared.commit_began.load(Ordering::Relaxed) {
             0 => Duration::ZERO,

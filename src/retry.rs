@@ -41,6 +41,7 @@ impl Default for Backoff {
 impl Backoff {
     /// The delay after the `failures`-th failure in a row (1 is the first). `jitter` in 0..1 selects a point in the
     /// randomised interval.
+    #[must_use]
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let mut intervals = ExponentialBackoffBuilder::new()
             .with_initial_interval(self.initial.min(self.max))
@@ -63,6 +64,7 @@ pub struct RetryHint(pub Option<Duration>);
 
 impl RetryHint {
     /// Reads the values of both headers and ignores a malformed one. A date is compared with the wall clock.
+    #[must_use]
     pub fn parse(amz_millis: Option<&str>, retry_after: Option<&str>, now: WallTime) -> RetryHint {
         let amz = amz_millis.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
         let standard = retry_after.map(str::trim).and_then(|text| match text.parse() {

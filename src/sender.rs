@@ -115,6 +115,7 @@ pub enum Step {
 impl Sender {
     /// A sender that has not asked the queue yet. `last_step` gets the time of every step, in milliseconds of
     /// [`Clock::awake`].
+    #[must_use]
     pub fn new(
         options: Options,
         queue: Queue,

@@ -57,11 +57,13 @@ impl ServiceManager {
     }
 
     /// True if there is a manager.
+    #[must_use]
     pub fn is_present(&self) -> bool {
         self.socket.is_some()
     }
 
     /// The manager's watchdog time-out, if it has one.
+    #[must_use]
     pub fn watchdog_timeout(&self) -> Option<Duration> {
         self.watchdog_timeout
     }

@@ -67,6 +67,7 @@ struct Shared {
 
 impl Simulator {
     /// Prepares a simulator.
+    #[must_use]
     pub fn new(options: Options, clock: Clock) -> Simulator {
         let (start, dice) = (Faults::of(&options), Mutex::new(fastrand::Rng::with_seed(options.seed)));
         let service = Mutex::new(Service::new(options, clock.now()));
@@ -93,11 +94,13 @@ impl Simulator {
     }
 
     /// The counts since the start.
+    #[must_use]
     pub fn counts(&self) -> Counts {
         self.service().counts
     }
 
     /// The messages accepted so far, in order; none unless [`Options::keep_accepted`] is set.
+    #[must_use]
     pub fn accepted(&self) -> Vec<Entry> {
         self.service().ledger.kept().to_vec()
     }

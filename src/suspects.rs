@@ -134,6 +134,7 @@ impl Class {
 
 impl<K: Copy + Eq + Hash> Suspects<K> {
     /// Creates an empty set of suspects.
+    #[must_use]
     pub fn new(options: Options) -> Suspects<K> {
         Suspects {
             options,
@@ -149,11 +150,13 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
     }
 
     /// True if the conversation failed or was throttled since its last delivery.
+    #[must_use]
     pub fn contains(&self, conversation: &K) -> bool {
         self.known.contains_key(conversation)
     }
 
     /// The starts that suspects may have now.
+    #[must_use]
     pub fn starts(&self, now: Timestamp) -> Starts {
         let in_flight = self.flights.values().filter(|flight| flight.suspect || flight.overdue).count();
         let capacity = (self.options.in_flight_max / 4).max(1).saturating_sub(in_flight);
@@ -194,6 +197,7 @@ impl<K: Copy + Eq + Hash> Suspects<K> {
     }
 
     /// The time at which the next attempt in flight becomes overdue.
+    #[must_use]
     pub fn next_overdue(&self) -> Option<Timestamp> {
         let waiting = self.flights.values().filter(|flight| !flight.overdue);
         waiting.map(|flight| flight.started + self.options.probe_max).min()

@@ -66,6 +66,7 @@ pub struct Timestamp(pub u64);
 
 impl Timestamp {
     /// The time elapsed since `earlier`; zero if `earlier` is later.
+    #[must_use]
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -85,11 +86,13 @@ pub struct WallTime(pub u64);
 
 impl WallTime {
     /// The time from `earlier` until this; zero if `earlier` is later.
+    #[must_use]
     pub fn since(self, earlier: WallTime) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
     /// Seconds since the Unix epoch, as a metric has them.
+    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of this era fit")]
     pub fn seconds(self) -> f64 {
         self.0 as f64 / 1000.0
@@ -109,6 +112,7 @@ impl WallTime {
     }
 
     /// The hour, minute and second, in UTC: `19:36:57`.
+    #[must_use]
     pub fn time_of_day(self) -> String {
         self.to_string()[11..19].to_owned()
     }
@@ -150,6 +154,7 @@ pub struct Anchor {
 impl Anchor {
     /// Returns the present point on the line of a store whose last anchor is `last`. `newest` is the newest timestamp
     /// in the store. See the table in the module's head.
+    #[must_use]
     pub fn resume(last: Option<Anchor>, newest: Timestamp, now: Reading) -> Timestamp {
         let inner = match last {
             None => Timestamp(now.wall.0),
@@ -167,6 +172,7 @@ impl Anchor {
     }
 
     /// The time on the wall clock for a point on the line, as far as this anchor knows.
+    #[must_use]
     pub fn shown(&self, inner: Timestamp) -> WallTime {
         shifted(inner, difference(self.wall.0, self.inner.0))
     }
@@ -190,6 +196,7 @@ struct Simulated {
 
 impl Machine {
     /// The machine that this process runs on.
+    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
     fn real() -> Machine {
         let boot = std::fs::read_to_string(BOOT_ID).ok().and_then(|text| BootId::parse(&text));
@@ -197,6 +204,7 @@ impl Machine {
     }
 
     /// A machine whose clocks change only by the methods below.
+    #[must_use]
     pub fn simulated(wall: WallTime) -> Machine {
         let boot = Some(BootId(fastrand::u128(..).to_ne_bytes()));
         let reading = Reading { boot, since_boot_ms: 1_000_000, wall };
@@ -243,6 +251,7 @@ impl Machine {
     }
 
     /// Reads all clocks.
+    #[must_use]
     pub fn read(&self) -> Reading {
         match &self.0 {
             Source::Simulated(clocks) => clocks.lock().unwrap_or_else(PoisonError::into_inner).reading,
@@ -300,11 +309,13 @@ struct Line {
 
 impl Clock {
     /// A clock of this machine. Its line begins as the wall clock.
+    #[must_use]
     pub fn system() -> Clock {
         Clock::of(&Machine::real())
     }
 
     /// A clock of a machine. Its line begins as the wall clock.
+    #[must_use]
     pub fn of(machine: &Machine) -> Clock {
         let Reading { since_boot_ms, wall, .. } = machine.read();
         let base = AtomicI64::new(difference(wall.0, since_boot_ms));
@@ -312,11 +323,13 @@ impl Clock {
     }
 
     /// A clock that changes only by [`Clock::skip`]: for tests in which no time may pass by itself.
+    #[must_use]
     pub fn still() -> Clock {
         Clock::of(&Machine::simulated(wall_clock()))
     }
 
     /// A clock of the same machine whose line does not change when a store is opened: for timings during the opening.
+    #[must_use]
     pub fn detached(&self) -> Clock {
         let Line { base, offset } = &*self.line;
         let copy = |number: &AtomicI64| AtomicI64::new(number.load(Ordering::Relaxed));
@@ -324,21 +337,25 @@ impl Clock {
     }
 
     /// Now, on the line.
+    #[must_use]
     pub fn now(&self) -> Timestamp {
         self.point(self.machine.since_boot_ms())
     }
 
     /// Now, on the wall clock.
+    #[must_use]
     pub fn wall(&self) -> WallTime {
         self.machine.read().wall
     }
 
     /// A time that stops while the machine sleeps: for work of a process while it runs. It is on no line.
+    #[must_use]
     pub fn awake(&self) -> Timestamp {
         self.machine.awake()
     }
 
     /// The time that the wall clock, as it is set now, shows or showed at a point on the line.
+    #[must_use]
     pub fn shown(&self, inner: Timestamp) -> WallTime {
         shifted(inner, self.offset(self.machine.read()))
     }
@@ -359,6 +376,7 @@ impl Clock {
     }
 
     /// Returns an anchor to store, if the last one is too old or the wall clock was stepped since.
+    #[must_use]
     pub fn anchor(&self, last: Option<Anchor>) -> Option<Anchor> {
         let anchor = self.present_anchor();
         let kept = last.is_some_and(|last| {
@@ -368,6 +386,7 @@ impl Clock {
     }
 
     /// True if the wall clock was stepped since an anchor.
+    #[must_use]
     pub fn is_stepped(&self, last: Option<Anchor>) -> bool {
         last.is_none_or(|last| {
             let present = self.present_anchor();
@@ -445,6 +464,7 @@ fn saturating(millis: u64) -> i64 {
 }
 
 /// Whole milliseconds, saturating.
+#[must_use]
 pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

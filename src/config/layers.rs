@@ -29,6 +29,7 @@ pub struct Sources {
 
 impl Sources {
     /// The sources of this process: the named file, else the default one if it exists; and the environment.
+    #[must_use]
     pub fn of_process(file: Option<PathBuf>, dir: Option<PathBuf>) -> Sources {
         let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
         Sources { file: file.or_else(default), environment: std::env::vars_os().collect(), dir }

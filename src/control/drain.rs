@@ -24,11 +24,13 @@ impl Drain {
     }
 
     /// True if a drain was requested.
+    #[must_use]
     pub fn is_requested(&self) -> bool {
         self.requested_grace.borrow().is_some()
     }
 
     /// The requested grace, if one was requested.
+    #[must_use]
     pub fn grace(&self) -> Option<Duration> {
         self.requested_grace.borrow().flatten()
     }

@@ -23,6 +23,7 @@ pub struct DrainState(Arc<watch::Sender<Intake>>);
 
 impl DrainState {
     /// Creates the open state.
+    #[must_use]
     pub fn open() -> DrainState {
         DrainState::default()
     }
@@ -43,11 +44,13 @@ impl DrainState {
     }
 
     /// True if the relay was asked to stop.
+    #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.0.borrow() >= Intake::Draining
     }
 
     /// True if no message is accepted any more.
+    #[must_use]
     pub fn is_closing(&self) -> bool {
         *self.0.borrow() == Intake::Closing
     }

@@ -69,6 +69,7 @@ pub struct UnixSocket {
 
 impl UnixSocket {
     /// The path of the socket, for checks from other parts.
+    #[must_use]
     pub fn socket_path(&self) -> SocketPath {
         self.socket_path.clone()
     }
@@ -131,6 +132,7 @@ struct Place {
 
 impl SocketPath {
     /// The path.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path
     }

@@ -64,6 +64,7 @@ struct Counter {
 
 impl ConnectionCount {
     /// The number of open connections now.
+    #[must_use]
     pub fn open(&self) -> usize {
         self.0.open.load(Ordering::Relaxed)
     }

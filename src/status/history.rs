@@ -64,6 +64,7 @@ pub struct Point {
 
 impl History {
     /// Creates a ring whose first sample is taken now.
+    #[must_use]
     pub fn new(metrics: Metrics, clock: Clock) -> History {
         let history = History { metrics, clock, ring: Arc::new(Mutex::new(VecDeque::with_capacity(SAMPLES_MAX))) };
         history.take();
@@ -94,6 +95,7 @@ impl History {
     }
 
     /// The intervals of the last hour, oldest first; the last one ends now.
+    #[must_use]
     pub fn points(&self) -> Vec<Point> {
         let now = self.sample();
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Status;
 
 /// The summary in one line.
+#[must_use]
 pub fn headline(status: &Status) -> String {
     let healthy = status.problems.is_empty();
     let mut line = match (status.state.as_str(), healthy) {
@@ -32,6 +33,7 @@ pub fn headline(status: &Status) -> String {
 }
 
 /// The figures: names and values. Shares are counted since `then`; `None` for the start of the relay.
+#[must_use]
 pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, String)> {
     let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
     let [throttled, quota_wait] = shares(status, then);
@@ -62,6 +64,7 @@ pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, Str
 }
 
 /// The share of attempts that were throttled, and the share of the time that was spent waiting for the quota.
+#[must_use]
 pub fn shares(now: &Status, then: Option<&Status>) -> [(&'static str, String); 2] {
     let nothing = Status::default();
     let then = then.unwrap_or(&nothing);

@@ -84,6 +84,7 @@ pub struct LogLevel {
 
 impl SettingsSender {
     /// Returns both ends.
+    #[must_use]
     pub fn new() -> (SettingsSender, SettingsRequests) {
         let (sender, receiver) = mpsc::channel(1);
         (SettingsSender(sender), SettingsRequests(receiver))
@@ -118,6 +119,7 @@ impl SettingsRequests {
 }
 
 /// The name of a level, as the configuration has it.
+#[must_use]
 pub fn level_name(level: Level) -> &'static str {
     LEVELS.iter().find(|(_, known)| *known == level).map_or("info", |(name, _)| name)
 }

@@ -128,6 +128,7 @@ impl Doctor {
     }
 
     /// True if contents and tokens cannot be read without a key.
+    #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.sealer.is_none()
     }
@@ -280,6 +281,7 @@ impl Doctor {
 
 impl Report {
     /// True if nothing is damaged.
+    #[must_use]
     pub fn is_sound(&self) -> bool {
         self.lost.is_empty() && self.incomplete.is_empty() && self.damage.is_empty()
     }
@@ -310,6 +312,7 @@ impl fmt::Display for Report {
 }
 
 /// The first ids of a list.
+#[must_use]
 pub fn named(ids: &[String]) -> String {
     let more = if ids.len() > NAMED_MAX { ", …" } else { "" };
     ids[..ids.len().min(NAMED_MAX)].join(", ") + more
