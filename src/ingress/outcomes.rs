@@ -79,7 +79,7 @@ pub(super) async fn open(
             StatusCode::GONE,
             "GoneException",
             "connect-relay: outcomes after this cursor are not kept any more (queue.outcomes_kept_for, \
-                 queue.outcomes_max); without a cursor the stream begins now",
+             queue.outcomes_max); without a cursor the stream begins now",
         ));
     };
     let comment_due = Box::pin(sleep(COMMENT_EVERY));

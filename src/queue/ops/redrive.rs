@@ -199,25 +199,27 @@ pub fn delete_all(
         return Ok(progress);
     }
     progress.next = scan(state, of, page, now, |state, message| {
-        let in_flight = match &message {
-            Stored::Queued(queued) => state.is_in_flight(&queued.record),
-            Stored::Dead(_) => false,
-        };
-        if in_flight {
-            progress.in_flight += 1;
-        } else {
-            progress.done += 1;
-        }
-        if !dry_run {
-            // A message in flight is refused here too.
-            let _ = delete_stored(state, message, now)?;
+        let deleted = if dry_run { may_delete(state, &message) } else { delete_stored(state, message, now)? };
+        match deleted {
+            Ok(()) => progress.done += 1,
+            Err(_) => progress.in_flight += 1,
         }
         Ok(true)
     })?;
     Ok(progress)
 }
 
+fn may_delete(state: &State, message: &Stored) -> Result<(), ActionError> {
+    match message {
+        Stored::Queued(queued) if state.is_in_flight(&queued.record) => Err(ActionError::InFlight),
+        _ => Ok(()),
+    }
+}
+
 fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<Result<(), ActionError>> {
+    if let Err(refused) = may_delete(state, &message) {
+        return Ok(Err(refused));
+    }
     let error = ServiceError {
         status: 410,
         code: "GoneException".into(),
@@ -226,9 +228,6 @@ fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<R
     };
     match message {
         Stored::Queued(queued) => {
-            if state.is_in_flight(&queued.record) {
-                return Ok(Err(ActionError::InFlight));
-            }
             let (conversation, token) = (queued.record.conversation, queued.record.token);
             let mut row = state.conversation(&conversation, now)?;
             let maybe_delivered = state.is_doubtful(&row, &queued.reference);
