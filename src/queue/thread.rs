@@ -378,8 +378,9 @@ impl QueueThread {
             effects: std::mem::take(&mut self.effects),
             wake_sender: std::mem::take(&mut self.state.wake_sender),
             messages_left: std::mem::take(&mut self.state.messages_left),
+            settled: std::mem::take(&mut self.state.settled),
         };
-        if committed.effects.is_empty() && !committed.wake_sender && !committed.messages_left {
+        if committed.is_empty() {
             return;
         }
         let left = match &self.applying {
