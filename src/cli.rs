@@ -39,6 +39,7 @@ mod run;
 mod send;
 mod signals;
 mod simulate;
+mod socket_holders;
 mod status;
 
 use exit_code::code;
