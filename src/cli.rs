@@ -40,6 +40,7 @@ mod run;
 mod send;
 mod signals;
 mod simulate;
+mod socket_holders;
 mod status;
 
 use exit_code::code;
