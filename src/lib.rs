@@ -25,7 +25,7 @@
 //! | program | [`cli`], over [`daemon`], over [`config`] |
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | the state as text | [`status`] |
-//! | their services | [`queue`], [`participant`], [`serve`] |
+//! | their services | [`queue`], [`participant`], [`serve`], [`fleet`] |
 //! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`malloc`] |
 //!
@@ -43,6 +43,7 @@ pub mod control;
 pub mod daemon;
 pub mod delivery;
 pub mod fairness;
+pub mod fleet;
 pub mod health;
 pub mod ingress;
 pub mod malloc;

@@ -14,7 +14,7 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["retry", "storage"],
     &["message", "delivery"],
     &["message_log", "pacer", "fairness", "suspects", "health", "service_manager"],
-    &["queue", "participant", "serve"],
+    &["queue", "participant", "serve", "fleet"],
     &["status"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
