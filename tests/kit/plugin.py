@@ -15,6 +15,7 @@ from kit import clocks, drained, processes
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
+from kit.nats import NatsListener, NatsServer
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
 from kit.upstream import ScriptedRelay, Upstream
@@ -134,6 +135,34 @@ def relays():
         except AssertionError as fault:
             faults.append(str(fault))
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def nats_servers():
+    """Creates NATS servers: `nats_servers(config)`; started unless `start=False`."""
+    made = []
+
+    def make(config="", start=True):
+        made.append(NatsServer(config))
+        return made[-1].start() if start else made[-1]
+
+    yield make
+    for server in made:
+        server.remove()
+
+
+@pytest.fixture
+def nats_listeners():
+    """Creates listeners: `nats_listeners(server, subject)`."""
+    made = []
+
+    def make(server, subject=">"):
+        made.append(NatsListener(server, subject))
+        return made[-1]
+
+    yield make
+    for listener in made:
+        listener.close()
 
 
 @pytest.fixture
