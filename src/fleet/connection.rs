@@ -20,7 +20,8 @@ use rustls::ClientConfig;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Credentials, Login, Options, Server};
+use super::credentials::Credentials;
+use super::options::{Login, Options, Server};
 use crate::tls;
 
 /// The time for one server to accept the connection and the relay's credentials. A server that is stopped accepts

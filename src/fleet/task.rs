@@ -21,8 +21,9 @@ use tracing::{info, warn};
 
 use super::connection::{Connector, Happening, Link};
 use super::freshness::Freshness;
+use super::options::Options;
 use super::quota::{Member, Message, PERIOD, SILENCE};
-use super::{Options, subject};
+use super::subject;
 use crate::metrics::Metrics;
 use crate::pacer::{self, Budget, Guidance};
 use crate::retry::Backoff;

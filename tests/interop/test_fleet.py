@@ -1,6 +1,5 @@
 """Relays that share one quota over a real NATS server: they join, divide, leave, fall silent and come back."""
 
-import base64
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from kit.callers import send
+from kit.nats import NKey
 from kit.processes import command
 from kit.wait import until
 
@@ -191,41 +191,39 @@ def test_account_without_the_right_to_the_subject_is_a_warning_that_names_it(fle
     assert relay.metrics()["fleet_up"] == 0
 
 
-def nkey(folder):
-    """A user's seed, written to a file, and its public key: by openssl, as NATS encodes them."""
-    pem = folder / "ed25519.pem"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", pem], check=True, capture_output=True)
-    der = {kind: subprocess.run(["openssl", "pkey", "-in", pem, *kind, "-outform", "DER"], check=True, capture_output=True).stdout for kind in ((), ("-pubout",))}
-    seed, public = der[()][-32:], der[("-pubout",)][-32:]
-
-    def encoded(prefix, key):
-        body = prefix + key
-        crc = 0
-        for byte in body:
-            crc ^= byte << 8
-            for _ in range(8):
-                crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
-        return base64.b32encode(body + crc.to_bytes(2, "little")).decode().rstrip("=")
-
-    user = 20 << 3
-    return encoded(bytes([18 << 3 | user >> 5, (user & 31) << 3]), seed), encoded(bytes([user]), public)
-
-
 @pytest.mark.needs("openssl")
 def test_credentials_file_with_an_nkey_is_accepted(fleet, nats_servers, tmp_path):
-    seed, public = nkey(tmp_path)
+    mine, other = NKey(tmp_path / "mine", "user"), NKey(tmp_path / "other", "user")
     file = tmp_path / "relay.nk"
-    file.write_text(seed + "\n")
-    server = nats_servers("authorization { users: [{ nkey: %s }] }" % public)
+    file.write_text(mine.seed + "\n")
+    server = nats_servers("authorization { users: [{ nkey: %s }] }" % mine.public)
     [relay] = fleet(1, servers=server.url, start=False, fleet__credentials_file=file)
-    relay.secrets |= {seed}
+    relay.secrets |= {mine.seed}
     relay.start()
     until(lambda: relay.metrics()["fleet_up"] == 1, "the relay joins")
-    other, _ = nkey(tmp_path)
-    file.write_text(other)
+    file.write_text(other.seed)
     [wrong] = fleet(1, servers=server.url, fleet__credentials_file=file)
     [line] = until(lambda: wrong.lines(WARNING), "the relay warns")
     assert "authorization violation" in line["why"].lower()
+
+
+@pytest.mark.needs("openssl")
+def test_credentials_file_with_a_jwt_is_accepted(fleet, nats_servers, tmp_path):
+    operator, account, user = (NKey(tmp_path / kind, kind) for kind in ("operator", "account", "user"))
+    unlimited = {name: -1 for name in ("subs", "data", "payload", "imports", "exports", "conn", "leaf")}
+    accounts = operator.issue(account.public, "account", limits=unlimited | {"wildcards": True})
+    operators = operator.issue(operator.public, "operator")
+    server = nats_servers(f"operator: {operators}\nresolver: MEMORY\nresolver_preload: {{ {account.public}: {accounts} }}")
+    file = tmp_path / "relay.creds"
+    token = account.issue(user.public, "user", subs=-1, data=-1, payload=-1, pub={"allow": ["cr.>"]}, sub={"allow": ["cr.>"]})
+    file.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
+    )
+    [relay] = fleet(1, servers=server.url, start=False, fleet__credentials_file=file)
+    relay.secrets |= {user.seed, token}
+    relay.start()
+    until(lambda: relay.metrics()["fleet_up"] == 1, "the relay joins")
 
 
 def certificates(folder):

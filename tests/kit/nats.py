@@ -1,5 +1,6 @@
-"""A NATS server of a test's own on loopback, and a plain client that listens on it."""
+"""A NATS server of a test's own on loopback, a plain client that listens on it, and its users' keys."""
 
+import base64
 import json
 import os
 import shutil
@@ -104,3 +105,46 @@ class NatsListener:
         self._reader.join(timeout=10)
         self._file.close()
         self._stream.close()
+
+
+class NKey:
+    """A key pair by openssl, in NATS' notation; `folder` is made."""
+
+    PREFIXES = {"operator": 14 << 3, "account": 0, "user": 20 << 3}
+
+    def __init__(self, folder, kind):
+        folder.mkdir()
+        self._pem, self._text = folder / "ed25519.pem", folder / "text"
+        self._openssl("genpkey", "-algorithm", "ed25519", "-out", self._pem)
+        seed = self._openssl("pkey", "-in", self._pem, "-outform", "DER")[-32:]
+        public = self._openssl("pkey", "-in", self._pem, "-pubout", "-outform", "DER")[-32:]
+        prefix = self.PREFIXES[kind]
+        self.public = self._encoded(bytes([prefix]), public)
+        self.seed = self._encoded(bytes([18 << 3 | prefix >> 5, (prefix & 31) << 3]), seed)
+
+    def issue(self, subject, kind, **members):
+        """A JWT for the public key `subject`, signed by this key."""
+        claims = {"jti": subject, "iat": 1_700_000_000, "iss": self.public, "sub": subject, "name": kind}
+        claims["nats"] = {"type": kind, "version": 2, **members}
+        parts = [self._base64(json.dumps(part).encode()) for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, claims)]
+        signed = ".".join(parts)
+        self._text.write_text(signed)
+        signature = self._openssl("pkeyutl", "-sign", "-rawin", "-inkey", self._pem, "-in", self._text)
+        return f"{signed}.{self._base64(signature)}"
+
+    @staticmethod
+    def _openssl(*args):
+        return subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=TIMEOUT).stdout
+
+    @staticmethod
+    def _base64(data):
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    @staticmethod
+    def _encoded(prefix, key):
+        body, crc = prefix + key, 0
+        for byte in body:
+            crc ^= byte << 8
+            for _ in range(8):
+                crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
+        return base64.b32encode(body + crc.to_bytes(2, "little")).decode().rstrip("=")
