@@ -203,7 +203,6 @@ fn each_rule_refuses_its_violations_with_an_error() {
         ("sender.ca_file = '/nowhere'", "{path}: sender.ca_file = /nowhere: No such file"),
         ("fleet.servers = ['a:4222']", "{path}: fleet.servers = [\"a:4222\"]: must be a list of servers, such as"),
         ("fleet.servers = ['nats://me:hush@a:0']", "{path}: fleet.servers = [(not shown)]: must be a list of servers"),
-        ("fleet.servers = 'nats://a'", "{path}: sender.connect_instance = \"\": must be set with fleet.share_quota"),
         ("fleet.name = ''", "{path}: fleet.name = \"\": must be 1 to 200 characters"),
         ("fleet.ca_file = 'ca.pem'", "{path}: fleet.ca_file = ca.pem: must be an absolute path, probably {cwd}/ca.pem"),
         (
@@ -399,11 +398,13 @@ fn a_ca_file_is_read_and_its_change_is_noticed() {
 }
 
 /// A configuration with a fleet; its files are in `dir`.
+#[cfg(feature = "fleet")]
 fn with_fleet(dir: &Path, more: &str) -> Result<Config, Vec<String>> {
     let more = more.replace("{dir}", dir.to_str().unwrap());
     with(&format!("sender.connect_instance = 'shop'\nfleet.servers = ['nats://a', 'tls://me:hush@b:1']\n{more}"))
 }
 
+#[cfg(feature = "fleet")]
 #[test]
 fn a_fleet_is_its_servers_and_their_logins_are_never_printed() {
     let dir = tempfile::tempdir().unwrap();
@@ -434,6 +435,7 @@ fn relays_with_one_destination_write_it_alike() {
     assert_eq!([of("https://vpce.example:8443"), of("http://127.0.0.1:80")], ["vpce.example:8443", "127.0.0.1"]);
 }
 
+#[cfg(feature = "fleet")]
 #[test]
 fn each_file_of_the_fleet_is_checked_and_its_change_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
@@ -472,9 +474,24 @@ fn each_file_of_the_fleet_is_checked_and_its_change_is_noticed() {
     assert_eq!(one.changes(&other), ["fleet.servers"], "a password counts");
 }
 
+#[cfg(not(feature = "fleet"))]
+#[test]
+fn servers_in_a_build_without_a_fleet_are_refused() {
+    let found = with("fleet.servers = 'nats://me:hush@a'\nsender.connect_instance = 'shop'").unwrap_err();
+    let expected = "{path}: fleet.servers = nats://***@a: must be empty: this build has no fleet (build it with the cargo \
+                    feature `fleet`)";
+    assert_eq!(found, [expected]);
+    assert!(with("fleet.name = 'shops'").is_ok());
+}
+
+#[cfg(feature = "fleet")]
 #[test]
 fn keys_of_the_fleet_that_exclude_or_need_each_other_are_refused() {
     let dir = tempfile::tempdir().unwrap();
+    let unnamed = with("fleet.servers = 'nats://a'").unwrap_err();
+    let expected = "{path}: sender.connect_instance = \"\": must be set with fleet.share_quota: relays that name the same \
+                    instance share its quota";
+    assert_eq!(unnamed, [expected]);
     for (more, expected) in [
         ("fleet.cert_file = '/c'", "fleet.cert_key_file = \"\": must be set with fleet.cert_file"),
         ("fleet.cert_key_file = '/k'", "fleet.cert_file = \"\": must be set with fleet.cert_key_file"),

@@ -66,12 +66,12 @@ pub struct Guided {
 struct Sharing {
     subject: String,
     member: Member,
-    /// The number of this run in its reports; 0 before the first.
-    run: u64,
+    /// The number of this run in its reports; `None` before the first.
+    run: Option<u64>,
     freshness: Freshness,
     guided: Guided,
-    /// The rate of the last guidance, if it was a share.
-    guided_to: Option<f64>,
+    /// The last decision that the sender was notified of.
+    notified: Guidance,
     /// The time at which the report was published that has not come back.
     on_its_way: Option<Timestamp>,
     members: IntGauge,
@@ -132,23 +132,8 @@ impl Fleet {
         let mut rng = fastrand::Rng::with_seed(seed);
         let sharing = options.quota.as_ref().map(|quota| {
             let now = clock.now();
-            let mut sharing = Sharing {
-                subject: subject::of_quota(&options.name, &quota.connect_instance, &quota.destination),
-                member: Member::new(&options.id, guided.pacer, now, seed),
-                run: 0,
-                freshness: Freshness::default(),
-                guided,
-                guided_to: None,
-                on_its_way: None,
-                members: metrics.gauge(
-                    "fleet_members",
-                    "Relays that share the quota and were heard in the last 3 s, this one included.",
-                ),
-                quota_rate: metrics
-                    .level("fleet_quota_rate", "Requests per second that the fleet has learned to make."),
-            };
-            sharing.guide(now);
-            sharing
+            let subject = subject::of_quota(&options.name, &quota.connect_instance, &quota.destination);
+            Sharing::new(subject, &options.id, guided, now, metrics, seed)
         });
         Ok(Fleet {
             name: options.name,
@@ -305,11 +290,30 @@ impl Fleet {
 }
 
 impl Sharing {
+    fn new(subject: String, id: &str, guided: Guided, now: Timestamp, metrics: &Metrics, seed: u64) -> Sharing {
+        let mut sharing = Sharing {
+            subject,
+            member: Member::new(id, guided.pacer, now, seed),
+            run: None,
+            freshness: Freshness::default(),
+            guided,
+            notified: Guidance::Alone,
+            on_its_way: None,
+            members: metrics.gauge(
+                "fleet_members",
+                "Relays that share the quota and were heard in the last 3 s, this one included.",
+            ),
+            quota_rate: metrics.level("fleet_quota_rate", "Requests per second that the fleet has learned to make."),
+        };
+        sharing.guide(now);
+        sharing
+    }
+
     /// Takes in the pacer's report, and returns the message for the others.
     fn tick(&mut self, now: Timestamp) -> Message {
         let report = self.guided.budget.pacer().report(now);
         let message = self.member.tick(report, now);
-        self.run = message.run;
+        self.run = Some(message.run);
         self.guide(now);
         message
     }
@@ -317,7 +321,7 @@ impl Sharing {
     /// Takes in a message. Returns true if it is this relay's own.
     fn heard(&mut self, payload: &[u8], now: Timestamp) -> bool {
         let Ok(Report { message, sent }) = serde_json::from_slice(payload) else { return false };
-        if message.run == self.run {
+        if Some(message.run) == self.run {
             self.on_its_way = None;
             return true;
         }
@@ -332,20 +336,20 @@ impl Sharing {
     fn guide(&mut self, now: Timestamp) {
         let guidance = self.member.guidance(now);
         self.guided.budget.pacer().guide(guidance, now);
-        let rate = match guidance {
-            Guidance::Share(share) => Some(share.rate),
-            Guidance::Alone | Guidance::Hold { .. } => None,
-        };
-        let changed = match (self.guided_to, rate) {
-            (Some(before), Some(rate)) => (rate - before).abs() > CHANGE * before,
-            (before, rate) => before.is_some() != rate.is_some(),
-        };
-        if changed {
-            self.guided_to = rate;
+        if differs(&self.notified, &guidance) {
+            self.notified = guidance;
             (self.guided.wake)();
         }
         self.members.set(i64::try_from(self.member.members(now)).unwrap_or(i64::MAX));
         self.quota_rate.set(self.member.quota_rate(now));
+    }
+}
+
+/// True if the sender may start noticeably more, or less, than before.
+fn differs(before: &Guidance, now: &Guidance) -> bool {
+    match (before, now) {
+        (Guidance::Share(before), Guidance::Share(now)) => (now.rate - before.rate).abs() > CHANGE * before.rate,
+        (before, now) => std::mem::discriminant(before) != std::mem::discriminant(now),
     }
 }
 
@@ -354,6 +358,71 @@ fn bytes(message: Message, now: Timestamp) -> Vec<u8> {
     serde_json::to_vec(&Report { message, sent: now.0 }).unwrap_or_default()
 }
 
-fn is_goodbye_of(payload: &[u8], run: u64) -> bool {
-    serde_json::from_slice(payload).is_ok_and(|Report { message, .. }| message.leaving && message.run == run)
+fn is_goodbye_of(payload: &[u8], run: Option<u64>) -> bool {
+    serde_json::from_slice(payload).is_ok_and(|Report { message, .. }| message.leaving && Some(message.run) == run)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::pacer::{Allowance, Pacer};
+
+    /// A relay's sharing, its pacer, and the number of notifications of its sender.
+    fn sharing(id: &str, seed: u64) -> (Sharing, Budget, Arc<AtomicUsize>) {
+        let pacer = pacer::Options::default();
+        let budget = Budget::new(Pacer::new(pacer, Timestamp(0), seed));
+        let woken = Arc::new(AtomicUsize::new(0));
+        let wake = Arc::clone(&woken);
+        let wake = Box::new(move || drop(wake.fetch_add(1, Ordering::Relaxed)));
+        let guided = Guided { budget: budget.clone(), pacer, wake };
+        let sharing = Sharing::new("s".into(), id, guided, Timestamp(0), &Metrics::default(), seed);
+        (sharing, budget, woken)
+    }
+
+    #[test]
+    fn own_report_that_comes_back_makes_room_for_the_next_and_is_no_other_relay() {
+        let (mut one, ..) = sharing("one", 1);
+        let report = bytes(one.tick(Timestamp(1000)), Timestamp(1000));
+        one.on_its_way = Some(Timestamp(1000));
+        assert!(one.heard(&report, Timestamp(1010)));
+        assert_eq!((one.on_its_way, one.member.members(Timestamp(1010))), (None, 1));
+    }
+
+    #[test]
+    fn late_report_and_bytes_that_are_no_report_are_ignored() {
+        let (mut one, ..) = sharing("one", 1);
+        let (mut other, ..) = sharing("other", 2);
+        let at = |ms: u64| Timestamp(ms);
+        for payload in [&b""[..], b"{}", b"null", b"[1]", b"\xff"] {
+            assert!(!one.heard(payload, at(500)));
+        }
+        assert_eq!(one.members.get(), 1);
+        let mut report = |ms| bytes(other.tick(at(ms)), at(ms));
+        let (first, second) = (report(1000), report(2000));
+        one.heard(&first, at(1005));
+        assert_eq!(one.members.get(), 2);
+        // A server that was stopped passes the second on when the relay may be gone.
+        one.heard(&second, at(9000));
+        one.tick(at(9001));
+        assert_eq!(one.members.get(), 1);
+        one.heard(&report(9500), at(9505));
+        assert_eq!(one.members.get(), 2);
+    }
+
+    #[test]
+    fn sender_is_notified_when_it_need_not_wait_any_longer() {
+        let (mut one, budget, woken) = sharing("one", 1);
+        assert_eq!(budget.pacer().allowance(Timestamp(10)), Allowance::Wait(Timestamp(3000)), "it waits for its share");
+        one.member.connected(Timestamp(20));
+        one.tick(Timestamp(1000));
+        let before = woken.load(Ordering::Relaxed);
+        one.tick(Timestamp(2000));
+        assert_eq!(woken.load(Ordering::Relaxed), before + 1, "it heard no other relay");
+        assert!(matches!(budget.pacer().allowance(Timestamp(2000)), Allowance::Start(_)));
+        one.tick(Timestamp(3000));
+        assert_eq!(woken.load(Ordering::Relaxed), before + 1, "nothing has changed");
+    }
 }
