@@ -9,8 +9,8 @@ import time
 import pytest
 
 from kit.callers import send
-from kit.nats import NKey
-from kit.processes import command
+from kit.nats import SERVER, NKey
+from kit.processes import ROOT, command
 from kit.wait import until
 
 TOKEN = "canary-token"
@@ -281,6 +281,59 @@ def test_what_others_publish_on_the_subject_is_no_report_and_harms_nothing(fleet
     until(lambda: members(relay) == 2, "a report of another relay is one, whoever sends it")
     until(lambda: members(relay) == 1, "and is forgotten")
     assert send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]).status == 200
+
+
+def test_check_online_tries_each_server_and_says_what_to_do(fleet, nats_servers):
+    users = '{ user: relay, password: "right" }, { user: guest, password: "guest", permissions: { publish: ["other"] } }'
+    server = nats_servers("authorization { users: [ %s ] }" % users)
+    relay, *_ = fleet(1, start=False)
+
+    def lines(login, url=server.url):
+        servers = url.replace("//", f"//{login}@")
+        done = command("check", "--online", "--dir", relay.folder, settings=relay.settings | {"fleet.servers": servers})
+        assert "s3same" not in done.stdout + done.stderr
+        return done.returncode, [line for line in done.stderr.splitlines() if line.startswith("fleet.servers nats")]
+
+    name = f"fleet.servers {server.url}: "
+    assert lines("relay:right") == (0, [name + "ok"])
+    code, [line] = lines("relay:s3same")
+    assert code == 1 and line.startswith(name) and "authorization violation" in line
+    assert line.endswith("check the user and password in fleet.servers, or fleet.credentials_file")
+    code, [line] = lines("guest:guest")
+    assert code == 1 and "allow the relay's account to publish and subscribe on cr.connect-relay.q.shop." in line
+    code, [line] = lines("relay:right", "nats://127.0.0.1:9")
+    assert code == 1 and "refused" in line.lower() and "check fleet.servers, and that this host may connect there" in line
+
+
+def test_shipped_configuration_of_the_servers_is_valid_and_gives_the_relays_their_rights_alone(fleet, nats_servers):
+    path = ROOT / "deploy/nats/nats.conf"
+    variables = {"NATS_NAME": "nats-1", "RELAY_PASSWORD": "s3same"}
+    done = subprocess.run([SERVER, "-t", "-c", path], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rights = path.read_text().partition("authorization {")[2]
+    server = nats_servers("authorization {" + rights.replace("$RELAY_PASSWORD", "s3same"))
+    url = server.url.replace("//", "//relay:s3same@")
+    [relay] = fleet(1, servers=url)
+    until(lambda: relay.metrics()["fleet_up"] == 1, "the relay joins")
+    [stranger] = fleet(1, servers=url, fleet__name="another")
+    [line] = until(lambda: stranger.lines(WARNING), "another fleet is refused")
+    assert "permissions violation" in line["why"].lower()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fleet.servers": "nats://a"},
+        {"fleet.servers": "a:4222"},
+        {"fleet.servers": "nats://a", "sender.connect_instance": "shop", "fleet.ca_file": "ca.pem"},
+        {"fleet.servers": "nats://a", "sender.connect_instance": "shop", "fleet.credentials_file": "/nowhere"},
+        {"fleet.servers": "nats://a", "sender.connect_instance": "shop", "fleet.cert_file": "/etc/passwd"},
+    ],
+)
+def test_bad_settings_are_78_before_a_socket_is_touched(settings, tmp_path):
+    done = command("run", "--dir", tmp_path / "relay", settings={"sender.region": "eu-west-2"} | settings)
+    assert done.returncode == 78 and "fleet." in done.stderr, done.stderr
+    assert not (tmp_path / "relay").exists()
 
 
 def connections(relay):
