@@ -37,6 +37,7 @@
 
 mod estimator;
 mod gate;
+mod guidance;
 mod options;
 #[cfg(test)]
 mod tests;
@@ -46,13 +47,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::estimator::RateEstimator;
 use self::gate::Gate;
+use self::guidance::Counts;
 use crate::delivery::Signal;
 use crate::retry::{Backoff, RetryHint};
 use crate::time::Timestamp;
 
+pub(crate) use self::estimator::RateEstimator;
 pub use self::gate::Closed;
+pub use self::guidance::{Guidance, Report, Share};
 pub use self::options::Options;
 
 /// The attempts that may start now.
@@ -90,6 +93,10 @@ const APART_MAX: f64 = 0.95;
 /// The longest delay after a slot, beside a quarter of the slot itself, at which a start still counts as held by its
 /// slot.
 const LAG_MAX: Duration = Duration::from_millis(250);
+/// The factor on the share of a relay that was throttled, until the fleet's next decision.
+const KEPT_TO_DECISION: f64 = 0.9;
+/// The lowest share: one request in a quarter of an hour.
+const RATE_LEAST: f64 = 0.001;
 /// A sender that started nothing for longer than this was not held back by its rate.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -116,6 +123,13 @@ pub struct Pacer {
     answered: Timestamp,
     /// The time of the last throttle or outage. Attempts that started before it contain no new information.
     closed_at: Timestamp,
+    /// The fleet's decision about this relay; `Alone` without a fleet.
+    guidance: Guidance,
+    /// The factor on the share from a throttle until the fleet's next decision.
+    cut: f64,
+    /// True if a request was accepted since the last throttle.
+    was_accepted: bool,
+    counts: Counts,
     rng: fastrand::Rng,
 }
 
@@ -136,6 +150,10 @@ impl Pacer {
             apart: Timestamp::default(),
             answered: Timestamp::default(),
             closed_at: Timestamp::default(),
+            guidance: Guidance::Alone,
+            cut: 1.0,
+            was_accepted: true,
+            counts: Counts::new(now),
             rng: fastrand::Rng::with_seed(seed),
         };
         pacer.tokens = pacer.depth();
@@ -157,11 +175,19 @@ impl Pacer {
     /// The rate to store over a restart; `None` before anything was learned.
     #[must_use]
     pub fn kept(&self, now: Timestamp) -> Option<LearnedRate> {
-        self.estimator.learned().map(|rate| LearnedRate { rate, at: now })
+        let learned = match self.guidance {
+            Guidance::Share(share) => Some(share.base),
+            Guidance::Alone | Guidance::Hold { .. } => self.estimator.learned(),
+        };
+        learned.map(|rate| LearnedRate { rate, at: now })
     }
 
     /// Returns the attempts that may start now.
     pub fn allowance(&mut self, now: Timestamp) -> Allowance {
+        self.leave_expired(now);
+        if let Guidance::Hold { until } = self.guidance {
+            return Allowance::Wait(until);
+        }
         match self.gate {
             Gate::Closed { until, .. } if now < until => return Allowance::Wait(until),
             // A probe without an answer delays the next one by no more than this.
@@ -175,7 +201,7 @@ impl Pacer {
             }
         }
         self.fill(now);
-        let rate = self.estimator.rate();
+        let rate = self.rate();
         let soon =
             |slots: f64| Allowance::Wait(now + Duration::from_secs_f64(slots / rate).max(Duration::from_millis(1)));
         if self.tokens < self.needed {
@@ -203,16 +229,18 @@ impl Pacer {
     pub fn started_beside(&mut self, now: Timestamp) {
         self.fill(now);
         // Only time in which the rate held back a message counts. A start at its slot was held back.
-        let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.estimator.rate());
+        let slack = LAG_MAX + Duration::from_secs_f64(0.25 / self.rate());
         let held = self.gate.why() != Some(Closed::Down) && self.slot.is_some_and(|slot| now <= slot + slack);
-        if let Some(last) = self.last_start {
+        if let Some(last) = self.last_start
+            && self.is_alone()
+        {
             self.estimator.sends(now.since(last).min(QUIET), held, &self.options);
         }
         self.tokens -= 1.0;
         self.needed = 1.0 + JITTER * (2.0 * self.rng.f64() - 1.0);
         let was_to = self.slot.unwrap_or(self.apart).max(self.apart);
         let late = now.since(was_to) <= LAG_MAX;
-        self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.estimator.rate());
+        self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.rate());
         self.last_start = Some(now);
         self.await_slot(now);
     }
@@ -224,7 +252,11 @@ impl Pacer {
         match signal {
             Signal::Answered => {
                 self.gate.answered();
-                self.estimator.accepted();
+                self.was_accepted = true;
+                self.counts.accepted += 1;
+                if self.is_alone() {
+                    self.estimator.accepted();
+                }
             }
             Signal::Throttled(hint) => self.throttled(started, now, hint),
             Signal::StillThrottled(hint) => {
@@ -240,8 +272,50 @@ impl Pacer {
         }
     }
 
+    /// Takes over the fleet's decision. Without a fleet it is never called.
+    pub fn guide(&mut self, guidance: Guidance, now: Timestamp) {
+        self.fill(now);
+        let was_alone = self.is_alone();
+        if let Guidance::Alone | Guidance::Hold { .. } = guidance {
+            self.leave();
+        }
+        self.guidance = guidance;
+        self.cut = 1.0;
+        if self.is_alone() {
+            return;
+        }
+        if was_alone && self.last_start.is_none() {
+            // All relays of a fleet may start at once: their first attempts are spread over one slot, without a burst.
+            self.tokens = self.rng.f64();
+        }
+        self.tokens = self.tokens.min(self.depth());
+        if self.slot.is_some() {
+            self.await_slot(now);
+        }
+    }
+
+    /// Notes if only the rate holds back a message now.
+    pub fn held_back(&mut self, now: Timestamp, held: bool) {
+        self.counts.held_back(now, held);
+    }
+
+    /// Returns the figures for the fleet. `held` covers the time since the last call.
+    pub fn report(&mut self, now: Timestamp) -> Report {
+        let held = self.counts.take_held(now);
+        let (rate, learned) = match self.guidance {
+            Guidance::Share(share) => (share.base, true),
+            Guidance::Alone | Guidance::Hold { .. } => {
+                self.estimator.learned().map_or((self.estimator.rate(), false), |rate| (rate, true))
+            }
+        };
+        let Counts { accepted, throttled, retracted, .. } = self.counts;
+        Report { accepted, throttled, retracted, held, rate, learned }
+    }
+
     /// Takes back a throttle that lowered the rate from `before` to `after` but was not caused by the rate.
     pub fn undo_rate_cut(&mut self, before: f64, after: f64) {
+        self.counts.retracted += 1;
+        (self.cut, self.was_accepted) = (1.0, true);
         self.estimator.undo_rate_cut(before, after, &self.options);
     }
 
@@ -254,7 +328,8 @@ impl Pacer {
     /// Takes a slot for an event that may be dropped, if one is to spare: half the burst is reserved for messages.
     pub fn take_spare(&mut self, now: Timestamp) -> bool {
         self.fill(now);
-        let spare = self.gate.is_open() && self.tokens >= 1.0 + self.depth() / 2.0;
+        let held = matches!(self.guidance, Guidance::Hold { until } if now < until);
+        let spare = !held && self.gate.is_open() && self.tokens >= 1.0 + self.depth() / 2.0;
         if spare {
             self.tokens -= 1.0;
         }
@@ -264,7 +339,10 @@ impl Pacer {
     /// The learned rate, requests per second.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.estimator.rate()
+        match self.guidance {
+            Guidance::Share(share) => (share.rate * self.cut).max(RATE_LEAST),
+            Guidance::Alone | Guidance::Hold { .. } => self.estimator.rate(),
+        }
     }
 
     /// The configured quota, requests per second.
@@ -291,7 +369,8 @@ impl Pacer {
     }
 
     fn throttled(&mut self, started: Timestamp, now: Timestamp, hint: RetryHint) {
-        if self.estimator.is_first_request() {
+        self.counts.throttled += 1;
+        if self.is_alone() && self.estimator.is_first_request() {
             // The throttle of one request contains no information about the rate. The request is repeated within a
             // second, at a random time, because other relays may have started at the same moment.
             self.close(started, now, Closed::Throttled, hint);
@@ -300,18 +379,47 @@ impl Pacer {
             return;
         }
         // Slots are left to others once; a further throttle before anything was accepted only waits for its own slot.
-        let left = if self.estimator.was_accepted() { YIELD * self.options.headroom } else { 0.0 };
+        let left = if self.was_accepted { YIELD * self.options.headroom } else { 0.0 };
         self.tokens = self.tokens.min(-left);
         if self.close(started, now, Closed::Throttled, hint) {
-            self.estimator.throttled(&self.options);
+            self.was_accepted = false;
+            match self.guidance {
+                Guidance::Share(_) => self.cut *= KEPT_TO_DECISION,
+                Guidance::Alone | Guidance::Hold { .. } => self.estimator.throttled(&self.options),
+            }
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
+        }
+    }
+
+    /// True while the relay uses no share of a fleet.
+    fn is_alone(&self) -> bool {
+        !matches!(self.guidance, Guidance::Share(_))
+    }
+
+    /// Goes on alone from the last share, if there is one.
+    fn leave(&mut self) {
+        if let Guidance::Share(share) = std::mem::take(&mut self.guidance) {
+            self.estimator = RateEstimator::left_with(share.base.max(RATE_LEAST), &self.options);
+            self.cut = 1.0;
+        }
+    }
+
+    /// Goes on alone if the fleet's decision has expired.
+    fn leave_expired(&mut self, now: Timestamp) {
+        match self.guidance {
+            Guidance::Hold { until } if now >= until => self.guidance = Guidance::Alone,
+            Guidance::Share(share) if now >= share.until => {
+                self.fill(share.until);
+                self.leave();
+            }
+            _ => {}
         }
     }
 
     /// Stores the time of the next slot; `None` if one is free already.
     fn await_slot(&mut self, from: Timestamp) {
         let slots = self.needed - self.tokens;
-        self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.estimator.rate()));
+        self.slot = (slots > 0.0).then(|| from + Duration::from_secs_f64(slots / self.rate()));
     }
 
     /// Closes the gate. Returns false if the attempt started before the gate was last closed.
@@ -334,13 +442,16 @@ impl Pacer {
 
     fn fill(&mut self, now: Timestamp) {
         let most = self.depth().max(self.tokens);
-        self.tokens = (self.tokens + self.estimator.rate() * now.since(self.filled_at).as_secs_f64()).min(most);
+        self.tokens = (self.tokens + self.rate() * now.since(self.filled_at).as_secs_f64()).min(most);
         self.filled_at = self.filled_at.max(now);
     }
 
     /// This relay's part of upstream's burst, less one slot of slack; enough for one attempt in any case.
     fn depth(&self) -> f64 {
-        let part = (self.estimator.rate() / self.options.quota_rate).min(1.0);
+        let part = match self.guidance {
+            Guidance::Share(share) => share.part.min(1.0),
+            Guidance::Alone | Guidance::Hold { .. } => (self.estimator.rate() / self.options.quota_rate).min(1.0),
+        };
         (f64::from(self.options.quota_burst) * part - 1.0).max(1.0 + JITTER)
     }
 }

@@ -325,6 +325,11 @@ impl Queue {
         self.shared.poked.notified()
     }
 
+    /// Wakes what waits for [`Queue::poked`]: more may start than it knows.
+    pub fn poke(&self) {
+        self.shared.poked.notify_one();
+    }
+
     /// Resolves when messages have left the queue, or sending pauses: arm it before looking.
     pub fn drained(&self) -> Notified<'_> {
         self.shared.drained.notified()

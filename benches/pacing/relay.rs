@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use connect_relay::delivery::Signal;
 use connect_relay::fairness::{Class, RoundRobin};
-use connect_relay::pacer::{Allowance, Pacer};
+use connect_relay::fleet::quota::{Member, Message, PERIOD};
+use connect_relay::pacer::{Allowance, Options, Pacer};
 
 use crate::world::{Attempt, Client, Millis, Turn, moment, timestamp};
 
@@ -18,6 +19,8 @@ pub trait Load {
     fn next(&mut self, now: Millis) -> Option<u64>;
     /// The time of the next due message.
     fn due(&self, now: Millis) -> Option<Millis>;
+    /// True if something is due.
+    fn waits(&self, now: Millis) -> bool;
     /// An attempt of this message has come back.
     fn ended(&mut self, _attempt: Attempt, _now: Millis, _delivered: bool) {}
 }
@@ -27,18 +30,71 @@ pub struct Relay<L> {
     pacer: Pacer,
     load: L,
     in_flight: usize,
+    seat: Option<Seat>,
+}
+
+/// A relay's place in a fleet.
+struct Seat {
+    member: Member,
+    from: Millis,
+    /// The relay stops then, with a goodbye.
+    until: Millis,
+    next_tick: Millis,
+    published: VecDeque<Message>,
 }
 
 impl<L> Relay<L> {
     /// A relay with this to send.
     pub fn new(pacer: Pacer, load: L) -> Relay<L> {
-        Relay { pacer, load, in_flight: 0 }
+        Relay { pacer, load, in_flight: 0, seat: None }
+    }
+
+    /// A relay of a fleet, from one moment to another. Its id is its number.
+    pub fn of_fleet(
+        number: usize,
+        options: Options,
+        pacer: Pacer,
+        load: L,
+        life: (Millis, Millis),
+        seed: u64,
+    ) -> Relay<L> {
+        let (from, until) = life;
+        let mut member = Member::new(&format!("relay-{number:03}"), options, timestamp(from), seed);
+        member.connected(timestamp(from));
+        let seat = Seat { member, from, until, next_tick: from, published: VecDeque::new() };
+        Relay { seat: Some(seat), ..Relay::new(pacer, load) }
+    }
+
+    /// Does what is due in the fleet. Returns false while the relay does not run.
+    fn tick(&mut self, now: Millis) -> bool {
+        let Some(seat) = &mut self.seat else { return true };
+        if now < seat.from || seat.next_tick == Millis::MAX {
+            return false;
+        }
+        if now >= seat.until {
+            seat.published.push_back(seat.member.goodbye());
+            seat.next_tick = Millis::MAX;
+            return false;
+        }
+        if now >= seat.next_tick {
+            let message = seat.member.tick(self.pacer.report(timestamp(now)), timestamp(now));
+            seat.published.push_back(message);
+            seat.next_tick = now + PERIOD.as_millis() as Millis;
+        }
+        self.pacer.guide(seat.member.guidance(timestamp(now)), timestamp(now));
+        true
     }
 }
 
 impl<L: Load> Client for Relay<L> {
     fn turn(&mut self, now: Millis) -> Turn {
+        let runs = self.tick(now);
+        let seat = self.seat.as_ref().map(|seat| seat.next_tick.min(seat.until).max(seat.from));
+        if !runs {
+            return Turn { wake: seat.filter(|at| *at > now), ..Turn::default() };
+        }
         let mut turn = Turn { wake: self.load.due(now), ..Turn::default() };
+        let mut held = false;
         while self.in_flight < IN_FLIGHT_MAX {
             match self.pacer.allowance(timestamp(now)) {
                 Allowance::Start(_) => {
@@ -50,9 +106,14 @@ impl<L: Load> Client for Relay<L> {
                 Allowance::Wait(until) | Allowance::Probing(until) => {
                     let until = moment(until);
                     turn.wake = Some(turn.wake.map_or(until, |due| due.max(now + 1).min(until)));
+                    held = self.load.waits(now);
                     break;
                 }
             }
+        }
+        if let Some(at) = seat {
+            self.pacer.held_back(timestamp(now), held);
+            turn.wake = Some(turn.wake.map_or(at, |wake| wake.min(at)));
         }
         turn
     }
@@ -61,6 +122,18 @@ impl<L: Load> Client for Relay<L> {
         self.in_flight -= 1;
         self.load.ended(attempt, now, signal == Signal::Answered);
         self.pacer.ended(timestamp(attempt.started), timestamp(now), signal);
+    }
+
+    fn publishes(&mut self) -> Option<Message> {
+        self.seat.as_mut()?.published.pop_front()
+    }
+
+    fn hears(&mut self, now: Millis, message: &Message) {
+        let Some(seat) = self.seat.as_mut().filter(|seat| (seat.from..seat.until).contains(&now)) else { return };
+        seat.member.heard(message, timestamp(now));
+        if message.division.is_some() {
+            self.pacer.guide(seat.member.guidance(timestamp(now)), timestamp(now));
+        }
     }
 
     fn rate(&self) -> f64 {
@@ -84,6 +157,10 @@ impl Load for Saturated {
 
     fn due(&self, now: Millis) -> Option<Millis> {
         (now < self.from).then_some(self.from)
+    }
+
+    fn waits(&self, now: Millis) -> bool {
+        (self.from..self.until).contains(&now)
     }
 }
 
@@ -207,6 +284,10 @@ impl Load for Chats {
 
     fn due(&self, now: Millis) -> Option<Millis> {
         self.arrivals.get(self.arrived).map(|line| line.at.max(now + 1))
+    }
+
+    fn waits(&self, _now: Millis) -> bool {
+        !self.fresh.is_empty() || !self.late.is_empty()
     }
 
     fn ended(&mut self, attempt: Attempt, now: Millis, delivered: bool) {

@@ -117,6 +117,19 @@ pub fn crowd(who: Who, count: usize, until: Millis, headroom: f64, seed: u64) ->
     (0..count).map(client).collect()
 }
 
+/// So many relays of one fleet, saturated.
+pub fn fleet(count: usize, options: Options, seed: u64) -> Vec<Box<dyn Client>> {
+    (0..count).map(|number| fleet_relay(number, options, (0, Millis::MAX), seed)).collect()
+}
+
+/// One relay of a fleet, saturated, from one moment to another. Relays that start together start within 0.3 s.
+fn fleet_relay(number: usize, options: Options, life: (Millis, Millis), seed: u64) -> Box<dyn Client> {
+    let seed = seed * 1000 + number as u64;
+    let life = (life.0 + fastrand::Rng::with_seed(seed).u64(0..300), life.1);
+    let pacer = Pacer::new(options, timestamp(life.0), seed);
+    Box::new(Relay::of_fleet(number, options, pacer, Saturated { from: life.0, until: Millis::MAX }, life, seed))
+}
+
 /// The rows of the table, in its order.
 pub const ROWS: &[Row] = &[
     Row { name: "1 relay, configured with the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
@@ -126,6 +139,12 @@ pub const ROWS: &[Row] = &[
     Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
     Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },
     Row { name: "100 relays", floor: Some(100.0 / (10.0 * 120.0)), play: hundred },
+    Row { name: "fleet of 5", floor: None, play: fleet_steady::<5, true> },
+    Row { name: "fleet of 20", floor: None, play: fleet_steady::<20, true> },
+    Row { name: "fleet of 100", floor: None, play: fleet_steady::<100, true> },
+    Row { name: "fleet of 5, all settings at their defaults", floor: None, play: fleet_steady::<5, false> },
+    Row { name: "fleet of 20, all settings at their defaults", floor: None, play: fleet_steady::<20, false> },
+    Row { name: "fleet of 100, all settings at their defaults", floor: None, play: fleet_steady::<100, false> },
     Row { name: "quota halves, later doubles, 5 relays", floor: Some(5.0 / (7.5 * 60.0)), play: halves_and_doubles },
     Row { name: "20 busy for 5 minutes, then 19 fall idle", floor: None, play: nineteen_fall_idle },
     Row { name: "5-minute outage, 20 relays", floor: None, play: outage },
@@ -207,6 +226,23 @@ fn twenty(seed: u64) -> Vec<Figure> {
 
 fn hundred(seed: u64) -> Vec<Figure> {
     steady(Who::Relays, 100, &Upstream::plain(), seed, [AtLeast(0.94), AtMost(0.1), AtLeast(0.85)])
+}
+
+/// A saturated fleet from a cold start. Goodput is relative to the quota less the headroom.
+fn fleet_steady<const COUNT: usize, const OF_TABLE: bool>(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let options = if OF_TABLE { options(0.0) } else { Options::default() };
+    let record = run(&upstream, &mut fleet(COUNT, options, seed), 720 * SECOND, seed);
+    let cold = Slice { record: &record, clients: COUNT, from: 0, to: 120 };
+    let warm = Slice { from: 120, to: 720, ..cold };
+    let cold_most = [(5, 0.01), (20, 0.02), (100, 0.05)].iter().find(|(count, _)| *count == COUNT).unwrap().1;
+    vec![
+        share("goodput", warm.goodput(&upstream) / (1.0 - options.headroom), AtLeast(0.99)),
+        percent("throttled", warm.throttled(), AtMost(0.004)),
+        share("fairness", warm.fairness(), AtLeast(0.99)),
+        share("goodput, first 120 s", cold.goodput(&upstream) / (1.0 - options.headroom), Reported),
+        percent("throttled, first 120 s", cold.throttled(), AtMost(cold_most)),
+    ]
 }
 
 fn baseline<const ADAPTIVE: bool, const COUNT: usize>(seed: u64) -> Vec<Figure> {

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use connect_relay::delivery::Signal;
+use connect_relay::fleet::quota::Message;
 use connect_relay::retry::RetryHint;
 use connect_relay::time::Timestamp;
 
@@ -20,6 +21,12 @@ pub trait Client {
     fn turn(&mut self, now: Millis) -> Turn;
     /// The result of an attempt.
     fn answered(&mut self, now: Millis, attempt: Attempt, signal: Signal);
+    /// Takes the next message that it publishes to its fleet.
+    fn publishes(&mut self) -> Option<Message> {
+        None
+    }
+    /// A message of another relay of its fleet.
+    fn hears(&mut self, _now: Millis, _message: &Message) {}
     /// The rate that it believes in, for the plot.
     fn rate(&self) -> f64 {
         0.0
@@ -53,12 +60,48 @@ pub struct Upstream {
     pub down: Vec<(Millis, Millis)>,
     /// Of a request and its answer together, and how much more or less by chance.
     pub latency: (f64, f64),
+    /// The connection between the relays of a fleet.
+    pub bus: Bus,
+}
+
+/// The connection between the relays of a fleet: a message arrives at all others, after a delay, or is lost.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    /// The delay of a message, and how much more or less by chance.
+    pub delay: (f64, f64),
+    /// The part of the messages that is lost, for each relay on its own.
+    pub loss: f64,
+    /// The periods in which the server is absent.
+    pub away: Vec<(Millis, Millis)>,
+    /// The periods in which the clients below a number and the others do not hear one another.
+    pub split: Vec<(Millis, Millis, usize)>,
+    /// The periods in which a client is stopped: its events wait until it continues.
+    pub stopped: Vec<(Millis, Millis, usize)>,
+}
+
+impl Bus {
+    /// 3 ± 2 ms, and one of a hundred messages is lost.
+    pub fn plain() -> Bus {
+        Bus { delay: (3.0, 2.0), loss: 0.01, away: Vec::new(), split: Vec::new(), stopped: Vec::new() }
+    }
+
+    fn connects(&self, one: usize, other: usize, now: Millis) -> bool {
+        let within = |from: Millis, to: Millis| (from..to).contains(&now);
+        let away = self.away.iter().any(|(from, to)| within(*from, *to));
+        let split = self.split.iter().any(|(from, to, at)| within(*from, *to) && (one < *at) != (other < *at));
+        !away && !split
+    }
+
+    /// The time at which a stopped client continues.
+    fn stopped_until(&self, client: usize, now: Millis) -> Option<Millis> {
+        self.stopped.iter().find(|(from, to, who)| *who == client && (*from..*to).contains(&now)).map(|(_, to, _)| *to)
+    }
 }
 
 impl Upstream {
     /// 10 a second and a burst of 15, 30 ± 10 ms away: what `connect-relay simulate` plays.
     pub fn plain() -> Upstream {
-        Upstream { quota: vec![(0, 10.0, 15.0)], down: Vec::new(), latency: (30.0, 10.0) }
+        Upstream { quota: vec![(0, 10.0, 15.0)], down: Vec::new(), latency: (30.0, 10.0), bus: Bus::plain() }
     }
 
     /// Another rate and burst.
@@ -115,6 +158,8 @@ enum Event {
     Wake(usize),
     Arrive { client: usize, started: Millis, mark: u64 },
     Answer { client: usize, started: Millis, mark: u64, fate: u8 },
+    Publish { client: usize, message: usize },
+    Hear { client: usize, message: usize },
 }
 
 /// Runs everybody until a moment.
@@ -124,6 +169,8 @@ pub fn run(upstream: &Upstream, clients: &mut [Box<dyn Client>], until: Millis, 
         tokens: upstream.quota_at(0).1,
         filled_at: 0,
         dice: fastrand::Rng::with_seed(seed ^ 0x5eed),
+        bus_dice: fastrand::Rng::with_seed(seed ^ 0xb05),
+        messages: Vec::new(),
         events: BinaryHeap::new(),
         sequence: 0,
         wakes: vec![None; clients.len()],
@@ -139,7 +186,30 @@ pub fn run(upstream: &Upstream, clients: &mut [Box<dyn Client>], until: Millis, 
         while record.believed.len() as u64 <= now / 1000 {
             record.believed.push(clients.iter().map(|client| client.rate()).sum());
         }
+        if let Event::Wake(client) | Event::Answer { client, .. } | Event::Hear { client, .. } = event
+            && let Some(until) = upstream.bus.stopped_until(client, now)
+        {
+            world.push(until, event);
+            continue;
+        }
         let client = match event {
+            Event::Publish { client, message } => {
+                for other in (0..clients.len()).filter(|other| *other != client) {
+                    if !upstream.bus.connects(client, other, now) || world.bus_dice.f64() < upstream.bus.loss {
+                        continue;
+                    }
+                    if let Some(until) = upstream.bus.stopped_until(other, now) {
+                        world.push(until, Event::Hear { client: other, message });
+                    } else {
+                        clients[other].hears(now, &world.messages[message]);
+                    }
+                }
+                continue;
+            }
+            Event::Hear { client, message } => {
+                clients[client].hears(now, &world.messages[message]);
+                client
+            }
             Event::Wake(client) => {
                 if world.wakes[client].is_some_and(|wake| wake <= now) {
                     world.wakes[client] = None;
@@ -168,6 +238,12 @@ pub fn run(upstream: &Upstream, clients: &mut [Box<dyn Client>], until: Millis, 
             let arrival = now + world.way();
             world.push(arrival, Event::Arrive { client, started: now, mark });
         }
+        while let Some(message) = clients[client].publishes() {
+            let (delay, jitter) = upstream.bus.delay;
+            let arrival = now + (delay + jitter * (2.0 * world.bus_dice.f64() - 1.0)).round() as Millis;
+            world.messages.push(message);
+            world.push(arrival, Event::Publish { client, message: world.messages.len() - 1 });
+        }
         if let Some(wake) = turn.wake {
             let wake = wake.max(now + 1);
             if world.wakes[client].is_none_or(|set| set > wake || set <= now) {
@@ -184,6 +260,8 @@ struct World<'a> {
     tokens: f64,
     filled_at: Millis,
     dice: fastrand::Rng,
+    bus_dice: fastrand::Rng,
+    messages: Vec<Message>,
     events: BinaryHeap<Reverse<(Millis, u64, Event)>>,
     sequence: u64,
     wakes: Vec<Option<Millis>>,

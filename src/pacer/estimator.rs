@@ -114,7 +114,7 @@ const BURST_NONE: f64 = 1.0;
 const BURST_PART: f64 = 0.7;
 
 #[derive(Debug)]
-pub(super) struct RateEstimator {
+pub(crate) struct RateEstimator {
     /// Requests per second, without a search.
     base: f64,
     /// The factor of the current search.
@@ -145,6 +145,8 @@ pub(super) struct RateEstimator {
     steady: f64,
     /// Seconds since the first attempt, and requests accepted in them; `None` after the first throttle.
     untried: Option<(f64, f64)>,
+    /// The lowest rate, if it is below `rate_min`: that of a relay that left a fleet with a smaller share.
+    floor: Option<f64>,
 }
 
 impl RateEstimator {
@@ -154,11 +156,29 @@ impl RateEstimator {
     }
 
     /// A share that starts at a learned rate.
-    pub(super) fn known(rate: f64, options: &Options) -> RateEstimator {
+    pub(crate) fn known(rate: f64, options: &Options) -> RateEstimator {
         let mut estimator = RateEstimator::at(rate, options);
         (estimator.untried, estimator.age, estimator.throttles) = (None, YOUTH, 3.0 * STEPS_TO_SETTLE);
         estimator.interval = estimator.due_in(options);
         estimator
+    }
+
+    /// The share of a relay that left a fleet with this rate. A hundred such relays must not begin at a hundred times
+    /// `rate_min`: it is no lower bound above this rate.
+    pub(super) fn left_with(rate: f64, options: &Options) -> RateEstimator {
+        let mut estimator = RateEstimator::known(rate, options);
+        if rate < options.rate_min {
+            estimator.floor = Some(rate);
+            (estimator.base, estimator.usual, estimator.recent) = (rate, rate, rate);
+            estimator.bound(options);
+            estimator.interval = estimator.due_in(options);
+        }
+        estimator
+    }
+
+    /// The rate of a whole fleet, which starts at the configured quota without a burst.
+    pub(crate) fn pooled(options: &Options) -> RateEstimator {
+        RateEstimator { untried: Some((FIRST_BURST, 0.0)), ..RateEstimator::new(options) }
     }
 
     fn at(rate: f64, options: &Options) -> RateEstimator {
@@ -180,18 +200,19 @@ impl RateEstimator {
             found: 0.0,
             steady: 1.0,
             untried: Some((0.0, 0.0)),
+            floor: None,
         };
         estimator.interval = estimator.due_in(options);
         estimator
     }
 
     /// Requests per second.
-    pub(super) fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.base * self.search
     }
 
     /// The rate without a search; `None` while no throttle contradicts the configured quota.
-    pub(super) fn learned(&self) -> Option<f64> {
+    pub(crate) fn learned(&self) -> Option<f64> {
         self.untried.is_none().then_some(self.base)
     }
 
@@ -200,13 +221,8 @@ impl RateEstimator {
         self.untried == Some((0.0, 0.0))
     }
 
-    /// True if a request was accepted since the last throttle.
-    pub(super) fn was_accepted(&self) -> bool {
-        self.in_row == 0
-    }
-
     /// Takes back the effect of a throttle, but never beyond the rate before it.
-    pub(super) fn undo_rate_cut(&mut self, before: f64, after: f64, options: &Options) {
+    pub(crate) fn undo_rate_cut(&mut self, before: f64, after: f64, options: &Options) {
         if before > after && after > 0.0 {
             self.base = self.base.max((self.base * before / after).min(before));
             self.usual = self.usual.max(self.base / NEAR);
@@ -217,7 +233,7 @@ impl RateEstimator {
     }
 
     /// Notes the start of an attempt and the time since the one before; `held` if only the rate delayed it.
-    pub(super) fn sends(&mut self, since_last: Duration, held: bool, options: &Options) {
+    pub(crate) fn sends(&mut self, since_last: Duration, held: bool, options: &Options) {
         let seconds = since_last.as_secs_f64();
         self.held = held;
         if let Some((running, _)) = &mut self.untried {
@@ -250,8 +266,39 @@ impl RateEstimator {
         self.bound(options);
     }
 
+    /// Notes accepted attempts of a whole fleet.
+    pub(crate) fn accepted_by_all(&mut self, attempts: f64) {
+        self.accepted += if self.held { attempts } else { 0.0 };
+        if attempts > 0.0 {
+            self.in_row = 0;
+        }
+    }
+
+    /// The rate without a search.
+    pub(crate) fn base(&self) -> f64 {
+        self.base
+    }
+
+    /// Continues at a rate that another relay learned, and keeps what is known of its steadiness.
+    pub(crate) fn continue_at(&mut self, base: f64, rate: f64, options: &Options) {
+        self.usual *= base / self.base;
+        (self.base, self.search) = (base, rate / base);
+        self.bound(options);
+        self.interval = self.due_in(options);
+    }
+
+    /// Lowers the rate to one that was measured while the quota was exceeded.
+    pub(crate) fn lower_to(&mut self, rate: f64, options: &Options) {
+        if rate < self.base {
+            (self.base, self.usual, self.recent, self.search) = (rate, rate, rate, 1.0);
+            (self.accepted, self.seconds) = (0.0, 0.0);
+            self.bound(options);
+            self.interval = self.due_in(options);
+        }
+    }
+
     /// Notes the throttle of an attempt that started after all earlier throttles were known.
-    pub(super) fn throttled(&mut self, options: &Options) {
+    pub(crate) fn throttled(&mut self, options: &Options) {
         self.early = if self.lateness() < EARLY { self.early + 1 } else { 0 };
         let step = if self.early >= EARLY_TIMES { self.step(options).max(EARLY_STEP) } else { self.step(options) };
         let burst = f64::from(options.quota_burst);
@@ -319,6 +366,7 @@ impl RateEstimator {
     }
 
     fn bound(&mut self, options: &Options) {
+        let options = &Options { rate_min: self.floor.unwrap_or(options.rate_min), ..*options };
         self.base = bounded(self.base, options);
         self.search = (bounded(self.rate(), options) / self.base).max(1.0);
         self.usual = self.usual.clamp(self.base / NEAR, self.base * NEAR);

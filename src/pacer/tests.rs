@@ -278,6 +278,106 @@ fn rate_keeps_within_its_bounds() {
     assert!((pacer.rate() - 3.0).abs() < 1e-9);
 }
 
+fn share(rate: f64, until: Timestamp) -> Guidance {
+    Guidance::Share(Share { rate, base: rate, part: 0.1, until })
+}
+
+#[test]
+fn relay_of_a_fleet_waits_for_its_share_and_begins_alone_without_one() {
+    let mut pacer = pacer();
+    pacer.guide(Guidance::Hold { until: after(3000) }, START);
+    assert_eq!(pacer.allowance(after(2999)), Allowance::Wait(after(3000)));
+    assert!(!pacer.take_spare(after(2999)), "a typing event waits too");
+    assert_eq!(pacer.allowance(after(3000)), Allowance::Start(1), "as without a fleet, with a burst");
+    assert_eq!(pacer.report(after(3000)).learned, false);
+}
+
+#[test]
+fn first_attempts_of_a_fleet_are_spread_over_a_slot() {
+    let mut firsts = Vec::new();
+    for seed in 0..200 {
+        let mut pacer = Pacer::new(options(), START, seed);
+        pacer.guide(Guidance::Hold { until: after(3000) }, START);
+        pacer.guide(share(0.1, after(60_000)), after(1000));
+        let first =
+            (1000..60_000).step_by(10).map(after).find(|now| matches!(pacer.allowance(*now), Allowance::Start(_)));
+        firsts.push(first.unwrap().since(after(1000)).as_secs_f64());
+    }
+    for slice in 0..4 {
+        let from = 2.5 * f64::from(slice);
+        let within = firsts.iter().filter(|first| (from..from + 2.5).contains(*first)).count();
+        assert!((25..=75).contains(&within), "{within} of 200 within 2.5 s from {from} s on");
+    }
+}
+
+#[test]
+fn share_is_used_as_it_is_and_throttles_are_only_reported() {
+    let mut pacer = pacer();
+    let mut now = START;
+    pacer.guide(share(2.0, after(600_000)), now);
+    let (mut started, mut last) = (0, None);
+    while now < after(300_000) {
+        now = now + Duration::from_millis(10);
+        if let Allowance::Start(_) = pacer.allowance(now) {
+            pacer.started(now);
+            pacer.ended(now, now, Signal::Answered);
+            (started, last) = (started + 1, Some(now));
+        }
+    }
+    assert!((598..=603).contains(&started), "{started} in 300 s at two a second");
+    let last = last.unwrap();
+    pacer.ended(last, now, Signal::Throttled(RetryHint::default()));
+    assert!(pacer.rate() < 2.0 && pacer.rate() > 1.7, "less until the fleet has decided: {}", pacer.rate());
+    pacer.guide(share(2.0, after(600_000)), now);
+    assert!((pacer.rate() - 2.0).abs() < 1e-9, "the fleet decides");
+    let report = pacer.report(now);
+    assert_eq!((report.accepted, report.throttled, report.learned), (started, 1, true));
+    assert!((report.rate - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn throttle_with_another_cause_is_reported_as_taken_back() {
+    let mut pacer = pacer();
+    pacer.guide(share(2.0, after(600_000)), START);
+    let before = pacer.rate();
+    pacer.started(START);
+    pacer.ended(START, START, Signal::Throttled(RetryHint::default()));
+    let lowered = pacer.rate();
+    assert!(lowered < before);
+    pacer.undo_rate_cut(before, lowered);
+    assert!((pacer.rate() - before).abs() < 1e-9);
+    assert_eq!(pacer.report(START).retracted, 1);
+}
+
+#[test]
+fn share_that_expires_is_the_rate_from_which_the_relay_goes_on_alone() {
+    for rate in [4.0, 0.09] {
+        let mut pacer = pacer();
+        pacer.guide(Guidance::Share(Share { rate: 1.5 * rate, base: rate, part: 0.1, until: after(3000) }), START);
+        assert!((pacer.rate() - 1.5 * rate).abs() < 1e-9);
+        let _ = pacer.allowance(after(2999));
+        assert!((pacer.rate() - 1.5 * rate).abs() < 1e-9);
+        let _ = pacer.allowance(after(3000));
+        assert!((pacer.rate() - rate).abs() < 1e-9, "without the rise of a search, also below rate_min");
+        assert_eq!(pacer.kept(after(3000)).map(|kept| kept.rate), Some(rate));
+        let mut bucket = (0.0, 0.0, 0.0);
+        alone(&mut pacer, &mut bucket, 3000, 300_000);
+        assert!((pacer.rate() - rate.min(0.2)).abs() < 1e-9, "it learns again: {}", pacer.rate());
+    }
+}
+
+#[test]
+fn time_in_which_only_the_rate_holds_back_a_message_is_reported_once() {
+    let mut pacer = pacer();
+    pacer.held_back(after(250), true);
+    pacer.held_back(after(500), false);
+    pacer.held_back(after(750), true);
+    assert!((pacer.report(after(1000)).held - 0.5).abs() < 1e-9);
+    assert!((pacer.report(after(2000)).held - 1.0).abs() < 1e-9, "it still does");
+    pacer.held_back(after(2000), false);
+    assert!(pacer.report(after(3000)).held.abs() < 1e-9);
+}
+
 /// From any configured quota the pacer finds the real one, lower or higher, within three minutes. In rare cases chance
 /// hides a part of the quota for longer, so the claim is about many cases, the same ones in every run.
 #[test]

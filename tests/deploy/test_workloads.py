@@ -218,7 +218,7 @@ def test_every_resource_is_valid_for_every_kubernetes(way):
 @pytest.mark.needs(KUBECTL)
 def test_a_workload_that_does_not_ask_is_left_alone(tmp_path):
     bystanders = [*BARE.values(), REDIS]
-    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp"))
+    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp", "fleet"))
     found = {one["metadata"]["name"]: one for one in resources}
     assert "connect-relay" in [one["name"] for one in template(found["asks"])["spec"]["initContainers"]]
     for bystander in bystanders:
@@ -317,6 +317,29 @@ def test_the_component_secret_gives_the_keys_to_the_relay_alone(tmp_path, kind):
 
 
 @pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_component_fleet_gives_the_servers_to_the_relay_alone(tmp_path, kind):
+    plain, shared = (tmp_path / name for name in ("plain", "shared"))
+    plain.mkdir()
+    shared.mkdir()
+    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
+    after = of_kind(kustomize([labelled(BARE[kind])], shared, ("relay", "fleet")), kind)
+    spec = template(after)["spec"]
+    relay = spec["initContainers"][0]
+    volume = named(spec["volumes"], "connect-relay-fleet")
+    mount = named(relay["volumeMounts"], "connect-relay-fleet")
+    assert volume["secret"] == {"secretName": "connect-relay-fleet"} and mount["readOnly"]
+    spec["volumes"].remove(volume)
+    relay["volumeMounts"].remove(mount)
+    source = {"secretKeyRef": {"name": "connect-relay-fleet", "key": "servers"}}
+    assert relay.pop("env") == [{"name": "CONNECT_RELAY__FLEET__SERVERS", "valueFrom": source}]
+    assert after == before
+    documented = {"CONNECT_RELAY__FLEET__SERVERS": "nats://relay:PASSWORD@nats.nats.svc:4222", "CONNECT_RELAY__SENDER__CONNECT_INSTANCE": "shop"}
+    done = run(BINARY, "check", env={**environment(), "AWS_REGION": "eu-west-2", **documented})
+    assert done.returncode == 0 and "PASSWORD" not in done.stdout + done.stderr
+
+
+@pytest.mark.needs(KUBECTL)
 @pytest.mark.parametrize("group", [None, 2000])
 def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are_there(tmp_path, group):
     mine = labelled(BARE["StatefulSet"])
@@ -338,7 +361,7 @@ def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are
 
 
 def test_the_patches_for_a_cronjob_are_those_of_the_other_kinds():
-    for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("sidecar", "grace")):
+    for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("fleet", "pod"), ("sidecar", "grace")):
         other = yaml.safe_load((KUBERNETES / name / f"{patch}.yaml").read_text())
         cron = "cronjob" if patch == "pod" else "grace-cronjob"
         mine = yaml.safe_load((KUBERNETES / name / f"{cron}.yaml").read_text())

@@ -17,6 +17,7 @@ from kit.browser import Browser
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
+from kit.nats import NatsListener, NatsServer
 from kit.outcomes import Outcomes
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
@@ -165,6 +166,34 @@ def outcomes():
     yield make
     for stream in made:
         stream.cut()
+
+
+@pytest.fixture
+def nats_servers():
+    """Creates NATS servers: `nats_servers(config)`; started unless `start=False`."""
+    made = []
+
+    def make(config="", start=True):
+        made.append(NatsServer(config))
+        return made[-1].start() if start else made[-1]
+
+    yield make
+    for server in made:
+        server.remove()
+
+
+@pytest.fixture
+def nats_listeners():
+    """Creates listeners: `nats_listeners(server, subject)`."""
+    made = []
+
+    def make(server, subject=">"):
+        made.append(NatsListener(server, subject))
+        return made[-1]
+
+    yield make
+    for listener in made:
+        listener.close()
 
 
 @pytest.fixture
