@@ -171,7 +171,8 @@ struct Redrive {
 
 /// Make dead letters of messages: they are not sent.
 ///
-/// Without ids: all queued messages that match the filters, except those in flight; with --reason dead letters.
+/// Without ids: all queued messages that match the filters, except those in flight. With --reason: the dead letters with this
+/// reason, which are then marked as deleted.
 #[derive(Debug, clap::Args)]
 struct Delete {
     #[command(flatten)]
