@@ -49,7 +49,35 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=f"NOT RUN: {', '.join(absent)}"))
 
 
+# The members of log lines that differ in type between two workers of pytest-xdist; each worker compares its own.
+_differing = []
+_members = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Receives what a worker has seen, in the process that started it."""
+    for name, (kind, line) in getattr(node, "workeroutput", {}).get("members", {}).items():
+        known, where = _members.setdefault(name, (kind, line))
+        if kind != known:
+            _differing.append(f"FAILED {name} is {kind} here and {known} there:\n{line}\n{where}")
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["members"] = {name: (kind.__name__, line) for name, (kind, line) in processes.MEMBERS.items()}
+    elif _differing:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter):
+    for text in _differing:
+        terminalreporter.write_line(text, red=True)
+    # record_property("figures", text): also from a worker, whose output is not shown.
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "figures" and report.when == "call":
+                terminalreporter.write_line(text)
     for report in terminalreporter.getreports("skipped"):
         terminalreporter.write_line(f"NOT RUN: {report.nodeid}: {report.longrepr[2]}", red=True)
 

@@ -201,7 +201,7 @@ class Relay:
 
 
 # The type of each member of all log lines of this run of the tests, and a line that has it.
-_MEMBERS = {"message": (str, "the contract"), "message_id": (str, "the contract")}
+MEMBERS = {"message": (str, "the contract"), "message_id": (str, "the contract")}
 
 
 def check_members(log):
@@ -216,7 +216,7 @@ def check_members(log):
         for name, value in entry.items():
             kind = float if type(value) is int else type(value)
             assert kind in (str, float, bool), f"{name} is no plain value: {line}"
-            known, where = _MEMBERS.setdefault(name, (kind, line))
+            known, where = MEMBERS.setdefault(name, (kind, line))
             assert kind is known, f"{name} is {kind.__name__} here and {known.__name__} there:\n{line}\n{where}"
 
 
