@@ -103,6 +103,17 @@ const STEADY_MAX: f64 = 5.0;
 const ALONE: f64 = 2.0;
 const MORE: f64 = 1.3;
 
+/// The step below the measured rate of a whole fleet.
+const POOL_STEP: f64 = 0.04;
+/// The part of the rate that is kept at a throttle in any case.
+const POOL_KEPT: f64 = 0.94;
+/// The factor of intervals.
+const POOL_PATIENCE: f64 = 1.5;
+/// The first step at a throttle that follows another at once.
+const POOL_EARLY: f64 = 0.015;
+/// The requests over which the rate of a whole fleet is measured.
+const POOL_FIND: f64 = 80.0;
+
 /// The factor of intervals for a headroom of 1.
 const HEADROOM: f64 = 150.0;
 
@@ -147,6 +158,11 @@ pub(crate) struct RateEstimator {
     untried: Option<(f64, f64)>,
     /// The lowest rate, if it is below `rate_min`: that of a relay that left a fleet with a smaller share.
     floor: Option<f64>,
+    /// True for the rate of a whole fleet: no other relay draws on the quota.
+    pooled: bool,
+    measured_at: f64,
+    /// The rate after the last throttle.
+    lowest: f64,
 }
 
 impl RateEstimator {
@@ -178,7 +194,12 @@ impl RateEstimator {
 
     /// The rate of a whole fleet, which starts at the configured quota without a burst.
     pub(crate) fn pooled(options: &Options) -> RateEstimator {
-        RateEstimator { untried: Some((FIRST_BURST, 0.0)), ..RateEstimator::new(options) }
+        RateEstimator { untried: Some((FIRST_BURST, 0.0)), pooled: true, ..RateEstimator::new(options) }
+    }
+
+    /// The rate of a whole fleet that starts at a learned rate.
+    pub(crate) fn pooled_at(rate: f64, options: &Options) -> RateEstimator {
+        RateEstimator { pooled: true, ..RateEstimator::known(rate, options) }
     }
 
     fn at(rate: f64, options: &Options) -> RateEstimator {
@@ -201,6 +222,9 @@ impl RateEstimator {
             steady: 1.0,
             untried: Some((0.0, 0.0)),
             floor: None,
+            pooled: false,
+            measured_at: 0.0,
+            lowest: rate,
         };
         estimator.interval = estimator.due_in(options);
         estimator
@@ -266,12 +290,13 @@ impl RateEstimator {
         self.bound(options);
     }
 
-    /// Notes accepted attempts of a whole fleet.
-    pub(crate) fn accepted_by_all(&mut self, attempts: f64) {
-        self.accepted += if self.held { attempts } else { 0.0 };
-        if attempts > 0.0 {
+    /// Notes the accepted attempts of a whole fleet in a period; `held` if only the rate limited them.
+    pub(crate) fn passes(&mut self, period: Duration, accepted: f64, held: bool, options: &Options) {
+        if accepted > 0.0 {
             self.in_row = 0;
         }
+        self.accepted += if held { accepted } else { 0.0 };
+        self.sends(period, held, options);
     }
 
     /// The rate without a search.
@@ -289,9 +314,9 @@ impl RateEstimator {
 
     /// Lowers the rate to one that was measured while the quota was exceeded.
     pub(crate) fn lower_to(&mut self, rate: f64, options: &Options) {
-        if rate < self.base {
+        if rate < self.rate() {
             (self.base, self.usual, self.recent, self.search) = (rate, rate, rate, 1.0);
-            (self.accepted, self.seconds) = (0.0, 0.0);
+            (self.accepted, self.seconds, self.lowest) = (0.0, 0.0, rate);
             self.bound(options);
             self.interval = self.due_in(options);
         }
@@ -299,6 +324,15 @@ impl RateEstimator {
 
     /// Notes the throttle of an attempt that started after all earlier throttles were known.
     pub(crate) fn throttled(&mut self, options: &Options) {
+        if self.pooled && self.untried.is_none() && self.accepted < POOL_FIND {
+            // The bucket was empty a moment ago, and the rate is nearly right; less so at each further throttle.
+            self.base *= 1.0 - (POOL_EARLY * 2f64.powi(self.early.min(10) as i32)).min(EARLY_STEP);
+            self.search = 1.0;
+            self.early += 1;
+            self.in_row += 1;
+            self.bound(options);
+            return;
+        }
         self.early = if self.lateness() < EARLY { self.early + 1 } else { 0 };
         let step = if self.early >= EARLY_TIMES { self.step(options).max(EARLY_STEP) } else { self.step(options) };
         let burst = f64::from(options.quota_burst);
@@ -321,7 +355,23 @@ impl RateEstimator {
             let belief =
                 if first_is_late || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
             let last = self.rate().min(self.recent).max(self.base);
+            let measured = self.measured(untried.is_some(), options);
+            let kept = POOL_KEPT.min(1.0 - options.headroom);
+            let step = if self.pooled && untried.is_none() && belief < 0.5 { 1.0 - kept } else { step };
             self.base *= (last / self.base).powf(belief) * (1.0 - step);
+            if self.pooled {
+                let measured = (measured * (1.0 - options.headroom.max(POOL_STEP))).min(last);
+                // A full bucket makes the average too small. The rate at the throttle is a little too large.
+                let overflowed = untried.is_some() || self.search > 1.0 || self.lateness() > LATE;
+                if measured > 0.0 {
+                    self.base = self.base.max(measured).min(if overflowed {
+                        last
+                    } else {
+                        last.min(measured.max(kept * last))
+                    });
+                }
+                self.measured_at = if belief > 0.5 { 0.0 } else { measured };
+            }
             (self.throttles, self.evidence) =
                 if belief > 0.5 { (0.0, 0.0) } else { (self.throttles + 1.0, self.evidence) };
             self.compare();
@@ -331,13 +381,33 @@ impl RateEstimator {
         self.usual *= (self.base / self.usual).powf(1.0 / (self.throttles + 1.0).min(LAG));
         self.recent = self.recent.min(1.2 * self.base);
         self.in_row += 1;
-        (self.accepted, self.seconds) = (0.0, 0.0);
+        (self.accepted, self.seconds, self.lowest) = (0.0, 0.0, self.base);
         self.interval = self.due_in(options);
     }
 
     /// The requests since the last throttle, as a multiple of those in which one is due.
     fn lateness(&self) -> f64 {
         self.accepted / (self.usual * self.interval)
+    }
+
+    /// The quota as measured from one throttle to the next; 0 if there were too few requests. The bucket was empty at
+    /// both, so it let pass what it was given. If it was full in between, the end of the rise says when it was not:
+    /// since then it lost its whole burst.
+    fn measured(&self, is_first: bool, options: &Options) -> f64 {
+        let burst = f64::from(options.quota_burst);
+        let seconds = self.seconds.max(1.0);
+        let (passed, least) =
+            if is_first { (self.accepted - burst, POOL_FIND / 2.0) } else { (self.accepted, POOL_FIND) };
+        if passed < least {
+            return 0.0;
+        }
+        let rise = (self.base - self.lowest).max(0.0);
+        let average = passed / seconds;
+        if !is_first && rise * seconds / 8.0 > 0.8 * burst {
+            average.max(self.base - (2.0 * burst * rise / seconds).sqrt())
+        } else {
+            average
+        }
     }
 
     /// Compares the average since the last throttle with the one before. Other relays make it differ; a bucket that
@@ -350,6 +420,9 @@ impl RateEstimator {
     }
 
     fn step(&self, options: &Options) -> f64 {
+        if self.pooled {
+            return (2.0 * POOL_STEP).max(options.headroom);
+        }
         let first = FIRST_STEP / rarer(options);
         let step = STEP + (first - STEP).max(0.0) / (1.0 + self.throttles / STEPS_TO_SETTLE);
         (step / self.steady).max(options.headroom)
@@ -359,7 +432,8 @@ impl RateEstimator {
         let rarer = rarer(options);
         let soon = rarer * SOON * SOON_GROWTH.powf(self.throttles) / self.usual;
         let fast = if self.throttles > 0.0 { FAST * self.usual.sqrt() } else { 0.0 };
-        let settled = (rarer * (INTERVAL + REQUESTS / self.usual) + fast).min(soon);
+        let settled = if self.pooled { POOL_PATIENCE } else { 1.0 }
+            * (rarer * (INTERVAL + REQUESTS / self.usual) + fast).min(soon);
         let young = (rarer * (YOUNG * self.base / 0.5).max(REQUESTS_MIN / self.base)).min(settled);
         let grown = (self.age / YOUTH).min(1.0);
         young.powf(1.0 - grown) * settled.powf(grown)

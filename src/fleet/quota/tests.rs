@@ -396,8 +396,11 @@ proptest! {
         for (index, (used, hungry)) in used.iter().enumerate() {
             let (held, run) = (f64::from(u8::from(*hungry)), index as u64 + 1);
             let message = Message { id: "a".to_owned(), run, held, used: *used, rate_max, ..Message::default() };
+            // The first message contains no demand yet.
+            member.heard(&message, START);
             member.heard(&message, START);
         }
+        member.own.known = true;
         let Division { rate, level, part, .. } = member.divide();
         let demand = |(used, hungry): &(f64, bool)| {
             let demand = if *hungry { f64::INFINITY } else { *used };
