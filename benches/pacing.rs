@@ -6,6 +6,7 @@
 //! cargo bench --bench pacing -- --plot FILE.svg   the plot somewhere else
 //! cargo bench --bench pacing -- --real            and 1, 5 and 20 relay processes against a simulated Connect, at the
 //!                                                 true rate: 12 minutes in all
+//! cargo bench --bench pacing -- --real --fleet    the same with relays that share their quota over a `nats-server`
 //! ```
 //!
 //! The pacer and the turns are the relay's own code; upstream is one token bucket (`world.rs`), everybody else is
@@ -54,6 +55,9 @@ struct Arguments {
     /// Play 1, 5 and 20 relay processes too: twelve minutes by the wall clock
     #[arg(long)]
     real: bool,
+    /// Let those processes share their quota over a NATS server, started from this binary
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "nats-server", requires = "real")]
+    fleet: Option<PathBuf>,
     /// The binary to play them with
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_connect-relay"))]
     relay: PathBuf,
@@ -95,7 +99,7 @@ fn play(arguments: &Arguments) -> anyhow::Result<usize> {
     println!("\nrate against time: {}", arguments.plot.display());
     if arguments.real {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        real::play(&arguments.relay, folder.path(), arguments.seeds)?;
+        real::play(&arguments.relay, folder.path(), arguments.seeds, arguments.fleet.as_deref())?;
     }
     Ok(missed)
 }

@@ -33,11 +33,13 @@ use zeroize::Zeroizing;
 use crate::delivery::Policy;
 use crate::message::Limits;
 use crate::retry::Backoff;
-use crate::{ingress, pacer, participant, queue, sender, serve};
+use crate::tls::Identity;
+use crate::{fleet, ingress, pacer, participant, queue, sender, serve};
 
 pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
 use schema::keys;
+use value::FleetServer;
 pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode};
 
 /// Every key with its default and a sentence.
@@ -51,6 +53,11 @@ const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 /// The keys that name a file which is read with the configuration.
 const CA_FILE: &str = "sender.ca_file";
 const KEY_FILE: &str = "queue.key_file";
+const FLEET_SERVERS: &str = "fleet.servers";
+const FLEET_CREDENTIALS_FILE: &str = "fleet.credentials_file";
+const FLEET_CA_FILE: &str = "fleet.ca_file";
+const FLEET_CERT_FILE: &str = "fleet.cert_file";
+const FLEET_CERT_KEY_FILE: &str = "fleet.cert_key_file";
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -62,6 +69,18 @@ pub struct Config {
     endpoint: Uri,
     extra_roots: Vec<u8>,
     sealing_keys: Vec<queue::SealingKey>,
+    fleet_files: FleetFiles,
+}
+
+/// The contents of the files that `fleet` names, and the relay's name there; empty without servers.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct FleetFiles {
+    /// The name of this relay in the fleet.
+    id: String,
+    credentials: Option<fleet::Credentials>,
+    extra_roots: Vec<u8>,
+    certificate: Vec<u8>,
+    identity: Option<Identity>,
 }
 
 /// All errors of a configuration, one line each: the source, the key, the allowed values.
@@ -81,6 +100,7 @@ impl Config {
         let extra_roots = layers.value_or_fault(CA_FILE, extra_roots);
         let sealing_keys = sealing_keys(&layers.settings.queue.key_file);
         let sealing_keys = layers.value_or_fault(KEY_FILE, sealing_keys);
+        let fleet_files = FleetFiles::read(&mut layers);
         let endpoint = endpoint(&layers.settings.sender);
         match endpoint {
             Some(endpoint) if layers.faults.is_empty() => Ok(Config {
@@ -90,6 +110,7 @@ impl Config {
                 endpoint,
                 extra_roots,
                 sealing_keys,
+                fleet_files,
             }),
             _ => Err(Faults([layers.faults, layers.warnings].concat())),
         }
@@ -97,7 +118,7 @@ impl Config {
 
     /// The effective configuration as TOML, in the order of `config/relay.toml`: as a file it gives the same
     /// configuration. A default is written as in that file, so that a `diff` of the two shows the settings. It contains
-    /// no secrets, because no key has one as its value.
+    /// no secrets: the login of a server of the fleet is written as `***`, and no other key has a secret as its value.
     #[must_use]
     pub fn effective(&self) -> String {
         let map = |settings| keys(settings).into_iter().collect::<std::collections::BTreeMap<String, String>>();
@@ -130,8 +151,17 @@ impl Config {
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let pairs = keys(&self.settings).into_iter().zip(keys(&other.settings));
         let mut changes: Vec<String> = pairs.filter(|(one, two)| one != two).map(|((key, _), _)| key).collect();
-        let files =
-            [(CA_FILE, self.extra_roots == other.extra_roots), (KEY_FILE, self.sealing_keys == other.sealing_keys)];
+        let (own, its) = (&self.fleet_files, &other.fleet_files);
+        let key = |files: &FleetFiles| files.identity.as_ref().map(|identity| identity.key.clone());
+        let files = [
+            (CA_FILE, self.extra_roots == other.extra_roots),
+            (KEY_FILE, self.sealing_keys == other.sealing_keys),
+            (FLEET_SERVERS, self.settings.fleet.servers == other.settings.fleet.servers),
+            (FLEET_CREDENTIALS_FILE, own.credentials == its.credentials),
+            (FLEET_CA_FILE, own.extra_roots == its.extra_roots),
+            (FLEET_CERT_FILE, own.certificate == its.certificate),
+            (FLEET_CERT_KEY_FILE, key(own) == key(its)),
+        ];
         for (key, same) in files {
             if !same && !changes.iter().any(|changed| changed == key) {
                 changes.push(key.into());
@@ -217,6 +247,26 @@ impl Config {
     pub fn sender(&self) -> sender::Options {
         let sender = &self.settings.sender;
         sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
+    }
+
+    /// The settings of the fleet; `None` without servers.
+    #[must_use]
+    pub fn fleet(&self) -> Option<fleet::Options> {
+        let Settings { fleet, sender, .. } = &self.settings;
+        let servers: Vec<_> = fleet.servers.iter().map(server).collect();
+        let quota = fleet::SharedQuota {
+            connect_instance: sender.connect_instance.clone(),
+            destination: destination(&self.endpoint),
+        };
+        (!servers.is_empty()).then(|| fleet::Options {
+            servers,
+            name: fleet.name.clone(),
+            id: self.fleet_files.id.clone(),
+            quota: fleet.share_quota.then_some(quota),
+            credentials: self.fleet_files.credentials.clone(),
+            extra_roots: self.fleet_files.extra_roots.clone(),
+            identity: self.fleet_files.identity.clone(),
+        })
     }
 
     /// The settings of the bots' API.
@@ -311,6 +361,69 @@ impl Config {
             max: backoff.max,
         }
     }
+}
+
+impl FleetFiles {
+    fn read(layers: &mut layers::Layers) -> FleetFiles {
+        let schema::Fleet { servers, credentials_file, ca_file, cert_file, cert_key_file, .. } =
+            layers.settings.fleet.clone();
+        if servers.is_empty() {
+            return FleetFiles::default();
+        }
+        let credentials = read_fleet_file(&credentials_file, |text| fleet::Credentials::parse(text).map(Some));
+        let pem = |label: &'static str, holds: &'static str| {
+            move |text: &str| match text.contains(label) {
+                true => Ok(text.as_bytes().to_vec()),
+                false => Err(format!("must hold {holds} in PEM")),
+            }
+        };
+        let certificate = read_fleet_file(&cert_file, pem("-----BEGIN CERTIFICATE-----", "a certificate"));
+        let certificate = layers.value_or_fault(FLEET_CERT_FILE, certificate);
+        let key = read_fleet_file(&cert_key_file, pem("PRIVATE KEY-----", "a private key"));
+        let key = Zeroizing::new(layers.value_or_fault(FLEET_CERT_KEY_FILE, key));
+        let identity =
+            (!certificate.is_empty() && !key.is_empty()).then(|| Identity { chain: certificate.clone(), key });
+        FleetFiles {
+            id: relay_id(&layers.settings.queue.path),
+            credentials: layers.value_or_fault(FLEET_CREDENTIALS_FILE, credentials),
+            extra_roots: layers.value_or_fault(FLEET_CA_FILE, certificates(&ca_file)),
+            certificate,
+            identity,
+        }
+    }
+}
+
+/// Reads a small file of text that `fleet` names; the default if none is named.
+fn read_fleet_file<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(T::default());
+    }
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
+    parse(&Zeroizing::new(text)).map_err(|fault| format!("{shown}: {fault}"))
+}
+
+/// The name of this host, which in Kubernetes is the pod's, and a number for the queue's folder: several relays may run on
+/// one host.
+fn relay_id(queue: &Path) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{:08x}", host.trim(), crc32fast::hash(queue.as_os_str().as_encoded_bytes()))
+}
+
+fn server(server: &FleetServer) -> fleet::Server {
+    let login = server.login().map(|(user, password)| match password {
+        Some(password) => fleet::Login::User(user, Zeroizing::new(password)),
+        None => fleet::Login::Token(Zeroizing::new(user)),
+    });
+    fleet::Server { tls: server.is_tls(), host: server.host().into(), port: server.port(), login }
+}
+
+/// An endpoint as all relays write it that send there: without scheme, in lower case, its port only if it is unusual.
+fn destination(endpoint: &Uri) -> String {
+    let default = if endpoint.scheme_str() == Some("http") { 80 } else { 443 };
+    let port = endpoint.port_u16().filter(|port| *port != default).map(|port| format!(":{port}"));
+    let host = endpoint.host().unwrap_or_default().to_ascii_lowercase();
+    format!("{host}{}{}", port.unwrap_or_default(), endpoint.path().trim_end_matches('/'))
 }
 
 /// The endpoint that is set, or the region's; `None` if neither gives one.

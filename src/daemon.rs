@@ -53,7 +53,7 @@ use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
 use crate::serve::{ConnectionCount, Inherited, Limits};
 use crate::service_manager::{Notification, ServiceManager};
-use crate::{message, participant, sender};
+use crate::{fleet, message, participant, sender};
 
 /// The longest closing phase: it is for the attempts in flight; no message is accepted in it.
 const CLOSING_MAX: Duration = Duration::from_secs(2);
@@ -87,6 +87,8 @@ pub struct Options {
     pub pacer: pacer::Options,
     /// The settings of the client.
     pub participant: participant::Options,
+    /// The settings of the fleet, if there is one.
+    pub fleet: Option<fleet::Options>,
     /// The operators' Unix socket.
     pub control_socket: PathBuf,
     /// True if operators may change contents.
@@ -125,6 +127,7 @@ impl From<&Config> for Options {
             sender: config.sender(),
             pacer: config.pacer(),
             participant: config.participant(),
+            fleet: config.fleet(),
             control_socket: config.control_socket().to_owned(),
             control_edit: config.control_edit(),
             admin: settings.admin.listen,

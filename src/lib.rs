@@ -25,13 +25,13 @@
 //! | program | [`cli`], over [`daemon`], over [`config`] |
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | the state as text | [`status`] |
-//! | their services | [`queue`], [`participant`], [`serve`], [`fleet`] |
-//! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], over [`message`], [`delivery`] |
+//! | their services | [`queue`], [`participant`], [`fleet`], [`serve`] |
+//! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], [`tls`], over [`message`], [`delivery`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`malloc`] |
 //!
 //! # Restrictions
-//! Only `storage` names sled, and it does not know the meaning of its rows. Only `participant` opens outbound
-//! connections, only `time` reads a clock, only `cli` and `config` read arguments and the environment, only `daemon`
+//! Only `storage` names sled, and it does not know the meaning of its rows. Only `participant` and
+//! `fleet` open outbound connections, only `time` reads a clock, only `cli` and `config` read arguments and the environment, only `daemon`
 //! spawns long-lived tasks. `ingress` and `sender` do not know each other. There are no statics: two relays run in one
 //! process. A waiting message is a row, never a task.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails says where"))]
@@ -62,3 +62,4 @@ pub mod status;
 pub mod storage;
 pub mod suspects;
 pub mod time;
+pub mod tls;

@@ -60,6 +60,7 @@ use crate::delivery::{Outcome, ServiceError};
 use crate::message::{Body, ClientToken, ConnectionToken, Content};
 use crate::retry::RetryHint;
 use crate::time::Clock;
+use crate::tls;
 
 /// The longest body read of an answer to an attempt.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -127,9 +128,9 @@ impl Participant {
             return Err("the proxy is not http://host:port".into());
         }
         let connector = if scheme == Scheme::HTTPS {
-            Connector::new(connect::with_roots(&options.extra_roots)?, options.proxy, options.connect_timeout)
+            Connector::new(tls::with_roots(&options.extra_roots)?, options.proxy, options.connect_timeout)
         } else if scheme == Scheme::HTTP {
-            Connector::new(connect::without_roots()?, None, options.connect_timeout)
+            Connector::new(tls::without_roots()?, None, options.connect_timeout)
         } else {
             return Err(format!("the endpoint's scheme is {scheme}, it takes https or http"));
         };

@@ -180,7 +180,7 @@ impl Sender {
         self.arm().await;
         let now = self.clock.now();
         self.last_step.store(self.clock.awake().0, Ordering::Relaxed);
-        self.metrics.quota(now, false);
+        self.held_back(now, false);
         if let Some(done) = self.tasks.try_join_next() {
             return self.handle_ended_task(done);
         }
@@ -195,7 +195,7 @@ impl Sender {
             Action::Wait(wait) => self.suspects.next_overdue().map_or(wait, |overdue| wait.min(overdue.since(now))),
         };
         let waits = matches!(allowance, Allowance::Wait(_) | Allowance::Probing(_));
-        self.metrics.quota(now, self.poll.more && waits && capacity > 0 && closed != Some(Closed::Down));
+        self.held_back(now, self.poll.more && waits && capacity > 0 && closed != Some(Closed::Down));
         tokio::select! {
             biased;
             Some(done) = self.tasks.join_next() => self.handle_ended_task(done),
@@ -205,6 +205,12 @@ impl Sender {
             }
             () = tokio::time::sleep(wait) => Ok(Step::Woken),
         }
+    }
+
+    /// Notes if from now on only the quota holds back a message: for the metrics, and for the fleet.
+    fn held_back(&mut self, now: Timestamp, held: bool) {
+        self.metrics.quota(now, held);
+        self.budget.pacer().held_back(now, held);
     }
 
     /// Makes sure that no later wake-up is missed.

@@ -13,6 +13,7 @@
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | space; `full` is null, or names the limit that refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
 //! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, the throttled ones of them, and the time in which something was due and only the quota held it |
+//! | `fleet` | null without a fleet; else `name`, `up` (a server passes this relay's reports on), and if it shares its quota `members`, this relay included, and `quota_rate`, which they have learned together |
 //! | `expiring`, `first_expiry` | queued messages that will expire before they can be sent, and when the first does: an estimate; null if none |
 //! | `problems` | sentences: each problem and its remedy; empty if healthy |
 //!
@@ -39,6 +40,9 @@ use crate::time::{Clock, Timestamp};
 /// The time after which a due message that could have been sent is a problem.
 const DUE_MAX: Duration = Duration::from_secs(60);
 
+/// The time after the start in which a fleet that was not joined yet is no problem.
+const JOINING_MAX: Duration = Duration::from_secs(3);
+
 /// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also
 /// at the lowest rate and with slow answers.
 const QUIET_MAX: Duration = Duration::from_secs(60);
@@ -60,6 +64,8 @@ pub struct RelayInfo {
     pub messages_max: u64,
     /// `queue.bytes_max`
     pub bytes_max: u64,
+    /// `fleet.name`, if there is a fleet.
+    pub fleet: Option<String>,
 }
 
 impl RelayInfo {
@@ -106,6 +112,7 @@ pub struct Status {
     pub quota_wait_seconds: f64,
     pub region: String,
     pub connect_instance: String,
+    pub fleet: Option<Fleet>,
     pub expiring: u64,
     pub first_expiry: Option<String>,
     pub problems: Vec<String>,
@@ -118,6 +125,17 @@ pub struct Status {
 pub struct Paused {
     pub since: String,
     pub reason: String,
+}
+
+/// The fleet, as this relay sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the module's head has the table")]
+pub struct Fleet {
+    pub name: String,
+    pub up: bool,
+    pub members: Option<u64>,
+    pub quota_rate: Option<f64>,
 }
 
 /// The facts from other parts of the relay.
@@ -136,13 +154,16 @@ struct Facts {
     clock: Clock,
 }
 
-/// The sender's own metrics: the status and `/metrics` cannot differ.
+/// The sender's and the fleet's own metrics: the status and `/metrics` cannot differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Counts {
     in_flight: u64,
     attempts: u64,
     throttled: u64,
     quota_wait: f64,
+    fleet_up: bool,
+    fleet_members: Option<u64>,
+    fleet_quota_rate: Option<f64>,
 }
 
 impl Counts {
@@ -157,13 +178,16 @@ impl Counts {
             let counted = series("attempts_total").iter().filter(|metric| metric.get_label().iter().all(of));
             counted.map(|metric| metric.get_counter().get_value()).sum::<f64>()
         };
-        let in_flight = series("in_flight").first().map_or(0.0, |metric| metric.get_gauge().get_value());
+        let gauge = |name: &str| series(name).first().map(|metric| metric.get_gauge().get_value());
         let waited = series("quota_wait_seconds_total").first();
         Counts {
-            in_flight: whole(in_flight),
+            in_flight: whole(gauge("in_flight").unwrap_or_default()),
             attempts: whole(attempts(None)),
             throttled: whole(attempts(Some("throttled"))),
             quota_wait: waited.map_or(0.0, |metric| metric.get_counter().get_value()),
+            fleet_up: gauge("fleet_up").is_some_and(|up| up > 0.0),
+            fleet_members: gauge("fleet_members").map(whole),
+            fleet_quota_rate: gauge("fleet_quota_rate"),
         }
     }
 }
@@ -204,6 +228,12 @@ impl Status {
             quota_wait_seconds: millis_of(counts.quota_wait),
             region: relay.region.clone(),
             connect_instance: relay.connect_instance.clone(),
+            fleet: relay.fleet.clone().map(|name| Fleet {
+                name,
+                up: counts.fleet_up,
+                members: counts.fleet_members,
+                quota_rate: counts.fleet_quota_rate.map(millis_of),
+            }),
             expiring: overview.expiring.messages,
             first_expiry: overview.expiring.first.map(|first| facts.clock.shown(first).to_string()),
             problems: problems(relay, facts),
@@ -301,6 +331,12 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
         problems.push(format!(
             "{} failed the checksum since the start and were set aside. The log names their kind; check the disk.",
             count(overview.corrupt, "record")
+        ));
+    }
+    if let Some(name) = relay.fleet.as_ref().filter(|_| !facts.counts.fleet_up && facts.uptime >= JOINING_MAX) {
+        problems.push(format!(
+            "The fleet {name} is not reached: this relay goes on alone from its last share of the quota, and tries again \
+             until it is. The log's last warning says why; `connect-relay check --online` tries each of fleet.servers."
         ));
     }
     if overview.held > 0 && !held_back {
@@ -428,6 +464,7 @@ mod tests {
             quota_rate: 10.0,
             messages_max: 100,
             bytes_max: 1 << 20,
+            fleet: None,
         }
     }
 
@@ -440,7 +477,7 @@ mod tests {
             rate: 9.000_499,
             closed: None,
             seen: Seen::default(),
-            counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5 },
+            counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5, ..Counts::default() },
             uptime: Duration::from_secs(90),
             now: NOW,
             clock: Clock::still(),
@@ -463,7 +500,7 @@ mod tests {
             "oldest_due_seconds": 0.0, "conversations": 0, "held": 0, "answer_lost": 0, "dead_letters": 0,
             "queue_bytes": 0, "queue_bytes_max": 1 << 20, "disk_free": 0, "full": null, "send_rate": 9.0,
             "quota_rate": 10.0, "gate": "open", "in_flight": 2, "attempts": 40, "throttled": 1, "quota_wait_seconds": 1.5, "region": "eu-west-2", "connect_instance": "shop",
-            "expiring": 0, "first_expiry": null, "problems": [],
+            "fleet": null, "expiring": 0, "first_expiry": null, "problems": [],
         });
         assert_eq!(shown, expected);
         assert_eq!(serde_json::from_value::<Status>(shown).unwrap(), status, "and clients can read it");
@@ -591,6 +628,25 @@ mod tests {
     }
 
     #[test]
+    fn fleet_is_shown_and_one_that_is_not_reached_is_a_problem() {
+        let mut facts = facts();
+        let relay = RelayInfo { fleet: Some("shops".into()), ..relay_info() };
+        let status = Status::of(&relay, &facts);
+        assert_eq!(status.fleet, Some(Fleet { name: "shops".into(), ..Fleet::default() }));
+        let [problem] = &status.problems[..] else { panic!("{:?}", status.problems) };
+        assert!(problem.starts_with("The fleet shops is not reached: "), "{problem}");
+        facts.uptime = Duration::from_secs(2);
+        assert_eq!(problems(&relay, &facts), Vec::<String>::new(), "it may still join");
+        facts.uptime = Duration::from_secs(90);
+        (facts.counts.fleet_up, facts.counts.fleet_members) = (true, Some(3));
+        facts.counts.fleet_quota_rate = Some(29.500_1);
+        let status = Status::of(&relay, &facts);
+        let shown = serde_json::to_value(status.fleet).unwrap();
+        assert_eq!(shown, serde_json::json!({ "name": "shops", "up": true, "members": 3, "quota_rate": 29.5 }));
+        assert_eq!(status.problems, Vec::<String>::new());
+    }
+
+    #[test]
     fn pause_is_shown_with_its_reason_and_refused_tokens_are_no_pause() {
         let mut facts = facts();
         facts.overview.paused = Some(pause("it moves"));
@@ -611,7 +667,18 @@ mod tests {
         attempts.with_label_values(&["delivered"]).inc_by(7);
         attempts.with_label_values(&["throttled"]).inc_by(2);
         metrics.seconds("quota_wait_seconds_total", "Time.").inc_by(0.25);
-        let expected = Counts { in_flight: 5, attempts: 9, throttled: 2, quota_wait: 0.25 };
+        metrics.gauge("fleet_up", "Up.").set(1);
+        metrics.gauge("fleet_members", "Members.").set(3);
+        metrics.level("fleet_quota_rate", "Rate.").set(29.5);
+        let expected = Counts {
+            in_flight: 5,
+            attempts: 9,
+            throttled: 2,
+            quota_wait: 0.25,
+            fleet_up: true,
+            fleet_members: Some(3),
+            fleet_quota_rate: Some(29.5),
+        };
         assert_eq!(Counts::read(&metrics), expected);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! 1, 5 and 20 relays play at the same time, each group with a simulator of its own, so all of it takes twelve minutes and
 //! some seconds. Every relay is the built binary with its queue in a folder of its own, filled before the first second
-//! counts; the figures are each process's metrics, at 120 s and at 720 s. Every process is ended by its own id.
+//! counts; the figures are each process's metrics, at 120 s and at 720 s. Every process is ended by its own id. With a
+//! fleet, one `nats-server` on loopback serves all groups, each under a name of its own.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -19,6 +20,9 @@ use crate::rows::ROWS;
 
 /// Relays in a group, and the row of the table that it is compared with.
 const GROUPS: [(usize, &str); 3] = [(1, "1 relay, configured with the true quota"), (5, "5 relays"), (20, "20 relays")];
+/// The same for relays that share their quota.
+const FLEETS: [(usize, &str); 3] =
+    [(1, "1 relay, configured with the true quota"), (5, "fleet of 5"), (20, "fleet of 20")];
 /// Seconds: the cold start, and the end.
 const WARM: u64 = 120;
 const END: u64 = 720;
@@ -29,13 +33,19 @@ const CHATS: usize = 100;
 /// The time-out for a process to open its listeners.
 const OPENING: Duration = Duration::from_secs(60);
 
-/// Plays all groups at once and prints each beside its row of the table.
-pub fn play(binary: &Path, folder: &Path, seeds: u64) -> anyhow::Result<()> {
+/// Plays all groups at once and prints each beside its row of the table. With `nats`, the binary of a NATS server, the
+/// relays of a group are a fleet.
+pub fn play(binary: &Path, folder: &Path, seeds: u64, nats: Option<&Path>) -> anyhow::Result<()> {
     let clock = Clock::system();
-    println!("\nfor real, until {END} s:");
-    let groups: Vec<Group> = GROUPS
+    let server = nats.map(|nats| Nats::start(nats, &clock)).transpose()?;
+    let rows = if server.is_some() { FLEETS } else { GROUPS };
+    println!("\nfor real, until {END} s{}:", if server.is_some() { ", as fleets" } else { "" });
+    let groups: Vec<Group> = rows
         .iter()
-        .map(|(count, _)| Group::start(binary, &folder.join(format!("of-{count}")), *count, &clock))
+        .map(|(count, _)| {
+            let folder = folder.join(format!("of-{count}"));
+            Group::start(binary, &folder, *count, server.as_ref(), &clock)
+        })
         .collect::<anyhow::Result<_>>()?;
     let start = clock.now();
     let cold: Vec<_> = groups.iter().map(Group::counts).collect::<anyhow::Result<_>>()?;
@@ -46,7 +56,7 @@ pub fn play(binary: &Path, folder: &Path, seeds: u64) -> anyhow::Result<()> {
 
     println!("| relays | goodput real (simulated) | throttled | fairness | first 120 s: goodput | throttled |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    for (index, (count, name)) in GROUPS.iter().enumerate() {
+    for (index, (count, name)) in rows.iter().enumerate() {
         let simulated = Played::new(ROWS.iter().find(|row| row.name == *name).context("its row")?, seeds);
         let mean_of = |figure: &str| {
             let found = simulated.means.iter().find(|mean| mean.name == figure);
@@ -77,7 +87,7 @@ struct Group {
 }
 
 impl Group {
-    fn start(binary: &Path, folder: &Path, count: usize, clock: &Clock) -> anyhow::Result<Group> {
+    fn start(binary: &Path, folder: &Path, count: usize, nats: Option<&Nats>, clock: &Clock) -> anyhow::Result<Group> {
         fs::create_dir_all(folder)?;
         let mut simulator = Command::new(binary);
         simulator.args(["simulate", "--listen", "127.0.0.1:0", "--rate", "10", "--burst", "15"]).stderr(Stdio::piped());
@@ -95,7 +105,8 @@ impl Group {
         for dir in &folders {
             fs::create_dir_all(dir)?;
             let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-            fs::write(dir.join("relay.toml"), settings(&upstream, admin))?;
+            let fleet = nats.map(|nats| nats.settings(count)).unwrap_or_default();
+            fs::write(dir.join("relay.toml"), settings(&upstream, admin) + &fleet)?;
             let mut relay = Command::new(binary);
             relay.args(["run", "--config"]).arg(dir.join("relay.toml")).arg("--dir").arg(dir);
             group._processes.push(Process::start(relay.stderr(fs::File::create(dir.join("log"))?))?);
@@ -175,6 +186,32 @@ impl Done {
     }
 }
 
+/// The NATS server of this run.
+struct Nats {
+    address: SocketAddr,
+    _process: Process,
+}
+
+impl Nats {
+    fn start(binary: &Path, clock: &Clock) -> anyhow::Result<Nats> {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let mut server = Command::new(binary);
+        server.args(["--addr", "127.0.0.1", "--port"]).arg(address.port().to_string()).stderr(Stdio::null());
+        let process = Process::start(&mut server)?;
+        let until = clock.now() + OPENING;
+        while TcpStream::connect(address).is_err() {
+            ensure!(clock.now() < until, "the NATS server did not open its port");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Nats { address, _process: process })
+    }
+
+    /// The settings of a group of this size.
+    fn settings(&self, count: usize) -> String {
+        format!("[fleet]\nservers = [\"nats://{}\"]\nname = \"of-{count}\"\n", self.address)
+    }
+}
+
 /// A process of this run's; it is killed, and waited for, when it is dropped.
 struct Process(Child);
 
@@ -200,7 +237,7 @@ impl Drop for Process {
 fn settings(upstream: &str, admin: SocketAddr) -> String {
     format!(
         "[queue]\nmessages_max = 1000000\nbytes_max = \"4GiB\"\n[sender]\nendpoint = \"{upstream}\"\nrate_min = 0.05\n\
-         headroom = 0.0\nlifetime = \"1h\"\n[admin]\nlisten = \"{admin}\"\n"
+         headroom = 0.0\nlifetime = \"1h\"\nconnect_instance = \"bench\"\n[admin]\nlisten = \"{admin}\"\n"
     )
 }
 

@@ -14,8 +14,8 @@ mod online;
 /// Prints every key with its effective value as TOML on stdout (as a file, that is the same configuration), and the
 /// source of each setting on stderr. Exits with 78 and a list of all faults if the configuration is not valid.
 ///
-/// With --online it also checks what a start needs, and changes nothing: folders, sockets and ports, and the way to the
-/// Participant Service, by one request without a token, which sends no message. Prints one line for each on stderr: ok,
+/// With --online it also checks what a start needs, and changes nothing: folders, sockets and ports, the way to the
+/// Participant Service, by one request without a token, which sends no message, and the servers of the fleet. Prints one line for each on stderr: ok,
 /// or the fault and the next step. Exits with 1 if a check fails, with 78 if a start would exit with 78.
 #[derive(Debug, clap::Args)]
 pub struct Args {

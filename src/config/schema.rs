@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::value::{self, ConfigValue, ContentLimits, Damaged, Format, Level, Mode, ReplyMode, Size};
+use super::value::{self, ConfigValue, ContentLimits, Damaged, FleetServer, Format, Level, Mode, ReplyMode, Size};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -41,6 +41,7 @@ table! {
         + ingress: Ingress,
         + queue: Queue,
         + sender: Sender,
+        + fleet: Fleet,
         + control: Control,
         + admin: Admin,
         + shutdown: Shutdown,
@@ -133,6 +134,19 @@ table! {
         multiplier: f64 = "2",
         randomization: f64 = "0.5",
         max: Duration = "5s",
+    }
+}
+
+table! {
+    /// The servers that relays share.
+    Fleet {
+        servers: Vec<FleetServer> = "",
+        name: String = "connect-relay",
+        share_quota: bool = "true",
+        credentials_file: PathBuf = "",
+        ca_file: PathBuf = "",
+        cert_file: PathBuf = "",
+        cert_key_file: PathBuf = "",
     }
 }
 

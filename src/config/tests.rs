@@ -201,6 +201,14 @@ fn each_rule_refuses_its_violations_with_an_error() {
         ("sender.backoff.multiplier = 0.5", "{path}: sender.backoff.multiplier = 0.5: must be 1.0 to 10.0"),
         ("sender.backoff.randomization = nan", "{path}: sender.backoff.randomization = NaN: must be a number"),
         ("sender.ca_file = '/nowhere'", "{path}: sender.ca_file = /nowhere: No such file"),
+        ("fleet.servers = ['a:4222']", "{path}: fleet.servers = [\"a:4222\"]: must be a list of servers, such as"),
+        ("fleet.servers = ['nats://me:hush@a:0']", "{path}: fleet.servers = [(not shown)]: must be a list of servers"),
+        ("fleet.name = ''", "{path}: fleet.name = \"\": must be 1 to 200 characters"),
+        ("fleet.ca_file = 'ca.pem'", "{path}: fleet.ca_file = ca.pem: must be an absolute path, probably {cwd}/ca.pem"),
+        (
+            "fleet.credentials_file = '~/a.creds'",
+            "{path}: fleet.credentials_file = ~/a.creds: must be an absolute path",
+        ),
         ("log.level = 'loud'", "{path}: log.level = \"loud\": must be \"error\" or \"warn\""),
         ("admin = 5", "{path}: admin = 5: must be a table"),
         ("[extra]", "{path}: extra = a table: unknown key `extra`"),
@@ -387,6 +395,114 @@ fn a_ca_file_is_read_and_its_change_is_noticed() {
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n-----BEGIN CERTIFICATE-----\n").unwrap();
     assert_eq!(before.changes(&with(&text).unwrap()), ["sender.ca_file"]);
     assert!(before.changes(&before.clone()).is_empty());
+}
+
+/// A configuration with a fleet; its files are in `dir`.
+#[cfg(feature = "fleet")]
+fn with_fleet(dir: &Path, more: &str) -> Result<Config, Vec<String>> {
+    let more = more.replace("{dir}", dir.to_str().unwrap());
+    with(&format!("sender.connect_instance = 'shop'\nfleet.servers = ['nats://a', 'tls://me:hush@b:1']\n{more}"))
+}
+
+#[cfg(feature = "fleet")]
+#[test]
+fn a_fleet_is_its_servers_and_their_logins_are_never_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(with("fleet.ca_file = '/nowhere'").unwrap().fleet().is_none(), "without servers no file is read");
+    let config = with_fleet(dir.path(), "fleet.name = 'shops'").unwrap();
+    let fleet = config.fleet().unwrap();
+    let servers: Vec<_> = fleet.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["nats://a:4222", "tls://b:1"]);
+    assert_eq!(fleet.servers[1].login, Some(fleet::Login::User("me".into(), Zeroizing::new("hush".into()))));
+    let destination = "participant.connect.eu-west-2.amazonaws.com".into();
+    assert_eq!(fleet.quota, Some(fleet::SharedQuota { connect_instance: "shop".into(), destination }));
+    assert!(fleet.id.len() > 9, "{}", fleet.id);
+    let printed = config.effective() + &format!("{config:?}{fleet:?}");
+    assert!(printed.contains("servers = [\"nats://a\",\"tls://***@b:1\"]") && !printed.contains("hush"), "{printed}");
+    let alone = with("fleet = {servers = 'nats://a', share_quota = false}").unwrap().fleet().unwrap();
+    assert_eq!(alone.quota, None);
+}
+
+#[test]
+fn relays_with_one_destination_write_it_alike() {
+    let of = |endpoint: &str| {
+        let config = load("", &[("CONNECT_RELAY__SENDER__ENDPOINT", endpoint)]).unwrap();
+        destination(config.endpoint())
+    };
+    for same in ["https://vpce.example/a", "https://VPCE.example:443/a/"] {
+        assert_eq!(of(same), "vpce.example/a", "{same}");
+    }
+    assert_eq!([of("https://vpce.example:8443"), of("http://127.0.0.1:80")], ["vpce.example:8443", "127.0.0.1"]);
+}
+
+#[cfg(feature = "fleet")]
+#[test]
+fn each_file_of_the_fleet_is_checked_and_its_change_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let certificate = "-----BEGIN CERTIFICATE-----\n";
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    for (name, text) in
+        [("ca", certificate), ("cert", certificate), ("key", "-----BEGIN PRIVATE KEY-----\n"), ("nk", seed)]
+    {
+        write(name, text);
+    }
+    let servers = "fleet.servers = 'nats://a'\nsender.connect_instance = 'shop'\n";
+    let files = "fleet.ca_file = '{dir}/ca'\nfleet.cert_file = '{dir}/cert'\nfleet.cert_key_file = '{dir}/key'\n\
+                 fleet.credentials_file = '{dir}/nk'";
+    let text = format!("{servers}{}", files.replace("{dir}", dir.path().to_str().unwrap()));
+    let before = with(&text).unwrap();
+    let fleet = before.fleet().unwrap();
+    assert!(fleet.identity.is_some() && fleet.credentials.is_some() && fleet.extra_roots == certificate.as_bytes());
+    for (name, key) in [("ca", "ca_file"), ("cert", "cert_file"), ("key", "cert_key_file")] {
+        let path = dir.path().join(name);
+        let old = std::fs::read_to_string(&path).unwrap();
+        write(name, &format!("{old}{old}"));
+        assert_eq!(before.changes(&with(&text).unwrap()), [format!("fleet.{key}")]);
+        write(name, "s3cret");
+        let found = with(&text).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains(&format!("fleet.{key} = ")), "{found:?}");
+        assert!(found[0].contains("PEM") && !found[0].contains("s3cret"), "{found:?}");
+        write(name, &old);
+    }
+    write("nk", "s3cret");
+    let found = with(&text).unwrap_err();
+    assert!(found[0].ends_with("nk: the NKey seed must be base32"), "{found:?}");
+    let [one, other] = ["hush", "other"].map(|password| {
+        with(&format!("sender.connect_instance = 'shop'\nfleet.servers = 'nats://me:{password}@a'")).unwrap()
+    });
+    assert_eq!(one.changes(&other), ["fleet.servers"], "a password counts");
+}
+
+#[cfg(not(feature = "fleet"))]
+#[test]
+fn servers_in_a_build_without_a_fleet_are_refused() {
+    let found = with("fleet.servers = 'nats://me:hush@a'\nsender.connect_instance = 'shop'").unwrap_err();
+    let expected = "{path}: fleet.servers = nats://***@a: must be empty: this build has no fleet (build it with the cargo \
+                    feature `fleet`)";
+    assert_eq!(found, [expected]);
+    assert!(with("fleet.name = 'shops'").is_ok());
+}
+
+#[cfg(feature = "fleet")]
+#[test]
+fn keys_of_the_fleet_that_exclude_or_need_each_other_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let unnamed = with("fleet.servers = 'nats://a'").unwrap_err();
+    let expected = "{path}: sender.connect_instance = \"\": must be set with fleet.share_quota: relays that name the same \
+                    instance share its quota";
+    assert_eq!(unnamed, [expected]);
+    for (more, expected) in [
+        ("fleet.cert_file = '/c'", "fleet.cert_key_file = \"\": must be set with fleet.cert_file"),
+        ("fleet.cert_key_file = '/k'", "fleet.cert_file = \"\": must be set with fleet.cert_key_file"),
+        (
+            "fleet.credentials_file = '/c'",
+            "fleet.credentials_file = /c: must be empty while a URL of fleet.servers has",
+        ),
+    ] {
+        let found = with_fleet(dir.path(), more).unwrap_err();
+        assert!(found.iter().any(|fault| fault.contains(expected)), "{more}: {found:#?}");
+    }
 }
 
 #[test]

@@ -11,8 +11,9 @@ use hyper::Uri;
 
 use super::layers::Layers;
 use super::paths;
-use super::schema::{Backoff, Control, Ingress, Queue, Sender, Settings};
+use super::schema::{Backoff, Control, Fleet, Ingress, Queue, Sender, Settings};
 use super::value::{ConfigValue, ContentLimits, Size};
+use crate::fleet;
 use crate::message::LIFETIME_MAX;
 use crate::serve::SOCKET_PATH_BYTES_MAX;
 
@@ -29,6 +30,7 @@ pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     validator.queue(&settings.queue);
     validator.sender(&settings.sender);
     validator.backoff(&settings.sender.backoff);
+    validator.fleet(&settings.fleet, &settings.sender);
     validator.paths(&settings);
     validator.range("shutdown.grace", settings.shutdown.grace, Duration::ZERO, HOUR);
 }
@@ -142,6 +144,37 @@ impl Validator<'_> {
         self.within("sender.backoff.initial", backoff.initial, "sender.backoff.max", backoff.max);
         self.range("sender.backoff.multiplier", backoff.multiplier, 1.0, 10.0);
         self.range("sender.backoff.randomization", backoff.randomization, 0.0, 1.0);
+    }
+
+    fn fleet(&mut self, fleet: &Fleet, sender: &Sender) {
+        let servers = || fleet.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let allowed = "empty: this build has no fleet (build it with the cargo feature `fleet`)";
+        self.rule(&["fleet.servers"], servers(), fleet.servers.is_empty() || fleet::AVAILABLE, allowed);
+        let length = fleet.name.chars().count();
+        self.rule(&["fleet.name"], format!("{:?}", fleet.name), (1..=200).contains(&length), "1 to 200 characters");
+        for (key, path, example) in [
+            ("fleet.credentials_file", &fleet.credentials_file, "/etc/connect-relay/fleet.creds"),
+            ("fleet.ca_file", &fleet.ca_file, "/etc/connect-relay/fleet-ca.pem"),
+            ("fleet.cert_file", &fleet.cert_file, "/etc/connect-relay/fleet.pem"),
+            ("fleet.cert_key_file", &fleet.cert_key_file, "/etc/connect-relay/fleet-key.pem"),
+        ] {
+            self.absolute(key, path, Path::new(example));
+        }
+        if fleet.servers.is_empty() {
+            return;
+        }
+        let named = !fleet.share_quota || !sender.connect_instance.trim().is_empty();
+        let keys = ["sender.connect_instance", "fleet.servers", "fleet.share_quota"];
+        let allowed = "set with fleet.share_quota: relays that name the same instance share its quota";
+        self.rule(&keys, format!("{:?}", sender.connect_instance), named, allowed);
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        let pair = [("fleet.cert_key_file", &fleet.cert_key_file), ("fleet.cert_file", &fleet.cert_file)];
+        for ((key, path), (other, needs_it)) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            self.rule(&[key, other], "\"\"", given(path) || !given(needs_it), &format!("set with {other}"));
+        }
+        let (one, path) = ("fleet.credentials_file", fleet.credentials_file.display());
+        let clash = given(&fleet.credentials_file) && fleet.servers.iter().any(|server| server.login().is_some());
+        self.rule(&[one, "fleet.servers"], path, !clash, "empty while a URL of fleet.servers has a user or token");
     }
 
     /// Checks the places: the bots' folder contains nothing else, and the queue's folder only the queue.

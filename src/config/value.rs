@@ -10,6 +10,7 @@ use std::time::Duration;
 use ::config::ValueKind;
 use bytesize::ByteSize;
 use hyper::Uri;
+use percent_encoding::percent_decode_str;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
@@ -239,6 +240,86 @@ impl ConfigValue for Option<Uri> {
     }
 }
 
+/// The URL of a server of the fleet. The part before `@` is a secret: it is never written.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FleetServer(Uri);
+
+impl FleetServer {
+    /// True for `tls://`.
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme_str() == Some("tls")
+    }
+
+    /// The name or address, an IPv6 address in brackets.
+    pub fn host(&self) -> &str {
+        self.0.host().unwrap_or_default()
+    }
+
+    /// The port; NATS' own if the URL has none.
+    pub fn port(&self) -> u16 {
+        self.0.port_u16().unwrap_or(4222)
+    }
+
+    /// The user and the password, or a token alone.
+    pub fn login(&self) -> Option<(String, Option<String>)> {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let (login, _) = self.0.authority()?.as_str().rsplit_once('@')?;
+        let (user, password) = login.split_once(':').map_or((login, None), |(user, password)| (user, Some(password)));
+        Some((decoded(user), password.map(decoded)))
+    }
+}
+
+impl std::fmt::Debug for FleetServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for FleetServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let authority = self.0.authority().map_or("", |authority| authority.as_str());
+        let (hidden, address) = authority.rsplit_once('@').map_or(("", authority), |(_, address)| ("***@", address));
+        write!(f, "{}://{hidden}{address}", self.0.scheme_str().unwrap_or_default())
+    }
+}
+
+impl ConfigValue for FleetServer {
+    const ALLOWED: &'static str = "the URL of a server, nats:// or tls://, its port 1 to 65535, without path";
+    fn read(value: &ValueKind) -> Option<FleetServer> {
+        let text = String::read(value)?;
+        let uri: Uri = text.trim().parse().ok()?;
+        let scheme = matches!(uri.scheme_str(), Some("nats" | "tls"));
+        let authority = uri.authority()?.as_str();
+        let (login, address) = authority.rsplit_once('@').map_or((None, authority), |(login, of)| (Some(login), of));
+        let host = uri.host().is_some_and(|host| !host.is_empty());
+        let port = Some(address) == uri.host() || uri.port_u16().is_some_and(|port| port > 0);
+        let login = login.is_none_or(|login| !login.is_empty() && !login.starts_with(':'));
+        let bare = uri.path() == "/" || uri.path().is_empty();
+        (scheme && host && port && login && bare && !text.contains(['?', '#'])).then_some(FleetServer(uri))
+    }
+    fn write(&self) -> Value {
+        json!(self.to_string())
+    }
+}
+
+impl ConfigValue for Vec<FleetServer> {
+    const ALLOWED: &'static str = "a list of servers, such as [\"nats://nats.example:4222\"] or, in the environment, by \
+        comma: each nats:// or tls://, its port 1 to 65535, without path";
+    fn read(value: &ValueKind) -> Option<Vec<FleetServer>> {
+        match value {
+            ValueKind::Array(items) => items.iter().map(|item| FleetServer::read(&item.kind)).collect(),
+            ValueKind::String(text) if text.trim().is_empty() => Some(Vec::new()),
+            ValueKind::String(text) => {
+                text.split(',').map(|item| FleetServer::read(&ValueKind::String(item.into()))).collect()
+            }
+            _ => None,
+        }
+    }
+    fn write(&self) -> Value {
+        json!(self.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+}
+
 /// An empty text means `None`.
 fn optional<T: ConfigValue>(value: &ValueKind) -> Option<Option<T>> {
     match value {
@@ -427,6 +508,40 @@ mod tests {
             assert_eq!(text::<Uri>(wrong), None, "{wrong}");
         }
         assert_eq!(text::<Option<Uri>>(""), Some(None));
+    }
+
+    #[test]
+    fn a_server_of_the_fleet_is_a_bare_url_and_its_login_is_never_written() {
+        for right in
+            ["nats://a.example", "tls://a:4222", "nats://[::1]:4222/", "nats://me:p%40ss@a:1", "tls://s3cret@a"]
+        {
+            assert!(text::<FleetServer>(right).is_some(), "{right}");
+        }
+        for wrong in [
+            "a.example:4222",
+            "http://a",
+            "ws://a",
+            "nats://",
+            "nats://a:0",
+            "nats://a:70000",
+            "nats://a:",
+            "nats://a/x",
+            "nats://a?x=y",
+            "nats://@a",
+            "nats://:p@a",
+            "nats:/a",
+            "",
+        ] {
+            assert_eq!(text::<FleetServer>(wrong), None, "{wrong}");
+        }
+        let servers = text::<Vec<FleetServer>>("nats://me:p%40ss@a:1, tls://s3cret@[::1], nats://b").unwrap();
+        let login = |user: &str, password: Option<&str>| Some((user.to_owned(), password.map(str::to_owned)));
+        let logins: Vec<_> = servers.iter().map(FleetServer::login).collect();
+        assert_eq!(logins, [login("me", Some("p@ss")), login("s3cret", None), None]);
+        assert_eq!(servers.write(), json!(["nats://***@a:1", "tls://***@[::1]", "nats://b"]));
+        assert_eq!(format!("{servers:?}"), "[nats://***@a:1, tls://***@[::1], nats://b]");
+        let places: Vec<_> = servers.iter().map(|of| (of.is_tls(), of.host(), of.port())).collect();
+        assert_eq!(places, [(false, "a", 1), (true, "[::1]", 4222), (false, "b", 4222)]);
     }
 
     #[test]

@@ -18,6 +18,8 @@ use super::watchdog::Watchdog;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
 use crate::admin::{Admin, Sources};
 use crate::control::{Control, Drain};
+#[cfg(feature = "fleet")]
+use crate::fleet::{Fleet, Guided};
 use crate::health::{Health, State};
 use crate::ingress::{DrainState, Ingress};
 use crate::metrics::Metrics;
@@ -111,12 +113,33 @@ impl Daemon {
             admin_tasks,
         };
         let common = Common { participant, metrics, clock };
+        // Before the sender: its first attempt waits for the share.
+        daemon.spawn_fleet(&options, &common)?;
         daemon.spawn_sender(&options, &common, last_step);
         daemon.spawn_ingress(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
         daemon.spawn_admin(&options, common, socket_path, Listener::Unix(control), &sources);
         daemon.health.set(State::Ready);
         daemon.service_manager.notify(&[Notification::Ready]);
         Ok(daemon)
+    }
+
+    #[cfg(feature = "fleet")]
+    fn spawn_fleet(&mut self, options: &Options, common: &Common) -> Result<(), Failure> {
+        let Some(fleet) = options.fleet.clone() else { return Ok(()) };
+        let queue = self.queue.clone();
+        let guided = Guided { budget: self.budget.clone(), pacer: options.pacer, wake: Box::new(move || queue.poke()) };
+        let fleet = Fleet::new(fleet, guided, common.clock.clone(), &common.metrics, options.seed);
+        let fleet = fleet.map_err(|error| Failure::Config(format!("set up the fleet: {error}")))?;
+        // It leaves as soon as nothing more is sent: others use its share then.
+        let stop = until(&self.shutdown, |shutdown| shutdown.sender_stopped || shutdown.all_closed);
+        self.admin_tasks.spawn(named("the fleet", fleet.run(stop)));
+        Ok(())
+    }
+
+    #[cfg(not(feature = "fleet"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as in a build with a fleet")]
+    fn spawn_fleet(&mut self, _: &Options, _: &Common) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn spawn_sender(&mut self, options: &Options, common: &Common, last_step: Arc<AtomicU64>) {
@@ -182,6 +205,7 @@ impl Daemon {
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,
                 bytes_max: options.queue.bytes_max,
+                fleet: options.fleet.as_ref().map(|fleet| fleet.name.clone()),
             }),
             started: clock.now(),
             clock: clock.clone(),

@@ -13,9 +13,7 @@ use hyper::{StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tower_service::Service;
@@ -142,76 +140,5 @@ async fn connect_through(stream: &mut TcpStream, to: &Uri) -> Result<(), String>
         ),
         Some(status) => Err(format!("answered CONNECT with {status}: it has to allow {host}:{port}")),
         None => Err("did not answer CONNECT in HTTP/1".into()),
-    }
-}
-
-/// A TLS client that trusts the system's roots and those of a PEM.
-pub(super) fn with_roots(extra_pem: &[u8]) -> Result<ClientConfig, String> {
-    let system = rustls_native_certs::load_native_certs();
-    let problem = system.errors.first().map(ToString::to_string);
-    config(roots(system.certs, problem, extra_pem)?)
-}
-
-/// A TLS client without roots: for an endpoint without TLS, which never uses it.
-pub(super) fn without_roots() -> Result<ClientConfig, String> {
-    config(RootCertStore::empty())
-}
-
-fn config(roots: RootCertStore) -> Result<ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("set up TLS: {error}"))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn roots(
-    system: Vec<CertificateDer<'static>>,
-    problem: Option<String>,
-    extra_pem: &[u8],
-) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(system);
-    let own = roots.len();
-    for certificate in CertificateDer::pem_slice_iter(extra_pem) {
-        let certificate = certificate.map_err(|error| format!("read the extra trusted certificates: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("read the extra trusted certificates: {error}"))?;
-    }
-    if roots.len() == own && !extra_pem.is_empty() {
-        return Err("read the extra trusted certificates: no certificate in the PEM".into());
-    }
-    if roots.is_empty() {
-        let problem = problem.unwrap_or_else(|| "the system has none".into());
-        return Err(format!("load the trusted certificates: {problem}"));
-    }
-    Ok(roots)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_any_root_there_is_no_client() {
-        let error = roots(Vec::new(), None, b"").unwrap_err();
-        assert_eq!(error, "load the trusted certificates: the system has none");
-        let error = roots(Vec::new(), Some("permission denied".into()), b"").unwrap_err();
-        assert_eq!(error, "load the trusted certificates: permission denied");
-    }
-
-    #[test]
-    fn pem_that_holds_no_certificate_is_an_error_whatever_the_system_has() {
-        let issued = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-        let system = || vec![issued.cert.der().clone()];
-        for bad in [
-            &b"not a PEM"[..],
-            b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
-            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        ] {
-            let error = roots(system(), None, bad).unwrap_err();
-            assert!(error.starts_with("read the extra trusted certificates: "), "{error}");
-        }
-        assert_eq!(roots(system(), None, b"").unwrap().len(), 1);
-        assert_eq!(roots(Vec::new(), None, issued.cert.pem().as_bytes()).unwrap().len(), 1);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::Status;
+use super::{Fleet, Status};
 
 /// The summary in one line.
 #[must_use]
@@ -37,7 +37,8 @@ pub fn headline(status: &Status) -> String {
 pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, String)> {
     let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
     let [throttled, quota_wait] = shares(status, then);
-    vec![
+    let fleet = status.fleet.as_ref().map(|fleet| ("fleet", of_fleet(fleet)));
+    let mut figures = vec![
         ("queued", format!("{} of {}", status.queued, status.queued_max)),
         ("oldest", seconds(status.oldest_seconds)),
         ("due for", seconds(status.oldest_due_seconds)),
@@ -59,8 +60,21 @@ pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, Str
                 bytes(status.disk_free)
             ),
         ),
-        ("relay", format!("{} {}", status.version, instance.collect::<Vec<_>>().join(" ")).trim_end().to_owned()),
-    ]
+    ];
+    figures.extend(fleet);
+    let relay = format!("{} {}", status.version, instance.collect::<Vec<_>>().join(" "));
+    figures.push(("relay", relay.trim_end().to_owned()));
+    figures
+}
+
+fn of_fleet(fleet: &Fleet) -> String {
+    let Fleet { name, up, members, quota_rate } = fleet;
+    match (up, members, quota_rate) {
+        (false, ..) => format!("{name}, not reached"),
+        (true, Some(1), _) => format!("{name}, no other relay"),
+        (true, Some(members), Some(rate)) => format!("{name}, {members} relays at {rate:.1}/s together"),
+        (true, ..) => name.clone(),
+    }
 }
 
 /// The share of attempts that were throttled, and the share of the time that was spent waiting for the quota.

@@ -218,7 +218,7 @@ def test_every_resource_is_valid_for_every_kubernetes(way):
 @pytest.mark.needs(KUBECTL)
 def test_a_workload_that_does_not_ask_is_left_alone(tmp_path):
     bystanders = [*BARE.values(), REDIS]
-    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp"))
+    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp", "fleet"))
     found = {one["metadata"]["name"]: one for one in resources}
     assert "connect-relay" in [one["name"] for one in template(found["asks"])["spec"]["initContainers"]]
     for bystander in bystanders:
@@ -317,6 +317,29 @@ def test_the_component_secret_gives_the_keys_to_the_relay_alone(tmp_path, kind):
 
 
 @pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_component_fleet_gives_the_servers_to_the_relay_alone(tmp_path, kind):
+    plain, shared = (tmp_path / name for name in ("plain", "shared"))
+    plain.mkdir()
+    shared.mkdir()
+    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
+    after = of_kind(kustomize([labelled(BARE[kind])], shared, ("relay", "fleet")), kind)
+    spec = template(after)["spec"]
+    relay = spec["initContainers"][0]
+    volume = named(spec["volumes"], "connect-relay-fleet")
+    mount = named(relay["volumeMounts"], "connect-relay-fleet")
+    assert volume["secret"] == {"secretName": "connect-relay-fleet"} and mount["readOnly"]
+    spec["volumes"].remove(volume)
+    relay["volumeMounts"].remove(mount)
+    source = {"secretKeyRef": {"name": "connect-relay-fleet", "key": "servers"}}
+    assert relay.pop("env") == [{"name": "CONNECT_RELAY__FLEET__SERVERS", "valueFrom": source}]
+    assert after == before
+    documented = {"CONNECT_RELAY__FLEET__SERVERS": "nats://relay:PASSWORD@nats.nats.svc:4222", "CONNECT_RELAY__SENDER__CONNECT_INSTANCE": "shop"}
+    done = run(BINARY, "check", env={**environment(), "AWS_REGION": "eu-west-2", **documented})
+    assert done.returncode == 0 and "PASSWORD" not in done.stdout + done.stderr
+
+
+@pytest.mark.needs(KUBECTL)
 @pytest.mark.parametrize("group", [None, 2000])
 def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are_there(tmp_path, group):
     mine = labelled(BARE["StatefulSet"])
@@ -338,7 +361,7 @@ def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are
 
 
 def test_the_patches_for_a_cronjob_are_those_of_the_other_kinds():
-    for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("sidecar", "grace")):
+    for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("fleet", "pod"), ("sidecar", "grace")):
         other = yaml.safe_load((KUBERNETES / name / f"{patch}.yaml").read_text())
         cron = "cronjob" if patch == "pod" else "grace-cronjob"
         mine = yaml.safe_load((KUBERNETES / name / f"{cron}.yaml").read_text())
@@ -435,3 +458,76 @@ def test_the_charts_values_become_settings(tmp_path):
 def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
     with pytest.raises(Exception, match=word):
         helm("template", chart([BARE["Deployment"]], tmp_path / "chart", **values))
+
+
+# A pod with a simulated Connect.
+
+ENDPOINT = "CONNECT_RELAY__SENDER__ENDPOINT", "http://127.0.0.1:9580"
+
+
+def with_simulator(bare):
+    """The workload with the lines of the chapter Try it without AWS."""
+    mine = copy.deepcopy(bare)
+    spec = template(mine)["spec"]
+    spec["initContainers"] = [*spec.get("initContainers", []), *yaml.safe_load(trial("yaml"))["initContainers"]]
+    return mine
+
+
+def trial(language):
+    [chapter] = re.findall(r"^## Try it without AWS\n(.*?)^## ", DOCUMENT, re.M | re.S)
+    assert all(f"`{word}`" in chapter for word in ENDPOINT)
+    [block] = re.findall(rf"^```{language}\n(.*?)^```", chapter, re.M | re.S)
+    return block
+
+
+def simulated_by_kustomize(folder):
+    literals = ("AWS_REGION=eu-west-2", "=".join(ENDPOINT))
+    return kustomize([labelled(with_simulator(BARE["Deployment"]))], folder, literals=literals)
+
+
+def simulated_by_helm(folder):
+    return helm("template", chart([with_simulator(BARE["Deployment"])], folder / "chart", env=dict([ENDPOINT])))
+
+
+def simulated_by_plain_yaml(folder):
+    mine = pasted(with_simulator(BARE["Deployment"]))
+    named(template(mine)["spec"]["initContainers"], "connect-relay")["env"].append(dict(zip(("name", "value"), ENDPOINT)))
+    return [mine]
+
+
+@pytest.mark.parametrize(
+    "rendering",
+    [
+        pytest.param(simulated_by_kustomize, marks=pytest.mark.needs(KUBECTL)),
+        pytest.param(simulated_by_helm, marks=pytest.mark.needs(HELM_ENGINE)),
+        simulated_by_plain_yaml,
+    ],
+)
+def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, simulators, relays, tmp_path):
+    resources = rendering(tmp_path)
+    deployment = of_kind(resources, "Deployment")
+    for version in VERSIONS:
+        kubernetes_validate.validate(deployment, version, strict=True)
+    relay, simulated = (named(template(deployment)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
+    assert (simulated["args"], simulated["restartPolicy"]) == (["simulate"], "Always")
+    settings = settings_of(relay, resources)
+    assert settings[ENDPOINT[0]] == ENDPOINT[1]
+    # The two containers as processes, on ports and paths of the test's own.
+    simulator = simulators()
+    here = relays(simulator.url, start=False, tcp=False)
+    own = {"ADMIN__LISTEN", "SENDER__ENDPOINT"}
+    given = {name.split("__", 1)[1]: value for name, value in settings.items() if name.startswith("CONNECT_RELAY__")}
+    here.settings |= {name.replace("__", "."): value for name, value in given.items() if name not in own}
+    here.start()
+    script = trial("sh")
+    for printed, mine in [
+        ("kubectl exec -i deploy/shop-bot -c connect-relay -- connect-relay send", f"{BINARY} send --dir {here.folder} --wait 60s"),
+        ("kubectl exec deploy/shop-bot -c connect-relay -- connect-relay status", f"{BINARY} status --dir {here.folder}"),
+        ("kubectl port-forward deploy/shop-bot 9580 &", ""),
+        ("http://127.0.0.1:9580", simulator.url),
+    ]:
+        assert printed in script, printed
+        script = script.replace(printed, mine)
+    done = run("sh", "-ec", script, env=environment(), cwd=tmp_path)
+    assert done.returncode == 0 and '"accepted":1' in done.stdout, done.stdout + done.stderr
+    assert [line["Content"] for line in simulator.ledger()] == ["hello"]

@@ -63,6 +63,8 @@ METRICS = {
     "delivery_seconds": ("histogram", {NONE}),
     "info": ("gauge", None),
 }
+# Of a relay in a fleet.
+FLEET = {name: ("gauge", {NONE}) for name in ("fleet_up", "fleet_members", "fleet_quota_rate")}
 DELIVERY_BUCKETS = ["0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "120", "300", "900", "3600", "+Inf"]
 
 
@@ -78,9 +80,9 @@ def scrape(relay):
     return types, helps, series, page
 
 
-def check(relay):
+def check(relay, metrics=METRICS):
     types, helps, series, _ = scrape(relay)
-    for short, (kind, sets) in METRICS.items():
+    for short, (kind, sets) in metrics.items():
         name = "connect_relay_" + short
         assert types.get(name) == kind, f"{name}: {types.get(name)}"
         assert helps.get(name), f"{name} has no help text"
@@ -88,7 +90,7 @@ def check(relay):
             assert series[name + "_count"] == {NONE} and series[name + "_sum"] == {NONE}
         elif sets is not None:
             assert series.get(name) == sets, f"{name}: {series.get(name)}"
-    unknown = {name for name in types if name.removeprefix("connect_relay_") not in METRICS and not name.startswith("process_")}
+    unknown = {name for name in types if name.removeprefix("connect_relay_") not in metrics and not name.startswith("process_")}
     assert not unknown, f"undocumented metrics: {unknown}"
     return series
 
@@ -101,6 +103,11 @@ def test_every_metric_and_label_exists_from_the_first_scrape(relays, upstream):
     buckets = series["connect_relay_delivery_seconds_bucket"]
     assert [dict(pairs)["le"] for pairs in sorted(buckets, key=lambda pairs: float(dict(pairs)["le"]))] == DELIVERY_BUCKETS
     assert any(name.startswith("process_") for name in series)
+
+
+def test_relay_of_a_fleet_has_the_metrics_of_the_fleet_too(relays, upstream, nats_servers):
+    relay = relays(upstream.url, sender__connect_instance="shop", fleet__servers=nats_servers().url)
+    check(relay, METRICS | FLEET)
 
 
 def test_events_are_counted_and_metrics_contain_no_token_or_contents(relays, upstreams):

@@ -13,8 +13,8 @@ pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "malloc"],
     &["retry", "storage"],
     &["message", "delivery"],
-    &["message_log", "pacer", "fairness", "suspects", "health", "service_manager"],
-    &["queue", "participant", "serve", "fleet"],
+    &["message_log", "pacer", "fairness", "suspects", "health", "service_manager", "tls"],
+    &["queue", "participant", "fleet", "serve"],
     &["status"],
     &["ingress", "sender", "control", "admin", "simulator"],
     &["config"],
@@ -29,8 +29,9 @@ const ABSENCES: &[(&[&str], &[&str], &str)] = &[
     (
         &["TcpStream::connect", "TcpSocket", "HttpConnector", "hyper_rustls", "hyper_util::client", "lookup_host"],
         &["participant"],
-        "only participant dials out",
+        "only participant and fleet dial out",
     ),
+    (&["async_nats"], &["fleet"], "only fleet names the NATS client"),
     (&["Instant::now", "SystemTime::now"], &["time"], "only time reads a clock"),
     (&["env::"], &["cli", "config", "main"], "only cli and config read arguments and environment"),
     (

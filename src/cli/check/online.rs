@@ -2,10 +2,11 @@
 //!
 //! | line | check |
 //! | --- | --- |
-//! | `ingress.socket`, `control.socket` | the path is free or used by a relay, and its folder is writable |
+//! | `ingress.socket`, `control.socket` | the path is free, used by a relay or held by systemd; its folder is writable |
 //! | `queue.path` | the folder is writable and its disk has space; a start accepts the store's format and key |
 //! | `ingress.tcp`, `admin.listen` | the port is free, or used by a relay |
 //! | `resolve`, `connect`, `certificate`, `answer` | the way to the Participant Service, by one request without a token |
+//! | `fleet.servers` | each server accepts the relay, and the quota's subject can be used |
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,8 @@ use crate::cli::availability::{self, Api, Availability};
 use crate::cli::exit_code::{CONFIG, FAILED};
 use crate::config::Config;
 use crate::daemon::Options;
+#[cfg(feature = "fleet")]
+use crate::fleet;
 use crate::participant::online;
 use crate::queue::OpenError;
 use crate::storage::{check_folder, free};
@@ -45,6 +48,7 @@ impl Findings {
         match availability {
             Availability::Free => self.ok(what, ""),
             Availability::UsedByRelay => self.ok(what, "a relay is running"),
+            Availability::HeldBySystemd => self.ok(what, "held by systemd, which starts the relay when a bot connects"),
             Availability::Unavailable(fault) => self.fault(what, &format!("{fault}, or set {instead}"), FAILED),
         }
     }
@@ -83,7 +87,33 @@ pub async fn run(config: &Config, with_dir: bool) -> Findings {
             Some(fault) => findings.fault(&name, &fault, FAILED),
         }
     }
+    #[cfg(feature = "fleet")]
+    if let Some(options) = &options.fleet {
+        fleet(&mut findings, options).await;
+    }
     findings
+}
+
+#[cfg(feature = "fleet")]
+async fn fleet(findings: &mut Findings, options: &fleet::Options) {
+    let connector = match fleet::connection::Connector::new(options) {
+        Ok(connector) => connector,
+        Err(fault) => {
+            let text = format!("{fault}: correct fleet.cert_file, fleet.cert_key_file or fleet.ca_file");
+            return findings.fault("fleet", &text, CONFIG);
+        }
+    };
+    let subject = options
+        .quota
+        .as_ref()
+        .map(|quota| fleet::subject::of_quota(&options.name, &quota.connect_instance, &quota.destination));
+    for server in &options.servers {
+        let what = format!("fleet.servers {server}");
+        match connector.try_server(server, subject.as_deref()).await {
+            Ok(()) => findings.ok(&what, ""),
+            Err(fault) => findings.fault(&what, &fault, FAILED),
+        }
+    }
 }
 
 fn queue(findings: &mut Findings, options: &Options, instead: &str) {

