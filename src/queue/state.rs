@@ -26,7 +26,7 @@ mod typed_store;
 use std::collections::HashMap;
 
 use self::event::Event;
-use self::parts::{OpenPack, ReadAhead, Trust};
+use self::parts::{CallerSet, OpenPack, ReadAhead, Trust};
 use self::typed_store::TypedStore;
 use super::api::{Expiring, Full, MessageId, Options, Result};
 use super::rows::{Hash, Hasher, Meta, PauseState, Table, keys};
@@ -78,6 +78,8 @@ pub struct State {
     pub wake_sender: bool,
     /// True if messages have left the queue, or sending paused.
     pub messages_left: bool,
+    /// The callers with new outcomes.
+    pub settled: CallerSet,
 }
 
 impl std::fmt::Debug for State {
@@ -115,6 +117,7 @@ impl State {
             events: Vec::new(),
             wake_sender: true,
             messages_left: false,
+            settled: CallerSet::default(),
         }
     }
 

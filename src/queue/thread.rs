@@ -39,6 +39,8 @@ const GROUP_MAX: usize = 1024;
 const COMPACT_BYTES: u64 = 32 << 20;
 /// The interval of expiry, pruning and gauges.
 const TICK: Duration = Duration::from_secs(1);
+/// The interval at which the store's folder is looked through while nothing is committed.
+const SCAN_AT_REST: Duration = Duration::from_secs(10);
 /// The interval at which freed memory is given back, if anything was committed since.
 const GIVE_BACK: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,8 @@ pub struct QueueThread {
     /// The last anchor of the clock that the store has.
     anchor: Option<Anchor>,
     ticked: Timestamp,
+    /// The last look through the store's folder. `None` once something was committed since.
+    scanned: Option<Timestamp>,
     /// The first commit since memory was last given back.
     held_since: Option<Timestamp>,
 }
@@ -108,6 +112,7 @@ impl QueueThread {
             applying: None,
             anchor: None,
             ticked: Timestamp(0),
+            scanned: None,
             held_since: None,
         };
         storage::guarded(&path.clone(), move || {
@@ -249,7 +254,10 @@ impl QueueThread {
         let now = self.now();
         self.ticked = now;
         self.waiters.sweep();
-        self.state.store.scan_folder();
+        if self.scanned.is_none_or(|at| now.since(at) >= SCAN_AT_REST) {
+            self.state.store.scan_folder();
+            self.scanned = Some(now);
+        }
         self.measure_space();
         self.note_step();
         for (part, most) in TICK_PARTS {
@@ -330,6 +338,7 @@ impl QueueThread {
             }
             committed?;
             timer.observe_duration();
+            self.scanned = None;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             self.held_since = self.held_since.or(Some(began));
         }
@@ -369,8 +378,9 @@ impl QueueThread {
             effects: std::mem::take(&mut self.effects),
             wake_sender: std::mem::take(&mut self.state.wake_sender),
             messages_left: std::mem::take(&mut self.state.messages_left),
+            settled: std::mem::take(&mut self.state.settled),
         };
-        if committed.effects.is_empty() && !committed.wake_sender && !committed.messages_left {
+        if committed.is_empty() {
             return;
         }
         let left = match &self.applying {

@@ -232,9 +232,13 @@ def test_every_connect_succeeds_over_a_restart_and_two_kills_of_the_service(sock
     # A bot starts a relay that is stopped.
     machine("systemctl", "stop", "connect-relay.service")
     assert socket_file() == made
-    assert show(machine, "ActiveState")["ActiveState"] == "inactive"
+    checked = machine("connect-relay", "check", "--online", check=False)
+    assert f"ingress.socket {SOCKET}: ok (held by systemd, which starts the relay when a bot connects)\n" in checked
+    assert show(machine, "ActiveState")["ActiveState"] == "inactive", "the check starts nothing"
     assert json.loads(send(machine, "wake up", *BOT))["State"] == "QUEUED"
     assert show(machine, "ActiveState")["ActiveState"] == "active"
+    checked = machine("connect-relay", "check", "--online", check=False)
+    assert checked.count(": ok (a relay is running)\n") == 4, checked
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from kit import clocks, drained, processes
+from kit.bare import BareRelay
+from kit.browser import Browser
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
 from kit.nats import NatsListener, NatsServer
+from kit.outcomes import Outcomes
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
 from kit.upstream import ScriptedRelay, Upstream
@@ -135,6 +138,34 @@ def relays():
         except AssertionError as fault:
             faults.append(str(fault))
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def bare_relays():
+    """Creates and starts relays without a shell beside them: `bare_relays(endpoint, configuration, sender__lifetime="1m")`."""
+    made = []
+
+    def make(endpoint, configuration="", **settings):
+        made.append(BareRelay(endpoint, configuration, **settings))
+        return made[-1].start()
+
+    yield make
+    for relay in made:
+        relay.remove()
+
+
+@pytest.fixture
+def outcomes():
+    """Opens streams of outcomes: `outcomes(relay)`."""
+    made = []
+
+    def make(relay):
+        made.append(Outcomes(relay))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        stream.cut()
 
 
 @pytest.fixture
@@ -293,6 +324,14 @@ def prometheus():
     yield make
     for one in made:
         one.remove()
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    made = Browser()
+    yield made
+    made.remove()
 
 
 # Containers.

@@ -154,7 +154,8 @@ def test_each_command_in_a_code_block_parses():
         for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.split("  #")[0]
-                for found in re.findall(r"connect-relay ((?:[\w-]+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
+                # -c names a container.
+                for found in re.findall(r"(?<!-c )connect-relay ((?:[\w-]+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
                     words, rest = found[0].split(), found[1]
                     if options(rest) and words[0] in helped():
                         seen += 1
