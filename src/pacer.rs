@@ -237,7 +237,7 @@ impl Pacer {
             self.estimator.sends(now.since(last).min(QUIET), held, &self.options);
         }
         self.tokens -= 1.0;
-        self.needed = 1.0 + JITTER * (2.0 * self.rng.f64() - 1.0);
+        self.needed = 1.0 + self.jitter_of_slot() * (2.0 * self.rng.f64() - 1.0);
         let was_to = self.slot.unwrap_or(self.apart).max(self.apart);
         let late = now.since(was_to) <= LAG_MAX;
         self.apart = if late { was_to.min(now) } else { now } + Duration::from_secs_f64(0.5 / self.rate());
@@ -299,9 +299,16 @@ impl Pacer {
         self.counts.held_back(now, held);
     }
 
+    /// True if the fleet has to know at once: a request was throttled since the last report.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.counts.throttled > self.counts.reported
+    }
+
     /// Returns the figures for the fleet. `held` covers the time since the last call.
     pub fn report(&mut self, now: Timestamp) -> Report {
         let held = self.counts.take_held(now);
+        self.counts.reported = self.counts.throttled;
         let (rate, learned) = match self.guidance {
             Guidance::Share(share) => (share.base, true),
             Guidance::Alone | Guidance::Hold { .. } => {
@@ -381,6 +388,10 @@ impl Pacer {
         // Slots are left to others once; a further throttle before anything was accepted only waits for its own slot.
         let left = if self.was_accepted { YIELD * self.options.headroom } else { 0.0 };
         self.tokens = self.tokens.min(-left);
+        if let Guidance::Share(_) = self.guidance {
+            // Another place in the slot: this one is crowded.
+            self.tokens += self.rng.f64();
+        }
         if self.close(started, now, Closed::Throttled, hint) {
             self.was_accepted = false;
             match self.guidance {
@@ -388,6 +399,15 @@ impl Pacer {
                 Guidance::Alone | Guidance::Hold { .. } => self.estimator.throttled(&self.options),
             }
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
+        }
+    }
+
+    /// The largest random shift of an attempt, in slots. Relays of a fleet keep their places in the slot, which they
+    /// change only when they are throttled; so the fleet's attempts become evenly spread.
+    fn jitter_of_slot(&self) -> f64 {
+        match self.guidance {
+            Guidance::Share(share) => JITTER * share.part.min(1.0),
+            Guidance::Alone | Guidance::Hold { .. } => JITTER,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use connect_relay::delivery::Signal;
 use connect_relay::fairness::{Class, RoundRobin};
-use connect_relay::fleet::quota::{Member, Message, PERIOD};
+use connect_relay::fleet::quota::{LOOK, Member, Message};
 use connect_relay::pacer::{Allowance, Options, Pacer};
 
 use crate::world::{Attempt, Client, Millis, Turn, moment, timestamp};
@@ -39,7 +39,7 @@ struct Seat {
     from: Millis,
     /// The relay stops then, with a goodbye.
     until: Millis,
-    next_tick: Millis,
+    next_look: Millis,
     published: VecDeque<Message>,
 }
 
@@ -61,25 +61,27 @@ impl<L> Relay<L> {
         let (from, until) = life;
         let mut member = Member::new(&format!("relay-{number:03}"), options, timestamp(from), seed);
         member.connected(timestamp(from));
-        let seat = Seat { member, from, until, next_tick: from, published: VecDeque::new() };
+        let seat = Seat { member, from, until, next_look: from, published: VecDeque::new() };
         Relay { seat: Some(seat), ..Relay::new(pacer, load) }
     }
 
     /// Does what is due in the fleet. Returns false while the relay does not run.
     fn tick(&mut self, now: Millis) -> bool {
         let Some(seat) = &mut self.seat else { return true };
-        if now < seat.from || seat.next_tick == Millis::MAX {
+        if now < seat.from || seat.next_look == Millis::MAX {
             return false;
         }
         if now >= seat.until {
             seat.published.push_back(seat.member.goodbye());
-            seat.next_tick = Millis::MAX;
+            seat.next_look = Millis::MAX;
             return false;
         }
-        if now >= seat.next_tick {
-            let message = seat.member.tick(self.pacer.report(timestamp(now)), timestamp(now));
-            seat.published.push_back(message);
-            seat.next_tick = now + PERIOD.as_millis() as Millis;
+        if now >= seat.next_look {
+            seat.next_look = now + LOOK.as_millis() as Millis;
+            if seat.member.is_due(self.pacer.has_news(), timestamp(now)) {
+                let message = seat.member.tick(self.pacer.report(timestamp(now)), timestamp(now));
+                seat.published.push_back(message);
+            }
         }
         self.pacer.guide(seat.member.guidance(timestamp(now)), timestamp(now));
         true
@@ -89,7 +91,7 @@ impl<L> Relay<L> {
 impl<L: Load> Client for Relay<L> {
     fn turn(&mut self, now: Millis) -> Turn {
         let runs = self.tick(now);
-        let seat = self.seat.as_ref().map(|seat| seat.next_tick.min(seat.until).max(seat.from));
+        let seat = self.seat.as_ref().map(|seat| seat.next_look.min(seat.until).max(seat.from));
         if !runs {
             return Turn { wake: seat.filter(|at| *at > now), ..Turn::default() };
         }
@@ -161,6 +163,24 @@ impl Load for Saturated {
 
     fn waits(&self, now: Millis) -> bool {
         (self.from..self.until).contains(&now)
+    }
+}
+
+/// One load after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Twice(pub Saturated, pub Saturated);
+
+impl Load for Twice {
+    fn next(&mut self, now: Millis) -> Option<u64> {
+        self.0.next(now).or(self.1.next(now))
+    }
+
+    fn due(&self, now: Millis) -> Option<Millis> {
+        self.0.due(now).or(self.1.due(now))
+    }
+
+    fn waits(&self, now: Millis) -> bool {
+        self.0.waits(now) || self.1.waits(now)
     }
 }
 

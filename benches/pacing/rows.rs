@@ -10,8 +10,8 @@ use connect_relay::pacer::{LearnedRate, Options, Pacer};
 
 use crate::measure::{SECOND, Slice};
 use crate::others::{Adaptive, Backoff, People};
-use crate::relay::{Chats, Line, Relay, Saturated};
-use crate::world::{Client, Fate, Millis, Record, Upstream, run, timestamp};
+use crate::relay::{Chats, Line, Relay, Saturated, Twice};
+use crate::world::{Bus, Client, Fate, Millis, Record, Upstream, run, timestamp};
 
 /// A figure of one run, and the condition on its mean over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,6 +135,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "1 relay, configured with the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
     Row { name: "1 relay, configured 10, true quota 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
     Row { name: "1 relay, configured 10, true quota 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
+    Row { name: "1 relay, configured 10, true quota 30, burst 15", floor: None, play: one_soon_at_thirty },
     Row { name: "5 relays", floor: Some(5.0 / (10.0 * 60.0)), play: five },
     Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
     Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },
@@ -145,6 +146,17 @@ pub const ROWS: &[Row] = &[
     Row { name: "fleet of 5, all settings at their defaults", floor: None, play: fleet_steady::<5, false> },
     Row { name: "fleet of 20, all settings at their defaults", floor: None, play: fleet_steady::<20, false> },
     Row { name: "fleet of 100, all settings at their defaults", floor: None, play: fleet_steady::<100, false> },
+    Row { name: "fleet of 1", floor: None, play: fleet_of_one },
+    Row { name: "fleet of 5, quota halves, later doubles", floor: None, play: fleet_halves_and_doubles },
+    Row { name: "fleet of 5, configured 4 to 30, true quota 10", floor: None, play: fleet_configured_differently },
+    Row { name: "fleet of 5, configured 10, true quota 30", floor: None, play: fleet_of_thirty },
+    Row { name: "fleet of 4, one joins, then leaves", floor: None, play: fleet_joined },
+    Row { name: "fleet of 5, 4 fall idle, then wake", floor: None, play: fleet_falls_idle },
+    Row { name: "fleet of 5, one stopped for a minute", floor: None, play: fleet_stopped },
+    Row { name: "fleet of 5, no server for a minute", floor: None, play: fleet_without_server },
+    Row { name: "fleet of 5, split for two minutes", floor: None, play: fleet_split },
+    Row { name: "fleet of 5 beside direct callers at 0.5 of the quota", floor: None, play: fleet_beside_callers },
+    Row { name: "fleet of 20, headroom 0.1, beside people", floor: None, play: fleet_beside_people },
     Row { name: "quota halves, later doubles, 5 relays", floor: Some(5.0 / (7.5 * 60.0)), play: halves_and_doubles },
     Row { name: "20 busy for 5 minutes, then 19 fall idle", floor: None, play: nineteen_fall_idle },
     Row { name: "5-minute outage, 20 relays", floor: None, play: outage },
@@ -186,6 +198,17 @@ fn steady(who: Who, count: usize, upstream: &Upstream, seed: u64, bounds: [Bound
     figures.push(share("goodput, first 120 s", cold.goodput(upstream), Reported));
     figures.push(percent("throttled, first 120 s", cold.throttled(), Reported));
     figures
+}
+
+/// The burst is as it was configured, the rate is not.
+fn one_soon_at_thirty(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::of(30.0, 15.0);
+    let record = run(&upstream, &mut crowd(Who::Relays, 1, Millis::MAX, 0.0, seed), 120 * SECOND, seed);
+    let soon = Slice { record: &record, clients: 1, from: 30, to: 120 };
+    vec![
+        share("goodput, 30 to 120 s", soon.goodput(&upstream), AtLeast(0.95)),
+        percent("throttled, 30 to 120 s", soon.throttled(), AtMost(0.015)),
+    ]
 }
 
 fn one(seed: u64) -> Vec<Figure> {
@@ -232,9 +255,11 @@ fn hundred(seed: u64) -> Vec<Figure> {
 fn fleet_steady<const COUNT: usize, const OF_TABLE: bool>(seed: u64) -> Vec<Figure> {
     let upstream = Upstream::plain();
     let options = if OF_TABLE { options(0.0) } else { Options::default() };
-    let record = run(&upstream, &mut fleet(COUNT, options, seed), 720 * SECOND, seed);
+    // A hundred relays publish and hear ten thousand messages a second.
+    let end = if COUNT < 100 { 720 } else { 420 };
+    let record = run(&upstream, &mut fleet(COUNT, options, seed), end * SECOND, seed);
     let cold = Slice { record: &record, clients: COUNT, from: 0, to: 120 };
-    let warm = Slice { from: 120, to: 720, ..cold };
+    let warm = Slice { from: 120, to: end, ..cold };
     let cold_most = [(5, 0.01), (20, 0.02), (100, 0.05)].iter().find(|(count, _)| *count == COUNT).unwrap().1;
     vec![
         share("goodput", warm.goodput(&upstream) / (1.0 - options.headroom), AtLeast(0.99)),
@@ -242,6 +267,193 @@ fn fleet_steady<const COUNT: usize, const OF_TABLE: bool>(seed: u64) -> Vec<Figu
         share("fairness", warm.fairness(), AtLeast(0.99)),
         share("goodput, first 120 s", cold.goodput(&upstream) / (1.0 - options.headroom), Reported),
         percent("throttled, first 120 s", cold.throttled(), AtMost(cold_most)),
+    ]
+}
+
+/// A relay that hears no other is as it would be without a fleet.
+fn fleet_of_one(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let record = run(&upstream, &mut fleet(1, options(0.0), seed), 720 * SECOND, seed);
+    let first = record.lines.first().map(|line| line.at.div_ceil(SECOND));
+    let warm = Slice { record: &record, clients: 1, from: 120, to: 720 };
+    vec![
+        seconds("the first attempt", first, AtMost(3.0)),
+        share("goodput", warm.goodput(&upstream), AtLeast(0.99)),
+        percent("throttled", warm.throttled(), AtMost(0.002)),
+    ]
+}
+
+/// Saturated relays with these lives and settings, of one fleet or not.
+fn relays(
+    lives: &[(u64, u64)],
+    of_fleet: bool,
+    settings: impl Fn(usize) -> Options,
+    seed: u64,
+) -> Vec<Box<dyn Client>> {
+    let relay = |(number, (from, until)): (usize, &(u64, u64))| -> Box<dyn Client> {
+        let life = (from * SECOND, until.saturating_mul(SECOND));
+        if of_fleet {
+            return fleet_relay(number, settings(number), life, seed);
+        }
+        let pacer = Pacer::new(settings(number), timestamp(life.0), seed * 1000 + number as u64);
+        Box::new(Relay::new(pacer, Saturated { from: life.0, until: life.1 }))
+    };
+    lives.iter().enumerate().map(relay).collect()
+}
+
+/// The throttled part of the requests in the half minute that begins three seconds after a change, and the same of
+/// relays without a fleet.
+fn throttled_after(upstream: &Upstream, lives: &[(u64, u64)], changes: &[u64], seed: u64) -> (Record, Vec<Figure>) {
+    let last = changes.iter().max().copied().unwrap_or(0) + 140;
+    let play =
+        |of_fleet: bool| run(upstream, &mut relays(lives, of_fleet, |_| options(0.0), seed), last * SECOND, seed);
+    let (fleet, alone) = (play(true), play(false));
+    let after = |record: &Record| {
+        let part = |at: &u64| Slice { record, clients: lives.len(), from: at + 3, to: at + 33 }.throttled();
+        changes.iter().map(part).sum::<f64>() / changes.len() as f64
+    };
+    let (with, without) = (after(&fleet), after(&alone));
+    let figures = vec![
+        percent("throttled, 3 to 33 s after a change", with, AtMost(0.02)),
+        percent("more than without a fleet", (with - without).max(0.0), AtMost(0.005)),
+        percent("without a fleet", without, Reported),
+    ];
+    (fleet, figures)
+}
+
+/// The life of a relay that is there all the time.
+const ALWAYS: (u64, u64) = (0, u64::MAX);
+
+fn fleet_halves_and_doubles(seed: u64) -> Vec<Figure> {
+    let upstream = halving();
+    let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[240, 480], seed);
+    let slice = |from, to| Slice { record: &record, clients: 5, from, to };
+    figures.push(seconds("0.9 of the half", slice(240, 480).reaches(0.9, &upstream), AtMost(15.0)));
+    figures.push(seconds("0.9 of the double", slice(480, 620).reaches(0.9, &upstream), AtMost(130.0)));
+    figures
+}
+
+fn fleet_of_configured(configured: [f64; 5], upstream: &Upstream, seed: u64) -> Vec<Figure> {
+    let settings = |number: usize| Options { quota_rate: configured[number], ..options(0.0) };
+    let record = run(upstream, &mut relays(&[ALWAYS; 5], true, settings, seed), 420 * SECOND, seed);
+    let warm = Slice { record: &record, clients: 5, from: 120, to: 420 };
+    vec![
+        share("goodput", warm.goodput(upstream), AtLeast(0.97)),
+        percent("throttled", warm.throttled(), AtMost(0.006)),
+        share("fairness", warm.fairness(), AtLeast(0.99)),
+        percent("throttled, first 120 s", Slice { from: 0, to: 120, ..warm }.throttled(), AtMost(0.02)),
+    ]
+}
+
+fn fleet_configured_differently(seed: u64) -> Vec<Figure> {
+    let mut configured = [4.0, 10.0, 10.0, 30.0, 30.0];
+    // The one that decides first may have any of them.
+    configured.rotate_left((seed % 5) as usize);
+    fleet_of_configured(configured, &Upstream::plain(), seed)
+}
+
+fn fleet_of_thirty(seed: u64) -> Vec<Figure> {
+    fleet_of_configured([10.0; 5], &Upstream::of(30.0, 45.0), seed)
+}
+
+fn fleet_joined(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let lives = [ALWAYS, ALWAYS, ALWAYS, ALWAYS, (200, 320)];
+    let (record, mut figures) = throttled_after(&upstream, &lives, &[200, 320], seed);
+    let five = Slice { record: &record, clients: 5, from: 205, to: 320 };
+    figures.push(share("fairness with it", five.fairness(), AtLeast(0.98)));
+    figures.push(share("goodput with it", five.goodput(&upstream), AtLeast(0.97)));
+    figures.push(share("goodput without it", Slice { from: 323, to: 440, ..five }.goodput(&upstream), AtLeast(0.97)));
+    figures
+}
+
+fn fleet_falls_idle(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let relay = |number: usize| -> Box<dyn Client> {
+        let seed = seed * 1000 + number as u64;
+        let pacer = Pacer::new(options(0.0), timestamp(0), seed);
+        let load = Saturated { from: 0, until: if number == 0 { Millis::MAX } else { 200 * SECOND } };
+        let again = Saturated { from: 260 * SECOND, until: Millis::MAX };
+        let load = Twice(load, if number == 0 { load } else { again });
+        Box::new(Relay::of_fleet(number, options(0.0), pacer, load, (0, Millis::MAX), seed))
+    };
+    let record = run(&upstream, &mut (0..5).map(relay).collect::<Vec<_>>(), 380 * SECOND, seed);
+    let busy = Slice { record: &record, clients: 1, from: 204, to: 260 };
+    let woken = Slice { record: &record, clients: 5, from: 263, to: 293 };
+    vec![
+        share("goodput of the busy one from 4 s on", busy.goodput(&upstream), AtLeast(0.96)),
+        percent("throttled, 3 to 33 s after the others wake", woken.throttled(), AtMost(0.02)),
+        share("fairness then", Slice { to: 380, ..woken }.fairness(), AtLeast(0.99)),
+    ]
+}
+
+/// The relay of the fleet that the scenes stop; it is not the one that decides, or it is, by the seed.
+fn fleet_stopped(seed: u64) -> Vec<Figure> {
+    let bus = Bus { stopped: vec![(200 * SECOND, 260 * SECOND, (seed % 5) as usize)], ..Bus::plain() };
+    let upstream = Upstream { bus, ..Upstream::plain() };
+    let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[200, 260], seed);
+    let others = Slice { record: &record, clients: 5, from: 215, to: 260 };
+    figures.push(share("goodput of the others from 15 s on", others.goodput(&upstream), AtLeast(0.94)));
+    figures.push(share(
+        "goodput after the return",
+        Slice { from: 263, to: 380, ..others }.goodput(&upstream),
+        AtLeast(0.97),
+    ));
+    figures
+}
+
+fn fleet_without_server(seed: u64) -> Vec<Figure> {
+    let bus = Bus { away: vec![(200 * SECOND, 260 * SECOND)], ..Bus::plain() };
+    let upstream = Upstream { bus, ..Upstream::plain() };
+    let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[200, 260], seed);
+    let without = Slice { record: &record, clients: 5, from: 200, to: 263 };
+    figures.push(share("goodput meanwhile", without.goodput(&upstream), AtLeast(0.95)));
+    figures.push(share("goodput later", Slice { from: 263, to: 380, ..without }.goodput(&upstream), AtLeast(0.96)));
+    figures
+}
+
+fn fleet_split(seed: u64) -> Vec<Figure> {
+    let bus = Bus { split: vec![(200 * SECOND, 320 * SECOND, 2)], ..Bus::plain() };
+    let upstream = Upstream { bus, ..Upstream::plain() };
+    let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[200, 320], seed);
+    let apart = Slice { record: &record, clients: 5, from: 200, to: 320 };
+    figures.push(share("goodput meanwhile", apart.goodput(&upstream), AtLeast(0.95)));
+    figures.push(percent("throttled meanwhile", apart.throttled(), AtMost(0.02)));
+    figures.push(share("goodput later", Slice { from: 320, to: 440, ..apart }.goodput(&upstream), AtLeast(0.96)));
+    figures
+}
+
+fn fleet_beside_callers(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let play = |of_fleet: bool| {
+        let mut clients = relays(&[ALWAYS; 5], of_fleet, |_| options(0.0), seed);
+        clients.push(Box::new(People::new(5.0, 3, seed)));
+        run(&upstream, &mut clients, 420 * SECOND, seed)
+    };
+    let (with, without) = (play(true), play(false));
+    let warm = |record| Slice { record, clients: 5, from: 120, to: 420 };
+    vec![
+        share("goodput of the fleet", warm(&with).goodput(&upstream), AtLeast(0.3)),
+        percent("throttled", warm(&with).throttled(), AtMost(0.03)),
+        percent("throttled without a fleet", warm(&without).throttled(), Reported),
+        share("goodput without a fleet", warm(&without).goodput(&upstream), Reported),
+        percent("callers' first tries", people(&with, 5, 3).0, Reported),
+        percent("callers' first tries without a fleet", people(&without, 5, 3).0, Reported),
+    ]
+}
+
+fn fleet_beside_people(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::plain();
+    let mut clients = fleet(20, Options::default(), seed);
+    clients.push(Box::new(People::new(0.5, 3, seed)));
+    let record = run(&upstream, &mut clients, 720 * SECOND, seed);
+    let warm = Slice { record: &record, clients: 20, from: 120, to: 720 };
+    let (first, lost) = people(&record, 20, 3);
+    vec![
+        share("goodput", warm.goodput(&upstream), AtLeast(0.87)),
+        percent("throttled", warm.throttled(), AtMost(0.004)),
+        percent("people's first tries", first, AtMost(0.01)),
+        percent("people's losses", lost, AtMost(0.001)),
     ]
 }
 

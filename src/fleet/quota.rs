@@ -44,6 +44,8 @@ use crate::time::{Timestamp, millis};
 
 /// The time between two messages of one relay.
 pub const PERIOD: Duration = Duration::from_secs(1);
+/// The time between two looks for news: a throttle is published, and decided upon, without waiting for the period.
+pub const LOOK: Duration = Duration::from_millis(250);
 /// The time without word after which a relay counts as gone, and the longest wait for the first share.
 pub const SILENCE: Duration = Duration::from_secs(3);
 /// The time after the connection in which a relay hears each other relay at least once.
@@ -54,19 +56,21 @@ const ACTIVE: Duration = Duration::from_secs(10);
 /// The age of the learner's last decision from which another relay's decision is accepted.
 const STALE: Duration = Duration::from_millis(2500);
 /// The time until a lower rate has reached all relays, and their next messages have come back.
-const REACTION: Duration = Duration::from_millis(1500);
-/// The reports over which the demand of a relay is measured, and those for the rate at which it joins.
-const REPORTS: usize = 1;
-const REPORTS_MAX: usize = 10;
+const REACTION: Duration = Duration::from_millis(1000);
+/// The time over which the demand of a relay is measured, and that for the rate at which it joins.
+const RECENT: Duration = Duration::from_millis(950);
+const LATELY: Duration = Duration::from_millis(9950);
 /// The part of a second from which a relay counts as hungry if the rate holds it back.
 const HUNGRY: f64 = 0.75;
 /// The factor by which a relay may exceed its recent rate before the learner has decided.
 const GROWTH: f64 = 2.0;
 /// The part of the rate by which the parts of silent relays come back each second.
-const RETURN: f64 = 0.02;
-/// The throttles, and their part of the requests, from which the accepted rate is the quota.
-const OVERRUN: f64 = 3.0;
-const OVERRUN_PART: f64 = 0.2;
+const RETURN: f64 = 0.004;
+/// The throttles, their part of the requests, and the seconds, from which the accepted rate is the quota.
+const OVERRUNS: [(f64, f64, f64); 2] = [(3.0, 0.35, 0.95), (5.0, 0.2, 1.95)];
+/// The seconds without a throttle that end a series of throttles; the same in requests.
+const QUIET: f64 = 1.5;
+const QUIET_REQUESTS: f64 = 4.0;
 /// The factor above the rate at which relays together have sent more than the rate.
 const EXCESS: f64 = 1.15;
 /// The highest rate, as a multiple of the configured quota.
@@ -110,6 +114,8 @@ pub struct Message {
     /// The run of the relay whose decisions this one follows; its own if it decides; absent if it is alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follows: Option<u64>,
+    /// The time for which it has followed the fleet's decisions without a break, in milliseconds.
+    pub following_ms: u64,
     /// True if the relay stops now.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -166,6 +172,8 @@ struct Figures {
     rate: f64,
     learned: bool,
     rate_max: f64,
+    /// True from the second message on: the first one contains no demand yet.
+    known: bool,
     /// The last time at which it had something to send.
     active_at: Option<Timestamp>,
 }
@@ -181,14 +189,19 @@ impl Figures {
         }
     }
 
+    /// True if only its share limits it.
+    fn wants_more(&self) -> bool {
+        !self.known || self.held >= HUNGRY
+    }
+
     /// True if it could use more than `rate`.
     fn is_hungry(&self, rate: f64) -> bool {
-        self.held >= HUNGRY && (self.rate_max <= 0.0 || rate < self.rate_max)
+        self.wants_more() && (self.rate_max <= 0.0 || rate < self.rate_max)
     }
 
     /// The rate that it could use; infinite for a hungry relay.
     fn demand(&self) -> f64 {
-        let demand = if self.held >= HUNGRY { f64::INFINITY } else { self.used / (1.0 - self.held) };
+        let demand = if self.wants_more() { f64::INFINITY } else { self.used / (1.0 - self.held) };
         if self.rate_max > 0.0 { demand.min(self.rate_max) } else { demand }
     }
 }
@@ -196,6 +209,7 @@ impl Figures {
 #[derive(Debug)]
 struct Peer {
     id: String,
+    joined_at: Timestamp,
     heard_at: Timestamp,
     figures: Figures,
     accepted: u64,
@@ -214,12 +228,16 @@ struct Sums {
     retracted: f64,
 }
 
-/// A series of ticks with throttles.
+/// A series of throttles.
 #[derive(Clone, Copy, Debug, Default)]
 struct Overrun {
     seconds: f64,
     accepted: f64,
     throttled: f64,
+    /// Seconds since the last throttle.
+    quiet: f64,
+    /// The rate at its begin.
+    rate: f64,
 }
 
 /// One relay's view of its fleet.
@@ -235,6 +253,8 @@ pub struct Member {
     /// The other relays, by their runs.
     peers: BTreeMap<u64, Peer>,
     own: Figures,
+    /// This relay's figures at the time of the last decision: a relay that became hungry since is not in its level.
+    known: Figures,
     /// The last reports: time and accepted requests.
     reports: VecDeque<(Timestamp, u64)>,
     last: Report,
@@ -254,6 +274,8 @@ pub struct Member {
     last_cut: Option<(f64, f64)>,
     /// The parts of silent relays that have not come back.
     reserved: f64,
+    /// The time since which this relay follows the fleet's decisions without a break.
+    following_since: Option<Timestamp>,
 }
 
 impl Member {
@@ -272,6 +294,7 @@ impl Member {
             connected_at: None,
             peers: BTreeMap::new(),
             own: Figures { rate_max, ..Figures::default() },
+            known: Figures::default(),
             reports: VecDeque::new(),
             last: Report::default(),
             heard_at: None,
@@ -284,6 +307,7 @@ impl Member {
             deaf_until: now,
             last_cut: None,
             reserved: 0.0,
+            following_since: None,
         }
     }
 
@@ -346,7 +370,7 @@ impl Member {
             self.sums.accepted += more(message.accepted, peer.accepted);
             self.sums.throttled += more(message.throttled, peer.throttled);
             self.sums.retracted += more(message.retracted, peer.retracted);
-            figures.active_at = peer.figures.active_at;
+            (figures.active_at, figures.known) = (peer.figures.active_at, true);
             figures.note_active(now);
             (peer.heard_at, peer.figures, peer.follows, peer.replaced) = (now, figures, message.follows, false);
             // A counter never falls in one run: a lower one is an old message, or not meant.
@@ -358,7 +382,17 @@ impl Member {
             figures.note_active(now);
             let Message { accepted, throttled, retracted, follows, .. } = *message;
             let id = message.id.clone();
-            let peer = Peer { id, heard_at: now, figures, accepted, throttled, retracted, follows, replaced: false };
+            let peer = Peer {
+                id,
+                joined_at: now,
+                heard_at: now,
+                figures,
+                accepted,
+                throttled,
+                retracted,
+                follows,
+                replaced: false,
+            };
             self.peers.insert(run, peer);
         }
         if let Some(division) = message.division.and_then(|division| division.checked(self.options.rate_max))
@@ -366,13 +400,19 @@ impl Member {
         {
             self.pool.continue_at(division.base, division.rate, &self.options);
             self.division = Some(division);
+            let is_new = self.peers.get(&run).is_none_or(|peer| now.since(peer.joined_at) < 2 * PERIOD);
+            if self.followed() != Some(run) && is_new {
+                // Another fleet's decision, or the first one.
+                self.following_since = Some(now);
+            }
+            self.known = self.own;
             self.follows = Some((run, now));
             self.cold = false;
         }
     }
 
-    /// Takes in this relay's own report and returns the message to publish. It is called each [`PERIOD`], also while
-    /// nothing can be published.
+    /// Takes in this relay's own report and returns the message to publish. It is called when
+    /// [`Member::is_due`] says so, also while nothing can be published.
     pub fn tick(&mut self, report: Report, now: Timestamp) -> Message {
         let since_last = self.ticked_at.map_or(PERIOD, |at| now.since(at)).min(2 * PERIOD);
         self.ticked_at = Some(now);
@@ -381,7 +421,7 @@ impl Member {
         self.remove_silent(now);
         if !self.hears_others(now) {
             self.be_alone(now);
-            return self.message(None);
+            return self.message(None, now);
         }
         self.learn(since_last, now);
         let decides = self.decides(now);
@@ -389,20 +429,31 @@ impl Member {
             if self.cold {
                 self.begin_cold();
             }
-            self.cold = false;
+            let division = self.divide();
+            (self.cold, self.known) = (false, self.own);
             self.follows = Some((self.run, now));
-            self.division = Some(self.divide());
+            self.following_since.get_or_insert(now);
+            self.division = Some(division);
         }
-        self.message(self.division.filter(|_| decides))
+        self.message(self.division.filter(|_| decides), now)
+    }
+
+    /// True if [`Member::tick`] has to be called now: the period is over, this relay was throttled (`has_news`), or it
+    /// decides and another relay was. It is asked at least each [`LOOK`].
+    #[must_use]
+    pub fn is_due(&self, has_news: bool, now: Timestamp) -> bool {
+        let decides = self.followed() == Some(self.run);
+        let urgent = has_news || (decides && self.sums.throttled > 0.0);
+        self.ticked_at.is_none_or(|at| now.since(at) >= if urgent { LOOK } else { PERIOD })
     }
 
     /// The message with which the relay leaves.
     #[must_use]
     pub fn goodbye(&self) -> Message {
-        Message { leaving: true, ..self.message(None) }
+        Message { leaving: true, ..self.message(None, self.ticked_at.unwrap_or(self.created_at)) }
     }
 
-    fn message(&self, division: Option<Division>) -> Message {
+    fn message(&self, division: Option<Division>, now: Timestamp) -> Message {
         let Figures { held, used, lately, rate, learned, rate_max, .. } = self.own;
         let Report { accepted, throttled, retracted, .. } = self.last;
         Message {
@@ -418,6 +469,7 @@ impl Member {
             learned,
             rate_max,
             follows: self.followed(),
+            following_ms: self.following_since.map_or(0, |since| millis(now.since(since))),
             leaving: false,
             division,
         }
@@ -442,6 +494,7 @@ impl Member {
             rate: bounded(message.rate),
             learned: message.learned,
             rate_max: bounded(message.rate_max),
+            known: false,
             active_at: None,
         }
     }
@@ -449,8 +502,8 @@ impl Member {
     /// This relay's share.
     fn share(&self, division: &Division, until: Timestamp) -> Share {
         let mut rate = division.level;
-        if self.own.held < HUNGRY {
-            rate = rate.min(division.part.max(GROWTH * self.own.demand()));
+        if !self.known.wants_more() {
+            rate = rate.min(division.part.max(GROWTH * self.known.demand()));
         }
         if self.rate_max > 0.0 {
             rate = rate.min(self.rate_max);
@@ -465,17 +518,19 @@ impl Member {
         self.sums.retracted += more(report.retracted, self.last.retracted);
         self.last = report;
         self.reports.push_back((now, report.accepted));
-        while self.reports.len() > REPORTS_MAX + 1 {
+        while self.reports.get(1).is_some_and(|(at, _)| now.since(*at) >= LATELY) {
             self.reports.pop_front();
         }
-        let used = |reports: usize| {
-            let (at, accepted) = *self.reports.iter().rev().nth(reports).or(self.reports.front())?;
+        let used = |span: Duration| {
+            let old = self.reports.iter().rev().find(|(at, _)| now.since(*at) >= span);
+            let (at, accepted) = *old.or(self.reports.front())?;
             let millis = millis(now.since(at));
             (millis > 0).then(|| report.accepted.saturating_sub(accepted) as f64 * 1000.0 / millis as f64)
         };
-        let (used, lately) = (used(REPORTS).unwrap_or(0.0), used(REPORTS_MAX).unwrap_or(0.0));
+        let (used, lately) = (used(RECENT).unwrap_or(0.0), used(LATELY).unwrap_or(0.0));
         let Report { held, rate, learned, .. } = report;
-        self.own = Figures { held, used, lately, rate, learned, ..self.own };
+        let known = self.reports.len() > 1;
+        self.own = Figures { held, used, lately, rate, learned, known, ..self.own };
         self.own.note_active(now);
     }
 
@@ -518,8 +573,9 @@ impl Member {
         }
         let base = self.pool.base();
         let is_held = self.is_held();
-        let merged = if message.follows.is_some() && message.follows == self.followed() {
-            // It has always followed the same learner: only messages were lost.
+        let was_here = message.following_ms >= millis(SILENCE) && message.follows == self.followed();
+        let merged = if was_here {
+            // Only messages were lost.
             let back = joined.demand().min(joined.rate).min(self.reserved);
             self.reserved -= back;
             base + back
@@ -545,6 +601,7 @@ impl Member {
     /// Keeps the fleet's rate equal to this relay's own while there is no other relay.
     fn be_alone(&mut self, now: Timestamp) {
         self.peers.clear();
+        self.following_since = None;
         (self.follows, self.division, self.sums, self.overrun, self.reserved) =
             (None, None, Sums::default(), None, 0.0);
         if matches!(self.guidance(now), Guidance::Hold { .. }) {
@@ -552,7 +609,7 @@ impl Member {
         }
         self.cold = false;
         self.pool = if self.last.learned {
-            RateEstimator::known(self.last.rate, &self.options)
+            RateEstimator::pooled_at(self.last.rate, &self.options)
         } else {
             RateEstimator::pooled(&self.options)
         };
@@ -576,14 +633,15 @@ impl Member {
         if !self.cold {
             return true;
         }
-        let listened = now.since(self.connected_at.unwrap_or(self.created_at)) >= LISTEN;
+        let listened = now.since(self.connected_at.unwrap_or(self.created_at)) >= PERIOD;
         let others_decide = self.peers.values().any(|peer| peer.follows.is_some());
         listened && (!others_decide || now.since(self.created_at) + PERIOD >= SILENCE)
     }
 
     fn accepts_decision_of(&self, run: u64, now: Timestamp) -> bool {
         match self.follows {
-            None => true,
+            // A relay that was alone brings its own rate along, which a higher one may not have counted.
+            None => self.cold || self.learner(now) == run,
             Some((followed, _)) if followed == self.run => self.learner(now) == run,
             Some((followed, at)) => followed == run || now.since(at) > STALE || self.learner(now) == run,
         }
@@ -599,7 +657,7 @@ impl Member {
             .fold((0.0, 0.0), |(sum, most): (f64, f64), rate| (sum + rate, most.max(rate)));
         if sum > 0.0 {
             let configured = self.options.quota_rate * (1.0 - self.options.headroom);
-            self.pool = RateEstimator::known(sum.min(configured.max(most)), &self.options);
+            self.pool = RateEstimator::pooled_at(sum.min(configured.max(most)), &self.options);
         }
     }
 
@@ -608,34 +666,48 @@ impl Member {
         let Sums { accepted, throttled, retracted } = std::mem::take(&mut self.sums);
         let seconds = since_last.as_secs_f64();
         let is_held = self.is_held();
-        self.pool.sends(since_last, is_held, &self.options);
-        self.pool.accepted_by_all(accepted);
+        self.pool.passes(since_last, accepted, is_held, &self.options);
         if retracted > 0.0
             && let Some((before, after)) = self.last_cut.take()
         {
             self.pool.undo_rate_cut(before, after, &self.options);
         }
+        if throttled > 0.0 {
+            let rate = self.pool.rate();
+            self.overrun.get_or_insert(Overrun { rate, ..Overrun::default() }).quiet = 0.0;
+        }
+        if let Some(overrun) = &mut self.overrun {
+            overrun.quiet += seconds;
+            overrun.seconds += seconds;
+            overrun.accepted += accepted;
+            overrun.throttled += throttled;
+            if overrun.quiet > QUIET.max(QUIET_REQUESTS / self.pool.rate()) {
+                self.overrun = None;
+            }
+        }
         if throttled <= 0.0 {
-            self.overrun = None;
             self.return_reserved(seconds, is_held);
             return;
         }
         self.reserved = 0.0;
-        let overrun = self.overrun.get_or_insert_default();
-        overrun.seconds += seconds;
-        overrun.accepted += accepted;
-        overrun.throttled += throttled;
-        let Overrun { seconds: lasts, accepted: passed, throttled: refused } = *overrun;
+        let Overrun { seconds: lasts, accepted: passed, throttled: refused, rate, .. } =
+            self.overrun.unwrap_or_default();
         let sent = accepted + throttled;
         let is_excess = sent > EXCESS * self.pool.rate() * seconds + 2.0;
         if is_excess && lasts < SILENCE.as_secs_f64() {
             return;
         }
-        if refused >= OVERRUN && refused > OVERRUN_PART * (passed + refused) {
-            let measured = passed / lasts * (1.0 - self.options.headroom);
-            self.pool.lower_to(measured.max(self.pool.base() / 4.0), &self.options);
-        }
-        if now >= self.deaf_until {
+        let part = refused / (passed + refused);
+        let is_overrun = |(least, least_part, least_seconds): (f64, f64, f64)| {
+            refused >= least && part > least_part && lasts >= least_seconds
+        };
+        if OVERRUNS.into_iter().any(is_overrun) && now >= self.deaf_until {
+            // The relays that were throttled have sent less than their share: the larger of two estimates.
+            let measured = (passed / lasts).max(rate * (1.0 - part)).max(rate / 4.0);
+            self.pool.lower_to(measured * (1.0 - self.options.headroom), &self.options);
+            self.deaf_until = now + REACTION;
+            self.overrun = None;
+        } else if now >= self.deaf_until {
             let before = self.pool.rate();
             self.pool.throttled(&self.options);
             self.last_cut = Some((before, self.pool.rate()));
@@ -647,7 +719,7 @@ impl Member {
     fn return_reserved(&mut self, seconds: f64, is_held: bool) {
         if self.reserved > 0.0 && is_held {
             let (base, rate) = (self.pool.base(), self.pool.rate());
-            let back = (RETURN * (base + self.reserved) * seconds).min(self.reserved);
+            let back = (RETURN * base * seconds).min(self.reserved);
             self.reserved -= back;
             self.pool.continue_at(base + back, rate + back, &self.options);
         }

@@ -1,9 +1,9 @@
-//! The fleet's task: keeps a connection, publishes this relay's report each second, and passes the reports of others on.
+//! The fleet's task: keeps a connection, publishes this relay's reports, and passes the reports of others on.
 //!
 //! | state | the task | ends when |
 //! | --- | --- | --- |
 //! | connecting | tries each server, waits (0.2 s to 5 s, jittered) after a round in which none accepted | a server accepts |
-//! | connected | publishes one report a second, unless the one before it has not come back yet | the connection is lost, or a report does not come back for 3 s |
+//! | connected | publishes a report each second, and a quarter of a second after a throttle, unless the one before it has not come back yet | the connection is lost, or a report does not come back for 3 s |
 //!
 //! The relay subscribes to the subject on which it publishes, so its own reports come back. That a report came back is
 //! the proof that the server works and that the relay's account may use the subject: only then the fleet is *up*. At
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::connection::{Connector, Happening, Link};
 use super::freshness::Freshness;
 use super::options::Options;
-use super::quota::{Member, Message, PERIOD, SILENCE};
+use super::quota::{LOOK, Member, Message, PERIOD, SILENCE};
 use super::subject;
 use crate::metrics::Metrics;
 use crate::pacer::{self, Budget, Guidance};
@@ -151,19 +151,18 @@ impl Fleet {
     /// Runs until `stop`, and then leaves the fleet.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let mut ticks = interval(PERIOD);
+        let mut looks = interval(LOOK);
         // After a delay, reports go on at the usual distance: a burst would only be a burden.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut state = self.connecting(Duration::ZERO);
         loop {
             let lost = tokio::select! {
                 biased;
                 () = &mut stop => break,
-                _ = ticks.tick() => self.tick(&mut state).await,
+                _ = looks.tick() => self.look(&mut state).await,
                 progress = state.progress() => match progress {
                     Progress::Connected(link) => {
                         state = State::Connected(link);
-                        ticks.reset();
                         self.connected(&mut state).await
                     }
                     Progress::Heard(payload) => {
@@ -205,19 +204,40 @@ impl Fleet {
         }
         sharing.on_its_way = None;
         sharing.member.connected(self.clock.now());
-        // The next tick is up to a second away: the others hear of this relay at once.
+        // The next report is up to a second away: the others hear of this relay at once.
         self.tick(state).await
     }
 
-    /// Publishes this relay's report, if it may. Returns the reason if the connection is lost.
+    /// Makes a report if one is due. Returns the reason if the connection is lost.
+    async fn look(&mut self, state: &mut State) -> Option<String> {
+        let now = self.clock.now();
+        let sharing = self.sharing.as_mut()?;
+        if let State::Connected(link) = state
+            && let Some(since) = sharing.on_its_way
+        {
+            if now.since(since) >= SILENCE {
+                return Some(format!("{}: this relay's own reports do not come back", link.server));
+            }
+            if now.since(since) < PERIOD {
+                // News waits for it: what is reported now could not be published.
+                return None;
+            }
+        }
+        if sharing.is_due(now) {
+            return self.tick(state).await;
+        }
+        sharing.guide(now);
+        None
+    }
+
+    /// Makes this relay's report, and publishes it if it may. Returns the reason if the connection is lost.
     async fn tick(&mut self, state: &mut State) -> Option<String> {
         let now = self.clock.now();
         let sharing = self.sharing.as_mut()?;
         let message = sharing.tick(now);
         let State::Connected(link) = state else { return None };
-        if let Some(since) = sharing.on_its_way {
-            let silent = now.since(since) >= SILENCE;
-            return silent.then(|| format!("{}: this relay's own reports do not come back", link.server));
+        if sharing.on_its_way.is_some() {
+            return None;
         }
         sharing.on_its_way = Some(now);
         link.publish(&sharing.subject, bytes(message, now)).await.err()
@@ -309,6 +329,12 @@ impl Sharing {
         sharing
     }
 
+    /// True if the pacer, or the decision, waits for a report.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let has_news = self.guided.budget.pacer().has_news();
+        self.member.is_due(has_news, now)
+    }
+
     /// Takes in the pacer's report, and returns the message for the others.
     fn tick(&mut self, now: Timestamp) -> Message {
         let report = self.guided.budget.pacer().report(now);
@@ -327,7 +353,9 @@ impl Sharing {
         }
         if self.freshness.is_fresh(message.run, sent, now) {
             self.member.heard(&message, now);
-            self.guide(now);
+            if message.division.is_some() {
+                self.guide(now);
+            }
         }
         false
     }
@@ -376,7 +404,9 @@ mod tests {
         let budget = Budget::new(Pacer::new(pacer, Timestamp(0), seed));
         let woken = Arc::new(AtomicUsize::new(0));
         let wake = Arc::clone(&woken);
-        let wake = Box::new(move || drop(wake.fetch_add(1, Ordering::Relaxed)));
+        let wake = Box::new(move || {
+            wake.fetch_add(1, Ordering::Relaxed);
+        });
         let guided = Guided { budget: budget.clone(), pacer, wake };
         let sharing = Sharing::new("s".into(), id, guided, Timestamp(0), &Metrics::default(), seed);
         (sharing, budget, woken)
@@ -399,17 +429,18 @@ mod tests {
         for payload in [&b""[..], b"{}", b"null", b"[1]", b"\xff"] {
             assert!(!one.heard(payload, at(500)));
         }
-        assert_eq!(one.members.get(), 1);
+        assert_eq!(one.member.members(at(500)), 1);
         let mut report = |ms| bytes(other.tick(at(ms)), at(ms));
         let (first, second) = (report(1000), report(2000));
         one.heard(&first, at(1005));
+        one.guide(at(1010));
         assert_eq!(one.members.get(), 2);
         // A server that was stopped passes the second on when the relay may be gone.
         one.heard(&second, at(9000));
-        one.tick(at(9001));
+        one.guide(at(9001));
         assert_eq!(one.members.get(), 1);
         one.heard(&report(9500), at(9505));
-        assert_eq!(one.members.get(), 2);
+        assert_eq!(one.member.members(at(9505)), 2);
     }
 
     #[test]
@@ -419,9 +450,11 @@ mod tests {
         one.member.connected(Timestamp(20));
         one.tick(Timestamp(1000));
         let before = woken.load(Ordering::Relaxed);
-        one.tick(Timestamp(2000));
+        one.guide(Timestamp(1219));
+        assert_eq!(woken.load(Ordering::Relaxed), before, "another relay may be heard yet");
+        one.guide(Timestamp(1220));
         assert_eq!(woken.load(Ordering::Relaxed), before + 1, "it heard no other relay");
-        assert!(matches!(budget.pacer().allowance(Timestamp(2000)), Allowance::Start(_)));
+        assert!(matches!(budget.pacer().allowance(Timestamp(1220)), Allowance::Start(_)));
         one.tick(Timestamp(3000));
         assert_eq!(woken.load(Ordering::Relaxed), before + 1, "nothing has changed");
     }

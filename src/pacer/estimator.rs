@@ -93,6 +93,12 @@ const DOUBT_WIDTH: f64 = 2.4;
 /// The time in seconds by which the recently sent rate lags behind the rate: a full bucket hides a rise for that time.
 const MEMORY: f64 = 12.0;
 
+/// The same until the first throttle, when the first burst has emptied the bucket: the lateness, the time, and the step at
+/// the throttle that ends the search.
+const FIRST_LATE: f64 = 1.0;
+const FIRST_MEMORY: f64 = 3.0;
+const FIRST_FIND_STEP: f64 = 0.12;
+
 /// Two finds this close are the same if each has at least `FIND_MIN` requests; the factor on the steadiness for each,
 /// and its maximum.
 const SAME: f64 = 0.05;
@@ -102,6 +108,19 @@ const STEADY_MAX: f64 = 5.0;
 /// The steadiness from which a relay is alone; and the growth from which a search of such a relay has found more quota.
 const ALONE: f64 = 2.0;
 const MORE: f64 = 1.3;
+
+/// The step below the measured rate of a whole fleet.
+const POOL_STEP: f64 = 0.04;
+/// The part of the rate that is kept at a throttle in any case.
+const POOL_KEPT: f64 = 0.94;
+/// The lateness at which a search begins.
+const POOL_LATE: f64 = 1.25;
+/// The factor of intervals.
+const POOL_PATIENCE: f64 = 1.5;
+/// The first step at a throttle that follows another at once.
+const POOL_EARLY: f64 = 0.015;
+/// The requests over which the rate of a whole fleet is measured.
+const POOL_FIND: f64 = 80.0;
 
 /// The factor of intervals for a headroom of 1.
 const HEADROOM: f64 = 150.0;
@@ -147,6 +166,11 @@ pub(crate) struct RateEstimator {
     untried: Option<(f64, f64)>,
     /// The lowest rate, if it is below `rate_min`: that of a relay that left a fleet with a smaller share.
     floor: Option<f64>,
+    /// True for the rate of a whole fleet: no other relay draws on the quota.
+    pooled: bool,
+    measured_at: f64,
+    /// The rate after the last throttle.
+    lowest: f64,
 }
 
 impl RateEstimator {
@@ -178,7 +202,12 @@ impl RateEstimator {
 
     /// The rate of a whole fleet, which starts at the configured quota without a burst.
     pub(crate) fn pooled(options: &Options) -> RateEstimator {
-        RateEstimator { untried: Some((FIRST_BURST, 0.0)), ..RateEstimator::new(options) }
+        RateEstimator { untried: Some((FIRST_BURST, 0.0)), pooled: true, ..RateEstimator::new(options) }
+    }
+
+    /// The rate of a whole fleet that starts at a learned rate.
+    pub(crate) fn pooled_at(rate: f64, options: &Options) -> RateEstimator {
+        RateEstimator { pooled: true, ..RateEstimator::known(rate, options) }
     }
 
     fn at(rate: f64, options: &Options) -> RateEstimator {
@@ -201,6 +230,9 @@ impl RateEstimator {
             steady: 1.0,
             untried: Some((0.0, 0.0)),
             floor: None,
+            pooled: false,
+            measured_at: 0.0,
+            lowest: rate,
         };
         estimator.interval = estimator.due_in(options);
         estimator
@@ -242,7 +274,8 @@ impl RateEstimator {
         if held && self.in_row == 0 {
             self.rise(seconds, options);
         }
-        self.recent += (self.rate() - self.recent) * (1.0 - (-seconds / MEMORY).exp());
+        let memory = if self.is_untried() { FIRST_MEMORY } else { MEMORY };
+        self.recent += (self.rate() - self.recent) * (1.0 - (-seconds / memory).exp());
     }
 
     /// Notes an accepted attempt.
@@ -258,7 +291,7 @@ impl RateEstimator {
         self.seconds += seconds;
         self.age += seconds;
         let creep = self.step(options) / self.interval * (self.base / self.usual).powf(-PULL);
-        let late = (self.lateness() - LATE).max(0.0);
+        let late = (self.lateness() - self.late()).max(0.0);
         let pace = rarer(options) * self.rate() / (self.usual * self.interval);
         let rise = (ACCELERATION * late * pace).min(RISE_MAX);
         self.base *= ((creep + KEPT * rise) * seconds).exp();
@@ -266,12 +299,13 @@ impl RateEstimator {
         self.bound(options);
     }
 
-    /// Notes accepted attempts of a whole fleet.
-    pub(crate) fn accepted_by_all(&mut self, attempts: f64) {
-        self.accepted += if self.held { attempts } else { 0.0 };
-        if attempts > 0.0 {
+    /// Notes the accepted attempts of a whole fleet in a period; `held` if only the rate limited them.
+    pub(crate) fn passes(&mut self, period: Duration, accepted: f64, held: bool, options: &Options) {
+        if accepted > 0.0 {
             self.in_row = 0;
         }
+        self.accepted += if held { accepted } else { 0.0 };
+        self.sends(period, held, options);
     }
 
     /// The rate without a search.
@@ -281,7 +315,8 @@ impl RateEstimator {
 
     /// Continues at a rate that another relay learned, and keeps what is known of its steadiness.
     pub(crate) fn continue_at(&mut self, base: f64, rate: f64, options: &Options) {
-        self.usual *= base / self.base;
+        let change = base / self.base;
+        (self.usual, self.accepted, self.lowest) = (self.usual * change, self.accepted * change, self.lowest * change);
         (self.base, self.search) = (base, rate / base);
         self.bound(options);
         self.interval = self.due_in(options);
@@ -289,9 +324,9 @@ impl RateEstimator {
 
     /// Lowers the rate to one that was measured while the quota was exceeded.
     pub(crate) fn lower_to(&mut self, rate: f64, options: &Options) {
-        if rate < self.base {
+        if rate < self.rate() {
             (self.base, self.usual, self.recent, self.search) = (rate, rate, rate, 1.0);
-            (self.accepted, self.seconds) = (0.0, 0.0);
+            (self.accepted, self.seconds, self.lowest) = (0.0, 0.0, rate);
             self.bound(options);
             self.interval = self.due_in(options);
         }
@@ -299,6 +334,15 @@ impl RateEstimator {
 
     /// Notes the throttle of an attempt that started after all earlier throttles were known.
     pub(crate) fn throttled(&mut self, options: &Options) {
+        if self.pooled && self.untried.is_none() && self.accepted < POOL_FIND {
+            // The bucket was empty a moment ago, and the rate is nearly right; less so at each further throttle.
+            self.base *= 1.0 - (POOL_EARLY * 2f64.powi(self.early.min(10) as i32)).min(EARLY_STEP);
+            self.search = 1.0;
+            self.early += 1;
+            self.in_row += 1;
+            self.bound(options);
+            return;
+        }
         self.early = if self.lateness() < EARLY { self.early + 1 } else { 0 };
         let step = if self.early >= EARLY_TIMES { self.step(options).max(EARLY_STEP) } else { self.step(options) };
         let burst = f64::from(options.quota_burst);
@@ -316,12 +360,29 @@ impl RateEstimator {
             self.base *= KEPT_IN_ROW;
         } else {
             self.evidence = (self.evidence + self.lateness() - LUCK).max(0.0);
-            let first_is_late = untried.is_some() && self.lateness() > LATE;
+            let first_is_late = untried.is_some() && (self.lateness() > LATE || self.search > MORE);
             let alone = self.steady > ALONE && self.search > MORE;
             let belief =
                 if first_is_late || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
             let last = self.rate().min(self.recent).max(self.base);
+            let measured = self.measured(untried.is_some(), options);
+            let step = if first_is_late && !self.pooled { FIRST_FIND_STEP } else { step };
+            let kept = POOL_KEPT.min(1.0 - options.headroom);
+            let step = if self.pooled && untried.is_none() && belief < 0.5 { 1.0 - kept } else { step };
             self.base *= (last / self.base).powf(belief) * (1.0 - step);
+            if self.pooled {
+                let measured = (measured * (1.0 - options.headroom.max(POOL_STEP))).min(last);
+                // A full bucket makes the average too small. The rate at the throttle is a little too large.
+                let overflowed = untried.is_some() || self.search > 1.0 || self.lateness() > LATE;
+                if measured > 0.0 {
+                    self.base = self.base.max(measured).min(if overflowed {
+                        last
+                    } else {
+                        last.min(measured.max(kept * last))
+                    });
+                }
+                self.measured_at = if belief > 0.5 { 0.0 } else { measured };
+            }
             (self.throttles, self.evidence) =
                 if belief > 0.5 { (0.0, 0.0) } else { (self.throttles + 1.0, self.evidence) };
             self.compare();
@@ -331,13 +392,50 @@ impl RateEstimator {
         self.usual *= (self.base / self.usual).powf(1.0 / (self.throttles + 1.0).min(LAG));
         self.recent = self.recent.min(1.2 * self.base);
         self.in_row += 1;
-        (self.accepted, self.seconds) = (0.0, 0.0);
+        (self.accepted, self.seconds, self.lowest) = (0.0, 0.0, self.base);
         self.interval = self.due_in(options);
     }
 
     /// The requests since the last throttle, as a multiple of those in which one is due.
     fn lateness(&self) -> f64 {
         self.accepted / (self.usual * self.interval)
+    }
+
+    /// The quota as measured from one throttle to the next; 0 if there were too few requests. The bucket was empty at
+    /// both, so it let pass what it was given. If it was full in between, the end of the rise says when it was not:
+    /// since then it lost its whole burst.
+    fn measured(&self, is_first: bool, options: &Options) -> f64 {
+        let burst = f64::from(options.quota_burst);
+        let seconds = self.seconds.max(1.0);
+        let (passed, least) =
+            if is_first { (self.accepted - burst, POOL_FIND / 2.0) } else { (self.accepted, POOL_FIND) };
+        if passed < least {
+            return 0.0;
+        }
+        let rise = (self.base - self.lowest).max(0.0);
+        let average = passed / seconds;
+        if !is_first && rise * seconds / 8.0 > 0.8 * burst {
+            average.max(self.base - (2.0 * burst * rise / seconds).sqrt())
+        } else {
+            average
+        }
+    }
+
+    /// The lateness at which a search begins: later for a relay that shares the quota with others it cannot see.
+    fn late(&self) -> f64 {
+        if self.pooled {
+            POOL_LATE
+        } else if self.is_untried() {
+            FIRST_LATE
+        } else {
+            LATE
+        }
+    }
+
+    /// True while no throttle contradicts the configured quota. A fleet does not begin with a burst, which would have
+    /// emptied the bucket.
+    fn is_untried(&self) -> bool {
+        self.untried.is_some() && !self.pooled
     }
 
     /// Compares the average since the last throttle with the one before. Other relays make it differ; a bucket that
@@ -350,6 +448,9 @@ impl RateEstimator {
     }
 
     fn step(&self, options: &Options) -> f64 {
+        if self.pooled {
+            return (2.0 * POOL_STEP).max(options.headroom);
+        }
         let first = FIRST_STEP / rarer(options);
         let step = STEP + (first - STEP).max(0.0) / (1.0 + self.throttles / STEPS_TO_SETTLE);
         (step / self.steady).max(options.headroom)
@@ -359,7 +460,8 @@ impl RateEstimator {
         let rarer = rarer(options);
         let soon = rarer * SOON * SOON_GROWTH.powf(self.throttles) / self.usual;
         let fast = if self.throttles > 0.0 { FAST * self.usual.sqrt() } else { 0.0 };
-        let settled = (rarer * (INTERVAL + REQUESTS / self.usual) + fast).min(soon);
+        let settled = if self.pooled { POOL_PATIENCE } else { 1.0 }
+            * (rarer * (INTERVAL + REQUESTS / self.usual) + fast).min(soon);
         let young = (rarer * (YOUNG * self.base / 0.5).max(REQUESTS_MIN / self.base)).min(settled);
         let grown = (self.age / YOUTH).min(1.0);
         young.powf(1.0 - grown) * settled.powf(grown)

@@ -61,6 +61,8 @@ pub(super) struct Counts {
     pub(super) accepted: u64,
     pub(super) throttled: u64,
     pub(super) retracted: u64,
+    /// The throttled requests in the last report.
+    pub(super) reported: u64,
     /// The time since which only the rate has held back a message; `None` while it does not.
     held_since: Option<Timestamp>,
     held_for: Duration,
@@ -69,7 +71,15 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn new(now: Timestamp) -> Counts {
-        Counts { accepted: 0, throttled: 0, retracted: 0, held_since: None, held_for: Duration::ZERO, reported_at: now }
+        Counts {
+            accepted: 0,
+            throttled: 0,
+            retracted: 0,
+            reported: 0,
+            held_since: None,
+            held_for: Duration::ZERO,
+            reported_at: now,
+        }
     }
 
     /// Notes the beginning or the end of a period in which only the rate holds back a message.

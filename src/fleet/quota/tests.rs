@@ -118,7 +118,7 @@ fn hungry_relays_get_equal_parts_of_the_configured_quota() {
 fn one_relay_decides_and_it_is_the_lowest_that_has_something_to_send() {
     let mut relays = Relays::hungry(4);
     let decide = |relays: &Relays| -> Vec<bool> {
-        relays.members.iter().map(|member| member.message(None).follows == Some(member.run)).collect()
+        relays.members.iter().map(|member| member.message(None, relays.now).follows == Some(member.run)).collect()
     };
     assert_eq!(decide(&relays), [true, false, false, false]);
     relays.reports[0].held = 0.0;
@@ -346,6 +346,7 @@ prop_compose! {
             learned: flags[0],
             rate_max: numbers[4],
             follows: flags[1].then_some(run),
+            following_ms: counts[0],
             leaving: flags[2] && flags[3],
             division: flags[2].then_some(division),
         }
@@ -396,8 +397,11 @@ proptest! {
         for (index, (used, hungry)) in used.iter().enumerate() {
             let (held, run) = (f64::from(u8::from(*hungry)), index as u64 + 1);
             let message = Message { id: "a".to_owned(), run, held, used: *used, rate_max, ..Message::default() };
+            // The first message contains no demand yet.
+            member.heard(&message, START);
             member.heard(&message, START);
         }
+        member.own.known = true;
         let Division { rate, level, part, .. } = member.divide();
         let demand = |(used, hungry): &(f64, bool)| {
             let demand = if *hungry { f64::INFINITY } else { *used };
