@@ -252,9 +252,10 @@ impl ControlClient {
         self.act(method, &path(route, act), &bar(verb, Some(counted.done))).await
     }
 
-    /// Sends a bulk request, and shows the progress: by the number of dead letters, which each changed message changes.
+    /// Sends a bulk request, and shows the progress: by the number of messages that are still in their old state.
     async fn act(&self, method: Method, path: &str, bar: &ProgressBar) -> anyhow::Result<BulkReply> {
-        let before = if bar.is_hidden() { 0 } else { self.dead_letters().await? };
+        let deletes = method == Method::DELETE;
+        let before = if bar.is_hidden() { 0 } else { self.unchanged(deletes).await? };
         let mut reply = pin!(self.send(method, path, Bytes::new(), ACT_TIMEOUT));
         let reply = loop {
             tokio::select! {
@@ -262,17 +263,18 @@ impl ControlClient {
                 reply = &mut reply => break reply,
                 () = sleep(PROGRESS_EVERY), if !bar.is_hidden() => bar.tick(),
             }
-            if let (Some(most), Ok(now)) = (bar.length(), self.dead_letters().await) {
-                bar.set_position(now.abs_diff(before).min(most));
+            if let (Some(most), Ok(now)) = (bar.length(), self.unchanged(deletes).await) {
+                bar.set_position(before.saturating_sub(now).min(most));
             }
         };
         bar.finish_and_clear();
         reply.map(|(_, reply)| reply)
     }
 
-    async fn dead_letters(&self) -> anyhow::Result<u64> {
+    /// The number of messages on which an act can be: queued ones to delete, or dead letters to redrive.
+    async fn unchanged(&self, deletes: bool) -> anyhow::Result<u64> {
         let (_, status): (_, Status) = self.request(Method::GET, "/status").await?;
-        Ok(status.dead_letters)
+        Ok(if deletes { status.queued } else { status.dead_letters })
     }
 }
 
