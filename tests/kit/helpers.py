@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
+import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from unittest import mock
@@ -17,6 +17,15 @@ PYTHON = ROOT / "examples/python/connect_relay.py"
 JAVASCRIPT = ROOT / "examples/node/connect-relay.mjs"
 NODE = ROOT / "tests/.node"
 _ENVIRONMENT = threading.Lock()
+
+
+def beside_packages(module):
+    """Copies an ES module to the place where its packages are looked for. Another worker may be loading it: it is replaced as
+    a whole."""
+    with tempfile.NamedTemporaryFile(dir=NODE, delete=False) as copy:
+        copy.write(module.read_bytes())
+    os.chmod(copy.name, 0o644)
+    os.replace(copy.name, NODE / module.name)
 
 
 class PythonHelper:
@@ -51,9 +60,8 @@ class NodeHelper:
 
     def __init__(self, socket, endpoint, retry_for):
         assert (NODE / "node_modules").is_dir(), "tests/setup installs the packages of examples/package.json into tests/.node"
-        # An ES module's packages are looked for beside it.
-        shutil.copy(JAVASCRIPT, NODE)
-        shutil.copy(ROOT / "tests/kit/helper.mjs", NODE)
+        beside_packages(JAVASCRIPT)
+        beside_packages(ROOT / "tests/kit/helper.mjs")
         options = json.dumps({"socketPath": socket, "region": "eu-west-2", "retryFor": retry_for})
         self._process = subprocess.Popen(
             ["node", NODE / "helper.mjs", options],

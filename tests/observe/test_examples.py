@@ -13,13 +13,13 @@ import pytest
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 
 from kit.callers import send
+from kit.helpers import NODE, beside_packages
 from kit.processes import BINARY, ROOT, environment
 from kit.tools import GO, GOPATH
 from kit.upstream import CUT, Answer, error
 from kit.wait import until
 
 EXAMPLES = ROOT / "examples"
-NODE = ROOT / "tests/.node"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 TOKEN, CONTACT = "canary-token", "0d2c7a2e-contact"
 
@@ -207,8 +207,7 @@ def test_examples_that_follow_one_another_in_a_chat_repeat_its_lines(scene):
 def test_aws_sdk_v3(scene, door):
     relay, arrived = scene
     assert (NODE / "node_modules").is_dir(), "tests/setup installs the packages of examples/package.json into tests/.node"
-    # An ES module's packages are looked for beside it.
-    shutil.copy(EXAMPLES / "aws-sdk.mjs", NODE)
+    beside_packages(EXAMPLES / "aws-sdk.mjs")
     over = {"RELAY_SOCKET": ""} if door == "tcp" else {}
     first, second = run("node", NODE / "aws-sdk.mjs", relay=relay, **over).splitlines()
     assert first.startswith("200 ") and second.startswith("200 ")

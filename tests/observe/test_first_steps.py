@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
+from kit.helpers import NODE, beside_packages
 from kit.processes import BINARY, ROOT, environment, free_port
 from kit.wait import TIMEOUT
 
-NODE = ROOT / "tests/.node"
 ENDS = "kill %2; wait %2; kill %1"
 
 
@@ -18,7 +17,7 @@ def test_first_steps_lead_to_delivered_messages(tmp_path, home):
     start, message, bots = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     assert f"`{ENDS}`" in text and "When `relay.log` says `started`" in text
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    shutil.copy(ROOT / "examples/aws-sdk.mjs", NODE)  # An ES module's packages are looked for beside it.
+    beside_packages(ROOT / "examples/aws-sdk.mjs")
     connect, tcp, admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
     script = "\n".join(
         [
