@@ -259,33 +259,33 @@ def test_message_in_flight_is_not_deleted_and_one_that_may_have_arrived_is_marke
 
 
 def test_bulk_redrive_and_delete_run_in_pages_while_bots_continue(relays):
-    relay = relays(DOWN, sender__lifetime="3s")
+    relay = relays(DOWN)
+    operate(relay, "pause")
     lines = [json.dumps({"ContentType": "text/plain", "Content": "canary", "ClientToken": f"c-{number}",
                          "ConnectionToken": f"canary-{number % 3}", "Conversation": f"C{number % 3}"})
              for number in range(3000)]
     assert curl(relay, "/participant/messages", "\n".join(lines).encode()).status == 200
-    dies(relay, 3000)
+    assert control(relay, "/messages?all=true", "DELETE").json == {"Deleted": 3000, "InFlight": 0}
     page = control(relay, "/messages?state=DEAD&limit=1000").json
     assert len(page["Messages"]) == 1000
     rest = control(relay, f"/messages?state=DEAD&limit=1000&after={page['Next']}").json["Messages"]
     assert rest[0]["AcceptedTime"] >= page["Messages"][-1]["AcceptedTime"] and rest[0] not in page["Messages"]
-    operate(relay, "pause")
-    assert operate(relay, "messages", "redrive", "--all", "--conversation", "C1") == "queued again: 1000\n"
+    assert operate(relay, "messages", "redrive", "--conversation", "C1", "--reason", "deleted") == "queued again: 1000\n"
     assert len(messages(relay, "--state", "queued", "--limit", "700")) == 700
     document = json.loads(operate(relay, "messages", "list", "--json", "--limit", "1500"))
     assert len(document["Messages"]) == 1500 and set(document) == {"Messages", "Next"}
     rest = messages(relay, "--limit", "9999", "--after", document["Next"])
     assert len({m["Id"] for m in document["Messages"] + rest}) == 3000, "the pages follow on each other"
     assert messages(relay, "--conversation", "none") == []
-    dies(relay, 3000)
-    assert acts(relay) == [("redrive_all", 1000, False)], "one line for all pages"
-    reply = control(relay, "/redrive?conversation=C2&limit=10", "POST").json
+    operate(relay, "messages", "delete", "--conversation", "C1", "--yes")
+    assert acts(relay) == [("delete_all", 3000, False), ("redrive_all", 1000, False), ("delete_all", 1000, False)], "one line for all pages"
+    reply = control(relay, "/redrive?conversation=C2&reason=deleted&limit=10", "POST").json
     assert reply["Redriven"] == 10
-    reply = control(relay, f"/redrive?conversation=C2&limit=5&after={reply['Next']}", "POST").json
-    assert acts(relay)[1:] == [("redrive_all", 10, True), ("redrive_all", 5, True)], "and one for each page that is asked for"
+    reply = control(relay, f"/redrive?conversation=C2&reason=deleted&limit=5&after={reply['Next']}", "POST").json
+    assert acts(relay)[3:] == [("redrive_all", 10, True), ("redrive_all", 5, True)], "and one for each page that is asked for"
+    assert [m["ClientToken"] for m in messages(relay, "--state", "queued")] == [f"c-{n}" for n in range(2, 45, 3)]
     assert control(relay, "/messages?conversation=C2", "DELETE").json == {"Deleted": 15, "InFlight": 0}
-    assert acts(relay)[3:] == [("delete_all", 15, False)]
-    assert [m["ClientToken"] for m in messages(relay, "--reason", "deleted")] == [f"c-{n}" for n in range(2, 45, 3)]
+    assert acts(relay)[5:] == [("delete_all", 15, False)]
 
 
 def acts(relay):
