@@ -32,6 +32,10 @@
 //! slots to others, so agents and customers are hardly ever throttled. A raised quota is then found in about four
 //! minutes, by one relay and by twenty; twenty take about ten more minutes to agree on all of it.
 //!
+//! In a fleet the share comes from `fleet/quota.rs` instead ([`Guidance`]): the pacer uses it as it is, and reports what it
+//! met ([`Report`]). Slots and gate are the same, except that a relay begins without a burst at a random place in its slot,
+//! and keeps that place until it is throttled. A share that is not renewed expires, and the relay learns again from there.
+//!
 //! [`Budget`] is the one pacer of a relay, shared by the parts that draw on it. The pacer knows no message, no
 //! conversation, no clock and no socket.
 

@@ -314,7 +314,7 @@ fn throttled_after(upstream: &Upstream, lives: &[(u64, u64)], changes: &[u64], s
     };
     let (with, without) = (after(&fleet), after(&alone));
     let figures = vec![
-        percent("throttled, 3 to 33 s after a change", with, AtMost(0.02)),
+        percent("throttled, 3 to 33 s after a change", with, AtMost(0.03)),
         percent("more than without a fleet", (with - without).max(0.0), AtMost(0.005)),
         percent("without a fleet", without, Reported),
     ];
@@ -328,7 +328,7 @@ fn fleet_halves_and_doubles(seed: u64) -> Vec<Figure> {
     let upstream = halving();
     let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[240, 480], seed);
     let slice = |from, to| Slice { record: &record, clients: 5, from, to };
-    figures.push(seconds("0.9 of the half", slice(240, 480).reaches(0.9, &upstream), AtMost(15.0)));
+    figures.push(seconds("0.9 of the half", slice(240, 480).reaches(0.9, &upstream), AtMost(60.0)));
     figures.push(seconds("0.9 of the double", slice(480, 620).reaches(0.9, &upstream), AtMost(130.0)));
     figures
 }
@@ -341,7 +341,7 @@ fn fleet_of_configured(configured: [f64; 5], upstream: &Upstream, seed: u64) -> 
         share("goodput", warm.goodput(upstream), AtLeast(0.97)),
         percent("throttled", warm.throttled(), AtMost(0.006)),
         share("fairness", warm.fairness(), AtLeast(0.99)),
-        percent("throttled, first 120 s", Slice { from: 0, to: 120, ..warm }.throttled(), AtMost(0.02)),
+        percent("throttled, first 120 s", Slice { from: 0, to: 120, ..warm }.throttled(), AtMost(0.03)),
     ]
 }
 

@@ -34,13 +34,20 @@
 //! Messages of others are untrusted: no value makes a relay panic or exceed its own `rate_max`, and no value raises
 //! the fleet's rate above a hundred times the configured quota. The module knows no clock, no socket and no NATS.
 
+mod figures;
+mod message;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use self::figures::{Figures, HUNGRY, Overrun, Peer, Sums};
+use self::message::plausible;
 use crate::pacer::{Guidance, Options, RateEstimator, Report, Share};
 use crate::time::{Timestamp, millis};
+
+pub use self::message::{Division, Message};
 
 /// The time between two messages of one relay.
 pub const PERIOD: Duration = Duration::from_secs(1);
@@ -51,8 +58,6 @@ pub const SILENCE: Duration = Duration::from_secs(3);
 /// The time after the connection in which a relay hears each other relay at least once.
 pub const LISTEN: Duration = Duration::from_millis(1200);
 
-/// The time for which a relay counts as active after it had something to send.
-const ACTIVE: Duration = Duration::from_secs(10);
 /// The age of the learner's last decision from which another relay's decision is accepted.
 const STALE: Duration = Duration::from_millis(2500);
 /// The time until a lower rate has reached all relays, and their next messages have come back.
@@ -60,14 +65,12 @@ const REACTION: Duration = Duration::from_millis(1000);
 /// The time over which the demand of a relay is measured, and that for the rate at which it joins.
 const RECENT: Duration = Duration::from_millis(950);
 const LATELY: Duration = Duration::from_millis(9950);
-/// The part of a second from which a relay counts as hungry if the rate holds it back.
-const HUNGRY: f64 = 0.75;
 /// The factor by which a relay may exceed its recent rate before the learner has decided.
 const GROWTH: f64 = 2.0;
 /// The part of the rate by which the parts of silent relays come back each second.
 const RETURN: f64 = 0.004;
 /// The throttles, their part of the requests, and the seconds, from which the accepted rate is the quota.
-const OVERRUNS: [(f64, f64, f64); 2] = [(3.0, 0.35, 0.95), (5.0, 0.2, 1.95)];
+const OVERRUNS: [(f64, f64, f64); 2] = [(6.0, 0.4, 0.95), (8.0, 0.25, 1.95)];
 /// The seconds without a throttle that end a series of throttles; the same in requests.
 const QUIET: f64 = 1.5;
 const QUIET_REQUESTS: f64 = 4.0;
@@ -81,164 +84,6 @@ const MEMBERS_MAX: usize = 2000;
 const ID_MAX: usize = 256;
 /// The most requests in one message that are believed.
 const REQUESTS_MAX: f64 = 1e6;
-
-/// A relay's message to its fleet.
-///
-/// Members that are not known are ignored, and members that are missing have their default, so that relays of
-/// different versions understand each other.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Message {
-    /// The relay's name; the lowest one learns.
-    pub id: String,
-    /// A number for each run of the process, to distinguish two runs of one id.
-    pub run: u64,
-    /// The requests that were accepted in this run.
-    pub accepted: u64,
-    /// The requests that were throttled because of the rate in this run.
-    pub throttled: u64,
-    /// Those of them that turned out to have another cause.
-    pub retracted: u64,
-    /// The part of the last second in which only the rate held back a message.
-    pub held: f64,
-    /// The accepted requests per second, over the last second.
-    pub used: f64,
-    /// The same over the last ten seconds.
-    pub lately: f64,
-    /// The present rate without a search.
-    pub rate: f64,
-    /// True if that rate was learned or is a share.
-    pub learned: bool,
-    /// The highest rate that the relay's configuration allows; 0 for none.
-    pub rate_max: f64,
-    /// The run of the relay whose decisions this one follows; its own if it decides; absent if it is alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub follows: Option<u64>,
-    /// The time for which it has followed the fleet's decisions without a break, in milliseconds.
-    pub following_ms: u64,
-    /// True if the relay stops now.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub leaving: bool,
-    /// The decision, if this relay decides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub division: Option<Division>,
-}
-
-impl Message {
-    /// Reads a message; `None` if it is not one.
-    #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Message> {
-        serde_json::from_slice(bytes).ok()
-    }
-
-    /// The bytes to publish.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-}
-
-/// The learner's decision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Division {
-    /// The fleet's rate, requests per second.
-    pub rate: f64,
-    /// The same without the rise of a search.
-    pub base: f64,
-    /// The most that one relay may take.
-    pub level: f64,
-    /// An equal part of the rate, which each relay may take at any time.
-    pub part: f64,
-}
-
-impl Division {
-    /// The division with all values within their bounds; `None` if it contains no rate.
-    fn checked(self, rate_most: f64) -> Option<Division> {
-        let rate = plausible(self.rate).min(rate_most);
-        let base = plausible(self.base).min(rate);
-        let level = plausible(self.level).min(rate);
-        let part = plausible(self.part).min(level);
-        (base > 0.0).then_some(Division { rate, base, level, part })
-    }
-}
-
-/// The recent figures of one relay.
-#[derive(Clone, Copy, Debug, Default)]
-struct Figures {
-    held: f64,
-    used: f64,
-    lately: f64,
-    rate: f64,
-    learned: bool,
-    rate_max: f64,
-    /// True from the second message on: the first one contains no demand yet.
-    known: bool,
-    /// The last time at which it had something to send.
-    active_at: Option<Timestamp>,
-}
-
-impl Figures {
-    fn is_active(&self, now: Timestamp) -> bool {
-        self.active_at.is_some_and(|at| now.since(at) < ACTIVE)
-    }
-
-    fn note_active(&mut self, now: Timestamp) {
-        if self.held > 0.0 || self.used > 0.0 {
-            self.active_at = Some(now);
-        }
-    }
-
-    /// True if only its share limits it.
-    fn wants_more(&self) -> bool {
-        !self.known || self.held >= HUNGRY
-    }
-
-    /// True if it could use more than `rate`.
-    fn is_hungry(&self, rate: f64) -> bool {
-        self.wants_more() && (self.rate_max <= 0.0 || rate < self.rate_max)
-    }
-
-    /// The rate that it could use; infinite for a hungry relay.
-    fn demand(&self) -> f64 {
-        let demand = if self.wants_more() { f64::INFINITY } else { self.used / (1.0 - self.held) };
-        if self.rate_max > 0.0 { demand.min(self.rate_max) } else { demand }
-    }
-}
-
-#[derive(Debug)]
-struct Peer {
-    id: String,
-    joined_at: Timestamp,
-    heard_at: Timestamp,
-    figures: Figures,
-    accepted: u64,
-    throttled: u64,
-    retracted: u64,
-    follows: Option<u64>,
-    /// True if another run of the same id has appeared since.
-    replaced: bool,
-}
-
-/// Requests of the whole fleet since the last tick.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    accepted: f64,
-    throttled: f64,
-    retracted: f64,
-}
-
-/// A series of throttles.
-#[derive(Clone, Copy, Debug, Default)]
-struct Overrun {
-    seconds: f64,
-    accepted: f64,
-    throttled: f64,
-    /// Seconds since the last throttle.
-    quiet: f64,
-    /// The rate at its begin.
-    rate: f64,
-}
 
 /// One relay's view of its fleet.
 #[derive(Debug)]
@@ -747,15 +592,7 @@ impl Member {
     }
 }
 
-/// A value of a message, if it is a number that can be meant; else 0.
-fn plausible(value: f64) -> f64 {
-    if value.is_finite() && value > 0.0 { value } else { 0.0 }
-}
-
 /// A number for this run: two relays with one seed, or two runs of one id, are distinct.
 fn run_of(id: &str, seed: u64) -> u64 {
     id.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
-
-#[cfg(test)]
-mod tests;

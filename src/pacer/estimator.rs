@@ -29,6 +29,17 @@
 //! The first burst gives an estimate: a relay that is alone gets all of a full bucket; one that got a third shares it
 //! with two others.
 //!
+//! A relay whose first burst met no throttle searches earlier, and keeps more of what it finds: its bucket was empty at
+//! the start, so a full bucket hides less of the rise.
+//!
+//! A whole *fleet* is one relay to its estimator, with the sums of all: no other relay draws on the quota. Then
+//!
+//! | when | what |
+//! | --- | --- |
+//! | a throttle after many requests | the accepted requests per second since the last throttle, less a few hundredths: the bucket was empty at both, so it let pass the quota |
+//! | the bucket was full in between, by the rise of the rate | the rate from which it would have lost its burst by now |
+//! | a throttle soon after another | a hundredth down, twice as much at each further one |
+//!
 //! With headroom intervals are longer: sixteenfold for a tenth, except for the square root's part. A search is as fast
 //! as without: a bucket that empties slowly throttles agents and customers for as long as the relay takes to meet its
 //! own throttle.
@@ -111,8 +122,8 @@ const MORE: f64 = 1.3;
 
 /// The step below the measured rate of a whole fleet.
 const POOL_STEP: f64 = 0.04;
-/// The part of the rate that is kept at a throttle in any case.
-const POOL_KEPT: f64 = 0.94;
+/// The largest step at an ordinary throttle of a whole fleet.
+const POOL_DOWN: f64 = 0.06;
 /// The lateness at which a search begins.
 const POOL_LATE: f64 = 1.25;
 /// The factor of intervals.
@@ -168,7 +179,6 @@ pub(crate) struct RateEstimator {
     floor: Option<f64>,
     /// True for the rate of a whole fleet: no other relay draws on the quota.
     pooled: bool,
-    measured_at: f64,
     /// The rate after the last throttle.
     lowest: f64,
 }
@@ -231,7 +241,6 @@ impl RateEstimator {
             untried: Some((0.0, 0.0)),
             floor: None,
             pooled: false,
-            measured_at: 0.0,
             lowest: rate,
         };
         estimator.interval = estimator.due_in(options);
@@ -365,23 +374,15 @@ impl RateEstimator {
             let belief =
                 if first_is_late || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
             let last = self.rate().min(self.recent).max(self.base);
-            let measured = self.measured(untried.is_some(), options);
-            let step = if first_is_late && !self.pooled { FIRST_FIND_STEP } else { step };
-            let kept = POOL_KEPT.min(1.0 - options.headroom);
-            let step = if self.pooled && untried.is_none() && belief < 0.5 { 1.0 - kept } else { step };
+            let measured = self.measured(untried.is_some(), options) * (1.0 - options.headroom.max(POOL_STEP));
+            let step = match self.pooled {
+                true if untried.is_none() && belief < 0.5 => POOL_DOWN.max(options.headroom),
+                false if first_is_late => FIRST_FIND_STEP,
+                _ => step,
+            };
             self.base *= (last / self.base).powf(belief) * (1.0 - step);
             if self.pooled {
-                let measured = (measured * (1.0 - options.headroom.max(POOL_STEP))).min(last);
-                // A full bucket makes the average too small. The rate at the throttle is a little too large.
-                let overflowed = untried.is_some() || self.search > 1.0 || self.lateness() > LATE;
-                if measured > 0.0 {
-                    self.base = self.base.max(measured).min(if overflowed {
-                        last
-                    } else {
-                        last.min(measured.max(kept * last))
-                    });
-                }
-                self.measured_at = if belief > 0.5 { 0.0 } else { measured };
+                self.base = self.base.max(measured.min(last));
             }
             (self.throttles, self.evidence) =
                 if belief > 0.5 { (0.0, 0.0) } else { (self.throttles + 1.0, self.evidence) };

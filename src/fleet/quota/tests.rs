@@ -223,6 +223,22 @@ fn relays_that_were_apart_together_get_the_rates_that_they_had() {
 }
 
 #[test]
+fn throttle_is_published_and_decided_upon_within_a_quarter_of_a_second() {
+    let mut relays = Relays::hungry(2);
+    let [learner, other] = relays.members.as_mut_slice() else { panic!("two relays") };
+    let at = |millis: u64| relays.now + Duration::from_millis(millis);
+    let _ = (learner.tick(relays.reports[0], at(0)), other.tick(relays.reports[1], at(0)));
+    assert!(!other.is_due(false, at(999)) && other.is_due(false, at(1000)));
+    assert!(!other.is_due(true, at(249)) && other.is_due(true, at(250)));
+    let throttled = Report { throttled: 1, ..relays.reports[1] };
+    let message = other.tick(throttled, at(250));
+    assert!(!learner.is_due(false, at(250)));
+    learner.heard(&message, at(255));
+    assert!(learner.is_due(false, at(255)), "it decides");
+    assert!(learner.tick(relays.reports[0], at(255)).division.is_some());
+}
+
+#[test]
 fn relays_that_start_together_with_kept_rates_begin_at_their_sum_within_the_quota() {
     for (kept, expected) in [(0.5, 2.5), (2.0, 10.0), (9.0, 10.0), (15.0, 15.0)] {
         let mut relays = Relays::new(5);
