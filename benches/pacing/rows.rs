@@ -260,7 +260,11 @@ fn fleet_steady<const COUNT: usize, const OF_TABLE: bool>(seed: u64) -> Vec<Figu
     let record = run(&upstream, &mut fleet(COUNT, options, seed), end * SECOND, seed);
     let cold = Slice { record: &record, clients: COUNT, from: 0, to: 120 };
     let warm = Slice { from: 120, to: end, ..cold };
-    let cold_most = [(5, 0.01), (20, 0.02), (100, 0.05)].iter().find(|(count, _)| *count == COUNT).unwrap().1;
+    let cold_most = match COUNT {
+        0..=5 => 0.01,
+        6..=20 => 0.02,
+        _ => 0.05,
+    };
     vec![
         share("goodput", warm.goodput(&upstream) / (1.0 - options.headroom), AtLeast(0.99)),
         percent("throttled", warm.throttled(), AtMost(0.004)),

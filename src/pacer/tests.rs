@@ -289,7 +289,7 @@ fn relay_of_a_fleet_waits_for_its_share_and_begins_alone_without_one() {
     assert_eq!(pacer.allowance(after(2999)), Allowance::Wait(after(3000)));
     assert!(!pacer.take_spare(after(2999)), "a typing event waits too");
     assert_eq!(pacer.allowance(after(3000)), Allowance::Start(1), "as without a fleet, with a burst");
-    assert_eq!(pacer.report(after(3000)).learned, false);
+    assert!(!pacer.report(after(3000)).learned);
 }
 
 #[test]
