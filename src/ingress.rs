@@ -64,6 +64,7 @@ use crate::pacer::Budget;
 use crate::participant::Participant;
 use crate::queue::Queue;
 use crate::serve::{Peer, Reply};
+use crate::ship::link as copy;
 use crate::time::Clock;
 
 /// The result of a request.
@@ -105,6 +106,8 @@ pub struct Options {
     pub limits: Limits,
     /// The default Retry-After of 429, 500 and 503.
     pub retry_after: Duration,
+    /// Refuse messages while the copy in the fleet is behind.
+    pub fleet_only: bool,
 }
 
 impl Default for Options {
@@ -122,6 +125,7 @@ impl Default for Options {
             allow_gids: Vec::new(),
             limits: Limits::default(),
             retry_after: Duration::from_secs(1),
+            fleet_only: false,
         }
     }
 }
@@ -203,8 +207,8 @@ impl Ingress {
     /// connections and bodies stay as they were at the start.
     #[must_use]
     pub fn with(&self, options: Options) -> Ingress {
-        let Options { request_timeout, bodies_bytes_max, .. } = self.0.options;
-        let options = Options { request_timeout, bodies_bytes_max, ..options };
+        let Options { request_timeout, bodies_bytes_max, fleet_only, .. } = self.0.options;
+        let options = Options { request_timeout, bodies_bytes_max, fleet_only, ..options };
         Ingress(Arc::new(Inner { options, ..Inner::clone(&self.0) }))
     }
 
@@ -251,6 +255,7 @@ impl Inner {
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
+        self.require_copy(route)?;
         if self.drain_state.is_closing() && !matches!(route, Route::State | Route::Queue) {
             return Err(ErrorReply::unavailable("connect-relay: the relay is stopping, nothing was kept")
                 .counted(RejectReason::Draining));
@@ -260,6 +265,24 @@ impl Inner {
             return Err(ErrorReply::encoded(encoding));
         }
         Ok(())
+    }
+
+    /// Refuses messages that the copy in the fleet would not have, if the options say so. A relay that another one has
+    /// succeeded takes and forwards nothing.
+    fn require_copy(&self, route: Route) -> Result<(), ErrorReply> {
+        match self.queue.copy() {
+            Some(copy::State::Fenced) if !matches!(route, Route::State | Route::Queue) => {
+                Err(ErrorReply::unavailable("connect-relay: another relay continues this queue, nothing was kept")
+                    .counted(RejectReason::Fenced))
+            }
+            Some(copy::State::Behind) if self.options.fleet_only && route.takes_messages() => {
+                Err(ErrorReply::unavailable(
+                    "connect-relay: the fleet's servers do not take a copy, nothing was kept (fleet.when_down)",
+                )
+                .counted(RejectReason::FleetDown))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn answer<B: Body<Data = Bytes>>(

@@ -72,7 +72,7 @@ impl Inner {
             &self.clock,
         );
         reply::add_message_headers(&mut reply, &state, &client_token);
-        Ok(applied(reply, wait.applied))
+        Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 
     async fn find(

@@ -78,6 +78,8 @@ pub struct State {
     pub wake_sender: bool,
     /// True if messages have left the queue, or sending paused.
     pub messages_left: bool,
+    /// True if another relay continues this queue: nothing more is sent.
+    pub fenced: bool,
 }
 
 impl std::fmt::Debug for State {
@@ -115,6 +117,7 @@ impl State {
             events: Vec::new(),
             wake_sender: true,
             messages_left: false,
+            fenced: false,
         }
     }
 

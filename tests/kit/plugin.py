@@ -15,7 +15,7 @@ from kit import clocks, drained, processes
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
-from kit.nats import NatsListener, NatsServer
+from kit.nats import NatsCluster, NatsListener, NatsServer
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
 from kit.upstream import ScriptedRelay, Upstream
@@ -149,6 +149,16 @@ def nats_servers():
     yield make
     for server in made:
         server.remove()
+
+
+@pytest.fixture
+def cluster():
+    """Three NATS servers with JetStream."""
+    made = NatsCluster()
+    try:
+        yield made.start()
+    finally:
+        made.remove()
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::pacer::Budget;
 use crate::queue::api::{MessageId, MessageState, Result};
 use crate::queue::rows::Hash;
 use crate::queue::state::State;
+use crate::ship;
 use crate::storage::StoreFailed;
 use crate::time::{Clock, Timestamp};
 
@@ -81,6 +82,8 @@ pub struct Shared {
     pub budget: OnceLock<Budget>,
     pub failure: OnceLock<StoreFailed>,
     pub failed: Notify,
+    /// The state of the copy in the fleet, if there is one.
+    pub copy: OnceLock<watch::Receiver<ship::link::State>>,
 }
 
 impl Shared {
@@ -93,6 +96,7 @@ impl Shared {
             budget: OnceLock::new(),
             failure: OnceLock::new(),
             failed: Notify::new(),
+            copy: OnceLock::new(),
         }
     }
 }
