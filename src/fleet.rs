@@ -26,6 +26,8 @@ pub mod connection;
 mod credentials;
 #[cfg(feature = "fleet")]
 mod freshness;
+#[cfg(feature = "fleet")]
+pub mod operate;
 mod options;
 pub mod quota;
 #[cfg(feature = "fleet")]

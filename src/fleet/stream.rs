@@ -244,6 +244,14 @@ impl Stream {
         self.api("PURGE", &json!({ "seq": before })).await.map(drop)
     }
 
+    /// Removes the stream.
+    ///
+    /// # Errors
+    /// If the servers refuse that.
+    pub async fn delete(&self) -> Result<(), StreamError> {
+        self.api("DELETE", &Value::Null).await.map(drop)
+    }
+
     /// The last record and the claim that it belongs to.
     ///
     /// # Errors

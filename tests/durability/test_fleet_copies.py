@@ -329,6 +329,51 @@ def test_what_was_answered_fleet_is_restored_after_servers_are_killed_under_load
     assert len(kept) >= 100
 
 
+def fleet(relay, *args, stdin=""):
+    """`connect-relay fleet …` with the configuration of a relay."""
+    settings = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.", "queue.key", "sender."))}
+    return command("fleet", *args, settings=settings, stdin=stdin)
+
+
+def listed(relay):
+    done = fleet(relay, "list", "--json")
+    assert done.returncode == 0, done.stderr
+    return {line["Identity"]: line for line in json.loads(done.stdout)}
+
+
+def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(copies, simulator):
+    gone = copies(simulator.url)
+    pause(gone)
+    for number in range(6):
+        assert durable(post(gone, f"canary-{number % 2}", f"m-{number}", f"t-{number}")) == "fleet"
+    other = copies(simulator.url, fleet__identity="pod-1")
+    assert durable(post(other, "canary-9", "own", "t-own")) == "fleet"
+    found = listed(other)
+    assert [found[name]["LivesOn"] is not None for name in ("pod-0", "pod-1")] == [True, True]
+    assert (found["pod-0"]["Queued"], found["pod-0"]["Orphan"]) == (6, False)
+    refused = fleet(other, "export", "pod-0")
+    assert refused.returncode == 1 and "lives on" in refused.stderr and not refused.stdout
+    assert fleet(other, "remove", "pod-0", "--yes").returncode == 1
+    gone.kill()
+    found = listed(other)
+    assert (found["pod-0"]["LivesOn"], found["pod-0"]["Queued"], found["pod-0"]["Orphan"]) == (None, 6, True)
+    table = fleet(other, "list").stdout.splitlines()
+    assert any(line.startswith("pod-0") and "ORPHAN" in line for line in table)
+    until(lambda: other.metrics()["fleet_orphans"] == 1, "the metric shows the orphan", 120)
+    exported = fleet(other, "export", "pod-0")
+    assert exported.returncode == 0, exported.stderr
+    lines = [json.loads(line) for line in exported.stdout.splitlines()]
+    assert [line["ClientToken"] for line in lines] == [f"t-{number}" for number in range(6)]
+    sent = command("send", "--socket", other.socket, "--batch", "-", stdin=exported.stdout)
+    assert sent.returncode == 0, sent.stderr
+    assert fleet(other, "remove", "pod-0").returncode == 1, "without --yes and a terminal nothing is removed"
+    assert fleet(other, "remove", "pod-0", "--yes").returncode == 0
+    assert set(listed(other)) == {"pod-1"}
+    assert fleet(other, "export", "pod-0").returncode == 1
+    other.until_empty()
+    assert sorted(line["Content"] for line in simulator.ledger()) == sorted(["own"] + [f"m-{number}" for number in range(6)])
+
+
 def test_stream_stays_short_and_shows_no_secret(copies, cluster, simulator):
     relay = copies(simulator.url)
     pause(relay)
