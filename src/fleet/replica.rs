@@ -190,6 +190,8 @@ impl Replica {
                 .and_then(|owner| owner.successions.iter().rev().find(|succession| succession.volume == volume));
             let from = succession.map_or(0, |succession| succession.sequence);
             let left = storage::leave(&path, from, now).map_err(|error| StartError::Failed(error.to_string()))?;
+            // The process that found itself fenced left before its metrics were read again.
+            self.metrics.fenced.inc();
             warn!(
                 folder = %left.path.display(),
                 "another relay has continued this queue: the volume's own copy is set aside, and the newer one is restored"

@@ -271,8 +271,10 @@ impl Link {
 
     fn send(&mut self, item: Item, queued: u64) {
         self.sent += 1;
-        // If the task is gone, its runtime is, too.
-        let _ = self.tickets.send(Ticket { number: self.sent, queued, item });
+        if self.tickets.send(Ticket { number: self.sent, queued, item }).is_err() {
+            // The task is gone: no report comes any more.
+            self.take(Report::Connected(false));
+        }
     }
 
     fn look(&mut self) {
@@ -382,6 +384,15 @@ mod tests {
         task.reports.send(Report::Connected(true)).unwrap();
         task.reports.send(Report::Stored(last + 1)).unwrap();
         assert_eq!((state(&mut link), link.wanted()), (State::Up, Wanted::Nothing));
+    }
+
+    #[test]
+    fn commit_does_not_wait_for_a_task_that_is_gone() {
+        let (mut link, task, _) = up();
+        link.ack_timeout = Duration::from_secs(3600);
+        drop(task);
+        link.commit(b"one", 0);
+        assert_eq!(wait(&mut link), State::Behind);
     }
 
     #[test]

@@ -270,6 +270,7 @@ def test_returning_owner_waits_for_a_living_successor_and_brings_what_it_lacks(c
     new.kill()
     until(old.ready, "the old owner is ready")
     until(lambda: old.metrics()["fleet_late_messages_total"] == 5, "what the successor lacks is accepted")
+    assert old.metrics()["fleet_fenced_total"] == 1
     assert old.queued() == 10
     assert len(list((old.folder / "private/queue").glob("left-*"))) == 1
     resume(old)
