@@ -44,7 +44,7 @@ def over_socket(http):
             return response
         # aiobotocore retries botocore's exceptions, and a bot catches them.
         except aiohttp.ClientConnectorError as error:
-            raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
+            raise EndpointConnectionError(endpoint_url=f"unix:{SOCKET}", error=error) from error
         except asyncio.TimeoutError as error:
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
         except aiohttp.ClientError as error:

@@ -1,5 +1,6 @@
 // A bot with the AWS SDK for JavaScript v3, over the relay's Unix socket.
 //
+//   (cd examples && npm ci)
 //   RELAY_SOCKET=/run/connect-relay/relay.sock PARTICIPANT_TOKEN=… CONTACT_ID=… node examples/aws-sdk.mjs
 //
 // Without RELAY_SOCKET the client takes its endpoint as usual. Over the relay's TCP port (ingress.tcp) that is

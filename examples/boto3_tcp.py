@@ -1,7 +1,7 @@
 """A bot with boto3, over the relay's loopback TCP port (ingress.tcp): one variable, and no code.
 
 TCP has no peer credentials: every process of the pod can send to this port, and all of them are one caller.
-examples/boto3_socket.py uses the Unix socket.
+examples/boto3_socket.py uses the Unix socket. It needs boto3 (`pip install boto3`).
 
     AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://127.0.0.1:8480 NO_PROXY=127.0.0.1 \\
         PARTICIPANT_TOKEN=… CONTACT_ID=… python3 examples/boto3_tcp.py

@@ -19,6 +19,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::Faults;
+use crate::malloc;
 
 mod availability;
 mod check;
@@ -41,6 +42,7 @@ mod run;
 mod send;
 mod signals;
 mod simulate;
+mod socket_holders;
 mod status;
 
 use exit_code::code;
@@ -139,6 +141,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    malloc::return_early();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let ended = runtime.block_on(command.run());
     // A name look-up that hangs in the resolver does not delay the exit.

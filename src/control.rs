@@ -225,6 +225,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use http_body_util::Full;
@@ -234,6 +235,36 @@ mod tests {
     use crate::health::Health;
     use crate::metrics::Metrics;
     use crate::pacer::{self, Budget, Pacer};
+    use crate::queue::QueueThread;
+
+    /// The operators' API of a queue in a folder. No thread runs the queue.
+    pub(super) fn control(folder: &Path) -> (Control, QueueThread) {
+        let environment = [("SENDER__REGION", "eu-west-2"), ("QUEUE__VOLATILE", "true")]
+            .map(|(key, value)| (format!("CONNECT_RELAY__{key}").into(), value.into()));
+        let sources = Sources { file: None, environment: environment.into(), dir: Some(folder.into()) };
+        let (clock, metrics) = (Clock::system(), Metrics::default());
+        let (queue, writer) = Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
+        let reporter = Reporter {
+            queue: queue.clone(),
+            budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
+            health: Health::default(),
+            metrics,
+            relay: Arc::default(),
+            started: clock.now(),
+            clock: clock.clone(),
+            socket_path: None,
+        };
+        let control = Control {
+            queue,
+            drain: Drain::default(),
+            settings_sender: SettingsSender::default(),
+            reporter,
+            clock,
+            edit: true,
+            limits: watch::Sender::new(Limits::default()).subscribe(),
+        };
+        (control, writer)
+    }
 
     #[test]
     fn body_is_an_object_of_known_members_or_empty() {
@@ -261,33 +292,9 @@ mod tests {
             [(false, 500, "the store failed: "), (true, 503, "the store has not answered for 5 s: ")]
         {
             let folder = tempfile::tempdir().unwrap();
-            let environment = [("SENDER__REGION", "eu-west-2"), ("QUEUE__VOLATILE", "true")]
-                .map(|(key, value)| (format!("CONNECT_RELAY__{key}").into(), value.into()));
-            let sources = Sources { file: None, environment: environment.into(), dir: Some(folder.path().into()) };
-            let (clock, metrics) = (Clock::system(), Metrics::default());
-            let (queue, writer) =
-                Queue::open(Config::load(&sources).unwrap().queue(), clock.clone(), &metrics).unwrap();
+            let (control, writer) = control(folder.path());
             // A writer that exists and does not run simulates a disk that hangs.
             let _writer = hangs.then_some(writer);
-            let reporter = Reporter {
-                queue: queue.clone(),
-                budget: Budget::new(Pacer::new(pacer::Options::default(), clock.now(), 7)),
-                health: Health::default(),
-                metrics,
-                relay: Arc::default(),
-                started: clock.now(),
-                clock: clock.clone(),
-                socket_path: None,
-            };
-            let control = Control {
-                queue,
-                drain: Drain::default(),
-                settings_sender: SettingsSender::default(),
-                reporter,
-                clock,
-                edit: true,
-                limits: watch::Sender::new(Limits::default()).subscribe(),
-            };
             let ask = |method, path| {
                 let control = control.clone();
                 let request = Request::builder().method(method).uri(path).body(Full::<Bytes>::default()).unwrap();

@@ -68,6 +68,7 @@ pub use self::api::{
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
 use self::state::State;
+use self::state::parts::CallerSet;
 use self::thread::request::{Request, Shared};
 pub use self::thread::{Effects, QueueThread};
 use crate::delivery::{Disposition, Outcome};
@@ -197,7 +198,7 @@ impl Queue {
     }
 
     /// The next outcomes of a caller's messages, in the order of their commits. `None` if one of them may have been pruned.
-    /// After the last page, [`Queue::drained`] resolves when there may be more: arm it before looking.
+    /// After the last page, [`Queue::settled`] resolves when there may be more: arm it before looking.
     pub async fn outcomes(&self, of: Caller, after: OutcomeCursor) -> Result<Option<OutcomePage>, StoreFailed> {
         let caller = rows::caller_number(of);
         self.call(move |state, _| ops::outcomes::page(state, caller, after)).await
@@ -349,6 +350,11 @@ impl Queue {
             // The queue's thread has ended.
             std::future::pending().await
         }
+    }
+
+    /// Resolves when a message of this caller may have an outcome: arm it before looking.
+    pub fn settled(&self, of: Caller) -> Notified<'_> {
+        self.shared.settled[CallerSet::slot(rows::caller_number(of))].notified()
     }
 
     /// The duration so far of the commit under way; zero if there is none.

@@ -135,6 +135,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "1 relay, configured with the true quota", floor: Some(1.0 / (10.0 * 60.0)), play: one },
     Row { name: "1 relay, configured 10, true quota 4", floor: Some(1.0 / (4.0 * 60.0)), play: one_of_four },
     Row { name: "1 relay, configured 10, true quota 30", floor: Some(1.0 / (30.0 * 60.0)), play: one_of_thirty },
+    Row { name: "1 relay, configured 10, true quota 30, burst 15", floor: None, play: one_soon_at_thirty },
     Row { name: "5 relays", floor: Some(5.0 / (10.0 * 60.0)), play: five },
     Row { name: "5 relays, started 0.3 s apart", floor: Some(5.0 / (10.0 * 60.0)), play: five_apart },
     Row { name: "20 relays", floor: Some(20.0 / (10.0 * 120.0)), play: twenty },
@@ -147,7 +148,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "fleet of 100, all settings at their defaults", floor: None, play: fleet_steady::<100, false> },
     Row { name: "fleet of 1", floor: None, play: fleet_of_one },
     Row { name: "fleet of 5, quota halves, later doubles", floor: None, play: fleet_halves_and_doubles },
-    Row { name: "fleet of 5 told 4 to 30, true quota 10", floor: None, play: fleet_told_different },
+    Row { name: "fleet of 5, configured 4 to 30, true quota 10", floor: None, play: fleet_configured_differently },
     Row { name: "fleet of 5, configured 10, true quota 30", floor: None, play: fleet_of_thirty },
     Row { name: "fleet of 4, one joins, then leaves", floor: None, play: fleet_joined },
     Row { name: "fleet of 5, 4 fall idle, then wake", floor: None, play: fleet_falls_idle },
@@ -199,6 +200,17 @@ fn steady(who: Who, count: usize, upstream: &Upstream, seed: u64, bounds: [Bound
     figures
 }
 
+/// The burst is as it was configured, the rate is not.
+fn one_soon_at_thirty(seed: u64) -> Vec<Figure> {
+    let upstream = Upstream::of(30.0, 15.0);
+    let record = run(&upstream, &mut crowd(Who::Relays, 1, Millis::MAX, 0.0, seed), 120 * SECOND, seed);
+    let soon = Slice { record: &record, clients: 1, from: 30, to: 120 };
+    vec![
+        share("goodput, 30 to 120 s", soon.goodput(&upstream), AtLeast(0.95)),
+        percent("throttled, 30 to 120 s", soon.throttled(), AtMost(0.015)),
+    ]
+}
+
 fn one(seed: u64) -> Vec<Figure> {
     steady(Who::Relays, 1, &Upstream::plain(), seed, [AtLeast(0.99), AtMost(0.002), Reported])
 }
@@ -243,9 +255,11 @@ fn hundred(seed: u64) -> Vec<Figure> {
 fn fleet_steady<const COUNT: usize, const OF_TABLE: bool>(seed: u64) -> Vec<Figure> {
     let upstream = Upstream::plain();
     let options = if OF_TABLE { options(0.0) } else { Options::default() };
-    let record = run(&upstream, &mut fleet(COUNT, options, seed), 720 * SECOND, seed);
+    // A hundred relays publish and hear ten thousand messages a second.
+    let end = if COUNT < 100 { 720 } else { 420 };
+    let record = run(&upstream, &mut fleet(COUNT, options, seed), end * SECOND, seed);
     let cold = Slice { record: &record, clients: COUNT, from: 0, to: 120 };
-    let warm = Slice { from: 120, to: 720, ..cold };
+    let warm = Slice { from: 120, to: end, ..cold };
     let cold_most = [(5, 0.01), (20, 0.02), (100, 0.05)].iter().find(|(count, _)| *count == COUNT).unwrap().1;
     vec![
         share("goodput", warm.goodput(&upstream) / (1.0 - options.headroom), AtLeast(0.99)),
@@ -290,8 +304,8 @@ fn relays(
 /// The throttled part of the requests in the half minute that begins three seconds after a change, and the same of
 /// relays without a fleet.
 fn throttled_after(upstream: &Upstream, lives: &[(u64, u64)], changes: &[u64], seed: u64) -> (Record, Vec<Figure>) {
-    let last = changes.iter().max().copied().unwrap_or(0) + 120;
-    let mut play =
+    let last = changes.iter().max().copied().unwrap_or(0) + 140;
+    let play =
         |of_fleet: bool| run(upstream, &mut relays(lives, of_fleet, |_| options(0.0), seed), last * SECOND, seed);
     let (fleet, alone) = (play(true), play(false));
     let after = |record: &Record| {
@@ -315,12 +329,12 @@ fn fleet_halves_and_doubles(seed: u64) -> Vec<Figure> {
     let (record, mut figures) = throttled_after(&upstream, &[ALWAYS; 5], &[240, 480], seed);
     let slice = |from, to| Slice { record: &record, clients: 5, from, to };
     figures.push(seconds("0.9 of the half", slice(240, 480).reaches(0.9, &upstream), AtMost(15.0)));
-    figures.push(seconds("0.9 of the double", slice(480, 600).reaches(0.9, &upstream), AtMost(110.0)));
+    figures.push(seconds("0.9 of the double", slice(480, 620).reaches(0.9, &upstream), AtMost(130.0)));
     figures
 }
 
-fn fleet_of_configured(told: [f64; 5], upstream: &Upstream, seed: u64) -> Vec<Figure> {
-    let settings = |number: usize| Options { quota_rate: told[number], ..options(0.0) };
+fn fleet_of_configured(configured: [f64; 5], upstream: &Upstream, seed: u64) -> Vec<Figure> {
+    let settings = |number: usize| Options { quota_rate: configured[number], ..options(0.0) };
     let record = run(upstream, &mut relays(&[ALWAYS; 5], true, settings, seed), 420 * SECOND, seed);
     let warm = Slice { record: &record, clients: 5, from: 120, to: 420 };
     vec![
@@ -331,11 +345,11 @@ fn fleet_of_configured(told: [f64; 5], upstream: &Upstream, seed: u64) -> Vec<Fi
     ]
 }
 
-fn fleet_told_different(seed: u64) -> Vec<Figure> {
-    let mut told = [4.0, 10.0, 10.0, 30.0, 30.0];
-    // The one that decides first may be told any of them.
-    told.rotate_left((seed % 5) as usize);
-    fleet_of_configured(told, &Upstream::plain(), seed)
+fn fleet_configured_differently(seed: u64) -> Vec<Figure> {
+    let mut configured = [4.0, 10.0, 10.0, 30.0, 30.0];
+    // The one that decides first may have any of them.
+    configured.rotate_left((seed % 5) as usize);
+    fleet_of_configured(configured, &Upstream::plain(), seed)
 }
 
 fn fleet_of_thirty(seed: u64) -> Vec<Figure> {
@@ -411,7 +425,7 @@ fn fleet_split(seed: u64) -> Vec<Figure> {
 
 fn fleet_beside_callers(seed: u64) -> Vec<Figure> {
     let upstream = Upstream::plain();
-    let mut play = |of_fleet: bool| {
+    let play = |of_fleet: bool| {
         let mut clients = relays(&[ALWAYS; 5], of_fleet, |_| options(0.0), seed);
         clients.push(Box::new(People::new(5.0, 3, seed)));
         run(&upstream, &mut clients, 420 * SECOND, seed)

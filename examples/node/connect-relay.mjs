@@ -23,6 +23,9 @@
 // queue, and sendMessage throws RelayUnavailable. A full queue (429) is never bypassed: the direct call would use the
 // same quota.
 //
+// It only sends messages. Connect, type and disconnect with the SDK's client over the same socket (examples/aws-sdk.mjs), with
+// the same conversation: a disconnect that goes past the relay cuts off what is queued.
+//
 // The messages of one conversation go one after the other, in the order of the calls. Without `conversation` the
 // connection token is the conversation: pass one if your bot renews tokens. A Relay knows the messages that it sent
 // itself: use one Relay in one process for a chat.
@@ -120,7 +123,7 @@ export class Relay {
       await delay(Math.min(left, Math.max(hint, pause)));
     }
     await this.#learnIfPossible(chat, message);
-    if (bypass && others(chat, message).length === 0) return this.#sendDirectly(chat, message, body);
+    if (bypass && others(chat, message).length === 0) return this.#sendDirectly(chat, message, body, fault);
     const text = bypass ? ", and the outcome of an earlier message of the conversation is unknown" : "";
     throw this.#unavailable(`the relay did not take the message${text}: ${fault.message}`, message, fault);
   }
@@ -183,7 +186,7 @@ export class Relay {
   // Connect.
 
   /** The same message to Connect. Until Connect answers 200 or refuses it, its outcome is unknown. */
-  async #sendDirectly(chat, message, body) {
+  async #sendDirectly(chat, message, body, fault) {
     const inRelay = chat.unknown.has(message.id);
     chat.unknown.set(message.id, message);
     try {
@@ -197,7 +200,8 @@ export class Relay {
       if ((isRelay || final) && !inRelay) chat.unknown.delete(message.id);
       if (final && !isRelay) throw error;
       const text = isRelay ? "AWS_ENDPOINT_URL_CONNECTPARTICIPANT leads to a relay, not to Connect" : error.message;
-      throw this.#unavailable(`neither the relay nor Connect took the message: ${text}`, message, error);
+      const neither = `neither the relay (${fault.message}) nor Connect took the message: ${text}`;
+      throw this.#unavailable(neither, message, error);
     }
   }
 

@@ -21,6 +21,9 @@ Connect directly, with the same ClientToken, but only if the outcome of each ear
 known: delivered, or dead. Otherwise a direct message could overtake one that is still in the relay's queue, and
 send_message raises RelayUnavailable. A full queue (429) is never bypassed: the direct call would use the same quota.
 
+It only sends messages. Connect, type and disconnect with a boto3 client over the same socket (examples/boto3_socket.py), with
+the same conversation: a disconnect that goes past the relay cuts off what is queued.
+
 A Relay may be used by any number of threads. The messages of one conversation go one after the other, in the order of
 the calls. Without `conversation` the connection token is the conversation: pass one if your bot renews tokens. A Relay
 knows the messages that it sent itself: use one Relay in one process for a chat.
@@ -186,7 +189,8 @@ class Relay:
             if is_final and not is_relay:
                 raise
             text = "AWS_ENDPOINT_URL_CONNECTPARTICIPANT leads to a relay, not to Connect" if is_relay else error
-            raise self._unavailable(f"neither the relay nor Connect took the message: {text}", message) from error
+            text = f"neither the relay ({fault}) nor Connect took the message: {text}"
+            raise self._unavailable(text, message) from error
         self._settle(chat, message)
         return _delivered(reply, message, direct=True)
 
@@ -307,7 +311,10 @@ class _Connection(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+        try:
+            self.sock.connect(self.path)
+        except OSError as error:  # Python's own text does not name the socket.
+            raise OSError(error.errno, error.strerror or str(error), self.path) from error
 
 
 def _json_object(text):

@@ -13,6 +13,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 use tokio::net::UnixStream;
 
 use super::client;
+use super::socket_holders;
 use crate::participant::online;
 use crate::serve::bind_tcp_or_ipv4;
 
@@ -26,6 +27,8 @@ pub enum Availability {
     Free,
     /// A running relay uses it.
     UsedByRelay,
+    /// systemd listens on the socket, and starts a relay when a bot connects. No relay answers there.
+    HeldBySystemd,
     /// A start cannot use it: the fault, and the operator's next step other than to choose another path or port.
     Unavailable(String),
 }
@@ -109,7 +112,11 @@ pub async fn socket(path: &Path, api: Api) -> Availability {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path).await {
+    // A connection would start a relay.
+    if socket_holders::is_held_by_systemd_alone(path) {
+        return Availability::HeldBySystemd;
+    }
+    let is_systemds = match UnixStream::connect(path).await {
         // A relay that was killed left it, and the next start removes it.
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return folder(),
         Err(error) => {
@@ -118,11 +125,13 @@ pub async fn socket(path: &Path, api: Api) -> Availability {
                 plain(&error)
             ));
         }
-        Ok(_) => {}
-    }
+        // The kernel reports the process that listens: systemd, also after the relay has taken its socket.
+        Ok(stream) => stream.peer_cred().is_ok_and(|peer| peer.pid().is_some_and(socket_holders::is_systemd)),
+    };
     let Ok(request) = Request::get(api.path()).body(Full::<Bytes>::default()) else { return Availability::Free };
     match client::send(path, request, ANSWER_WITHIN).await {
         Ok(reply) if api.matches(reply.body()) => Availability::UsedByRelay,
+        _ if is_systemds => Availability::HeldBySystemd,
         _ => Availability::Unavailable("another program listens there: stop it".into()),
     }
 }

@@ -28,7 +28,7 @@ pub struct Pause {
     #[command(flatten)]
     control: ControlSocket,
     /// The reason; status shows it, and the relay logs it.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
 }
 

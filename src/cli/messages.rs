@@ -1,13 +1,14 @@
 //! `connect-relay messages list|show|summary|redrive|delete`: queued messages and dead letters, through the operators' API.
 //!
 //! The output is a table for people, or with `--json` the relay's own JSON: a list is one document, however many pages it
-//! takes. A bulk act counts first, and asks in a terminal. It is done a page at a time, so that there is progress to show,
-//! and so that an interrupt ends it between two pages: completed pages stay done. A token comes from a file, contents from a file or stdin: every user of the machine can see argv.
+//! takes. A bulk act counts first, and asks in a terminal. It is one request, so that it is one line in the relay's log; an
+//! interrupt ends it between two pages of the relay, and completed pages stay done. A token comes from a file, contents from a file or stdin: every user of the machine can see argv.
 
 mod print;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,17 +23,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::sleep;
 
 use self::print::{describe, overview, separated, table};
 use super::client::{self, ControlSocket};
 use super::out;
-use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Summary};
+use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status, Summary};
 use crate::delivery::Reason;
 use crate::time::Clock;
 
-/// The time-out for one page; the relay searches its queue for two seconds at most.
+/// The time-out for one page of a list; the relay searches its queue for two seconds at most.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Messages in one page of a bulk act, and of a list.
+/// The time-out for a bulk act, which may change millions of messages. The relay reports a store that hangs after seconds.
+const ACT_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// The interval at which progress is shown.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Messages in one page of a list.
 const PAGE: usize = 500;
 /// All characters except those that need no encoding in a query or a path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -165,7 +171,8 @@ struct Redrive {
 
 /// Make dead letters of messages: they are not sent.
 ///
-/// Without ids: all queued messages that match the filters, except those in flight; with --reason dead letters.
+/// Without ids: all queued messages that match the filters, except those in flight. With --reason: the dead letters with this
+/// reason, which are then marked as deleted.
 #[derive(Debug, clap::Args)]
 struct Delete {
     #[command(flatten)]
@@ -214,12 +221,18 @@ impl ControlClient {
 
     /// The relay's own JSON in a line, and the parsed reply.
     async fn request<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
-        self.send(method, path, Bytes::new()).await
+        self.send(method, path, Bytes::new(), TIMEOUT).await
     }
 
-    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(String, T)> {
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
-        let reply = client::send(&self.0, request.body(Full::new(body))?, TIMEOUT).await?;
+        let reply = client::send(&self.0, request.body(Full::new(body))?, within).await?;
         let body = client::success_body(&self.0, reply)?;
         let read = client::parse(&self.0, &body)?;
         Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
@@ -231,43 +244,39 @@ impl ControlClient {
         let all = bulk.all.then(|| ("all", "true".to_owned()));
         let act: Vec<_> = filters.into_iter().chain(all).collect();
         let count: Vec<_> = act.iter().cloned().chain([("dry_run", "true".to_owned())]).collect();
-        let counted = self.run_pages((method.clone(), route), &count, &bar("counted", None)).await?;
+        let counted = self.act(method.clone(), &path(route, count), &bar("count", None)).await?;
         if bulk.dry_run {
             return Ok(counted);
         }
         confirm(verb, counted.done, bulk.yes)?;
-        self.run_pages((method, route), &act, &bar(verb, Some(counted.done))).await
+        self.act(method, &path(route, act), &bar(verb, Some(counted.done))).await
     }
 
-    /// Repeats a bulk request, a page at a time, and returns the sum.
-    async fn run_pages(
-        &self,
-        (method, route): (Method, &str),
-        parameters: &[(&str, String)],
-        bar: &ProgressBar,
-    ) -> anyhow::Result<BulkReply> {
-        let mut all = BulkReply::default();
-        loop {
-            let page = [("after", all.next.take()), ("limit", Some(PAGE.to_string()))];
-            let page = page.into_iter().filter_map(|(name, value)| Some((name, value?)));
-            let path = path(route, parameters.iter().cloned().chain(page));
-            let asked = self.request(method.clone(), &path).await;
-            let (_, page): (_, BulkReply) =
-                asked.inspect_err(|_| bar.finish_and_clear()).map_err(|error| match all.done {
-                    0 => error,
-                    done => error.context(format!("after {done} messages")),
-                })?;
-            all = BulkReply { done: all.done + page.done, in_flight: all.in_flight + page.in_flight, ..page };
-            bar.set_position(all.done);
-            if all.next.is_none() || all.full.is_some() {
-                bar.finish_and_clear();
-                return Ok(all);
+    /// Sends a bulk request, and shows the progress: by the number of dead letters, which each changed message changes.
+    async fn act(&self, method: Method, path: &str, bar: &ProgressBar) -> anyhow::Result<BulkReply> {
+        let before = if bar.is_hidden() { 0 } else { self.dead_letters().await? };
+        let mut reply = pin!(self.send(method, path, Bytes::new(), ACT_TIMEOUT));
+        let reply = loop {
+            tokio::select! {
+                biased;
+                reply = &mut reply => break reply,
+                () = sleep(PROGRESS_EVERY), if !bar.is_hidden() => bar.tick(),
             }
-        }
+            if let (Some(most), Ok(now)) = (bar.length(), self.dead_letters().await) {
+                bar.set_position(now.abs_diff(before).min(most));
+            }
+        };
+        bar.finish_and_clear();
+        reply.map(|(_, reply)| reply)
+    }
+
+    async fn dead_letters(&self) -> anyhow::Result<u64> {
+        let (_, status): (_, Status) = self.request(Method::GET, "/status").await?;
+        Ok(status.dead_letters)
     }
 }
 
-/// The reply to a page of a bulk act, or the sum of several.
+/// The reply to a bulk act.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct BulkReply {
@@ -345,7 +354,7 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
     let api = ControlClient::of(&args.control);
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
-        let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone()).await?;
+        let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone(), TIMEOUT).await?;
         show(&if args.json {
             json
         } else {
@@ -389,11 +398,11 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// A bar if the end is known, else a count; nothing without a terminal.
+/// A bar if the end is known, else a sign of life; nothing without a terminal.
 fn bar(what: &str, most: Option<u64>) -> ProgressBar {
     let (bar, template) = match most {
         Some(most) => (ProgressBar::new(most), "{prefix} [{bar:40}] {pos} of {len}"),
-        None => (ProgressBar::new_spinner(), "{prefix} {pos} {spinner}"),
+        None => (ProgressBar::new_spinner(), "{prefix} {spinner}"),
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_prefix(what.to_owned())

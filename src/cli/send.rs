@@ -49,7 +49,7 @@ pub struct Args {
     /// The content type of the text.
     #[arg(long, value_name = "TYPE", default_value = "text/plain", conflicts_with = "batch")]
     content_type: String,
-    /// Wait this long for Connect's answer, instead of returning once the message is on disk.
+    /// Wait this long for Connect's answer, at most ingress.wait_max, instead of returning once the message is on disk.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "batch")]
     wait: Option<Duration>,
     /// Read the ConnectionToken from this file instead of $CONNECTION_TOKEN.

@@ -9,6 +9,7 @@
 //! `Next` to continue from. Without a limit a bulk act runs to the end, in pages, between which the queue serves other
 //! requests. A disconnect of the client ends it between two pages.
 
+mod bulk;
 pub(super) mod query;
 pub(super) mod schema;
 
@@ -19,17 +20,13 @@ use hyper::http::request::Parts;
 use tracing::info;
 
 use self::query::{LIST, Query};
-use self::schema::{Deleted, Message, Messages, RedriveRequest, Redriven};
+use self::schema::{Message, Messages, RedriveRequest};
 use super::Control;
 use super::reply::{ErrorReply, invalid, json, parse_body};
-use crate::delivery::Reason;
 use crate::message::{Body, ConnectionToken, Content, ContentType};
-use crate::queue::{
-    ActionError, BulkProgress, Cursor, Lookup, MessageId, Redrive, Selection, StateFilter, StoreFailed,
-};
+use crate::queue::{ActionError, Lookup, MessageId, Redrive};
 use crate::serve::Reply;
 use crate::status::describe_full;
-use crate::time::Timestamp;
 
 /// The default number of messages in a list.
 const LIMIT: usize = 100;
@@ -130,35 +127,6 @@ impl Control {
         Ok(Body::Message { content_type, content: content.map_err(|wrong| invalid(wrong.to_string()))? })
     }
 
-    /// `POST /redrive`
-    pub(super) async fn redrive_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse_bulk(parts, StateFilter::Dead, &self.clock)?;
-        let redrive = |of, page| self.queue.redrive_all(of, page, query.dry_run);
-        let BulkProgress { done, full, next, .. } = self.run_bulk(&query, redrive).await?;
-        if query.begins_act() {
-            let (conversation, reason, accepted_after, accepted_before) = self.logged_filters(&query.of);
-            info!(
-                act = "redrive_all",
-                uid,
-                reason,
-                conversation,
-                accepted_after,
-                accepted_before,
-                redriven = done,
-                more = next.is_some(),
-                "an operator queued dead letters again"
-            );
-        }
-        match full {
-            Some(full) if done == 0 => Err(ErrorReply(StatusCode::TOO_MANY_REQUESTS, describe_full(full))),
-            full => {
-                let next = next.map(|next| next.to_string());
-                let full = full.map(describe_full);
-                Ok(json(StatusCode::OK, &Redriven { redriven: done, dry_run: query.dry_run, full, next }))
-            }
-        }
-    }
-
     /// `DELETE /messages/{id}`
     pub(super) async fn delete(&self, parts: &Parts, name: &str, uid: Option<u32>) -> Result<Reply, ErrorReply> {
         Query::parse(parts, &[], &self.clock)?;
@@ -168,62 +136,6 @@ impl Control {
         let Message { id, conversation, .. } = &message;
         info!(act = "delete", uid, message_id = id, conversation, deleted = 1, "an operator deleted a message");
         Ok(json(StatusCode::OK, &message))
-    }
-
-    /// `DELETE /messages`
-    pub(super) async fn delete_all(&self, parts: &Parts, uid: Option<u32>) -> Result<Reply, ErrorReply> {
-        let query = Query::parse_bulk(parts, StateFilter::Queued, &self.clock)?;
-        let delete = |of, page| self.queue.delete_all(of, page, query.dry_run);
-        let BulkProgress { done, in_flight, next, .. } = self.run_bulk(&query, delete).await?;
-        if query.begins_act() {
-            let (conversation, reason, accepted_after, accepted_before) = self.logged_filters(&query.of);
-            info!(
-                act = "delete_all",
-                uid,
-                reason,
-                conversation,
-                accepted_after,
-                accepted_before,
-                deleted = done,
-                more = next.is_some(),
-                "an operator deleted messages"
-            );
-        }
-        let next = next.map(|next| next.to_string());
-        Ok(json(StatusCode::OK, &Deleted { deleted: done, in_flight, dry_run: query.dry_run, next }))
-    }
-
-    /// The filters of a bulk act, for its log line.
-    fn logged_filters<'a>(
-        &self,
-        of: &'a Selection,
-    ) -> (Option<&'a str>, Option<&'static str>, Option<String>, Option<String>) {
-        let shown = |time: Option<Timestamp>| time.map(|time| self.clock.shown(time).to_string());
-        (of.conversation.as_deref(), of.reason.map(Reason::as_str), shown(of.accepted_after), shown(of.accepted_before))
-    }
-
-    /// Repeats the act until there is no more, no room, or the limit is reached.
-    async fn run_bulk<F>(
-        &self,
-        query: &Query,
-        act: impl Fn(Selection, (Cursor, usize)) -> F,
-    ) -> Result<BulkProgress, ErrorReply>
-    where
-        F: Future<Output = Result<BulkProgress, StoreFailed>>,
-    {
-        let most = query.limit.map_or(u64::MAX, |limit| limit as u64);
-        let next = Some(query.after.unwrap_or_else(|| query.of.start()));
-        let mut all = BulkProgress { next, ..BulkProgress::default() };
-        while let Some(after) = all.next
-            && all.full.is_none()
-            && all.done + all.in_flight < most
-        {
-            let left = usize::try_from(most - all.done - all.in_flight).unwrap_or(usize::MAX);
-            let BulkProgress { done, in_flight, full, next } =
-                self.ask_queue(act(query.of.clone(), (after, left))).await?;
-            all = BulkProgress { done: all.done + done, in_flight: all.in_flight + in_flight, full, next };
-        }
-        Ok(all)
     }
 
     /// Finds the message with this name; one that was delivered, or is no longer stored, is answered with this status.

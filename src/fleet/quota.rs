@@ -65,7 +65,7 @@ const HUNGRY: f64 = 0.75;
 /// The factor by which a relay may exceed its recent rate before the learner has decided.
 const GROWTH: f64 = 2.0;
 /// The part of the rate by which the parts of silent relays come back each second.
-const RETURN: f64 = 0.02;
+const RETURN: f64 = 0.004;
 /// The throttles, their part of the requests, and the seconds, from which the accepted rate is the quota.
 const OVERRUNS: [(f64, f64, f64); 2] = [(3.0, 0.35, 0.95), (5.0, 0.2, 1.95)];
 /// The seconds without a throttle that end a series of throttles; the same in requests.
@@ -114,6 +114,8 @@ pub struct Message {
     /// The run of the relay whose decisions this one follows; its own if it decides; absent if it is alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follows: Option<u64>,
+    /// The time for which it has followed the fleet's decisions without a break, in milliseconds.
+    pub following_ms: u64,
     /// True if the relay stops now.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -207,6 +209,7 @@ impl Figures {
 #[derive(Debug)]
 struct Peer {
     id: String,
+    joined_at: Timestamp,
     heard_at: Timestamp,
     figures: Figures,
     accepted: u64,
@@ -271,6 +274,8 @@ pub struct Member {
     last_cut: Option<(f64, f64)>,
     /// The parts of silent relays that have not come back.
     reserved: f64,
+    /// The time since which this relay follows the fleet's decisions without a break.
+    following_since: Option<Timestamp>,
 }
 
 impl Member {
@@ -302,6 +307,7 @@ impl Member {
             deaf_until: now,
             last_cut: None,
             reserved: 0.0,
+            following_since: None,
         }
     }
 
@@ -376,7 +382,17 @@ impl Member {
             figures.note_active(now);
             let Message { accepted, throttled, retracted, follows, .. } = *message;
             let id = message.id.clone();
-            let peer = Peer { id, heard_at: now, figures, accepted, throttled, retracted, follows, replaced: false };
+            let peer = Peer {
+                id,
+                joined_at: now,
+                heard_at: now,
+                figures,
+                accepted,
+                throttled,
+                retracted,
+                follows,
+                replaced: false,
+            };
             self.peers.insert(run, peer);
         }
         if let Some(division) = message.division.and_then(|division| division.checked(self.options.rate_max))
@@ -384,6 +400,11 @@ impl Member {
         {
             self.pool.continue_at(division.base, division.rate, &self.options);
             self.division = Some(division);
+            let is_new = self.peers.get(&run).is_none_or(|peer| now.since(peer.joined_at) < 2 * PERIOD);
+            if self.followed() != Some(run) && is_new {
+                // Another fleet's decision, or the first one.
+                self.following_since = Some(now);
+            }
             self.known = self.own;
             self.follows = Some((run, now));
             self.cold = false;
@@ -400,7 +421,7 @@ impl Member {
         self.remove_silent(now);
         if !self.hears_others(now) {
             self.be_alone(now);
-            return self.message(None);
+            return self.message(None, now);
         }
         self.learn(since_last, now);
         let decides = self.decides(now);
@@ -411,9 +432,10 @@ impl Member {
             let division = self.divide();
             (self.cold, self.known) = (false, self.own);
             self.follows = Some((self.run, now));
+            self.following_since.get_or_insert(now);
             self.division = Some(division);
         }
-        self.message(self.division.filter(|_| decides))
+        self.message(self.division.filter(|_| decides), now)
     }
 
     /// True if [`Member::tick`] has to be called now: the period is over, this relay was throttled (`has_news`), or it
@@ -428,10 +450,10 @@ impl Member {
     /// The message with which the relay leaves.
     #[must_use]
     pub fn goodbye(&self) -> Message {
-        Message { leaving: true, ..self.message(None) }
+        Message { leaving: true, ..self.message(None, self.ticked_at.unwrap_or(self.created_at)) }
     }
 
-    fn message(&self, division: Option<Division>) -> Message {
+    fn message(&self, division: Option<Division>, now: Timestamp) -> Message {
         let Figures { held, used, lately, rate, learned, rate_max, .. } = self.own;
         let Report { accepted, throttled, retracted, .. } = self.last;
         Message {
@@ -447,6 +469,7 @@ impl Member {
             learned,
             rate_max,
             follows: self.followed(),
+            following_ms: self.following_since.map_or(0, |since| millis(now.since(since))),
             leaving: false,
             division,
         }
@@ -550,8 +573,9 @@ impl Member {
         }
         let base = self.pool.base();
         let is_held = self.is_held();
-        let merged = if message.follows.is_some() && message.follows == self.followed() {
-            // It has always followed the same learner: only messages were lost.
+        let was_here = message.following_ms >= millis(SILENCE) && message.follows == self.followed();
+        let merged = if was_here {
+            // Only messages were lost.
             let back = joined.demand().min(joined.rate).min(self.reserved);
             self.reserved -= back;
             base + back
@@ -577,6 +601,7 @@ impl Member {
     /// Keeps the fleet's rate equal to this relay's own while there is no other relay.
     fn be_alone(&mut self, now: Timestamp) {
         self.peers.clear();
+        self.following_since = None;
         (self.follows, self.division, self.sums, self.overrun, self.reserved) =
             (None, None, Sums::default(), None, 0.0);
         if matches!(self.guidance(now), Guidance::Hold { .. }) {
@@ -615,7 +640,8 @@ impl Member {
 
     fn accepts_decision_of(&self, run: u64, now: Timestamp) -> bool {
         match self.follows {
-            None => true,
+            // A relay that was alone brings its own rate along, which a higher one may not have counted.
+            None => self.cold || self.learner(now) == run,
             Some((followed, _)) if followed == self.run => self.learner(now) == run,
             Some((followed, at)) => followed == run || now.since(at) > STALE || self.learner(now) == run,
         }
@@ -693,7 +719,7 @@ impl Member {
     fn return_reserved(&mut self, seconds: f64, is_held: bool) {
         if self.reserved > 0.0 && is_held {
             let (base, rate) = (self.pool.base(), self.pool.rate());
-            let back = (RETURN * (base + self.reserved) * seconds).min(self.reserved);
+            let back = (RETURN * base * seconds).min(self.reserved);
             self.reserved -= back;
             self.pool.continue_at(base + back, rate + back, &self.options);
         }

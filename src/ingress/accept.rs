@@ -16,7 +16,7 @@ use hyper::header::HeaderMap;
 use super::body::BufferedBody;
 use super::error_reply::ErrorReply;
 use super::parse::Members;
-use super::reply;
+use super::reply::{self, Outlook};
 use super::request::{self, Identity, Preference, Wait};
 use super::{Handled, Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
@@ -85,8 +85,8 @@ impl Inner {
         let state = pending.evaluate(verdict, rate, &self.clock)?;
         let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
         let state = self.outcome(state, &wait).await;
-        let reply =
-            reply::of_state(&state, &pending.client_token, self.outlook(&state), bare, self.options.retry_after);
+        let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
+        let reply = reply::of_state(&state, &pending.client_token, outlook, bare, self.options.retry_after);
         Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 

@@ -1,8 +1,9 @@
 //! The stream of the outcomes of a caller's messages, as server-sent events.
 //!
 //! A stream is the body of one reply. Its future reads a page of outcomes from the queue after hyper has taken the page
-//! before, so a reader that is slow costs one page of memory, and one that does not read at all is cut off by `serve`. It
-//! keeps a cursor and nothing else: a reader continues after the last id that it has seen. It ends when waits end.
+//! before, so a reader that is slow costs one page of memory and what hyper buffers (32 KiB), and one that does not read at
+//! all is cut off by `serve`. It keeps a cursor and nothing else: a reader continues after the last id that it has seen. It
+//! ends when waits end.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -95,7 +96,7 @@ impl Reader {
     async fn next(mut self) -> Option<(Bytes, Reader)> {
         let queue = self.queue.clone();
         loop {
-            let mut settled = pin!(queue.drained());
+            let mut settled = pin!(queue.settled(self.caller));
             settled.as_mut().enable();
             // Checked before the read: the last outcomes go out before the end.
             let ends = self.drain_state.is_ending();

@@ -41,6 +41,7 @@ impl Inner {
             expected: expected.map(|expected| self.clock.shown(expected)),
             expires: self.clock.shown(expires),
             will_expire: expected.is_some_and(|expected| expected > expires),
+            note: None,
         })
     }
 

@@ -26,7 +26,7 @@ use crate::ship::link as copy;
 use crate::time::{WallTime, millis};
 
 /// The outlook of a queued message, as in a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Outlook {
     /// The time at which it is likely to be sent; `None` while sending is paused or Connect is down.
     pub(super) expected: Option<WallTime>,
@@ -34,6 +34,8 @@ pub(super) struct Outlook {
     pub(super) expires: WallTime,
     /// True if its lifetime ends before it is likely to be sent.
     pub(super) will_expire: bool,
+    /// A remark on the wait for its outcome.
+    pub(super) note: Option<String>,
 }
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
@@ -107,6 +109,8 @@ struct Queued<'a> {
     expires: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     will_expire: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
 }
 
 /// The name for users.
@@ -141,6 +145,7 @@ fn of_status(
 ) -> Reply {
     match status {
         Status::Queued { ahead, .. } => {
+            let outlook = outlook.as_ref();
             let queued = Queued {
                 client_token: client_token.as_str(),
                 state: name(status),
@@ -148,6 +153,7 @@ fn of_status(
                 expected_time: outlook.and_then(|outlook| outlook.expected).map(|expected| expected.to_string()),
                 expires: outlook.map(|outlook| outlook.expires.to_string()),
                 will_expire: outlook.is_some_and(|outlook| outlook.will_expire),
+                note: outlook.and_then(|outlook| outlook.note.as_deref()),
             };
             json(StatusCode::ACCEPTED, &queued)
         }
@@ -280,7 +286,15 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Mess
             let (client_token, state) = (client_token.as_str(), name(status));
             push_line(
                 lines,
-                &Queued { client_token, state, ahead: None, expected_time: None, expires: None, will_expire: false },
+                &Queued {
+                    client_token,
+                    state,
+                    ahead: None,
+                    expected_time: None,
+                    expires: None,
+                    will_expire: false,
+                    note: None,
+                },
             );
         }
     }
@@ -360,7 +374,7 @@ mod tests {
             in_flight: false,
             expires: Timestamp(9000),
         };
-        let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false };
+        let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false, note: None };
         let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, DEFAULT_RETRY));
         let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z","Expires":"1970-01-01T00:00:09.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));

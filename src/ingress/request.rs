@@ -124,6 +124,16 @@ pub(super) struct Wait {
     pub(super) applied: Option<String>,
     /// True if the caller did not ask for it.
     pub(super) implied: bool,
+    /// True if the caller asked for a longer one.
+    pub(super) cut: bool,
+}
+
+impl Wait {
+    /// The text for a caller that asked for a longer wait, if it ended without an outcome.
+    pub(super) fn note(&self) -> Option<String> {
+        let most = humantime::format_duration(self.span);
+        self.cut.then(|| format!("connect-relay: the wait was cut to {most}, the most that ingress.wait_max allows"))
+    }
 }
 
 impl Preference {
@@ -146,6 +156,7 @@ impl Preference {
     /// An asynchronous reply with a wait (`respond-async, wait=5`) waits too, and is 202 if no outcome comes: as every
     /// reply here.
     pub(super) fn wait(self, implied: Duration, most: Duration) -> Wait {
+        let cut = self.wait.is_some_and(|seconds| Duration::from_secs(seconds) > most);
         let (span, applied) = match self {
             Preference { wait: Some(seconds), respond_async } => {
                 let span = Duration::from_secs(seconds).min(most);
@@ -155,7 +166,7 @@ impl Preference {
             Preference { respond_async: true, .. } => (Duration::ZERO, Some("respond-async".into())),
             _ => (implied, None),
         };
-        Wait { span, implied: applied.is_none(), applied }
+        Wait { span, implied: applied.is_none(), applied, cut }
     }
 }
 
@@ -248,15 +259,19 @@ mod tests {
     #[test]
     fn waits_are_limited_and_reported() {
         let (implied, most) = (Duration::from_secs(4), Duration::from_secs(50));
-        for (preference, span, applied) in [
-            (Preference::default(), 4, None),
-            (Preference { respond_async: true, wait: None }, 0, Some("respond-async")),
-            (Preference { respond_async: false, wait: Some(60) }, 50, Some("wait=50")),
-            (Preference { respond_async: false, wait: Some(0) }, 0, Some("wait=0")),
-            (Preference { respond_async: true, wait: Some(5) }, 5, Some("respond-async, wait=5")),
+        let note = Some("connect-relay: the wait was cut to 50s, the most that ingress.wait_max allows");
+        for (preference, span, applied, expected) in [
+            (Preference::default(), 4, None, None),
+            (Preference { respond_async: true, wait: None }, 0, Some("respond-async"), None),
+            (Preference { respond_async: false, wait: Some(50) }, 50, Some("wait=50"), None),
+            (Preference { respond_async: false, wait: Some(51) }, 50, Some("wait=50"), note),
+            (Preference { respond_async: false, wait: Some(u64::MAX) }, 50, Some("wait=50"), note),
+            (Preference { respond_async: false, wait: Some(0) }, 0, Some("wait=0"), None),
+            (Preference { respond_async: true, wait: Some(5) }, 5, Some("respond-async, wait=5"), None),
         ] {
             let wait = preference.wait(implied, most);
             assert_eq!((wait.span.as_secs(), wait.applied.as_deref()), (span, applied));
+            assert_eq!(wait.note().as_deref(), expected, "{preference:?}");
         }
     }
 

@@ -11,14 +11,14 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::error_reply::ErrorReply;
-use super::reply::{self, ErrorPart, MessageMetadata};
+use super::reply::{self, ErrorPart, MessageMetadata, Outlook};
 use super::request::{Identity, Preference};
 use super::{Handled, Inner, ReplyMode, applied};
 use crate::delivery::Receipt;
 use crate::message::{self, Caller, ClientToken, ConnectionToken, ConversationKey};
 use crate::queue::{Backlog, Found, MessageState, Status, StoreFailed};
 use crate::serve::Reply;
-use crate::time::{Clock, WallTime};
+use crate::time::Clock;
 
 #[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -44,6 +44,8 @@ struct Known<'a> {
     error: Option<ErrorPart<'a>>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     maybe_delivered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -53,6 +55,8 @@ struct Waiting {
     oldest_seconds: f64,
     rate: f64,
     draining: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 impl Inner {
@@ -64,13 +68,8 @@ impl Inner {
         let state = self.find(token, conversation, caller, &client_token).await?;
         let wait = self.wait(Preference::of(&parts.headers), ReplyMode::Accepted);
         let state = self.outcome(state, &wait).await;
-        let mut reply = describe(
-            &state,
-            &client_token,
-            &label,
-            self.outlook(&state).and_then(|outlook| outlook.expected),
-            &self.clock,
-        );
+        let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
+        let mut reply = describe(&state, &client_token, &label, outlook, &self.clock);
         reply::add_message_headers(&mut reply, &state, &client_token);
         Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
@@ -107,6 +106,7 @@ impl Inner {
             oldest_seconds: backlog.oldest.map_or(0.0, |oldest| self.clock.now().since(oldest).as_secs_f64()),
             rate: (self.budget.pacer().rate() * 1000.0).round() / 1000.0,
             draining: self.drain_state.is_draining(),
+            note: wait.note().filter(|_| backlog.queued > 0),
         };
         Ok(applied(reply::of_json(StatusCode::OK, &waiting), wait.applied))
     }
@@ -137,7 +137,7 @@ fn describe(
     state: &MessageState,
     client_token: &ClientToken,
     label: &str,
-    expected: Option<WallTime>,
+    outlook: Option<Outlook>,
     clock: &Clock,
 ) -> Reply {
     let shown = |time| clock.shown(time).to_string();
@@ -155,7 +155,8 @@ fn describe(
             &Known {
                 next_attempt_time: next_attempt.map(shown),
                 ahead: Some(*ahead),
-                expected_time: expected.map(|expected| expected.to_string()),
+                expected_time: outlook.as_ref().and_then(|outlook| outlook.expected).map(|time| time.to_string()),
+                note: outlook.and_then(|outlook| outlook.note),
                 ..known
             },
         ),

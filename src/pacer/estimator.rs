@@ -93,6 +93,12 @@ const DOUBT_WIDTH: f64 = 2.4;
 /// The time in seconds by which the recently sent rate lags behind the rate: a full bucket hides a rise for that time.
 const MEMORY: f64 = 12.0;
 
+/// The same until the first throttle, when the first burst has emptied the bucket: the lateness, the time, and the step at
+/// the throttle that ends the search.
+const FIRST_LATE: f64 = 1.0;
+const FIRST_MEMORY: f64 = 3.0;
+const FIRST_FIND_STEP: f64 = 0.12;
+
 /// Two finds this close are the same if each has at least `FIND_MIN` requests; the factor on the steadiness for each,
 /// and its maximum.
 const SAME: f64 = 0.05;
@@ -107,6 +113,8 @@ const MORE: f64 = 1.3;
 const POOL_STEP: f64 = 0.04;
 /// The part of the rate that is kept at a throttle in any case.
 const POOL_KEPT: f64 = 0.94;
+/// The lateness at which a search begins.
+const POOL_LATE: f64 = 1.25;
 /// The factor of intervals.
 const POOL_PATIENCE: f64 = 1.5;
 /// The first step at a throttle that follows another at once.
@@ -266,7 +274,8 @@ impl RateEstimator {
         if held && self.in_row == 0 {
             self.rise(seconds, options);
         }
-        self.recent += (self.rate() - self.recent) * (1.0 - (-seconds / MEMORY).exp());
+        let memory = if self.is_untried() { FIRST_MEMORY } else { MEMORY };
+        self.recent += (self.rate() - self.recent) * (1.0 - (-seconds / memory).exp());
     }
 
     /// Notes an accepted attempt.
@@ -282,7 +291,7 @@ impl RateEstimator {
         self.seconds += seconds;
         self.age += seconds;
         let creep = self.step(options) / self.interval * (self.base / self.usual).powf(-PULL);
-        let late = (self.lateness() - LATE).max(0.0);
+        let late = (self.lateness() - self.late()).max(0.0);
         let pace = rarer(options) * self.rate() / (self.usual * self.interval);
         let rise = (ACCELERATION * late * pace).min(RISE_MAX);
         self.base *= ((creep + KEPT * rise) * seconds).exp();
@@ -306,7 +315,8 @@ impl RateEstimator {
 
     /// Continues at a rate that another relay learned, and keeps what is known of its steadiness.
     pub(crate) fn continue_at(&mut self, base: f64, rate: f64, options: &Options) {
-        self.usual *= base / self.base;
+        let change = base / self.base;
+        (self.usual, self.accepted, self.lowest) = (self.usual * change, self.accepted * change, self.lowest * change);
         (self.base, self.search) = (base, rate / base);
         self.bound(options);
         self.interval = self.due_in(options);
@@ -350,12 +360,13 @@ impl RateEstimator {
             self.base *= KEPT_IN_ROW;
         } else {
             self.evidence = (self.evidence + self.lateness() - LUCK).max(0.0);
-            let first_is_late = untried.is_some() && self.lateness() > LATE;
+            let first_is_late = untried.is_some() && (self.lateness() > LATE || self.search > MORE);
             let alone = self.steady > ALONE && self.search > MORE;
             let belief =
                 if first_is_late || alone { 1.0 } else { ((self.evidence - DOUBT) / DOUBT_WIDTH).clamp(0.0, 1.0) };
             let last = self.rate().min(self.recent).max(self.base);
             let measured = self.measured(untried.is_some(), options);
+            let step = if first_is_late && !self.pooled { FIRST_FIND_STEP } else { step };
             let kept = POOL_KEPT.min(1.0 - options.headroom);
             let step = if self.pooled && untried.is_none() && belief < 0.5 { 1.0 - kept } else { step };
             self.base *= (last / self.base).powf(belief) * (1.0 - step);
@@ -408,6 +419,23 @@ impl RateEstimator {
         } else {
             average
         }
+    }
+
+    /// The lateness at which a search begins: later for a relay that shares the quota with others it cannot see.
+    fn late(&self) -> f64 {
+        if self.pooled {
+            POOL_LATE
+        } else if self.is_untried() {
+            FIRST_LATE
+        } else {
+            LATE
+        }
+    }
+
+    /// True while no throttle contradicts the configured quota. A fleet does not begin with a burst, which would have
+    /// emptied the bucket.
+    fn is_untried(&self) -> bool {
+        self.untried.is_some() && !self.pooled
     }
 
     /// Compares the average since the last throttle with the one before. Other relays make it differ; a bucket that

@@ -26,7 +26,7 @@ mod typed_store;
 use std::collections::HashMap;
 
 use self::event::Event;
-use self::parts::{OpenPack, ReadAhead, Trust};
+use self::parts::{CallerSet, OpenPack, ReadAhead, Trust};
 use self::typed_store::TypedStore;
 use super::api::{Expiring, Full, MessageId, Options, Result};
 use super::rows::{Hash, Hasher, Meta, PauseState, Table, keys};
@@ -80,6 +80,8 @@ pub struct State {
     pub messages_left: bool,
     /// True if another relay continues this queue: nothing more is sent.
     pub fenced: bool,
+    /// The callers with new outcomes.
+    pub settled: CallerSet,
 }
 
 impl std::fmt::Debug for State {
@@ -118,6 +120,7 @@ impl State {
             wake_sender: true,
             messages_left: false,
             fenced: false,
+            settled: CallerSet::default(),
         }
     }
 

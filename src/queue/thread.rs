@@ -40,6 +40,8 @@ const GROUP_MAX: usize = 1024;
 const COMPACT_BYTES: u64 = 32 << 20;
 /// The interval of expiry, pruning and gauges.
 const TICK: Duration = Duration::from_secs(1);
+/// The interval at which the store's folder is looked through while nothing is committed.
+const SCAN_AT_REST: Duration = Duration::from_secs(10);
 /// The interval at which freed memory is given back, if anything was committed since.
 const GIVE_BACK: Duration = Duration::from_secs(60);
 
@@ -69,6 +71,8 @@ pub struct QueueThread {
     /// The last anchor of the clock that the store has.
     anchor: Option<Anchor>,
     ticked: Timestamp,
+    /// The last look through the store's folder. `None` once something was committed since.
+    scanned: Option<Timestamp>,
     /// The first commit since memory was last given back.
     held_since: Option<Timestamp>,
     /// The copy in the fleet, if there is one.
@@ -111,6 +115,7 @@ impl QueueThread {
             applying: None,
             anchor: None,
             ticked: Timestamp(0),
+            scanned: None,
             held_since: None,
             link: None,
         };
@@ -305,7 +310,10 @@ impl QueueThread {
             link.refresh(self.state.live_bytes());
         }
         self.waiters.sweep();
-        self.state.store.scan_folder();
+        if self.scanned.is_none_or(|at| now.since(at) >= SCAN_AT_REST) {
+            self.state.store.scan_folder();
+            self.scanned = Some(now);
+        }
         self.measure_space();
         self.note_step();
         for (part, most) in TICK_PARTS {
@@ -396,6 +404,7 @@ impl QueueThread {
                 self.note_copy(began);
             }
             timer.observe_duration();
+            self.scanned = None;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             self.held_since = self.held_since.or(Some(began));
         }
@@ -435,8 +444,9 @@ impl QueueThread {
             effects: std::mem::take(&mut self.effects),
             wake_sender: std::mem::take(&mut self.state.wake_sender),
             messages_left: std::mem::take(&mut self.state.messages_left),
+            settled: std::mem::take(&mut self.state.settled),
         };
-        if committed.effects.is_empty() && !committed.wake_sender && !committed.messages_left {
+        if committed.is_empty() {
             return;
         }
         let left = match &self.applying {

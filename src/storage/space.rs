@@ -15,17 +15,32 @@ const OPEN_BYTES: u64 = 1 << 20;
 /// The size of the ballast: space for the commits that empty a store on a full disk.
 pub const BALLAST_BYTES: u64 = 8 << 20;
 
-/// Bytes that the folder's files take on disk, without sled's log.
-pub fn other_bytes(path: &Path) -> u64 {
-    let files = fs::read_dir(path).into_iter().flatten().flatten();
-    let files = files.filter(|file| file.file_name() != names::LOG).filter_map(|file| file.metadata().ok());
-    files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
+/// The folder's files besides sled's log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Folder {
+    /// Bytes that they take on disk.
+    pub bytes: u64,
+    /// True while the ballast exists.
+    pub ballast: bool,
+    /// True while a damaged store is quarantined there.
+    pub quarantined: bool,
 }
 
-/// Returns true if a damaged store is quarantined in the folder.
-pub fn has_quarantined(path: &Path) -> bool {
-    let files = fs::read_dir(path).into_iter().flatten().flatten();
-    files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with(names::DAMAGED_PREFIX))
+/// Looks at the folder's files.
+pub fn scan(path: &Path) -> Folder {
+    let mut folder = Folder::default();
+    for file in fs::read_dir(path).into_iter().flatten().flatten() {
+        let name = file.file_name();
+        folder.ballast |= name == names::BALLAST;
+        folder.quarantined |= name.to_string_lossy().starts_with(names::DAMAGED_PREFIX);
+        if name != names::LOG
+            && let Ok(metadata) = file.metadata()
+            && metadata.is_file()
+        {
+            folder.bytes += metadata.blocks() * 512;
+        }
+    }
+    folder
 }
 
 /// Makes the ballast, if it is missing and the volume has the space.

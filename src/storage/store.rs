@@ -64,7 +64,7 @@ use super::key::Key;
 use super::memtable::Memtable;
 use super::sealing::{Sealer, SealingKey};
 use super::sled_db::{leak_db, open_sled};
-use super::space::BALLAST_BYTES;
+use super::space::{BALLAST_BYTES, Folder};
 use super::{compaction, identity, journal, names, row, space};
 
 /// The size of a checkpoint's batch. sled keeps all pages that a batch replaces until the batch is over, and commits wait for
@@ -88,9 +88,10 @@ pub struct Store {
     stamp: Vec<u8>,
     compactable: bool,
     removal_weight: fn(&[u8]) -> usize,
-    /// Bytes of the folder's other files, and true if a damaged store is quarantined there, at the last `scan_folder`.
-    other_bytes: u64,
-    quarantined: bool,
+    /// Bytes that sled's log takes on disk.
+    log_bytes: u64,
+    /// The folder's other files at the last `scan_folder`.
+    folder: Folder,
 }
 
 /// The settings of a store, and the facts about its rows that it needs.
@@ -293,8 +294,10 @@ impl Store {
     /// that is far too seldom: the log grew by 2 KB with each of them, without end. The copy takes the longer the more
     /// rows are live, so it waits until they are few.
     pub fn compact(&mut self, live: u64, spare: u64) -> Result<Option<u64>, StoreFailed> {
-        let has_room = directory::free(&self.path).is_none_or(|free| free > 4 * live + 4 * BALLAST_BYTES);
-        if !self.compactable || !has_room || self.log_bytes() < spare + 4 * live {
+        if !self.compactable || self.log_bytes < spare + 4 * live {
+            return Ok(None);
+        }
+        if directory::free(&self.path).is_some_and(|free| free <= 4 * live + 4 * BALLAST_BYTES) {
             return Ok(None);
         }
         self.checkpoint()?;
@@ -310,36 +313,35 @@ impl Store {
         let opened = compaction::finish(&self.path).and_then(|()| open_sled(&self.path));
         let (db, log) = opened.map_err(|cause| self.fail_permanently("open the compacted log of", &cause))?;
         (self.db, self.log) = (Some(db), log);
-        Ok(Some(self.log_bytes()))
+        self.measure_log();
+        Ok(Some(self.log_bytes))
     }
 
     /// Looks up the parts of [`Space`] that change seldom: the folder's other files.
     pub fn scan_folder(&mut self) {
-        self.other_bytes = space::other_bytes(&self.path);
-        self.quarantined = space::has_quarantined(&self.path);
+        self.folder = space::scan(&self.path);
     }
 
     /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more
     /// than `free_min` bytes are free (rule 9 of the store).
-    pub fn measure_space(&self, free_min: u64) -> Space {
+    pub fn measure_space(&mut self, free_min: u64) -> Space {
         let free = directory::free(&self.path);
         match free {
             Some(free) if free < BALLAST_BYTES && space::release_ballast(&self.path) => {
+                self.folder.ballast = false;
                 warn!(free, "the queue's volume is almost full; the relay releases the space reserved for outcomes");
             }
-            Some(free) if free > free_min + 2 * BALLAST_BYTES => space::keep_ballast(&self.path),
+            Some(free) if free > free_min + 2 * BALLAST_BYTES && !self.folder.ballast => {
+                space::keep_ballast(&self.path);
+                self.folder.ballast = true;
+            }
             _ => {}
         }
-        Space { bytes: self.other_bytes + self.log_bytes(), free, set_aside: self.quarantined }
+        Space { bytes: self.folder.bytes + self.log_bytes, free, set_aside: self.folder.quarantined }
     }
 
     fn db(&self) -> &sled::Db {
         self.db.as_ref().expect("sled is open but inside `compact`")
-    }
-
-    /// Bytes that sled's log takes on disk.
-    fn log_bytes(&self) -> u64 {
-        self.log.metadata().map_or(0, |file| file.blocks() * 512)
     }
 
     fn finish_checkpoint(&mut self) -> Result<(), StoreFailed> {
@@ -383,7 +385,7 @@ impl Store {
         Ok(())
     }
 
-    fn apply(&self, batch: sled::Batch) -> Result<(), StoreFailed> {
+    fn apply(&mut self, batch: sled::Batch) -> Result<(), StoreFailed> {
         // sled reads the leaves that it rewrites.
         let applied = self.db().apply_batch(batch).inspect_err(|cause| self.mark_damage(cause));
         applied.map_err(|cause| self.fail_permanently("apply a batch to", &cause))?;
@@ -393,7 +395,7 @@ impl Store {
 
     /// Flushes and syncs what reads have left: sled splits a page when a read passes by. Rule 2 of the store keeps it
     /// apart from what follows.
-    fn sync_read_splits(&self) -> Result<(), StoreFailed> {
+    fn sync_read_splits(&mut self) -> Result<(), StoreFailed> {
         if self.flush()? > 0 { self.sync_log() } else { Ok(()) }
     }
 
@@ -401,8 +403,14 @@ impl Store {
         self.db().flush().map_err(|cause| self.fail_permanently("flush", &cause))
     }
 
-    fn sync_log(&self) -> Result<(), StoreFailed> {
-        self.log.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))
+    fn sync_log(&mut self) -> Result<(), StoreFailed> {
+        self.log.sync_data().map_err(|cause| self.fail_permanently("fdatasync", &cause))?;
+        self.measure_log();
+        Ok(())
+    }
+
+    fn measure_log(&mut self) {
+        self.log_bytes = self.log.metadata().map_or(0, |file| file.blocks() * 512);
     }
 
     fn unreadable(&self, cause: &sled::Error) -> StoreFailed {

@@ -15,10 +15,10 @@ import zlib
 
 import pytest
 
-from kit.containers import buildah, podman
+from kit.containers import PLACE, buildah, copy_of, debian, image_of, podman
 from kit.wait import until
-from kit.processes import environment, free_port
-from kit.tools import ROOT, ROOT_USER, WORK, must, run
+from kit.processes import BINARY, environment, free_port
+from kit.tools import MACHINE, ROOT, ROOT_USER, WORK, must, run
 
 BUILDS = pytest.mark.needs("buildah", "mmdebstrap", "cargo", ROOT_USER)
 
@@ -166,3 +166,38 @@ def test_in_a_bare_chroot_it_resolves_names_and_checks_certificates(files, conne
 def test_as_a_container_it_runs_the_demo(image):
     said = podman("run", "--rm", "--network=none", "--read-only", f"localhost/{image}", "demo", "--messages", "40", "--conversations", "4")
     assert "out of order" in said, said
+
+
+# The base image's cargo, for a test of what is around the build: it hands out a binary that exists.
+STAND_IN = """#!/bin/sh
+case "$1 $2" in
+"auditable build") install -D /opt/connect-relay target/stand-in/dist/connect-relay ;;
+*) echo "cargo $*" >&2 && exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.long
+@pytest.mark.needs("podman", "buildah", "runc", "mmdebstrap", ROOT_USER)
+def test_release_saves_the_image_as_an_archive_that_can_be_loaded(containers, tmp_path):
+    base = copy_of(debian("systemd-pattern", "systemd,dbus,ca-certificates"), "debian-stand-in")
+    shutil.copy(BINARY, base / "opt/connect-relay")
+    programs = {"cargo": STAND_IN, "cargo-auditable": STAND_IN, "rustc": "#!/bin/sh\necho stand-in\n"}
+    # On this machine: a docker without its daemon, and podman with a place of the test's own.
+    own = {"docker": "#!/bin/sh\nexit 1\n", "podman": f'#!/bin/sh\nexec {shutil.which("podman")} --runtime runc --cgroup-manager cgroupfs {" ".join(map(str, PLACE))} "$@"\n'}
+    for folder, texts in ((base / "usr/bin", programs), (tmp_path, own)):
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+    image_of(base, "stand-in")
+    shutil.rmtree(base)
+    env = {**MACHINE, "PATH": f"{tmp_path}:{MACHINE['PATH']}", "CARGO_TARGET_DIR": str(tmp_path)}
+    must(ROOT / "deploy/release", "image", "--build-arg", "RUST=localhost/stand-in", "--isolation", "chroot", env=env)
+    made = tmp_path / "release-files"
+    must("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=made)
+    [archive] = made.glob("connect-relay-*-image-*.tar.gz")
+    podman("rmi", "--all", "--force")
+    must("gunzip", archive)  # podman 4.3 refuses a compressed file
+    name = podman("load", "--quiet", "--input", archive.with_suffix("")).split()[-1]
+    [described] = json.loads(podman("image", "inspect", name))
+    assert described["Config"]["Entrypoint"] == ["/usr/bin/connect-relay"] and described["User"] == "29581:29581"

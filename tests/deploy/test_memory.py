@@ -50,22 +50,22 @@ def limited_relay(memory_limit):
 
 @pytest.mark.needs(KUBECTL, ROOT_USER)
 @pytest.mark.parametrize("what", FILLS)
-def test_full_queue_and_its_delivery_keep_the_relay_within_the_containers_memory_limit(limited_relay, memory_limit, limit, capsys, what):
+def test_full_queue_and_its_delivery_keep_the_relay_within_the_containers_memory_limit(limited_relay, memory_limit, limit, record_property, what):
     message, ends = FILLS[what]
     queued = fill(limited_relay, *message, ends)
     full = peak(limited_relay.process.pid)
     connect = Simulator("--rate", 1e6, "--burst", 1_000_000, listen=limited_relay.settings["sender.endpoint"].removeprefix("http://"))
     try:
-        limited_relay.until_empty()
+        limited_relay.until_empty(5 * TIMEOUT)  # Other tests run at the same time.
         assert connect.accepted() == queued
     finally:
         connect.remove()
     most = peak(limited_relay.process.pid)
-    with capsys.disabled():
-        print(
-            f"\n{queued:,} messages of {what}, as {ends} lets: {full / MIB:.0f} MiB when they are queued, {most / MIB:.0f} MiB at most "
-            f"until they are delivered, of {limit / MIB:.0f} MiB{'' if memory_limit.enforced else ' (no cgroup here: the peak is looked at)'}"
-        )
+    record_property(
+        "figures",
+        f"{queued:,} messages of {what}, as {ends} lets: {full / MIB:.0f} MiB when they are queued, {most / MIB:.0f} MiB at most "
+        f"until they are delivered, of {limit / MIB:.0f} MiB{'' if memory_limit.enforced else ' (no cgroup here: the peak is looked at)'}",
+    )
     assert limited_relay.process.poll() is None and most <= limit
 
 

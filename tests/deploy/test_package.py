@@ -13,9 +13,9 @@ import time
 import pytest
 
 from kit import clocks, old_stores
-from kit.containers import debian, podman
+from kit.containers import copy_of, debian, podman
 from kit.processes import BINARY, command
-from kit.tools import MACHINE, ROOT, ROOT_USER, WORK, must, run
+from kit.tools import MACHINE, ROOT, ROOT_USER, must, run
 from kit.wait import until
 
 OLD, NEW = "0.0.1-1", "9.0.0-1"
@@ -147,17 +147,7 @@ class Host:
 
 @pytest.fixture
 def host(containers):
-    root = WORK / "debian-package"
-    shutil.rmtree(root, ignore_errors=True)
-    must("cp", "--archive", "--reflink=auto", debian("systemd", "systemd,dbus,ca-certificates"), root)
-    # The unit's test has used the same Debian, with an installation by hand.
-    for left in ("usr/local/bin", "etc/connect-relay", "var/lib/private", "var/ledger"):
-        must("rm", "--recursive", "--force", root / left)
-    for left in (root / "etc/systemd/system").rglob("connect-relay*"):
-        must("rm", "--recursive", "--force", left)
-    for name in ("etc/group", "etc/gshadow"):
-        lines = (root / name).read_text().splitlines(keepends=True)
-        (root / name).write_text("".join(line for line in lines if not line.startswith("connect-bots:")))
+    root = copy_of(debian("systemd-pattern", "systemd,dbus,ca-certificates"), "debian-package")
     shutil.copy(BINARY, root / "opt/connect-relay")
     made = Host(root)
     yield made

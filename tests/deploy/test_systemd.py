@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from kit.connecting import Connecting, all_have_sent
-from kit.containers import debian, podman
+from kit.containers import copy_of, debian, podman
 from kit.wait import TIMEOUT, until
 from kit.processes import BINARY
 from kit.tools import MACHINE, ROOT, ROOT_USER, run
@@ -71,11 +71,18 @@ def test_systemd_finds_no_fault_in_the_optional_parts(unit):
         assert (done.returncode, done.stderr) == (0, ""), one
 
 
-@pytest.fixture
-def machine(containers):
-    """A machine under systemd with the unit and a simulated Connect, and a bot's command line in it."""
-    root = debian("systemd", "systemd,dbus,ca-certificates")
+@pytest.fixture(scope="session")
+def root(containers):
+    """A Debian with the relay's program."""
+    root = copy_of(debian("systemd-pattern", "systemd,dbus,ca-certificates"), "debian-unit")
     shutil.copy(BINARY, root / "usr/local/bin/connect-relay")
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def machine(containers, root):
+    """A machine under systemd with the unit and a simulated Connect, and a bot's command line in it."""
     shutil.copy(UNIT, root / "etc/systemd/system")
     # A drop-in as an operator may write it: here, longer limits for a test.
     units = root / "etc/systemd/system"
@@ -193,6 +200,8 @@ def socket_machine(machine):
     head = SOCKET_UNIT.read_text().split("[Unit]")[0]
     commands = re.findall(r"^#   (.+)$", head, flags=re.M)
     assert len(commands) == 6
+    # A stop with messages queued does not wait longer than it must.
+    machine.settings.write_text(f"[sender]\nendpoint = '{CONNECT}'\n[shutdown]\ngrace = '3s'\n")
     folder = machine.root / "root/systemd"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(SOCKET_UNIT.parent, folder)
@@ -232,9 +241,13 @@ def test_every_connect_succeeds_over_a_restart_and_two_kills_of_the_service(sock
     # A bot starts a relay that is stopped.
     machine("systemctl", "stop", "connect-relay.service")
     assert socket_file() == made
-    assert show(machine, "ActiveState")["ActiveState"] == "inactive"
+    checked = machine("connect-relay", "check", "--online", check=False)
+    assert f"ingress.socket {SOCKET}: ok (held by systemd, which starts the relay when a bot connects)\n" in checked
+    assert show(machine, "ActiveState")["ActiveState"] == "inactive", "the check starts nothing"
     assert json.loads(send(machine, "wake up", *BOT))["State"] == "QUEUED"
     assert show(machine, "ActiveState")["ActiveState"] == "active"
+    checked = machine("connect-relay", "check", "--online", check=False)
+    assert checked.count(": ok (a relay is running)\n") == 4, checked
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)

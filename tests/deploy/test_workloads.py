@@ -458,3 +458,76 @@ def test_the_charts_values_become_settings(tmp_path):
 def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
     with pytest.raises(Exception, match=word):
         helm("template", chart([BARE["Deployment"]], tmp_path / "chart", **values))
+
+
+# A pod with a simulated Connect.
+
+ENDPOINT = "CONNECT_RELAY__SENDER__ENDPOINT", "http://127.0.0.1:9580"
+
+
+def with_simulator(bare):
+    """The workload with the lines of the chapter Try it without AWS."""
+    mine = copy.deepcopy(bare)
+    spec = template(mine)["spec"]
+    spec["initContainers"] = [*spec.get("initContainers", []), *yaml.safe_load(trial("yaml"))["initContainers"]]
+    return mine
+
+
+def trial(language):
+    [chapter] = re.findall(r"^## Try it without AWS\n(.*?)^## ", DOCUMENT, re.M | re.S)
+    assert all(f"`{word}`" in chapter for word in ENDPOINT)
+    [block] = re.findall(rf"^```{language}\n(.*?)^```", chapter, re.M | re.S)
+    return block
+
+
+def simulated_by_kustomize(folder):
+    literals = ("AWS_REGION=eu-west-2", "=".join(ENDPOINT))
+    return kustomize([labelled(with_simulator(BARE["Deployment"]))], folder, literals=literals)
+
+
+def simulated_by_helm(folder):
+    return helm("template", chart([with_simulator(BARE["Deployment"])], folder / "chart", env=dict([ENDPOINT])))
+
+
+def simulated_by_plain_yaml(folder):
+    mine = pasted(with_simulator(BARE["Deployment"]))
+    named(template(mine)["spec"]["initContainers"], "connect-relay")["env"].append(dict(zip(("name", "value"), ENDPOINT)))
+    return [mine]
+
+
+@pytest.mark.parametrize(
+    "rendering",
+    [
+        pytest.param(simulated_by_kustomize, marks=pytest.mark.needs(KUBECTL)),
+        pytest.param(simulated_by_helm, marks=pytest.mark.needs(HELM_ENGINE)),
+        simulated_by_plain_yaml,
+    ],
+)
+def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, simulators, relays, tmp_path):
+    resources = rendering(tmp_path)
+    deployment = of_kind(resources, "Deployment")
+    for version in VERSIONS:
+        kubernetes_validate.validate(deployment, version, strict=True)
+    relay, simulated = (named(template(deployment)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
+    assert (simulated["args"], simulated["restartPolicy"]) == (["simulate"], "Always")
+    settings = settings_of(relay, resources)
+    assert settings[ENDPOINT[0]] == ENDPOINT[1]
+    # The two containers as processes, on ports and paths of the test's own.
+    simulator = simulators()
+    here = relays(simulator.url, start=False, tcp=False)
+    own = {"ADMIN__LISTEN", "SENDER__ENDPOINT"}
+    given = {name.split("__", 1)[1]: value for name, value in settings.items() if name.startswith("CONNECT_RELAY__")}
+    here.settings |= {name.replace("__", "."): value for name, value in given.items() if name not in own}
+    here.start()
+    script = trial("sh")
+    for printed, mine in [
+        ("kubectl exec -i deploy/shop-bot -c connect-relay -- connect-relay send", f"{BINARY} send --dir {here.folder} --wait 60s"),
+        ("kubectl exec deploy/shop-bot -c connect-relay -- connect-relay status", f"{BINARY} status --dir {here.folder}"),
+        ("kubectl port-forward deploy/shop-bot 9580 &", ""),
+        ("http://127.0.0.1:9580", simulator.url),
+    ]:
+        assert printed in script, printed
+        script = script.replace(printed, mine)
+    done = run("sh", "-ec", script, env=environment(), cwd=tmp_path)
+    assert done.returncode == 0 and '"accepted":1' in done.stdout, done.stdout + done.stderr
+    assert [line["Content"] for line in simulator.ledger()] == ["hello"]

@@ -4,18 +4,24 @@ stops, crashes and kills."""
 import http.client
 import json
 import os
+import select
+import shutil
 import socket
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from kit.callers import assert_error, send
 from kit.connecting import Connecting, all_have_sent
-from kit.processes import CANARY
+from kit.other_users import OTHER, OtherUser
+from kit.processes import BINARY, CANARY, command
 from kit.wait import TIMEOUT, until
 
 DOWN = "http://127.0.0.1:9"
 REMEDY = "systemctl restart connect-relay.socket"
+HELD = "ok (held by systemd, which starts the relay when a bot connects)"
 
 # Becomes the program, with these sockets from descriptor 3 on. Its own number is the program's.
 PASS_ON = """
@@ -261,3 +267,57 @@ def test_other_mode_than_configured_is_logged_and_kept(inherited):
     [line] = relay.lines("the inherited socket has another mode than ingress.socket_mode: set SocketMode= in connect-relay.socket")
     assert (line["level"], line["mode"], line["configured"]) == ("WARN", "0666", "0660")
     assert state_of(relay.socket) == before
+
+
+@contextmanager
+def named(name):
+    """Gives this process a name in /proc, such as systemd's."""
+    comm = Path(f"/proc/{os.getpid()}/comm")
+    before = comm.read_text()
+    comm.write_text(name)
+    try:
+        yield
+    finally:
+        comm.write_text(before)
+
+
+def line_on_the_bots_socket(relay):
+    done = command("check", "--online", "--dir", relay.folder, settings=relay.settings)
+    [line] = [line for line in done.stderr.splitlines() if line.startswith(f"ingress.socket {relay.socket}: ")]
+    return line.split(": ", 1)[1]
+
+
+def connections_wait(listener):
+    return bool(select.select([listener], [], [], 0)[0])
+
+
+def test_check_finds_a_socket_of_systemd_without_starting_a_relay(inherited):
+    relay = inherited()
+    before = state_of(relay.socket)
+    with named("systemd"):
+        assert line_on_the_bots_socket(relay) == HELD
+        assert not connections_wait(relay.listener), "no connection, which would start the relay"
+        # A relay that runs answers itself.
+        start(relay, relay.listener)
+        assert line_on_the_bots_socket(relay) == "ok (a relay is running)"
+        assert relay.stop() == 0
+        assert line_on_the_bots_socket(relay) == HELD
+        assert not connections_wait(relay.listener) and state_of(relay.socket) == before
+    # This process under its own name is another program.
+    assert line_on_the_bots_socket(relay).startswith("another program listens there: stop it, or set ")
+    assert connections_wait(relay.listener)
+
+
+def test_check_of_a_user_who_cannot_see_systemds_sockets_asks_the_kernel(users, inherited, monkeypatch):
+    relay = inherited()
+    relay.folder.chmod(0o711)
+    os.chmod(relay.socket, 0o666)
+    copy = shutil.copy(BINARY, relay.folder)  # The other user may not reach the binary's own folder.
+    monkeypatch.setattr("kit.processes.BINARY", copy)
+    with named("systemd"):
+        other = OtherUser(OTHER, lambda say: say(line_on_the_bots_socket(relay)))
+        assert other.receive() == HELD
+        other.end()
+    other = OtherUser(OTHER, lambda say: say(line_on_the_bots_socket(relay)))
+    assert other.receive().startswith("another program listens there")
+    other.end()

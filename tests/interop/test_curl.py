@@ -76,8 +76,17 @@ def test_wait_returns_the_outcome(relay):
 
 def test_wait_without_an_outcome_is_a_202_and_is_cut_to_its_limit(relays):
     relay = relays("http://127.0.0.1:9", ingress__wait_max="1s")
-    reply = send(relay, TOKEN, "canary", "mine", headers=["Prefer: wait=3600"])
-    assert reply.status == 202 and reply.headers["preference-applied"] == "wait=1"
+    longer, whole = ["Prefer: wait=3600"], ["Prefer: wait=1"]
+    note = "connect-relay: the wait was cut to 1s, the most that ingress.wait_max allows"
+    for status, ask in [
+        (202, lambda headers: send(relay, TOKEN, "canary", "mine", headers=headers)),
+        (200, lambda headers: look(relay, TOKEN, "mine", headers)),
+        (200, lambda headers: curl(relay, "/participant/queue", headers=headers)),
+    ]:
+        cut, uncut = ask(longer), ask(whole)
+        assert cut.status == uncut.status == status
+        assert cut.headers["preference-applied"] == uncut.headers["preference-applied"] == "wait=1"
+        assert cut.json["Note"] == note and set(cut.json) - set(uncut.json) == {"Note"}, "the body says so, and only then"
 
 
 def test_respond_async_is_honoured_if_waiting_is_the_default(relays):

@@ -278,9 +278,21 @@ def test_bulk_redrive_and_delete_run_in_pages_while_bots_continue(relays):
     assert len({m["Id"] for m in document["Messages"] + rest}) == 3000, "the pages follow on each other"
     assert messages(relay, "--conversation", "none") == []
     dies(relay, 3000)
-    assert control(relay, "/redrive?conversation=C2&limit=10", "POST").json["Redriven"] == 10
-    assert control(relay, "/messages?conversation=C2", "DELETE").json == {"Deleted": 10, "InFlight": 0}
-    assert [m["ClientToken"] for m in messages(relay, "--reason", "deleted")] == [f"c-{n}" for n in range(2, 30, 3)]
+    assert acts(relay) == [("redrive_all", 1000, False)], "one line for all pages"
+    reply = control(relay, "/redrive?conversation=C2&limit=10", "POST").json
+    assert reply["Redriven"] == 10
+    reply = control(relay, f"/redrive?conversation=C2&limit=5&after={reply['Next']}", "POST").json
+    assert acts(relay)[1:] == [("redrive_all", 10, True), ("redrive_all", 5, True)], "and one for each page that is asked for"
+    assert control(relay, "/messages?conversation=C2", "DELETE").json == {"Deleted": 15, "InFlight": 0}
+    assert acts(relay)[3:] == [("delete_all", 15, False)]
+    assert [m["ClientToken"] for m in messages(relay, "--reason", "deleted")] == [f"c-{n}" for n in range(2, 45, 3)]
+
+
+def acts(relay):
+    """The bulk acts in the log: name, number of messages, and whether some are left."""
+    found = [line for line in relay.lines() if line.get("act") in ("delete_all", "redrive_all")]
+    assert all(line["uid"] == os.getuid() for line in found)
+    return [(line["act"], line.get("deleted", line.get("redriven")), line["more"]) for line in found]
 
 
 def test_mistyped_bulk_command_changes_nothing(relay):

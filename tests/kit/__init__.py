@@ -4,10 +4,12 @@
 | --- | --- |
 | `plugin` | options, markers and fixtures |
 | `processes` | the binary under test: a relay, the simulator, single commands; the only place that starts a relay |
+| `bare` | a relay in a root folder with the image's files: no shell |
 | `wait` | waiting for a condition |
 | `upstream` | a scripted Participant Service |
 | `callers`, `raw_http`, `other_users` | bots: curl and boto3, plain bytes, other users of the machine |
 | `nats` | a NATS server, and a listener on it |
+| `outcomes` | a bot that reads the stream of its outcomes |
 | `helpers` | bots with the helper files of `examples/`, in Python and in JavaScript |
 | `cgroup` | memory limits |
 | `bots`, `wire`, `audit`, `drained` | durability: the load, its protocol, the promises, relays that deliver everything |

@@ -4,12 +4,18 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 
 from kit.wait import TIMEOUT, until
+
+
+def steady(text):
+    """A text of the status without what changes from one second to the next."""
+    return re.sub(r"\d+(\.\d+)?( (ms|s|m|h))?\b|\d+[smh]+", "0", text)
 
 
 class Browser:
@@ -98,6 +104,10 @@ class Browser:
 
     def text(self):
         return self.run("document.body?.innerText ?? ''")
+
+    def until_shown(self, word):
+        """Waits until the page's text has the word; returns the text."""
+        return until(lambda: (text := self.text()) and word in text and text, f"the page shows {word}")
 
     def press(self, key, code):
         for kind in ("keyDown", "keyUp"):

@@ -1,35 +1,49 @@
 """A small Debian, and podman and buildah with a place of their own: the machine's own containers are neither seen nor
 touched, and nothing stays when the tests are over."""
 
+import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import uuid
 
 from kit.tools import MACHINE, WORK, must, run
 
-STORE = WORK / "containers"
+# Each worker of pytest-xdist has a place of its own.
+STORE = WORK / f"containers{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 # podman remembers the two together; sockets lie in the second, so it is short.
-RUNNING = f"/tmp/connect-relay-{hashlib.sha256(str(WORK).encode()).hexdigest()[:8]}"
+RUNNING = f"/tmp/connect-relay-{hashlib.sha256(str(STORE).encode()).hexdigest()[:8]}"
 PLACE = ["--root", STORE, "--runroot", RUNNING]
 # podman asks for more open files than some machines let even root have.
 CONF = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
 
 
 def debian(name, packages):
-    """Creates a Debian root folder with these packages, once. An incomplete one is never used."""
+    """Creates a Debian root folder with these packages, once. It is a pattern: nothing runs in it or changes it. An incomplete
+    one is never used."""
     folder = WORK / f"debian-{name}"
-    if not folder.exists():
-        WORK.mkdir(parents=True, exist_ok=True)
-        making = WORK / f"debian-{name}.{uuid.uuid4().hex}"
-        must("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", making)
-        making.rename(folder)
+    WORK.mkdir(parents=True, exist_ok=True)
+    with open(WORK / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Another worker may be making it.
+        if not folder.exists():
+            making = WORK / f"debian-{name}.{uuid.uuid4().hex}"
+            must("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", making)
+            making.rename(folder)
     return folder
+
+
+def copy_of(root, name):
+    """Makes a copy of a root folder, in which a system can run."""
+    copy = WORK / name
+    shutil.rmtree(copy, ignore_errors=True)
+    must("cp", "--archive", "--reflink=auto", root, copy)
+    return copy
 
 
 def podman(*words, check=True):
     """Runs a podman command; returns its output, without `check` also its errors."""
-    conf = WORK / "containers.conf"
+    conf = WORK / f"{STORE.name}.conf"
     conf.write_text(CONF)
     command = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", *PLACE, *words]
     env = {**MACHINE, "CONTAINERS_CONF": str(conf)}

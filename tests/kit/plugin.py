@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from kit import clocks, drained, processes
+from kit.bare import BareRelay
+from kit.browser import Browser
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
 from kit.nats import NatsCluster, NatsListener, NatsServer
+from kit.outcomes import Outcomes
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
 from kit.upstream import ScriptedRelay, Upstream
@@ -46,7 +49,35 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=f"NOT RUN: {', '.join(absent)}"))
 
 
+# The members of log lines that differ in type between two workers of pytest-xdist; each worker compares its own.
+_differing = []
+_members = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Receives what a worker has seen, in the process that started it."""
+    for name, (kind, line) in getattr(node, "workeroutput", {}).get("members", {}).items():
+        known, where = _members.setdefault(name, (kind, line))
+        if kind != known:
+            _differing.append(f"FAILED {name} is {kind} here and {known} there:\n{line}\n{where}")
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["members"] = {name: (kind.__name__, line) for name, (kind, line) in processes.MEMBERS.items()}
+    elif _differing:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter):
+    for text in _differing:
+        terminalreporter.write_line(text, red=True)
+    # record_property("figures", text): also from a worker, whose output is not shown.
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "figures" and report.when == "call":
+                terminalreporter.write_line(text)
     for report in terminalreporter.getreports("skipped"):
         terminalreporter.write_line(f"NOT RUN: {report.nodeid}: {report.longrepr[2]}", red=True)
 
@@ -135,6 +166,34 @@ def relays():
         except AssertionError as fault:
             faults.append(str(fault))
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def bare_relays():
+    """Creates and starts relays without a shell beside them: `bare_relays(endpoint, configuration, sender__lifetime="1m")`."""
+    made = []
+
+    def make(endpoint, configuration="", **settings):
+        made.append(BareRelay(endpoint, configuration, **settings))
+        return made[-1].start()
+
+    yield make
+    for relay in made:
+        relay.remove()
+
+
+@pytest.fixture
+def outcomes():
+    """Opens streams of outcomes: `outcomes(relay)`."""
+    made = []
+
+    def make(relay):
+        made.append(Outcomes(relay))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        stream.cut()
 
 
 @pytest.fixture
@@ -303,6 +362,14 @@ def prometheus():
     yield make
     for one in made:
         one.remove()
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    made = Browser()
+    yield made
+    made.remove()
 
 
 # Containers.

@@ -70,12 +70,13 @@ class Relay:
             self._log = tempfile.NamedTemporaryFile(prefix="relay-log-")
             self.log_path = Path(self._log.name)
         self._begins = 0  # where the log of the latest start begins
-        self.before = list(before)
+        self.before, self.program = list(before), BINARY
         self.admin = f"http://127.0.0.1:{free_port()}"
         self.url = f"http://127.0.0.1:{free_port()}" if tcp else ""
         self.secrets = {CANARY}
         self.process = None
         self.arguments = ["--dir", str(self.folder)]
+        self.environment = None  # all of it, instead of the settings in that of the tests
         self.settings = {
             "sender.endpoint": endpoint,
             "admin.listen": self.admin.removeprefix("http://"),
@@ -94,8 +95,8 @@ class Relay:
         with open(self.log_path, "ab") as log:
             self._begins = os.fstat(log.fileno()).st_size
             self.process = subprocess.Popen(
-                [*map(str, self.before), BINARY, "run", *self.arguments],
-                env=environment(self.settings),
+                [*map(str, self.before), self.program, "run", *self.arguments],
+                env=self.environment or environment(self.settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -200,7 +201,7 @@ class Relay:
 
 
 # The type of each member of all log lines of this run of the tests, and a line that has it.
-_MEMBERS = {"message": (str, "the contract"), "message_id": (str, "the contract")}
+MEMBERS = {"message": (str, "the contract"), "message_id": (str, "the contract")}
 
 
 def check_members(log):
@@ -215,7 +216,7 @@ def check_members(log):
         for name, value in entry.items():
             kind = float if type(value) is int else type(value)
             assert kind in (str, float, bool), f"{name} is no plain value: {line}"
-            known, where = _MEMBERS.setdefault(name, (kind, line))
+            known, where = MEMBERS.setdefault(name, (kind, line))
             assert kind is known, f"{name} is {kind.__name__} here and {known.__name__} there:\n{line}\n{where}"
 
 
@@ -264,6 +265,12 @@ class Simulator(StderrReader):
     def counts(self):
         """The counts of its ledger route."""
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + "/ledger", timeout=20) as page:
+            return json.loads(page.read())
+
+    def switch(self, **faults):
+        """Changes its faults while it runs: `switch(Outage=True)`."""
+        request = urllib.request.Request(self.url + "/faults", json.dumps(faults).encode(), method="POST")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as page:
             return json.loads(page.read())
 
     def accepted(self):

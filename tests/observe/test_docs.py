@@ -154,7 +154,8 @@ def test_each_command_in_a_code_block_parses():
         for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.split("  #")[0]
-                for found in re.findall(r"connect-relay ((?:[\w-]+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
+                # -c names a container.
+                for found in re.findall(r"(?<!-c )connect-relay ((?:[\w-]+ ?)(?:(?:list|show|redrive|delete|check|export|repair)\b)?)([^>|&]*)", line):
                     words, rest = found[0].split(), found[1]
                     if options(rest) and words[0] in helped():
                         seen += 1
@@ -220,6 +221,47 @@ def test_sample_output_of_commands_has_the_labels_of_real_output(relays, simulat
     done = command("doctor", "check", queue)
     assert done.returncode == 0, done.stderr
     assert labels(checked, 2) == labels(done.stdout, 1)
+
+
+def test_sample_of_a_summary_has_the_form_of_real_output(relays):
+    relay = relays("http://127.0.0.1:9", sender__lifetime="2m")
+
+    def said(*words):
+        done = command("messages", *words, "--dir", relay.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert command("pause", "--dir", relay.folder).returncode == 0
+    key = "Relay-Conversation: 4711/bot"
+    send(relay, "canary-short", "canary", "short", headers=["Relay-Lifetime: 1"])
+    send(relay, "canary-wrong", "canary", "wrong")
+    for number in range(3):
+        send(relay, "canary-keyed", "canary", f"c-{number}", headers=[key])
+    send(relay, "canary-other", "canary", "other")
+    [wrong] = [m for m in json.loads(said("list", "--json"))["Messages"] if m["ClientToken"] == "wrong"]
+    said("delete", wrong["Id"])
+    until(lambda: relay.metrics()["dead_letters"] == 2 and relay.metrics()["expiring_messages"] == 4, "some are dead, some will expire")
+    [sample] = samples("docs/operations.md", "## The messages that fill the queue", "text")
+    command_line, *expected = sample.splitlines()
+    assert command_line == "$ connect-relay messages summary"
+    assert form("\n".join(expected)) == form(said("summary").rstrip("\n"))
+    assert f"{sum(figures(sample, 1))} in 2 conversations" in sample, "the sample's own figures agree"
+    assert f"dead letters  {sum(figures(sample, 2))}: " in sample
+
+
+def form(summary):
+    """A summary without its times, numbers, names and widths."""
+    summary = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", summary)
+    summary = re.sub(r"t:[0-9a-f]{12}", "t:HASH", summary)
+    summary = re.sub(r"\d+ (expired|invalid|deleted)", "N REASON", summary)
+    return re.sub(r" +", " ", re.sub(r"(?<![\w/])\d+(?!\w)", "N", summary))
+
+
+def figures(summary, column):
+    """A column of the table of ages."""
+    rows = re.findall(r"^(?:within|over) \w+(?: ago)? +(\d+) +(\d+)$", summary, re.M)
+    assert len(rows) == 8
+    return [int(row[column - 1]) for row in rows]
 
 
 def labels(output, skipped=None):

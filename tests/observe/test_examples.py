@@ -156,7 +156,7 @@ def test_boto3_over_the_unix_socket_raises_botocores_exceptions(scripted_relays,
         example.client.send_message(**message)
     assert len({request.body for request in relay.requests}) == 1
     relay.stop()
-    with pytest.raises(EndpointConnectionError):
+    with pytest.raises(EndpointConnectionError, match=f"unix:{relay.socket}"):
         example.client.send_message(**message)
 
 

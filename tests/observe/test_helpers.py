@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kit.callers import send
+from kit.callers import curl, send
 from kit.wait import TIMEOUT, until
 from kit.processes import command
 from kit.upstream import CUT, Answer, error
@@ -77,6 +77,27 @@ def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, si
     # A repeat of what went directly is recognised by Connect.
     assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["Id"] == reply["Id"]
     assert contents(simulator) == ["canary: 1", "canary: 2", "canary: first of a new chat", "canary: 3"]
+
+
+def test_a_helper_says_which_socket_does_not_answer(relays, helpers):
+    relay = relays("http://127.0.0.1:9")
+    other = relay.folder / "other.sock"
+    reply = result(helpers(other, relay.url).send("canary: 1", "canary-token", "1", CHAT))
+    assert reply["Error"] == "RelayUnavailable" and str(other) in reply["Message"], reply
+
+
+def test_a_disconnect_over_the_socket_waits_for_the_helpers_messages(relays, simulators, helpers):
+    """As docs/clients.md says: the other calls of a chat go over the same socket, with the same conversation."""
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    assert command("pause", "--dir", relay.folder).returncode == 0
+    assert result(helper.send("canary: goodbye", "canary-token", "1", CHAT))["State"] == "QUEUED"
+    key = [f"Relay-Conversation: {CHAT}", "X-Amz-Bearer: canary-token"]
+    assert curl(relay, "/participant/disconnect", {}, key).status == 202
+    assert command("resume", "--dir", relay.folder).returncode == 0
+    relay.until_empty()
+    assert contents(simulator) == ["canary: goodbye"] and simulator.counts()["disconnects"] == 1
 
 
 def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):

@@ -7,14 +7,13 @@ import base64
 import hashlib
 import json
 import os
-import re
 import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from kit.browser import Browser
+from kit.browser import steady
 from kit.callers import send
 from kit.wait import until
 from kit.processes import command
@@ -39,11 +38,6 @@ def run_command(relay, *words):
     done = command(*words, "--dir", relay.folder)
     assert done.returncode == 0, done
     return done.stdout
-
-
-def steady(text):
-    """Without what changes from one second to the next."""
-    return re.sub(r"\d+(\.\d+)?( (ms|s|m|h))?\b|\d+[smh]+", "0", text)
 
 
 # The data.
@@ -157,13 +151,6 @@ def test_file_has_roles_names_and_a_language(relay):
 
 
 @pytest.fixture
-def browser():
-    made = Browser()
-    yield made
-    made.remove()
-
-
-@pytest.fixture
 def states(relays, upstreams):
     """A relay in each state: `states[name]()`."""
 
@@ -201,10 +188,6 @@ def states(relays, upstreams):
 WORDS = {"healthy": "healthy: nothing is queued", "throttled": "Connect throttles", "down": "Sending is stuck since", "paused": "the instance <b>moves</b> & rests"}
 
 
-def shown(browser, word):
-    return until(lambda: (text := browser.text()) and word in text and text, f"the page shows {word}")
-
-
 def keep(browser, name):
     if folder := os.environ.get("KEEP_SCREENSHOTS"):
         browser.picture(Path(folder) / f"{name}.png")
@@ -217,7 +200,7 @@ def test_page_shows_each_state_by_day_by_night_and_on_a_phone(browser, states, s
     until(lambda: (found := data(relay)["history"]) and found[-1]["seconds"] >= 10, "the plot has a point")
     for width, dark in [(1000, False), (1000, True), (390, False), (390, True)]:
         browser.open(relay.admin + "/", width=width, dark=dark)
-        text = shown(browser, WORDS[state])
+        text = browser.until_shown(WORDS[state])
         found = data(relay)
         for problem in found["problems"]:
             assert steady(problem) in steady(text)
@@ -281,7 +264,7 @@ HOUR = """(async () => {
 def test_page_plots_a_whole_hour(browser, relay):
     for width, dark in [(1000, False), (390, True)]:
         browser.open(relay.admin + "/", width=width, dark=dark)
-        shown(browser, WORDS["healthy"])
+        browser.until_shown(WORDS["healthy"])
         lines = browser.run(HOUR)[:3] + browser.run(HOUR)[-2:]
         assert [len(line) for line in lines] == [61] * 5
         for line in lines:
@@ -302,23 +285,24 @@ def test_page_plots_a_whole_hour(browser, relay):
 def test_page_refreshes_itself_and_reports_a_relay_that_does_not_answer(browser, states):
     relay = states["healthy"]()
     browser.open(relay.admin + "/")
-    shown(browser, "healthy: nothing is queued")
+    browser.until_shown("healthy: nothing is queued")
     run_command(relay, "pause", "--reason", "lunch")
-    shown(browser, ": lunch.")
+    browser.until_shown(": lunch.")
     news = lambda: browser.run("document.getElementById('news').textContent")  # noqa: E731
     until(lambda: news() == "not healthy: 1 problem", "a screen reader hears of it, and of no figure")
     relay.stop()
-    shown(browser, "The relay does not answer")
+    browser.until_shown("The relay does not answer")
     assert browser.run("document.title") == "no status – connect-relay"
     relay.start()
-    shown(browser, ": lunch.")
+    browser.until_shown(": lunch.")
 
 
 @pytest.mark.long
 def test_page_works_by_keyboard_and_for_a_screen_reader(browser, states):
     relay = states["paused"]()
+    until(lambda: data(relay)["history"], "the table has a row")
     browser.open(relay.admin + "/")
-    shown(browser, WORDS["paused"])
+    browser.until_shown(WORDS["paused"])
     roles = browser.accessible()
     named = {role: [name for found, name in roles if found == role] for role, _ in roles}
     assert named["main"] and named["banner"] and named["contentinfo"]
@@ -350,6 +334,6 @@ def test_page_works_by_keyboard_and_for_a_screen_reader(browser, states):
     run_command(relay, "resume")
     relay.until_empty()
     browser.press("Enter", 13)
-    shown(browser, "healthy: nothing is queued")
+    browser.until_shown("healthy: nothing is queued")
     assert before != browser.run("document.getElementById('seen').textContent")
     assert not browser.problems, browser.problems

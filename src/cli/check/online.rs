@@ -2,7 +2,7 @@
 //!
 //! | line | check |
 //! | --- | --- |
-//! | `ingress.socket`, `control.socket` | the path is free or used by a relay, and its folder is writable |
+//! | `ingress.socket`, `control.socket` | the path is free, used by a relay or held by systemd; its folder is writable |
 //! | `queue.path` | the folder is writable and its disk has space; a start accepts the store's format and key |
 //! | `ingress.tcp`, `admin.listen` | the port is free, or used by a relay |
 //! | `resolve`, `connect`, `certificate`, `answer` | the way to the Participant Service, by one request without a token |
@@ -48,6 +48,7 @@ impl Findings {
         match availability {
             Availability::Free => self.ok(what, ""),
             Availability::UsedByRelay => self.ok(what, "a relay is running"),
+            Availability::HeldBySystemd => self.ok(what, "held by systemd, which starts the relay when a bot connects"),
             Availability::Unavailable(fault) => self.fault(what, &format!("{fault}, or set {instead}"), FAILED),
         }
     }

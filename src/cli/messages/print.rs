@@ -83,7 +83,8 @@ pub fn describe(message: &Message) -> String {
 /// The summary of the stored messages.
 pub fn overview(summary: &Summary) -> String {
     let Summary { queued, conversations, expiring, dead, .. } = summary;
-    let mut text = format!("queued        {queued} in {conversations} conversations");
+    let plural = if *conversations == 1 { "" } else { "s" };
+    let mut text = format!("queued        {queued} in {conversations} conversation{plural}");
     if *expiring > 0 {
         let first = summary.first_expiry.as_deref().unwrap_or("soon");
         let _ = write!(text, "; about {expiring} will expire before they can be sent, the first: {first}");
@@ -96,7 +97,7 @@ pub fn overview(summary: &Summary) -> String {
     for age in &summary.ages {
         let class = match age.up_to_seconds {
             Some(seconds) => {
-                bound = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+                bound = age_bound(seconds);
                 format!("within {bound}")
             }
             None => format!("over {bound} ago"),
@@ -113,6 +114,14 @@ pub fn overview(summary: &Summary) -> String {
         }
     }
     text
+}
+
+/// The bound of a class of ages, in the largest unit: `15m`, `7d`.
+fn age_bound(seconds: u64) -> String {
+    match seconds {
+        days if days % 86_400 == 0 => format!("{}d", days / 86_400),
+        _ => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+    }
 }
 
 /// A text of a bot or of Connect without terminal control characters.
@@ -154,6 +163,7 @@ mod tests {
             ages: vec![
                 Age { up_to_seconds: Some(60), queued: 10, dead: 0 },
                 Age { up_to_seconds: Some(3600), queued: 300, dead: 1 },
+                Age { up_to_seconds: Some(7 * 86_400), queued: 0, dead: 0 },
                 Age { up_to_seconds: None, queued: 0, dead: 4 },
             ],
             most_queued: vec![count("4711/bot", 300), count("t:0123456789ab", 10)],
@@ -166,7 +176,8 @@ dead letters  5: 3 expired, 2 invalid
 ACCEPTED          QUEUED      DEAD
 within 1m             10         0
 within 1h            300         1
-over 1h ago            0         4
+within 7d              0         0
+over 7d ago            0         4
 
     QUEUED  OLDEST ACCEPTED           MOST QUEUED
        300  2026-11-22T14:03:07.412Z  4711/bot
@@ -178,6 +189,8 @@ over 1h ago            0         4
         assert_eq!(overview(&summary), expected);
         let nothing = overview(&Summary::default());
         assert!(nothing.starts_with("queued        0 in 0 conversations\ndead letters  0\n"), "{nothing}");
+        let one = overview(&Summary { queued: 7, conversations: 1, ..Summary::default() });
+        assert!(one.starts_with("queued        7 in 1 conversation\n"), "{one}");
     }
 
     fn message() -> Message {

@@ -62,11 +62,6 @@ impl Query {
         query.checked()
     }
 
-    /// True if the act is to be logged: it changes messages, and does not continue an act that is logged already.
-    pub fn begins_act(&self) -> bool {
-        self.after.is_none() && !self.dry_run
-    }
-
     fn read(parts: &Parts, known: &[&str], clock: &Clock) -> Result<Query, ErrorReply> {
         let mut query = Query::default();
         let mut seen: Vec<&str> = Vec::new();
@@ -250,8 +245,5 @@ mod tests {
             "dry_run: \"yes\", true or false is needed"
         );
         assert_eq!(bulk("all=1", StateFilter::Dead).unwrap_err(), "all: \"1\", true or false is needed");
-        assert!(bulk("all=true", StateFilter::Dead).unwrap().begins_act());
-        assert!(!bulk("all=true&dry_run=true", StateFilter::Dead).unwrap().begins_act());
-        assert!(!bulk("all=true&after=d7", StateFilter::Dead).unwrap().begins_act());
     }
 }

@@ -118,7 +118,7 @@ fn hungry_relays_get_equal_parts_of_the_configured_quota() {
 fn one_relay_decides_and_it_is_the_lowest_that_has_something_to_send() {
     let mut relays = Relays::hungry(4);
     let decide = |relays: &Relays| -> Vec<bool> {
-        relays.members.iter().map(|member| member.message(None).follows == Some(member.run)).collect()
+        relays.members.iter().map(|member| member.message(None, relays.now).follows == Some(member.run)).collect()
     };
     assert_eq!(decide(&relays), [true, false, false, false]);
     relays.reports[0].held = 0.0;
@@ -346,6 +346,7 @@ prop_compose! {
             learned: flags[0],
             rate_max: numbers[4],
             follows: flags[1].then_some(run),
+            following_ms: counts[0],
             leaving: flags[2] && flags[3],
             division: flags[2].then_some(division),
         }
@@ -353,7 +354,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// No messages of others make a relay panic, exceed its own maximum, or stop.
     #[test]

@@ -11,8 +11,8 @@ use super::COMMIT_BYTES;
 use super::transitions::{Cause, dead_letter};
 use crate::queue::api::Result;
 use crate::queue::rows::{
-    Dead, FinalState, Hash, Key, Outcome, Participant, Record, RecordPos, Table, Token, USED_PARTICIPANT, USED_TOKEN,
-    keys,
+    ClientTokenRow, Dead, FinalState, Hash, Key, Origin, Outcome, Participant, Record, RecordPos, Table, Token,
+    USED_PARTICIPANT, USED_TOKEN, keys,
 };
 use crate::queue::state::State;
 use crate::queue::state::parts::Queued;
@@ -108,7 +108,7 @@ pub fn prune_outcomes(state: &mut State, now: Timestamp, left: &mut usize) -> Re
     })
 }
 
-/// Prunes dead letters, with their outcomes.
+/// Prunes dead letters. Their outcomes go with them, or later with their rows of the index.
 pub fn prune_dead_letters(state: &mut State, now: Timestamp, left: &mut usize) -> Result<bool> {
     let kept_for = state.options.dead_kept_for;
     each_row(state, Table::PruneDead, left, |state, key| {
@@ -173,11 +173,25 @@ fn forget_dead_letter(state: &mut State, sequence: u64) -> Result<()> {
     state.meta.weight = state.meta.weight.saturating_sub(record.weight() + record.dead_weight());
     state.remove_pieces(&record);
     let key = keys::entry(&record.conversation, &record.entry);
-    if state.outcome(&key)?.is_some_and(|outcome| outcome.sequence == sequence) {
-        state.store.remove(key);
+    let (outcome, origin) = match state.store.get(&key)? {
+        Some(ClientTokenRow::Settled(outcome, origin)) => (Some(outcome), Some(origin)),
+        row => (row.and_then(ClientTokenRow::outcome), None),
+    };
+    if outcome.is_some_and(|outcome| outcome.sequence == sequence) {
+        match origin {
+            // It stays as long as that of a delivered message: readers of the stream and repeats ask for it.
+            Some(origin) if is_in_stream(state, &origin)? => state.meta.outcomes += 1,
+            _ => state.store.remove(key),
+        }
     }
     state.meta.dead = state.meta.dead.saturating_sub(1);
     Ok(())
+}
+
+/// Returns true if the row of the index that names an outcome was not pruned: it is written, or will be by this commit.
+fn is_in_stream(state: &State, origin: &Origin) -> Result<bool> {
+    let first = state.store.first_key(Table::PruneOutcomes.key())?;
+    Ok(origin.row >= first.map_or(state.meta.next_row + 1, |key| keys::row_in(&key)))
 }
 
 /// Removes a row that was last used at `at`. A token with queued messages is looked at again in a day.

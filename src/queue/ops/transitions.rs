@@ -88,6 +88,7 @@ pub fn put_outcome(state: &mut State, record: &Record, attempts: u32, fate: Fina
     let outcome = Outcome { sequence, contents, accepted, attempts, at: now, fate };
     let names = format!("{}\n{}", record.label, record.client_token);
     let names = state.sealer.seal(&keys::names_place(sequence), names.as_bytes());
+    state.settled.insert(record.caller);
     let (row, nth) = state.index_outcome(record.conversation, record.entry);
     let row = ClientTokenRow::Settled(outcome, Origin { caller: record.caller, row, nth, names });
     state.store.put(keys::entry(&record.conversation, &record.entry), &row);

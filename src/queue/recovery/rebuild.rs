@@ -146,18 +146,17 @@ impl Rebuild<'_> {
             let Some(outcome) = log.get(key)?.and_then(ClientTokenRow::outcome) else { continue };
             let state = &mut self.thread.state;
             state.meta.next_sequence = state.meta.next_sequence.max(outcome.sequence + 1);
-            match outcome.fate {
-                FinalState::Delivered(_) => {
-                    let name = (keys::hash_in(key), keys::entry_in(key));
-                    if !indexed.contains(&name) {
-                        state.outcomes.push(name);
-                    }
-                    state.meta.outcomes += 1;
-                    self.rebuilt.outcomes += 1;
+            let name = (keys::hash_in(key), keys::entry_in(key));
+            let is_dead = matches!(outcome.fate, FinalState::Dead { .. });
+            // The outcome of a dead letter is kept with it, and as long as the index names it.
+            if !is_dead || log.get::<Dead>(&keys::dead(outcome.sequence))?.is_none() {
+                match indexed.contains(&name) {
+                    true => {}
+                    false if is_dead => continue,
+                    false => state.outcomes.push(name),
                 }
-                // It belongs to its dead letter.
-                FinalState::Dead { .. } if log.get::<Dead>(&keys::dead(outcome.sequence))?.is_none() => continue,
-                FinalState::Dead { .. } => {}
+                state.meta.outcomes += 1;
+                self.rebuilt.outcomes += 1;
             }
             self.copy_row(key)?;
         }

@@ -82,3 +82,31 @@ pub struct Trust {
     /// The time of the last lease while every token was refused.
     pub tried_at: Option<Timestamp>,
 }
+
+/// A set of callers, in which several can share a slot: a look-up may find one that was not inserted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallerSet(u64);
+
+impl CallerSet {
+    /// The number of slots.
+    pub const SLOTS: usize = u64::BITS as usize;
+
+    /// The slot of a caller, by its number.
+    pub fn slot(caller: u64) -> usize {
+        // Less than 64, so it fits.
+        usize::try_from(caller % Self::SLOTS as u64).unwrap_or_default()
+    }
+
+    pub fn insert(&mut self, caller: u64) {
+        self.0 |= 1 << Self::slot(caller);
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The slots that are in use.
+    pub fn slots(self) -> impl Iterator<Item = usize> {
+        (0..Self::SLOTS).filter(move |slot| self.0 & (1 << slot) != 0)
+    }
+}

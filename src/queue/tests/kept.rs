@@ -33,11 +33,13 @@ fn dead_letter_is_kept_for_its_time_and_a_repeat_after_it_is_a_new_message() {
 
 #[test]
 fn oldest_dead_letters_go_first_when_there_are_too_many() {
-    let rig = Rig::with(|options| options.dead_max = 2);
+    let rig = Rig::with(|options| (options.dead_max, options.outcomes_kept_for) = (2, Duration::from_secs(60)));
     for number in ["1", "2", "3", "4"] {
         rig.dead_letter(number, number);
         rig.skip(Duration::from_secs(2));
     }
+    assert_eq!((rig.overview().dead, rig.known(&["1", "2", "3", "4"])), (2, vec![true; 4]), "their outcomes stay");
+    rig.skip(Duration::from_secs(60));
     assert_eq!((rig.overview().dead, rig.known(&["1", "2", "3", "4"])), (2, vec![false, false, true, true]));
 }
 

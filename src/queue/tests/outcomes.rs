@@ -164,6 +164,54 @@ fn dead_letter_keeps_its_outcome_when_the_index_is_pruned() {
 }
 
 #[test]
+fn outcome_of_a_dead_letter_that_dead_max_removed_stays_as_long_as_the_others() {
+    let mut rig = Rig::with(|options| (options.outcomes_kept_for, options.dead_max) = (Duration::from_secs(60), 1));
+    let start = rig.outcomes_from(None).unwrap();
+    for number in ["1", "2", "3"] {
+        rig.accepted(message("a", number, "x"));
+        rig.dead_letter_next();
+    }
+    rig.skip(Duration::from_secs(2));
+    assert_eq!(rig.overview().dead, 1);
+    let restarts: [fn(Rig) -> Rig; 2] =
+        [Rig::killed, |rig| rig.damaged(|path| std::fs::remove_file(path.join("format")).unwrap())];
+    for restart in restarts {
+        assert_eq!(rig.client_tokens(start), "1 2 3", "a reader misses none");
+        assert!(
+            matches!(rig.push(message("a", "1", "x")), Verdict::Accepted { repeat: true, .. }),
+            "its repeat is known"
+        );
+        rig = restart(rig);
+    }
+    assert_eq!(rig.client_tokens(start), "1 2 3");
+    rig.skip(Duration::from_secs(61));
+    assert_eq!(rig.outcomes_from(Some(start)), None);
+    assert!(matches!(rig.push(message("a", "1", "x")), Verdict::Accepted { repeat: false, .. }), "it is pruned");
+    assert!(
+        matches!(rig.push(message("a", "3", "x")), Verdict::Accepted { repeat: true, .. }),
+        "it has its dead letter"
+    );
+}
+
+#[test]
+fn reader_is_woken_by_the_outcomes_of_its_caller_alone() {
+    let rig = Rig::new();
+    let mut settled = std::pin::pin!(rig.queue.settled(BOT));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut is_woken = || settled.as_mut().poll(&mut cx).is_ready();
+    assert!(!is_woken());
+    for caller in [Caller::Uid(1001), Caller::Tcp] {
+        rig.accepted(of(caller, message(&format!("{caller:?}"), "theirs", "x")));
+        rig.drain();
+    }
+    rig.accepted(message("a", "own", "x"));
+    assert!(!is_woken(), "it has no outcome");
+    rig.dead_letter_next();
+    let woken = rig.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), settled).await });
+    assert!(woken.is_ok());
+}
+
+#[test]
 fn names_of_an_outcome_are_sealed() {
     let rig = Rig::with(|options| options.keys = SealingKey::parse_file(KEY).unwrap());
     let start = rig.outcomes_from(None).unwrap();

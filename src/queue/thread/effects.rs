@@ -13,6 +13,7 @@ use crate::delivery::Outcome;
 use crate::message_log::{self, Subject};
 use crate::queue::api::{Lease, MessageState, Status};
 use crate::queue::state::event::{Death, Event, Redriven};
+use crate::queue::state::parts::CallerSet;
 
 /// One effect.
 pub enum Effect {
@@ -30,6 +31,7 @@ pub struct Committed {
     pub effects: Vec<Effect>,
     pub wake_sender: bool,
     pub messages_left: bool,
+    pub settled: CallerSet,
 }
 
 /// The effects of commits, in their order. It does not grow without bound: each request waits for its reply.
@@ -49,6 +51,11 @@ impl Effects {
 }
 
 impl Committed {
+    /// True if it has no effect.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty() && !self.wake_sender && !self.messages_left && self.settled.is_empty()
+    }
+
     pub fn apply(self, shared: &Shared) {
         for effect in self.effects {
             match effect {
@@ -64,6 +71,7 @@ impl Committed {
         if self.messages_left {
             shared.drained.notify_waiters();
         }
+        self.settled.slots().for_each(|slot| shared.settled[slot].notify_waiters());
     }
 }
 

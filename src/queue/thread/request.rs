@@ -10,6 +10,7 @@ use crate::pacer::Budget;
 use crate::queue::api::{MessageId, MessageState, Result};
 use crate::queue::rows::Hash;
 use crate::queue::state::State;
+use crate::queue::state::parts::CallerSet;
 use crate::ship;
 use crate::storage::StoreFailed;
 use crate::time::{Clock, Timestamp};
@@ -76,6 +77,8 @@ pub struct Shared {
     pub poked: Notify,
     /// Wakes those that wait for the queue to empty.
     pub drained: Notify,
+    /// Wakes the readers of outcomes, by the slots of their callers.
+    pub settled: [Notify; CallerSet::SLOTS],
     /// The start of the commit under way, by [`Clock::awake`]; 0 if there is none.
     pub commit_began: AtomicU64,
     /// The rate at which messages are sent, and whether the destination is down.
@@ -92,6 +95,7 @@ impl Shared {
             clock,
             poked: Notify::new(),
             drained: Notify::new(),
+            settled: std::array::from_fn(|_| Notify::new()),
             commit_began: AtomicU64::new(0),
             budget: OnceLock::new(),
             failure: OnceLock::new(),

@@ -19,6 +19,7 @@ use crate::storage::memtable::Memtable;
 use crate::storage::preflight::{check, has_rows, quarantine_unfinished};
 use crate::storage::sealing::Sealer;
 use crate::storage::sled_db::{leak_db, open_sled};
+use crate::storage::space::Folder;
 use crate::storage::{compaction, names, open_guard, row, space};
 use crate::time::WallTime;
 
@@ -101,10 +102,11 @@ impl Store {
             journal,
             stamp: Vec::new(),
             compactable: true,
-            other_bytes: 0,
-            quarantined: false,
+            log_bytes: 0,
+            folder: Folder::default(),
             removal_weight,
         };
+        store.measure_log();
         space::keep_ballast(path);
         let damaged = store.keep_stamp_copy().inspect_err(|_| store.db.iter().for_each(leak_db))?;
         // A checkpoint of the last run may have been cut short. Finish it now: the memtable drops a write-once row that

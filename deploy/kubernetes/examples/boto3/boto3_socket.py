@@ -1,4 +1,5 @@
 """A bot with boto3, over the relay's Unix socket: only users that the socket's mode admits can speak for the bot.
+It needs boto3 (`pip install boto3`).
 
     RELAY_SOCKET=/run/connect-relay/relay.sock PARTICIPANT_TOKEN=… CONTACT_ID=… python3 examples/boto3_socket.py
 """
@@ -58,7 +59,7 @@ def send_over_socket(request, **_):
         return response
     # botocore retries its own exceptions, and a bot catches them.
     except NewConnectionError as error:
-        raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
+        raise EndpointConnectionError(endpoint_url=f"unix:{Pool.path}", error=error) from error
     except TooSlow as error:
         raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
     except ProtocolError as error:
