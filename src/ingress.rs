@@ -50,7 +50,7 @@ use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use prometheus::{Histogram, IntCounter};
+use prometheus::{Histogram, IntCounter, IntCounterVec};
 
 use self::body::{BodyBudget, BodyLimit};
 pub use self::drain_state::DrainState;
@@ -153,7 +153,7 @@ struct Inner {
 #[derive(Debug)]
 struct IngressMetrics {
     /// Counters by [`RejectReason`].
-    rejected: [IntCounter; RejectReason::ALL.len()],
+    rejected: IntCounterVec,
     waits_delivered: IntCounter,
     waits_queued: IntCounter,
     waits_dead: IntCounter,
@@ -189,7 +189,7 @@ impl Ingress {
     ) -> Ingress {
         let bodies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
         let replies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
-        let metrics = Arc::new(IngressMetrics::new(metrics));
+        let metrics = Arc::new(IngressMetrics::new(metrics, queue.copy().is_some()));
         let reporter = Arc::new(Reporter::new(clock.clone()));
         let inner =
             Inner { options, queue, participant, budget, drain_state, clock, bodies, replies, metrics, reporter };
@@ -339,7 +339,7 @@ impl Inner {
     /// Counts a refused message, and logs it.
     fn record_rejection(&self, error: &ErrorReply) {
         if let Some(reason) = error.counted {
-            self.metrics.rejected[reason as usize].inc();
+            self.metrics.rejected.with_label_values(&[reason.as_str()]).inc();
             self.reporter.rejected(reason, error);
         }
     }
@@ -406,19 +406,25 @@ impl Route {
 }
 
 impl IngressMetrics {
-    fn new(metrics: &Metrics) -> IngressMetrics {
+    /// The metrics; the reasons of a copy in the fleet exist only if there is one.
+    fn new(metrics: &Metrics, has_copy: bool) -> IngressMetrics {
         let rejected = metrics.counters(
             "messages_rejected_total",
             "Messages that were rejected, by reason. The bot got an error.",
             &["reason"],
         );
+        for reason in RejectReason::ALL {
+            if has_copy || !matches!(reason, RejectReason::Fenced | RejectReason::FleetDown) {
+                rejected.with_label_values(&[reason.as_str()]);
+            }
+        }
         let waits = metrics.counters(
             "waits_total",
             "Requests that waited for a message's outcome, by what was known when they were answered.",
             &["outcome"],
         );
         IngressMetrics {
-            rejected: RejectReason::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+            rejected,
             waits_delivered: waits.with_label_values(&["delivered"]),
             waits_queued: waits.with_label_values(&["queued"]),
             waits_dead: waits.with_label_values(&["dead"]),
