@@ -28,6 +28,8 @@ mod control;
 mod demo;
 mod doctor;
 mod exit_code;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod inherited;
 mod log_writer;
 mod logging;
@@ -78,6 +80,8 @@ enum Command {
     LogLevel(control::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "fleet")]
+    Fleet(fleet::Args),
     Simulate(simulate::Args),
     Demo(demo::Args),
     Completion(reference::Completion),
@@ -98,6 +102,8 @@ impl Command {
             Command::LogLevel(args) => control::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
+            #[cfg(feature = "fleet")]
+            Command::Fleet(args) => fleet::run(args).await,
             Command::Simulate(args) => {
                 let mut signals = Signals::new()?;
                 simulate::run(args, signals.stop()).await?;

@@ -40,7 +40,7 @@ pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
 use schema::keys;
 use value::FleetServer;
-pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode};
+pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode, WhenDown};
 
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
@@ -269,6 +269,24 @@ impl Config {
         })
     }
 
+    /// The settings of the copy in the fleet; `None` without servers or `fleet.replicate`.
+    #[must_use]
+    pub fn copy(&self) -> Option<fleet::CopyOptions> {
+        let fleet = &self.settings.fleet;
+        let options = self.fleet().filter(|_| fleet.replicate)?;
+        Some(fleet::CopyOptions {
+            node: options.id.clone(),
+            fleet: options,
+            identity: fleet.identity.clone(),
+            path: self.settings.queue.path.clone(),
+            keys: self.sealing_keys.clone(),
+            go_on: fleet.when_down == WhenDown::GoOn,
+            ack_timeout: fleet.ack_timeout,
+            lease: fleet.lease,
+            shape: fleet::Shape { replicas: fleet.replicas, bytes_max: fleet.stream_bytes_max.0 },
+        })
+    }
+
     /// The settings of the bots' API.
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
@@ -289,6 +307,7 @@ impl Config {
             allow_uids: ingress.allow_uids.clone(),
             allow_gids: ingress.allow_gids.clone(),
             limits: self.limits(),
+            fleet_only: self.copy().is_some_and(|copy| !copy.go_on),
             ..ingress::Options::default()
         }
     }

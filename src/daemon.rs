@@ -22,6 +22,8 @@
 //! leads to *gone* from any state. Messages that are still queued at the end are on disk, and [`Exit::Undelivered`]
 //! has their number.
 
+#[cfg_attr(not(feature = "fleet"), path = "daemon/no_copy.rs")]
+mod copy;
 mod failure;
 mod open;
 mod queue_runner;
@@ -42,6 +44,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+use self::copy::Copy;
 pub use self::failure::Failure;
 use self::queue_runner::QueueRunner;
 use crate::config::Config;
@@ -53,7 +56,7 @@ use crate::participant::Participant;
 use crate::queue::{self, Overview, Queue, StoreFailed};
 use crate::serve::{ConnectionCount, Inherited, Limits};
 use crate::service_manager::{Notification, ServiceManager};
-use crate::{fleet, message, participant, sender};
+use crate::{fleet, message, participant, sender, ship};
 
 /// The longest closing phase: it is for the attempts in flight; no message is accepted in it.
 const CLOSING_MAX: Duration = Duration::from_secs(2);
@@ -89,6 +92,8 @@ pub struct Options {
     pub participant: participant::Options,
     /// The settings of the fleet, if there is one.
     pub fleet: Option<fleet::Options>,
+    /// The settings of the copy of the queue in the fleet, if there is one.
+    pub copy: Option<fleet::CopyOptions>,
     /// The operators' Unix socket.
     pub control_socket: PathBuf,
     /// True if operators may change contents.
@@ -128,6 +133,7 @@ impl From<&Config> for Options {
             pacer: config.pacer(),
             participant: config.participant(),
             fleet: config.fleet(),
+            copy: config.copy(),
             control_socket: config.control_socket().to_owned(),
             control_edit: config.control_edit(),
             admin: settings.admin.listen,
@@ -186,6 +192,8 @@ pub struct Daemon {
     reload: Reload,
     queue: Queue,
     runner: QueueRunner,
+    /// The copy of the queue in the fleet, if there is one.
+    copy: Option<Copy>,
     budget: Budget,
     health: Health,
     service_manager: ServiceManager,
@@ -240,6 +248,17 @@ struct Shutdown {
     all_closed: bool,
 }
 
+/// The cause of the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// A stop request.
+    Asked,
+    /// A part that ended unexpectedly.
+    Part(&'static str),
+    /// Another relay continues the queue.
+    Fenced,
+}
+
 /// Long-lived tasks; each returns its name when it ends.
 type Tasks = JoinSet<&'static str>;
 
@@ -266,12 +285,13 @@ impl Daemon {
             tokio::select! {
                 biased;
                 failed = queue.failed() => Err(failed),
-                unexpected = self.serve_until_drained(stop.clone()) => Ok(unexpected),
-                () = requested(stop, StopRequest::Exit) => Ok(None),
+                () = queue.copy_is(ship::link::State::Fenced) => Ok(Ended::Fenced),
+                unexpected = self.serve_until_drained(stop.clone()) => Ok(unexpected.map_or(Ended::Asked, Ended::Part)),
+                () = requested(stop, StopRequest::Exit) => Ok(Ended::Asked),
             }
         };
         match ended {
-            Ok(unexpected) => self.exit(unexpected).await,
+            Ok(ended) => self.exit(ended).await,
             Err(failed) => Err(self.fail(failed).await),
         }
     }
@@ -397,22 +417,29 @@ impl Daemon {
     }
 
     /// Ends the remaining tasks, waits for the queue's thread, and reports the messages that are left.
-    async fn exit(mut self, unexpected: Option<&'static str>) -> Result<Exit, Failure> {
+    async fn exit(mut self, ended: Ended) -> Result<Exit, Failure> {
+        if ended == Ended::Fenced {
+            self.health.set(State::Failed("fenced: another relay continues this queue".into()));
+        }
         self.cut().await;
         let left = timeout(LAST_COMMIT, self.queued()).await.ok().flatten();
         self.drain.finish(left);
         self.stop_all_tasks().await;
-        let Daemon { queue, runner, .. } = self;
+        let Daemon { queue, runner, copy, .. } = self;
         drop(queue);
-        runner.join(LAST_COMMIT).await.map_err(Failure::Failed)?;
+        let last_commit = LAST_COMMIT + copy.as_ref().map_or(Duration::ZERO, Copy::grace);
+        runner.join(last_commit).await.map_err(Failure::Failed)?;
+        if let Some(copy) = copy {
+            copy.finish().await;
+        }
         match left {
             Some(0) => info!("stopped with no message queued"),
             queued => warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start"),
         }
-        match (unexpected, left) {
-            (Some(part), _) => Err(Failure::Failed(format!("{part} ended unexpectedly"))),
-            (None, Some(0)) => Ok(Exit::Drained),
-            (None, queued) => Ok(Exit::Undelivered { queued }),
+        match (ended, left) {
+            (Ended::Part(part), _) => Err(Failure::Failed(format!("{part} ended unexpectedly"))),
+            (Ended::Asked, Some(0)) => Ok(Exit::Drained),
+            (Ended::Asked | Ended::Fenced, queued) => Ok(Exit::Undelivered { queued }),
         }
     }
 

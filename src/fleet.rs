@@ -26,14 +26,24 @@ pub mod connection;
 mod credentials;
 #[cfg(feature = "fleet")]
 mod freshness;
+#[cfg(feature = "fleet")]
+pub mod operate;
 mod options;
 pub mod quota;
+#[cfg(feature = "fleet")]
+pub mod replica;
+#[cfg(feature = "fleet")]
+mod restore;
+#[cfg(feature = "fleet")]
+mod signs;
+#[cfg(feature = "fleet")]
+pub mod stream;
 pub mod subject;
 #[cfg(feature = "fleet")]
 mod task;
 
 pub use self::credentials::Credentials;
-pub use self::options::{Login, Options, Server, SharedQuota};
+pub use self::options::{CopyOptions, Login, Options, Server, Shape, SharedQuota};
 #[cfg(feature = "fleet")]
 pub use self::task::{Fleet, Guided};
 

@@ -50,7 +50,7 @@ use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use prometheus::{Histogram, IntCounter};
+use prometheus::{Histogram, IntCounter, IntCounterVec};
 
 use self::body::{BodyBudget, BodyLimit};
 pub use self::drain_state::DrainState;
@@ -64,6 +64,7 @@ use crate::pacer::Budget;
 use crate::participant::Participant;
 use crate::queue::Queue;
 use crate::serve::{Peer, Reply};
+use crate::ship::link as copy;
 use crate::time::Clock;
 
 /// The result of a request.
@@ -105,6 +106,8 @@ pub struct Options {
     pub limits: Limits,
     /// The default Retry-After of 429, 500 and 503.
     pub retry_after: Duration,
+    /// Refuse messages while the copy in the fleet is behind.
+    pub fleet_only: bool,
 }
 
 impl Default for Options {
@@ -122,6 +125,7 @@ impl Default for Options {
             allow_gids: Vec::new(),
             limits: Limits::default(),
             retry_after: Duration::from_secs(1),
+            fleet_only: false,
         }
     }
 }
@@ -149,7 +153,7 @@ struct Inner {
 #[derive(Debug)]
 struct IngressMetrics {
     /// Counters by [`RejectReason`].
-    rejected: [IntCounter; RejectReason::ALL.len()],
+    rejected: IntCounterVec,
     waits_delivered: IntCounter,
     waits_queued: IntCounter,
     waits_dead: IntCounter,
@@ -185,7 +189,7 @@ impl Ingress {
     ) -> Ingress {
         let bodies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
         let replies = Arc::new(BodyBudget::new(options.bodies_bytes_max));
-        let metrics = Arc::new(IngressMetrics::new(metrics));
+        let metrics = Arc::new(IngressMetrics::new(metrics, queue.copy().is_some()));
         let reporter = Arc::new(Reporter::new(clock.clone()));
         let inner =
             Inner { options, queue, participant, budget, drain_state, clock, bodies, replies, metrics, reporter };
@@ -203,8 +207,8 @@ impl Ingress {
     /// connections and bodies stay as they were at the start.
     #[must_use]
     pub fn with(&self, options: Options) -> Ingress {
-        let Options { request_timeout, bodies_bytes_max, .. } = self.0.options;
-        let options = Options { request_timeout, bodies_bytes_max, ..options };
+        let Options { request_timeout, bodies_bytes_max, fleet_only, .. } = self.0.options;
+        let options = Options { request_timeout, bodies_bytes_max, fleet_only, ..options };
         Ingress(Arc::new(Inner { options, ..Inner::clone(&self.0) }))
     }
 
@@ -251,6 +255,7 @@ impl Inner {
         if route == Route::Unknown {
             return Err(unknown(&parts.method, parts.uri.path()));
         }
+        self.require_copy(route)?;
         if self.drain_state.is_closing() && !matches!(route, Route::State | Route::Queue) {
             return Err(ErrorReply::unavailable("connect-relay: the relay is stopping, nothing was kept")
                 .counted(RejectReason::Draining));
@@ -260,6 +265,24 @@ impl Inner {
             return Err(ErrorReply::encoded(encoding));
         }
         Ok(())
+    }
+
+    /// Refuses messages that the copy in the fleet would not have, if the options say so. A relay that another one has
+    /// succeeded takes and forwards nothing.
+    fn require_copy(&self, route: Route) -> Result<(), ErrorReply> {
+        match self.queue.copy() {
+            Some(copy::State::Fenced) if !matches!(route, Route::State | Route::Queue) => {
+                Err(ErrorReply::unavailable("connect-relay: another relay continues this queue, nothing was kept")
+                    .counted(RejectReason::Fenced))
+            }
+            Some(copy::State::Behind) if self.options.fleet_only && route.takes_messages() => {
+                Err(ErrorReply::unavailable(
+                    "connect-relay: the fleet's servers do not take a copy, nothing was kept (fleet.when_down)",
+                )
+                .counted(RejectReason::FleetDown))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn answer<B: Body<Data = Bytes>>(
@@ -316,7 +339,7 @@ impl Inner {
     /// Counts a refused message, and logs it.
     fn record_rejection(&self, error: &ErrorReply) {
         if let Some(reason) = error.counted {
-            self.metrics.rejected[reason as usize].inc();
+            self.metrics.rejected.with_label_values(&[reason.as_str()]).inc();
             self.reporter.rejected(reason, error);
         }
     }
@@ -383,19 +406,25 @@ impl Route {
 }
 
 impl IngressMetrics {
-    fn new(metrics: &Metrics) -> IngressMetrics {
+    /// The metrics; the reasons of a copy in the fleet exist only if there is one.
+    fn new(metrics: &Metrics, has_copy: bool) -> IngressMetrics {
         let rejected = metrics.counters(
             "messages_rejected_total",
             "Messages that were rejected, by reason. The bot got an error.",
             &["reason"],
         );
+        for reason in RejectReason::ALL {
+            if has_copy || !matches!(reason, RejectReason::Fenced | RejectReason::FleetDown) {
+                rejected.with_label_values(&[reason.as_str()]);
+            }
+        }
         let waits = metrics.counters(
             "waits_total",
             "Requests that waited for a message's outcome, by what was known when they were answered.",
             &["outcome"],
         );
         IngressMetrics {
-            rejected: RejectReason::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+            rejected,
             waits_delivered: waits.with_label_values(&["delivered"]),
             waits_queued: waits.with_label_values(&["queued"]),
             waits_dead: waits.with_label_values(&["dead"]),

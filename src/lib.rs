@@ -26,7 +26,7 @@
 //! | listeners and work | [`ingress`], [`sender`], [`control`], [`admin`], [`simulator`] |
 //! | the state as text | [`status`] |
 //! | their services | [`queue`], [`participant`], [`fleet`], [`serve`] |
-//! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], [`tls`], over [`message`], [`delivery`] |
+//! | vocabulary and decisions | [`message_log`], [`pacer`], [`fairness`], [`health`], [`service_manager`], [`tls`], over [`message`], [`delivery`], [`ship`] |
 //! | base | [`retry`], [`storage`], over [`time`], [`metrics`], [`malloc`] |
 //!
 //! # Restrictions
@@ -57,6 +57,7 @@ pub mod retry;
 pub mod sender;
 pub mod serve;
 pub mod service_manager;
+pub mod ship;
 pub mod simulator;
 pub mod status;
 pub mod storage;

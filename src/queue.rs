@@ -75,6 +75,7 @@ use crate::delivery::{Disposition, Outcome};
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
 use crate::metrics::Metrics;
 use crate::pacer::{Budget, LearnedRate};
+use crate::ship;
 pub use crate::storage::{OpenError, SealingKey, StoreFailed};
 use crate::time::{Clock, Timestamp};
 
@@ -333,6 +334,22 @@ impl Queue {
     /// Resolves when messages have left the queue, or sending pauses: arm it before looking.
     pub fn drained(&self) -> Notified<'_> {
         self.shared.drained.notified()
+    }
+
+    /// The state of the copy in the fleet; `None` if there is no copy. While it is `Up`, the fleet has everything that was
+    /// committed.
+    #[must_use]
+    pub fn copy(&self) -> Option<ship::link::State> {
+        self.shared.copy.get().map(|state| *state.borrow())
+    }
+
+    /// Resolves when the copy in the fleet has this state; never if there is no copy.
+    pub async fn copy_is(&self, wanted: ship::link::State) {
+        let Some(mut state) = self.shared.copy.get().cloned() else { return std::future::pending().await };
+        if state.wait_for(|state| *state == wanted).await.is_err() {
+            // The queue's thread has ended.
+            std::future::pending().await
+        }
     }
 
     /// Resolves when a message of this caller may have an outcome: arm it before looking.

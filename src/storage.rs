@@ -20,6 +20,8 @@
 //! | `image`, `sled_log` | read the rows of a damaged or closed store without sled: [`Image`] |
 //! | `quarantine` | puts a new store in the place of a damaged one, whose files are kept |
 //! | `identity`, `sealing` | the format stamp with the store's own key, and the encryption of values |
+//! | `left` | stores that are set aside because another relay has continued them |
+//! | `restore` | makes a store of the copies of another one's commits |
 //! | `trial` | checks a folder without an open |
 //! | `row`, `key`, `names`, `directory`, `space` | encoding, the folder's files, and their size |
 //!
@@ -49,11 +51,13 @@ mod identity;
 mod image;
 mod journal;
 mod key;
+mod left;
 mod memtable;
 mod names;
 mod open_guard;
 mod preflight;
 mod quarantine;
+mod restore;
 pub mod row;
 mod sealing;
 mod sled_db;
@@ -64,14 +68,17 @@ mod store;
 pub mod testing;
 mod trial;
 
-pub use directory::{free, lock, lock_if_there};
+pub use directory::{free, lock, lock_if_there, volume};
 pub use error::{OpenError, StoreFailed};
 pub use identity::{FORMAT, Known};
 pub use image::{Image, verify_own_row};
+pub use journal::{put_row, read_rows};
 pub use key::{Key, hash_at, number_at};
+pub use left::{Left, finish_restore, leave, left, make as make_left};
 pub use open_guard::guarded;
 pub use preflight::odd_files;
 pub use quarantine::{create_empty, quarantine, replace_quarantined, replacement_folder};
+pub use restore::{Restore, is_unused};
 pub use sealing::{Sealer, SealingKey, Secret};
 pub use store::{Opened, Options, Space, Store};
 pub use trial::check_folder;

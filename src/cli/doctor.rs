@@ -95,7 +95,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
+/// Writes the messages to stdout, and everything else to stderr.
+pub(super) fn export(doctor: &Doctor, dead: bool) -> anyhow::Result<ExitCode> {
     if doctor.is_sealed() {
         eprintln!("connect-relay: the store is sealed: this is a listing; with --key-file it can be sent again");
     } else {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::value::{self, ConfigValue, ContentLimits, Damaged, FleetServer, Format, Level, Mode, ReplyMode, Size};
+use super::value::{
+    self, ConfigValue, ContentLimits, Damaged, FleetServer, Format, Level, Mode, ReplyMode, Size, WhenDown,
+};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
@@ -142,7 +144,14 @@ table! {
     Fleet {
         servers: Vec<FleetServer> = "",
         name: String = "connect-relay",
+        identity: String = "",
         share_quota: bool = "true",
+        replicate: bool = "false",
+        when_down: WhenDown = "go_on",
+        ack_timeout: Duration = "2s",
+        lease: Duration = "15s",
+        replicas: usize = "3",
+        stream_bytes_max: Size = "512MiB",
         credentials_file: PathBuf = "",
         ca_file: PathBuf = "",
         cert_file: PathBuf = "",

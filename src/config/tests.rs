@@ -512,3 +512,39 @@ fn missing_file_is_reported_with_its_path() {
     let Faults(found) = Config::load(&sources).unwrap_err();
     assert!(found.len() == 1 && found[0].starts_with("read /nowhere/relay.toml: No such file"), "{found:?}");
 }
+
+#[test]
+fn a_copy_in_the_fleet_needs_an_identity_a_key_file_and_a_long_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n").unwrap();
+    let key_file = format!("[queue]\nkey_file = {:?}\n", keys.display().to_string());
+    let base = "[fleet]\nservers = [\"nats://a\"]\nshare_quota = false\n";
+    let fleet = |more: &str| format!("{base}replicate = true\n{more}\n");
+    assert!(with(&format!("{}{key_file}", fleet("identity = \"bots-0\""))).unwrap().copy().is_some());
+    assert!(with(&format!("{base}{key_file}")).unwrap().copy().is_none());
+    assert!(with("[fleet]\nreplicate = true\n").unwrap().copy().is_none(), "without servers nothing is in use");
+    let one = |text: &str| {
+        let faults = with(text).unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        faults[0].clone()
+    };
+    for (more, expected) in [
+        ("", "fleet.identity = \"\": must be set with fleet.replicate"),
+        ("identity = \" \"", "fleet.identity = \" \": must be set with fleet.replicate"),
+        (&format!("identity = \"{}\"", "x".repeat(201)), "must be at most 200 characters"),
+        ("identity = \"a\"\nlease = \"9s\"", "fleet.lease = 9s: must be 10s to 1h"),
+        ("identity = \"a\"\nack_timeout = \"0s\"", "fleet.ack_timeout = 0s: must be 100ms to 1m"),
+        ("identity = \"a\"\nreplicas = 0", "fleet.replicas = 0: must be 1 to 5"),
+        ("identity = \"a\"\nreplicas = 6", "fleet.replicas = 6: must be 1 to 5"),
+        ("identity = \"a\"\nstream_bytes_max = \"511MiB\"", "must be at least 4 x queue.bytes_max, which is 512MiB"),
+        ("identity = \"a\"\nwhen_down = \"stop\"", "must be \"go_on\" or \"refuse\""),
+    ] {
+        let fault = one(&format!("{}{key_file}", fleet(more)));
+        assert!(fault.contains(expected), "{fault}");
+    }
+    let fault = one(&fleet("identity = \"a\""));
+    assert!(fault.contains("queue.key_file = \"\": must be set with fleet.replicate"), "{fault}");
+    let refusing = with(&format!("{}{key_file}", fleet("identity = \"a\"\nwhen_down = \"refuse\""))).unwrap();
+    assert!(refusing.ingress().fleet_only && !refusing.copy().unwrap().go_on);
+}

@@ -31,6 +31,7 @@ pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     validator.sender(&settings.sender);
     validator.backoff(&settings.sender.backoff);
     validator.fleet(&settings.fleet, &settings.sender);
+    validator.replicate(&settings.fleet, &settings.queue);
     validator.paths(&settings);
     validator.range("shutdown.grace", settings.shutdown.grace, Duration::ZERO, HOUR);
 }
@@ -175,6 +176,29 @@ impl Validator<'_> {
         let (one, path) = ("fleet.credentials_file", fleet.credentials_file.display());
         let clash = given(&fleet.credentials_file) && fleet.servers.iter().any(|server| server.login().is_some());
         self.rule(&[one, "fleet.servers"], path, !clash, "empty while a URL of fleet.servers has a user or token");
+    }
+
+    fn replicate(&mut self, fleet: &Fleet, queue: &Queue) {
+        self.range("fleet.ack_timeout", fleet.ack_timeout, 100 * MILLISECOND, 60 * SECOND);
+        self.range("fleet.lease", fleet.lease, 10 * SECOND, HOUR);
+        self.range("fleet.replicas", fleet.replicas, 1, 5);
+        self.range("fleet.stream_bytes_max", fleet.stream_bytes_max, Size(16 << 20), Size(1 << 42));
+        let length = fleet.identity.chars().count();
+        let shown = format!("{:?}", fleet.identity);
+        self.rule(&["fleet.identity"], &shown, length <= 200, "at most 200 characters");
+        if fleet.servers.is_empty() || !fleet.replicate {
+            return;
+        }
+        let allowed = "set with fleet.replicate: a name that stays the same over restarts and nodes, such as a StatefulSet \
+            pod's, and that no other relay of the fleet has";
+        self.rule(&["fleet.identity", "fleet.replicate"], &shown, !fleet.identity.trim().is_empty(), allowed);
+        let sealed = !queue.key_file.as_os_str().is_empty();
+        let allowed = "set with fleet.replicate: the rows of the queue leave the machine, sealed by a key of this file";
+        self.rule(&["queue.key_file", "fleet.replicate"], "\"\"", sealed, allowed);
+        let least = Size(queue.bytes_max.0.saturating_mul(4));
+        let allowed = format!("at least 4 x queue.bytes_max, which is {}", plain_text(&least));
+        let keys = ["fleet.stream_bytes_max", "queue.bytes_max", "fleet.replicate"];
+        self.rule(&keys, plain_text(&fleet.stream_bytes_max), fleet.stream_bytes_max >= least, &allowed);
     }
 
     /// Checks the places: the bots' folder contains nothing else, and the queue's folder only the queue.

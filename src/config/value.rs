@@ -385,6 +385,16 @@ choices! {
 }
 
 choices! {
+    /// The behaviour while the fleet does not take copies.
+    WhenDown {
+        /// Messages are accepted on this volume alone.
+        GoOn = "go_on",
+        /// Messages are refused.
+        Refuse = "refuse",
+    }
+}
+
+choices! {
     /// The limits of a message's Content.
     ContentLimits {
         /// Characters by type, and bytes.

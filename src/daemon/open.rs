@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::copy::Prepared;
 use super::queue_runner::QueueRunner;
 use super::watchdog::Watchdog;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
@@ -78,12 +79,17 @@ impl Daemon {
         let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
         let served = serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed));
         admin_tasks.spawn(named("the admin port", served));
-        let (queue, thread) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        let copy = Prepared::new(options.copy.as_ref(), options.seed, &clock, &metrics).await?;
+        let (queue, mut thread) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
         // No other code sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         queue.paced_by(budget.clone());
+        let copy = copy.map(|copy| copy.start(&mut thread));
         let runner = QueueRunner::start(thread)?;
+        if let Some(copy) = &copy {
+            copy.ready(&queue).await;
+        }
         let control = bind_unix(&options.control_socket, 0o600)?;
         let tcp = options.tcp.map(bind_tcp_or_ipv4).transpose()?;
         let unix = match &options.inherited {
@@ -100,6 +106,7 @@ impl Daemon {
             reload: Reload { ingress: Weak::new(), limits: watch::Sender::new(options.ingress.limits), ok: reload_ok },
             queue,
             runner,
+            copy,
             budget,
             health,
             service_manager: options.service_manager.clone(),
@@ -115,6 +122,7 @@ impl Daemon {
         let common = Common { participant, metrics, clock };
         // Before the sender: its first attempt waits for the share.
         daemon.spawn_fleet(&options, &common)?;
+        daemon.spawn_late(&options);
         daemon.spawn_sender(&options, &common, last_step);
         daemon.spawn_ingress(&options, &common, Listener::Unix(unix), tcp.map(Listener::Tcp));
         daemon.spawn_admin(&options, common, socket_path, Listener::Unix(control), &sources);
@@ -140,6 +148,20 @@ impl Daemon {
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as in a build with a fleet")]
     fn spawn_fleet(&mut self, _: &Options, _: &Common) -> Result<(), Failure> {
         Ok(())
+    }
+
+    /// Accepts messages of stores that were set aside, as long as messages are sent.
+    fn spawn_late(&mut self, options: &Options) {
+        let Some(copy) = &self.copy else { return };
+        let late = copy.accept_late(self.queue.clone(), &options.queue);
+        let stop = until(&self.shutdown, |shutdown| shutdown.sender_stopped || shutdown.all_closed);
+        self.admin_tasks.spawn(async move {
+            tokio::select! {
+                () = late => {}
+                () = stop => {}
+            }
+            "the late messages"
+        });
     }
 
     fn spawn_sender(&mut self, options: &Options, common: &Common, last_step: Arc<AtomicU64>) {

@@ -1,4 +1,4 @@
-//! A connection to one of the servers: the only file that names the NATS client.
+//! A connection to one of the servers: only this file and `stream`, which makes requests over it, name the NATS client.
 //!
 //! The NATS client keeps what is published while it is disconnected, and sends it after it has connected again, however
 //! old it is then. So the relay has a client for each connection, and none connects twice: a client that tries to gets
@@ -194,6 +194,12 @@ impl Identification {
 }
 
 impl Link {
+    /// The client, for requests. It must not outlive the connection.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Subscribes to the one subject whose messages [`Link::next`] returns.
     ///
     /// # Errors

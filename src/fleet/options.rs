@@ -1,10 +1,13 @@
 //! The settings of the fleet.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::credentials::Credentials;
+use crate::storage::SealingKey;
 use crate::tls::Identity;
 
 /// The settings of the fleet.
@@ -24,6 +27,38 @@ pub struct Options {
     pub extra_roots: Vec<u8>,
     /// The certificate that the relay shows.
     pub identity: Option<Identity>,
+}
+
+/// The settings of the copy of the queue in the fleet.
+#[derive(Clone, Debug)]
+pub struct CopyOptions {
+    /// The servers.
+    pub fleet: Options,
+    /// The name under which the queue outlives its machine.
+    pub identity: String,
+    /// The name of this machine, for operators.
+    pub node: String,
+    /// The queue's folder.
+    pub path: PathBuf,
+    /// The keys that seal records.
+    pub keys: Vec<SealingKey>,
+    /// Open an empty queue if the servers cannot be reached, and accept messages while they take no copies.
+    pub go_on: bool,
+    /// The time for the stream to take a commit.
+    pub ack_timeout: Duration,
+    /// The silence after which an owner counts as gone.
+    pub lease: Duration,
+    /// The stream's settings.
+    pub shape: Shape,
+}
+
+/// The settings of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The number of copies.
+    pub replicas: usize,
+    /// The most bytes.
+    pub bytes_max: u64,
 }
 
 /// A quota that relays share: that of one Connect instance at one destination.

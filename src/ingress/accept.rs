@@ -87,7 +87,7 @@ impl Inner {
         let state = self.outcome(state, &wait).await;
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
         let reply = reply::of_state(&state, &pending.client_token, outlook, bare, self.options.retry_after);
-        Ok(applied(reply, wait.applied))
+        Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 
     /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come

@@ -97,6 +97,7 @@ impl Inner {
             }
         }
         drop(bytes);
-        Ok(reply::of_lines(permit.attach_to(extra.attach_to(replies))))
+        let reply = reply::of_lines(permit.attach_to(extra.attach_to(replies)));
+        Ok(reply::add_durable(reply, self.queue.copy()))
     }
 }

@@ -41,6 +41,8 @@ label_values! {
         TooLate = "too_late",
         Draining = "draining",
         Store = "store",
+        Fenced = "fenced",
+        FleetDown = "fleet_down",
     }
 }
 

@@ -22,6 +22,7 @@ use crate::participant::Forwarded;
 use crate::queue::{MessageState, Status};
 use crate::retry::RetryHint;
 use crate::serve::{Reply, reply};
+use crate::ship::link as copy;
 use crate::time::{WallTime, millis};
 
 /// The outlook of a queued message, as in a reply.
@@ -42,6 +43,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const AMZ_RETRY_AFTER: HeaderName = HeaderName::from_static("x-amz-retry-after");
 const RELAY_STATE: HeaderName = HeaderName::from_static("relay-state");
 const RELAY_MESSAGE: HeaderName = HeaderName::from_static("relay-message");
+const RELAY_DURABLE: HeaderName = HeaderName::from_static("relay-durable");
 const RELAY_CLIENT_TOKEN: HeaderName = HeaderName::from_static("relay-client-token");
 
 /// The characters of a ClientToken that are percent-encoded in its header.
@@ -186,6 +188,15 @@ pub(super) fn add_message_headers(reply: &mut Reply, state: &MessageState, clien
         Status::Dead { error, .. } => error.request_id.as_deref(),
     };
     headers.insert(REQUEST_ID, request_id(upstreams));
+}
+
+/// Adds the places that have the message of a success: the fleet's copy too, or this volume alone.
+pub(super) fn add_durable(mut reply: Reply, copy: Option<copy::State>) -> Reply {
+    if let Some(copy) = copy.filter(|_| reply.status().is_success()) {
+        let durable = if copy == copy::State::Up { "fleet" } else { "local" };
+        reply.headers_mut().insert(RELAY_DURABLE, HeaderValue::from_static(durable));
+    }
+    reply
 }
 
 /// The token percent-encoded except for visible ASCII, as in the path of a look-up.

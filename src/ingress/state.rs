@@ -71,7 +71,7 @@ impl Inner {
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
         let mut reply = describe(&state, &client_token, &label, outlook, &self.clock);
         reply::add_message_headers(&mut reply, &state, &client_token);
-        Ok(applied(reply, wait.applied))
+        Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 
     async fn find(

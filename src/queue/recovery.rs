@@ -4,6 +4,7 @@
 //! aside at a start and rebuilds it from them. [`Doctor`] checks, exports and repairs a store on which no relay runs.
 
 mod doctor;
+mod late;
 mod rebuild;
 mod survey;
 
@@ -12,6 +13,7 @@ use std::io;
 use tracing::error;
 
 pub use self::doctor::{Doctor, Exported, Report, named};
+pub use self::late::{Late, late};
 pub use self::rebuild::Rebuilt;
 use self::rebuild::rebuild;
 use super::api::Options;

@@ -34,7 +34,7 @@ mod tests;
 pub use crate::storage::row::{decode, encode_onto};
 pub use crate::storage::{Key, Secret};
 pub use hasher::Hasher;
-pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number};
+pub use record::{Hash, INLINE_MAX, Kind, PIECE, Record, caller_number, caller_of};
 pub use table::{Table, USED_CONVERSATION, USED_PARTICIPANT, USED_TOKEN, WRITE_ONCE, removal_weight};
 pub use values::{
     Attempts, ClientTokenRow, Conversation, Dead, ErrorRow, Failures, FinalState, Hold, Meta, Origin,

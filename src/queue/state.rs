@@ -78,6 +78,8 @@ pub struct State {
     pub wake_sender: bool,
     /// True if messages have left the queue, or sending paused.
     pub messages_left: bool,
+    /// True if another relay continues this queue: nothing more is sent.
+    pub fenced: bool,
     /// The callers with new outcomes.
     pub settled: CallerSet,
 }
@@ -117,6 +119,7 @@ impl State {
             events: Vec::new(),
             wake_sender: true,
             messages_left: false,
+            fenced: false,
             settled: CallerSet::default(),
         }
     }

@@ -1,6 +1,7 @@
 //! The queue's promises, each against a real store in a temporary folder. Tests skip time, they never sleep.
 
 mod clock;
+mod copy;
 mod damaged;
 mod expiring;
 mod journal;

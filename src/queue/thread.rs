@@ -18,7 +18,7 @@ use tracing::{debug, error, info};
 
 pub use self::effects::Effects;
 use self::effects::{Committed, Effect, is_reported};
-use self::metrics::QueueMetrics;
+use self::metrics::{CopyMetrics, QueueMetrics};
 use self::request::{Request, Shared, Waiters, is_any_open};
 use super::api::{Options, Result, Status};
 use super::ops::estimate::Pace;
@@ -29,6 +29,7 @@ use super::state::event::Event;
 use crate::malloc;
 use crate::metrics::Metrics;
 use crate::pacer::{Closed, LearnedRate};
+use crate::ship::link::{Link, Wanted};
 use crate::storage::{self, OpenError, Opened, Store, StoreFailed};
 use crate::time::{Anchor, Timestamp, millis};
 
@@ -74,6 +75,8 @@ pub struct QueueThread {
     scanned: Option<Timestamp>,
     /// The first commit since memory was last given back.
     held_since: Option<Timestamp>,
+    /// The copy in the fleet, if there is one.
+    link: Option<Link>,
 }
 
 impl std::fmt::Debug for QueueThread {
@@ -114,6 +117,7 @@ impl QueueThread {
             ticked: Timestamp(0),
             scanned: None,
             held_since: None,
+            link: None,
         };
         storage::guarded(&path.clone(), move || {
             let failed = |cause: StoreFailed| OpenError::Failed { path, step: "begin", cause: cause.to_string() };
@@ -169,6 +173,14 @@ impl QueueThread {
         Effects { commits, shared: Arc::clone(&self.shared) }
     }
 
+    /// Ships every commit from now on, beginning with a snapshot. The handles read the state of the copy.
+    pub fn ship_to(&mut self, link: Link, metrics: &Metrics) {
+        // A queue has one copy: the first one stays.
+        let _ = self.shared.copy.set(link.state());
+        self.metrics.copy = Some(CopyMetrics::new(metrics));
+        self.link = Some(link);
+    }
+
     /// Runs requests until the last handle is dropped. Records a clean end, so that the next start knows that no message
     /// was in flight.
     ///
@@ -189,7 +201,13 @@ impl QueueThread {
         self.tick()?;
         self.commit()?;
         loop {
-            let idle = if self.state.store.is_checkpointing() { Duration::ZERO } else { TICK };
+            self.ship_snapshot()?;
+            let mut idle = if self.state.store.is_checkpointing() { Duration::ZERO } else { TICK };
+            if let Some(link) = &mut self.link {
+                idle = link.pause().map_or(idle, |pause| idle.min(pause));
+                // The look for reports may have found another owner.
+                self.state.fenced |= link.is_fenced();
+            }
             let mut next = match self.inbox.recv_timeout(idle) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -215,7 +233,41 @@ impl QueueThread {
         self.state.meta.clean = self.state.leased.is_empty();
         self.state.write_meta();
         self.commit()?;
+        if let Some(link) = &mut self.link {
+            link.release(self.state.meta.queued);
+        }
         self.state.store.checkpoint()
+    }
+
+    /// Ships the next part of a snapshot, if one is under way, between two commits.
+    fn ship_snapshot(&mut self) -> Result<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let queued = self.state.meta.queued;
+        match link.wanted() {
+            Wanted::Nothing => {}
+            Wanted::Begin => {
+                let stamp = self.state.store.stamp_text()?.to_string();
+                link.begin(stamp, self.state.meta.next_sequence, queued);
+            }
+            Wanted::Rows(after, bytes) => {
+                let mut rows = Vec::with_capacity(bytes);
+                let last = self.state.store.copy_rows(after, bytes, &mut rows)?;
+                link.rows(rows, last, queued);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in the reports of the copy.
+    fn note_copy(&mut self, began: Timestamp) {
+        let now = self.now();
+        let Some(link) = &mut self.link else { return };
+        link.note(began, now);
+        self.state.fenced |= link.is_fenced();
+        if let Some(metrics) = &self.metrics.copy {
+            let (commits, since) = link.behind();
+            metrics.show(commits, since.map(|since| now.since(since)));
+        }
     }
 
     fn handle(&mut self, request: Request) -> Result<()> {
@@ -253,6 +305,10 @@ impl QueueThread {
     fn tick(&mut self) -> Result<()> {
         let now = self.now();
         self.ticked = now;
+        self.note_copy(now);
+        if let Some(link) = &mut self.link {
+            link.refresh(self.state.live_bytes());
+        }
         self.waiters.sweep();
         if self.scanned.is_none_or(|at| now.since(at) >= SCAN_AT_REST) {
             self.state.store.scan_folder();
@@ -332,11 +388,21 @@ impl QueueThread {
             let began = self.now();
             self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
             let timer = self.metrics.commit_seconds.start_timer();
-            let committed = self.state.store.commit();
+            let committed = match &mut self.link {
+                Some(link) => {
+                    let queued = self.state.meta.queued;
+                    self.state.store.commit_and_copy(|rows| link.commit(rows, queued))
+                }
+                None => self.state.store.commit(),
+            };
             if committed.is_err() {
                 self.metrics.store_errors.with_label_values(&["commit"]).inc();
             }
             committed?;
+            if let Some(link) = &mut self.link {
+                link.wait(began, || self.shared.clock.now());
+                self.note_copy(began);
+            }
             timer.observe_duration();
             self.scanned = None;
             self.shared.commit_began.store(0, Ordering::Relaxed);

@@ -81,8 +81,10 @@ pub fn finish(path: &Path) -> io::Result<()> {
         for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
             fs::remove_file(path.join(name))?;
         }
-        // The replacement of a damaged store has a journal of its own.
-        for name in [names::CONF, names::LOG].into_iter().chain(names::JOURNALS).chain(own.lines()) {
+        // The replacement of a damaged store has a journal of its own, and a restored store its stamp too: last, because
+        // without it the folder counts as empty.
+        let names = [names::CONF, names::LOG].into_iter().chain(names::JOURNALS).chain(own.lines());
+        for name in names.chain([names::STAMP]) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -94,6 +96,12 @@ pub fn finish(path: &Path) -> io::Result<()> {
         sync_directory(&folder)?;
     }
     remove(&folder)
+}
+
+/// Returns true if a complete copy waits for its place that has the stamp of its store with it.
+pub fn is_restored(path: &Path) -> bool {
+    let folder = path.join(names::COMPACTED);
+    folder.join("complete").exists() && folder.join(names::STAMP).exists()
 }
 
 /// The names of sled's snapshots in a folder.

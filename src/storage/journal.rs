@@ -110,6 +110,8 @@ pub struct Journal {
     before: u64,
     /// The record being encoded; kept for its capacity.
     record: Vec<u8>,
+    /// The beginning of the rows in the last record.
+    rows_at: usize,
 }
 
 /// Leaves out the record, which contains secrets.
@@ -151,7 +153,7 @@ impl Journal {
         let files = [open(JOURNALS[0])?, open(JOURNALS[1])?];
         let EpochReplay { epoch, number, end, .. } =
             *if replay.next.is_begun() { &replay.next } else { &replay.oldest };
-        Ok(Journal { files, lengths: position.lengths, epoch, number, end, before: 0, record: Vec::new() })
+        Ok(Journal { files, lengths: position.lengths, epoch, number, end, before: 0, record: Vec::new(), rows_at: 0 })
     }
 
     /// Writes the rows of one commit; [`Journal::sync`] makes them durable.
@@ -164,12 +166,9 @@ impl Journal {
         }
         let begins = record.len();
         record.resize(begins + HEAD, 0);
+        self.rows_at = record.len();
         for (key, value) in rows {
-            let length = value.as_ref().map_or(REMOVED, |value| value.len() as u32);
-            record.push(key.len() as u8);
-            record.extend_from_slice(&length.to_be_bytes());
-            record.extend_from_slice(key);
-            record.extend_from_slice(value.as_deref().unwrap_or_default());
+            put_row(record, key, value.as_deref());
         }
         put_head(&mut record[begins..], *epoch, self.number);
         let (file, length) = (&self.files[file_of(*epoch)], &mut self.lengths[file_of(*epoch)]);
@@ -184,6 +183,11 @@ impl Journal {
         // The capacity of one long record is not kept.
         record.shrink_to(BYTES as usize / 8);
         Ok(())
+    }
+
+    /// The rows of the last record, as they are in the file.
+    pub fn appended(&self) -> &[u8] {
+        &self.record[self.rows_at..]
     }
 
     /// Makes the records durable. **Its return is the instant of commit.**
@@ -327,8 +331,17 @@ fn parse_record(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
     Some((number(8)?, number(16)?, rows))
 }
 
+/// Appends a row; `None` is a removed one.
+pub fn put_row(to: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
+    let length = value.map_or(REMOVED, |value| value.len() as u32);
+    to.push(key.len() as u8);
+    to.extend_from_slice(&length.to_be_bytes());
+    to.extend_from_slice(key);
+    to.extend_from_slice(value.unwrap_or_default());
+}
+
 /// Visits the rows of a record whose checksum is right; it stops at bytes that are not a row.
-fn read_rows(mut bytes: &[u8], visit: &mut impl FnMut(&[u8], Value)) {
+pub fn read_rows(mut bytes: &[u8], visit: &mut impl FnMut(&[u8], Value)) {
     while let Some((head, rest)) = bytes.split_at_checked(5) {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let Some((key, rest)) = rest.split_at_checked(usize::from(head[0])) else { return };

@@ -6,6 +6,8 @@
 //! | `format` | the format stamp with the store's own key, sealed if there is a key file; written last at the first start: without it nothing was ever acknowledged (rule 8 of the store) |
 //! | `journal.0`, `journal.1` | the commits that are not in sled yet |
 //! | `compacted` | a copy that takes the place of `db` |
+//! | `volume` | the identity of this copy of a replicated store; only with `fleet.replicate` |
+//! | `left-*` | stores that were set aside because another relay has continued them |
 //! | `lock` | locked by the process that has the folder open |
 //! | `ballast` | space that is given up on a full disk, so that a store can be emptied (rule 9 of the store) |
 //! | `failed-sync` | the mark of a failed write (rule 7 of the store) |
@@ -37,13 +39,19 @@ pub const FAILED_SYNC: &str = "failed-sync";
 pub const OPENING: &str = "opening";
 /// The mark of a log that could not be read.
 pub const FAILED_READ: &str = "failed-read";
+/// The identity of this copy of a replicated store.
+pub const VOLUME: &str = "volume";
+/// The same before it is renamed.
+pub const NEW_VOLUME: &str = "volume.new";
+/// The prefix of folders with stores that another relay has continued.
+pub const LEFT_PREFIX: &str = "left-";
 /// The prefix of folders with quarantined stores.
 pub const DAMAGED_PREFIX: &str = "damaged-";
 /// The prefix of folders with the files of an unfinished first start.
 pub const UNFINISHED_PREFIX: &str = "unfinished-";
 
 /// The files that a relay and sled make, besides snapshots and quarantined stores.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 15] = [
     LOG,
     CONF,
     BLOBS,
@@ -57,6 +65,8 @@ pub const ALL: [&str; 13] = [
     BALLAST,
     OPENING,
     FAILED_READ,
+    VOLUME,
+    NEW_VOLUME,
 ];
 
 /// Returns true for sled's snapshots, unfinished ones too.

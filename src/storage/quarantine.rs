@@ -95,6 +95,6 @@ fn link_aside(path: &Path, now: WallTime) -> io::Result<PathBuf> {
 }
 
 /// `20261122T140307123Z`: with the milliseconds, so that two in one second have different names.
-fn name_of(now: WallTime) -> String {
+pub fn name_of(now: WallTime) -> String {
     now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).collect()
 }

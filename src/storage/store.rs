@@ -65,7 +65,7 @@ use super::memtable::Memtable;
 use super::sealing::{Sealer, SealingKey};
 use super::sled_db::{leak_db, open_sled};
 use super::space::{BALLAST_BYTES, Folder};
-use super::{compaction, identity, names, row, space};
+use super::{compaction, identity, journal, names, row, space};
 
 /// The size of a checkpoint's batch. sled keeps all pages that a batch replaces until the batch is over, and commits wait for
 /// it: with 256 KiB, filling the queue by 10,000 accepts took 38 MiB and the slowest hundredth of accepts 6 times the
@@ -201,6 +201,33 @@ impl Store {
         Ok(own.copied())
     }
 
+    /// Appends rows in the order of their keys to `to`, as [`read_rows`] reads them, until it has `bytes` of them. It
+    /// begins after the key `after`, and returns the last key; `None` if no row comes after it. The rows are the
+    /// committed ones if it is called between two commits.
+    ///
+    /// [`read_rows`]: crate::storage::read_rows
+    pub fn copy_rows(&self, after: Key, bytes: usize, to: &mut Vec<u8>) -> Result<Option<Key>, StoreFailed> {
+        let end = to.len() + bytes;
+        let mut last = after;
+        while let Some(key) = self.next_key(Key::FIRST, Bound::Excluded(last))? {
+            // The position in the journal is this folder's own.
+            if *key != *EPOCH {
+                self.read(&key, |value| journal::put_row(to, &key, Some(value)))?;
+            }
+            last = key;
+            if to.len() >= end {
+                return Ok(Some(last));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The text of the format stamp, with the store's own key as the folder has it: sealed if there is a key file.
+    pub fn stamp_text(&self) -> Result<Zeroizing<String>, StoreFailed> {
+        let text = identity::text(&self.path).map_err(|cause| self.failed("read the stamp of", &cause))?;
+        text.ok_or_else(|| self.failed("read the stamp of", &"it is missing"))
+    }
+
     /// About the bytes that the next commit writes.
     pub fn pending_bytes(&self) -> usize {
         self.memtable.uncommitted_bytes()
@@ -209,11 +236,23 @@ impl Store {
     /// Makes all changes since the last commit durable. **The instant of commit** is the return of the journal's
     /// `fdatasync`. After a crash before it, or an error, the next start finds all of the changes or none.
     pub fn commit(&mut self) -> Result<(), StoreFailed> {
+        self.commit_and_copy(|_| ())
+    }
+
+    /// The same. `copy` gets the rows of the commit as [`read_rows`] reads them, after they were written and before they
+    /// are synced, so that the caller can copy them elsewhere while the disk works. They are not durable yet.
+    ///
+    /// [`read_rows`]: crate::storage::read_rows
+    pub fn commit_and_copy(&mut self, copy: impl FnOnce(&[u8])) -> Result<(), StoreFailed> {
         if self.memtable.uncommitted().is_empty() {
             return Ok(());
         }
         self.sync_read_splits()?;
-        let written = self.journal.append(self.memtable.uncommitted()).and_then(|()| self.journal.sync());
+        let appended = self.journal.append(self.memtable.uncommitted());
+        let written = appended.and_then(|()| {
+            copy(self.journal.appended());
+            self.journal.sync()
+        });
         written.map_err(|cause| self.fail_permanently("write the journal of", &cause))?;
         self.memtable.commit();
         Ok(())

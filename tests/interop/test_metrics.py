@@ -65,6 +65,18 @@ METRICS = {
 }
 # Of a relay in a fleet.
 FLEET = {name: ("gauge", {NONE}) for name in ("fleet_up", "fleet_members", "fleet_quota_rate")}
+# Of a relay whose queue has a copy there.
+COPY = {
+    "messages_rejected_total": ("counter", REJECTED | labels("reason", "fenced", "fleet_down")),
+    "fleet_behind_commits": ("gauge", {NONE}),
+    "fleet_behind_seconds": ("gauge", {NONE}),
+    "fleet_ack_seconds": ("histogram", {NONE}),
+    "fleet_fenced_total": ("counter", {NONE}),
+    "fleet_restored_messages_total": ("counter", {NONE}),
+    "fleet_late_messages_total": ("counter", {NONE}),
+    "fleet_stream_bytes": ("gauge", {NONE}),
+    "fleet_orphans": ("gauge", {NONE}),
+}
 DELIVERY_BUCKETS = ["0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "120", "300", "900", "3600", "+Inf"]
 
 
@@ -108,6 +120,15 @@ def test_every_metric_and_label_exists_from_the_first_scrape(relays, upstream):
 def test_relay_of_a_fleet_has_the_metrics_of_the_fleet_too(relays, upstream, nats_servers):
     relay = relays(upstream.url, sender__connect_instance="shop", fleet__servers=nats_servers().url)
     check(relay, METRICS | FLEET)
+
+
+def test_relay_with_a_copy_in_the_fleet_has_the_metrics_of_the_copy_too(relays, upstream, nats_servers, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=\n")
+    servers = nats_servers(f'jetstream {{ store_dir: "{tmp_path}/js" }}').url
+    copy = {"fleet__replicate": "true", "fleet__identity": "pod-0", "fleet__replicas": 1, "queue__key_file": keys}
+    relay = relays(upstream.url, sender__connect_instance="shop", fleet__servers=servers, **copy)
+    check(relay, METRICS | FLEET | COPY)
 
 
 def test_events_are_counted_and_metrics_contain_no_token_or_contents(relays, upstreams):

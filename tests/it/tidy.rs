@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) const FLOORS: &[&[&str]] = &[
     &["time", "metrics", "malloc"],
     &["retry", "storage"],
-    &["message", "delivery"],
+    &["message", "delivery", "ship"],
     &["message_log", "pacer", "fairness", "suspects", "health", "service_manager", "tls"],
     &["queue", "participant", "fleet", "serve"],
     &["status"],

@@ -66,6 +66,43 @@ class NatsServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class NatsCluster:
+    """Three servers with JetStream that form a cluster; each can be killed, frozen and started again."""
+
+    def __init__(self, sync="always"):
+        routes = [free_port() for _ in range(3)]
+        listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+        self.servers = []
+        for number, route in enumerate(routes):
+            server = NatsServer()
+            server.config.write_text(
+                f"""
+                listen: "127.0.0.1:{server.port}"
+                server_name: "n{number}"
+                jetstream {{ store_dir: "{server.folder}/js", sync_interval: {sync} }}
+                cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}] }}
+                """
+            )
+            self.servers.append(server)
+
+    @property
+    def url(self):
+        return ",".join(server.url for server in self.servers)
+
+    def start(self, which=(0, 1, 2)):
+        for number in which:
+            self.servers[number].start()
+        return self
+
+    def kill(self, which=(0, 1, 2)):
+        for number in which:
+            self.servers[number].kill()
+
+    def remove(self):
+        for server in self.servers:
+            server.remove()
+
+
 class NatsListener:
     """Reads all messages of a subject, as `(subject, payload)`, and notes when each arrived, in seconds."""
 

@@ -17,7 +17,7 @@ from kit.browser import Browser
 from kit.containers import buildah, debian, forget, image_of
 from kit.helpers import NodeHelper, PythonHelper
 from kit.monitoring import Load, Prometheus
-from kit.nats import NatsListener, NatsServer
+from kit.nats import NatsCluster, NatsListener, NatsServer
 from kit.outcomes import Outcomes
 from kit.processes import ROOT, Relay, Simulator
 from kit.tools import MACHINE, WORK, missing, must
@@ -208,6 +208,16 @@ def nats_servers():
     yield make
     for server in made:
         server.remove()
+
+
+@pytest.fixture
+def cluster():
+    """Three NATS servers with JetStream."""
+    made = NatsCluster()
+    try:
+        yield made.start()
+    finally:
+        made.remove()
 
 
 @pytest.fixture

@@ -59,9 +59,13 @@ def test_each_alert_about_a_relay_names_its_namespace_and_pod():
 
 
 @pytest.fixture
-def member(relays, upstream, nats_servers):
-    """A relay of a fleet: it has all metrics."""
-    return relays(upstream.url, sender__connect_instance="shop", fleet__servers=nats_servers().url)
+def member(relays, upstream, nats_servers, tmp_path):
+    """A relay of a fleet, with a copy of its queue there: it has all metrics."""
+    keys = tmp_path / "keys"
+    keys.write_text("a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=\n")
+    servers = nats_servers(f'jetstream {{ store_dir: "{tmp_path}/js" }}').url
+    copy = {"fleet__replicate": "true", "fleet__identity": "pod-0", "fleet__replicas": 1, "queue__key_file": keys}
+    return relays(upstream.url, sender__connect_instance="shop", fleet__servers=servers, **copy)
 
 
 def test_promtool_finds_no_fault_in_the_exported_metrics(member):

@@ -56,7 +56,7 @@ impl Round {
 
 /// Takes out messages that are due, each of another conversation, in turn.
 pub fn lease(state: &mut State, request: LeaseRequest, now: Timestamp) -> Result<Work> {
-    if state.paused().is_some() {
+    if state.paused().is_some() || state.fenced {
         return Ok(Work::default());
     }
     let Some(most) = most_while_refused(state, request.most, now) else {

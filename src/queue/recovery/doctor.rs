@@ -263,20 +263,26 @@ impl Doctor {
     /// The ConnectionToken that a message would be sent with (sealed if there is no key), and true if the bot named its
     /// conversation by a key.
     fn secret(&self, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
-        let (hash, token) = current_token(&record.token, |key| self.log.get(key))?;
-        if token.secret.bytes().is_empty() {
-            return Ok(None);
-        }
-        let secret = match &self.sealer {
-            Some(sealer) => sealer.open(&keys::token(&hash), &token.secret),
-            None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
-        };
-        Ok(secret.map(|secret| (secret, token.keyed)))
+        secret(&self.log, self.sealer.as_ref(), record)
     }
 
     fn id(&self, sequence: u64) -> String {
         format!("{:08x}-{sequence}", self.nonce)
     }
+}
+
+/// The ConnectionToken that a message would be sent with (sealed if there is no key), and true if the bot named its
+/// conversation by a key.
+pub fn secret(log: &Image, sealer: Option<&Sealer>, record: &Record) -> io::Result<Option<(Zeroizing<Vec<u8>>, bool)>> {
+    let (hash, token) = current_token(&record.token, |key| log.get(key))?;
+    if token.secret.bytes().is_empty() {
+        return Ok(None);
+    }
+    let secret = match sealer {
+        Some(sealer) => sealer.open(&keys::token(&hash), &token.secret),
+        None => Some(Zeroizing::new(token.secret.bytes().to_vec())),
+    };
+    Ok(secret.map(|secret| (secret, token.keyed)))
 }
 
 impl Report {

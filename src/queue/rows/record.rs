@@ -105,6 +105,11 @@ impl Default for Record {
     }
 }
 
+/// The caller with this number.
+pub fn caller_of(number: u64) -> Caller {
+    u32::try_from(number).map_or(Caller::Tcp, Caller::Uid)
+}
+
 /// The number of a caller in keys, records and hashes.
 pub fn caller_number(caller: Caller) -> u64 {
     match caller {

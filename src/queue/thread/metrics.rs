@@ -1,6 +1,7 @@
 //! The queue's metrics. Counters count committed events; gauges show the store at the last tick or overview.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -36,6 +37,32 @@ pub struct QueueMetrics {
     held: IntGaugeVec,
     paused: IntGauge,
     expiring: IntGauge,
+    pub copy: Option<CopyMetrics>,
+}
+
+/// The metrics of the copy in the fleet.
+#[derive(Debug)]
+pub struct CopyMetrics {
+    behind_commits: IntGauge,
+    behind_seconds: Gauge,
+}
+
+impl CopyMetrics {
+    pub fn new(metrics: &Metrics) -> CopyMetrics {
+        CopyMetrics {
+            behind_commits: metrics.gauge(
+                "fleet_behind_commits",
+                "Commits that the stream did not have when they were answered; 0 when it has all.",
+            ),
+            behind_seconds: metrics
+                .level("fleet_behind_seconds", "How long the stream has lacked commits; 0 when it has all."),
+        }
+    }
+
+    pub fn show(&self, commits: u64, since: Option<Duration>) {
+        self.behind_commits.set(whole(commits));
+        self.behind_seconds.set(since.map_or(0.0, |since| since.as_secs_f64()));
+    }
 }
 
 impl QueueMetrics {
@@ -87,6 +114,7 @@ impl QueueMetrics {
                 "Messages queued that will expire before they can be sent, at the learned rate: an estimate.",
             ),
             paused: metrics.gauge("paused", "1 while an operator has paused sending."),
+            copy: None,
         };
         metrics.gauge("queue_messages_max", "queue.messages_max.").set(whole(options.messages_max));
         metrics.gauge("queue_bytes_max", "queue.bytes_max.").set(whole(options.bytes_max));

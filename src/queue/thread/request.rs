@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::pacer::Budget;
 use crate::queue::api::{MessageId, MessageState, Result};
 use crate::queue::rows::Hash;
 use crate::queue::state::State;
 use crate::queue::state::parts::CallerSet;
+use crate::ship;
 use crate::storage::StoreFailed;
 use crate::time::{Clock, Timestamp};
 
@@ -84,6 +85,8 @@ pub struct Shared {
     pub budget: OnceLock<Budget>,
     pub failure: OnceLock<StoreFailed>,
     pub failed: Notify,
+    /// The state of the copy in the fleet, if there is one.
+    pub copy: OnceLock<watch::Receiver<ship::link::State>>,
 }
 
 impl Shared {
@@ -97,6 +100,7 @@ impl Shared {
             budget: OnceLock::new(),
             failure: OnceLock::new(),
             failed: Notify::new(),
+            copy: OnceLock::new(),
         }
     }
 }

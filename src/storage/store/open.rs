@@ -40,6 +40,9 @@ impl Store {
         }
         let lock = lock(path)?;
         space::free_open_bytes(path);
+        if compaction::is_restored(path) {
+            compaction::finish(path).map_err(failed("finish a restore"))?;
+        }
         let stamp = read_stamp(path, &options.keys)?;
         if stamp.is_none() {
             if has_rows(path).map_err(failed("read its log"))? {

@@ -1,0 +1,705 @@
+//! The copy of the queue in the fleet: its start, and the task that ships.
+//!
+//! ```text
+//!                        ┌ the volume has this queue ──────────────────────────────▶ open it
+//! start: find the owner  ├ the volume is empty, the stream has a queue ─ silence ─▶ restore it, then open it
+//! of the stream          ├ another relay continued the volume's queue ─ silence ─▶ set it aside, restore, open
+//!                        └ no answer ─▶ a queue: open it; an empty volume: wait 2 x `lease`, then open an empty queue
+//! ```
+//!
+//! *Silence*: the owner's last record says that it left, or for `lease` neither a sign of life nor a new record came. An
+//! owner that lives keeps the doors of this relay shut. A relay that was wrong about that stores nothing: its claim
+//! expects the last record that it read.
+//!
+//! The task owns one connection at a time. The queue's thread gives it tickets and gets reports; [`Ship`] decides.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus::{Histogram, IntCounter, IntGauge};
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, warn};
+
+use super::connection::{Connector, Happening, Link};
+use super::options::CopyOptions;
+use super::restore::restore;
+use super::signs::{self, Sign};
+use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
+use crate::metrics::{LOCAL_SECONDS, Metrics};
+use crate::retry::Backoff;
+use crate::ship::record::{Codec, Head, Kind};
+use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
+use crate::storage;
+use crate::time::{Clock, Timestamp};
+
+/// The delays between rounds in which no server accepted.
+const BACKOFF: Backoff =
+    Backoff { initial: Duration::from_millis(200), multiplier: 2.0, randomization: 0.5, max: Duration::from_secs(5) };
+/// The delays before a record in doubt is published again.
+const DOUBT: Backoff =
+    Backoff { initial: Duration::from_millis(20), multiplier: 2.0, randomization: 0.0, max: Duration::from_secs(1) };
+/// The interval of signs of life.
+const SIGN: Duration = Duration::from_secs(1);
+/// The interval of looks at the stream's size.
+const MEASURE: Duration = Duration::from_secs(10);
+/// The answers in vain after which the relay logs the reason.
+const DOUBTS_MAX: u32 = 5;
+/// The silence after which the owner of a stream with messages counts as gone for the metric.
+const ORPHANED: Duration = Duration::from_secs(60);
+
+/// The reasons why a relay cannot begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The configuration and the servers do not match.
+    #[error("{0}")]
+    Config(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The copy before the queue is open.
+#[derive(Debug)]
+pub struct Replica {
+    options: CopyOptions,
+    connector: Connector,
+    codec: Codec,
+    ship: Ship,
+    own: Identity,
+    link: Option<Link>,
+    clock: Clock,
+    rng: fastrand::Rng,
+    metrics: ReplicaMetrics,
+    /// True if the queue was restored from the stream.
+    pub restored: bool,
+    /// The records in doubt and the looks in vain since a record was stored, and true if the reason was logged.
+    doubts: (u32, bool),
+    /// True if the queue began empty because the servers did not answer: the stream may have one.
+    unrestored: bool,
+    /// Notified when a store was set aside whose messages are to be accepted.
+    late: Arc<Notify>,
+}
+
+#[derive(Clone, Debug)]
+struct ReplicaMetrics {
+    ack_seconds: Histogram,
+    fenced: IntCounter,
+    stream_bytes: IntGauge,
+    orphans: IntGauge,
+}
+
+/// The owner of the stream, as a start finds it.
+struct Found {
+    standing: Standing,
+    head: Option<Head>,
+    info: Info,
+}
+
+impl Replica {
+    /// Makes the volume ready to be opened: finds the stream's owner, waits for its silence, and restores the queue if
+    /// another volume had it.
+    ///
+    /// # Errors
+    /// If the servers do not work with this relay, its key file does not open the stream, or a file cannot be written.
+    pub async fn prepare(
+        options: CopyOptions,
+        clock: Clock,
+        metrics: &Metrics,
+        seed: u64,
+    ) -> Result<Replica, StartError> {
+        let connector = Connector::new(&options.fleet).map_err(StartError::Failed)?;
+        let codec = Codec::new(options.keys.clone(), &super::stream::name(&options.fleet.name, &options.identity));
+        let failed = |error: &dyn std::fmt::Display| StartError::Failed(format!("{}: {error}", options.path.display()));
+        let unused = storage::is_unused(&options.path).map_err(|error| failed(&error))?;
+        let volume = storage::volume(&options.path).map_err(|error| failed(&error))?;
+        let own = Identity { volume, instance: seed | 1, node: options.node.clone() };
+        let metrics = ReplicaMetrics {
+            ack_seconds: metrics.histogram(
+                "fleet_ack_seconds",
+                "From a record's first publication to the fleet's having it.",
+                LOCAL_SECONDS,
+            ),
+            fenced: metrics.counter("fleet_fenced_total", "Times that another relay took over this queue."),
+            stream_bytes: metrics.gauge("fleet_stream_bytes", "Bytes of this relay's stream, in one copy."),
+            orphans: metrics.gauge(
+                "fleet_orphans",
+                "Streams of the fleet that hold queued messages and whose owner was not heard of for a minute.",
+            ),
+        };
+        let ship = Ship::new(codec.clone(), own.clone(), None, seed);
+        let rng = fastrand::Rng::with_seed(seed);
+        let mut replica = Replica {
+            options,
+            connector,
+            codec,
+            ship,
+            own,
+            link: None,
+            clock,
+            rng,
+            metrics,
+            restored: false,
+            doubts: (0, false),
+            unrestored: false,
+            late: Arc::default(),
+        };
+        replica.take_over(unused, seed).await?;
+        Ok(replica)
+    }
+
+    async fn take_over(&mut self, unused: bool, seed: u64) -> Result<(), StartError> {
+        let patience = if unused { 2 * self.options.lease } else { self.options.ack_timeout };
+        let found = if unused && !self.options.go_on {
+            self.find().await?
+        } else {
+            match timeout(patience, self.find()).await {
+                Ok(found) => found?,
+                Err(_) if unused => {
+                    warn!(
+                        waited_s = patience.as_secs(),
+                        consequence = "the relay begins an empty queue; what the stream has is accepted later, behind what is queued",
+                        "queue not restored"
+                    );
+                    self.unrestored = true;
+                    return Ok(());
+                }
+                // The task goes on trying; what the volume has is accepted and sent meanwhile.
+                Err(_) => return Ok(()),
+            }
+        };
+        let volume = self.own.volume;
+        // An empty volume has lost what its own claim was about.
+        let foreign = found.standing.owner.as_ref().is_some_and(|owner| unused || owner.volume != volume);
+        if !foreign {
+            self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(found.standing), seed);
+            return Ok(());
+        }
+        let standing = self.wait_for_silence(found).await?;
+        if !unused {
+            let (path, now) = (self.options.path.clone(), self.clock.wall());
+            let succession = standing
+                .owner
+                .as_ref()
+                .and_then(|owner| owner.successions.iter().rev().find(|succession| succession.volume == volume));
+            let from = succession.map_or(0, |succession| succession.sequence);
+            let left = storage::leave(&path, from, now).map_err(|error| StartError::Failed(error.to_string()))?;
+            // The process that found itself fenced left before its metrics were read again.
+            self.metrics.fenced.inc();
+            warn!(
+                folder = %left.path.display(),
+                "another relay has continued this queue: the volume's own copy is set aside, and the newer one is restored"
+            );
+            let volume = storage::volume(&path).map_err(|error| StartError::Failed(error.to_string()))?;
+            self.own.volume = volume;
+        }
+        let path = self.options.path.clone();
+        self.restored = self.restore(&path, standing.last).await?;
+        self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), seed);
+        Ok(())
+    }
+
+    /// Connects, and finds the owner of the stream. Tries until the servers answer.
+    async fn find(&mut self) -> Result<Found, StartError> {
+        let mut failures = 0;
+        let mut said = false;
+        loop {
+            let error = match self.look().await {
+                Ok(found) => return Ok(found),
+                Err(StreamError::Unsupported(why) | StreamError::Unreadable(why)) => {
+                    return Err(StartError::Config(why));
+                }
+                Err(StreamError::Failed(why)) => why,
+            };
+            self.link = None;
+            if !said {
+                said = true;
+                warn!(why = error, "the fleet's servers do not answer yet");
+            }
+            failures += 1;
+            sleep(BACKOFF.delay(failures, self.rng.f64())).await;
+        }
+    }
+
+    async fn look(&mut self) -> Result<Found, StreamError> {
+        if self.link.is_none() {
+            let link = self.connector.connect(self.rng.usize(..)).await.map_err(StreamError::Failed)?;
+            self.stream(&link).check_server().await?;
+            self.link = Some(link);
+        }
+        let Some(link) = &self.link else { return Err(StreamError::Failed("not connected".into())) };
+        let stream = self.stream(link);
+        let info = stream.info().await?.unwrap_or_default();
+        let (standing, head) = stream.standing(&self.codec).await?;
+        if info.last == 0
+            && let Err(error) = self.ensure(&stream).await
+        {
+            debug!(%error, "the stream is not made yet");
+        }
+        Ok(Found { standing, head, info })
+    }
+
+    async fn ensure(&self, stream: &Stream) -> Result<(), StreamError> {
+        let CopyOptions { identity, fleet, shape, .. } = &self.options;
+        stream.ensure(shape, json!({ (IDENTITY): identity, "connect-relay-fleet": fleet.name })).await
+    }
+
+    fn stream(&self, link: &Link) -> Stream {
+        Stream::new(link.client(), &self.options.fleet.name, &self.options.identity)
+    }
+
+    /// Waits until the owner is gone, and returns the last state of its stream.
+    async fn wait_for_silence(&mut self, found: Found) -> Result<Standing, StartError> {
+        let mut found = found;
+        let mut warned = false;
+        loop {
+            if found.head.is_some_and(|head| head.kind == Kind::Released) {
+                return Ok(found.standing);
+            }
+            match self.listen(&found).await {
+                Ok(None) => return Ok(found.standing),
+                Ok(Some(node)) if !warned => {
+                    warned = true;
+                    let owner = found.standing.owner.as_ref().map(|owner| owner.node.clone()).unwrap_or_default();
+                    warn!(
+                        identity = self.options.identity,
+                        other = node.unwrap_or(owner),
+                        "another relay lives under this fleet.identity: this one waits with closed doors until it is gone"
+                    );
+                }
+                Ok(Some(_)) => {}
+                Err(why) => warn!(why, "the fleet's servers do not answer; the relay waits for them with closed doors"),
+            }
+            found = self.find().await?;
+        }
+    }
+
+    /// Listens for a sign of life of the owner, for the time of the lease. Returns the other machine's name if one came;
+    /// `None` inside if it was a record.
+    async fn listen(&mut self, found: &Found) -> Result<Option<Option<String>>, String> {
+        let Some(mut link) = self.link.take() else { return Err("not connected".into()) };
+        link.subscribe(&signs::subject_of(&self.options.fleet.name, &self.options.identity)).await?;
+        let stream = self.stream(&link);
+        let last = found.info.last;
+        let own = self.own.instance;
+        let heard = async {
+            let mut looks = interval(SIGN);
+            loop {
+                tokio::select! {
+                    happening = link.next() => match happening {
+                        Happening::Message(payload) => match serde_json::from_slice::<Sign>(&payload) {
+                            Ok(sign) if sign.instance != own => return Ok(Some(sign.node)),
+                            _ => {}
+                        },
+                        Happening::Lost(why) => return Err(why),
+                        Happening::Refused(_) => {}
+                    },
+                    _ = looks.tick() => match stream.info().await {
+                        Ok(info) if info.unwrap_or_default().last != last => return Ok(None),
+                        Ok(_) => {}
+                        Err(error) => return Err(error.to_string()),
+                    },
+                }
+            }
+        };
+        let heard = timeout(self.options.lease, heard).await;
+        match heard {
+            Ok(Ok(node)) => Ok(Some(node)),
+            Ok(Err(why)) => Err(why),
+            Err(_) => {
+                self.link = Some(link);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Restores the queue that the stream has up to this sequence, in a folder. Returns false if it has none.
+    async fn restore(&mut self, path: &Path, last: u64) -> Result<bool, StartError> {
+        let failed = |error: &dyn std::fmt::Display| StartError::Failed(format!("restore the queue: {error}"));
+        loop {
+            let restored = self.read_back(path, last).await;
+            match restored {
+                Ok(restored) => return Ok(restored),
+                Err(StreamError::Failed(why)) => {
+                    warn!(why, "the queue is not restored yet");
+                    self.link = None;
+                    self.find().await?;
+                }
+                Err(StreamError::Unreadable(why)) => return Err(failed(&why)),
+                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
+            }
+        }
+    }
+
+    async fn read_back(&self, path: &Path, last: u64) -> Result<bool, StreamError> {
+        let Some(link) = &self.link else { return Err(StreamError::Failed("not connected".into())) };
+        restore(&self.stream(link), &self.codec, path, last).await
+    }
+
+    /// Ships until `stop`, or until the queue's thread has ended and everything is stored.
+    pub async fn run(mut self, end: ship::link::TaskEnd, stop: impl Future<Output = ()>) {
+        let ship::link::TaskEnd { mut tickets, reports, .. } = end;
+        let mut stop = std::pin::pin!(stop);
+        let mut failures = 0;
+        let mut announced = false;
+        tokio::select! {
+            () = &mut stop => {}
+            () = async {
+                loop {
+                    let link = match self.link.take() {
+                        Some(link) => Ok(Some(link)),
+                        None => self.connect(&mut tickets).await,
+                    };
+                    let lost = match link {
+                        Ok(Some(link)) if self.unrestored => {
+                            self.link = Some(link);
+                            match self.take_over_late().await {
+                                Ok(()) => continue,
+                                Err(error) => Err(error.to_string()),
+                            }
+                        }
+                        Ok(Some(link)) => {
+                            failures = 0;
+                            announced = false;
+                            let _ = reports.send(Report::Connected(true));
+                            self.report(&reports);
+                            self.serve(link, &mut tickets, &reports).await
+                        }
+                        Ok(None) => return,
+                        Err(why) => Err(why),
+                    };
+                    let _ = reports.send(Report::Connected(false));
+                    match lost {
+                        Ok(()) => return,
+                        Err(why) if !announced => {
+                            announced = true;
+                            warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
+                        }
+                        Err(_) => {}
+                    }
+                    failures += 1;
+                    let delay = BACKOFF.delay(failures, self.rng.f64());
+                    if !self.pause(delay, &mut tickets).await {
+                        return;
+                    }
+                }
+            } => {}
+        }
+    }
+
+    /// Takes the stream over after a start without it: its queue becomes a store beside this one, whose messages are
+    /// accepted behind what is queued.
+    async fn take_over_late(&mut self) -> Result<(), StartError> {
+        let found = self.find().await?;
+        let foreign = found.standing.owner.as_ref().is_some_and(|owner| owner.volume != self.own.volume);
+        let standing = if foreign { self.wait_for_silence(found).await? } else { found.standing };
+        if foreign {
+            let left = storage::make_left(&self.options.path, 0, self.clock.wall());
+            let left = left.map_err(|error| StartError::Failed(error.to_string()))?;
+            self.restore(&left.path, standing.last).await?;
+            self.late.notify_one();
+        }
+        self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), self.rng.u64(..));
+        self.unrestored = false;
+        Ok(())
+    }
+
+    /// Notified when a store was set aside whose messages are to be accepted.
+    #[must_use]
+    pub fn late(&self) -> Arc<Notify> {
+        Arc::clone(&self.late)
+    }
+
+    /// Sends the reports that the queue's thread finds at its beginning.
+    pub fn announce(&mut self, end: &ship::link::TaskEnd) {
+        let _ = end.reports.send(Report::Connected(self.link.is_some()));
+        self.report(&end.reports);
+    }
+
+    fn report(&mut self, reports: &std::sync::mpsc::Sender<Report>) {
+        for report in self.ship.take_reports() {
+            if matches!(report, Report::Fenced(_)) {
+                self.metrics.fenced.inc();
+            }
+            // If the thread is gone, nothing is shipped any more.
+            let _ = reports.send(report);
+        }
+    }
+
+    /// Takes tickets for a while. Returns false if the queue's thread has ended.
+    async fn pause(&mut self, delay: Duration, tickets: &mut UnboundedReceiver<Ticket>) -> bool {
+        let mut over = std::pin::pin!(sleep(delay));
+        loop {
+            tokio::select! {
+                () = &mut over => return true,
+                ticket = tickets.recv() => match ticket {
+                    Some(ticket) => self.ship.push(ticket),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    /// Connects to a server that works. `None` if the queue's thread has ended.
+    async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, String> {
+        let (connector, first) = (self.connector.clone(), self.rng.usize(..));
+        let (fleet, identity) = (self.options.fleet.name.clone(), self.options.identity.clone());
+        let connecting = async move {
+            let link = connector.connect(first).await?;
+            let checked = Stream::new(link.client(), &fleet, &identity).check_server().await;
+            checked.map(|()| link).map_err(|error| error.to_string())
+        };
+        let mut connecting = std::pin::pin!(connecting);
+        loop {
+            tokio::select! {
+                link = &mut connecting => return link.map(Some),
+                ticket = tickets.recv() => match ticket {
+                    Some(ticket) => self.ship.push(ticket),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// Ships over one connection. Returns when the queue's thread has ended and everything is stored, or with the reason
+    /// why the connection is lost.
+    async fn serve(
+        &mut self,
+        mut link: Link,
+        tickets: &mut UnboundedReceiver<Ticket>,
+        reports: &std::sync::mpsc::Sender<Report>,
+    ) -> Result<(), String> {
+        let stream = self.stream(&link);
+        self.ship.limit_records(stream.record_max());
+        let fleet = self.options.fleet.name.clone();
+        let signs = signs::subject_of(&fleet, &self.options.identity);
+        link.subscribe(&signs::subject_of_all(&fleet)).await?;
+        let mut orphans = Orphans::new(self.clock.now());
+        let sign =
+            Sign { identity: self.options.identity.clone(), instance: self.own.instance, node: self.own.node.clone() };
+        let sign = serde_json::to_vec(&sign).map_err(|error| error.to_string())?;
+        let mut ticks = interval(SIGN);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut measured: Option<Timestamp> = None;
+        let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        loop {
+            self.report(reports);
+            if step.is_none() {
+                match self.begin_step(&stream, doubts) {
+                    Some(next) => {
+                        if doubts == 0 {
+                            began = self.clock.now();
+                        }
+                        step = Some(next);
+                    }
+                    None if ended => return Ok(()),
+                    None => {}
+                }
+            }
+            let done = async {
+                match &mut step {
+                    Some(step) => step.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                done = done => {
+                    step = None;
+                    if let Done::Measured(_, Ok(streams)) = &done {
+                        let count = orphans.count(streams, &self.options.identity, self.clock.now());
+                        self.metrics.orphans.set(count);
+                    }
+                    let published = matches!(done, Done::Published(Answer::Stored(_)));
+                    doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
+                    if published && doubts == 0 {
+                        self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());
+                    }
+                }
+                ticket = tickets.recv(), if !ended => match ticket {
+                    Some(ticket) => self.ship.push(ticket),
+                    None => ended = true,
+                },
+                happening = link.next() => match happening {
+                    Happening::Message(payload) => {
+                        let sign = orphans.heard(&payload, self.clock.now());
+                        // A successor, perhaps: the stream decides.
+                        if sign.is_some_and(|sign| self.is_rival(&sign)) {
+                            measured = None;
+                        }
+                    }
+                    Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
+                    Happening::Refused(why) => debug!(why, "the server refuses something"),
+                },
+                _ = ticks.tick() => {
+                    if self.ship.is_owner() {
+                        link.publish(&signs, sign.clone()).await?;
+                    }
+                    let now = self.clock.now();
+                    if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
+                        measured = Some(now);
+                        let (stream, client, fleet) = (stream.clone(), link.client(), fleet.clone());
+                        step = Some(Box::pin(async move {
+                            let info = stream.info().await;
+                            Done::Measured(info, list(&client, &fleet).await)
+                        }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Logs the reason why the stream takes no records, once, if that goes on.
+    fn doubt(&mut self, why: String) {
+        self.doubts.0 += 1;
+        if self.doubts.0 >= DOUBTS_MAX && !self.doubts.1 {
+            self.doubts.1 = true;
+            warn!(why, "the fleet's stream does not take records; the relay tries again until it does");
+        }
+    }
+
+    fn is_rival(&self, sign: &Sign) -> bool {
+        sign.identity == self.options.identity && sign.instance != self.own.instance && self.ship.is_owner()
+    }
+
+    /// Begins the next step. `None` if there is nothing to do.
+    fn begin_step(&self, stream: &Stream, doubts: u32) -> Option<Pin<Box<dyn Future<Output = Done> + Send>>> {
+        let (stream, codec, within) = (stream.clone(), self.codec.clone(), self.options.ack_timeout);
+        let delay = if doubts == 0 { Duration::ZERO } else { DOUBT.delay(doubts, 0.5) };
+        Some(match self.ship.next() {
+            Step::Wait | Step::Stop => return None,
+            Step::Publish { expected, record } => {
+                let record = Bytes::copy_from_slice(record);
+                Box::pin(async move {
+                    sleep(delay).await;
+                    match stream.publish(expected, record, within).await {
+                        Answer::Doubt(_) if matches!(stream.info().await, Ok(None)) => Done::Gone,
+                        answer => Done::Published(answer),
+                    }
+                })
+            }
+            Step::Read(sequence) => Box::pin(async move {
+                sleep(delay).await;
+                Done::Read(stream.get(sequence).await.ok().flatten())
+            }),
+            Step::Look => {
+                let (shape, identity, fleet) =
+                    (self.options.shape, self.options.identity.clone(), self.options.fleet.name.clone());
+                Box::pin(async move {
+                    sleep(delay).await;
+                    let metadata = json!({ (IDENTITY): identity, "connect-relay-fleet": fleet });
+                    match stream.ensure(&shape, metadata).await {
+                        Ok(()) => Done::Looked(stream.standing(&codec).await.map(|(standing, _)| standing)),
+                        Err(error) => Done::Looked(Err(error)),
+                    }
+                })
+            }
+            Step::Purge(before) => Box::pin(async move {
+                // If it fails, the next snapshot removes more.
+                if let Err(error) = stream.purge(before).await {
+                    debug!(%error, "the stream was not shortened");
+                }
+                Done::Purged
+            }),
+        })
+    }
+
+    /// Takes in the result of a step. Returns false if it has to be repeated after a pause.
+    fn apply(&mut self, done: Done) -> bool {
+        match done {
+            Done::Published(Answer::Stored(sequence)) => {
+                self.doubts = (0, false);
+                self.ship.stored(sequence);
+            }
+            Done::Published(Answer::Refused(last)) => self.ship.refused(last),
+            Done::Published(Answer::Doubt(why)) => {
+                self.doubt(why);
+                return false;
+            }
+            Done::Gone => self.ship.gone(),
+            Done::Read(Some(record)) => self.ship.read(Some(&record)),
+            Done::Read(None) => {
+                self.ship.read(None);
+                return false;
+            }
+            Done::Looked(Ok(standing)) => self.ship.found(standing),
+            Done::Looked(Err(error)) => {
+                self.doubt(error.to_string());
+                return false;
+            }
+            Done::Purged => self.ship.purged(),
+            Done::Measured(Ok(info), _) => {
+                let Info { last, bytes, .. } = info.unwrap_or_default();
+                self.ship.measured(last);
+                self.metrics.stream_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+            Done::Measured(Err(_), _) => {}
+        }
+        true
+    }
+}
+
+/// The result of a step.
+enum Done {
+    Published(Answer),
+    Gone,
+    Read(Option<Vec<u8>>),
+    Looked(Result<Standing, StreamError>),
+    Purged,
+    Measured(Result<Option<Info>, StreamError>, Result<Vec<Listed>, StreamError>),
+}
+
+/// The owners of the fleet's streams as this relay hears them.
+struct Orphans {
+    /// The time since which this relay listens.
+    since: Timestamp,
+    heard: HashMap<String, Timestamp>,
+}
+
+impl Orphans {
+    fn new(since: Timestamp) -> Orphans {
+        Orphans { since, heard: HashMap::new() }
+    }
+
+    fn heard(&mut self, payload: &[u8], now: Timestamp) -> Option<Sign> {
+        let sign: Sign = serde_json::from_slice(payload).ok()?;
+        self.heard.insert(sign.identity.clone(), now);
+        Some(sign)
+    }
+
+    /// The streams of others that hold messages and whose owner is silent.
+    fn count(&mut self, streams: &[Listed], own: &str, now: Timestamp) -> i64 {
+        // A fleet of pods with new names leaves no names behind.
+        self.heard.retain(|_, at| now.since(*at) < ORPHANED);
+        let gone = streams.iter().filter(|stream| {
+            let silent = !self.heard.contains_key(&stream.identity) && now.since(self.since) >= ORPHANED;
+            stream.identity != own && silent && stream.queued != Some(0)
+        });
+        i64::try_from(gone.count()).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orphan_holds_messages_and_was_silent_for_a_minute() {
+        let stream =
+            |identity: &str, queued| Listed { identity: identity.into(), last: String::new(), queued, bytes: 0 };
+        let streams = [stream("own", Some(3)), stream("a", Some(3)), stream("b", Some(0)), stream("c", None)];
+        let at = |seconds: u64| Timestamp(seconds * 1000);
+        let mut orphans = Orphans::new(at(0));
+        assert_eq!(orphans.count(&streams, "own", at(59)), 0, "it has not listened for a minute");
+        let sign = Sign { identity: "a".into(), instance: 1, node: "n".into() };
+        orphans.heard(&serde_json::to_vec(&sign).unwrap(), at(30));
+        orphans.heard(b"not a sign", at(30));
+        assert_eq!(orphans.count(&streams, "own", at(60)), 1, "an unreadable one counts");
+        assert_eq!(orphans.count(&streams, "own", at(90)), 2);
+    }
+}

@@ -1,0 +1,403 @@
+//! A stream of JetStream: the requests that shipping needs, as JSON over the connection.
+//!
+//! Every question about the stream's state goes to its leader (`STREAM.INFO`, `STREAM.MSG.GET`): another replica may lag.
+//! The relay publishes with `Nats-Expected-Last-Sequence` and `Nats-Expected-Stream` alone. With a `Nats-Msg-Id` the
+//! server would acknowledge a record of a fenced relay.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, HeaderMap, Request};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::options::Shape;
+use super::subject::part;
+use crate::ship::Standing;
+use crate::ship::record::{self, Codec, Head, Kind};
+
+/// The time for an answer about a stream. Longer than for a publish: a new stream needs an election.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// The oldest server that works: before it, a leader's sequence could run ahead of what it had stored.
+pub const OLDEST_SERVER: (u32, u32) = (2, 14);
+/// The records that are requested at once.
+const READ_AHEAD: u64 = 32;
+/// The bytes of a request besides the record: subject, reply subject, headers.
+const REQUEST_BYTES: usize = 1 << 10;
+
+/// The name of the relay's identity in the stream's metadata.
+pub const IDENTITY: &str = "connect-relay-identity";
+
+const NOT_FOUND_STREAM: u64 = 10059;
+const NOT_FOUND_MESSAGE: u64 = 10037;
+const WRONG_SEQUENCE: u64 = 10071;
+
+/// A stream, over one connection.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    client: Client,
+    name: String,
+    subject: String,
+}
+
+/// The answer to a published record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is stored at this sequence.
+    Stored(u64),
+    /// It was refused: this is the last sequence.
+    Refused(u64),
+    /// It may be stored.
+    Doubt(String),
+}
+
+/// The state of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    /// The first sequence and the last one.
+    pub first: u64,
+    /// The last sequence, also if its record was removed.
+    pub last: u64,
+    /// The records.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// An error about a stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The servers never work with this relay.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Its records cannot be read by this relay.
+    #[error("{0}")]
+    Unreadable(String),
+    /// Anything else, which may pass.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StreamError {
+    fn failed(text: impl std::fmt::Display) -> StreamError {
+        StreamError::Failed(text.to_string())
+    }
+}
+
+impl From<record::Unreadable> for StreamError {
+    fn from(error: record::Unreadable) -> StreamError {
+        StreamError::Unreadable(error.to_string())
+    }
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// The name of a relay's stream. Neither part contains `=_`, so two pairs never have one name.
+#[must_use]
+pub fn name(fleet: &str, identity: &str) -> String {
+    format!("CR_{}=_{}", part(fleet), part(identity))
+}
+
+/// The subject of a relay's stream.
+#[must_use]
+pub fn subject(fleet: &str, identity: &str) -> String {
+    format!("cr.{}.j.{}", part(fleet), part(identity))
+}
+
+impl Stream {
+    /// The stream of a relay of the fleet.
+    #[must_use]
+    pub fn new(client: Client, fleet: &str, identity: &str) -> Stream {
+        Stream { client, name: name(fleet, identity), subject: subject(fleet, identity) }
+    }
+
+    /// The most bytes of a record.
+    #[must_use]
+    pub fn record_max(&self) -> usize {
+        self.client.server_info().max_payload.saturating_sub(REQUEST_BYTES)
+    }
+
+    /// Checks that the server can hold a copy.
+    ///
+    /// # Errors
+    /// If it is too old, or has no JetStream.
+    pub async fn check_server(&self) -> Result<(), StreamError> {
+        let version = self.client.server_info().version;
+        let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+        let found = (numbers.next().flatten().unwrap_or(0), numbers.next().flatten().unwrap_or(0));
+        if found < OLDEST_SERVER {
+            let (major, minor) = OLDEST_SERVER;
+            return Err(StreamError::Unsupported(format!(
+                "the NATS server has version {version}, fleet.replicate needs {major}.{minor} or newer"
+            )));
+        }
+        let none = || {
+            StreamError::Unsupported(format!(
+                "the NATS server ({version}) has no JetStream for this account, which fleet.replicate needs"
+            ))
+        };
+        match self.request("$JS.API.INFO", &Value::Null).await {
+            Ok(answer) => match error_of(&answer) {
+                Some(ApiError { err_code: 10039 | 10076, .. }) => Err(none()),
+                Some(error) => Err(StreamError::failed(error.description)),
+                None => Ok(()),
+            },
+            Err(RequestErrorKind::NoResponders) => Err(none()),
+            Err(error) => Err(StreamError::failed(error)),
+        }
+    }
+
+    /// The state of the stream. `None` if there is no stream.
+    ///
+    /// # Errors
+    /// If its leader does not answer.
+    pub async fn info(&self) -> Result<Option<Info>, StreamError> {
+        let answer = self.api("INFO", &Value::Null).await?;
+        Ok(answer.map(|answer| {
+            let number = |name: &str| answer["state"][name].as_u64().unwrap_or(0);
+            Info {
+                first: number("first_seq"),
+                last: number("last_seq"),
+                messages: number("messages"),
+                bytes: number("bytes"),
+            }
+        }))
+    }
+
+    /// Creates the stream if it is missing, and changes its settings if they differ.
+    ///
+    /// # Errors
+    /// If the servers refuse that.
+    pub async fn ensure(&self, shape: &Shape, metadata: Value) -> Result<(), StreamError> {
+        let wanted = json!({
+            "name": self.name, "subjects": [self.subject], "retention": "limits", "storage": "file", "discard": "new",
+            "num_replicas": shape.replicas, "max_bytes": shape.bytes_max, "max_msgs": -1, "max_age": 0,
+            "max_consumers": -1, "max_msgs_per_subject": -1, "deny_delete": true, "allow_direct": true,
+            "metadata": metadata,
+        });
+        let found = match self.api("INFO", &Value::Null).await? {
+            None => self.api("CREATE", &wanted).await?,
+            Some(found) => {
+                let differs =
+                    ["num_replicas", "max_bytes"].into_iter().any(|name| found["config"][name] != wanted[name]);
+                if differs { self.api("UPDATE", &wanted).await? } else { Some(found) }
+            }
+        };
+        // An older server ignores settings that it does not know, and another program may have made the stream.
+        let config = &found.unwrap_or_default()["config"];
+        for name in ["subjects", "retention", "storage", "discard", "num_replicas", "max_bytes", "deny_delete"] {
+            if config[name] != wanted[name] {
+                return Err(StreamError::Failed(format!(
+                    "the stream {} has {name} {}, not {}",
+                    self.name, config[name], wanted[name]
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a record behind the expected sequence.
+    pub async fn publish(&self, expected: u64, record: Bytes, within: Duration) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Sequence", expected.to_string().as_str());
+        headers.insert("Nats-Expected-Stream", self.name.as_str());
+        let request = Request::new().payload(record).headers(headers).timeout(Some(within));
+        let answer = match self.client.send_request(self.subject.clone(), request).await {
+            Ok(answer) => serde_json::from_slice::<Value>(&answer.payload).unwrap_or_default(),
+            Err(error) => return Answer::Doubt(error.to_string()),
+        };
+        match (error_of(&answer), answer["seq"].as_u64()) {
+            (None, Some(sequence)) => Answer::Stored(sequence),
+            (Some(ApiError { err_code: WRONG_SEQUENCE, description }), _) => {
+                let last = description.rsplit(' ').next().and_then(|number| number.parse().ok());
+                last.map_or(Answer::Doubt(description), Answer::Refused)
+            }
+            (Some(ApiError { err_code, description }), _) => Answer::Doubt(format!("{description} ({err_code})")),
+            (None, None) => Answer::Doubt("an answer without a sequence".into()),
+        }
+    }
+
+    /// The record at a sequence, by the leader. `None` if there is none.
+    ///
+    /// # Errors
+    /// If the leader does not answer.
+    pub async fn get(&self, sequence: u64) -> Result<Option<Vec<u8>>, StreamError> {
+        self.api("MSG.GET", &json!({ "seq": sequence })).await?.map(|answer| message(&answer)).transpose()
+    }
+
+    /// Removes all records before a sequence.
+    ///
+    /// # Errors
+    /// If the servers refuse that.
+    pub async fn purge(&self, before: u64) -> Result<(), StreamError> {
+        self.api("PURGE", &json!({ "seq": before })).await.map(drop)
+    }
+
+    /// Removes the stream.
+    ///
+    /// # Errors
+    /// If the servers refuse that.
+    pub async fn delete(&self) -> Result<(), StreamError> {
+        self.api("DELETE", &Value::Null).await.map(drop)
+    }
+
+    /// The last record and the claim that it belongs to.
+    ///
+    /// # Errors
+    /// If the leader does not answer, or the record cannot be read.
+    pub async fn standing(&self, codec: &Codec) -> Result<(Standing, Option<Head>), StreamError> {
+        let Some(info) = self.info().await? else { return Ok((Standing { last: 0, owner: None }, None)) };
+        let mut standing = Standing { last: info.last, owner: None };
+        if info.messages == 0 {
+            return Ok((standing, None));
+        }
+        // A late copy of a record from before the last claim does not count.
+        let mut sequence = info.last;
+        while sequence >= info.first {
+            let record = self.get(sequence).await?.ok_or_else(|| StreamError::failed("the last record is missing"))?;
+            let head = record::head(&record)?;
+            let at = sequence.saturating_sub(head.number);
+            let claim = if at < info.first { None } else { self.get(at).await? };
+            if let Some(claim) = claim.filter(|claim| {
+                record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
+            }) {
+                standing.owner = codec.owner(&claim)?;
+                return Ok((standing, Some(head)));
+            }
+            sequence -= 1;
+        }
+        Ok((standing, None))
+    }
+
+    /// Reads records in their order, several requests at a time.
+    ///
+    /// # Errors
+    /// If the leader does not answer, one is missing, or `visit` fails.
+    pub async fn read(
+        &self,
+        range: Range<u64>,
+        mut visit: impl FnMut(u64, &[u8]) -> Result<(), StreamError>,
+    ) -> Result<(), StreamError> {
+        let mut from = range.start;
+        while from < range.end {
+            let to = range.end.min(from + READ_AHEAD);
+            let mut requests = tokio::task::JoinSet::new();
+            for sequence in from..to {
+                let stream = self.clone();
+                requests.spawn(async move { (sequence, stream.get(sequence).await) });
+            }
+            let mut found = Vec::new();
+            while let Some(read) = requests.join_next().await {
+                let (sequence, record) = read.map_err(StreamError::failed)?;
+                let record = record?.ok_or_else(|| StreamError::failed(format!("record {sequence} is missing")))?;
+                found.push((sequence, record));
+            }
+            found.sort_by_key(|(sequence, _)| *sequence);
+            for (sequence, record) in found {
+                visit(sequence, &record)?;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
+    async fn api(&self, operation: &str, body: &Value) -> Result<Option<Value>, StreamError> {
+        let subject = format!("$JS.API.STREAM.{operation}.{}", self.name);
+        let answer = self
+            .request(&subject, body)
+            .await
+            .map_err(|error| StreamError::Failed(format!("{operation} of the stream {}: {error}", self.name)))?;
+        match error_of(&answer) {
+            None => Ok(Some(answer)),
+            Some(ApiError { err_code: NOT_FOUND_STREAM | NOT_FOUND_MESSAGE, .. }) if operation != "CREATE" => Ok(None),
+            Some(ApiError { err_code, description }) => {
+                Err(StreamError::Failed(format!("{operation} of the stream {}: {description} ({err_code})", self.name)))
+            }
+        }
+    }
+
+    async fn request(&self, subject: &str, body: &Value) -> Result<Value, RequestErrorKind> {
+        let payload = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let request = Request::new().payload(payload).timeout(Some(ANSWER_MAX));
+        // While the connection is lost the client would wait.
+        match timeout(ANSWER_MAX, self.client.send_request(subject.to_owned(), request)).await {
+            Ok(Ok(answer)) => Ok(serde_json::from_slice(&answer.payload).unwrap_or_default()),
+            Ok(Err(error)) => Err(error.kind()),
+            Err(_) => Err(RequestErrorKind::TimedOut),
+        }
+    }
+}
+
+/// A stream of a fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The identity of the relay whose queue it has.
+    pub identity: String,
+    /// The time of its last record, by the servers' clock.
+    pub last: String,
+    /// Queued messages after its last record. `None` if that cannot be read.
+    pub queued: Option<u64>,
+    /// Bytes, in one copy.
+    pub bytes: u64,
+}
+
+/// The streams of a fleet, by identity.
+///
+/// # Errors
+/// If the servers do not answer.
+pub async fn list(client: &Client, fleet: &str) -> Result<Vec<Listed>, StreamError> {
+    let server = Stream::new(client.clone(), fleet, "");
+    let mut found = Vec::new();
+    loop {
+        let asked = json!({ "offset": found.len(), "subject": format!("cr.{}.j.*", part(fleet)) });
+        let answer = server.request("$JS.API.STREAM.LIST", &asked).await.map_err(StreamError::failed)?;
+        if let Some(error) = error_of(&answer) {
+            return Err(StreamError::failed(error.description));
+        }
+        let page = answer["streams"].as_array().cloned().unwrap_or_default();
+        let (all, some) = (answer["total"].as_u64().unwrap_or(0), !page.is_empty());
+        found.extend(page);
+        if !some || found.len() as u64 >= all {
+            break;
+        }
+    }
+    let mut listed = Vec::new();
+    for stream in found {
+        let Some(identity) = stream["config"]["metadata"][IDENTITY].as_str() else { continue };
+        let state = &stream["state"];
+        let last = Stream::new(client.clone(), fleet, identity).get(state["last_seq"].as_u64().unwrap_or(0)).await?;
+        listed.push(Listed {
+            identity: identity.to_owned(),
+            last: state["last_ts"].as_str().unwrap_or_default().to_owned(),
+            queued: match last {
+                Some(record) => record::head(&record).ok().map(|head| head.queued),
+                // A stream without records holds nothing.
+                None => (state["messages"].as_u64() == Some(0)).then_some(0),
+            },
+            bytes: state["bytes"].as_u64().unwrap_or(0),
+        });
+    }
+    listed.sort_by(|one, other| one.identity.cmp(&other.identity));
+    Ok(listed)
+}
+
+fn error_of(answer: &Value) -> Option<ApiError> {
+    let error = answer.get("error")?;
+    Some(serde_json::from_value(error.clone()).unwrap_or(ApiError { err_code: 0, description: error.to_string() }))
+}
+
+fn message(answer: &Value) -> Result<Vec<u8>, StreamError> {
+    let data = answer["message"]["data"].as_str().unwrap_or_default();
+    BASE64_STANDARD.decode(data).map_err(|_| StreamError::failed("a record is not base64"))
+}

@@ -1,0 +1,446 @@
+//! Shipping a store: the copy of its commits that goes to a stream of another machine, as a pure state machine.
+//!
+//! ```text
+//! queue's thread ──Ticket──▶ Ship ──Step: publish, read, look, purge──▶ the stream, by `fleet`
+//!       ▲                     │ ▲                                            │
+//!       └───────Report────────┘ └──────stored, refused, lost, found──────────┘
+//! ```
+//!
+//! One record is in flight. It names the sequence that must be the stream's last one (the *expected* sequence), so the
+//! stream stores it directly behind this relay's previous record or not at all. A relay takes a stream over by a *claim*,
+//! a record like any other. From its storage on every record of the previous owner has an expectation that is too low:
+//! **records of two owners never alternate**, however late a copy arrives.
+//!
+//! | the stream says | it means | next |
+//! | --- | --- | --- |
+//! | stored behind the expected sequence | stored | the next record |
+//! | stored elsewhere | the stream cannot be trusted with sequences | look |
+//! | nothing, or no leader | doubt | the same bytes with the same expectation again |
+//! | wrong sequence, the last is lower | the stream lost records, or the leader is behind | look |
+//! | wrong sequence, the last is not lower | doubt: it may be the own first copy | read behind the expected sequence, from the leader |
+//! | … that record is this one | stored | the next record |
+//! | … it is another one | look | |
+//! | … there is none | the first copy is under way, or it failed | the same bytes again |
+//!
+//! *Look*: read the last record and the claim that it belongs to. If the claim is another relay's, this one is
+//! **fenced**. Otherwise the relay claims the stream anew and ships a snapshot, because what was in flight is unknown. A
+//! refusal alone is never a fence. A record that was published is never changed, and a late copy of one from before the
+//! last claim does not count (`replay`).
+//!
+//! If records cannot be stored, tickets wait, up to [`BACKLOG_MAX`] bytes. Then all of them are dropped, and a snapshot
+//! replaces them once the stream takes records again.
+//!
+//! This module knows neither messages nor NATS.
+
+pub mod link;
+pub mod record;
+pub mod replay;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use self::record::{Codec, Head, Kind, OVERHEAD, Owner, Succession};
+
+/// The most bytes of tickets that wait.
+pub const BACKLOG_MAX: usize = 1 << 20;
+
+/// A piece of work from the thread that commits.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A snapshot begins here.
+    Begin {
+        /// The format stamp of the store.
+        stamp: String,
+        /// The sequence number of the next message.
+        sequence: u64,
+        /// True if every commit before it was shipped.
+        continues: bool,
+    },
+    /// The rows of a commit, or of a part of the snapshot.
+    Rows(Vec<u8>),
+    /// The snapshot ends here.
+    End,
+    /// The relay stops, and everything is shipped.
+    Released,
+}
+
+/// Leaves out the rows, which contain secrets.
+impl std::fmt::Debug for Item {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Item::Begin { sequence, continues, .. } => write!(f, "Begin({sequence}, {continues})"),
+            Item::Rows(rows) => write!(f, "Rows({} bytes)", rows.len()),
+            Item::End => f.write_str("End"),
+            Item::Released => f.write_str("Released"),
+        }
+    }
+}
+
+/// An item with its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The number; each ticket has one more than the ticket before it.
+    pub number: u64,
+    /// The queued messages after it.
+    pub queued: u64,
+    /// The item.
+    pub item: Item,
+}
+
+/// A message to the thread that commits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The relay is connected with the stream's servers, or not.
+    Connected(bool),
+    /// This ticket and all before it are stored.
+    Stored(u64),
+    /// The tickets that are not stored were dropped; no more are wanted for now.
+    Dropped,
+    /// The stream takes records; the next ticket must begin a snapshot.
+    Ready,
+    /// Another relay, on this machine, has the stream.
+    Fenced(String),
+}
+
+/// The relay as an owner of streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The copy of the store on its volume.
+    pub volume: u64,
+    /// The process.
+    pub instance: u64,
+    /// The name of the machine.
+    pub node: String,
+}
+
+/// The state of the stream, by its leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The sequence of the last record.
+    pub last: u64,
+    /// The last claim. `None` if the stream has no record.
+    pub owner: Option<Owner>,
+}
+
+/// The next step for the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// Publish the record with this expected last sequence.
+    Publish {
+        /// The expected sequence.
+        expected: u64,
+        /// The record.
+        record: &'a [u8],
+    },
+    /// Read the record at this sequence, from the leader.
+    Read(u64),
+    /// Find the state of the stream, from the leader.
+    Look,
+    /// Remove all records before this sequence.
+    Purge(u64),
+    /// Wait for a ticket.
+    Wait,
+    /// Stop: another relay has the stream.
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The state of the stream is unknown.
+    Looking,
+    /// Tickets before the next `Begin` do not count.
+    Ready,
+    /// Tickets are shipped.
+    Shipping,
+    /// Tickets are dropped, and the record in flight is to be resolved.
+    Dropping,
+    Fenced,
+}
+
+/// A record that was published, perhaps several times.
+#[derive(Debug)]
+struct Flight {
+    record: Vec<u8>,
+    head: Head,
+    /// The ticket that is stored with it.
+    ticket: Option<u64>,
+    /// True if the stream refused it: the record may be stored.
+    doubt: bool,
+}
+
+/// The state of shipping.
+#[derive(Debug)]
+pub struct Ship {
+    codec: Codec,
+    identity: Identity,
+    random: fastrand::Rng,
+    /// The most bytes of a body.
+    body_max: usize,
+    phase: Phase,
+    /// The sequence of the last record.
+    expected: u64,
+    /// The number and the sequence of the own last claim.
+    claim: Option<(u64, u64)>,
+    flight: Option<Flight>,
+    /// Records of the first ticket that follow the one in flight.
+    rest: VecDeque<(Kind, Vec<u8>)>,
+    tickets: VecDeque<Ticket>,
+    bytes: usize,
+    purge: Option<u64>,
+    /// The successions so far, and the volume that the first claim succeeds.
+    successions: Vec<Succession>,
+    succeeds: Option<u64>,
+    reports: Vec<Report>,
+}
+
+/// The most successions that a claim has.
+const SUCCESSIONS_MAX: usize = 32;
+
+impl Ship {
+    /// The state at a start. If `standing` is known, the relay has looked: it claims the stream behind that sequence, as
+    /// the successor of its owner. Otherwise it looks first.
+    #[must_use]
+    pub fn new(codec: Codec, identity: Identity, standing: Option<Standing>, seed: u64) -> Ship {
+        let mut ship = Ship {
+            codec,
+            identity,
+            random: fastrand::Rng::with_seed(seed),
+            body_max: 512 << 10,
+            phase: Phase::Looking,
+            expected: 0,
+            claim: None,
+            flight: None,
+            rest: VecDeque::new(),
+            tickets: VecDeque::new(),
+            bytes: 0,
+            purge: None,
+            successions: Vec::new(),
+            succeeds: None,
+            reports: Vec::new(),
+        };
+        if let Some(standing) = standing {
+            ship.begin_behind(standing);
+        }
+        ship
+    }
+
+    /// Limits the length of records. A record that was published keeps its length.
+    pub fn limit_records(&mut self, bytes: usize) {
+        self.body_max = bytes.saturating_sub(OVERHEAD).clamp(1 << 10, 512 << 10);
+    }
+
+    /// The reports since this was last called.
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Takes a ticket.
+    pub fn push(&mut self, ticket: Ticket) {
+        match (self.phase, &ticket.item) {
+            (Phase::Ready, Item::Begin { .. }) => self.phase = Phase::Shipping,
+            (Phase::Shipping, _) => {}
+            _ => return,
+        }
+        if let Item::Rows(rows) = &ticket.item {
+            self.bytes += rows.len();
+        }
+        self.tickets.push_back(ticket);
+        if self.bytes > BACKLOG_MAX && self.tickets.len() > 1 {
+            self.drop_tickets();
+            self.phase = Phase::Dropping;
+        }
+        self.go_on();
+    }
+
+    /// The next step.
+    #[must_use]
+    pub fn next(&self) -> Step<'_> {
+        match (self.phase, &self.flight) {
+            (Phase::Fenced, _) => Step::Stop,
+            (Phase::Looking, _) => Step::Look,
+            (_, Some(Flight { doubt: true, .. })) => Step::Read(self.expected + 1),
+            (_, Some(flight)) => Step::Publish { expected: self.expected, record: &flight.record },
+            (_, None) => self.purge.map_or(Step::Wait, Step::Purge),
+        }
+    }
+
+    /// Returns true if everything that was pushed is stored, or dropped.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.flight.is_none() && self.tickets.is_empty()
+    }
+
+    /// The published record is stored at this sequence.
+    pub fn stored(&mut self, sequence: u64) {
+        if sequence == self.expected + 1 { self.advance() } else { self.look() }
+    }
+
+    /// The published record was refused, because this is the last sequence.
+    pub fn refused(&mut self, last: u64) {
+        if last < self.expected {
+            self.look();
+        } else if let Some(flight) = &mut self.flight {
+            flight.doubt = true;
+        }
+    }
+
+    /// There is no stream any more.
+    pub fn gone(&mut self) {
+        self.look();
+    }
+
+    /// The last sequence of the stream while nothing is in flight, by its leader: another one than this relay's shows
+    /// that records were lost, or that another relay writes.
+    pub fn measured(&mut self, last: u64) {
+        if self.claim.is_some() && self.flight.is_none() && last != self.expected {
+            self.look();
+        }
+    }
+
+    /// Returns true if this relay has claimed the stream, as far as it knows.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        self.claim.is_some() && self.phase != Phase::Fenced
+    }
+
+    /// The record behind the expected sequence, by the leader; `None` if there is none, or no leader.
+    pub fn read(&mut self, found: Option<&[u8]>) {
+        let Some(flight) = &mut self.flight else { return };
+        match found {
+            None => flight.doubt = false,
+            Some(found) if found == flight.record => self.advance(),
+            Some(_) => self.look(),
+        }
+    }
+
+    /// The state of the stream, by its leader.
+    pub fn found(&mut self, standing: Standing) {
+        if self.phase != Phase::Looking {
+            return;
+        }
+        let own = standing.owner.as_ref().is_none_or(|owner| {
+            owner.instance == self.identity.instance || (self.claim.is_none() && owner.volume == self.identity.volume)
+        });
+        if own {
+            self.begin_behind(standing);
+        } else {
+            self.phase = Phase::Fenced;
+            self.reports.push(Report::Fenced(standing.owner.map(|owner| owner.node).unwrap_or_default()));
+        }
+    }
+
+    /// The records before the sequence were removed, or could not be.
+    pub fn purged(&mut self) {
+        self.purge = None;
+    }
+
+    fn begin_behind(&mut self, Standing { last, owner }: Standing) {
+        if let Some(owner) = owner {
+            self.succeeds = (owner.volume != self.identity.volume).then_some(owner.volume);
+            self.successions = owner.successions;
+        }
+        self.expected = last;
+        self.phase = Phase::Ready;
+        self.reports.push(Report::Ready);
+    }
+
+    /// The record in flight is stored.
+    fn advance(&mut self) {
+        let Some(Flight { head, ticket, .. }) = self.flight.take() else { return };
+        self.expected += 1;
+        match head.kind {
+            Kind::Claim => {
+                self.claim = Some((head.claim, self.expected));
+                self.purge = None;
+            }
+            Kind::End => self.purge = self.claim.map(|(_, at)| at),
+            Kind::Rows | Kind::Part | Kind::Released => {}
+        }
+        self.reports.extend(ticket.map(Report::Stored));
+        self.go_on();
+    }
+
+    /// Puts the next record in flight.
+    fn go_on(&mut self) {
+        if self.flight.is_some() {
+            return;
+        }
+        if self.phase == Phase::Dropping {
+            self.phase = Phase::Ready;
+            self.reports.push(Report::Ready);
+        }
+        if self.phase != Phase::Shipping {
+            return;
+        }
+        let Some(Ticket { number, queued, .. }) = self.tickets.front() else { return };
+        let (number, queued) = (*number, *queued);
+        if self.rest.is_empty() {
+            self.split();
+        }
+        let Some((kind, body)) = self.rest.pop_front() else { return };
+        let (claim, at) = match (kind, self.claim) {
+            (Kind::Claim, _) | (_, None) => (self.random.u64(..), self.expected + 1),
+            (_, Some(claim)) => claim,
+        };
+        let head = Head { kind, claim, number: self.expected + 1 - at, queued };
+        let record = self.codec.encode(head, &body);
+        let ticket = self.rest.is_empty().then(|| {
+            self.tickets.pop_front();
+            number
+        });
+        self.flight = Some(Flight { record, head, ticket, doubt: false });
+    }
+
+    /// Splits the first ticket into records.
+    fn split(&mut self) {
+        let Some(ticket) = self.tickets.front_mut() else { return };
+        match &mut ticket.item {
+            Item::Begin { stamp, sequence, continues } => {
+                if let Some(volume) = self.succeeds.take() {
+                    self.successions.push(Succession { volume, sequence: *sequence });
+                    let extra = self.successions.len().saturating_sub(SUCCESSIONS_MAX);
+                    self.successions.drain(..extra);
+                }
+                let Identity { volume, instance, node } = self.identity.clone();
+                let (stamp, continues) = (stamp.clone(), *continues && self.claim.is_some());
+                let owner = Owner { volume, instance, node, stamp, continues, successions: self.successions.clone() };
+                let body = postcard::to_stdvec(&owner).expect("plain data serialises into memory");
+                self.rest.push_back((Kind::Claim, body));
+            }
+            Item::Rows(rows) => {
+                let rows = std::mem::take(rows);
+                self.bytes -= rows.len();
+                let mut parts = rows.chunks(self.body_max).peekable();
+                while let Some(part) = parts.next() {
+                    let kind = if parts.peek().is_some() { Kind::Part } else { Kind::Rows };
+                    self.rest.push_back((kind, part.to_vec()));
+                }
+                if self.rest.is_empty() {
+                    self.rest.push_back((Kind::Rows, Vec::new()));
+                }
+            }
+            Item::End => self.rest.push_back((Kind::End, Vec::new())),
+            Item::Released => self.rest.push_back((Kind::Released, Vec::new())),
+        }
+    }
+
+    fn look(&mut self) {
+        if self.phase == Phase::Fenced {
+            return;
+        }
+        self.flight = None;
+        if matches!(self.phase, Phase::Shipping) {
+            self.drop_tickets();
+        }
+        self.phase = Phase::Looking;
+    }
+
+    fn drop_tickets(&mut self) {
+        self.tickets.clear();
+        self.rest.clear();
+        self.bytes = 0;
+        self.purge = None;
+        self.reports.push(Report::Dropped);
+    }
+}

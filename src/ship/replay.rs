@@ -1,0 +1,118 @@
+//! Reading a stream back: the records that make up the store, and their rows.
+//!
+//! A stream contains the snapshots of several claims, of which only the last complete one counts, and the commits after
+//! it. Rows have their whole value, and a snapshot and the commits between its parts are in one order, so the rows from
+//! the claim of that snapshot on give the exact store.
+//!
+//! A claim after a gap, a time in which commits were not shipped, counts only when its snapshot is complete. Until then
+//! the store ends before it: the relay said of no message after it that the fleet has it.
+
+use std::ops::Range;
+
+use super::record::{Codec, Head, Kind, Owner, Unreadable};
+
+/// Follows the claims of a stream, record by record.
+#[derive(Clone, Copy, Debug, Default)]
+struct Claims {
+    /// The last claim and its sequence.
+    last: Option<(u64, u64)>,
+}
+
+impl Claims {
+    /// Returns true if the record is one of its claim, at its place. A late copy of a record from before the last claim
+    /// is none.
+    fn counts(&mut self, sequence: u64, head: Head) -> bool {
+        if head.kind == Kind::Claim {
+            if head.number == 0 {
+                self.last = Some((head.claim, sequence));
+            }
+            return head.number == 0;
+        }
+        self.last.is_some_and(|(claim, at)| head.claim == claim && sequence.checked_sub(at) == Some(head.number))
+    }
+}
+
+/// Finds the records of a stream that make up the store.
+#[derive(Debug, Default)]
+pub struct Plan {
+    claims: Claims,
+    /// The claim of the last complete snapshot.
+    base: Option<u64>,
+    /// The first record that does not count.
+    until: Option<u64>,
+    last: u64,
+    gap: bool,
+}
+
+impl Plan {
+    /// Reads the next record. Records must come in order, without a gap.
+    ///
+    /// # Errors
+    /// If it cannot be read, or one is missing before it.
+    pub fn read(&mut self, codec: &Codec, sequence: u64, record: &[u8]) -> Result<(), Unreadable> {
+        self.gap |= self.last > 0 && sequence != self.last + 1;
+        self.last = sequence;
+        if self.gap {
+            return Err(Unreadable::Damaged);
+        }
+        let head = super::record::head(record)?;
+        if !self.claims.counts(sequence, head) {
+            return Ok(());
+        }
+        match head.kind {
+            Kind::Claim => {
+                let continues = codec.owner(record)?.is_some_and(|owner| owner.continues);
+                if !continues && self.until.is_none() {
+                    self.until = Some(sequence);
+                }
+            }
+            Kind::End => {
+                self.base = self.claims.last.map(|(_, at)| at);
+                self.until = None;
+            }
+            Kind::Rows | Kind::Part | Kind::Released => {}
+        }
+        Ok(())
+    }
+
+    /// The sequences of the records that make up the store. `None` if no snapshot is complete.
+    #[must_use]
+    pub fn range(&self) -> Option<Range<u64>> {
+        self.base.map(|base| base..self.until.unwrap_or(self.last + 1))
+    }
+}
+
+/// Reads the rows of the records that a [`Plan`] found.
+#[derive(Debug, Default)]
+pub struct Replay {
+    claims: Claims,
+    parts: Vec<u8>,
+    /// The owner at the last claim.
+    pub owner: Option<Owner>,
+}
+
+impl Replay {
+    /// Reads the next record, and returns the rows of a whole commit.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(&mut self, codec: &Codec, sequence: u64, record: &[u8]) -> Result<Option<Vec<u8>>, Unreadable> {
+        let (head, body) = codec.decode(record)?;
+        if !self.claims.counts(sequence, head) {
+            return Ok(None);
+        }
+        match head.kind {
+            Kind::Part => self.parts.extend_from_slice(&body),
+            Kind::Rows => {
+                self.parts.extend_from_slice(&body);
+                return Ok(Some(std::mem::take(&mut self.parts)));
+            }
+            Kind::Claim => {
+                self.parts.clear();
+                self.owner = codec.owner(record)?;
+            }
+            Kind::End | Kind::Released => {}
+        }
+        Ok(None)
+    }
+}

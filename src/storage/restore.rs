@@ -1,0 +1,222 @@
+//! Restoring a store from copies of its commits, in a folder that has none.
+//!
+//! ```text
+//! compacted/db, conf, snap.*, journal.*   written, synced   nothing has changed: an unfinished copy is removed
+//! compacted/format                        written, synced
+//! compacted/complete                      written, synced   = the instant of change: the next open moves all of it
+//! ```
+//!
+//! Rows come in the order of their commits, each with its whole value, so a row that comes again overwrites itself. Until
+//! the instant of change the folder counts as empty, and a start restores it again.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use super::directory::{self, private};
+use super::error::OpenError;
+use super::image::Image;
+use super::journal::{self, EPOCH};
+use super::memtable::Value;
+use super::sled_db::{leak_db, open_sled};
+use super::{compaction, names};
+
+/// The size of a batch.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Returns true if no store was ever used in the folder.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn is_unused(path: &Path) -> io::Result<bool> {
+    if path.join(names::STAMP).exists() || compaction::is_restored(path) {
+        return Ok(false);
+    }
+    Ok(!path.exists() || Image::read(path, |_, _| ())?.is_empty())
+}
+
+/// A restore under way; dropped unfinished, it leaves the folder empty.
+pub struct Restore {
+    path: PathBuf,
+    db: sled::Db,
+    batch: sled::Batch,
+    bytes: usize,
+    _lock: File,
+}
+
+impl std::fmt::Debug for Restore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Restore {
+    /// Begins, in a folder without a store.
+    ///
+    /// # Errors
+    /// If another process uses the folder, or a file cannot be written.
+    pub fn begin(path: &Path) -> Result<Restore, OpenError> {
+        directory::make(path)?;
+        let lock = directory::lock(path)?;
+        let folder = path.join(names::COMPACTED);
+        let begun = compaction::remove(&folder).and_then(|()| {
+            DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+            open_sled(&folder)
+        });
+        let (db, _) = begun.map_err(|cause| OpenError::failed(path, "begin a restore", cause))?;
+        Ok(Restore { path: path.to_owned(), db, batch: sled::Batch::default(), bytes: 0, _lock: lock })
+    }
+
+    /// Applies the rows of a commit, as [`Store::commit_and_copy`] gave them.
+    ///
+    /// [`Store::commit_and_copy`]: crate::storage::Store::commit_and_copy
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn apply(&mut self, rows: &[u8]) -> io::Result<()> {
+        let Restore { batch, bytes, .. } = self;
+        journal::read_rows(rows, &mut |key: &[u8], value: Value| {
+            *bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+            match value {
+                _ if *key == *EPOCH => {}
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        });
+        if self.bytes < BATCH_BYTES { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        self.db.apply_batch(batch).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
+    }
+
+    /// Makes the rows the store of the folder, with the format stamp that the store had.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn finish(mut self, stamp: &str) -> io::Result<()> {
+        self.write()?;
+        let Restore { path, db, _lock, .. } = self;
+        db.flush().inspect_err(|_| leak_db(&db)).map_err(io::Error::other)?;
+        drop(db);
+        let folder = path.join(names::COMPACTED);
+        journal::create(&folder)?;
+        let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &folder.join(names::STAMP))?;
+        file.write_all(stamp.as_bytes())?;
+        file.sync_all()?;
+        compaction::prepare(&folder)?;
+        compaction::complete(&path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::storage::names;
+    use crate::storage::{Key, Opened, Options, Store};
+    use crate::time::WallTime;
+
+    fn open(path: &Path) -> Opened {
+        let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
+        let opened = Store::open(path, options, WallTime(0)).unwrap();
+        opened.store.finish_open();
+        opened
+    }
+
+    fn key(text: &str) -> Key {
+        Key::of(text.as_bytes()).unwrap()
+    }
+
+    fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
+        store.read(&key(text), <[u8]>::to_vec).unwrap()
+    }
+
+    /// A store with rows of several checkpoints, copied as rows in key order and then as a commit.
+    fn copied() -> (tempfile::TempDir, Vec<Vec<u8>>, String, u32) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        for number in 0..200u8 {
+            store.put(Key::new(b'a').with(&[number]), vec![number; 700]);
+            store.put(Key::new(b'b'), vec![number]);
+            store.commit().unwrap();
+            store.advance_checkpoint().unwrap();
+        }
+        let (mut copies, mut after) = (Vec::new(), Key::FIRST);
+        loop {
+            let mut rows = Vec::new();
+            let next = store.copy_rows(after, 4096, &mut rows).unwrap();
+            assert!(rows.len() < 6000, "a copy is bounded: {}", rows.len());
+            copies.push(rows);
+            let Some(next) = next else { break };
+            after = next;
+        }
+        assert!(copies.len() > 20);
+        store.remove(Key::new(b'a').with(&[7]));
+        store.put(Key::new(b'b'), vec![1, 2, 3]);
+        store.commit_and_copy(|rows| copies.push(rows.to_vec())).unwrap();
+        let stamp = store.stamp_text().unwrap().to_string();
+        (folder, copies, stamp, store.nonce)
+    }
+
+    #[test]
+    fn restored_store_has_the_rows_the_key_and_the_nonce_of_the_copied_one() {
+        let (from, copies, stamp, nonce) = copied();
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_unused(folder.path()).unwrap());
+        assert!(!is_unused(from.path()).unwrap());
+        let mut restore = Restore::begin(folder.path()).unwrap();
+        copies.iter().for_each(|rows| restore.apply(rows).unwrap());
+        restore.finish(&stamp).unwrap();
+        assert!(!is_unused(folder.path()).unwrap());
+        let own_key = open(from.path()).key;
+        for _ in 0..2 {
+            let Opened { mut store, key, damaged, .. } = open(folder.path());
+            assert_eq!((store.nonce, &key, damaged), (nonce, &own_key, None));
+            assert_eq!(row(&store, "b"), Some(vec![1, 2, 3]));
+            for number in 0..200u8 {
+                let expected = (number != 7).then(|| vec![number; 700]);
+                let found = store.read(&Key::new(b'a').with(&[number]), <[u8]>::to_vec).unwrap();
+                assert_eq!(found, expected, "{number}");
+            }
+            store.put(Key::new(b'c'), vec![9]);
+            store.commit().unwrap();
+        }
+    }
+
+    #[test]
+    fn interrupted_restore_leaves_an_empty_folder_until_it_is_complete() {
+        let (_from, copies, stamp, nonce) = copied();
+        let folder = tempfile::tempdir().unwrap();
+        let mut restore = Restore::begin(folder.path()).unwrap();
+        restore.apply(&copies[0]).unwrap();
+        drop(restore);
+        assert!(is_unused(folder.path()).unwrap());
+        let mut restore = Restore::begin(folder.path()).unwrap();
+        copies.iter().for_each(|rows| restore.apply(rows).unwrap());
+        restore.finish(&stamp).unwrap();
+        // A move that was cut off after any number of files is completed by the next open.
+        let compacted = folder.path().join(names::COMPACTED);
+        for name in [names::CONF, names::LOG, names::JOURNALS[0]] {
+            fs::rename(compacted.join(name), folder.path().join(name)).unwrap();
+        }
+        let Opened { store, .. } = open(folder.path());
+        assert_eq!((store.nonce, row(&store, "b")), (nonce, Some(vec![1, 2, 3])));
+        assert!(!compacted.exists());
+    }
+
+    #[test]
+    fn restore_that_was_given_up_leads_to_a_new_store() {
+        let (_from, copies, ..) = copied();
+        let folder = tempfile::tempdir().unwrap();
+        let mut restore = Restore::begin(folder.path()).unwrap();
+        restore.apply(&copies[0]).unwrap();
+        drop(restore);
+        let Opened { store, .. } = open(folder.path());
+        assert_eq!(row(&store, "b"), None);
+    }
+}
