@@ -125,7 +125,7 @@ class NatsListener:
         try:
             while line := self._file.readline():
                 if line.startswith(b"MSG "):
-                    _, subject, _, length = line.split()
+                    _, subject, *_, length = line.split()  # with the subject for a reply, if there is one
                     self.arrivals.append(time.monotonic())
                     self.messages.append((subject.decode(), self._file.read(int(length) + 2)[:-2]))
                 elif line.startswith(b"PING"):

@@ -303,7 +303,7 @@ def test_start_without_servers_opens_empty_and_accepts_what_the_stream_has_later
     assert [content for content in sent if content.startswith("m-")] == [f"m-{number}" for number in range(5)]
 
 
-@pytest.mark.parametrize("killed", [1, 2, 3])
+@pytest.mark.parametrize("killed", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3])
 def test_what_was_answered_fleet_is_restored_after_servers_are_killed_under_load(copies, cluster, simulator, killed):
     relay = copies(simulator.url)
     pause(relay)
