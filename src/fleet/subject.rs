@@ -1,7 +1,7 @@
 //! Subjects: any name becomes one part of a subject, and two names never become the same part.
 //!
 //! The parts of a subject are separated by dots, and `*`, `>` and spaces have a meaning. So letters, digits, `-` and `_`
-//! stay, and each other byte becomes `=` and two hex digits. A part of more than [`PART_MAX`] bytes becomes `==` and a
+//! stay, and each other byte becomes `=` and two hex digits. A part of more than `PART_MAX` bytes becomes `==` and a
 //! hash, because a server refuses long subjects.
 
 use std::fmt::Write as _;

@@ -339,13 +339,13 @@ def test_a_bulk_act_is_counted_first_and_selects_by_conversation_reason_and_age(
 
     done = command("messages", "delete", "--older-than", "1s", "--conversation", "C0", "--dir", relay.folder)
     assert (done.returncode, done.stdout) == (0, "deleted: 3\n") and "messages to delete: 3" in done.stderr
-    [act] = [line for line in relay.lines() if line.get("act") == "delete_all"]
+    [act] = until(lambda: [line for line in relay.lines() if line.get("act") == "delete_all"], "the act is logged")
     assert (act["uid"], act["conversation"], act["deleted"]) == (os.getuid(), "C0", 3) and "accepted_before" in act
     assert len({line["message_id"] for line in relay.lines("deleted")}) == 3
     assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1s", "--dry-run") == "to be queued again: 0\n"
     assert operate(relay, "messages", "delete", "--reason", "expired") == "deleted: 0\n"
     assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1h") == "queued again: 3\n"
-    assert len({line["message_id"] for line in relay.lines("redriven")}) == 3
+    until(lambda: len({line["message_id"] for line in relay.lines("redriven")}) == 3, "each message is logged")
     assert operate(relay, "messages", "delete", "--all") == "deleted: 6\n" and status(relay)["queued"] == 0
 
 

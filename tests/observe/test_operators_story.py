@@ -129,7 +129,7 @@ def test_an_outage_from_the_alert_to_the_last_redrive(bare_relays, simulators, p
     assert relay.operate(*chosen) == "queued again: 5\n"
     relay.until_empty()
     assert len(until(lambda: len(lines := relay.lines("redriven")) == 5 and lines, "each is logged")) == 5
-    [act] = [line for line in relay.lines() if line.get("act") == "redrive_all"]
+    [act] = until(lambda: [line for line in relay.lines() if line.get("act") == "redrive_all"], "the act is logged")
     assert (act["uid"], act["conversation"], act["reason"], act["redriven"]) == (USER, SUPPORT, "expired", 5)
     stream.connect()
     until(lambda: len(stream.events) == 70, "the bot reads that they are delivered")
