@@ -20,7 +20,7 @@ pub fn trim() {
 const KEPT_BYTES: libc::c_int = 64 << 10;
 
 /// Makes the allocator return free memory early. Call it once, before other threads start. Filling the queue with 10,000
-/// messages takes 24 MiB with it, 28 MiB without, at the same processor time.
+/// messages takes 24 MiB with it and 28 MiB without, for about 5 % fewer accepts per second at full load.
 pub fn return_early() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a C function that no crate wraps")]
