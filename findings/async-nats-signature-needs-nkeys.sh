@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # async-nats 0.51.0 (crate), default-features = false, features = ["ring"]
 #
-# Behaviour: with_auth_callback takes an Auth whose public field `signature` holds the signed nonce, whoever signed it.
+# Behaviour: with_auth_callback takes an Auth whose public field `signature` holds the signed nonce, with any signer.
 #   Without the cargo feature `nkeys` the client refuses to send it: connect() fails with "failed signing nonce", and the
 #   server never sees CONNECT. The feature is only needed to write the signature in base64, and brings nkeys, ed25519-dalek,
 #   signatory and some twenty crates under them.

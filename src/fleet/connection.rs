@@ -48,7 +48,7 @@ pub struct Link {
     subscriber: Option<Subscriber>,
 }
 
-/// What happens on a connection.
+/// An event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Happening {
     /// A message of the subscribed subject.
