@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -104,7 +104,10 @@ impl Copy {
         async move {
             loop {
                 if let Err(error) = accept_left(&queue, &path, &keys, &counter).await {
-                    warn!(error, "the messages of a store that was set aside could not be accepted");
+                    warn!(
+                        error = format!("{error:#}"),
+                        "the messages of a store that was set aside could not be accepted"
+                    );
                 }
                 late.notified().await;
             }
@@ -143,19 +146,17 @@ async fn accept_left(
     path: &Path,
     keys: &[queue::SealingKey],
     counter: &IntCounter,
-) -> Result<(), String> {
+) -> anyhow::Result<()> {
     let folder = path.to_owned();
-    let stores = tokio::task::spawn_blocking(move || storage::left(&folder)).await;
-    for left in stores.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
+    for left in spawn_blocking(move || storage::left(&folder)).await?? {
         let (folder, from, keys) = (left.path.clone(), left.from, keys.to_vec());
-        let read = tokio::task::spawn_blocking(move || queue::recovery::late(&folder, &keys, from)).await;
-        let late = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let late = spawn_blocking(move || queue::recovery::late(&folder, &keys, from)).await??;
         let mut refused = 0u64;
         let (mut waiting, mut accepted) = (late.submissions, 0u64);
         while !waiting.is_empty() {
             let rest = waiting.split_off(waiting.len().min(LATE_MESSAGES));
             // The time that a message waits in the other store does not count: no lifetime is too short.
-            let verdicts = queue.accept(waiting.clone(), f64::INFINITY).await.map_err(|error| error.to_string())?;
+            let verdicts = queue.accept(waiting.clone(), f64::INFINITY).await?;
             let mut full = Vec::new();
             for (submission, verdict) in waiting.into_iter().zip(verdicts) {
                 match verdict {
@@ -181,7 +182,7 @@ async fn accept_left(
                 "messages of a store that was set aside were accepted, behind what was queued"
             );
         }
-        left.mark_taken().map_err(|error| error.to_string())?;
+        left.mark_taken()?;
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use super::credentials::Credentials;
 use super::options::{Login, Options, Server};
+use crate::retry::Backoff;
 use crate::tls;
 
 /// The time for one server to accept the connection and the relay's credentials. A server that is stopped accepts
@@ -29,6 +30,10 @@ use crate::tls;
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// The time between two pings, and the pings without an answer after which the connection is lost.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The delays between rounds in which no server accepted.
+pub const BACKOFF: Backoff =
+    Backoff { initial: Duration::from_millis(200), multiplier: 2.0, randomization: 0.5, max: Duration::from_secs(5) };
 
 /// Makes connections.
 #[derive(Clone, Debug)]

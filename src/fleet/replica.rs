@@ -21,13 +21,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus::{Histogram, IntCounter, IntGauge};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, warn};
 
-use super::connection::{Connector, Happening, Link};
+use super::connection::{BACKOFF, Connector, Happening, Link};
 use super::options::CopyOptions;
 use super::restore::restore;
 use super::signs::{self, Sign};
@@ -39,9 +39,6 @@ use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
 use crate::storage;
 use crate::time::{Clock, Timestamp};
 
-/// The delays between rounds in which no server accepted.
-const BACKOFF: Backoff =
-    Backoff { initial: Duration::from_millis(200), multiplier: 2.0, randomization: 0.5, max: Duration::from_secs(5) };
 /// The delays before a record in doubt is published again.
 const DOUBT: Backoff =
     Backoff { initial: Duration::from_millis(20), multiplier: 2.0, randomization: 0.0, max: Duration::from_secs(1) };
@@ -53,6 +50,9 @@ const MEASURE: Duration = Duration::from_secs(10);
 const DOUBTS_MAX: u32 = 5;
 /// The silence after which the owner of a stream with messages counts as gone for the metric.
 const ORPHANED: Duration = Duration::from_secs(60);
+
+/// A request to the servers that is under way.
+type Request<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The reasons why a relay cannot begin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -238,16 +238,16 @@ impl Replica {
         let info = stream.info().await?.unwrap_or_default();
         let (standing, head) = stream.standing(&self.codec).await?;
         if info.last == 0
-            && let Err(error) = self.ensure(&stream).await
+            && let Err(error) = stream.ensure(&self.options.shape, self.metadata()).await
         {
             debug!(%error, "the stream is not made yet");
         }
         Ok(Found { standing, head, info })
     }
 
-    async fn ensure(&self, stream: &Stream) -> Result<(), StreamError> {
-        let CopyOptions { identity, fleet, shape, .. } = &self.options;
-        stream.ensure(shape, json!({ (IDENTITY): identity, "connect-relay-fleet": fleet.name })).await
+    /// The names that the stream keeps for operators.
+    fn metadata(&self) -> Value {
+        json!({ (IDENTITY): self.options.identity, "connect-relay-fleet": self.options.fleet.name })
     }
 
     fn stream(&self, link: &Link) -> Stream {
@@ -488,6 +488,8 @@ impl Replica {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
+        let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
             self.report(reports);
             if step.is_none() {
@@ -502,19 +504,16 @@ impl Replica {
                     None => {}
                 }
             }
-            let done = async {
-                match &mut step {
-                    Some(step) => step.await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                done = done => {
-                    step = None;
-                    if let Done::Measured(_, Ok(streams)) = &done {
-                        let count = orphans.count(streams, &self.options.identity, self.clock.now());
+                listed = under_way(&mut listing) => {
+                    listing = None;
+                    if let Ok(streams) = listed {
+                        let count = orphans.count(&streams, &self.options.identity, self.clock.now());
                         self.metrics.orphans.set(count);
                     }
+                }
+                done = under_way(&mut step) => {
+                    step = None;
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
                     if published && doubts == 0 {
@@ -544,10 +543,10 @@ impl Replica {
                     if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
                         measured = Some(now);
                         let (stream, client, fleet) = (stream.clone(), link.client(), fleet.clone());
-                        step = Some(Box::pin(async move {
-                            let info = stream.info().await;
-                            Done::Measured(info, list(&client, &fleet).await)
-                        }));
+                        step = Some(Box::pin(async move { Done::Measured(stream.info().await) }));
+                        if listing.is_none() {
+                            listing = Some(Box::pin(async move { list(&client, &fleet).await }));
+                        }
                     }
                 }
             }
@@ -568,7 +567,7 @@ impl Replica {
     }
 
     /// Begins the next step. `None` if there is nothing to do.
-    fn begin_step(&self, stream: &Stream, doubts: u32) -> Option<Pin<Box<dyn Future<Output = Done> + Send>>> {
+    fn begin_step(&self, stream: &Stream, doubts: u32) -> Option<Request<Done>> {
         let (stream, codec, within) = (stream.clone(), self.codec.clone(), self.options.ack_timeout);
         let delay = if doubts == 0 { Duration::ZERO } else { DOUBT.delay(doubts, 0.5) };
         Some(match self.ship.next() {
@@ -588,11 +587,9 @@ impl Replica {
                 Done::Read(stream.get(sequence).await.ok().flatten())
             }),
             Step::Look => {
-                let (shape, identity, fleet) =
-                    (self.options.shape, self.options.identity.clone(), self.options.fleet.name.clone());
+                let (shape, metadata) = (self.options.shape, self.metadata());
                 Box::pin(async move {
                     sleep(delay).await;
-                    let metadata = json!({ (IDENTITY): identity, "connect-relay-fleet": fleet });
                     match stream.ensure(&shape, metadata).await {
                         Ok(()) => Done::Looked(stream.standing(&codec).await.map(|(standing, _)| standing)),
                         Err(error) => Done::Looked(Err(error)),
@@ -633,14 +630,22 @@ impl Replica {
                 return false;
             }
             Done::Purged => self.ship.purged(),
-            Done::Measured(Ok(info), _) => {
+            Done::Measured(Ok(info)) => {
                 let Info { last, bytes, .. } = info.unwrap_or_default();
                 self.ship.measured(last);
                 self.metrics.stream_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
             }
-            Done::Measured(Err(_), _) => {}
+            Done::Measured(Err(_)) => {}
         }
         true
+    }
+}
+
+/// The result of the request; pending for ever if there is none.
+async fn under_way<T>(future: &mut Option<Request<T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -651,7 +656,7 @@ enum Done {
     Read(Option<Vec<u8>>),
     Looked(Result<Standing, StreamError>),
     Purged,
-    Measured(Result<Option<Info>, StreamError>, Result<Vec<Listed>, StreamError>),
+    Measured(Result<Option<Info>, StreamError>),
 }
 
 /// The owners of the fleet's streams as this relay hears them.

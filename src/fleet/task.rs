@@ -19,19 +19,15 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::connection::{Connector, Happening, Link};
+use super::connection::{BACKOFF, Connector, Happening, Link};
 use super::freshness::Freshness;
 use super::options::Options;
 use super::quota::{LOOK, Member, Message, PERIOD, SILENCE};
 use super::subject;
 use crate::metrics::Metrics;
 use crate::pacer::{self, Budget, Guidance};
-use crate::retry::Backoff;
 use crate::time::{Clock, Timestamp};
 
-/// The delays between rounds in which no server accepted.
-const BACKOFF: Backoff =
-    Backoff { initial: Duration::from_millis(200), multiplier: 2.0, randomization: 0.5, max: Duration::from_secs(5) };
 /// The time for the goodbye to reach the server.
 const GOODBYE_MAX: Duration = Duration::from_millis(300);
 /// The change of the share, up or down, of which the sender is notified at once.
