@@ -52,10 +52,7 @@ fn move_aside(path: &Path, from: u64, now: WallTime) -> io::Result<Left> {
     let mut files = Vec::new();
     for file in fs::read_dir(path)? {
         let text = file?.file_name().to_string_lossy().into_owned();
-        let own = matches!(&*text, names::LOG | names::CONF | names::BLOBS | names::VOLUME)
-            || names::JOURNALS.contains(&&*text)
-            || names::is_snapshot(&text);
-        files.extend(own.then_some(text));
+        files.extend((text == names::VOLUME || names::has_rows(&text)).then_some(text));
     }
     for name in files {
         // An interrupted start may have made a new one.
@@ -147,18 +144,12 @@ fn from_of(folder: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Key, Options, Store, is_unused};
-
-    fn open(path: &Path) -> Store {
-        let options = Options { volatile: true, keys: Vec::new(), write_once: b"", removal_weight: |_| 0 };
-        let store = Store::open(path, options, WallTime(0)).unwrap().store;
-        store.finish_open();
-        store
-    }
+    use crate::storage::testing::{open, row};
+    use crate::storage::{Key, is_unused};
 
     fn used() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = open(folder.path());
+        let mut store = open(folder.path()).store;
         store.put(Key::new(b'a'), vec![1]);
         store.commit().unwrap();
         folder
@@ -171,7 +162,7 @@ mod tests {
         assert!(is_unused(folder.path()).unwrap());
         assert_eq!(left(folder.path()).unwrap(), std::slice::from_ref(&moved));
         assert_eq!(moved.from, 7);
-        assert_eq!(open(&moved.path).read(&Key::new(b'a'), <[u8]>::to_vec).unwrap(), Some(vec![1]));
+        assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
         moved.mark_taken().unwrap();
         assert_eq!(left(folder.path()).unwrap(), []);
     }
@@ -184,6 +175,6 @@ mod tests {
         assert_eq!(left(folder.path()).unwrap(), [], "an incomplete folder does not count");
         let moved = leave(folder.path(), 9, WallTime(2)).unwrap();
         assert_eq!(moved, begun);
-        assert_eq!(open(&moved.path).read(&Key::new(b'a'), <[u8]>::to_vec).unwrap(), Some(vec![1]));
+        assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
     }
 }

@@ -69,6 +69,11 @@ pub const ALL: [&str; 15] = [
     NEW_VOLUME,
 ];
 
+/// Returns true for the files with a store's rows: sled's and the journal's.
+pub fn has_rows(name: &str) -> bool {
+    matches!(name, LOG | CONF | BLOBS) || JOURNALS.contains(&name) || is_snapshot(name)
+}
+
 /// Returns true for sled's snapshots, unfinished ones too.
 pub fn is_snapshot(name: &str) -> bool {
     name.starts_with("snap.")

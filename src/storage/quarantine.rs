@@ -77,9 +77,7 @@ fn link_aside(path: &Path, now: WallTime) -> io::Result<PathBuf> {
     for file in fs::read_dir(path)? {
         let (name, file) = file.map(|file| (file.file_name(), file.path()))?;
         let text = name.to_string_lossy();
-        let own = matches!(&*text, names::LOG | names::CONF | names::STAMP | names::BLOBS)
-            || names::JOURNALS.contains(&&*text);
-        if !(own || names::is_snapshot(&text)) {
+        if text != names::STAMP && !names::has_rows(&text) {
             continue;
         }
         // A folder cannot be linked, not even one in the place of a file.

@@ -117,24 +117,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::storage::names;
-    use crate::storage::{Key, Opened, Options, Store};
-    use crate::time::WallTime;
-
-    fn open(path: &Path) -> Opened {
-        let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
-        let opened = Store::open(path, options, WallTime(0)).unwrap();
-        opened.store.finish_open();
-        opened
-    }
-
-    fn key(text: &str) -> Key {
-        Key::of(text.as_bytes()).unwrap()
-    }
-
-    fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
-        store.read(&key(text), <[u8]>::to_vec).unwrap()
-    }
+    use crate::storage::testing::{open, row};
+    use crate::storage::{Key, Opened, names};
 
     /// A store with rows of several checkpoints, copied as rows in key order and then as a commit.
     fn copied() -> (tempfile::TempDir, Vec<Vec<u8>>, String, u32) {

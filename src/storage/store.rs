@@ -451,26 +451,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::storage::testing;
-    use crate::time::WallTime;
-
-    fn open(path: &Path) -> Opened {
-        let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
-        let opened = Store::open(path, options, WallTime(0)).unwrap();
-        opened.store.finish_open();
-        opened
-    }
-
-    fn key(text: &str) -> Key {
-        Key::of(text.as_bytes()).unwrap()
-    }
-
-    fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
-        store.read(&key(text), <[u8]>::to_vec).unwrap()
-    }
+    use crate::storage::testing::{self, key, open, row};
 
     #[test]
     fn committed_rows_are_there_after_a_crash_and_uncommitted_ones_are_not() {

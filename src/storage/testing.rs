@@ -4,9 +4,30 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use super::compaction::finish as finish_compaction;
+use super::key::Key;
 pub use super::names::{FAILED_READ, OPENING};
 use super::sled_db::open_sled;
 pub use super::sled_log::find_damage;
+use super::store::{Opened, Options, Store};
+use crate::time::WallTime;
+
+/// Opens a store; rows whose keys begin with `o` are written once.
+pub fn open(path: &Path) -> Opened {
+    let options = Options { volatile: true, keys: Vec::new(), write_once: b"o", removal_weight: |_| 0 };
+    let opened = Store::open(path, options, WallTime(0)).unwrap();
+    opened.store.finish_open();
+    opened
+}
+
+/// A key of these characters.
+pub fn key(text: &str) -> Key {
+    Key::of(text.as_bytes()).unwrap()
+}
+
+/// The row under a key.
+pub fn row(store: &Store, text: &str) -> Option<Vec<u8>> {
+    store.read(&key(text), <[u8]>::to_vec).unwrap()
+}
 
 /// The rows that sled has.
 pub fn sled_rows(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

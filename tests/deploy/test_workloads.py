@@ -300,43 +300,37 @@ def test_the_component_tcp_sets_both_sides(tmp_path, kind):
 @pytest.mark.needs(KUBECTL)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_component_secret_gives_the_keys_to_the_relay_alone(tmp_path, kind):
-    plain, sealed = (tmp_path / name for name in ("plain", "sealed"))
-    plain.mkdir()
-    sealed.mkdir()
-    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
-    after = of_kind(kustomize([labelled(BARE[kind])], sealed, ("relay", "secret")), kind)
-    spec = template(after)["spec"]
-    relay = spec["initContainers"][0]
-    volume = named(spec["volumes"], "connect-relay-keys")
-    mount = named(relay["volumeMounts"], "connect-relay-keys")
-    assert volume["secret"] == {"secretName": "connect-relay-keys"} and mount["readOnly"]
-    spec["volumes"].remove(volume)
-    relay["volumeMounts"].remove(mount)
-    assert relay.pop("env") == [{"name": "CONNECT_RELAY__QUEUE__KEY_FILE", "value": f"{mount['mountPath']}/keys"}]
-    assert after == before
+    env, folder = given_to_the_relay_alone(tmp_path, kind, "secret", "connect-relay-keys")
+    assert env == [{"name": "CONNECT_RELAY__QUEUE__KEY_FILE", "value": f"{folder}/keys"}]
 
 
 @pytest.mark.needs(KUBECTL)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_component_fleet_gives_the_servers_to_the_relay_alone(tmp_path, kind):
-    plain, shared = (tmp_path / name for name in ("plain", "shared"))
-    plain.mkdir()
-    shared.mkdir()
-    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
-    after = of_kind(kustomize([labelled(BARE[kind])], shared, ("relay", "fleet")), kind)
-    spec = template(after)["spec"]
-    relay = spec["initContainers"][0]
-    volume = named(spec["volumes"], "connect-relay-fleet")
-    mount = named(relay["volumeMounts"], "connect-relay-fleet")
-    assert volume["secret"] == {"secretName": "connect-relay-fleet"} and mount["readOnly"]
-    spec["volumes"].remove(volume)
-    relay["volumeMounts"].remove(mount)
+    env, _ = given_to_the_relay_alone(tmp_path, kind, "fleet", "connect-relay-fleet")
     source = {"secretKeyRef": {"name": "connect-relay-fleet", "key": "servers"}}
-    assert relay.pop("env") == [{"name": "CONNECT_RELAY__FLEET__SERVERS", "valueFrom": source}]
-    assert after == before
+    assert env == [{"name": "CONNECT_RELAY__FLEET__SERVERS", "valueFrom": source}]
     documented = {"CONNECT_RELAY__FLEET__SERVERS": "nats://relay:PASSWORD@nats.nats.svc:4222", "CONNECT_RELAY__SENDER__CONNECT_INSTANCE": "shop"}
     done = run(BINARY, "check", env={**environment(), "AWS_REGION": "eu-west-2", **documented})
     assert done.returncode == 0 and "PASSWORD" not in done.stdout + done.stderr
+
+
+def given_to_the_relay_alone(tmp_path, kind, component, secret):
+    """The variables of the relay's container, and the folder of the secret: nothing else differs with the component."""
+    plain, changed = (tmp_path / name for name in ("plain", "changed"))
+    plain.mkdir()
+    changed.mkdir()
+    before = of_kind(kustomize([labelled(BARE[kind])], plain), kind)
+    after = of_kind(kustomize([labelled(BARE[kind])], changed, ("relay", component)), kind)
+    spec = template(after)["spec"]
+    relay = spec["initContainers"][0]
+    volume, mount = named(spec["volumes"], secret), named(relay["volumeMounts"], secret)
+    assert volume["secret"] == {"secretName": secret} and mount["readOnly"]
+    spec["volumes"].remove(volume)
+    relay["volumeMounts"].remove(mount)
+    env = relay.pop("env")
+    assert after == before
+    return env, mount["mountPath"]
 
 
 @pytest.mark.needs(KUBECTL)
