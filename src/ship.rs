@@ -21,6 +21,7 @@
 //! | … that record is this one | stored | the next record |
 //! | … it is another one | look | |
 //! | … there is none | the first copy is under way, or it failed | the same bytes again |
+//! | … it was removed | a successor's snapshot is behind it | look |
 //!
 //! *Look*: read the last record and the claim that it belongs to. If the claim is another relay's, this one is
 //! **fenced**. Otherwise the relay claims the stream anew and ships a snapshot, because what was in flight is unknown. A
@@ -32,6 +33,8 @@
 //!
 //! This module knows neither messages nor NATS.
 
+#[cfg(test)]
+mod crashes;
 pub mod link;
 pub mod record;
 pub mod replay;
@@ -285,7 +288,8 @@ impl Ship {
         }
     }
 
-    /// There is no stream any more.
+    /// The place of the record in flight is gone: there is no stream any more, or it begins behind that place, because
+    /// another relay has removed what comes before its snapshot.
     pub fn gone(&mut self) {
         self.look();
     }

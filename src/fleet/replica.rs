@@ -584,7 +584,10 @@ impl Replica {
             }
             Step::Read(sequence) => Box::pin(async move {
                 sleep(delay).await;
-                Done::Read(stream.get(sequence).await.ok().flatten())
+                match stream.get(sequence).await {
+                    Ok(None) if matches!(stream.info().await, Ok(Some(info)) if info.first > sequence) => Done::Gone,
+                    found => Done::Read(found.ok().flatten()),
+                }
             }),
             Step::Look => {
                 let (shape, metadata) = (self.options.shape, self.metadata());

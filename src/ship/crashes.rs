@@ -1,0 +1,524 @@
+//! Crashes, takeovers and mutants: [`Ship`] and [`Link`] as they are, against models of a stream and of volumes.
+//!
+//! A commit adds a row for itself, and a row that the next commit removes, so that the rows of a store show which commits
+//! it has, and in which order. The judge reads the stream back at every commit that was answered `fleet`, and at every
+//! start on an empty volume:
+//!
+//! - The rows are those of the first commits of one relay: none is missing between two, none is doubled or undone.
+//! - Every commit that any relay answered `fleet` is among them.
+//! - A relay is fenced only while another one has the stream.
+//! - In the end one relay remains, and the stream has everything of it.
+//!
+//! A *mutant* breaks one rule of shipping; the same judge must find a fault in it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+use super::link::{Link, State, TaskEnd, Wanted, link};
+use super::replay::{Plan, Replay};
+use super::*;
+use crate::storage::{Key, SealingKey, put_row, read_rows};
+use crate::time::Timestamp;
+
+/// A broken rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mutant {
+    /// Records are published without the expected sequence.
+    NoExpectation,
+    /// A refusal counts as a fence, without a look at the stream.
+    RefusalIsFence,
+    /// A commit is answered `fleet` before its record is acknowledged.
+    NoWait,
+    /// The records before a snapshot are removed when its end is published, not when it is stored.
+    EarlyPurge,
+    /// Records have a `Nats-Msg-Id`: their place in the stream. The stream looks at it before the expected sequence.
+    MessageId,
+    /// After a time-out another record is published with the same expected sequence, if there is one.
+    AnotherRecord,
+    /// A place that the successor has removed counts as one that is not written yet.
+    RemovedIsAbsent,
+}
+
+const MUTANTS: [Mutant; 7] = [
+    Mutant::NoExpectation,
+    Mutant::RefusalIsFence,
+    Mutant::NoWait,
+    Mutant::EarlyPurge,
+    Mutant::MessageId,
+    Mutant::AnotherRecord,
+    Mutant::RemovedIsAbsent,
+];
+
+fn codec() -> Codec {
+    Codec::new(SealingKey::parse_file(&BASE64_STANDARD.encode([1; 32])).unwrap(), "CR_shop=_pod-0")
+}
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn key(table: u8, commit: u16) -> Vec<u8> {
+    [&[table][..], &commit.to_be_bytes()].concat()
+}
+
+/// The value of the row that the next commit removes. Some are long, so that snapshots are renewed.
+fn passing(commit: u16) -> Vec<u8> {
+    vec![7; if commit.is_multiple_of(3) { 40_000 } else { 1 }]
+}
+
+fn rows_of(commit: u16, previous: Option<u16>) -> Vec<u8> {
+    let mut rows = Vec::new();
+    put_row(&mut rows, &key(b'c', commit), Some(&[1]));
+    put_row(&mut rows, &key(b'p', commit), Some(&passing(commit)));
+    put_row(&mut rows, b"z", Some(&commit.to_be_bytes()));
+    previous.iter().for_each(|previous| put_row(&mut rows, &key(b'p', *previous), None));
+    rows
+}
+
+fn store_of(commits: &[u16]) -> Rows {
+    let mut rows: Rows = commits.iter().map(|commit| (key(b'c', *commit), vec![1])).collect();
+    if let Some(last) = commits.last() {
+        rows.insert(key(b'p', *last), passing(*last));
+        rows.insert(b"z".to_vec(), last.to_be_bytes().to_vec());
+    }
+    rows
+}
+
+/// A model of a stream.
+#[derive(Default)]
+struct Stream {
+    /// The sequence before the first record.
+    before: u64,
+    records: Vec<Vec<u8>>,
+    /// The copies of records that are still under way.
+    under_way: Vec<(u64, Vec<u8>)>,
+    /// The sequence of each `Nats-Msg-Id`.
+    ids: BTreeMap<u64, u64>,
+}
+
+impl Stream {
+    fn last(&self) -> u64 {
+        self.before + self.records.len() as u64
+    }
+
+    fn get(&self, sequence: u64) -> Option<&[u8]> {
+        let at = sequence.checked_sub(self.before + 1)?;
+        self.records.get(usize::try_from(at).unwrap()).map(Vec::as_slice)
+    }
+
+    fn publish(&mut self, expected: u64, record: &[u8], mutant: Option<Mutant>) -> Result<u64, u64> {
+        if let Some(sequence) = self.ids.get(&expected).filter(|_| mutant == Some(Mutant::MessageId)) {
+            return Ok(*sequence);
+        }
+        if expected != self.last() && mutant != Some(Mutant::NoExpectation) {
+            return Err(self.last());
+        }
+        self.records.push(record.to_vec());
+        self.ids.insert(expected, self.last());
+        Ok(self.last())
+    }
+
+    fn purge(&mut self, before: u64) {
+        let gone = usize::try_from(before.saturating_sub(self.before + 1)).unwrap().min(self.records.len());
+        self.records.drain(..gone);
+        self.before += gone as u64;
+    }
+
+    /// The state of the stream, as `fleet` finds it.
+    fn standing(&self) -> Standing {
+        let last = self.last();
+        let owner = (self.before + 1..=last).rev().find_map(|sequence| {
+            let head = record::head(self.get(sequence)?).ok()?;
+            let claim = self.get(sequence.checked_sub(head.number)?)?;
+            codec().owner(claim).ok().flatten().filter(|_| record::head(claim).unwrap().claim == head.claim)
+        });
+        Standing { last, owner }
+    }
+
+    /// The store that a start on an empty volume finds.
+    fn replay(&self) -> Result<Rows, String> {
+        let (codec, mut plan, mut replay, mut store) = (codec(), Plan::default(), Replay::default(), Rows::new());
+        let all = || (self.before + 1..=self.last()).zip(&self.records);
+        for (sequence, record) in all() {
+            plan.read(&codec, sequence, record).map_err(|error| error.to_string())?;
+        }
+        let Some(range) = plan.range() else { return Ok(store) };
+        for (sequence, record) in all().filter(|(sequence, _)| range.contains(sequence)) {
+            let rows = replay.read(&codec, sequence, record).map_err(|error| error.to_string())?;
+            read_rows(&rows.unwrap_or_default(), &mut |key: &[u8], value: Option<Vec<u8>>| {
+                match value {
+                    Some(value) => store.insert(key.to_vec(), value),
+                    None => store.remove(key),
+                };
+            });
+        }
+        Ok(store)
+    }
+}
+
+/// A fault of a request to the stream.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// The request is lost.
+    Lost,
+    /// The request arrives, the answer does not.
+    AnswerLost,
+    /// The request arrives later.
+    Late,
+    /// There is no leader, or the one that answers counts proposals that fail.
+    Proposal(u8),
+}
+
+/// The end of a process.
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    /// The next process has the same volume.
+    SameVolume,
+    /// The next process has an empty volume.
+    EmptyVolume,
+    /// The next process has the same volume, without the commit under way: its record was published before the disk was
+    /// synced.
+    Unsynced,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// A commit, and these steps until its wait for the record ends.
+    Commit(prop::sample::Index, Vec<Fault>),
+    /// The thread of the queue ships a part of a snapshot.
+    Thread(prop::sample::Index),
+    Step(prop::sample::Index, Fault),
+    /// A copy that is under way arrives.
+    Arrive(prop::sample::Index),
+    /// The newest relay is killed after these steps of a commit, and starts again. True: it reads the stream first.
+    Restart(Vec<Fault>, Crash, bool),
+    /// Another relay starts on an empty volume, while the others go on.
+    Succeed,
+}
+
+fn faults() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        12 => Just(Fault::None),
+        1 => Just(Fault::Lost),
+        1 => Just(Fault::AnswerLost),
+        1 => Just(Fault::Late),
+        1 => (0u8..3).prop_map(Fault::Proposal),
+    ]
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let steps = || prop::collection::vec(faults(), 0..5);
+    let crashes = prop_oneof![Just(Crash::SameVolume), Just(Crash::EmptyVolume), Just(Crash::Unsynced)];
+    let act = prop_oneof![
+        8 => (any::<prop::sample::Index>(), steps()).prop_map(|(who, steps)| Act::Commit(who, steps)),
+        12 => any::<prop::sample::Index>().prop_map(Act::Thread),
+        24 => (any::<prop::sample::Index>(), faults()).prop_map(|(who, fault)| Act::Step(who, fault)),
+        2 => any::<prop::sample::Index>().prop_map(Act::Arrive),
+        2 => (steps(), crashes, any::<bool>()).prop_map(|(steps, crash, known)| Act::Restart(steps, crash, known)),
+        1 => Just(Act::Succeed),
+    ];
+    prop::collection::vec(act, 1..200)
+}
+
+/// A relay.
+struct Relay {
+    instance: u64,
+    volume: u64,
+    link: Link,
+    task: TaskEnd,
+    ship: Ship,
+    /// The commits that the volume has.
+    commits: Vec<u16>,
+    /// The last row of the snapshot under way.
+    after: Vec<u8>,
+    fenced: bool,
+}
+
+impl Relay {
+    fn new(instance: u64, volume: u64, commits: Vec<u16>, standing: Option<Standing>) -> Relay {
+        let (link, task) = link(Duration::ZERO);
+        let identity = Identity { volume, instance, node: format!("node-{instance}") };
+        let ship = Ship::new(codec(), identity, standing, instance);
+        let mut relay = Relay { instance, volume, link, task, ship, commits, after: Vec::new(), fenced: false };
+        relay.task.reports.send(Report::Connected(true)).unwrap();
+        relay.report();
+        relay
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.link.note(Timestamp(0), Timestamp(0));
+        *self.link.state().borrow() == State::Up
+    }
+
+    /// One look of the queue's thread for a snapshot.
+    fn thread(&mut self) {
+        let queued = self.commits.len() as u64;
+        self.link.refresh(0);
+        match self.link.wanted() {
+            Wanted::Nothing => {}
+            Wanted::Begin => {
+                self.after.clear();
+                self.link.begin("stamp".into(), 7, queued);
+            }
+            Wanted::Rows(..) => {
+                let store = store_of(&self.commits);
+                let mut rows = Vec::new();
+                for (key, value) in store.range((Excluded(self.after.clone()), Unbounded)).take(4) {
+                    put_row(&mut rows, key, Some(value));
+                    self.after.clone_from(key);
+                }
+                let more = store.range((Excluded(self.after.clone()), Unbounded)).next().is_some();
+                self.link.rows(rows, more.then_some(Key::FIRST), queued);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        for report in self.ship.take_reports() {
+            self.fenced |= matches!(report, Report::Fenced(_));
+            self.task.reports.send(report).unwrap();
+        }
+    }
+
+    /// One step of the task.
+    fn step(&mut self, stream: &mut Stream, fault: Fault, mutant: Option<Mutant>) -> Result<(), String> {
+        while let Ok(ticket) = self.task.tickets.try_recv() {
+            self.ship.push(ticket);
+        }
+        match self.ship.next() {
+            Step::Publish { expected, record } => {
+                let record = record.to_vec();
+                let head = record::head(&record).unwrap();
+                if mutant == Some(Mutant::EarlyPurge) && head.kind == Kind::End {
+                    stream.purge(expected + 1 - head.number);
+                }
+                let publish = |stream: &mut Stream| stream.publish(expected, &record, mutant);
+                let answer = match fault {
+                    Fault::None => Some(publish(stream)),
+                    Fault::AnswerLost => publish(stream).ok().and(None),
+                    Fault::Proposal(more) => Some(Err(stream.last().max(expected) + u64::from(more))),
+                    Fault::Late => {
+                        stream.under_way.push((expected, record));
+                        None
+                    }
+                    Fault::Lost => None,
+                };
+                match answer {
+                    Some(Ok(sequence)) => self.ship.stored(sequence),
+                    Some(Err(last)) if mutant == Some(Mutant::RefusalIsFence) => {
+                        self.ship.gone();
+                        let owner = Owner { instance: 0, volume: 0, ..self.owner() };
+                        self.ship.found(Standing { last, owner: Some(owner) });
+                    }
+                    Some(Err(last)) => self.ship.refused(last),
+                    None if mutant == Some(Mutant::AnotherRecord) && !self.ship.tickets.is_empty() => {
+                        self.ship.flight = None;
+                        self.ship.rest.clear();
+                        self.ship.go_on();
+                    }
+                    None => {}
+                }
+            }
+            Step::Read(sequence) => match fault {
+                Fault::None if sequence <= stream.before && mutant != Some(Mutant::RemovedIsAbsent) => self.ship.gone(),
+                Fault::None => self.ship.read(stream.get(sequence)),
+                _ => self.ship.read(None),
+            },
+            Step::Look => {
+                if matches!(fault, Fault::None) {
+                    self.ship.found(stream.standing());
+                }
+            }
+            Step::Purge(before) => {
+                if matches!(fault, Fault::None) {
+                    stream.purge(before);
+                }
+                self.ship.purged();
+            }
+            Step::Wait | Step::Stop => {}
+        }
+        self.report();
+        let owner = stream.standing().owner.map(|owner| owner.instance);
+        if self.fenced && (owner.is_none() || owner == Some(self.instance)) {
+            return Err(format!("relay {} is fenced, and {owner:?} has the stream", self.instance));
+        }
+        Ok(())
+    }
+
+    fn owner(&self) -> Owner {
+        let Identity { volume, instance, node } = self.ship.identity.clone();
+        Owner { volume, instance, node, stamp: String::new(), continues: false, successions: Vec::new() }
+    }
+}
+
+struct World {
+    mutant: Option<Mutant>,
+    stream: Stream,
+    /// The relays that live, the newest last.
+    relays: Vec<Relay>,
+    /// The commits of each relay so far, those that it published before it was killed included.
+    written: BTreeMap<u64, Vec<u16>>,
+    /// The commits that were answered `fleet`.
+    fleet: Vec<u16>,
+    next: u16,
+}
+
+impl World {
+    /// One relay, with an empty queue that the stream has.
+    fn new(mutant: Option<Mutant>) -> World {
+        let relays = vec![Relay::new(1, 1, Vec::new(), None)];
+        let written = BTreeMap::from([(1, Vec::new())]);
+        World { mutant, stream: Stream::default(), relays, written, fleet: Vec::new(), next: 1 }
+    }
+
+    /// Reads the stream back, and returns the commits that it has.
+    fn judge(&self) -> Result<Vec<u16>, String> {
+        let store = self.stream.replay()?;
+        let count = store.keys().filter(|key| key[0] == b'c').count();
+        let found =
+            self.written.values().find(|commits| commits.len() >= count && store_of(&commits[..count]) == store);
+        let commits =
+            found.ok_or_else(|| format!("the stream has the rows {:?}, which no relay wrote", store.keys()))?;
+        match self.fleet.iter().find(|commit| !commits[..count].contains(commit)) {
+            Some(lost) => Err(format!("the stream lacks commit {lost}, which was answered `fleet`")),
+            None => Ok(commits[..count].to_vec()),
+        }
+    }
+
+    /// Runs a commit, until its wait is over or, in a crash, until its disk was synced.
+    fn commit(&mut self, who: usize, steps: &[Fault], crashes: bool) -> Result<(), String> {
+        let mutant = self.mutant;
+        let relay = &mut self.relays[who];
+        let commit = self.next;
+        self.next += 1;
+        let was_up = relay.is_up();
+        relay.link.commit(&rows_of(commit, relay.commits.last().copied()), relay.commits.len() as u64);
+        relay.commits.push(commit);
+        self.written.insert(relay.instance, relay.commits.clone());
+        for fault in steps {
+            relay.step(&mut self.stream, *fault, mutant)?;
+        }
+        if crashes {
+            return Ok(());
+        }
+        relay.link.wait(Timestamp(0), || Timestamp(0));
+        if if mutant == Some(Mutant::NoWait) { was_up } else { relay.is_up() } {
+            self.fleet.push(commit);
+            if mutant != Some(Mutant::NoWait) {
+                self.judge()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a relay on a volume, which is empty if there is none.
+    fn start(&mut self, volume: Option<(u64, Vec<u16>)>, known: bool) -> Result<(), String> {
+        let instance = 1 + self.written.keys().last().unwrap();
+        let standing = self.stream.standing();
+        let own = volume.filter(|(id, _)| standing.owner.as_ref().is_none_or(|owner| owner.volume == *id));
+        let relay = match own {
+            Some((id, commits)) => Relay::new(instance, id, commits, known.then_some(standing)),
+            None => Relay::new(instance, instance, self.judge()?, Some(standing)),
+        };
+        self.written.insert(instance, relay.commits.clone());
+        self.relays.push(relay);
+        Ok(())
+    }
+
+    fn act(&mut self, act: Act) -> Result<(), String> {
+        match act {
+            Act::Commit(who, steps) => self.commit(who.index(self.relays.len()), &steps, false)?,
+            Act::Thread(who) => {
+                let who = who.index(self.relays.len());
+                self.relays[who].thread();
+            }
+            Act::Step(who, fault) => {
+                let who = who.index(self.relays.len());
+                self.relays[who].step(&mut self.stream, fault, self.mutant)?;
+            }
+            Act::Arrive(index) if !self.stream.under_way.is_empty() => {
+                let at = index.index(self.stream.under_way.len());
+                let (expected, record) = self.stream.under_way.swap_remove(at);
+                let _ = self.stream.publish(expected, &record, self.mutant);
+            }
+            Act::Restart(steps, crash, known) => {
+                self.commit(self.relays.len() - 1, &steps, true)?;
+                let Relay { volume, mut commits, .. } = self.relays.pop().unwrap();
+                if matches!(crash, Crash::Unsynced) {
+                    commits.pop();
+                }
+                let same = !matches!(crash, Crash::EmptyVolume);
+                self.start(same.then_some((volume, commits)), known)?;
+            }
+            Act::Succeed if self.relays.len() < 3 => self.start(None, true)?,
+            Act::Arrive(_) | Act::Succeed => {}
+        }
+        self.leave()
+    }
+
+    /// Relays that are fenced exit.
+    fn leave(&mut self) -> Result<(), String> {
+        self.relays.retain(|relay| !relay.fenced);
+        if self.relays.is_empty() { self.start(None, true) } else { Ok(()) }
+    }
+
+    /// Without further faults the stream has everything of the relay that has it.
+    fn settle(&mut self) -> Result<(), String> {
+        for (expected, record) in std::mem::take(&mut self.stream.under_way) {
+            let _ = self.stream.publish(expected, &record, self.mutant);
+        }
+        for _ in 0..2000 {
+            for who in 0..self.relays.len() {
+                let last = self.stream.last();
+                let relay = &mut self.relays[who];
+                relay.thread();
+                relay.step(&mut self.stream, Fault::None, self.mutant)?;
+                if relay.ship.is_idle() {
+                    relay.ship.measured(last.max(self.stream.last()));
+                }
+            }
+            self.leave()?;
+            let idle = |relay: &mut Relay| relay.is_up() && relay.ship.is_idle() && relay.link.pause().is_none();
+            if let [relay] = &mut self.relays[..]
+                && idle(relay)
+            {
+                let commits = relay.commits.clone();
+                return if self.judge()? == commits { Ok(()) } else { Err("the stream lacks commits".into()) };
+            }
+        }
+        Err("the relays do not come to rest".into())
+    }
+}
+
+fn run(acts: Vec<Act>, mutant: Option<Mutant>) -> Result<(), String> {
+    let mut world = World::new(mutant);
+    for _ in 0..8 {
+        world.relays[0].step(&mut world.stream, Fault::None, None)?;
+        world.relays[0].thread();
+    }
+    acts.into_iter().try_for_each(|act| world.act(act))?;
+    world.settle()
+}
+
+proptest! {
+    #[test]
+    fn crash_at_any_step_loses_nothing_that_was_answered_fleet(acts in acts()) {
+        prop_assert_eq!(run(acts, None), Ok(()));
+    }
+}
+
+#[test]
+fn each_mutant_is_detected() {
+    for mutant in MUTANTS {
+        let config = Config { cases: 2000, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let found = runner.run(&acts(), |acts| run(acts, Some(mutant)).map_err(TestCaseError::fail));
+        let Err(TestError::Fail(fault, _)) = found else { panic!("{mutant:?} is not detected: {found:?}") };
+        println!("{mutant:?}: {fault}");
+    }
+}
