@@ -228,9 +228,16 @@ impl Ship {
         ship
     }
 
-    /// Limits the length of records. A record that was published keeps its length.
+    /// Limits the length of records. Rows in flight that are longer could never be published again, and a record never
+    /// changes: the relay claims the stream anew.
     pub fn limit_records(&mut self, bytes: usize) {
         self.body_max = bytes.saturating_sub(OVERHEAD).clamp(1 << 10, 512 << 10);
+        let most = self.body_max + OVERHEAD;
+        let rows = |kind: Kind| matches!(kind, Kind::Rows | Kind::Part);
+        let is_long = self.flight.as_ref().is_some_and(|flight| rows(flight.head.kind) && flight.record.len() > most);
+        if is_long || self.rest.iter().any(|(kind, body)| rows(*kind) && body.len() > self.body_max) {
+            self.look();
+        }
     }
 
     /// The reports since this was last called.
@@ -323,15 +330,21 @@ impl Ship {
         if self.phase != Phase::Looking {
             return;
         }
-        let own = standing.owner.as_ref().is_none_or(|owner| {
-            owner.instance == self.identity.instance || (self.claim.is_none() && owner.volume == self.identity.volume)
-        });
-        if own {
+        if standing.owner.as_ref().is_none_or(|owner| self.is_own(owner, standing.last)) {
             self.begin_behind(standing);
         } else {
             self.phase = Phase::Fenced;
             self.reports.push(Report::Fenced(standing.owner.map(|owner| owner.node).unwrap_or_default()));
         }
+    }
+
+    /// Returns true if no successor made this claim: this process or an earlier one of its volume did, or, in a stream
+    /// that was put back from a backup, the owner of a volume that this one has succeeded.
+    fn is_own(&self, owner: &Owner, last: u64) -> bool {
+        let went_back = self.claim.is_some() && last < self.expected;
+        owner.instance == self.identity.instance
+            || (owner.volume == self.identity.volume && (self.claim.is_none() || went_back))
+            || (went_back && self.successions.iter().any(|succession| succession.volume == owner.volume))
     }
 
     /// The records before the sequence were removed, or could not be.
@@ -340,7 +353,8 @@ impl Ship {
     }
 
     fn begin_behind(&mut self, Standing { last, owner }: Standing) {
-        if let Some(owner) = owner {
+        // An owner knows its predecessors, whatever the stream has lost.
+        if let Some(owner) = owner.filter(|_| self.claim.is_none()) {
             self.succeeds = (owner.volume != self.identity.volume).then_some(owner.volume);
             self.successions = owner.successions;
         }

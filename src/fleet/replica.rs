@@ -178,6 +178,7 @@ impl Replica {
         // An empty volume has lost what its own claim was about.
         let foreign = found.standing.owner.as_ref().is_some_and(|owner| unused || owner.volume != volume);
         if !foreign {
+            self.shape_stream().await;
             self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(found.standing), seed);
             return Ok(());
         }
@@ -201,6 +202,7 @@ impl Replica {
         }
         let path = self.options.path.clone();
         self.restored = self.restore(&path, standing.last).await?;
+        self.shape_stream().await;
         self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), seed);
         Ok(())
     }
@@ -237,12 +239,18 @@ impl Replica {
         let stream = self.stream(link);
         let info = stream.info().await?.unwrap_or_default();
         let (standing, head) = stream.standing(&self.codec).await?;
-        if info.last == 0
-            && let Err(error) = stream.ensure(&self.options.shape, self.metadata()).await
-        {
-            debug!(%error, "the stream is not made yet");
-        }
         Ok(Found { standing, head, info })
+    }
+
+    /// Makes the stream, or gives it the settings of this relay, which is about to own it.
+    async fn shape_stream(&self) {
+        let Some(link) = &self.link else { return };
+        let stream = self.stream(link);
+        // Without an answer the first record is in doubt, and the task looks again.
+        let shaped = timeout(self.options.ack_timeout, stream.ensure(&self.options.shape, self.metadata())).await;
+        if let Ok(Err(error)) = shaped {
+            warn!(%error, "the stream does not have the settings of this relay");
+        }
     }
 
     /// The names that the stream keeps for operators.
@@ -405,6 +413,7 @@ impl Replica {
             self.restore(&left.path, standing.last).await?;
             self.late.notify_one();
         }
+        self.shape_stream().await;
         self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), self.rng.u64(..));
         self.unrestored = false;
         Ok(())

@@ -36,6 +36,7 @@ pub const IDENTITY: &str = "connect-relay-identity";
 const NOT_FOUND_STREAM: u64 = 10059;
 const NOT_FOUND_MESSAGE: u64 = 10037;
 const WRONG_SEQUENCE: u64 = 10071;
+const FULL: u64 = 10077;
 
 /// A stream, over one connection.
 #[derive(Clone, Debug)]
@@ -222,6 +223,9 @@ impl Stream {
             (Some(ApiError { err_code: WRONG_SEQUENCE, description }), _) => {
                 let last = description.rsplit(' ').next().and_then(|number| number.parse().ok());
                 last.map_or(Answer::Doubt(description), Answer::Refused)
+            }
+            (Some(ApiError { err_code: FULL, .. }), _) => {
+                Answer::Doubt("the stream is full: raise fleet.stream_bytes_max and restart the relay".into())
             }
             (Some(ApiError { err_code, description }), _) => Answer::Doubt(format!("{description} ({err_code})")),
             (None, None) => Answer::Doubt("an answer without a sequence".into()),

@@ -505,6 +505,98 @@ fn run(acts: Vec<Act>, mutant: Option<Mutant>) -> Result<(), String> {
     world.settle()
 }
 
+#[test]
+fn stream_that_is_put_back_from_a_backup_is_no_fence_for_its_owner() {
+    for (restarts, volume) in
+        [(0, Crash::SameVolume), (1, Crash::SameVolume), (1, Crash::EmptyVolume), (3, Crash::EmptyVolume)]
+    {
+        let mut world = World::new(None);
+        world.settle().unwrap();
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+        let (before, records) = (world.stream.before, world.stream.records.clone());
+        for _ in 0..restarts {
+            world.act(Act::Restart(vec![Fault::None; 3], volume, true)).unwrap();
+            world.settle().unwrap();
+        }
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+        world.settle().unwrap();
+        let successions = world.relays[0].ship.successions.clone();
+        (world.stream.before, world.stream.records) = (before, records);
+        world.relays[0].ship.measured(world.stream.last());
+        assert_eq!(world.relays[0].ship.next(), Step::Look);
+        world.settle().unwrap();
+        let owner = world.stream.standing().owner.unwrap();
+        assert_eq!(
+            (owner.instance, &owner.successions),
+            (world.relays[0].instance, &successions),
+            "{restarts} {volume:?}"
+        );
+        assert_eq!(world.relays.len(), 1);
+    }
+}
+
+#[test]
+fn copy_of_a_volume_and_a_successor_in_a_stream_that_was_put_back_fence() {
+    let mut world = World::new(None);
+    world.settle().unwrap();
+    let old = world.stream.records.clone();
+    world.commit(0, &[Fault::None; 3], false).unwrap();
+    world.settle().unwrap();
+    // Another process with the same volume: a disk that was cloned.
+    let claim = |volume, stream: &mut Stream| {
+        let mut other = Relay::new(9, volume, Vec::new(), Some(stream.standing()));
+        (0..12).for_each(|_| {
+            other.thread();
+            other.step(stream, Fault::None, None).unwrap();
+        });
+    };
+    let mut owner = world.relays.pop().unwrap();
+    claim(owner.volume, &mut world.stream);
+    owner.ship.gone();
+    owner.step(&mut world.stream, Fault::None, None).unwrap();
+    assert!(owner.fenced);
+    let mut world = World::new(None);
+    world.settle().unwrap();
+    for _ in 0..4 {
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+    }
+    world.stream.records = old;
+    claim(77, &mut world.stream);
+    let owner = &mut world.relays[0];
+    owner.ship.measured(world.stream.last());
+    owner.step(&mut world.stream, Fault::None, None).unwrap();
+    assert!(owner.fenced);
+}
+
+#[test]
+fn rows_that_a_server_does_not_take_any_more_are_shipped_again_in_shorter_records() {
+    let mut world = World::new(None);
+    world.settle().unwrap();
+    for bytes in [600 << 10, 30 << 10, 2 << 10, 0] {
+        let who = &mut world.relays[0];
+        who.ship.limit_records(600 << 10);
+        world.commit(0, &[], false).unwrap();
+        world.commit(0, &[], false).unwrap();
+        world.commit(0, &[], false).unwrap();
+        let relay = &mut world.relays[0];
+        while let Ok(ticket) = relay.task.tickets.try_recv() {
+            relay.ship.push(ticket);
+        }
+        relay.ship.limit_records(bytes);
+        let before = world.stream.last();
+        world.settle().unwrap();
+        let most = bytes.max(OVERHEAD + 1024);
+        let long: Vec<_> = world
+            .stream
+            .records
+            .iter()
+            .skip(usize::try_from(before - world.stream.before).unwrap_or(0))
+            .map(Vec::len)
+            .collect();
+        assert!(long.iter().all(|length| *length <= most), "{bytes}: {long:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn crash_at_any_step_loses_nothing_that_was_answered_fleet(acts in acts()) {
