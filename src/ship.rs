@@ -339,12 +339,13 @@ impl Ship {
     }
 
     /// Returns true if no successor made this claim: this process or an earlier one of its volume did, or, in a stream
-    /// that was put back from a backup, the owner of a volume that this one has succeeded.
+    /// that was put back from a backup, the owner of a volume that this one succeeds.
     fn is_own(&self, owner: &Owner, last: u64) -> bool {
-        let went_back = self.claim.is_some() && last < self.expected;
+        let went_back = last < self.expected;
+        let succeeded = || self.successions.iter().map(|succession| succession.volume).chain(self.succeeds);
         owner.instance == self.identity.instance
             || (owner.volume == self.identity.volume && (self.claim.is_none() || went_back))
-            || (went_back && self.successions.iter().any(|succession| succession.volume == owner.volume))
+            || (went_back && succeeded().any(|volume| volume == owner.volume))
     }
 
     /// The records before the sequence were removed, or could not be.

@@ -375,8 +375,6 @@ impl Replica {
                         Ok(Some(link)) => {
                             failures = 0;
                             announced = false;
-                            let _ = reports.send(Report::Connected(true));
-                            self.report(&reports);
                             self.serve(link, &mut tickets, &reports).await
                         }
                         Ok(None) => return,
@@ -497,10 +495,16 @@ impl Replica {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        // The servers may have lost records meanwhile: the stream counts as reached when its leader has answered.
+        let (mut answered, mut connected) = (false, false);
         // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
         let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
             self.report(reports);
+            if answered && !connected {
+                connected = true;
+                let _ = reports.send(Report::Connected(true));
+            }
             if step.is_none() {
                 match self.begin_step(&stream, doubts) {
                     Some(next) => {
@@ -524,6 +528,7 @@ impl Replica {
                 done = under_way(&mut step) => {
                     step = None;
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
+                    answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
                     if published && doubts == 0 {
                         self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());

@@ -9,6 +9,9 @@
 //! - A relay is fenced only while another one has the stream.
 //! - In the end one relay remains, and the stream has everything of it.
 //!
+//! While the servers are put back from a backup, the volume is the only place of what was answered: it stays until a relay
+//! says again that the stream has everything.
+//!
 //! A *mutant* breaks one rule of shipping; the same judge must find a fault in it.
 
 use std::collections::BTreeMap;
@@ -43,9 +46,11 @@ enum Mutant {
     AnotherRecord,
     /// A place that the successor has removed counts as one that is not written yet.
     RemovedIsAbsent,
+    /// The stream counts as reached before its leader has answered over a new connection.
+    EarlyConnect,
 }
 
-const MUTANTS: [Mutant; 7] = [
+const MUTANTS: [Mutant; 8] = [
     Mutant::NoExpectation,
     Mutant::RefusalIsFence,
     Mutant::NoWait,
@@ -53,6 +58,7 @@ const MUTANTS: [Mutant; 7] = [
     Mutant::MessageId,
     Mutant::AnotherRecord,
     Mutant::RemovedIsAbsent,
+    Mutant::EarlyConnect,
 ];
 
 fn codec() -> Codec {
@@ -199,6 +205,12 @@ enum Act {
     Restart(Vec<Fault>, Crash, bool),
     /// Another relay starts on an empty volume, while the others go on.
     Succeed,
+    /// The connection of a relay is lost, or comes back.
+    Connect(prop::sample::Index, bool),
+    /// A bot repeats its messages: there is no commit.
+    Repeat(prop::sample::Index),
+    /// The servers are down, and come back with an older stream.
+    PutBack,
 }
 
 fn faults() -> impl Strategy<Value = Fault> {
@@ -221,6 +233,9 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => any::<prop::sample::Index>().prop_map(Act::Arrive),
         2 => (steps(), crashes, any::<bool>()).prop_map(|(steps, crash, known)| Act::Restart(steps, crash, known)),
         1 => Just(Act::Succeed),
+        4 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(who, on)| Act::Connect(who, on)),
+        4 => any::<prop::sample::Index>().prop_map(Act::Repeat),
+        1 => Just(Act::PutBack),
     ];
     prop::collection::vec(act, 1..200)
 }
@@ -237,6 +252,8 @@ struct Relay {
     /// The last row of the snapshot under way.
     after: Vec<u8>,
     fenced: bool,
+    /// True if there is a connection, and if the stream's leader has answered over it.
+    connected: (bool, bool),
 }
 
 impl Relay {
@@ -244,8 +261,8 @@ impl Relay {
         let (link, task) = link(Duration::ZERO);
         let identity = Identity { volume, instance, node: format!("node-{instance}") };
         let ship = Ship::new(codec(), identity, standing, instance);
-        let mut relay = Relay { instance, volume, link, task, ship, commits, after: Vec::new(), fenced: false };
-        relay.task.reports.send(Report::Connected(true)).unwrap();
+        let (after, fenced, connected) = (Vec::new(), false, (true, false));
+        let mut relay = Relay { instance, volume, link, task, ship, commits, after, fenced, connected };
         relay.report();
         relay
     }
@@ -285,10 +302,34 @@ impl Relay {
         }
     }
 
+    fn connect(&mut self, on: bool, mutant: Option<Mutant>) {
+        if on && !self.connected.0 {
+            self.connected = (true, false);
+            if mutant == Some(Mutant::EarlyConnect) {
+                self.answered();
+            }
+        } else if !on {
+            self.connected = (false, false);
+            self.task.reports.send(Report::Connected(false)).unwrap();
+        }
+    }
+
+    /// The stream's leader has answered.
+    fn answered(&mut self) {
+        self.report();
+        if !std::mem::replace(&mut self.connected.1, true) {
+            self.task.reports.send(Report::Connected(true)).unwrap();
+        }
+    }
+
     /// One step of the task.
     fn step(&mut self, stream: &mut Stream, fault: Fault, mutant: Option<Mutant>) -> Result<(), String> {
         while let Ok(ticket) = self.task.tickets.try_recv() {
             self.ship.push(ticket);
+        }
+        if !self.connected.0 {
+            self.report();
+            return Ok(());
         }
         match self.ship.next() {
             Step::Publish { expected, record } => {
@@ -309,7 +350,10 @@ impl Relay {
                     Fault::Lost => None,
                 };
                 match answer {
-                    Some(Ok(sequence)) => self.ship.stored(sequence),
+                    Some(Ok(sequence)) => {
+                        self.ship.stored(sequence);
+                        self.answered();
+                    }
                     Some(Err(last)) if mutant == Some(Mutant::RefusalIsFence) => {
                         self.ship.gone();
                         let owner = Owner { instance: 0, volume: 0, ..self.owner() };
@@ -332,6 +376,7 @@ impl Relay {
             Step::Look => {
                 if matches!(fault, Fault::None) {
                     self.ship.found(stream.standing());
+                    self.answered();
                 }
             }
             Step::Purge(before) => {
@@ -340,11 +385,18 @@ impl Relay {
                 }
                 self.ship.purged();
             }
-            Step::Wait | Step::Stop => {}
+            Step::Wait => {
+                if matches!(fault, Fault::None) {
+                    self.ship.measured(stream.last());
+                    self.answered();
+                }
+            }
+            Step::Stop => {}
         }
         self.report();
         let owner = stream.standing().owner.map(|owner| owner.instance);
-        if self.fenced && (owner.is_none() || owner == Some(self.instance)) {
+        let another = |owner: u64| owner > self.instance || (owner < self.instance && self.ship.claim.is_none());
+        if self.fenced && !owner.is_some_and(another) {
             return Err(format!("relay {} is fenced, and {owner:?} has the stream", self.instance));
         }
         Ok(())
@@ -366,6 +418,10 @@ struct World {
     /// The commits that were answered `fleet`.
     fleet: Vec<u16>,
     next: u16,
+    /// An older stream.
+    backup: Option<(u64, Vec<Vec<u8>>)>,
+    /// True from the time when the servers were put back until a relay says that the stream has everything.
+    went_back: bool,
 }
 
 impl World {
@@ -373,7 +429,16 @@ impl World {
     fn new(mutant: Option<Mutant>) -> World {
         let relays = vec![Relay::new(1, 1, Vec::new(), None)];
         let written = BTreeMap::from([(1, Vec::new())]);
-        World { mutant, stream: Stream::default(), relays, written, fleet: Vec::new(), next: 1 }
+        World {
+            mutant,
+            stream: Stream::default(),
+            relays,
+            written,
+            fleet: Vec::new(),
+            next: 1,
+            backup: None,
+            went_back: false,
+        }
     }
 
     /// Reads the stream back, and returns the commits that it has.
@@ -411,9 +476,34 @@ impl World {
             self.fleet.push(commit);
             if mutant != Some(Mutant::NoWait) {
                 self.judge()?;
+                self.went_back = false;
             }
         }
         Ok(())
+    }
+
+    /// Repeats of everything are answered.
+    fn repeat(&mut self, who: usize) -> Result<(), String> {
+        if self.relays[who].is_up() {
+            self.fleet.extend(&self.relays[who].commits);
+            self.fleet.sort_unstable();
+            self.fleet.dedup();
+            self.judge()?;
+            self.went_back = false;
+        }
+        Ok(())
+    }
+
+    /// Keeps a copy of the stream, or replaces the stream by the copy.
+    fn put_back(&mut self) {
+        match (&mut self.relays[..], self.backup.take()) {
+            ([relay], Some((before, records))) => {
+                relay.connect(false, self.mutant);
+                self.stream = Stream { before, records, ..Stream::default() };
+                self.went_back = true;
+            }
+            _ => self.backup = Some((self.stream.before, self.stream.records.clone())),
+        }
     }
 
     /// Starts a relay on a volume, which is empty if there is none.
@@ -446,7 +536,7 @@ impl World {
                 let (expected, record) = self.stream.under_way.swap_remove(at);
                 let _ = self.stream.publish(expected, &record, self.mutant);
             }
-            Act::Restart(steps, crash, known) => {
+            Act::Restart(steps, crash, known) if !self.went_back => {
                 self.commit(self.relays.len() - 1, &steps, true)?;
                 let Relay { volume, mut commits, .. } = self.relays.pop().unwrap();
                 if matches!(crash, Crash::Unsynced) {
@@ -455,8 +545,14 @@ impl World {
                 let same = !matches!(crash, Crash::EmptyVolume);
                 self.start(same.then_some((volume, commits)), known)?;
             }
-            Act::Succeed if self.relays.len() < 3 => self.start(None, true)?,
-            Act::Arrive(_) | Act::Succeed => {}
+            Act::Succeed if self.relays.len() < 3 && !self.went_back => self.start(None, true)?,
+            Act::Connect(who, on) => {
+                let who = who.index(self.relays.len());
+                self.relays[who].connect(on, self.mutant);
+            }
+            Act::Repeat(who) => self.repeat(who.index(self.relays.len()))?,
+            Act::PutBack => self.put_back(),
+            Act::Arrive(_) | Act::Succeed | Act::Restart(..) => {}
         }
         self.leave()
     }
@@ -472,15 +568,12 @@ impl World {
         for (expected, record) in std::mem::take(&mut self.stream.under_way) {
             let _ = self.stream.publish(expected, &record, self.mutant);
         }
+        self.relays.iter_mut().for_each(|relay| relay.connect(true, None));
         for _ in 0..2000 {
             for who in 0..self.relays.len() {
-                let last = self.stream.last();
                 let relay = &mut self.relays[who];
                 relay.thread();
                 relay.step(&mut self.stream, Fault::None, self.mutant)?;
-                if relay.ship.is_idle() {
-                    relay.ship.measured(last.max(self.stream.last()));
-                }
             }
             self.leave()?;
             let idle = |relay: &mut Relay| relay.is_up() && relay.ship.is_idle() && relay.link.pause().is_none();
