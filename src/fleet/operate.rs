@@ -41,6 +41,16 @@ impl Overview {
     }
 }
 
+/// The server that leads the stream of a relay, by its name; `None` while none does.
+///
+/// # Errors
+/// If no server answers.
+pub async fn leader(options: &Options, identity: &str) -> Result<Option<String>, StreamError> {
+    let connector = Connector::new(options).map_err(StreamError::Unsupported)?;
+    let link = connector.connect(0).await.map_err(StreamError::Failed)?;
+    Stream::new(link.client(), &options.name, identity).leader().await
+}
+
 /// The fleet as an operator sees it, over one connection.
 #[derive(Debug)]
 pub struct Operator {
