@@ -88,6 +88,8 @@ pub struct Replica {
     late: Arc<Notify>,
     /// The reason why the stream lacks commits.
     obstacle: Obstacle,
+    /// The last refusal of a server, until it is logged.
+    refusal: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -153,6 +155,7 @@ impl Replica {
             unrestored: false,
             late: Arc::default(),
             obstacle: Obstacle::default(),
+            refusal: None,
         };
         replica.take_over(unused, seed).await?;
         Ok(replica)
@@ -182,6 +185,7 @@ impl Replica {
         // An empty volume has lost what its own claim was about.
         let foreign = found.standing.owner.as_ref().is_some_and(|owner| unused || owner.volume != volume);
         if !foreign {
+            self.reshape().await;
             self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(found.standing), seed);
             return Ok(());
         }
@@ -205,6 +209,7 @@ impl Replica {
         }
         let path = self.options.path.clone();
         self.restored = self.restore(&path, standing.last).await?;
+        self.reshape().await;
         self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), seed);
         Ok(())
     }
@@ -221,6 +226,11 @@ impl Replica {
                 }
                 Err(StreamError::Failed(why)) => why,
             };
+            let refusal = match &mut self.link {
+                Some(link) => link.refusal().await,
+                None => None,
+            };
+            let error = explained(error, refusal);
             self.link = None;
             self.obstacle.set(&error);
             if !said {
@@ -248,6 +258,14 @@ impl Replica {
             debug!(%error, "the stream is not made yet");
         }
         Ok(Found { standing, head, info })
+    }
+
+    /// Gives the stream the settings of this relay, which is about to own it: they may have changed since the last start.
+    async fn reshape(&self) {
+        let Some(link) = &self.link else { return };
+        if let Err(error) = self.stream(link).ensure(&self.options.shape, self.metadata()).await {
+            warn!(%error, "the fleet's stream does not have the settings of this relay");
+        }
     }
 
     /// The names that the stream keeps for operators.
@@ -544,7 +562,7 @@ impl Replica {
                         }
                     }
                     Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
-                    Happening::Refused(why) => debug!(why, "the server refuses something"),
+                    Happening::Refused(why) => self.refusal = Some(why),
                 },
                 _ = ticks.tick() => {
                     if self.ship.is_owner() {
@@ -566,6 +584,7 @@ impl Replica {
 
     /// Logs the reason why the stream takes no records, once, if that goes on.
     fn doubt(&mut self, why: String) {
+        let why = explained(why, self.refusal.take());
         self.obstacle.set(&why);
         self.doubts.0 += 1;
         if self.doubts.0 >= DOUBTS_MAX && !self.doubts.1 {
@@ -651,6 +670,14 @@ impl Replica {
             Done::Measured(Err(_)) => {}
         }
         true
+    }
+}
+
+/// An error with the server's own words, if there are any.
+pub(super) fn explained(why: String, refusal: Option<String>) -> String {
+    match refusal {
+        Some(refusal) => format!("{why}; {refusal}"),
+        None => why,
     }
 }
 
