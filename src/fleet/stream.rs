@@ -176,6 +176,15 @@ impl Stream {
         }))
     }
 
+    /// The server that leads it, by its name. `None` while none does, and without a cluster.
+    ///
+    /// # Errors
+    /// If no server answers.
+    pub async fn leader(&self) -> Result<Option<String>, StreamError> {
+        let answer = self.api("INFO", &Value::Null).await?.unwrap_or_default();
+        Ok(answer["cluster"]["leader"].as_str().map(str::to_owned))
+    }
+
     /// Creates the stream if it is missing, and changes its settings if they differ.
     ///
     /// # Errors
