@@ -188,6 +188,7 @@ def test_stopped_owner_is_succeeded_and_leaves_without_a_further_attempt(copies,
         assert reply.headers["relay-durable"] == "local"
     assert old.wait() == 75
     assert len(old.lines("fenced")) == 1
+    assert old.lines()[-1]["message"] == "stopped; the relay that continues this queue sends its messages"
     assert (old.folder / "private/queue/format").exists()
     resume(new)
     new.until_empty()
