@@ -221,9 +221,8 @@ impl Replica {
         loop {
             let error = match self.look().await {
                 Ok(found) => return Ok(found),
-                Err(StreamError::Unsupported(why) | StreamError::Unreadable(why)) => {
-                    return Err(StartError::Config(why));
-                }
+                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
+                Err(StreamError::Unreadable(why)) => return Err(StartError::Failed(why)),
                 Err(StreamError::Failed(why)) => why,
             };
             let refusal = match &mut self.link {
