@@ -8,7 +8,7 @@
 //! put, append, remove ──▶ memtable ──▶ journal ──▶ fdatasync = the instant of commit      Store::commit
 //!                            │
 //!                            └─▶ several sled batches, each: flush ──▶ fdatasync          Store::advance_checkpoint
-//! get ◀── memtable, or sled
+//! get ◀── memtable, the journal for long rows, or sled
 //! ```
 //!
 //! | part | what it does |

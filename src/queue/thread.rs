@@ -363,7 +363,8 @@ impl QueueThread {
     }
 
     fn measure_space(&mut self) {
-        self.state.space = self.state.store.measure_space(self.state.options.free_disk_min);
+        let Options { free_disk_min, bytes_max, .. } = self.state.options;
+        self.state.space = self.state.store.measure_space(free_disk_min, bytes_max);
     }
 
     /// Records the position of the clock, if the store does not know it well enough.

@@ -186,9 +186,9 @@ impl Stream {
         let Some(range) = self.plan()?.range() else { return Ok(store) };
         for (sequence, record) in self.all().filter(|(sequence, _)| range.contains(sequence)) {
             let rows = replay.read(&codec, sequence, record).map_err(|error| error.to_string())?;
-            read_rows(&rows.unwrap_or_default(), &mut |key: &[u8], value: Option<Vec<u8>>| {
+            read_rows(&rows.unwrap_or_default(), &mut |key: &[u8], value: Option<&[u8]>| {
                 match value {
-                    Some(value) => store.insert(key.to_vec(), value),
+                    Some(value) => store.insert(key.to_vec(), value.to_vec()),
                     None => store.remove(key),
                 };
             });

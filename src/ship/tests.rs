@@ -77,9 +77,9 @@ impl Stream {
         let (mut replay, mut store) = (Replay::default(), BTreeMap::new());
         for (sequence, record) in all().filter(|(sequence, _)| range.contains(sequence)) {
             if let Some(rows) = replay.read(&codec, sequence, record).unwrap() {
-                read_rows(&rows, &mut |key: &[u8], value: Option<Vec<u8>>| {
+                read_rows(&rows, &mut |key: &[u8], value: Option<&[u8]>| {
                     match value {
-                        Some(value) => store.insert(key.to_vec(), value),
+                        Some(value) => store.insert(key.to_vec(), value.to_vec()),
                         None => store.remove(key),
                     };
                 });

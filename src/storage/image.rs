@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use super::error::OpenError;
 use super::identity::{self, Known};
 use super::journal::{self, CheckpointPos};
-use super::memtable::Value;
 use super::row;
 use super::sealing::SealingKey;
 use super::sled_log::{Log, Place};
@@ -61,9 +60,9 @@ impl Image {
             self.damage.push("the journal is another store's".into());
             return Ok(());
         }
-        let apply = |image: &mut Image, key: &[u8], value: Value| {
+        let apply = |image: &mut Image, key: &[u8], value: Option<&[u8]>, _| {
             match value {
-                Some(value) => image.rows.insert(key.to_vec(), Row::Journal(value)),
+                Some(value) => image.rows.insert(key.to_vec(), Row::Journal(value.to_vec())),
                 None => image.rows.remove(key),
             };
         };
@@ -76,9 +75,9 @@ impl Image {
     fn is_foreign(&self, folder: &Path, position: Option<CheckpointPos>) -> io::Result<bool> {
         let Some(own) = self.get::<String>(&identity::copy_key())? else { return Ok(false) };
         let mut foreign = false;
-        let look = |foreign: &mut bool, key: &[u8], value: Value| {
+        let look = |foreign: &mut bool, key: &[u8], value: Option<&[u8]>, _| {
             let copy =
-                value.filter(|_| *key == *identity::copy_key()).and_then(|value| row::decode::<String>(key, &value));
+                value.filter(|_| *key == *identity::copy_key()).and_then(|value| row::decode::<String>(key, value));
             *foreign |= copy.is_some_and(|copy| !identity::is_of_one_store(&own, &copy));
         };
         journal::read(folder, position, &mut foreign, look, |_| ())?;

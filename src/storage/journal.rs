@@ -15,8 +15,8 @@
 //!
 //! `▝ of 5 ▘` is the checkpoint of epoch 5, and its last batch stores row `j`, "the oldest epoch that is needed: 6".
 //!
-//! The files are made at their full length, of zeros that are written and synced. If an epoch needs a longer file,
-//! zeros are appended and synced in the same way before the record is written. So a commit changes no metadata, and its
+//! The files are made of zeros that are written and synced. If an epoch needs a longer file, zeros are appended and synced
+//! in the same way before the record is written. So a commit changes no metadata, and its
 //! `fdatasync` waits for its own blocks only, not for the file system's journal. That is a third faster. It is also
 //! safer: on an ext4 that is being shut down, the wait for its journal can succeed although nothing reached the disk.
 //! Of files that grew, one in seven lost the last append that `fdatasync` had confirmed (601 of 4,452), of files at
@@ -46,7 +46,7 @@
 //! | the end of the older epoch is lost | detected: the next one has the number of its records |
 //! | a file is gone, empty, or of another time | detected |
 //! | the files are another store's | detected: each epoch begins with a copy of the format stamp |
-//! | a file was cut off | detected: it never gets shorter, and the position has its least length |
+//! | a file was cut off | detected: the position has its least length |
 //! | the newest epoch's last records fail their checksums, or were zeroed in place | **not detected**: a power cut leaves a record that was not yet acknowledged in the same state. To detect it, each commit would need a second place and a second sync |
 //!
 //! After a clean stop everything is in sled, and the journal is not needed.
@@ -65,21 +65,24 @@ use std::path::Path;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
-use super::memtable::{Rows, Value};
+use super::memtable::{Extent, Rows};
 use super::names::JOURNALS;
 
 /// The key of the [`CheckpointPos`] in sled.
 pub const EPOCH: &[u8] = b"j";
 /// The first epoch of a store. New files contain the heads of the two epochs before it.
 const FIRST: u64 = 2;
-/// The length of an epoch at which a checkpoint begins. A longer epoch keeps more short-lived rows out of sled, and
-/// takes more memory. (Tests use a short one, so that they meet checkpoints.)
+/// The length of an epoch in a new file. (Tests use short epochs, so that they meet checkpoints.)
 const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
-/// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file that gets longer has [`STEP`] bytes to
-/// spare.
+/// The longest epoch for which a file is lengthened. A longer epoch keeps more short-lived rows out of sled, and a
+/// checkpoint of it writes fewer pages for each row. It takes longer to replay.
+const BYTES_MAX: u64 = if cfg!(test) { 2 * BYTES } else { 16 * BYTES };
+/// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file has [`STEP`] bytes to spare.
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
 const HEAD: usize = 24;
+/// The bytes of a row before its key.
+const ROW_HEAD: usize = 5;
 const REMOVED: u32 = u32::MAX;
 
 /// The position of the last checkpoint in the journal; sled stores it under [`EPOCH`].
@@ -87,7 +90,7 @@ const REMOVED: u32 = u32::MAX;
 pub struct CheckpointPos {
     /// The oldest epoch whose records sled may not have.
     epoch: u64,
-    /// The least lengths of the files, which never get shorter.
+    /// The least lengths of the files.
     lengths: [u64; 2],
 }
 
@@ -169,10 +172,10 @@ pub fn create_from(folder: &Path, first: u64) -> io::Result<()> {
 /// The position of the last commit in a folder, which is durable then; the lowest position if there is none.
 pub fn last(folder: &Path) -> io::Result<CommitPos> {
     let mut last = CommitPos::default();
-    for name in JOURNALS {
-        let bytes = contents(folder, name)?;
+    for (file, name) in (0..).zip(JOURNALS) {
+        let bytes = contents(folder, file)?;
         let Some((epoch, ..)) = (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])) else { continue };
-        let found = replay(&bytes, epoch, |_, _| ());
+        let found = replay(&bytes, epoch, |_, _, _| ());
         last = last.max(CommitPos { epoch, number: found.number.saturating_sub(1) });
         File::open(folder.join(name))?.sync_all()?;
     }
@@ -194,7 +197,7 @@ fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
 impl Journal {
     /// Continues after the records that [`read`] found.
     pub fn resume(folder: &Path, position: CheckpointPos, replay: &Replay) -> io::Result<Journal> {
-        let open = |name: &str| OpenOptions::new().write(true).open(folder.join(name));
+        let open = |name: &str| OpenOptions::new().read(true).write(true).open(folder.join(name));
         let files = [open(JOURNALS[0])?, open(JOURNALS[1])?];
         let EpochReplay { epoch, number, end, .. } =
             *if replay.next.is_begun() { &replay.next } else { &replay.oldest };
@@ -243,6 +246,18 @@ impl Journal {
         }
     }
 
+    /// The places of the rows of the last record.
+    pub fn places(&self) -> Places {
+        Places { epoch: self.epoch, at: self.end - self.appended().len() as u64 }
+    }
+
+    /// Reads a value back.
+    pub fn value(&self, extent: Extent) -> io::Result<Vec<u8>> {
+        let mut value = vec![0; extent.length as usize];
+        self.files[usize::from(extent.file)].read_exact_at(&mut value, u64::from(extent.at))?;
+        Ok(value)
+    }
+
     /// Makes the records durable. **Its return is the instant of commit.**
     pub fn sync(&mut self) -> io::Result<()> {
         self.files[file_of(self.epoch)].sync_data()
@@ -253,9 +268,49 @@ impl Journal {
         CheckpointPos { epoch: self.epoch, lengths: self.lengths }
     }
 
-    /// Returns true if the current epoch is long enough for a checkpoint.
-    pub fn is_full(&self) -> bool {
+    /// The same, with the length of a new file for the file that the next epoch overwrites. Call
+    /// [`Journal::shorten`] when sled has it.
+    pub fn shorter_position(&mut self) -> CheckpointPos {
+        self.lengths[file_of(self.epoch + 1)] = LENGTH;
+        self.position()
+    }
+
+    /// Shortens the file that the next epoch overwrites. sled has its rows.
+    pub fn shorten(&mut self) -> io::Result<()> {
+        let file = &self.files[file_of(self.epoch + 1)];
+        if file.metadata()?.len() > LENGTH {
+            file.set_len(LENGTH)?;
+            file.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of both files.
+    pub fn bytes(&self) -> u64 {
+        self.lengths.iter().sum()
+    }
+
+    /// Returns true if the current epoch is as long as that of a new file.
+    pub fn is_long(&self) -> bool {
         self.end >= BYTES
+    }
+
+    /// Returns true if the current epoch leaves no more than [`STEP`] bytes of its file.
+    pub fn is_full(&self) -> bool {
+        self.is_long() && self.end + STEP >= self.lengths[file_of(self.epoch)]
+    }
+
+    /// Lengthens the file of the current epoch. Returns false if it is as long as it may be.
+    pub fn grow(&mut self) -> io::Result<bool> {
+        let file = file_of(self.epoch);
+        // After a crash the records may reach beyond the length that is known to be synced.
+        let from = self.lengths[file].max(self.end);
+        if from >= BYTES_MAX + STEP {
+            return Ok(false);
+        }
+        lengthen(&self.files[file], from, from + BYTES)?;
+        self.lengths[file] = from + BYTES;
+        Ok(true)
     }
 
     /// Returns true if the current epoch has no commit.
@@ -267,6 +322,23 @@ impl Journal {
     pub fn begin_next(&mut self) {
         self.before = self.number;
         (self.epoch, self.number, self.end) = (self.epoch + 1, 0, 0);
+    }
+}
+
+/// The places of the rows of one record, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    epoch: u64,
+    at: u64,
+}
+
+impl Places {
+    /// The place of the next row's value.
+    pub fn next(&mut self, key: &[u8], value: Option<&[u8]>) -> Extent {
+        let at = self.at + (ROW_HEAD + key.len()) as u64;
+        let length = value.map_or(0, <[u8]>::len) as u32;
+        self.at = at + u64::from(length);
+        Extent { file: file_of(self.epoch) as u8, at: at as u32, length }
     }
 }
 
@@ -286,20 +358,25 @@ pub fn read<T>(
     folder: &Path,
     position: Option<CheckpointPos>,
     to: &mut T,
-    visit: impl Fn(&mut T, &[u8], Value),
+    visit: impl Fn(&mut T, &[u8], Option<&[u8]>, Extent),
     between: impl Fn(&mut T),
 ) -> io::Result<Replay> {
-    let files = [contents(folder, JOURNALS[0])?, contents(folder, JOURNALS[1])?];
-    let first_records = files.iter().filter_map(|bytes| (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])));
-    let oldest_found =
-        || CheckpointPos { epoch: first_records.map(|(epoch, ..)| epoch).min().unwrap_or(FIRST), lengths: [0, 0] };
-    let CheckpointPos { epoch, lengths } = position.unwrap_or_else(oldest_found);
-    let oldest = replay(&files[file_of(epoch)], epoch, |key, value| visit(to, key, value));
-    let next = &files[file_of(epoch + 1)];
-    if next_record(next, 0, epoch + 1, 0).is_some() {
+    let CheckpointPos { epoch, lengths } = match position {
+        Some(position) => position,
+        None => CheckpointPos { epoch: oldest_epoch(folder)?, lengths: [0, 0] },
+    };
+    let mut found = [0; 2];
+    // One file after the other: they can be long.
+    let bytes = contents(folder, epoch)?;
+    found[file_of(epoch)] = bytes.len() as u64;
+    let oldest = replay(&bytes, epoch, |key, value, extent| visit(to, key, value, extent));
+    drop(bytes);
+    let bytes = contents(folder, epoch + 1)?;
+    found[file_of(epoch + 1)] = bytes.len() as u64;
+    if next_record(&bytes, 0, epoch + 1, 0).is_some() {
         between(to);
     }
-    let next = replay(next, epoch + 1, |key, value| visit(to, key, value));
+    let next = replay(&bytes, epoch + 1, |key, value, extent| visit(to, key, value, extent));
     let mut damage = Vec::new();
     if [&oldest, &next].into_iter().any(|epoch| !epoch.is_begun() && !epoch.may_begin) {
         damage.push("its journal is missing".to_owned());
@@ -309,9 +386,9 @@ pub fn read<T>(
     if lost > 0 {
         damage.push(format!("commits in its journal cannot be read: {lost}"));
     }
-    for (bytes, length) in files.iter().zip(lengths) {
-        if (bytes.len() as u64) < length {
-            damage.push(format!("its journal is cut off: {} of {length} bytes exist", bytes.len()));
+    for (found, length) in found.into_iter().zip(lengths) {
+        if found < length {
+            damage.push(format!("its journal is cut off: {found} of {length} bytes exist"));
         }
     }
     Ok(Replay { oldest, next, damage })
@@ -338,7 +415,7 @@ impl EpochReplay {
     }
 }
 
-fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Value)) -> EpochReplay {
+fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Option<&[u8]>, Extent)) -> EpochReplay {
     let may_begin = parse_record(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
     let mut replayed = EpochReplay { epoch, may_begin, ..EpochReplay::default() };
     let mut at = 0;
@@ -347,7 +424,8 @@ fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Value)) -> Epoc
         if number == 0 {
             replayed.before = rows.try_into().ok().map(u64::from_be_bytes);
         } else {
-            read_rows(rows, &mut visit);
+            let mut places = Places { epoch, at: (start + HEAD) as u64 };
+            read_rows(rows, &mut |key, value| visit(key, value, places.next(key, value)));
         }
         at = start + HEAD + rows.len();
         (replayed.number, replayed.end) = (number + 1, at as u64);
@@ -394,13 +472,13 @@ pub fn put_row(to: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
 }
 
 /// Visits the rows of a record whose checksum is right; it stops at bytes that are not a row.
-pub fn read_rows(mut bytes: &[u8], visit: &mut impl FnMut(&[u8], Value)) {
-    while let Some((head, rest)) = bytes.split_at_checked(5) {
+pub fn read_rows(mut bytes: &[u8], visit: &mut impl FnMut(&[u8], Option<&[u8]>)) {
+    while let Some((head, rest)) = bytes.split_at_checked(ROW_HEAD) {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         let Some((key, rest)) = rest.split_at_checked(usize::from(head[0])) else { return };
         let value_length = if length == REMOVED { 0 } else { length as usize };
         let Some((value, rest)) = rest.split_at_checked(value_length) else { return };
-        visit(key, (length != REMOVED).then(|| value.to_vec()));
+        visit(key, (length != REMOVED).then_some(value));
         bytes = rest;
     }
 }
@@ -427,9 +505,20 @@ fn file_of(epoch: u64) -> usize {
     (epoch % 2) as usize
 }
 
-/// The bytes of a file; none if there is no such file.
-fn contents(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
-    match fs::read(folder.join(name)) {
+/// The oldest epoch that has a record.
+fn oldest_epoch(folder: &Path) -> io::Result<u64> {
+    let mut oldest = None;
+    for epoch in 0..2 {
+        let bytes = contents(folder, epoch)?;
+        let first = (0..bytes.len()).find_map(|at| parse_record(&bytes[at..]));
+        oldest = oldest.into_iter().chain(first.map(|(epoch, ..)| epoch)).min();
+    }
+    Ok(oldest.unwrap_or(FIRST))
+}
+
+/// The bytes of an epoch's file; none if there is no such file.
+fn contents(folder: &Path, epoch: u64) -> io::Result<Vec<u8>> {
+    match fs::read(folder.join(JOURNALS[file_of(epoch)])) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(Vec::new()),
         bytes => bytes,
     }
@@ -470,7 +559,7 @@ mod tests {
     /// The keys that are replayed, epoch by epoch.
     fn replayed(folder: &Path, epoch: u64) -> (Vec<Vec<u8>>, Replay) {
         let mut epochs = vec![Vec::new()];
-        let visit = |epochs: &mut Vec<Vec<u8>>, key: &[u8], _| epochs.last_mut().unwrap().extend(key);
+        let visit = |epochs: &mut Vec<Vec<u8>>, key: &[u8], _: Option<&[u8]>, _| epochs.last_mut().unwrap().extend(key);
         let position = CheckpointPos { epoch, ..CheckpointPos::default() };
         let found = read(folder, Some(position), &mut epochs, visit, |epochs| epochs.push(Vec::new())).unwrap();
         (epochs, found)
@@ -499,7 +588,7 @@ mod tests {
     fn without_a_position_all_records_are_replayed() {
         let folder = two_epochs();
         let mut rows: Vec<u8> = Vec::new();
-        read(folder.path(), None, &mut rows, |rows, key, _| rows.extend(key), |_| ()).unwrap();
+        read(folder.path(), None, &mut rows, |rows, key, _, _| rows.extend(key), |_| ()).unwrap();
         assert_eq!(rows, [1, 2, 3, 4]);
     }
 
@@ -528,6 +617,88 @@ mod tests {
         let (rows, found) = replayed(folder.path(), FIRST);
         assert_eq!((rows[0].len(), found.damage), (commits, vec![]));
         assert_eq!(journal.position().lengths, [*lengths.last().unwrap(), LENGTH]);
+    }
+
+    #[test]
+    fn file_grows_until_an_epoch_has_its_greatest_length() {
+        let (folder, mut journal) = new();
+        let mut commits = 0;
+        for grows in [true, false] {
+            while !journal.is_full() {
+                journal.append(&row(1)).unwrap();
+                commits += 1;
+            }
+            assert_eq!(journal.grow().unwrap(), grows);
+        }
+        assert!(journal.end >= BYTES_MAX && journal.end < BYTES_MAX + STEP);
+        assert_eq!(replayed(folder.path(), FIRST).0[0].len(), commits);
+    }
+
+    #[test]
+    fn growth_after_a_crash_begins_behind_the_records() {
+        let (folder, mut journal) = new();
+        while !journal.is_full() {
+            journal.append(&row(1)).unwrap();
+        }
+        assert!(journal.grow().unwrap());
+        let mut commits = replayed(folder.path(), FIRST).0[0].len();
+        while journal.end < LENGTH + 600 {
+            journal.append(&row(1)).unwrap();
+            commits += 1;
+        }
+        let found = replayed(folder.path(), FIRST).1;
+        let mut journal = Journal::resume(folder.path(), CheckpointPos::default(), &found).unwrap();
+        assert!(journal.is_full(), "the growth is not known to be synced");
+        assert!(journal.grow().unwrap());
+        journal.append(&row(2)).unwrap();
+        let (epochs, found) = replayed(folder.path(), FIRST);
+        assert_eq!((epochs[0].len(), epochs[0].last(), found.damage), (commits + 1, Some(&2), vec![]));
+    }
+
+    #[test]
+    fn file_is_shortened_before_the_next_epoch_and_that_is_no_damage() {
+        let (folder, mut journal) = new();
+        while !journal.is_full() {
+            journal.append(&row(1)).unwrap();
+        }
+        assert!(journal.grow().unwrap());
+        journal.append(&row(2)).unwrap();
+        journal.begin_next();
+        journal.append(&row(3)).unwrap();
+        let length = || fs::metadata(folder.path().join(JOURNALS[file_of(FIRST)])).unwrap().len();
+        let position = journal.shorter_position();
+        assert!(length() > LENGTH, "a crash here leaves a longer file");
+        let read_at = |position| {
+            let mut rows: Vec<u8> = Vec::new();
+            let found =
+                read(folder.path(), Some(position), &mut rows, |rows, key, _, _| rows.extend(key), |_| ()).unwrap();
+            (rows, found.damage)
+        };
+        assert_eq!(read_at(position), (vec![3], vec![]));
+        journal.shorten().unwrap();
+        assert_eq!((length(), read_at(position)), (LENGTH, (vec![3], vec![])));
+        journal.begin_next();
+        journal.append(&row(4)).unwrap();
+        assert_eq!(read_at(position), (vec![3, 4], vec![]));
+    }
+
+    #[test]
+    fn value_is_read_back_from_its_place() {
+        let (folder, mut journal) = new();
+        let rows =
+            Rows::from([(Key::new(1), Some(vec![1; 300])), (Key::new(2), None), (Key::new(3), Some(vec![3; 500]))]);
+        journal.append(&row(9)).unwrap();
+        journal.append(&rows).unwrap();
+        let mut places = journal.places();
+        for (key, value) in &rows {
+            let extent = places.next(key, value.as_deref());
+            assert_eq!(journal.value(extent).unwrap(), value.clone().unwrap_or_default());
+        }
+        let visit = |found: &mut Vec<Extent>, _: &[u8], _: Option<&[u8]>, extent| found.push(extent);
+        let mut found = Vec::new();
+        read(folder.path(), None, &mut found, visit, |_| ()).unwrap();
+        assert_eq!(journal.value(found[1]).unwrap(), [1; 300], "a start finds the same places");
+        assert_eq!(journal.value(found[3]).unwrap(), [3; 500]);
     }
 
     #[test]

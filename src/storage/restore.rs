@@ -18,7 +18,6 @@ use super::directory::{self, private};
 use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
-use super::memtable::Value;
 use super::sled_db::{leak_db, open_sled};
 use super::volume::Volume;
 use super::{compaction, names, row};
@@ -77,8 +76,8 @@ impl Restore {
     /// If they cannot be written.
     pub fn apply(&mut self, rows: &[u8]) -> io::Result<()> {
         let Restore { batch, bytes, .. } = self;
-        journal::read_rows(rows, &mut |key: &[u8], value: Value| {
-            *bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        journal::read_rows(rows, &mut |key: &[u8], value: Option<&[u8]>| {
+            *bytes += key.len() + value.map_or(0, <[u8]>::len);
             match value {
                 _ if *key == *EPOCH => {}
                 Some(value) => batch.insert(key, value),

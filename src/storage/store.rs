@@ -61,16 +61,20 @@ use super::directory::{self, private, sync_directory};
 use super::error::StoreFailed;
 use super::journal::{CommitPos, EPOCH, Journal};
 use super::key::Key;
-use super::memtable::Memtable;
+use super::memtable::{Extent, Memtable, Row};
 use super::sealing::{Sealer, SealingKey};
 use super::sled_db::{leak_db, open_sled};
 use super::space::{BALLAST_BYTES, Folder};
 use super::{compaction, identity, journal, names, row, space};
 
 /// The size of a checkpoint's batch. sled keeps all pages that a batch replaces until the batch is over, and commits wait for
-/// it: with 256 KiB, filling the queue by 10,000 accepts took 38 MiB and the slowest hundredth of accepts 6 times the
-/// median, with this size 26 MiB and 3.5 times. Less saves little more and costs syncs.
-const BATCH_BYTES: usize = 64 << 10;
+/// it: with 64 KiB, a checkpoint of 10,000 accepts took the relay to 30 MiB, with this size to 24, with half of it to
+/// 22. Less costs more syncs.
+const BATCH_BYTES: usize = 32 << 10;
+/// The same while no commit waits.
+const BATCH_BYTES_AT_REST: usize = 64 << 10;
+/// About the memory of an epoch's rows at which a checkpoint begins, although its file has room.
+const MEMORY_MAX: usize = if cfg!(test) { 16 << 10 } else { 2 << 20 };
 
 /// A folder of rows, open for reading and writing.
 pub struct Store {
@@ -92,6 +96,8 @@ pub struct Store {
     log_bytes: u64,
     /// The folder's other files at the last `scan_folder`.
     folder: Folder,
+    /// True while there is space for a longer journal.
+    is_roomy: bool,
 }
 
 /// The settings of a store, and the facts about its rows that it needs.
@@ -142,7 +148,9 @@ impl Store {
     /// Reads the bytes under a key, including uncommitted changes, without verifying their checksum.
     pub fn read<T>(&self, key: &Key, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreFailed> {
         Ok(match self.memtable.get(key) {
-            Some(value) => value.map(read),
+            Some(Row::Removed) => None,
+            Some(Row::Bytes(value)) => Some(read(value)),
+            Some(Row::Journal(extent)) => Some(read(&self.journal_value(extent)?)),
             None => self.db().get(key).map_err(|cause| self.unreadable(&cause))?.as_deref().map(read),
         })
     }
@@ -260,7 +268,8 @@ impl Store {
             self.journal.sync()
         });
         written.map_err(|cause| self.fail_permanently("write the journal of", &cause))?;
-        self.memtable.commit();
+        let mut places = self.journal.places();
+        self.memtable.commit(|key, value| places.next(key, value));
         Ok(())
     }
 
@@ -274,9 +283,9 @@ impl Store {
     pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {
         let steps = self.is_checkpointing();
         if steps {
-            self.checkpoint_step()?;
+            self.checkpoint_step(BATCH_BYTES)?;
         }
-        if self.journal.is_full() {
+        if self.is_epoch_complete()? {
             self.finish_checkpoint()?;
             self.begin_checkpoint();
         }
@@ -329,8 +338,9 @@ impl Store {
     }
 
     /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more
-    /// than `free_min` bytes are free (rule 9 of the store).
-    pub fn measure_space(&mut self, free_min: u64) -> Space {
+    /// than `free_min` bytes are free (rule 9 of the store). The journal gets longer only while the other files take
+    /// little of `bytes_max` and the volume has space, and shorter again when that is over.
+    pub fn measure_space(&mut self, free_min: u64, bytes_max: u64) -> Space {
         let free = directory::free(&self.path);
         match free {
             Some(free) if free < BALLAST_BYTES && space::release_ballast(&self.path) => {
@@ -343,7 +353,12 @@ impl Store {
             }
             _ => {}
         }
-        Space { bytes: self.folder.bytes + self.log_bytes, free, set_aside: self.folder.quarantined }
+        let bytes = self.folder.bytes + self.log_bytes;
+        let has_space = free.is_some_and(|free| free >= free_min + 4 * BALLAST_BYTES);
+        // When it is over, two epochs still have to move into sled, and may double there, before the files are short.
+        let others = bytes.saturating_sub(self.journal.bytes());
+        self.is_roomy = has_space && others < if self.is_roomy { bytes_max / 8 * 3 } else { bytes_max / 4 };
+        Space { bytes, free, set_aside: self.folder.quarantined }
     }
 
     fn db(&self) -> &sled::Db {
@@ -352,9 +367,26 @@ impl Store {
 
     fn finish_checkpoint(&mut self) -> Result<(), StoreFailed> {
         while self.is_checkpointing() {
-            self.checkpoint_step()?;
+            self.checkpoint_step(BATCH_BYTES_AT_REST)?;
         }
         Ok(())
+    }
+
+    /// Returns true if a checkpoint of the current epoch is due. Lengthens the journal's file if it is full and there is
+    /// space.
+    fn is_epoch_complete(&mut self) -> Result<bool, StoreFailed> {
+        if self.memtable.active_memory() >= MEMORY_MAX {
+            return Ok(true);
+        }
+        if !self.is_roomy {
+            return Ok(self.journal.is_long());
+        }
+        if !self.journal.is_full() {
+            return Ok(false);
+        }
+        let grown = self.journal.grow().map_err(|cause| self.fail_permanently("lengthen the journal of", &cause))?;
+        self.scan_folder();
+        Ok(!grown)
     }
 
     fn begin_checkpoint(&mut self) {
@@ -370,25 +402,35 @@ impl Store {
 
     /// Moves the next batch into sled. A crash loses nothing: the journal has the whole epoch until the last batch,
     /// which names the next epoch, is durable.
-    fn checkpoint_step(&mut self) -> Result<(), StoreFailed> {
+    fn checkpoint_step(&mut self, batch_bytes: usize) -> Result<(), StoreFailed> {
         self.sync_read_splits()?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         let mut rows = self.memtable.to_flush().peekable();
-        while let Some((key, value)) = rows.next_if(|_| bytes < BATCH_BYTES) {
-            bytes += key.len() + value.map_or_else(|| (self.removal_weight)(key), <[u8]>::len);
-            match value {
-                Some(value) => batch.insert(&**key, value),
-                None => batch.remove(&**key),
+        while let Some((key, row)) = rows.next_if(|_| bytes < batch_bytes) {
+            bytes += key.len() + row.length().unwrap_or_else(|| (self.removal_weight)(key));
+            match row {
+                Row::Removed => batch.remove(&**key),
+                Row::Bytes(value) => batch.insert(&**key, value),
+                Row::Journal(extent) => batch.insert(&**key, self.journal_value(extent)?),
             }
         }
         let next = rows.next().map(|(key, _)| *key);
         drop(rows);
+        let shortens = next.is_none() && !self.is_roomy;
         if next.is_none() {
-            batch.insert(EPOCH, row::encode(EPOCH, &self.journal.position()));
+            let position = if shortens { self.journal.shorter_position() } else { self.journal.position() };
+            batch.insert(EPOCH, row::encode(EPOCH, &position));
         }
         self.apply(batch)?;
         self.memtable.flushed_to(next);
+        if shortens {
+            self.journal.shorten().map_err(|cause| self.fail_permanently("shorten the journal of", &cause))?;
+        }
         Ok(())
+    }
+
+    fn journal_value(&self, extent: Extent) -> Result<Vec<u8>, StoreFailed> {
+        self.journal.value(extent).map_err(|cause| self.fail_permanently("read the journal of", &cause))
     }
 
     fn apply(&mut self, batch: sled::Batch) -> Result<(), StoreFailed> {
@@ -492,6 +534,86 @@ mod tests {
         store.begin_checkpoint();
         let flushed: Vec<_> = store.memtable.to_flush().map(|(key, _)| key[0]).collect();
         assert_eq!(flushed, [b'f', b'p'], "of a row that may be written again sled gets the removal");
+    }
+
+    #[test]
+    fn long_row_written_once_is_read_from_the_journal_until_sled_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        let all = ["o1", "o2", "o3"];
+        for (number, text) in (1..).zip(all) {
+            store.put(key(text), vec![number; 1000]);
+            store.put(key("p"), vec![number; 1000]);
+            store.commit().unwrap();
+        }
+        let value = |number| Some(vec![number; 1000]);
+        let read = |store: &Store| all.map(|text| row(store, text));
+        let in_journal = |store: &Store| matches!(store.memtable.get(b"o2"), Some(Row::Journal(_)));
+        assert!(in_journal(&store) && matches!(store.memtable.get(b"p"), Some(Row::Bytes(_))));
+        assert_eq!(read(&store), [1, 2, 3].map(value));
+        store.remove(key("o1"));
+        store.commit().unwrap();
+        drop(store);
+        let mut store = open(folder.path()).store;
+        assert!(in_journal(&store), "a start leaves it there too");
+        assert_eq!(read(&store), [None, value(2), value(3)]);
+        store.checkpoint().unwrap();
+        assert!(!in_journal(&store));
+        assert_eq!(read(&store), [None, value(2), value(3)]);
+    }
+
+    #[test]
+    fn row_that_sled_has_from_an_interrupted_checkpoint_can_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        store.put(key("o1"), vec![1; 1000]);
+        store.put(key("o2"), vec![2; 1000]);
+        store.commit().unwrap();
+        store.begin_checkpoint();
+        store.checkpoint_step(1).unwrap();
+        store.checkpoint_step(1).unwrap();
+        drop(store);
+        assert_eq!((testing::count(folder.path(), b'o'), testing::count(folder.path(), b'j')), (1, 0));
+        let mut store = open(folder.path()).store;
+        store.remove(key("o1"));
+        store.commit().unwrap();
+        store.checkpoint().unwrap();
+        assert_eq!(row(&store, "o1"), None);
+        drop(store);
+        assert_eq!(
+            testing::sled_rows(folder.path()).into_keys().filter(|key| key[0] == b'o').collect::<Vec<_>>(),
+            [b"o2"]
+        );
+    }
+
+    #[test]
+    fn journal_is_short_while_the_folder_takes_much_of_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        let epoch_of = |store: &mut Store, bytes_max| {
+            let mut commits = 0;
+            while !store.is_checkpointing() {
+                store.measure_space(0, bytes_max);
+                store.put(key("o").number(commits), vec![1; 6000]);
+                store.commit().unwrap();
+                store.advance_checkpoint().unwrap();
+                commits += 1;
+            }
+            store.finish_checkpoint().unwrap();
+            commits
+        };
+        let short = epoch_of(&mut store, 0);
+        let long = epoch_of(&mut store, u64::MAX);
+        assert!(long > 3 * short / 2, "{long} commits, {short} with a short journal");
+        let bytes = |store: &mut Store| {
+            store.scan_folder();
+            store.folder.bytes
+        };
+        let grown = bytes(&mut store);
+        for _ in 0..2 {
+            epoch_of(&mut store, 0);
+        }
+        assert!(bytes(&mut store) < grown, "the files are shortened");
     }
 
     #[test]

@@ -18,7 +18,7 @@ from kit.processes import ROOT
 from kit.tools import MACHINE
 
 CHATS, LENGTH = 20, 150
-# With the small store the log is compacted in the middle of the load.
+# With the small store the journal stays short, so that more goes to the log, and the log is compacted in the middle of the load.
 STORES = {"the default": {}, "a small store": {"queue.bytes_max": "16MiB"}}
 
 
@@ -28,7 +28,10 @@ def load(request, seed, recorder, tmp_path_factory):
 
 
 def test_acknowledged_messages_are_delivered_after_any_power_cut(load, scratch, times):
-    assert load.written > 50 << 20, "segments of the log are used again"
+    if load.settings:
+        assert load.written > 50 << 20, "segments of the log are used again"
+    else:
+        assert len(disk.lengthened(load.events)) > 2, "the journal gets longer"
     campaign = Campaign(load, scratch)
     campaign.run(choose(load, 120 * times))
     print(campaign.report())
@@ -37,7 +40,7 @@ def test_acknowledged_messages_are_delivered_after_any_power_cut(load, scratch, 
 
 
 def test_no_sync_covers_two_segments_of_which_one_confirms_the_other(load):
-    assert len(disk.segments_opened(load.events)) > 50
+    assert len(disk.segments_opened(load.events)) > (50 if load.settings else 20)
     assert not disk.vouched_too_early(load.events), f"TEST_SEED={load.seed}"
 
 

@@ -88,12 +88,12 @@ class Cut:
 
 def choose(load, count, passed_over=frozenset(), recoveries=True):
     """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log's compacted copy
-    takes its place, a tenth around the first record of an epoch, the others anywhere. `passed_over` are the syncs that a
+    takes its place, a tenth around the first record of an epoch, a tenth where the journal gets longer, the others anywhere. `passed_over` are the syncs that a
     mutant does not do."""
     rng, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]
-    epoch_heads = disk.checkpoints(events)
+    epoch_heads, lengthened = disk.checkpoints(events), disk.lengthened(events)
     moved = [i for i, event in enumerate(events) if event.kind == "R" and "/compacted/" in event.paths[0]]
     first_reply = next(at for at, what, _ in load.said if what in ("accepted", "delivered"))
     cuts = []
@@ -107,6 +107,8 @@ def choose(load, count, passed_over=frozenset(), recoveries=True):
             at = rng.choice(moved) + rng.randint(-25, 35)
         elif number % 10 == 5:
             at = max(1, rng.choice(epoch_heads) + rng.randint(-40, 10))
+        elif number % 10 == 7 and lengthened:
+            at = max(1, rng.choice(lengthened) + rng.randint(-5, 25))
         else:
             at = rng.randint(1, len(events))
         style = rng.choices(disk.STYLES, disk.WEIGHTS)[0]

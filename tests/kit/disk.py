@@ -351,6 +351,18 @@ def checkpoints(events):
     return [i for i, event in enumerate(events) if event.kind == "W" and event.inode in journals and event.a == 0]
 
 
+def lengthened(events):
+    """The events at which a file of the journal gets longer."""
+    journals, ends, found = files_called(events, "journal.0") | files_called(events, "journal.1"), {}, []
+    for index, event in enumerate(events):
+        if event.kind == "W" and event.inode in journals:
+            end = ends.get(event.inode, 0)
+            if event.a >= end >= 5 << 18:
+                found.append(index)
+            ends[event.inode] = max(end, event.a + len(event.data))
+    return found
+
+
 def vouched_too_early(events, passed_over=frozenset()):
     """Where the log's header of a segment vouches for what lies in a segment whose own header the disk need not have: both
     were written since the last sync. A cut between them can lose the whole log. The copy made by a compaction is left out:

@@ -1,7 +1,7 @@
 //! The estimated loss: the number of queued messages that will expire before they can be sent.
 //!
-//! Nothing is scanned. At most [`PACKS`] packs are read, evenly spaced, and a few records of each; a record represents the
-//! records around it. If there are no more packs than that, each is read. A message counts as lost in two cases:
+//! Nothing is scanned. If there are at most [`PACKS`] packs, each is read, else [`SAMPLED`] of them, evenly spaced, and a few
+//! records of each; a record represents the records around it. A message counts as lost in two cases:
 //!
 //! | case | reason |
 //! | --- | --- |
@@ -21,8 +21,11 @@ use crate::queue::rows::{Hash, QueuedRef, Record, Table, keys};
 use crate::queue::state::State;
 use crate::time::Timestamp;
 
-/// The most packs that are read for one estimate.
+/// The most packs of which each is read.
 const PACKS: u64 = 128;
+/// The packs that are read of more than [`PACKS`]. They and the rows of their conversations stay in sled's cache: with 128
+/// packs, a relay with 10,000 queued messages took 6 MiB for them.
+const SAMPLED: u64 = 32;
 /// The most records of a pack that are looked at.
 const RECORDS: usize = 4;
 /// The time after which an estimate from samples is made again; one of all messages is made at each tick.
@@ -94,7 +97,7 @@ fn first_pack(state: &State) -> Result<u64> {
 fn samples(state: &mut State, now: Timestamp) -> Result<Vec<Sample>> {
     let first = first_pack(state)?;
     let packs = state.meta.next_pack.saturating_sub(first);
-    let points = packs.min(PACKS);
+    let points = if packs <= PACKS { packs } else { SAMPLED };
     let point = |number: u64| first + number * packs / points.max(1);
     let (mut samples, mut known) = (Vec::new(), HashMap::new());
     for number in 0..points {

@@ -15,7 +15,7 @@ use crate::storage::error::OpenError;
 use crate::storage::identity::{self, FORMAT, Stamp, new_stamp, read_stamp, write_stamp};
 use crate::storage::journal::{self, CheckpointPos, EPOCH, Journal};
 use crate::storage::key::Key;
-use crate::storage::memtable::Memtable;
+use crate::storage::memtable::{Memtable, Row};
 use crate::storage::preflight::{check, has_rows, quarantine_unfinished};
 use crate::storage::sealing::Sealer;
 use crate::storage::sled_db::{leak_db, open_sled};
@@ -104,14 +104,17 @@ impl Store {
             compactable: true,
             log_bytes: 0,
             folder: Folder::default(),
+            is_roomy: true,
             removal_weight,
         };
         store.measure_log();
         space::keep_ballast(path);
         let damaged = store.keep_stamp_copy().inspect_err(|_| store.db.iter().for_each(leak_db))?;
-        // A checkpoint of the last run may have been cut short. Finish it now: the memtable drops a write-once row that
-        // is removed within its epoch, which is right only if sled does not have the row yet.
-        store.checkpoint().map_err(|cause| failed("finish a checkpoint")(io::Error::other(cause)))?;
+        // A checkpoint of the last run may have been cut short. The active layer drops a write-once row that is removed
+        // within its epoch, which is right only if sled does not have the row yet: so begin the checkpoint again.
+        if !store.is_checkpointing() && !store.journal.is_empty() {
+            store.begin_checkpoint();
+        }
         Ok(Opened { store, key: stamp.key, sealer, damaged })
     }
 
@@ -123,7 +126,8 @@ impl Store {
         let Some(text) = identity::text(path)? else { return Ok(None) };
         let of_sled = |cause: sled::Error| OpenError::of_sled(path, "read the copy of its format stamp", cause.into());
         let copy = match self.memtable.get(&key) {
-            Some(copy) => copy.map(<[u8]>::to_vec),
+            Some(Row::Bytes(copy)) => Some(copy.to_vec()),
+            Some(_) => None,
             None => self.db().get(key).map_err(of_sled)?.map(|copy| copy.to_vec()),
         };
         let decoded = copy.as_ref().map(|copy| row::decode::<String>(&key, copy));
@@ -165,10 +169,10 @@ fn open_journal(path: &Path, db: &sled::Db, memtable: &mut Memtable) -> Result<J
         Some(row) => row::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
         None => CheckpointPos::default(),
     };
-    let visit = |memtable: &mut Memtable, key: &[u8], value| {
+    let visit = |memtable: &mut Memtable, key: &[u8], value: Option<&[u8]>, extent| {
         // Every row there was written under a key.
         if let Some(key) = Key::of(key) {
-            memtable.commit_row(key, value);
+            memtable.replay(key, value, extent);
         }
     };
     let replay = journal::read(path, Some(position), memtable, visit, Memtable::freeze).map_err(failed)?;
