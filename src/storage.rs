@@ -68,13 +68,13 @@ mod store;
 pub mod testing;
 mod trial;
 
-pub use directory::{free, lock, lock_if_there, volume};
+pub use directory::{free, is_replicated, lock, lock_if_there, volume};
 pub use error::{OpenError, StoreFailed};
 pub use identity::{FORMAT, Known};
 pub use image::{Image, verify_own_row};
 pub use journal::{put_row, read_rows};
 pub use key::{Key, hash_at, number_at};
-pub use left::{Left, finish_restore, leave, left, make as make_left};
+pub use left::{Aside, Left, asides, finish_restore, leave, left, make as make_left};
 pub use open_guard::guarded;
 pub use preflight::odd_files;
 pub use quarantine::{create_empty, quarantine, replace_quarantined, replacement_folder};

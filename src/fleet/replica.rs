@@ -32,6 +32,7 @@ use super::options::CopyOptions;
 use super::restore::restore;
 use super::signs::{self, Sign};
 use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
+use crate::health::Obstacle;
 use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
 use crate::ship::record::{Codec, Head, Kind};
@@ -85,6 +86,10 @@ pub struct Replica {
     unrestored: bool,
     /// Notified when a store was set aside whose messages are to be accepted.
     late: Arc<Notify>,
+    /// The reason why the stream lacks commits.
+    obstacle: Obstacle,
+    /// The last refusal of a server, until it is logged.
+    refusal: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -149,6 +154,8 @@ impl Replica {
             doubts: (0, false),
             unrestored: false,
             late: Arc::default(),
+            obstacle: Obstacle::default(),
+            refusal: None,
         };
         replica.take_over(unused, seed).await?;
         Ok(replica)
@@ -214,12 +221,17 @@ impl Replica {
         loop {
             let error = match self.look().await {
                 Ok(found) => return Ok(found),
-                Err(StreamError::Unsupported(why) | StreamError::Unreadable(why)) => {
-                    return Err(StartError::Config(why));
-                }
+                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
+                Err(StreamError::Unreadable(why)) => return Err(StartError::Failed(why)),
                 Err(StreamError::Failed(why)) => why,
             };
+            let refusal = match &mut self.link {
+                Some(link) => link.refusal().await,
+                None => None,
+            };
+            let error = explained(error, refusal);
             self.link = None;
+            self.obstacle.set(&error);
             if !said {
                 said = true;
                 warn!(why = error, "the fleet's servers do not answer yet");
@@ -275,9 +287,11 @@ impl Replica {
                 Ok(Some(node)) if !warned => {
                     warned = true;
                     let owner = found.standing.owner.as_ref().map(|owner| owner.node.clone()).unwrap_or_default();
+                    let other = node.unwrap_or(owner);
+                    self.obstacle.set(&format!("another relay lives under this fleet.identity, on {other}"));
                     warn!(
                         identity = self.options.identity,
-                        other = node.unwrap_or(owner),
+                        other,
                         "another relay lives under this fleet.identity: this one waits with closed doors until it is gone"
                     );
                 }
@@ -381,13 +395,11 @@ impl Replica {
                         Err(why) => Err(why),
                     };
                     let _ = reports.send(Report::Connected(false));
-                    match lost {
-                        Ok(()) => return,
-                        Err(why) if !announced => {
-                            announced = true;
-                            warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
-                        }
-                        Err(_) => {}
+                    let Err(why) = lost else { return };
+                    self.obstacle.set(&why);
+                    if !announced {
+                        announced = true;
+                        warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
                     }
                     failures += 1;
                     let delay = BACKOFF.delay(failures, self.rng.f64());
@@ -421,6 +433,12 @@ impl Replica {
     #[must_use]
     pub fn late(&self) -> Arc<Notify> {
         Arc::clone(&self.late)
+    }
+
+    /// The reason why the stream lacks commits.
+    #[must_use]
+    pub fn obstacle(&self) -> Obstacle {
+        self.obstacle.clone()
     }
 
     /// Sends the reports that the queue's thread finds at its beginning.
@@ -547,7 +565,7 @@ impl Replica {
                         }
                     }
                     Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
-                    Happening::Refused(why) => debug!(why, "the server refuses something"),
+                    Happening::Refused(why) => self.refusal = Some(why),
                 },
                 _ = ticks.tick() => {
                     if self.ship.is_owner() {
@@ -569,6 +587,8 @@ impl Replica {
 
     /// Logs the reason why the stream takes no records, once, if that goes on.
     fn doubt(&mut self, why: String) {
+        let why = explained(why, self.refusal.take());
+        self.obstacle.set(&why);
         self.doubts.0 += 1;
         if self.doubts.0 >= DOUBTS_MAX && !self.doubts.1 {
             self.doubts.1 = true;
@@ -628,6 +648,7 @@ impl Replica {
         match done {
             Done::Published(Answer::Stored(sequence)) => {
                 self.doubts = (0, false);
+                self.obstacle.clear();
                 self.ship.stored(sequence);
             }
             Done::Published(Answer::Refused(last)) => self.ship.refused(last),
@@ -655,6 +676,14 @@ impl Replica {
             Done::Measured(Err(_)) => {}
         }
         true
+    }
+}
+
+/// An error with the server's own words, if there are any.
+pub(super) fn explained(why: String, refusal: Option<String>) -> String {
+    match refusal {
+        Some(refusal) => format!("{why}; {refusal}"),
+        None => why,
     }
 }
 

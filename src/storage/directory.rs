@@ -151,6 +151,11 @@ pub fn sync_ancestors(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns true if the folder has an identity as a copy of a replicated store.
+pub fn is_replicated(path: &Path) -> bool {
+    path.join(names::VOLUME).exists()
+}
+
 /// The number of this copy of a store, made at the first call. It says whose claim of a stream is this volume's.
 ///
 /// # Errors
