@@ -29,6 +29,8 @@ mod freshness;
 #[cfg(feature = "fleet")]
 pub mod operate;
 mod options;
+#[cfg(feature = "fleet")]
+mod orphans;
 pub mod quota;
 #[cfg(feature = "fleet")]
 pub mod replica;

@@ -95,7 +95,7 @@ impl Operator {
     /// # Errors
     /// If the servers do not answer.
     pub async fn list(&mut self) -> Result<Vec<Overview>, StreamError> {
-        let found = list(&self.link.client(), &self.options.name).await;
+        let found = list(&self.link.client(), &self.options.name, |_| true).await;
         let found = self.explained(found).await?;
         let overviews = found.into_iter().map(|Listed { identity, last, queued, bytes }| {
             let lives_on = self.alive.get(&identity).cloned();

@@ -15,7 +15,6 @@
 
 mod start;
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +29,7 @@ use tracing::{debug, warn};
 
 use super::connection::{BACKOFF, Connector, Happening, Link};
 use super::options::CopyOptions;
+use super::orphans::Orphans;
 use super::signs::{self, Sign};
 use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
 use crate::health::Obstacle;
@@ -49,8 +49,6 @@ const SIGN: Duration = Duration::from_secs(1);
 const MEASURE: Duration = Duration::from_secs(10);
 /// The answers in vain after which the relay logs the reason.
 const DOUBTS_MAX: u32 = 5;
-/// The silence after which the owner of a stream with messages counts as gone for the metric.
-const ORPHANED: Duration = Duration::from_secs(60);
 
 /// A request to the servers that is under way.
 type Request<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -424,7 +422,7 @@ impl Replica {
         let fleet = self.options.fleet.name.clone();
         let signs = signs::subject_of(&fleet, &self.options.identity);
         link.subscribe(&signs::subject_of_all(&fleet)).await?;
-        let mut orphans = Orphans::new(self.clock.now());
+        let mut orphans = Orphans::new(&self.options.identity, self.clock.now());
         let sign =
             Sign { identity: self.options.identity.clone(), instance: self.own.instance, node: self.own.node.clone() };
         let sign = serde_json::to_vec(&sign).map_err(|error| error.to_string())?;
@@ -458,8 +456,7 @@ impl Replica {
                 listed = under_way(&mut listing) => {
                     listing = None;
                     if let Ok(streams) = listed {
-                        let count = orphans.count(&streams, &self.options.identity, self.clock.now());
-                        self.metrics.orphans.set(count);
+                        orphans.listed(streams, self.clock.now(), self.rng.f64());
                     }
                 }
                 done = under_way(&mut step) => {
@@ -493,12 +490,14 @@ impl Replica {
                     let now = self.clock.now();
                     if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
                         measured = Some(now);
-                        let (stream, client, fleet) = (stream.clone(), link.client(), fleet.clone());
+                        let stream = stream.clone();
                         step = Some(Box::pin(async move { Done::Measured(stream.info().await) }));
-                        if listing.is_none() {
-                            listing = Some(Box::pin(async move { list(&client, &fleet).await }));
-                        }
                     }
+                    if listing.is_none() && orphans.is_due(now, self.rng.f64()) {
+                        let (client, fleet, heard) = (link.client(), fleet.clone(), orphans.heard_of());
+                        listing = Some(Box::pin(async move { list(&client, &fleet, |name| !heard.contains(name)).await }));
+                    }
+                    self.metrics.orphans.set(orphans.count());
                 }
             }
         }
@@ -622,54 +621,4 @@ enum Done {
     Looked(Result<Standing, StreamError>),
     Purged,
     Measured(Result<Option<Info>, StreamError>),
-}
-
-/// The owners of the fleet's streams as this relay hears them.
-struct Orphans {
-    /// The time since which this relay listens.
-    since: Timestamp,
-    heard: HashMap<String, Timestamp>,
-}
-
-impl Orphans {
-    fn new(since: Timestamp) -> Orphans {
-        Orphans { since, heard: HashMap::new() }
-    }
-
-    fn heard(&mut self, payload: &[u8], now: Timestamp) -> Option<Sign> {
-        let sign: Sign = serde_json::from_slice(payload).ok()?;
-        self.heard.insert(sign.identity.clone(), now);
-        Some(sign)
-    }
-
-    /// The streams of others that hold messages and whose owner is silent.
-    fn count(&mut self, streams: &[Listed], own: &str, now: Timestamp) -> i64 {
-        // A fleet of pods with new names leaves no names behind.
-        self.heard.retain(|_, at| now.since(*at) < ORPHANED);
-        let gone = streams.iter().filter(|stream| {
-            let silent = !self.heard.contains_key(&stream.identity) && now.since(self.since) >= ORPHANED;
-            stream.identity != own && silent && stream.queued != Some(0)
-        });
-        i64::try_from(gone.count()).unwrap_or(i64::MAX)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orphan_holds_messages_and_was_silent_for_a_minute() {
-        let stream =
-            |identity: &str, queued| Listed { identity: identity.into(), last: String::new(), queued, bytes: 0 };
-        let streams = [stream("own", Some(3)), stream("a", Some(3)), stream("b", Some(0)), stream("c", None)];
-        let at = |seconds: u64| Timestamp(seconds * 1000);
-        let mut orphans = Orphans::new(at(0));
-        assert_eq!(orphans.count(&streams, "own", at(59)), 0, "it has not listened for a minute");
-        let sign = Sign { identity: "a".into(), instance: 1, node: "n".into() };
-        orphans.heard(&serde_json::to_vec(&sign).unwrap(), at(30));
-        orphans.heard(b"not a sign", at(30));
-        assert_eq!(orphans.count(&streams, "own", at(60)), 1, "an unreadable one counts");
-        assert_eq!(orphans.count(&streams, "own", at(90)), 2);
-    }
 }

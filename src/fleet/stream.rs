@@ -369,11 +369,15 @@ pub struct Listed {
     pub bytes: u64,
 }
 
-/// The streams of a fleet, by identity.
+/// The streams of a fleet that are wanted, by identity: each costs a request.
 ///
 /// # Errors
 /// If the servers do not answer.
-pub async fn list(client: &Client, fleet: &str) -> Result<Vec<Listed>, StreamError> {
+pub async fn list(
+    client: &Client,
+    fleet: &str,
+    is_wanted: impl Fn(&str) -> bool + Send,
+) -> Result<Vec<Listed>, StreamError> {
     let server = Stream::new(client.clone(), fleet, "");
     let mut found = Vec::new();
     loop {
@@ -391,7 +395,8 @@ pub async fn list(client: &Client, fleet: &str) -> Result<Vec<Listed>, StreamErr
     }
     let mut listed = Vec::new();
     for stream in found {
-        let Some(identity) = stream["config"]["metadata"][IDENTITY].as_str() else { continue };
+        let identity = stream["config"]["metadata"][IDENTITY].as_str();
+        let Some(identity) = identity.filter(|identity| is_wanted(identity)) else { continue };
         let state = &stream["state"];
         let last = Stream::new(client.clone(), fleet, identity).get(state["last_seq"].as_u64().unwrap_or(0)).await?;
         listed.push(Listed {

@@ -573,7 +573,8 @@ impl World {
     /// Keeps a copy of the stream, or replaces the stream by the copy.
     fn put_back(&mut self) {
         match (&mut self.relays[..], self.backup.take()) {
-            ([relay], Some((before, records))) => {
+            // A relay that has not looked yet cannot know which volume it succeeded.
+            ([relay], Some((before, records))) if relay.ship.expected > 0 => {
                 relay.connect(false, self.mutant);
                 self.stream = Stream { before, records, ..Stream::default() };
                 self.went_back = true;

@@ -12,7 +12,7 @@ import pytest
 
 from kit.callers import curl
 from kit.clocks import build_shim
-from kit.copies import control, settings, state
+from kit.copies import control, settings, state, stream_of
 from kit.nats import NatsCluster
 from kit.nats_proxy import NatsProxy
 from kit.wait import until
@@ -304,11 +304,41 @@ def test_crash_while_a_queue_is_restored_loses_nothing(story, servers, instant, 
     assert story.faults("same") == []
 
 
+def test_removal_of_what_comes_before_a_snapshot_is_detected_if_its_end_is_not_stored(story):
+    """The mutant that removes the records before its snapshot too early."""
+    for _ in range(4):
+        story.post(12, size=4000)
+    assert {durable for _, durable in story.posts} == {"fleet"}
+    story.relay.kill()
+
+    def purge(connection, request, answer):
+        story._answered(connection, request, answer)
+        if request.name == "claim":
+            body = json.dumps({"seq": request.expected + 1}).encode()
+            subject = f"$JS.API.STREAM.PURGE.{stream_of(story.relay)}"
+            connection.to_server(f"PUB {subject} {len(body)}\r\n".encode() + body + b"\r\n")
+
+    story.proxy.answered = purge
+    stopped = story.stop_at("rows", "after", 2)
+    story.relay.spawn()
+    stopped.wait()
+    story.crash("empty")
+    assert any("lost" in fault for fault in story.faults("empty"))
+
+
 # 3. A snapshot while commits go on.
 
 
-@pytest.mark.parametrize("volume", VOLUMES)
-@pytest.mark.parametrize("instant", [at("claim", "after"), *SNAPSHOT], ids=lambda instant: instant.__name__)
+# Those that take long, because a stream of many megabytes comes first; all of them with --long.
+SOON = [("after_rows_2", "empty"), ("before_purge_1", "empty")]
+RENEWALS = [
+    pytest.param(instant, volume, marks=[] if (instant.__name__, volume) in SOON else pytest.mark.long)
+    for instant in [at("claim", "after"), *SNAPSHOT]
+    for volume in VOLUMES
+]
+
+
+@pytest.mark.parametrize("instant,volume", RENEWALS, ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_crash_in_a_snapshot_while_commits_go_on_loses_nothing(story, instant, volume):
     for _ in range(4):
         story.post(12, size=4000)
