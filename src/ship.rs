@@ -21,6 +21,7 @@
 //! | … that record is this one | stored | the next record |
 //! | … it is another one | look | |
 //! | … there is none | the first copy is under way, or it failed | the same bytes again |
+//! | … it was removed | a successor's snapshot is behind it | look |
 //!
 //! *Look*: read the last record and the claim that it belongs to. If the claim is another relay's, this one is
 //! **fenced**. Otherwise the relay claims the stream anew and ships a snapshot, because what was in flight is unknown. A
@@ -32,6 +33,8 @@
 //!
 //! This module knows neither messages nor NATS.
 
+#[cfg(test)]
+mod crashes;
 pub mod link;
 pub mod record;
 pub mod replay;
@@ -225,9 +228,16 @@ impl Ship {
         ship
     }
 
-    /// Limits the length of records. A record that was published keeps its length.
+    /// Limits the length of records. Rows in flight that are longer could never be published again, and a record never
+    /// changes: the relay claims the stream anew.
     pub fn limit_records(&mut self, bytes: usize) {
         self.body_max = bytes.saturating_sub(OVERHEAD).clamp(1 << 10, 512 << 10);
+        let most = self.body_max + OVERHEAD;
+        let rows = |kind: Kind| matches!(kind, Kind::Rows | Kind::Part);
+        let is_long = self.flight.as_ref().is_some_and(|flight| rows(flight.head.kind) && flight.record.len() > most);
+        if is_long || self.rest.iter().any(|(kind, body)| rows(*kind) && body.len() > self.body_max) {
+            self.look();
+        }
     }
 
     /// The reports since this was last called.
@@ -285,7 +295,8 @@ impl Ship {
         }
     }
 
-    /// There is no stream any more.
+    /// The place of the record in flight is gone: there is no stream any more, or it begins behind that place, because
+    /// another relay has removed what comes before its snapshot.
     pub fn gone(&mut self) {
         self.look();
     }
@@ -319,15 +330,22 @@ impl Ship {
         if self.phase != Phase::Looking {
             return;
         }
-        let own = standing.owner.as_ref().is_none_or(|owner| {
-            owner.instance == self.identity.instance || (self.claim.is_none() && owner.volume == self.identity.volume)
-        });
-        if own {
+        if standing.owner.as_ref().is_none_or(|owner| self.is_own(owner, standing.last)) {
             self.begin_behind(standing);
         } else {
             self.phase = Phase::Fenced;
             self.reports.push(Report::Fenced(standing.owner.map(|owner| owner.node).unwrap_or_default()));
         }
+    }
+
+    /// Returns true if no successor made this claim: this process or an earlier one of its volume did, or, in a stream
+    /// that was put back from a backup, the owner of a volume that this one succeeds.
+    fn is_own(&self, owner: &Owner, last: u64) -> bool {
+        let went_back = last < self.expected;
+        let succeeded = || self.successions.iter().map(|succession| succession.volume).chain(self.succeeds);
+        owner.instance == self.identity.instance
+            || (owner.volume == self.identity.volume && (self.claim.is_none() || went_back))
+            || (went_back && succeeded().any(|volume| volume == owner.volume))
     }
 
     /// The records before the sequence were removed, or could not be.
@@ -336,7 +354,8 @@ impl Ship {
     }
 
     fn begin_behind(&mut self, Standing { last, owner }: Standing) {
-        if let Some(owner) = owner {
+        // An owner knows its predecessors, whatever the stream has lost.
+        if let Some(owner) = owner.filter(|_| self.claim.is_none()) {
             self.succeeds = (owner.volume != self.identity.volume).then_some(owner.volume);
             self.successions = owner.successions;
         }

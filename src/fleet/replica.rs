@@ -185,7 +185,7 @@ impl Replica {
         // An empty volume has lost what its own claim was about.
         let foreign = found.standing.owner.as_ref().is_some_and(|owner| unused || owner.volume != volume);
         if !foreign {
-            self.reshape().await;
+            self.shape_stream().await;
             self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(found.standing), seed);
             return Ok(());
         }
@@ -209,7 +209,7 @@ impl Replica {
         }
         let path = self.options.path.clone();
         self.restored = self.restore(&path, standing.last).await?;
-        self.reshape().await;
+        self.shape_stream().await;
         self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), seed);
         Ok(())
     }
@@ -221,9 +221,8 @@ impl Replica {
         loop {
             let error = match self.look().await {
                 Ok(found) => return Ok(found),
-                Err(StreamError::Unsupported(why) | StreamError::Unreadable(why)) => {
-                    return Err(StartError::Config(why));
-                }
+                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
+                Err(StreamError::Unreadable(why)) => return Err(StartError::Failed(why)),
                 Err(StreamError::Failed(why)) => why,
             };
             let refusal = match &mut self.link {
@@ -252,19 +251,17 @@ impl Replica {
         let stream = self.stream(link);
         let info = stream.info().await?.unwrap_or_default();
         let (standing, head) = stream.standing(&self.codec).await?;
-        if info.last == 0
-            && let Err(error) = stream.ensure(&self.options.shape, self.metadata()).await
-        {
-            debug!(%error, "the stream is not made yet");
-        }
         Ok(Found { standing, head, info })
     }
 
-    /// Gives the stream the settings of this relay, which is about to own it: they may have changed since the last start.
-    async fn reshape(&self) {
+    /// Makes the stream, or gives it the settings of this relay, which is about to own it.
+    async fn shape_stream(&self) {
         let Some(link) = &self.link else { return };
-        if let Err(error) = self.stream(link).ensure(&self.options.shape, self.metadata()).await {
-            warn!(%error, "the fleet's stream does not have the settings of this relay");
+        let stream = self.stream(link);
+        // Without an answer the first record is in doubt, and the task looks again.
+        let shaped = timeout(self.options.ack_timeout, stream.ensure(&self.options.shape, self.metadata())).await;
+        if let Ok(Err(error)) = shaped {
+            warn!(%error, "the stream does not have the settings of this relay");
         }
     }
 
@@ -392,8 +389,6 @@ impl Replica {
                         Ok(Some(link)) => {
                             failures = 0;
                             announced = false;
-                            let _ = reports.send(Report::Connected(true));
-                            self.report(&reports);
                             self.serve(link, &mut tickets, &reports).await
                         }
                         Ok(None) => return,
@@ -428,6 +423,7 @@ impl Replica {
             self.restore(&left.path, standing.last).await?;
             self.late.notify_one();
         }
+        self.shape_stream().await;
         self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), self.rng.u64(..));
         self.unrestored = false;
         Ok(())
@@ -517,10 +513,16 @@ impl Replica {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        // The servers may have lost records meanwhile: the stream counts as reached when its leader has answered.
+        let (mut answered, mut connected) = (false, false);
         // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
         let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
             self.report(reports);
+            if answered && !connected {
+                connected = true;
+                let _ = reports.send(Report::Connected(true));
+            }
             if step.is_none() {
                 match self.begin_step(&stream, doubts) {
                     Some(next) => {
@@ -544,6 +546,7 @@ impl Replica {
                 done = under_way(&mut step) => {
                     step = None;
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
+                    answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
                     if published && doubts == 0 {
                         self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());
@@ -615,7 +618,10 @@ impl Replica {
             }
             Step::Read(sequence) => Box::pin(async move {
                 sleep(delay).await;
-                Done::Read(stream.get(sequence).await.ok().flatten())
+                match stream.get(sequence).await {
+                    Ok(None) if matches!(stream.info().await, Ok(Some(info)) if info.first > sequence) => Done::Gone,
+                    found => Done::Read(found.ok().flatten()),
+                }
             }),
             Step::Look => {
                 let (shape, metadata) = (self.options.shape, self.metadata());
