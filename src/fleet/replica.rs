@@ -47,6 +47,9 @@ const DOUBT: Backoff =
 const SIGN: Duration = Duration::from_secs(1);
 /// The interval of looks at the stream's size.
 const MEASURE: Duration = Duration::from_secs(10);
+/// The time without an answer to a record after which the relay tries another server: the one at hand may be cut off from
+/// the majority. Longer than an election.
+const ELSEWHERE: Duration = Duration::from_secs(10);
 /// The answers in vain after which the relay logs the reason.
 const DOUBTS_MAX: u32 = 5;
 
@@ -97,6 +100,8 @@ pub struct Replica {
     obstacle: Obstacle,
     /// The last refusal of a server, until it is logged.
     refusal: Option<String>,
+    /// The number of the server to begin with.
+    first: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -143,7 +148,8 @@ impl Replica {
             ),
         };
         let ship = Ship::new(codec.clone(), own.clone(), None, seed);
-        let rng = fastrand::Rng::with_seed(seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let first = rng.usize(..);
         let mut replica = Replica {
             options,
             connector,
@@ -163,6 +169,7 @@ impl Replica {
             late: Arc::default(),
             obstacle: Obstacle::default(),
             refusal: None,
+            first,
         };
         replica.make_ready().await?;
         Ok(replica)
@@ -318,7 +325,7 @@ impl Replica {
                             self.link = Some(link);
                             match self.take_over_late().await {
                                 Ok(()) => continue,
-                                Err(error) => Err(error.to_string()),
+                                Err(error) => Err(Lost::Closed(error.to_string())),
                             }
                         }
                         Ok(Some(link)) => {
@@ -327,12 +334,17 @@ impl Replica {
                             self.serve(link, &mut tickets, &reports).await
                         }
                         Ok(None) => return,
-                        Err(why) => Err(why),
+                        Err(why) => Err(Lost::Closed(why)),
                     };
                     let _ = reports.send(Report::Connected(false));
-                    let Err(why) = lost else { return };
+                    let (why, closed) = match lost {
+                        Ok(()) => return,
+                        Err(Lost::Closed(why)) => (why, true),
+                        Err(Lost::Silent(why)) => (why, false),
+                    };
                     self.obstacle.set(&why);
-                    if !announced {
+                    // The silence of a leader is logged by itself.
+                    if closed && !announced {
                         announced = true;
                         warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
                     }
@@ -390,7 +402,9 @@ impl Replica {
 
     /// Connects to a server that works. `None` if the queue's thread has ended.
     async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, String> {
-        let (connector, first) = (self.connector.clone(), self.rng.usize(..));
+        let (connector, first) = (self.connector.clone(), self.first);
+        // The next time it begins with the next one.
+        self.first = first.wrapping_add(1);
         let (fleet, identity) = (self.options.fleet.name.clone(), self.options.identity.clone());
         let connecting = async move {
             let link = connector.connect(first).await?;
@@ -410,28 +424,30 @@ impl Replica {
     }
 
     /// Ships over one connection. Returns when the queue's thread has ended and everything is stored, or with the reason
-    /// why the connection is lost.
+    /// why another connection is needed.
     async fn serve(
         &mut self,
         mut link: Link,
         tickets: &mut UnboundedReceiver<Ticket>,
         reports: &std::sync::mpsc::Sender<Report>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Lost> {
         let stream = self.stream(&link);
         self.ship.limit_records(stream.record_max());
         let fleet = self.options.fleet.name.clone();
         let signs = signs::subject_of(&fleet, &self.options.identity);
-        link.subscribe(&signs::subject_of_all(&fleet)).await?;
+        link.subscribe(&signs::subject_of_all(&fleet)).await.map_err(Lost::Closed)?;
         let mut orphans = Orphans::new(&self.options.identity, self.clock.now());
         let sign =
             Sign { identity: self.options.identity.clone(), instance: self.own.instance, node: self.own.node.clone() };
-        let sign = serde_json::to_vec(&sign).map_err(|error| error.to_string())?;
+        let sign = serde_json::to_vec(&sign).map_err(|error| Lost::Closed(error.to_string()))?;
         let mut ticks = interval(SIGN);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
         // The servers may have lost records meanwhile: the stream counts as reached when its leader has answered.
         let (mut answered, mut connected) = (false, false);
+        // The time since which no record was answered.
+        let mut silent: Option<Timestamp> = None;
         // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
         let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
@@ -463,6 +479,17 @@ impl Replica {
                     step = None;
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
                     answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
+                    match done.silence() {
+                        Silence::Unknown => {}
+                        Silence::No => silent = None,
+                        Silence::Yes(why) => {
+                            let now = self.clock.now();
+                            let since = *silent.get_or_insert(began);
+                            if now.since(since) >= ELSEWHERE {
+                                return Err(Lost::Silent(format!("{}: {why}", link.server)));
+                            }
+                        }
+                    }
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
                     if published && doubts == 0 {
                         self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());
@@ -480,12 +507,12 @@ impl Replica {
                             measured = None;
                         }
                     }
-                    Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
+                    Happening::Lost(why) => return Err(Lost::Closed(format!("{}: {why}", link.server))),
                     Happening::Refused(why) => self.refusal = Some(why),
                 },
                 _ = ticks.tick() => {
                     if self.ship.is_owner() {
-                        link.publish(&signs, sign.clone()).await?;
+                        link.publish(&signs, sign.clone()).await.map_err(Lost::Closed)?;
                     }
                     let now = self.clock.now();
                     if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
@@ -529,7 +556,7 @@ impl Replica {
                 Box::pin(async move {
                     sleep(delay).await;
                     match stream.publish(expected, record, within).await {
-                        Answer::Doubt(_) if matches!(stream.info().await, Ok(None)) => Done::Gone,
+                        Answer::Doubt(_) | Answer::Silence(_) if matches!(stream.info().await, Ok(None)) => Done::Gone,
                         answer => Done::Published(answer),
                     }
                 })
@@ -570,7 +597,7 @@ impl Replica {
                 self.ship.stored(sequence);
             }
             Done::Published(Answer::Refused(last)) => self.ship.refused(last),
-            Done::Published(Answer::Doubt(why)) => {
+            Done::Published(Answer::Doubt(why) | Answer::Silence(why)) => {
                 self.doubt(why);
                 return false;
             }
@@ -595,6 +622,33 @@ impl Replica {
         }
         true
     }
+}
+
+impl Done {
+    /// A server that is cut off from a majority still answers questions about the stream: only records count.
+    fn silence(&self) -> Silence {
+        match self {
+            Done::Published(Answer::Silence(why)) => Silence::Yes(why.clone()),
+            Done::Looked(Err(error)) => Silence::Yes(error.to_string()),
+            Done::Published(_) => Silence::No,
+            Done::Gone | Done::Read(_) | Done::Looked(Ok(_)) | Done::Measured(_) | Done::Purged => Silence::Unknown,
+        }
+    }
+}
+
+/// The stream's leader gave no answer.
+enum Silence {
+    Yes(String),
+    No,
+    Unknown,
+}
+
+/// The reason why another connection is needed.
+enum Lost {
+    /// The connection is closed, or could not be made.
+    Closed(String),
+    /// The stream's leader does not answer over it.
+    Silent(String),
 }
 
 /// An error with the server's own words, if there are any.

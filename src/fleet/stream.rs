@@ -54,8 +54,10 @@ pub enum Answer {
     Stored(u64),
     /// It was refused: this is the last sequence.
     Refused(u64),
-    /// It may be stored.
+    /// It may be stored: an error.
     Doubt(String),
+    /// It may be stored: no answer.
+    Silence(String),
 }
 
 /// The state of a stream.
@@ -229,7 +231,7 @@ impl Stream {
         let request = Request::new().payload(record).headers(headers).timeout(Some(within));
         let answer = match self.client.send_request(self.subject.clone(), request).await {
             Ok(answer) => serde_json::from_slice::<Value>(&answer.payload).unwrap_or_default(),
-            Err(error) => return Answer::Doubt(error.to_string()),
+            Err(error) => return Answer::Silence(error.to_string()),
         };
         match (error_of(&answer), answer["seq"].as_u64()) {
             (None, Some(sequence)) => Answer::Stored(sequence),

@@ -48,8 +48,9 @@ def seconds(text):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_resource_is_valid(version):
-    network_policy = yaml.safe_load((KUBERNETES / "networkpolicy.yaml").read_text())
-    resources = [one for example in EXAMPLES for one in rendered(example)] + [network_policy]
+    network_policies = list(yaml.safe_load_all((KUBERNETES / "networkpolicy.yaml").read_text()))
+    assert [one["kind"] for one in network_policies] == ["NetworkPolicy", "NetworkPolicy"]
+    resources = [one for example in EXAMPLES for one in rendered(example)] + network_policies
     checked = [kubernetes_validate.validate(one, version, strict=True) for one in resources if one["apiVersion"] != MONITORS]
     assert set(checked) == {version}, "each against this version's own schema"
 

@@ -218,7 +218,7 @@ def test_every_resource_is_valid_for_every_kubernetes(way):
 @pytest.mark.needs(KUBECTL)
 def test_a_workload_that_does_not_ask_is_left_alone(tmp_path):
     bystanders = [*BARE.values(), REDIS]
-    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp", "fleet"))
+    resources = kustomize([*bystanders, labelled({**BARE["Job"], "metadata": {"name": "asks"}})], tmp_path, ("relay", "volume", "secret", "tcp", "fleet", "replicate"))
     found = {one["metadata"]["name"]: one for one in resources}
     assert "connect-relay" in [one["name"] for one in template(found["asks"])["spec"]["initContainers"]]
     for bystander in bystanders:
@@ -313,6 +313,63 @@ def test_the_component_fleet_gives_the_servers_to_the_relay_alone(tmp_path, kind
     documented = {"CONNECT_RELAY__FLEET__SERVERS": "nats://relay:PASSWORD@nats.nats.svc:4222", "CONNECT_RELAY__SENDER__CONNECT_INSTANCE": "shop"}
     done = run(BINARY, "check", env={**environment(), "AWS_REGION": "eu-west-2", **documented})
     assert done.returncode == 0 and "PASSWORD" not in done.stdout + done.stderr
+
+
+def resolved(env, namespace, pod, servers):
+    """The variables as a container gets them: a `$(NAME)` stands for one before it."""
+    found = {}
+    for one in env:
+        if "value" in one:
+            value = re.sub(r"\$\((\w+)\)", lambda match: found.get(match[1], match[0]), one["value"])
+        elif "fieldRef" in one["valueFrom"]:
+            value = {"metadata.namespace": namespace, "metadata.name": pod}[one["valueFrom"]["fieldRef"]["fieldPath"]]
+        else:
+            assert one["valueFrom"]["secretKeyRef"]["key"] == "servers"
+            value = servers
+        found[one["name"]] = value
+    return found
+
+
+def copies_as(env, folder):
+    """Checks that the relay takes these variables; gives the identity of its copy."""
+    given = resolved(env, "shop", "bot-0", "nats://relay:PASSWORD@nats.nats.svc:4222")
+    (folder / "keys").write_text("a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=\n")
+    assert given["CONNECT_RELAY__QUEUE__KEY_FILE"] == "/etc/connect-relay/keys/keys"
+    more = {"AWS_REGION": "eu-west-2", "CONNECT_RELAY__SENDER__CONNECT_INSTANCE": "shop", "CONNECT_RELAY__QUEUE__KEY_FILE": str(folder / "keys")}
+    done = run(BINARY, "check", env={**environment(), **given, **more})
+    assert done.returncode == 0 and "replicate = true" in done.stdout, done.stderr
+    assert "warning" not in done.stderr.lower(), done.stderr
+    return given["CONNECT_RELAY__FLEET__IDENTITY"]
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_component_replicate_copies_the_queue_of_a_statefulset_alone_under_its_pods_name(tmp_path, kind):
+    plain, changed = (tmp_path / name for name in ("plain", "changed"))
+    plain.mkdir()
+    changed.mkdir()
+    others = ("relay", "secret", "fleet")
+    before = of_kind(kustomize([labelled(BARE[kind])], plain, others), kind)
+    after = of_kind(kustomize([labelled(BARE[kind])], changed, (*others, "replicate")), kind)
+    if kind != "StatefulSet":
+        assert after == before, "its pods have new names"
+        return
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(after, version, strict=True) == version
+    relay = template(after)["spec"]["initContainers"][0]
+    assert copies_as(relay["env"], tmp_path) == "shop.bot-0"
+    had = template(before)["spec"]["initContainers"][0]["env"]
+    added = [one["name"] for one in relay["env"] if one not in had]
+    assert sorted(added) == ["CONNECT_RELAY__FLEET__IDENTITY", "CONNECT_RELAY__FLEET__REPLICATE", "POD_NAME", "POD_NAMESPACE"]
+    relay["env"] = had
+    assert after == before
+
+
+@pytest.mark.needs(KUBECTL)
+def test_the_documents_components_are_those_that_replicate_needs(tmp_path):
+    blocks = re.findall(r"^```yaml\n(components:\n.*?)^```", (ROOT / "docs/fleet.md").read_text(), re.M | re.S)
+    named = [[re.search(r"kubernetes/(\w+)\?", url)[1] for url in yaml.safe_load(block)["components"]] for block in blocks]
+    assert named == [["relay", "fleet"], ["relay", "secret", "fleet", "replicate"]]
 
 
 def given_to_the_relay_alone(tmp_path, kind, component, secret):
@@ -443,7 +500,39 @@ def test_the_charts_values_become_settings(tmp_path):
 
 
 @pytest.mark.needs(HELM_ENGINE)
+def test_the_charts_fleet_is_that_of_the_components(tmp_path):
+    values = {"connectInstance": "shop", "keysSecret": "connect-relay-keys", "fleet": {"serversSecret": "connect-relay-fleet", "replicate": True}}
+    [found] = helm("template", chart([BARE["StatefulSet"]], tmp_path / "chart", **values))
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(found, version, strict=True) == version
+    components = of_kind(kustomize([labelled(BARE["StatefulSet"])], tmp_path, ("relay", "secret", "fleet", "replicate")), "StatefulSet")
+    mine, theirs = (template(one)["spec"]["initContainers"][0] for one in (found, components))
+    assert copies_as(mine["env"], tmp_path) == copies_as(theirs["env"], tmp_path)
+    of_the_fleet = re.compile("CONNECT_RELAY__FLEET__|POD_")
+    env = ([one for one in relay["env"] if of_the_fleet.match(one["name"])] for relay in (mine, theirs))
+    by_name = [sorted(some, key=lambda one: one["name"]) for some in env]
+    assert by_name[0] == by_name[1]
+    key = lambda mount: mount["name"]  # noqa: E731
+    assert sorted(mine["volumeMounts"], key=key) == sorted(theirs["volumeMounts"], key=key)
+    assert sorted(template(found)["spec"]["volumes"], key=key) == sorted(template(components)["spec"]["volumes"], key=key)
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_charts_servers_are_a_setting_where_there_is_no_secret(tmp_path):
+    servers = ["nats://nats-1.nats.svc:4222", "tls://nats-2.nats.svc:4222"]
+    [found] = helm("template", chart([BARE["Deployment"]], tmp_path / "chart", connectInstance="shop", fleet={"servers": servers}))
+    given = settings_of(template(found)["spec"]["initContainers"][0], [])
+    assert given["CONNECT_RELAY__FLEET__SERVERS"] == ",".join(servers) and "CONNECT_RELAY__FLEET__REPLICATE" not in given
+    assert run(BINARY, "check", env={**environment(), **given}).returncode == 0
+
+
+@pytest.mark.needs(HELM_ENGINE)
 @pytest.mark.parametrize("values, word", [
+    ({"fleet": {"servers": ["nats://n"]}}, "connectInstance is required"),
+    ({"connectInstance": "shop", "fleet": {"servers": ["nats://relay:s3same@n"]}}, "fleet"),
+    ({"connectInstance": "shop", "fleet": {"servers": ["nats://n"], "serversSecret": "urls"}}, "not both"),
+    ({"connectInstance": "shop", "fleet": {"serversSecret": "urls", "replicate": True}}, "keysSecret"),
+    ({"keysSecret": "k", "fleet": {"replicate": True}}, "fleet.replicate needs"),
     ({"region": ""}, "connect-relay.region is required"),
     ({"terminationGracePeriodSeconds": 30}, "must be longer than botEndsIn"),
     ({"regoin": "eu-west-2"}, "regoin"),

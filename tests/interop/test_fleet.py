@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kit.callers import send
-from kit.nats import SERVER, NKey
+from kit.nats import SERVER, NatsCluster, NKey
 from kit.processes import ROOT, command
 from kit.wait import until
 
@@ -281,6 +281,35 @@ def test_what_others_publish_on_the_subject_is_no_report_and_harms_nothing(fleet
     until(lambda: members(relay) == 2, "a report from any sender counts")
     until(lambda: members(relay) == 1, "and is forgotten")
     assert send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]).status == 200
+
+
+def test_servers_that_are_divided_divide_the_fleet_and_each_part_goes_on_until_they_are_united(fleet):
+    cluster = NatsCluster(wires=True)
+    try:
+        cluster.start()
+        # Each relay knows one of the servers.
+        one, two, three = all_of = [fleet(1, servers=server.url)[0] for server in cluster.servers]
+        for relay in all_of:
+            fill(relay, 3000)
+        until_members(all_of, 3)
+        until_shared(all_of)
+        cluster.divide(2)
+        until_members([one, two], 2)
+        until_members([three], 1)
+        delivered = [relay.metrics()['attempts_total{outcome="delivered"}'] for relay in all_of]
+        until(
+            lambda: all(relay.metrics()['attempts_total{outcome="delivered"}'] > was + 30 for relay, was in zip(all_of, delivered)),
+            "both parts go on",
+        )
+        until_shared([one, two])
+        assert [members(relay) for relay in all_of] == [2, 2, 1]
+        assert all(relay.metrics()["fleet_up"] == 1 and not relay.lines(WARNING) for relay in all_of), "each reaches its own server"
+        cluster.unite()
+        until_members(all_of, 3)
+        until_shared(all_of)
+        assert all(len(relay.lines("fleet joined")) == 1 for relay in all_of)
+    finally:
+        cluster.remove()
 
 
 def test_check_online_tries_each_server_and_says_what_to_do(fleet, nats_servers):

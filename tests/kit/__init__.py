@@ -8,7 +8,7 @@
 | `wait` | waiting for a condition |
 | `upstream` | a scripted Participant Service |
 | `callers`, `raw_http`, `other_users` | bots: curl and boto3, plain bytes, other users of the machine |
-| `nats` | a NATS server, and a listener on it |
+| `nats` | NATS servers, alone or as a cluster whose routes can be cut, and a listener on them |
 | `copies`, `nats_proxy` | relays whose queue is copied to NATS servers, and a proxy that stops them at named instants or makes mutants of them |
 | `outcomes` | a bot that reads the stream of its outcomes |
 | `helpers` | bots with the helper files of `examples/`, in Python and in JavaScript |

@@ -66,22 +66,85 @@ class NatsServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class NatsCluster:
-    """Three servers with JetStream that form a cluster; each can be killed, frozen and started again."""
+class Wire:
+    """Passes the bytes of TCP connections on to a port. While it is cut nothing passes and neither end gets an error, as in a
+    network that drops packets."""
 
-    def __init__(self, sync="always", config="", login=""):
+    def __init__(self, port):
+        self._to, self._intact, self._open = port, threading.Event(), []
+        self._intact.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._intact.clear()
+
+    def mend(self):
+        self._intact.set()
+
+    def _accept(self):
+        while True:
+            try:
+                near = self._listener.accept()[0]
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._to), timeout=TIMEOUT)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            self._open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    def _pass(self, one, other):
+        try:
+            while data := one.recv(65536):
+                self._intact.wait()
+                other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def remove(self):
+        self._listener.close()
+        for end in self._open:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            end.close()
+        self.mend()
+
+
+class NatsCluster:
+    """Three servers with JetStream that form a cluster; each can be killed, frozen and started again. With `wires` their routes
+    can be cut."""
+
+    def __init__(self, sync="always", config="", login="", wires=False):
         self.login = login
         routes = [free_port() for _ in range(3)]
-        listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+        # Each server reaches each other one over a wire of its own.
+        self.wires = {(here, there): Wire(routes[there]) for here in range(3) for there in range(3) if wires and here != there}
         self.servers = []
         for number, route in enumerate(routes):
+            ports = [wire.port for (here, _), wire in self.wires.items() if here == number] or routes
+            listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+            # The servers exchange their addresses: no route may go past the wires.
+            advertise = f'advertise: "127.0.0.1:{free_port()}"' if wires else ""
             server = NatsServer()
             server.config.write_text(
                 f"""
                 listen: "127.0.0.1:{server.port}"
                 server_name: "n{number}"
                 jetstream {{ store_dir: "{server.folder}/js", sync_interval: {sync} }}
-                cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}] }}
+                cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}], {advertise} }}
                 {config}
                 """
             )
@@ -100,9 +163,21 @@ class NatsCluster:
         for number in which:
             self.servers[number].kill()
 
+    def divide(self, *apart):
+        """Cuts these servers off from the others."""
+        for (here, there), wire in self.wires.items():
+            if (here in apart) != (there in apart):
+                wire.cut()
+
+    def unite(self):
+        for wire in self.wires.values():
+            wire.mend()
+
     def remove(self):
         for server in self.servers:
             server.remove()
+        for wire in self.wires.values():
+            wire.remove()
 
 
 class NatsListener:

@@ -48,12 +48,47 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
 {{- if $relay.keysSecret -}}
 {{- $_ := set $env "CONNECT_RELAY__QUEUE__KEY_FILE" "/etc/connect-relay/keys/keys" -}}
 {{- end -}}
+{{- $fleet := $relay.fleet -}}
+{{- if and $fleet.serversSecret $fleet.servers -}}
+{{- fail "connect-relay: set fleet.serversSecret or fleet.servers, not both" -}}
+{{- end -}}
+{{- $shares := or $fleet.serversSecret $fleet.servers -}}
+{{- if $shares -}}
+{{- $_ := required "connect-relay.connectInstance is required with a fleet: relays that name the same instance share its quota" $relay.connectInstance -}}
+{{- end -}}
+{{- with $fleet.servers -}}
+{{- $_ := set $env "CONNECT_RELAY__FLEET__SERVERS" (join "," .) -}}
+{{- end -}}
+{{- if $fleet.replicate -}}
+{{- if not (and $shares $relay.keysSecret) -}}
+{{- fail "connect-relay: fleet.replicate needs fleet.serversSecret or fleet.servers, and keysSecret, whose keys seal the copy" -}}
+{{- end -}}
+{{- $_ := set $env "CONNECT_RELAY__FLEET__REPLICATE" "true" -}}
+{{- $_ := set $env "CONNECT_RELAY__FLEET__IDENTITY" "$(POD_NAMESPACE).$(POD_NAME)" -}}
+{{- end -}}
 {{- $env = mergeOverwrite $env $relay.env -}}
 - name: connect-relay
   image: {{ printf "%s:%s" $relay.image.repository $relay.image.tag | quote }}
   restartPolicy: Always
   args: [run]
   env:
+    {{- if $fleet.replicate }}
+    - name: POD_NAMESPACE
+      valueFrom:
+        fieldRef:
+          fieldPath: metadata.namespace
+    - name: POD_NAME
+      valueFrom:
+        fieldRef:
+          fieldPath: metadata.name
+    {{- end }}
+    {{- with $fleet.serversSecret }}
+    - name: CONNECT_RELAY__FLEET__SERVERS
+      valueFrom:
+        secretKeyRef:
+          name: {{ . }}
+          key: servers
+    {{- end }}
     {{- range $name, $value := $env }}
     - name: {{ $name }}
       value: {{ $value | quote }}
@@ -99,6 +134,11 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
       mountPath: /etc/connect-relay/keys
       readOnly: true
     {{- end }}
+    {{- if $fleet.serversSecret }}
+    - name: connect-relay-fleet
+      mountPath: /etc/connect-relay/fleet
+      readOnly: true
+    {{- end }}
 {{- end }}
 
 {{- define "connect-relay.volumes" -}}
@@ -113,6 +153,11 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
 {{- end }}
 {{- with (index .Values "connect-relay").keysSecret }}
 - name: connect-relay-keys
+  secret:
+    secretName: {{ . }}
+{{- end }}
+{{- with (index .Values "connect-relay").fleet.serversSecret }}
+- name: connect-relay-fleet
   secret:
     secretName: {{ . }}
 {{- end }}
