@@ -110,6 +110,7 @@ def test_messages_are_accepted_and_sent_while_the_servers_are_down(copies, clust
     cluster.kill()
     until(lambda: durable(post(relay, "canary-1", "again", "t-again")) == "local", "a commit is local")
     until(lambda: relay.lines("fleet behind"), "the relay says that it is behind")
+    until(lambda: relay.lines("the fleet is not reached: this relay tries again until it is"), "it shares no quota")
     pause(relay)
     for number in range(200):
         assert durable(post(relay, f"canary-{number % 3}", f"m-{number}", f"m-{number}")) == "local"
@@ -341,7 +342,7 @@ def test_what_was_answered_fleet_is_restored_after_servers_are_killed_under_load
 
 def fleet(relay, *args, settings=(), stdin=""):
     """`connect-relay fleet …` with the configuration of a relay, changed by `settings`."""
-    own = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.", "queue.key", "sender."))}
+    own = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.servers", "queue.key"))}
     return command("fleet", *args, settings=own | dict(settings), stdin=stdin)
 
 
