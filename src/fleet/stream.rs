@@ -37,6 +37,7 @@ pub const IDENTITY: &str = "connect-relay-identity";
 const NOT_FOUND_STREAM: u64 = 10059;
 const NOT_FOUND_MESSAGE: u64 = 10037;
 const WRONG_SEQUENCE: u64 = 10071;
+const FULL: u64 = 10077;
 
 /// A stream, over one connection.
 #[derive(Clone, Debug)]
@@ -179,6 +180,15 @@ impl Stream {
         }))
     }
 
+    /// The server that leads it, by its name. `None` while none does, and without a cluster.
+    ///
+    /// # Errors
+    /// If no server answers.
+    pub async fn leader(&self) -> Result<Option<String>, StreamError> {
+        let answer = self.api("INFO", &Value::Null).await?.unwrap_or_default();
+        Ok(answer["cluster"]["leader"].as_str().map(str::to_owned))
+    }
+
     /// Creates the stream if it is missing, and changes its settings if they differ.
     ///
     /// # Errors
@@ -227,6 +237,9 @@ impl Stream {
                 let last = description.rsplit(' ').next().and_then(|number| number.parse().ok());
                 last.map_or(Answer::Doubt(description), Answer::Refused)
             }
+            (Some(ApiError { err_code: FULL, .. }), _) => {
+                Answer::Doubt("the stream is full: raise fleet.stream_bytes_max and restart the relay".into())
+            }
             (Some(ApiError { err_code, description }), _) => Answer::Doubt(format!("{description} ({err_code})")),
             (None, None) => Answer::Doubt("an answer without a sequence".into()),
         }
@@ -261,8 +274,8 @@ impl Stream {
     /// # Errors
     /// If the leader does not answer, or the record cannot be read.
     pub async fn standing(&self, codec: &Codec) -> Result<(Standing, Option<Head>), StreamError> {
-        let Some(info) = self.info().await? else { return Ok((Standing { last: 0, owner: None }, None)) };
-        let mut standing = Standing { last: info.last, owner: None };
+        let Some(info) = self.info().await? else { return Ok((Standing::default(), None)) };
+        let mut standing = Standing { last: info.last, ..Standing::default() };
         if info.messages == 0 {
             return Ok((standing, None));
         }
@@ -276,7 +289,7 @@ impl Stream {
             if let Some(claim) = claim.filter(|claim| {
                 record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
             }) {
-                standing.owner = codec.owner(&claim)?;
+                (standing.owner, standing.at) = (codec.owner(&claim)?, head.at);
                 return Ok((standing, Some(head)));
             }
             sequence -= 1;

@@ -4,6 +4,7 @@
 //! | file | meaning |
 //! | --- | --- |
 //! | `from` | a number of the caller: it takes nothing that comes before it |
+//! | `leaving` | the files of a store are moved into the folder |
 //! | `format` | the last file that is moved in: the folder is complete |
 //! | `taken` | the caller has taken what it needs |
 
@@ -20,6 +21,7 @@ use crate::time::WallTime;
 
 const FROM: &str = "from";
 const TAKEN: &str = "taken";
+const LEAVING: &str = "leaving";
 
 /// A store beside the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +46,18 @@ pub fn leave(path: &Path, from: u64, now: WallTime) -> Result<Left, OpenError> {
 fn move_aside(path: &Path, from: u64, now: WallTime) -> io::Result<Left> {
     // A copy that waits for its place belongs to the store.
     compaction::finish(path)?;
-    let begun = folders(path)?.into_iter().find(|folder| !folder.join(names::STAMP).exists());
+    let begun = folders(path)?.into_iter().find(|folder| {
+        // Not the folder of a store that came from the fleet, or was to come.
+        !folder.join(names::STAMP).exists() && folder.join(LEAVING).exists()
+    });
     let aside = match begun {
         Some(aside) => aside,
-        None => make(path, from, now)?.path,
+        None => {
+            let aside = make(path, from, now)?.path;
+            File::create(aside.join(LEAVING))?.sync_all()?;
+            sync_directory(&aside)?;
+            aside
+        }
     };
     let mut files = Vec::new();
     for file in fs::read_dir(path)? {
@@ -120,6 +130,29 @@ impl Left {
     }
 }
 
+/// A folder beside a store, as it is found without a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// The folder, and the number of the caller.
+    pub left: Left,
+    /// True if all files are in it.
+    pub complete: bool,
+    /// True if the caller has taken what it needs.
+    pub taken: bool,
+}
+
+/// The folders beside a store, the oldest first. Changes nothing.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn asides(path: &Path) -> io::Result<Vec<Aside>> {
+    let each = folders(path)?.into_iter().map(|folder| {
+        let (complete, taken) = (folder.join(names::STAMP).exists(), folder.join(TAKEN).exists());
+        Ok(Aside { left: Left { from: from_of(&folder)?, path: folder }, complete, taken })
+    });
+    each.collect()
+}
+
 fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for file in fs::read_dir(path)? {
@@ -161,20 +194,27 @@ mod tests {
         let moved = leave(folder.path(), 7, WallTime(1)).unwrap();
         assert!(is_unused(folder.path()).unwrap());
         assert_eq!(left(folder.path()).unwrap(), std::slice::from_ref(&moved));
+        let aside = |taken| Aside { left: moved.clone(), complete: true, taken };
+        assert_eq!(asides(folder.path()).unwrap(), [aside(false)]);
         assert_eq!(moved.from, 7);
         assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
         moved.mark_taken().unwrap();
         assert_eq!(left(folder.path()).unwrap(), []);
+        assert_eq!(asides(folder.path()).unwrap(), [aside(true)]);
     }
 
     #[test]
     fn interrupted_move_is_continued_into_the_same_folder() {
         let folder = used();
+        let unfinished = make(folder.path(), 5, WallTime(0)).unwrap();
         let begun = make(folder.path(), 7, WallTime(1)).unwrap();
+        File::create(begun.path.join(LEAVING)).unwrap();
         fs::rename(folder.path().join(names::LOG), begun.path.join(names::LOG)).unwrap();
         assert_eq!(left(folder.path()).unwrap(), [], "an incomplete folder does not count");
+        assert!(!asides(folder.path()).unwrap()[0].complete);
         let moved = leave(folder.path(), 9, WallTime(2)).unwrap();
         assert_eq!(moved, begun);
+        assert!(!unfinished.path.join(names::STAMP).exists(), "a restore that was not finished takes no part");
         assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
     }
 }

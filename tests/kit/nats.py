@@ -69,7 +69,8 @@ class NatsServer:
 class NatsCluster:
     """Three servers with JetStream that form a cluster; each can be killed, frozen and started again."""
 
-    def __init__(self, sync="always"):
+    def __init__(self, sync="always", config="", login=""):
+        self.login = login
         routes = [free_port() for _ in range(3)]
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.servers = []
@@ -81,13 +82,14 @@ class NatsCluster:
                 server_name: "n{number}"
                 jetstream {{ store_dir: "{server.folder}/js", sync_interval: {sync} }}
                 cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}] }}
+                {config}
                 """
             )
             self.servers.append(server)
 
     @property
     def url(self):
-        return ",".join(server.url for server in self.servers)
+        return ",".join(server.url.replace("//", f"//{self.login}") for server in self.servers)
 
     def start(self, which=(0, 1, 2)):
         for number in which:
