@@ -306,7 +306,8 @@ impl Replica {
         let ship::link::TaskEnd { mut tickets, reports, .. } = end;
         let mut stop = std::pin::pin!(stop);
         let mut failures = 0;
-        let mut announced = false;
+        // For each of the two kinds of errors: true if it was logged since the stream took records.
+        let mut announced = [false; 2];
         tokio::select! {
             () = &mut stop => {}
             () = async {
@@ -320,23 +321,30 @@ impl Replica {
                             self.link = Some(link);
                             match self.take_over_late().await {
                                 Ok(()) => continue,
-                                Err(error) => Err(error.to_string()),
+                                Err(StartError::Config(why)) => Err(StreamError::Unsupported(why)),
+                                Err(error) => Err(StreamError::Failed(error.to_string())),
                             }
                         }
                         Ok(Some(link)) => {
                             failures = 0;
-                            announced = false;
-                            self.serve(link, &mut tickets, &reports).await
+                            announced = [false; 2];
+                            self.serve(link, &mut tickets, &reports).await.map_err(StreamError::Failed)
                         }
                         Ok(None) => return,
                         Err(why) => Err(why),
                     };
                     let _ = reports.send(Report::Connected(false));
-                    let Err(why) = lost else { return };
+                    let Err(error) = lost else { return };
+                    let why = error.to_string();
                     self.obstacle.set(&why);
-                    if !announced {
-                        announced = true;
-                        warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
+                    let unsupported = matches!(error, StreamError::Unsupported(_));
+                    if !std::mem::replace(&mut announced[usize::from(unsupported)], true) {
+                        let text = if unsupported {
+                            "the fleet's servers cannot hold the copy; the relay tries again until they can"
+                        } else {
+                            "the fleet's servers are not reached; the relay tries again until they are"
+                        };
+                        warn!(why, "{text}");
                     }
                     failures += 1;
                     let delay = BACKOFF.delay(failures, self.rng.f64());
@@ -391,13 +399,13 @@ impl Replica {
     }
 
     /// Connects to a server that works. `None` if the queue's thread has ended.
-    async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, String> {
+    async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, StreamError> {
         let (connector, first) = (self.connector.clone(), self.rng.usize(..));
         let (fleet, identity) = (self.options.fleet.name.clone(), self.options.identity.clone());
         let connecting = async move {
-            let link = connector.connect(first).await?;
-            let checked = Stream::new(link.client(), &fleet, &identity).check_server().await;
-            checked.map(|()| link).map_err(|error| error.to_string())
+            let link = connector.connect(first).await.map_err(StreamError::Failed)?;
+            Stream::new(link.client(), &fleet, &identity).check_server().await?;
+            Ok(link)
         };
         let mut connecting = std::pin::pin!(connecting);
         loop {
