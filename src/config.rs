@@ -36,6 +36,7 @@ use crate::retry::Backoff;
 use crate::tls::Identity;
 use crate::{fleet, ingress, pacer, participant, queue, sender, serve};
 
+use layers::Layers;
 pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
 use schema::keys;
@@ -94,7 +95,25 @@ impl Config {
     /// # Errors
     /// With all errors; warnings come after them, because they often explain them.
     pub fn load(sources: &Sources) -> Result<Config, Faults> {
-        let mut layers = layers::Layers::of(sources);
+        Config::of(Layers::of(sources), sources)
+    }
+
+    /// Reads and checks the configuration of a command that looks after a fleet. An operator's machine may have no relay:
+    /// it needs the servers and the key file, and no region, instance or identity.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_for_fleet(sources: &Sources) -> Result<Config, Faults> {
+        let mut layers = Layers::of(sources);
+        let Settings { fleet, sender, .. } = &mut layers.settings;
+        (fleet.share_quota, fleet.replicate) = (false, false);
+        if sender.endpoint.is_none() && sender.region.is_empty() {
+            sender.region = "none".into();
+        }
+        Config::of(layers, sources)
+    }
+
+    fn of(mut layers: Layers, sources: &Sources) -> Result<Config, Faults> {
         validate::check(&mut layers, &sources.environment);
         let extra_roots = certificates(&layers.settings.sender.ca_file);
         let extra_roots = layers.value_or_fault(CA_FILE, extra_roots);
@@ -383,7 +402,7 @@ impl Config {
 }
 
 impl FleetFiles {
-    fn read(layers: &mut layers::Layers) -> FleetFiles {
+    fn read(layers: &mut Layers) -> FleetFiles {
         let schema::Fleet { servers, credentials_file, ca_file, cert_file, cert_key_file, .. } =
             layers.settings.fleet.clone();
         if servers.is_empty() {

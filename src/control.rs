@@ -199,13 +199,21 @@ impl Control {
 
     /// Returns the queue's answer, unless it takes too long.
     async fn ask_queue<T>(&self, answer: impl Future<Output = Result<T, StoreFailed>>) -> Result<T, ErrorReply> {
-        match tokio::time::timeout(ANSWER_MAX, answer).await {
+        self.ask_queue_within(ANSWER_MAX, answer).await
+    }
+
+    async fn ask_queue_within<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, StoreFailed>>,
+    ) -> Result<T, ErrorReply> {
+        match tokio::time::timeout(limit, answer).await {
             Ok(answer) => answer.map_err(|failed| ErrorReply(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())),
             Err(_) => Err(ErrorReply(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!(
                     "the store has not answered for {} s: check the disk under queue.path",
-                    self.queue.stalled().max(ANSWER_MAX).as_secs()
+                    self.queue.stalled().max(limit).as_secs()
                 ),
             )),
         }

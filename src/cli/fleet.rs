@@ -73,7 +73,7 @@ struct Line<'a> {
 /// # Errors
 /// If no server answers, there is no such copy, its relay lives, or no key opens it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&Sources::of_process(args.config, None))?;
+    let config = Config::load_for_fleet(&Sources::of_process(args.config, None))?;
     let Some(options) = config.fleet() else {
         return Err(Failure::Config("fleet.servers is empty: there is no fleet".into()).into());
     };

@@ -505,6 +505,23 @@ fn keys_of_the_fleet_that_exclude_or_need_each_other_are_refused() {
     }
 }
 
+#[cfg(feature = "fleet")]
+#[test]
+fn command_for_a_fleet_needs_the_servers_alone() {
+    let load = |pairs: &[(&str, &str)]| {
+        let environment = pairs.iter().map(|(key, value)| (format!("CONNECT_RELAY__{key}").into(), (*value).into()));
+        Config::load_for_fleet(&Sources { file: None, environment: environment.collect(), dir: None })
+    };
+    let servers = ("FLEET__SERVERS", "nats://a:4222");
+    assert!(load(&[servers]).unwrap().fleet().is_some());
+    assert!(load(&[servers, ("FLEET__REPLICATE", "true")]).unwrap().fleet().is_some());
+    assert!(load(&[]).unwrap().fleet().is_none());
+    for (wrong, value) in [("FLEET__NAME", ""), ("QUEUE__KEY_FILE", "/nowhere"), ("FLEET__LEASE", "1s"), ("NONE", "x")]
+    {
+        assert!(load(&[servers, (wrong, value)]).is_err(), "{wrong}");
+    }
+}
+
 #[test]
 fn missing_file_is_reported_with_its_path() {
     let sources =

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Uri;
@@ -279,12 +279,20 @@ fn shares_address(one: IpAddr, other: IpAddr) -> bool {
     one == other || one.is_unspecified() || other.is_unspecified()
 }
 
-/// The path with the links of its existing part resolved: /var/run is /run.
+/// The path with the links of its existing part resolved, and without `..`: /var/run is /run.
 fn resolved(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    path.ancestors()
-        .find_map(|ancestor| Some(ancestor.canonicalize().ok()?.join(path.strip_prefix(ancestor).ok()?)))
-        .unwrap_or(path)
+    let mut resolved = PathBuf::new();
+    for component in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
+        match component {
+            // The parent of a link's target, not of the link.
+            Component::ParentDir => drop(resolved.pop()),
+            component => {
+                resolved.push(component);
+                resolved = resolved.canonicalize().unwrap_or(resolved);
+            }
+        }
+    }
+    resolved
 }
 
 #[cfg(test)]
@@ -297,7 +305,15 @@ mod tests {
         let root = dir.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("run")).unwrap();
         std::os::unix::fs::symlink(root.join("run"), root.join("var-run")).unwrap();
-        assert_eq!(resolved(&root.join("var-run/relay/relay.sock")), root.join("run/relay/relay.sock"));
+        for (path, expected) in [
+            ("var-run/relay/relay.sock", "run/relay/relay.sock"),
+            ("missing/../relay/./relay.sock", "relay/relay.sock"),
+            ("missing/../var-run/relay.sock", "run/relay.sock"),
+            ("var-run/../relay.sock", "relay.sock"),
+            ("a/b/../../../../../../../../..//relay.sock", "/relay.sock"),
+        ] {
+            assert_eq!(resolved(&root.join(path)), root.join(expected), "{path}");
+        }
     }
 
     #[test]

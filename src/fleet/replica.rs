@@ -311,7 +311,8 @@ impl Replica {
         let ship::link::TaskEnd { mut tickets, reports, .. } = end;
         let mut stop = std::pin::pin!(stop);
         let mut failures = 0;
-        let mut announced = false;
+        // For each of the two kinds of errors: true if it was logged since the stream took records.
+        let mut announced = [false; 2];
         tokio::select! {
             () = &mut stop => {}
             () = async {
@@ -325,28 +326,35 @@ impl Replica {
                             self.link = Some(link);
                             match self.take_over_late().await {
                                 Ok(()) => continue,
+                                Err(StartError::Config(why)) => Err(Lost::Unsupported(why)),
                                 Err(error) => Err(Lost::Closed(error.to_string())),
                             }
                         }
                         Ok(Some(link)) => {
                             failures = 0;
-                            announced = false;
+                            announced = [false; 2];
                             self.serve(link, &mut tickets, &reports).await
                         }
                         Ok(None) => return,
-                        Err(why) => Err(Lost::Closed(why)),
+                        Err(StreamError::Unsupported(why)) => Err(Lost::Unsupported(why)),
+                        Err(error) => Err(Lost::Closed(error.to_string())),
                     };
                     let _ = reports.send(Report::Connected(false));
-                    let (why, closed) = match lost {
-                        Ok(()) => return,
-                        Err(Lost::Closed(why)) => (why, true),
-                        Err(Lost::Silent(why)) => (why, false),
+                    let Err(lost) = lost else { return };
+                    let (Lost::Unsupported(why) | Lost::Closed(why) | Lost::Silent(why)) = &lost;
+                    self.obstacle.set(why);
+                    let text = match lost {
+                        Lost::Unsupported(_) if !std::mem::replace(&mut announced[0], true) => {
+                            Some("the fleet's servers cannot hold the copy; the relay tries again until they can")
+                        }
+                        Lost::Closed(_) if !std::mem::replace(&mut announced[1], true) => {
+                            Some("the fleet's servers are not reached; the relay tries again until they are")
+                        }
+                        // The silence of a leader is logged by itself.
+                        _ => None,
                     };
-                    self.obstacle.set(&why);
-                    // The silence of a leader is logged by itself.
-                    if closed && !announced {
-                        announced = true;
-                        warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
+                    if let Some(text) = text {
+                        warn!(why, "{text}");
                     }
                     failures += 1;
                     let delay = BACKOFF.delay(failures, self.rng.f64());
@@ -401,15 +409,15 @@ impl Replica {
     }
 
     /// Connects to a server that works. `None` if the queue's thread has ended.
-    async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, String> {
+    async fn connect(&mut self, tickets: &mut UnboundedReceiver<Ticket>) -> Result<Option<Link>, StreamError> {
         let (connector, first) = (self.connector.clone(), self.first);
         // The next time it begins with the next one.
         self.first = first.wrapping_add(1);
         let (fleet, identity) = (self.options.fleet.name.clone(), self.options.identity.clone());
         let connecting = async move {
-            let link = connector.connect(first).await?;
-            let checked = Stream::new(link.client(), &fleet, &identity).check_server().await;
-            checked.map(|()| link).map_err(|error| error.to_string())
+            let link = connector.connect(first).await.map_err(StreamError::Failed)?;
+            Stream::new(link.client(), &fleet, &identity).check_server().await?;
+            Ok(link)
         };
         let mut connecting = std::pin::pin!(connecting);
         loop {
@@ -645,6 +653,8 @@ enum Silence {
 
 /// The reason why another connection is needed.
 enum Lost {
+    /// The servers cannot hold the copy.
+    Unsupported(String),
     /// The connection is closed, or could not be made.
     Closed(String),
     /// The stream's leader does not answer over it.

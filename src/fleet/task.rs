@@ -270,11 +270,11 @@ impl Fleet {
         }
         if self.announced != Announced::Down {
             self.announced = Announced::Down;
-            warn!(
-                fleet = self.name,
-                why,
-                "the fleet is not reached: this relay goes on alone from its last share, and tries again until it is"
-            );
+            let text = match self.sharing {
+                Some(_) => "this relay goes on alone from its last share, and tries again until it is",
+                None => "this relay tries again until it is",
+            };
+            warn!(fleet = self.name, why, "the fleet is not reached: {text}");
         }
         self.failures = self.failures.saturating_add(1);
         let delay = BACKOFF.delay(self.failures, self.rng.f64());

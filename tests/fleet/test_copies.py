@@ -110,6 +110,7 @@ def test_messages_are_accepted_and_sent_while_the_servers_are_down(copies, clust
     cluster.kill()
     until(lambda: durable(post(relay, "canary-1", "again", "t-again")) == "local", "a commit is local")
     until(lambda: relay.lines("fleet behind"), "the relay says that it is behind")
+    until(lambda: relay.lines("the fleet is not reached: this relay tries again until it is"), "it shares no quota")
     pause(relay)
     for number in range(200):
         assert durable(post(relay, f"canary-{number % 3}", f"m-{number}", f"m-{number}")) == "local"
@@ -259,6 +260,28 @@ def test_server_of_an_old_version_is_refused_at_the_start(copies, simulator, ver
         old.close()
 
 
+def test_servers_that_lose_jetstream_later_are_reported_once_and_stop_nothing(copies, cluster, simulator):
+    relay = copies(simulator.url, fleet__ack_timeout="2s")
+    pause(relay)
+    assert durable(post(relay, "canary-1", "one", "t-1")) == "fleet"
+    cluster.kill()
+    with_jetstream = [server.config.read_text() for server in cluster.servers]
+    for server in cluster.servers:
+        server.config.write_text(f'listen: "127.0.0.1:{server.port}"\n')
+    cluster.start()
+    text = "the fleet's servers cannot hold the copy; the relay tries again until they can"
+    [line] = until(lambda: relay.lines(text), "the reason is in the log", 60)
+    assert "JetStream" in line["why"] and line["level"] == "WARN"
+    assert durable(post(relay, "canary-1", "two", "t-2")) == "local"
+    cluster.kill()
+    for server, config in zip(cluster.servers, with_jetstream):
+        server.config.write_text(config)
+    cluster.start()
+    until(lambda: relay.lines("fleet caught up"), "the relay has caught up", 60)
+    assert (len(relay.lines(text)), len(relay.lines("fleet behind"))) == (1, 1)
+    assert durable(post(relay, "canary-1", "three", "t-3")) == "fleet"
+
+
 def test_returning_owner_waits_for_a_living_successor_and_brings_what_it_lacks(copies, cluster, simulator):
     old = copies(simulator.url)
     pause(old)
@@ -341,7 +364,7 @@ def test_what_was_answered_fleet_is_restored_after_servers_are_killed_under_load
 
 def fleet(relay, *args, settings=(), stdin=""):
     """`connect-relay fleet …` with the configuration of a relay, changed by `settings`."""
-    own = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.", "queue.key", "sender."))}
+    own = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.servers", "queue.key"))}
     return command("fleet", *args, settings=own | dict(settings), stdin=stdin)
 
 

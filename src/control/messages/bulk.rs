@@ -4,19 +4,24 @@
 //! messages that it changed. The line is written when the act ends, also if it is broken off: by a failure, or because its
 //! client disconnects. In that last case the page under way is done and not counted; each message has its own line.
 
+use std::time::Duration;
+
 use hyper::StatusCode;
 use hyper::http::request::Parts;
 use tracing::info;
 
 use super::query::Query;
 use super::schema::{Deleted, Redriven};
-use crate::control::Control;
 use crate::control::reply::{ErrorReply, json};
+use crate::control::{ANSWER_MAX, Control};
 use crate::delivery::Reason;
 use crate::queue::{BulkProgress, Cursor, Selection, StateFilter, StoreFailed};
 use crate::serve::Reply;
 use crate::status::describe_full;
 use crate::time::Timestamp;
+
+/// The longest time for a page of an act under way: from then on `/livez` reports the store, too.
+const PAGE_MAX: Duration = Duration::from_secs(60);
 
 /// The change that a bulk act makes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,7 +87,7 @@ impl Control {
             && all.done + all.in_flight < most
         {
             let left = usize::try_from(most - all.done - all.in_flight).unwrap_or(usize::MAX);
-            let paged = self.ask_queue(page(query.of.clone(), (after, left))).await;
+            let paged = self.ask_queue_within(patience(all.done), page(query.of.clone(), (after, left))).await;
             let BulkProgress { done, in_flight, full, next } =
                 paged.map_err(|ErrorReply(status, why)| match all.done {
                     0 => ErrorReply(status, why),
@@ -93,6 +98,12 @@ impl Control {
         act.ended = true;
         Ok(act.progress)
     }
+}
+
+/// The time-out for the page of an act that has changed so many messages. A compaction of the store can hold a page up for
+/// seconds, and must not break off an act that is under way.
+fn patience(done: u64) -> Duration {
+    if done == 0 { ANSWER_MAX } else { PAGE_MAX }
 }
 
 impl Drop for Act<'_> {
@@ -160,6 +171,20 @@ mod tests {
     fn query(control: &Control, parameters: &str) -> Query {
         let parts = Request::delete(format!("/messages?{parameters}")).body(()).unwrap().into_parts().0;
         Query::parse_bulk(&parts, StateFilter::Queued, &control.clock).unwrap_or_else(|_| panic!("{parameters}"))
+    }
+
+    #[tokio::test]
+    async fn act_under_way_waits_longer_for_a_page_than_its_first_one() {
+        assert_eq!((patience(0), patience(1)), (ANSWER_MAX, PAGE_MAX));
+        let folder = tempfile::tempdir().unwrap();
+        let (control, _writer) = control(folder.path());
+        let hangs = std::future::pending::<Result<(), StoreFailed>>();
+        let ErrorReply(status, why) = control.ask_queue_within(Duration::ZERO, hangs).await.unwrap_err();
+        assert_eq!(
+            (status, why.contains("has not answered for 0 s")),
+            (StatusCode::SERVICE_UNAVAILABLE, true),
+            "{why}"
+        );
     }
 
     /// A page of 256 messages, and there are more.
