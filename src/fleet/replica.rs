@@ -34,6 +34,7 @@ use super::signs::{self, Sign};
 use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
 use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
+use crate::ship::ownership::Ownership;
 use crate::ship::record::{Codec, Head, Kind};
 use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
 use crate::storage::Volume;
@@ -88,6 +89,8 @@ pub struct Replica {
     volume: Volume,
     /// The time after which a start goes on without the servers. `None` if it does not.
     patience: Option<Duration>,
+    /// What the sender reads.
+    ownership: Arc<Ownership>,
     /// True if the queue began without a look at the stream, which may have more.
     unlooked: bool,
     /// True if it began empty.
@@ -155,6 +158,7 @@ impl Replica {
             doubts: (0, false),
             volume: Volume::default(),
             patience: None,
+            ownership: Arc::default(),
             unlooked: false,
             unrestored: false,
             late: Arc::default(),
@@ -287,8 +291,16 @@ impl Replica {
         let mut stop = std::pin::pin!(stop);
         let mut failures = 0;
         let mut announced = false;
+        let (ownership, clock) = (Arc::clone(&self.ownership), self.clock.clone());
         tokio::select! {
             () = &mut stop => {}
+            () = async {
+                let mut beats = interval(SIGN);
+                loop {
+                    beats.tick().await;
+                    ownership.beat(clock.now());
+                }
+            } => {}
             () = async {
                 loop {
                     let link = match self.link.take() {
@@ -340,6 +352,7 @@ impl Replica {
 
     /// Sends the reports that the queue's thread finds at its beginning.
     pub fn announce(&mut self, end: &ship::link::TaskEnd) {
+        self.ownership = Arc::clone(&end.ownership);
         let _ = end.reports.send(Report::Connected(self.link.is_some()));
         self.report(&end.reports);
     }
@@ -348,6 +361,7 @@ impl Replica {
         for report in self.ship.take_reports() {
             if matches!(report, Report::Fenced(_)) {
                 self.metrics.fenced.inc();
+                self.ownership.lose();
             }
             // If the thread is gone, nothing is shipped any more.
             let _ = reports.send(report);
@@ -410,6 +424,9 @@ impl Replica {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        // The beginning of the step under way.
+        let mut step_began = began;
+        let ownership = Arc::clone(&self.ownership);
         // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
         let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
@@ -417,8 +434,9 @@ impl Replica {
             if step.is_none() {
                 match self.begin_step(&stream, doubts) {
                     Some(next) => {
+                        step_began = self.clock.now();
                         if doubts == 0 {
-                            began = self.clock.now();
+                            began = step_began;
                         }
                         step = Some(next);
                     }
@@ -436,8 +454,12 @@ impl Replica {
                 }
                 done = under_way(&mut step) => {
                     step = None;
+                    let confirmations = self.ship.confirmations();
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
+                    if self.ship.confirmations() > confirmations {
+                        ownership.confirmed(step_began);
+                    }
                     if published && doubts == 0 {
                         self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());
                     }
@@ -457,6 +479,10 @@ impl Replica {
                     Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
                     Happening::Refused(why) => debug!(why, "the server refuses something"),
                 },
+                () = ownership.asked() => {
+                    measured = None;
+                    ticks.reset_immediately();
+                }
                 _ = ticks.tick() => {
                     if self.ship.is_owner() {
                         link.publish(&signs, sign.clone()).await?;
@@ -464,6 +490,7 @@ impl Replica {
                     let now = self.clock.now();
                     if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
                         measured = Some(now);
+                        step_began = now;
                         let (stream, client, fleet) = (stream.clone(), link.client(), fleet.clone());
                         step = Some(Box::pin(async move { Done::Measured(stream.info().await) }));
                         if listing.is_none() {

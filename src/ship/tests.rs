@@ -281,6 +281,38 @@ fn idle_owner_notices_its_successor_and_a_stream_that_lost_records() {
 }
 
 #[test]
+fn ownership_is_confirmed_by_a_stored_record_and_by_a_look_that_finds_no_other() {
+    let (mut writer, mut stream) = shipped();
+    let mut before = writer.ship.confirmations();
+    let mut more = move |writer: &Writer| {
+        let now = writer.ship.confirmations();
+        std::mem::replace(&mut before, now) < now
+    };
+    writer.ship.measured(stream.last());
+    assert!(more(&writer));
+    writer.commit(1, b"one");
+    writer.ship.measured(stream.last());
+    assert!(!more(&writer), "a record is in flight");
+    let (expected, record) = in_flight(&writer);
+    stream.publish(expected, &record).unwrap();
+    writer.ship.refused(expected + 1);
+    writer.ship.read(Some(&record));
+    assert!(!more(&writer), "it may have been stored long ago");
+    writer.commit(2, b"two");
+    settle(&mut writer.ship, &mut stream);
+    assert!(more(&writer));
+    let mut successor = Writer::new(Ship::new(codec(), identity(2, 2), Some(stream.standing()), 9));
+    successor.ship.measured(stream.last());
+    assert_eq!(successor.ship.confirmations(), 0, "it has claimed nothing yet");
+    successor.snapshot();
+    settle(&mut successor.ship, &mut stream);
+    let before = writer.ship.confirmations();
+    writer.ship.measured(stream.last());
+    settle(&mut writer.ship, &mut stream);
+    assert_eq!(writer.ship.confirmations(), before);
+}
+
+#[test]
 fn owner_that_writes_after_it_was_read_is_not_succeeded() {
     let (mut writer, mut stream) = shipped();
     let mut successor = Writer::new(Ship::new(codec(), identity(2, 2), Some(stream.standing()), 9));
