@@ -70,11 +70,15 @@ class NatsCluster:
     """Three servers with JetStream that form a cluster; each can be killed, frozen and started again."""
 
     def __init__(self, sync="always"):
-        routes = [free_port() for _ in range(3)]
+        self.servers = [NatsServer() for _ in range(3)]
+        ports = set()
+        while len(ports) < 6:  # a port that is not bound yet can be given twice
+            ports.add(free_port())
+        for server in self.servers:
+            server.port = ports.pop()
+        routes = list(ports)
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
-        self.servers = []
-        for number, route in enumerate(routes):
-            server = NatsServer()
+        for number, (server, route) in enumerate(zip(self.servers, routes)):
             server.config.write_text(
                 f"""
                 listen: "127.0.0.1:{server.port}"
@@ -83,7 +87,6 @@ class NatsCluster:
                 cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}] }}
                 """
             )
-            self.servers.append(server)
 
     @property
     def url(self):
