@@ -358,10 +358,8 @@ impl Ship {
         }
         let store = Copy { runs: &self.runs, at: CommitPos::MAX };
         let own = standing.owner.as_ref().is_none_or(|owner| {
-            owner.instance == self.identity.instance
-                || (self.claim.is_none()
-                    && owner.volume == self.identity.volume
-                    && standing.copy().is_some_and(|stream| store.relation(stream) == Relation::Complete))
+            let has = || standing.copy().is_some_and(|stream| store.relation(stream) == Relation::Complete);
+            owner.instance == self.identity.instance || (self.claim.is_none() && has())
         });
         if own {
             self.begin_behind(standing);

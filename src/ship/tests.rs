@@ -68,6 +68,14 @@ impl Stream {
         Standing { last, owner, at: head.at }
     }
 
+    /// The last commit that the store has which the stream makes up.
+    fn at(&self) -> Option<CommitPos> {
+        let mut plan = Plan::default();
+        let all = (self.before + 1..=self.last()).map(|sequence| (sequence, self.get(sequence).unwrap()));
+        all.for_each(|(sequence, record)| plan.read(&codec(), sequence, record).unwrap());
+        plan.copy().map(|copy| copy.at)
+    }
+
     /// The rows of the store that the stream has.
     fn replay(&self) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
         let (codec, mut plan) = (codec(), Plan::default());
@@ -367,6 +375,7 @@ fn long_commit_goes_in_parts_and_counts_whole_or_not_at_all() {
         let sequence = stream.publish(expected, &record).unwrap();
         let is_last = record::head(&record).unwrap().kind == Kind::Rows;
         assert_eq!(stream.replay().unwrap(), if is_last { writer.store.clone() } else { before.clone() });
+        assert_eq!(stream.at(), Some(at(writer.commits - u64::from(!is_last))));
         writer.ship.stored(sequence);
         let reports = writer.ship.take_reports();
         assert_eq!(reports, if is_last { vec![Report::Stored(last)] } else { vec![] });
@@ -429,7 +438,8 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     let (mut writer, mut stream) = shipped();
     writer.commit(1, b"shipped");
     settle(&mut writer.ship, &mut stream);
-    let before = writer.store.clone();
+    let (before, at_gap) = (writer.store.clone(), at(writer.commits));
+    assert_eq!(stream.at(), Some(at_gap));
     writer.ship.stored(99);
     settle(&mut writer.ship, &mut stream);
     writer.store.remove(&vec![1][..]);
@@ -437,6 +447,7 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     writer.commit(2, b"after the gap");
     settle(&mut writer.ship, &mut stream);
     assert_eq!(stream.replay().unwrap(), before);
+    assert_eq!((stream.at(), stream.standing().at), (Some(at_gap), at(writer.commits)));
     writer.push(Item::Rows(rows(0, b"before the snapshot")));
     writer.push(Item::End);
     settle(&mut writer.ship, &mut stream);
