@@ -232,7 +232,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::health::Health;
+    use crate::health::{Health, Obstacle};
     use crate::metrics::Metrics;
     use crate::pacer::{self, Budget, Pacer};
     use crate::queue::QueueThread;
@@ -253,6 +253,7 @@ mod tests {
             started: clock.now(),
             clock: clock.clone(),
             socket_path: None,
+            obstacle: Obstacle::default(),
         };
         let control = Control {
             queue,

@@ -432,9 +432,12 @@ impl Daemon {
         if let Some(copy) = copy {
             copy.finish().await;
         }
-        match left {
-            Some(0) => info!("stopped with no message queued"),
-            queued => warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start"),
+        match (&ended, left) {
+            (Ended::Fenced, queued) => warn!(queued, "stopped; the relay that continues this queue sends its messages"),
+            (_, Some(0)) => info!("stopped with no message queued"),
+            (_, queued) => {
+                warn!(queued, "stopped with messages queued; they stay on disk and are sent at the next start")
+            }
         }
         match (ended, left) {
             (Ended::Part(part), _) => Err(Failure::Failed(format!("{part} ended unexpectedly"))),

@@ -87,6 +87,28 @@ impl Destination {
     }
 }
 
+/// The reason why the copy of the queue in the fleet lacks commits, for reports; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Obstacle(Arc<RwLock<Option<String>>>);
+
+impl Obstacle {
+    /// Notes the reason.
+    pub fn set(&self, why: &str) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Notes that the stream takes commits.
+    pub fn clear(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The last reason since the stream took a commit.
+    #[must_use]
+    pub fn last(&self) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// The relay's health; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Health {

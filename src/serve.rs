@@ -22,7 +22,8 @@
 //! with less, whatever its connections are doing. A connection without a place is pending; while one is, every reply
 //! ends its connection. Everything is bounded: places, pending connections, the bytes of a head, and time. A reply on a
 //! connection that stays open announces the time (`Keep-Alive: timeout=N`): a second less than `idle_timeout`, so that
-//! a client does not send into a connection that is about to close.
+//! a client does not send into a connection that is about to close. A reply to a request whose body was not read to its
+//! end is the last one of its connection.
 //!
 //! Every connection is a task in a `JoinSet` in this module, so that none is left when [`serve`] returns. A request
 //! takes no lock, arms no timer and allocates nothing on its way. A connection records its phase and the start of the
@@ -35,7 +36,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
@@ -47,10 +48,12 @@ mod activity;
 mod admission;
 mod connections;
 mod inherited;
+mod request_body;
 mod socket;
 mod types;
 
 pub use inherited::Inherited;
+pub use request_body::RequestBody;
 pub use socket::{
     BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, adopt_unix, bind_tcp, bind_tcp_or_ipv4, bind_unix,
 };
@@ -81,7 +84,7 @@ pub async fn serve<S, F, B>(
     service: S,
     stop: impl Future<Output = ()>,
 ) where
-    S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+    S: Fn(Request<RequestBody>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {

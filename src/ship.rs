@@ -21,6 +21,7 @@
 //! | … that record is this one | stored | the next record |
 //! | … it is another one | look | |
 //! | … there is none | the first copy is under way, or it failed | the same bytes again |
+//! | … it was removed | a successor's snapshot is behind it | look |
 //!
 //! *Look*: read the last record and the claim that it belongs to. If the claim is another relay's, this one is
 //! **fenced**. Otherwise the relay claims the stream anew and ships a snapshot, because what was in flight is unknown. A
@@ -35,6 +36,8 @@
 //!
 //! This module knows neither messages nor NATS.
 
+#[cfg(test)]
+mod crashes;
 pub mod history;
 pub mod link;
 pub mod ownership;
@@ -51,6 +54,9 @@ use crate::storage::{CommitPos, Run};
 
 /// The most bytes of tickets that wait.
 pub const BACKLOG_MAX: usize = 1 << 20;
+
+/// The most predecessors in a claim.
+const PREDECESSORS_MAX: usize = 256;
 
 /// A piece of work from the thread that commits.
 #[derive(Clone, PartialEq, Eq)]
@@ -208,6 +214,8 @@ pub struct Ship {
     purge: Option<u64>,
     /// The runs whose commits the store has, this one's last.
     runs: Vec<Run>,
+    /// The processes that owned the stream before, as the claims say.
+    predecessors: Vec<u64>,
     /// The last commit of the ticket before the first one.
     at: CommitPos,
     reports: Vec<Report>,
@@ -234,6 +242,7 @@ impl Ship {
             bytes: 0,
             purge: None,
             runs: Vec::new(),
+            predecessors: Vec::new(),
             at: CommitPos::default(),
             reports: Vec::new(),
             confirmations: 0,
@@ -244,9 +253,16 @@ impl Ship {
         ship
     }
 
-    /// Limits the length of records. A record that was published keeps its length.
+    /// Limits the length of records. Rows in flight that are longer could never be published again, and a record never
+    /// changes: the relay claims the stream anew.
     pub fn limit_records(&mut self, bytes: usize) {
         self.body_max = bytes.saturating_sub(OVERHEAD).clamp(1 << 10, 512 << 10);
+        let most = self.body_max + OVERHEAD;
+        let rows = |kind: Kind| matches!(kind, Kind::Rows | Kind::Part);
+        let is_long = self.flight.as_ref().is_some_and(|flight| rows(flight.head.kind) && flight.record.len() > most);
+        if is_long || self.rest.iter().any(|(kind, body)| rows(*kind) && body.len() > self.body_max) {
+            self.look();
+        }
     }
 
     /// Sets the volume, and the runs whose commits its store has, this one's last.
@@ -314,7 +330,8 @@ impl Ship {
         }
     }
 
-    /// There is no stream any more.
+    /// The place of the record in flight is gone: there is no stream any more, or it begins behind that place, because
+    /// another relay has removed what comes before its snapshot.
     pub fn gone(&mut self) {
         self.look();
     }
@@ -356,12 +373,7 @@ impl Ship {
         if self.phase != Phase::Looking {
             return;
         }
-        let store = Copy { runs: &self.runs, at: CommitPos::MAX };
-        let own = standing.owner.as_ref().is_none_or(|owner| {
-            let has = || standing.copy().is_some_and(|stream| store.relation(stream) == Relation::Complete);
-            owner.instance == self.identity.instance || (self.claim.is_none() && has())
-        });
-        if own {
+        if standing.owner.as_ref().is_none_or(|owner| self.is_own(owner, &standing)) {
             self.begin_behind(standing);
         } else {
             self.phase = Phase::Fenced;
@@ -369,12 +381,33 @@ impl Ship {
         }
     }
 
+    /// Returns true if no successor made this claim: this process did, or an earlier one of its volume whose commits the
+    /// store has, or, in a stream that was put back from a backup, a process that this one succeeds.
+    fn is_own(&self, owner: &Owner, standing: &Standing) -> bool {
+        let store = Copy { runs: &self.runs, at: CommitPos::MAX };
+        let complete = || standing.copy().is_some_and(|stream| store.relation(stream) == Relation::Complete);
+        let went_back = standing.last < self.expected;
+        owner.instance == self.identity.instance
+            || (self.claim.is_none() && owner.volume == self.identity.volume && complete())
+            || (went_back && (self.has_run(owner.instance) || self.predecessors.contains(&owner.instance)))
+    }
+
+    fn has_run(&self, instance: u64) -> bool {
+        self.runs.iter().any(|run| run.instance == instance)
+    }
+
     /// The records before the sequence were removed, or could not be.
     pub fn purged(&mut self) {
         self.purge = None;
     }
 
-    fn begin_behind(&mut self, Standing { last, .. }: Standing) {
+    fn begin_behind(&mut self, Standing { last, owner, .. }: Standing) {
+        // An owner knows its predecessors, whatever the stream has lost.
+        if let Some(owner) = owner.filter(|_| self.claim.is_none()) {
+            let found = owner.predecessors.into_iter().chain(owner.runs.iter().map(|run| run.instance));
+            let new: Vec<u64> = found.filter(|instance| !self.predecessors.contains(instance)).collect();
+            self.predecessors.extend(new);
+        }
         self.expected = last;
         self.phase = Phase::Ready;
         self.reports.push(Report::Ready);
@@ -430,6 +463,13 @@ impl Ship {
         self.flight = Some(Flight { record, head, ticket, doubt: false });
     }
 
+    /// The newest predecessors whose runs the store does not have.
+    fn other_predecessors(&self) -> Vec<u64> {
+        let others = self.predecessors.iter().copied().filter(|instance| !self.has_run(*instance));
+        let others: Vec<u64> = others.collect();
+        others[others.len().saturating_sub(PREDECESSORS_MAX)..].to_vec()
+    }
+
     /// Splits the first ticket into records.
     fn split(&mut self) {
         let Some(ticket) = self.tickets.front_mut() else { return };
@@ -437,7 +477,8 @@ impl Ship {
             Item::Begin { stamp, continues } => {
                 let Identity { volume, instance, node } = self.identity.clone();
                 let (stamp, continues) = (stamp.clone(), *continues && self.claim.is_some());
-                let owner = Owner { volume, instance, node, stamp, continues, runs: self.runs.clone() };
+                let (predecessors, runs) = (self.other_predecessors(), self.runs.clone());
+                let owner = Owner { volume, instance, node, stamp, continues, runs, predecessors };
                 let body = postcard::to_stdvec(&owner).expect("plain data serialises into memory");
                 self.rest.push_back((Kind::Claim, body));
             }

@@ -13,7 +13,8 @@
 //! | `queue_bytes`, `queue_bytes_max`, `disk_free`, `full` | space; `full` is null, or names the limit that refuses new messages |
 //! | `send_rate`, `quota_rate`, `gate`, `in_flight` | sending; `gate` is `open`, `throttled` or `down` |
 //! | `attempts`, `throttled`, `quota_wait_seconds` | since the start: attempts, the throttled ones of them, and the time in which something was due and only the quota held it |
-//! | `fleet` | null without a fleet; else `name`, `up` (a server passes this relay's reports on), and if it shares its quota `members`, this relay included, and `quota_rate`, which they have learned together |
+//! | `fleet` | null without a fleet; else `name`, `up` (a server passes this relay's reports on), and if it shares its quota `members`, this relay included, and `quota_rate`, which they have learned together; `copy` |
+//! | `fleet.copy` | null without `fleet.replicate`; else `identity`, `state` (`up`, `behind`, `fenced`), and while behind `behind_since`, `behind_commits` (commits that the stream did not have when they were answered) and `behind_why`; `stream_bytes`; `orphans` (copies of other relays that have messages and no living relay) |
 //! | `expiring`, `first_expiry` | queued messages that will expire before they can be sent, and when the first does: an estimate; null if none |
 //! | `problems` | sentences: each problem and its remedy; empty if healthy |
 //!
@@ -35,6 +36,7 @@ use crate::health::{Seen, State, Trouble};
 use crate::metrics::Metrics;
 use crate::pacer::Closed;
 use crate::queue::{Expiring, Full, Overview, Pause};
+use crate::ship::link;
 use crate::time::{Clock, Timestamp};
 
 /// The time after which a due message that could have been sent is a problem.
@@ -42,6 +44,9 @@ const DUE_MAX: Duration = Duration::from_secs(60);
 
 /// The time after the start in which a fleet that was not joined yet is no problem.
 const JOINING_MAX: Duration = Duration::from_secs(3);
+
+/// The time after which a copy that is behind is a problem.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
 
 /// Sending is slow, not stuck, if the last attempt ended within this time. Slow sending ends attempts more often, also
 /// at the lowest rate and with slow answers.
@@ -64,8 +69,28 @@ pub struct RelayInfo {
     pub messages_max: u64,
     /// `queue.bytes_max`
     pub bytes_max: u64,
-    /// `fleet.name`, if there is a fleet.
-    pub fleet: Option<String>,
+    /// The fleet, if there is one.
+    pub fleet: Option<FleetInfo>,
+}
+
+/// The settings of the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct FleetInfo {
+    /// `fleet.name`
+    pub name: String,
+    /// `fleet.share_quota`
+    pub shares_quota: bool,
+    /// The copy of the queue, with `fleet.replicate`.
+    pub copy: Option<CopyInfo>,
+}
+
+/// The settings of the copy of the queue in the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct CopyInfo {
+    /// `fleet.identity`
+    pub identity: String,
+    /// True if messages are accepted while the copy is behind.
+    pub goes_on: bool,
 }
 
 impl RelayInfo {
@@ -136,6 +161,21 @@ pub struct Fleet {
     pub up: bool,
     pub members: Option<u64>,
     pub quota_rate: Option<f64>,
+    pub copy: Option<FleetCopy>,
+}
+
+/// The copy of the queue in the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the module's head has the table")]
+pub struct FleetCopy {
+    pub identity: String,
+    pub state: String,
+    pub behind_since: Option<String>,
+    pub behind_commits: u64,
+    pub behind_why: Option<String>,
+    pub stream_bytes: u64,
+    pub orphans: u64,
 }
 
 /// The facts from other parts of the relay.
@@ -148,6 +188,8 @@ struct Facts {
     rate: f64,
     closed: Option<Closed>,
     seen: Seen,
+    /// The state of the copy in the fleet, and the reason why it is behind.
+    copy: (link::State, Option<String>),
     counts: Counts,
     uptime: Duration,
     now: Timestamp,
@@ -164,6 +206,8 @@ struct Counts {
     fleet_up: bool,
     fleet_members: Option<u64>,
     fleet_quota_rate: Option<f64>,
+    fleet_stream_bytes: u64,
+    fleet_orphans: u64,
 }
 
 impl Counts {
@@ -188,6 +232,8 @@ impl Counts {
             fleet_up: gauge("fleet_up").is_some_and(|up| up > 0.0),
             fleet_members: gauge("fleet_members").map(whole),
             fleet_quota_rate: gauge("fleet_quota_rate"),
+            fleet_stream_bytes: whole(gauge("fleet_stream_bytes").unwrap_or_default()),
+            fleet_orphans: whole(gauge("fleet_orphans").unwrap_or_default()),
         }
     }
 }
@@ -228,11 +274,12 @@ impl Status {
             quota_wait_seconds: millis_of(counts.quota_wait),
             region: relay.region.clone(),
             connect_instance: relay.connect_instance.clone(),
-            fleet: relay.fleet.clone().map(|name| Fleet {
-                name,
+            fleet: relay.fleet.as_ref().map(|fleet| Fleet {
+                name: fleet.name.clone(),
                 up: counts.fleet_up,
                 members: counts.fleet_members,
                 quota_rate: counts.fleet_quota_rate.map(millis_of),
+                copy: fleet.copy.as_ref().map(|copy| FleetCopy::of(copy, facts)),
             }),
             expiring: overview.expiring.messages,
             first_expiry: overview.expiring.first.map(|first| facts.clock.shown(first).to_string()),
@@ -244,6 +291,28 @@ impl Status {
 impl Paused {
     fn of(pause: &Pause, clock: &Clock) -> Paused {
         Paused { since: clock.shown(pause.since).to_string(), reason: pause.why.clone() }
+    }
+}
+
+impl FleetCopy {
+    fn of(copy: &CopyInfo, facts: &Facts) -> FleetCopy {
+        let Facts { overview, copy: (state, why), counts, clock, .. } = facts;
+        let behind = *state == link::State::Behind;
+        let (commits, since) = if behind { overview.behind } else { (0, None) };
+        FleetCopy {
+            identity: copy.identity.clone(),
+            state: match state {
+                link::State::Up => "up",
+                link::State::Behind => "behind",
+                link::State::Fenced => "fenced",
+            }
+            .into(),
+            behind_since: since.map(|since| clock.shown(since).to_string()),
+            behind_commits: commits,
+            behind_why: why.clone().filter(|_| behind),
+            stream_bytes: counts.fleet_stream_bytes,
+            orphans: counts.fleet_orphans,
+        }
     }
 }
 
@@ -333,17 +402,61 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
             count(overview.corrupt, "record")
         ));
     }
-    if let Some(name) = relay.fleet.as_ref().filter(|_| !facts.counts.fleet_up && facts.uptime >= JOINING_MAX) {
-        problems.push(format!(
-            "The fleet {name} is not reached: this relay goes on alone from its last share of the quota, and tries again \
-             until it is. The log's last warning says why; `connect-relay check --online` tries each of fleet.servers."
-        ));
+    if let Some(fleet) = &relay.fleet {
+        problems.extend(problems_of_fleet(fleet, facts));
     }
     if overview.held > 0 && !held_back {
         problems.push(format!(
             "Held for a renewed ConnectionToken, because Connect refused theirs: {}. Let the bot create a new connection \
              through the relay, or send Relay-Replaces-Token; after sender.token_wait their messages are dead letters.",
             count(overview.held, "conversation")
+        ));
+    }
+    problems
+}
+
+/// The problems of the fleet.
+fn problems_of_fleet(fleet: &FleetInfo, facts: &Facts) -> Vec<String> {
+    let Facts { overview, copy: (state, why), counts, uptime, now, clock, .. } = facts;
+    let mut problems = Vec::new();
+    let name = &fleet.name;
+    if fleet.shares_quota && !counts.fleet_up && *uptime >= JOINING_MAX {
+        problems.push(format!(
+            "The fleet {name} is not reached: this relay goes on alone from its last share of the quota, and tries again \
+             until it is. The log's last warning says why; `connect-relay check --online` tries each of fleet.servers."
+        ));
+    }
+    let Some(copy) = &fleet.copy else { return problems };
+    if let (link::State::Behind, (commits, Some(since))) = (state, overview.behind)
+        && now.since(since) >= BEHIND_MAX
+    {
+        let effect = if copy.goes_on {
+            format!(
+                "Messages are accepted and sent as before, but the last {} on this volume alone: if this volume is lost \
+                 now, so are they. Do not remove this pod or its volume until the copy is up again.",
+                if commits == 1 { "commit is".into() } else { format!("{} commits are", grouped(commits)) }
+            )
+        } else {
+            "New messages are refused with 503 (fleet.when_down is \"refuse\"); what is queued is sent as before."
+                .into()
+        };
+        let why = why.as_ref().map_or(String::new(), |why| format!(" The last error: {why}."));
+        problems.push(format!(
+            "The copy of the queue in the fleet {name} has been behind for {}, since {}. {effect}{why} Check that a majority \
+             of the NATS servers runs, and that their disks have space; `connect-relay check --online` tries each of \
+             fleet.servers. The relay catches up by itself.",
+            span(now.since(since)),
+            clock.shown(since)
+        ));
+    }
+    if counts.fleet_orphans > 0 {
+        let (one, them) = if counts.fleet_orphans == 1 { ("copy has", "it") } else { ("copies have", "them") };
+        problems.push(format!(
+            "In the fleet {name} {} {one} queued messages and no relay that sends them (an orphan): customers do not get \
+             these messages. `connect-relay fleet list` names {them}. Start a relay with that fleet.identity, or hand its \
+             messages to another relay: `connect-relay fleet export IDENTITY | connect-relay send --batch -`, and then \
+             `connect-relay fleet remove IDENTITY`.",
+            counts.fleet_orphans
         ));
     }
     problems
@@ -477,6 +590,7 @@ mod tests {
             rate: 9.000_499,
             closed: None,
             seen: Seen::default(),
+            copy: (link::State::Up, None),
             counts: Counts { in_flight: 2, attempts: 40, throttled: 1, quota_wait: 1.5, ..Counts::default() },
             uptime: Duration::from_secs(90),
             now: NOW,
@@ -630,7 +744,8 @@ mod tests {
     #[test]
     fn fleet_is_shown_and_one_that_is_not_reached_is_a_problem() {
         let mut facts = facts();
-        let relay = RelayInfo { fleet: Some("shops".into()), ..relay_info() };
+        let fleet = FleetInfo { name: "shops".into(), shares_quota: true, copy: None };
+        let relay = RelayInfo { fleet: Some(fleet.clone()), ..relay_info() };
         let status = Status::of(&relay, &facts);
         assert_eq!(status.fleet, Some(Fleet { name: "shops".into(), ..Fleet::default() }));
         let [problem] = &status.problems[..] else { panic!("{:?}", status.problems) };
@@ -642,8 +757,65 @@ mod tests {
         facts.counts.fleet_quota_rate = Some(29.500_1);
         let status = Status::of(&relay, &facts);
         let shown = serde_json::to_value(status.fleet).unwrap();
-        assert_eq!(shown, serde_json::json!({ "name": "shops", "up": true, "members": 3, "quota_rate": 29.5 }));
+        let expected =
+            serde_json::json!({ "name": "shops", "up": true, "members": 3, "quota_rate": 29.5, "copy": null });
+        assert_eq!(shown, expected);
         assert_eq!(status.problems, Vec::<String>::new());
+        facts.counts.fleet_up = false;
+        let relay = RelayInfo { fleet: Some(FleetInfo { shares_quota: false, ..fleet }), ..relay_info() };
+        assert_eq!(problems(&relay, &facts), Vec::<String>::new(), "it has no share of the quota to go on from");
+    }
+
+    fn relay_with_a_copy(goes_on: bool) -> RelayInfo {
+        let copy = CopyInfo { identity: "bots-0".into(), goes_on };
+        let fleet = FleetInfo { name: "shops".into(), shares_quota: false, copy: Some(copy) };
+        RelayInfo { fleet: Some(fleet), ..relay_info() }
+    }
+
+    #[test]
+    fn copy_is_shown_and_one_that_is_behind_for_a_minute_is_a_problem_with_its_reason() {
+        let mut facts = facts();
+        facts.counts.fleet_stream_bytes = 4096;
+        let relay = relay_with_a_copy(true);
+        let status = Status::of(&relay, &facts);
+        let shown = serde_json::to_value(status.fleet.unwrap().copy).unwrap();
+        let expected = serde_json::json!({
+            "identity": "bots-0", "state": "up", "behind_since": null, "behind_commits": 0, "behind_why": null,
+            "stream_bytes": 4096, "orphans": 0,
+        });
+        assert_eq!(shown, expected);
+        assert_eq!(status.problems, Vec::<String>::new());
+
+        facts.copy = (link::State::Behind, Some("no server answers".into()));
+        facts.overview.behind = (1234, Some(Timestamp(NOW.0 - 59_000)));
+        assert_eq!(problems(&relay, &facts), Vec::<String>::new(), "servers may be restarted");
+        facts.overview.behind.1 = Some(Timestamp(NOW.0 - 190_000));
+        let status = Status::of(&relay, &facts);
+        let copy = status.fleet.unwrap().copy.unwrap();
+        let since = "1970-01-01T02:43:30.000Z";
+        assert_eq!((copy.state.as_str(), copy.behind_since.as_deref()), ("behind", Some(since)));
+        assert_eq!((copy.behind_commits, copy.behind_why.as_deref()), (1234, Some("no server answers")));
+        let [problem] = &status.problems[..] else { panic!("{:?}", status.problems) };
+        for text in [
+            "has been behind for 3m 10s, since 1970-01-01T02:43:30.000Z.",
+            "the last 1,234 commits are on this volume alone",
+            "The last error: no server answers.",
+            "check --online",
+        ] {
+            assert!(problem.contains(text), "{problem} lacks {text}");
+        }
+        let [problem] = &problems(&relay_with_a_copy(false), &facts)[..] else { panic!() };
+        assert!(problem.contains("refused with 503 (fleet.when_down") && !problem.contains("1,234"), "{problem}");
+    }
+
+    #[test]
+    fn orphans_are_a_problem_that_names_the_commands() {
+        let mut facts = facts();
+        for (orphans, words) in [(1, "1 copy has queued messages"), (2, "2 copies have queued messages")] {
+            facts.counts.fleet_orphans = orphans;
+            let [problem] = &problems(&relay_with_a_copy(true), &facts)[..] else { panic!() };
+            assert!(problem.contains(words) && problem.contains("connect-relay fleet list"), "{problem}");
+        }
     }
 
     #[test]
@@ -670,6 +842,8 @@ mod tests {
         metrics.gauge("fleet_up", "Up.").set(1);
         metrics.gauge("fleet_members", "Members.").set(3);
         metrics.level("fleet_quota_rate", "Rate.").set(29.5);
+        metrics.gauge("fleet_stream_bytes", "Bytes.").set(4096);
+        metrics.gauge("fleet_orphans", "Orphans.").set(2);
         let expected = Counts {
             in_flight: 5,
             attempts: 9,
@@ -678,6 +852,8 @@ mod tests {
             fleet_up: true,
             fleet_members: Some(3),
             fleet_quota_rate: Some(29.5),
+            fleet_stream_bytes: 4096,
+            fleet_orphans: 2,
         };
         assert_eq!(Counts::read(&metrics), expected);
     }

@@ -98,11 +98,34 @@ impl WallTime {
         self.0 as f64 / 1000.0
     }
 
-    /// Parses the displayed form. `None` if the text is no such time.
+    /// Parses a time of RFC 3339, with any offset: the displayed form, and what `date -Iseconds` and Python's `isoformat`
+    /// write. A time before 1970 becomes 1970. `None` if the text is no such time.
     #[must_use]
     pub fn parse(text: &str) -> Option<WallTime> {
-        let since_epoch = humantime::parse_rfc3339(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        Some(WallTime(millis(since_epoch)))
+        let text = text.to_ascii_uppercase();
+        let (local, offset_minutes) = match text.strip_suffix('Z') {
+            Some(local) => (local, 0),
+            None => {
+                let (local, offset) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+                let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+                let minutes = number(hours, 2, 23)? * 60 + number(minutes, 2, 59)?;
+                (local, if offset.starts_with('+') { minutes } else { offset.starts_with('-').then_some(-minutes)? })
+            }
+        };
+        let (date, time) = local.split_once('T')?;
+        let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+        if fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let [year, month, day] = fields(date, '-')?;
+        let (year, month, day) = (number(year, 4, 9999)?, number(month, 2, 12)?, number(day, 2, 31)?);
+        let [hour, minute, second] = fields(time, ':')?;
+        // RFC 3339 has leap seconds: :60 is the next second.
+        let (hour, minute, second) = (number(hour, 2, 23)?, number(minute, 2, 59)?, number(second, 2, 60)?);
+        let seconds =
+            days_since_epoch(year, month, day)? * 86_400 + hour * 3600 + (minute - offset_minutes) * 60 + second;
+        let millis = fraction.bytes().chain([b'0'; 3]).take(3).fold(0, |all, digit| all * 10 + i64::from(digit - b'0'));
+        Some(WallTime(u64::try_from(seconds * 1000 + millis).unwrap_or(0)))
     }
 
     /// The time this long before.
@@ -125,6 +148,32 @@ impl fmt::Display for WallTime {
         let millis = self.0.min(253_402_300_799_999);
         humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).fmt(f)
     }
+}
+
+/// Splits a text into three fields.
+fn fields(text: &str, separator: char) -> Option<[&str; 3]> {
+    let mut fields = text.split(separator);
+    let three = [fields.next()?, fields.next()?, fields.next()?];
+    fields.next().is_none().then_some(three)
+}
+
+/// A number of so many digits, and at most `max`.
+fn number(text: &str, digits: usize, max: i64) -> Option<i64> {
+    let plain = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| plain && *number <= max)
+}
+
+/// The days from 1970-01-01 to a day of the Gregorian calendar. `None` if there is no such day.
+fn days_since_epoch(year: i64, month: i64, day: i64) -> Option<i64> {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let months = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let before = usize::try_from(month).ok()?.checked_sub(1)?;
+    if day < 1 || day > *months.get(before)? {
+        return None;
+    }
+    let leap_days = |year: i64| year / 4 - year / 100 + year / 400;
+    let of_years = (year - 1970) * 365 + leap_days(year - 1) - leap_days(1969);
+    Some(of_years + months[..before].iter().sum::<i64>() + day - 1)
 }
 
 /// The kernel's name of one boot of a machine.

@@ -8,10 +8,19 @@
 //! The bots write faster than the simulator's quota allows, the relay is configured with a larger quota than the real
 //! one, and the simulator sometimes fails and loses replies. At the end the ledger must contain every acknowledged
 //! message once, in its conversation's order; anything else is exit code 1.
+//!
+//! With `--fleet` the relay is a process of its own whose queue is copied to three NATS servers, and it is killed with its
+//! folder (`fleet`).
 
 mod audit;
 mod bots;
+#[cfg(feature = "fleet")]
+mod fleet;
+#[cfg(feature = "fleet")]
+mod process;
 mod relay;
+#[cfg(feature = "fleet")]
+mod servers;
 mod view;
 
 use std::fs::File;
@@ -23,9 +32,10 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::simulator::{Counts, Options, Simulator};
 use crate::time::{Clock, Timestamp};
@@ -35,6 +45,10 @@ use relay::{Quota, Relay};
 use view::{Sample, View, print_line};
 
 /// Run bots, a relay and a simulated Amazon Connect for about half a minute, and audit the result.
+///
+/// With --fleet: also three NATS servers on 127.0.0.1, to which the relay copies its queue. The relay is killed and its
+/// folder removed; the relay that starts in its place restores the queue from the servers. Then a server is killed. It needs
+/// the program nats-server on the PATH, version 2.14 or newer, and takes about 40 seconds.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Args {
     /// Messages to send, all conversations together.
@@ -43,12 +57,17 @@ pub struct Args {
     /// Conversations to spread them over.
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1000))]
     conversations: u32,
+    /// Copy the queue to three NATS servers, kill the relay with its folder, and then a server.
+    #[arg(long)]
+    fleet: bool,
 }
 
 /// The quota of the simulated Connect.
 const GRANTED: Quota = Quota { rate: 20.0, burst: 15 };
 /// The quota in the relay's configuration: too large, so that it is throttled and has to find the rate by itself.
 const CONFIGURED: Quota = Quota { rate: 80.0, burst: 60 };
+/// The relay's log, in the demo's folder.
+const LOG: &str = "relay.log";
 const ERROR_RATE: f64 = 0.02;
 const LOST_REPLY_RATE: f64 = 0.02;
 /// The seed of all random generators.
@@ -64,9 +83,13 @@ const STUCK_AFTER: Duration = Duration::from_secs(40);
 
 /// Runs the demo, until its end or `stop`. The exit code is a success only if the audit found nothing.
 pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
+    if args.fleet {
+        check_fleet()?;
+    }
     let folder = tempfile::Builder::new().prefix("connect-relay-demo-").tempdir().context("create a folder")?;
-    let log = folder.path().join("relay.log");
-    let logs = log_to(&log)?;
+    let log = folder.path().join(LOG);
+    // The relay of a fleet is another process, which has the file for itself.
+    let logs = args.fleet || log_to(&log)?;
     print_line(&introduction(args));
     print_line(&format!("Folder   {}, kept only if the audit or a part fails.", folder.path().display()));
     if logs {
@@ -105,12 +128,19 @@ enum End {
     Failed,
 }
 
+/// A row of the table at the end: a name, a number, and its meaning.
+type Row = (&'static str, u64, String);
+
 /// The data of the table at the end.
 #[derive(Debug)]
 struct Report {
     audit: Audit,
     counts: Counts,
     repeats: u64,
+    /// Messages acknowledged with `Relay-Durable: fleet`.
+    copied: u64,
+    /// The rows of the fleet.
+    rows: Vec<Row>,
     errors: Vec<String>,
     took: Duration,
 }
@@ -123,15 +153,23 @@ async fn perform(
     let clock = Clock::system();
     let mut serving = JoinSet::new();
     let (simulator, endpoint) = simulate(&clock, &mut serving).await?;
-    let relay = relay::start(folder, endpoint, CONFIGURED).await?;
+    if args.fleet {
+        print_line("The servers elect a leader, and the relay begins its copy …\n");
+    }
+    let mut part = tokio::select! {
+        part = Part::start(args, folder, endpoint) => part?,
+        () = &mut stop => bail!("stopped before it began"),
+    };
     let record = Record::new(args.conversations as usize);
-    let mut bots = start_bots(args, &relay, &record);
+    let mut bots = start_bots(args, part.socket(), &record);
     let mut errors = Vec::new();
 
     let started = clock.now();
     let mut view = View::new(u64::from(args.messages), started);
     let mut moved = (started, 0);
+    let mut act = None;
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ending = loop {
         tokio::select! {
             () = &mut stop => break End::Stopped,
@@ -142,16 +180,21 @@ async fn perform(
                 }
             }
             _ = ticks.tick() => {
-                let now = sample(clock.now(), args, &record, bots.len(), &simulator);
+                let now = Sample { act, ..sample(clock.now(), args, &record, bots.len(), &simulator) };
                 view.show(now);
+                act = match part.step(&now).await {
+                    Ok(act) => act,
+                    Err(error) => {
+                        errors.push(format!("{error:#}"));
+                        break End::Failed;
+                    }
+                };
                 if now.counts.accepted > moved.1 {
                     moved = (now.at, now.counts.accepted);
                 }
-                if bots.is_empty() && now.waiting() == 0 && now.counts.disconnects >= record.lock().disconnects {
+                let sent = now.waiting() == 0 && now.counts.disconnects >= record.lock().disconnects;
+                if bots.is_empty() && sent && part.is_done() {
                     break End::Complete;
-                }
-                if relay.has_ended() {
-                    break End::Failed;
                 }
                 if now.at.since(moved.0) > STUCK_AFTER || now.at.since(started) > time_limit(args) {
                     break End::TimedOut;
@@ -161,7 +204,8 @@ async fn perform(
     };
     bots.shutdown().await;
     let grace = if ending == End::Complete { EXIT_TIMEOUT } else { EARLY_EXIT_TIMEOUT };
-    if let Err(error) = relay.drain(grace).await {
+    let rows = part.rows();
+    if let Err(error) = part.drain(grace).await {
         errors.push(format!("{error:#}"));
         ending = if ending == End::Complete { End::Failed } else { ending };
     }
@@ -170,7 +214,86 @@ async fn perform(
     let (notes, counts) = (record.lock(), simulator.counts());
     let audit = Audit::of(&notes.conversations, &simulator.accepted());
     let took = clock.now().since(started);
-    Ok((ending, Report { audit, counts, repeats: notes.repeats, errors, took }))
+    Ok((ending, Report { audit, counts, repeats: notes.repeats, copied: notes.copied, rows, errors, took }))
+}
+
+/// The relay under the demo.
+enum Part {
+    Relay(Relay),
+    #[cfg(feature = "fleet")]
+    Fleet(Box<fleet::Fleet>),
+}
+
+impl Part {
+    async fn start(args: Args, folder: &Path, endpoint: SocketAddr) -> anyhow::Result<Part> {
+        #[cfg(feature = "fleet")]
+        if args.fleet {
+            let log = folder.join(LOG);
+            return Ok(Part::Fleet(Box::new(fleet::Fleet::start(folder, endpoint, CONFIGURED, &log).await?)));
+        }
+        #[cfg(not(feature = "fleet"))]
+        let _ = args;
+        Ok(Part::Relay(relay::start(folder, endpoint, CONFIGURED).await?))
+    }
+
+    fn socket(&self) -> &Path {
+        match self {
+            Part::Relay(relay) => &relay.socket,
+            #[cfg(feature = "fleet")]
+            Part::Fleet(fleet) => &fleet.socket,
+        }
+    }
+
+    /// Does what is next, if it is time. Returns a sentence about it.
+    #[cfg_attr(not(feature = "fleet"), expect(clippy::unused_async, reason = "as in a build with a fleet"))]
+    async fn step(&mut self, now: &Sample) -> anyhow::Result<Option<&'static str>> {
+        match self {
+            Part::Relay(relay) if relay.has_ended() => bail!("the relay ended by itself"),
+            Part::Relay(_) => {
+                #[cfg(not(feature = "fleet"))]
+                let _ = now;
+                Ok(None)
+            }
+            #[cfg(feature = "fleet")]
+            Part::Fleet(fleet) => fleet.step(now).await,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self {
+            Part::Relay(_) => true,
+            #[cfg(feature = "fleet")]
+            Part::Fleet(fleet) => fleet.is_done(),
+        }
+    }
+
+    async fn drain(self, most: Duration) -> anyhow::Result<()> {
+        match self {
+            Part::Relay(relay) => relay.drain(most).await,
+            #[cfg(feature = "fleet")]
+            Part::Fleet(fleet) => fleet.drain(most).await,
+        }
+    }
+
+    /// Further rows of the table at the end.
+    fn rows(&self) -> Vec<Row> {
+        match self {
+            Part::Relay(_) => Vec::new(),
+            #[cfg(feature = "fleet")]
+            Part::Fleet(fleet) => fleet.rows(),
+        }
+    }
+}
+
+/// Checks that this build and this machine can have a fleet.
+fn check_fleet() -> anyhow::Result<()> {
+    #[cfg(feature = "fleet")]
+    return servers::check();
+    #[cfg(not(feature = "fleet"))]
+    return Err(crate::daemon::Failure::Config(
+        "demo --fleet: this build has no fleet (build it with the cargo feature `fleet`)".into(),
+    )
+    .into());
 }
 
 /// Starts the simulated Connect, which serves as long as `serving` lives.
@@ -194,13 +317,13 @@ async fn simulate(clock: &Clock, serving: &mut JoinSet<()>) -> anyhow::Result<(S
     Ok((simulator, endpoint))
 }
 
-fn start_bots(args: Args, relay: &Relay, record: &Arc<Record>) -> JoinSet<anyhow::Result<()>> {
+fn start_bots(args: Args, socket: &Path, record: &Arc<Record>) -> JoinSet<anyhow::Result<()>> {
     let (messages, conversations) = (args.messages as usize, args.conversations as usize);
     let mut bots = JoinSet::new();
     for number in 0..conversations {
         // The first ones take the remainder of the division.
         let messages = messages / conversations + usize::from(number < messages % conversations);
-        let plan = Plan { socket: relay.socket.clone(), number, messages, seed: SEED };
+        let plan = Plan { socket: socket.to_owned(), number, messages, seed: SEED };
         bots.spawn(bots::run(plan, Arc::clone(record)));
     }
     bots
@@ -215,13 +338,16 @@ fn sample(at: Timestamp, args: Args, record: &Record, bots: usize, simulator: &S
         repeats: notes.repeats,
         bots,
         counts: simulator.counts(),
+        act: None,
     }
 }
 
-/// The longest time that it may take: six times what the quota alone needs, and at least two minutes.
+/// The longest time that it may take: six times what the quota alone needs, and at least two minutes; for a fleet a minute
+/// more.
 fn time_limit(args: Args) -> Duration {
     let requests = f64::from(args.messages) + 2.0 * f64::from(args.conversations);
-    Duration::from_secs_f64((6.0 * requests / GRANTED.rate).max(120.0))
+    let fleet = if args.fleet { 60.0 } else { 0.0 };
+    Duration::from_secs_f64((6.0 * requests / GRANTED.rate).max(120.0) + fleet)
 }
 
 /// Sends the relay's log to a file: it must not disturb the view. Returns false if this process logs elsewhere already.
@@ -232,12 +358,18 @@ fn log_to(path: &Path) -> anyhow::Result<bool> {
 }
 
 fn introduction(args: Args) -> String {
+    let fleet = if args.fleet {
+        "Fleet    is three NATS servers, each with a copy of the queue. The relay is killed and its folder removed: the\n         \
+         next one restores the queue from the servers. Then a server is killed.\n"
+    } else {
+        ""
+    };
     format!(
         "{} bots in as many conversations send {} messages through a relay to a simulated Amazon Connect.\n\n\
          Connect  accepts {} requests a second ({} at once) and answers 429 to the rest;\n         \
          fails {} % of the requests, and loses {} % of its replies.\n\
          Relay    is configured with {} a second, so it has to learn the rate; it acknowledges a message once it is on disk.\n\
-         Bots     write faster than that, and sometimes send a message twice, as an SDK does.\n\n\
+         {fleet}Bots     write faster than that, and sometimes send a message twice, as an SDK does.\n\n\
          At the end Connect's ledger is compared with what the relay acknowledged to the bots.",
         args.conversations,
         args.messages,
@@ -258,7 +390,7 @@ impl Report {
             End::Complete | End::Failed => ("lost", *lost, "acknowledged, and not in the ledger".to_owned()),
             End::TimedOut | End::Stopped => ("missing", *lost, "acknowledged, and not in the ledger so far".to_owned()),
         };
-        let rows: [(&str, u64, String); 8] = [
+        let mut rows = vec![
             (
                 "accepted",
                 *accepted,
@@ -276,6 +408,10 @@ impl Report {
             ("duplicated", *duplicated, "in the ledger more than once".to_owned()),
             ("out of order", *out_of_order, "in the ledger after a later one of the same conversation".to_owned()),
         ];
+        if !self.rows.is_empty() {
+            let copied = ("copied", self.copied, "acknowledged when the servers had them too".to_owned());
+            rows.splice(1..1, std::iter::once(copied).chain(self.rows.iter().cloned()));
+        }
         let mut text = String::from("\nThe audit\n");
         for (name, count, meaning) in rows {
             text.push_str(&format!("  {name:<13}{count:>7}   {meaning}\n"));
@@ -311,7 +447,8 @@ mod tests {
 
     fn report(audit: Audit) -> Report {
         let counts = Counts { throttled: 31, errors: 4, lost_replies: 3, ..Counts::default() };
-        Report { audit, counts, repeats: 2, errors: Vec::new(), took: Duration::from_millis(20_400) }
+        let took = Duration::from_millis(20_400);
+        Report { audit, counts, repeats: 2, copied: 0, rows: Vec::new(), errors: Vec::new(), took }
     }
 
     #[test]
@@ -330,7 +467,13 @@ mod tests {
         ] {
             assert!(table.contains(row), "{row}\n{table}");
         }
-        assert!(!table.contains("forged"), "a row without a count");
+        assert!(!table.contains("forged") && !table.contains("copied"), "a row without a count");
+        let rows = vec![("restored", 130, "queued messages".to_owned())];
+        let of_a_fleet = Report { rows, copied: 390, ..report(audit.clone()) }.table(End::Complete);
+        assert!(
+            of_a_fleet.contains("copied           390") && of_a_fleet.contains("restored         130"),
+            "{of_a_fleet}"
+        );
         assert!(report(Audit { forged: 1, ..audit.clone() }).table(End::Complete).contains("forged             1"));
         let stopped = report(audit).table(End::Stopped);
         assert!(stopped.contains("missing            3") && !stopped.contains("lost  "), "{stopped}");
@@ -347,9 +490,19 @@ mod tests {
 
     #[test]
     fn time_limit_grows_with_the_work() {
-        let args = |messages, conversations| Args { messages, conversations };
+        let args = |messages, conversations| Args { messages, conversations, fleet: false };
         assert_eq!(time_limit(args(400, 20)), Duration::from_secs(132));
         assert_eq!(time_limit(args(1, 1)), Duration::from_secs(120));
         assert_eq!(time_limit(args(4000, 20)), Duration::from_secs(1212));
+        assert_eq!(time_limit(Args { fleet: true, ..args(1, 1) }), Duration::from_secs(180));
+    }
+
+    #[cfg(not(feature = "fleet"))]
+    #[tokio::test]
+    async fn build_without_the_feature_has_no_demo_of_a_fleet() {
+        let args = Args { messages: 1, conversations: 1, fleet: true };
+        let error = run(args, std::future::pending()).await.unwrap_err();
+        assert_eq!(crate::cli::exit_code::code(&error), 78);
+        assert!(error.to_string().contains("cargo feature `fleet`"), "{error:#}");
     }
 }

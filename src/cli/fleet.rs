@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if matches!(args.act, Act::Export { .. }) && keys.is_empty() {
         return Err(Failure::Config("queue.key_file is not set: the copies are sealed by its keys".into()).into());
     }
-    let operator = Operator::connect(options).await.map_err(failure)?;
+    let mut operator = Operator::connect(options).await.map_err(failure)?;
     match args.act {
         Act::List { json } => {
             let all = operator.list().await.map_err(failure)?;

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
+use clap::{ArgGroup, Subcommand};
 use http_body_util::Full;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
@@ -117,6 +117,11 @@ struct Bulk {
 const SELECTING: [&str; 5] = ["conversation", "reason", "newer_than", "older_than", "all"];
 const BULK: [&str; 7] = ["conversation", "reason", "newer_than", "older_than", "all", "dry_run", "yes"];
 
+/// The messages of an act: ids, or filters, or all. An error names the ways.
+fn selection() -> ArgGroup {
+    ArgGroup::new("selection").args(["ids"]).args(SELECTING).multiple(true).required(true)
+}
+
 /// Show what fills the queue: counts by age and reason, the conversations with most messages, the loss to come.
 #[derive(Debug, clap::Args)]
 struct Summarize {
@@ -147,11 +152,12 @@ struct Show {
 ///
 /// Without ids: all dead letters that match the filters; deleted ones only with --reason deleted.
 #[derive(Debug, clap::Args)]
+#[command(group(selection()))]
 struct Redrive {
     #[command(flatten)]
     control: ControlSocket,
     /// The relay's ids of the messages, as in the log.
-    #[arg(value_name = "ID", required_unless_present_any = SELECTING, conflicts_with_all = BULK)]
+    #[arg(value_name = "ID", conflicts_with_all = BULK)]
     ids: Vec<String>,
     #[command(flatten)]
     bulk: Bulk,
@@ -174,11 +180,12 @@ struct Redrive {
 /// Without ids: all queued messages that match the filters, except those in flight. With --reason: the dead letters with this
 /// reason, which are then marked as deleted.
 #[derive(Debug, clap::Args)]
+#[command(group(selection()))]
 struct Delete {
     #[command(flatten)]
     control: ControlSocket,
     /// The relay's ids of the messages, as in the log.
-    #[arg(value_name = "ID", required_unless_present_any = SELECTING, conflicts_with_all = BULK)]
+    #[arg(value_name = "ID", conflicts_with_all = BULK)]
     ids: Vec<String>,
     #[command(flatten)]
     bulk: Bulk,
@@ -499,6 +506,10 @@ mod tests {
             &["list", "--reason", "bored"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        for nothing in ["redrive", "delete"] {
+            let error = parse(&[nothing, "--yes"]).unwrap_err().to_string();
+            assert!(error.contains("<ID|") && error.contains("--older-than") && error.contains("|--all>"), "{error}");
         }
     }
 }

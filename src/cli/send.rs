@@ -294,7 +294,7 @@ mod tests {
         let listener = bind_unix(path, 0o600).unwrap();
         let limits =
             Limits { connections_max: 4, idle_timeout: TIMEOUT, request_timeout: TIMEOUT, head_bytes_max: 8192 };
-        let service = move |request: Request<hyper::body::Incoming>, _| {
+        let service = move |request: Request<crate::serve::RequestBody>, _| {
             let pieces = Arc::clone(&pieces);
             async move {
                 let body = request.into_body().collect().await.unwrap().to_bytes();

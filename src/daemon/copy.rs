@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::failure::Failure;
 use crate::fleet::CopyOptions;
 use crate::fleet::replica::{Replica, StartError};
+use crate::health::Obstacle;
 use crate::metrics::Metrics;
 use crate::queue::{self, Queue, QueueThread};
 use crate::ship::link::{State, link};
@@ -37,6 +38,7 @@ pub struct Copy {
     restored_messages: IntCounter,
     late: Arc<Notify>,
     late_messages: IntCounter,
+    obstacle: Obstacle,
 }
 
 impl From<StartError> for Failure {
@@ -74,7 +76,7 @@ impl Prepared {
         let (of_thread, of_task) = link(ack_timeout);
         replica.announce(&of_task);
         thread.ship_to(of_thread, &metrics);
-        let (restored, late) = (replica.restored, replica.late());
+        let (restored, late, obstacle) = (replica.restored, replica.late(), replica.obstacle());
         let help = "Queued messages that were restored from the fleet at the start.";
         let restored_messages = metrics.counter("fleet_restored_messages_total", help);
         let help = "Messages that were accepted anew: another relay had continued the queue without them, or the fleet could not be reached at the start.";
@@ -88,7 +90,7 @@ impl Prepared {
             };
             replica.run(of_task, stop).await;
         });
-        Ok(Copy { tasks, stop, ack_timeout, restored, restored_messages, late, late_messages })
+        Ok(Copy { tasks, stop, ack_timeout, restored, restored_messages, late, late_messages, obstacle })
     }
 }
 
@@ -118,6 +120,11 @@ impl Copy {
                 late.notified().await;
             }
         }
+    }
+
+    /// The reason why the fleet lacks commits.
+    pub fn obstacle(&self) -> Obstacle {
+        self.obstacle.clone()
     }
 
     /// The time that the last commit may take longer.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use crate::fleet::CopyOptions;
+use crate::health::Obstacle;
 use crate::metrics::Metrics;
 use crate::queue::{self, Queue, QueueThread};
 use crate::time::Clock;
@@ -42,6 +43,10 @@ impl Copy {
         match self.0 {}
         #[expect(unreachable_code, reason = "the type of the future")]
         std::future::pending()
+    }
+
+    pub fn obstacle(&self) -> Obstacle {
+        match self.0 {}
     }
 
     pub fn grace(&self) -> Duration {

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::copy::Prepared;
+use super::copy::{Copy, Prepared};
 use super::queue_runner::QueueRunner;
 use super::watchdog::Watchdog;
 use super::{Bound, Daemon, Failure, Options, Reload, Shutdown, Tasks};
@@ -30,9 +30,9 @@ use crate::queue::{self, Pause, Queue, QueueThread};
 use crate::sender::Sender;
 use crate::serve::{ConnectionCount, Limits, Listener, SocketPath, adopt_unix, bind_tcp_or_ipv4, bind_unix, serve};
 use crate::service_manager::Notification;
-use crate::status::RelayInfo;
 use crate::status::history::History;
 use crate::status::reporter::Reporter;
+use crate::status::{CopyInfo, FleetInfo, RelayInfo};
 use crate::storage::Volume;
 use crate::time::Clock;
 
@@ -242,11 +242,19 @@ impl Daemon {
                 quota_rate: options.pacer.quota_rate,
                 messages_max: options.queue.messages_max,
                 bytes_max: options.queue.bytes_max,
-                fleet: options.fleet.as_ref().map(|fleet| fleet.name.clone()),
+                fleet: options.fleet.as_ref().map(|fleet| FleetInfo {
+                    name: fleet.name.clone(),
+                    shares_quota: fleet.quota.is_some(),
+                    copy: options
+                        .copy
+                        .as_ref()
+                        .map(|copy| CopyInfo { identity: copy.identity.clone(), goes_on: copy.go_on }),
+                }),
             }),
             started: clock.now(),
             clock: clock.clone(),
             socket_path: Some(socket_path),
+            obstacle: self.copy.as_ref().map(Copy::obstacle).unwrap_or_default(),
         };
         let history = History::new(metrics, clock.clone());
         let stop = until(&self.shutdown, |shutdown| shutdown.all_closed);

@@ -223,6 +223,14 @@ impl Link {
         self.client.publish(subject.to_owned(), payload.into()).await.map_err(|error| error.to_string())
     }
 
+    /// The reason of the server for a request that got no answer, if it gave one: a right that the account lacks.
+    pub async fn refusal(&mut self) -> Option<String> {
+        match timeout(Duration::ZERO, self.next()).await {
+            Ok(Happening::Refused(why)) => Some(why),
+            _ => None,
+        }
+    }
+
     /// Waits for what happens next. Dropping it loses nothing.
     pub async fn next(&mut self) -> Happening {
         loop {

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::connection::{Connector, Happening, Link};
 use super::options::Options;
+use super::replica::explained;
 use super::restore::{plan, restore};
 use super::signs::{Sign, subject_of_all};
 use super::stream;
@@ -39,6 +40,16 @@ impl Overview {
     pub fn is_orphan(&self) -> bool {
         self.lives_on.is_none() && self.queued != Some(0)
     }
+}
+
+/// The server that leads the stream of a relay, by its name; `None` while none does.
+///
+/// # Errors
+/// If no server answers.
+pub async fn leader(options: &Options, identity: &str) -> Result<Option<String>, StreamError> {
+    let connector = Connector::new(options).map_err(StreamError::Unsupported)?;
+    let link = connector.connect(0).await.map_err(StreamError::Failed)?;
+    Stream::new(link.client(), &options.name, identity).leader().await
 }
 
 /// The fleet as an operator sees it, over one connection.
@@ -83,8 +94,9 @@ impl Operator {
     ///
     /// # Errors
     /// If the servers do not answer.
-    pub async fn list(&self) -> Result<Vec<Overview>, StreamError> {
-        let found = list(&self.link.client(), &self.options.name).await?;
+    pub async fn list(&mut self) -> Result<Vec<Overview>, StreamError> {
+        let found = list(&self.link.client(), &self.options.name).await;
+        let found = self.explained(found).await?;
         let overviews = found.into_iter().map(|Listed { identity, last, queued, bytes }| {
             let lives_on = self.alive.get(&identity).cloned();
             Overview { lives_on, identity, last, queued, bytes }
@@ -96,20 +108,34 @@ impl Operator {
     ///
     /// # Errors
     /// If the relay lives, there is no such stream, no key opens it, or a file cannot be written.
-    pub async fn restore(&self, identity: &str, keys: Vec<SealingKey>, into: &Path) -> Result<bool, StreamError> {
-        let stream = self.of_a_silent_owner(identity).await?;
-        let codec = Codec::new(keys, &stream::name(&self.options.name, identity));
-        let last = stream.info().await?.unwrap_or_default().last;
-        let plan = plan(&stream, &codec, last).await?;
-        restore(&stream, &codec, &plan, into, None).await
+    pub async fn restore(&mut self, identity: &str, keys: Vec<SealingKey>, into: &Path) -> Result<bool, StreamError> {
+        let restored = async {
+            let stream = self.of_a_silent_owner(identity).await?;
+            let codec = Codec::new(keys, &stream::name(&self.options.name, identity));
+            let last = stream.info().await?.unwrap_or_default().last;
+            let plan = plan(&stream, &codec, last).await?;
+            restore(&stream, &codec, &plan, into, None).await
+        };
+        let restored = restored.await;
+        self.explained(restored).await
     }
 
     /// Removes the stream of a relay that is gone.
     ///
     /// # Errors
     /// If the relay lives, there is no such stream, or the servers refuse it.
-    pub async fn remove(&self, identity: &str) -> Result<(), StreamError> {
-        self.of_a_silent_owner(identity).await?.delete().await
+    pub async fn remove(&mut self, identity: &str) -> Result<(), StreamError> {
+        let removed = async { self.of_a_silent_owner(identity).await?.delete().await };
+        let removed = removed.await;
+        self.explained(removed).await
+    }
+
+    /// Adds the server's own words to an error.
+    async fn explained<T>(&mut self, result: Result<T, StreamError>) -> Result<T, StreamError> {
+        match result {
+            Err(StreamError::Failed(why)) => Err(StreamError::Failed(explained(why, self.link.refusal().await))),
+            other => other,
+        }
     }
 
     async fn of_a_silent_owner(&self, identity: &str) -> Result<Stream, StreamError> {

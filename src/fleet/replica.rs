@@ -32,6 +32,7 @@ use super::connection::{BACKOFF, Connector, Happening, Link};
 use super::options::CopyOptions;
 use super::signs::{self, Sign};
 use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
+use crate::health::Obstacle;
 use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
 use crate::ship::ownership::Ownership;
@@ -97,6 +98,10 @@ pub struct Replica {
     unrestored: bool,
     /// Notified when a store was set aside whose messages are to be accepted.
     late: Arc<Notify>,
+    /// The reason why the stream lacks commits.
+    obstacle: Obstacle,
+    /// The last refusal of a server, until it is logged.
+    refusal: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,6 +167,8 @@ impl Replica {
             unlooked: false,
             unrestored: false,
             late: Arc::default(),
+            obstacle: Obstacle::default(),
+            refusal: None,
         };
         replica.make_ready().await?;
         Ok(replica)
@@ -175,12 +182,17 @@ impl Replica {
         loop {
             let error = match self.look().await {
                 Ok(found) => return Ok(found),
-                Err(StreamError::Unsupported(why) | StreamError::Unreadable(why)) => {
-                    return Err(StartError::Config(why));
-                }
+                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
+                Err(StreamError::Unreadable(why)) => return Err(StartError::Failed(why)),
                 Err(StreamError::Failed(why)) => why,
             };
+            let refusal = match &mut self.link {
+                Some(link) => link.refusal().await,
+                None => None,
+            };
+            let error = explained(error, refusal);
             self.link = None;
+            self.obstacle.set(&error);
             if self.patience.is_some_and(|patience| self.clock.now().since(began) >= patience) {
                 return Err(StartError::Unanswered(error));
             }
@@ -203,12 +215,18 @@ impl Replica {
         let stream = self.stream(link);
         let info = stream.info().await?.unwrap_or_default();
         let (standing, head) = stream.standing(&self.codec).await?;
-        if info.last == 0
-            && let Err(error) = stream.ensure(&self.options.shape, self.metadata()).await
-        {
-            debug!(%error, "the stream is not made yet");
-        }
         Ok(Found { standing, head, info })
+    }
+
+    /// Makes the stream, or gives it the settings of this relay, which is about to own it.
+    async fn shape_stream(&self) {
+        let Some(link) = &self.link else { return };
+        let stream = self.stream(link);
+        // Without an answer the first record is in doubt, and the task looks again.
+        let shaped = timeout(self.options.ack_timeout, stream.ensure(&self.options.shape, self.metadata())).await;
+        if let Ok(Err(error)) = shaped {
+            warn!(%error, "the stream does not have the settings of this relay");
+        }
     }
 
     /// The names that the stream keeps for operators.
@@ -233,9 +251,11 @@ impl Replica {
                 Ok(Some(node)) if !warned => {
                     warned = true;
                     let owner = found.standing.owner.as_ref().map(|owner| owner.node.clone()).unwrap_or_default();
+                    let other = node.unwrap_or(owner);
+                    self.obstacle.set(&format!("another relay lives under this fleet.identity, on {other}"));
                     warn!(
                         identity = self.options.identity,
-                        other = node.unwrap_or(owner),
+                        other,
                         "another relay lives under this fleet.identity: this one waits with closed doors until it is gone"
                     );
                 }
@@ -318,21 +338,17 @@ impl Replica {
                         Ok(Some(link)) => {
                             failures = 0;
                             announced = false;
-                            let _ = reports.send(Report::Connected(true));
-                            self.report(&reports);
                             self.serve(link, &mut tickets, &reports).await
                         }
                         Ok(None) => return,
                         Err(why) => Err(why),
                     };
                     let _ = reports.send(Report::Connected(false));
-                    match lost {
-                        Ok(()) => return,
-                        Err(why) if !announced => {
-                            announced = true;
-                            warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
-                        }
-                        Err(_) => {}
+                    let Err(why) = lost else { return };
+                    self.obstacle.set(&why);
+                    if !announced {
+                        announced = true;
+                        warn!(why, "the fleet's servers are not reached; the relay tries again until they are");
                     }
                     failures += 1;
                     let delay = BACKOFF.delay(failures, self.rng.f64());
@@ -348,6 +364,12 @@ impl Replica {
     #[must_use]
     pub fn late(&self) -> Arc<Notify> {
         Arc::clone(&self.late)
+    }
+
+    /// The reason why the stream lacks commits.
+    #[must_use]
+    pub fn obstacle(&self) -> Obstacle {
+        self.obstacle.clone()
     }
 
     /// Sends the reports that the queue's thread finds at its beginning.
@@ -427,10 +449,16 @@ impl Replica {
         // The beginning of the step under way.
         let mut step_began = began;
         let ownership = Arc::clone(&self.ownership);
+        // The servers may have lost records meanwhile: the stream counts as reached when its leader has answered.
+        let (mut answered, mut connected) = (false, false);
         // Not a step: the more streams the fleet has, the longer it takes, and commits do not wait for it.
         let mut listing: Option<Request<Result<Vec<Listed>, StreamError>>> = None;
         loop {
             self.report(reports);
+            if answered && !connected {
+                connected = true;
+                let _ = reports.send(Report::Connected(true));
+            }
             if step.is_none() {
                 match self.begin_step(&stream, doubts) {
                     Some(next) => {
@@ -456,6 +484,7 @@ impl Replica {
                     step = None;
                     let confirmations = self.ship.confirmations();
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
+                    answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
                     if self.ship.confirmations() > confirmations {
                         ownership.confirmed(step_began);
@@ -477,7 +506,7 @@ impl Replica {
                         }
                     }
                     Happening::Lost(why) => return Err(format!("{}: {why}", link.server)),
-                    Happening::Refused(why) => debug!(why, "the server refuses something"),
+                    Happening::Refused(why) => self.refusal = Some(why),
                 },
                 () = ownership.asked() => {
                     measured = None;
@@ -504,6 +533,8 @@ impl Replica {
 
     /// Logs the reason why the stream takes no records, once, if that goes on.
     fn doubt(&mut self, why: String) {
+        let why = explained(why, self.refusal.take());
+        self.obstacle.set(&why);
         self.doubts.0 += 1;
         if self.doubts.0 >= DOUBTS_MAX && !self.doubts.1 {
             self.doubts.1 = true;
@@ -533,7 +564,10 @@ impl Replica {
             }
             Step::Read(sequence) => Box::pin(async move {
                 sleep(delay).await;
-                Done::Read(stream.get(sequence).await.ok().flatten())
+                match stream.get(sequence).await {
+                    Ok(None) if matches!(stream.info().await, Ok(Some(info)) if info.first > sequence) => Done::Gone,
+                    found => Done::Read(found.ok().flatten()),
+                }
             }),
             Step::Look => {
                 let (shape, metadata) = (self.options.shape, self.metadata());
@@ -560,6 +594,7 @@ impl Replica {
         match done {
             Done::Published(Answer::Stored(sequence)) => {
                 self.doubts = (0, false);
+                self.obstacle.clear();
                 self.ship.stored(sequence);
             }
             Done::Published(Answer::Refused(last)) => self.ship.refused(last),
@@ -587,6 +622,14 @@ impl Replica {
             Done::Measured(Err(_)) => {}
         }
         true
+    }
+}
+
+/// An error with the server's own words, if there are any.
+pub(super) fn explained(why: String, refusal: Option<String>) -> String {
+    match refusal {
+        Some(refusal) => format!("{why}; {refusal}"),
+        None => why,
     }
 }
 

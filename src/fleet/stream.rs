@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::options::Shape;
+use super::connection::Connector;
+use super::options::{Server, Shape};
 use super::subject::part;
 use crate::ship::Standing;
 use crate::ship::record::{self, Codec, Head, Kind};
@@ -36,6 +37,7 @@ pub const IDENTITY: &str = "connect-relay-identity";
 const NOT_FOUND_STREAM: u64 = 10059;
 const NOT_FOUND_MESSAGE: u64 = 10037;
 const WRONG_SEQUENCE: u64 = 10071;
+const FULL: u64 = 10077;
 
 /// A stream, over one connection.
 #[derive(Clone, Debug)]
@@ -72,10 +74,10 @@ pub struct Info {
 /// An error about a stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The servers never work with this relay.
+    /// This relay, with its configuration, never works with these servers or with this stream.
     #[error("{0}")]
     Unsupported(String),
-    /// Its records cannot be read by this relay.
+    /// A record is damaged, or what it has cannot be written.
     #[error("{0}")]
     Unreadable(String),
     /// Anything else, which may pass.
@@ -91,7 +93,10 @@ impl StreamError {
 
 impl From<record::Unreadable> for StreamError {
     fn from(error: record::Unreadable) -> StreamError {
-        StreamError::Unreadable(error.to_string())
+        match error {
+            record::Unreadable::Version(_) | record::Unreadable::Sealed => StreamError::Unsupported(error.to_string()),
+            record::Unreadable::Damaged => StreamError::Unreadable(error.to_string()),
+        }
     }
 }
 
@@ -175,6 +180,15 @@ impl Stream {
         }))
     }
 
+    /// The server that leads it, by its name. `None` while none does, and without a cluster.
+    ///
+    /// # Errors
+    /// If no server answers.
+    pub async fn leader(&self) -> Result<Option<String>, StreamError> {
+        let answer = self.api("INFO", &Value::Null).await?.unwrap_or_default();
+        Ok(answer["cluster"]["leader"].as_str().map(str::to_owned))
+    }
+
     /// Creates the stream if it is missing, and changes its settings if they differ.
     ///
     /// # Errors
@@ -222,6 +236,9 @@ impl Stream {
             (Some(ApiError { err_code: WRONG_SEQUENCE, description }), _) => {
                 let last = description.rsplit(' ').next().and_then(|number| number.parse().ok());
                 last.map_or(Answer::Doubt(description), Answer::Refused)
+            }
+            (Some(ApiError { err_code: FULL, .. }), _) => {
+                Answer::Doubt("the stream is full: raise fleet.stream_bytes_max and restart the relay".into())
             }
             (Some(ApiError { err_code, description }), _) => Answer::Doubt(format!("{description} ({err_code})")),
             (None, None) => Answer::Doubt("an answer without a sequence".into()),
@@ -390,6 +407,15 @@ pub async fn list(client: &Client, fleet: &str) -> Result<Vec<Listed>, StreamErr
     }
     listed.sort_by(|one, other| one.identity.cmp(&other.identity));
     Ok(listed)
+}
+
+/// Checks that one server of a fleet can hold a copy.
+///
+/// # Errors
+/// If it cannot be reached, is too old, or has no JetStream.
+pub async fn try_server(connector: &Connector, server: &Server, fleet: &str) -> Result<(), StreamError> {
+    let link = connector.connect_to(server).await.map_err(StreamError::Failed)?;
+    Stream::new(link.client(), fleet, "").check_server().await
 }
 
 fn error_of(answer: &Value) -> Option<ApiError> {

@@ -70,6 +70,9 @@ pub(super) struct Subject {
     pub(super) client_token: Option<Box<str>>,
 }
 
+/// The code of a message whose Relay-Lifetime cannot be met. It has no retry headers: the same call asks for it again.
+pub(super) const TOO_LATE: &str = "RelayTooLateException";
+
 impl ErrorReply {
     pub(super) fn new(status: StatusCode, code: &'static str, text: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -192,7 +195,7 @@ impl ErrorReply {
             Rejection::TokenRefused(error) => Self::upstream(error).counted(RejectReason::Denied),
             Rejection::Full(full) => Self::full(*full, rate),
             Rejection::TooLate { before } => Self::later(
-                "RelayTooLateException",
+                TOO_LATE,
                 format!(
                     "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): about {before} messages go before \
                      it, and the learned rate is {rate:.1} a second",

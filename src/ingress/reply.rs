@@ -15,7 +15,7 @@ use hyper::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 
-use super::error_reply::ErrorReply;
+use super::error_reply::{ErrorReply, TOO_LATE};
 use crate::delivery::Receipt;
 use crate::message::ClientToken;
 use crate::participant::Forwarded;
@@ -211,7 +211,7 @@ pub(super) fn of_error(error: &ErrorReply, retry_after: Duration) -> Reply {
     let code = HeaderValue::try_from(&*error.code).unwrap_or(HeaderValue::from_static("ValidationException"));
     headers.insert(ERROR_TYPE, code);
     headers.insert(REQUEST_ID, request_id(error.request_id.as_deref()));
-    if allows_retry(error.status) {
+    if allows_retry(error.status) && error.code != TOO_LATE {
         set_retry_headers(headers, error.retry.unwrap_or_default().max(retry_after));
     }
     reply
@@ -482,11 +482,18 @@ mod tests {
     }
 
     #[test]
+    fn message_that_is_too_late_has_no_retry_headers() {
+        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still());
+        let (status, headers, _) = taken(of_error(&late, DEFAULT_RETRY));
+        assert_eq!((status, &headers["x-amzn-errortype"]), (429, &HeaderValue::from_static(TOO_LATE)));
+        assert!(!headers.contains_key("x-amz-retry-after") && !headers.contains_key("retry-after"));
+    }
+
+    #[test]
     fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (error, millis, seconds) in [
             (ErrorReply::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
-            (ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still()), "1500", "2"),
             (ErrorReply::from(StoreFailed("disk".into())), "1500", "2"),
             (ErrorReply::unavailable("connect-relay: stopping"), "1500", "2"),
         ] {

@@ -124,6 +124,8 @@ pub struct Overview {
     pub all_refused: Option<Timestamp>,
     /// The estimated loss.
     pub expiring: Expiring,
+    /// The commits that the fleet did not have when they were answered, and the time since which.
+    pub behind: (u64, Option<Timestamp>),
 }
 
 /// The estimated loss.

@@ -12,7 +12,7 @@ use std::io;
 
 use tracing::error;
 
-pub use self::doctor::{Doctor, Exported, Report, named};
+pub use self::doctor::{Doctor, Exported, LeftStore, Report, named};
 pub use self::late::{Late, late};
 pub use self::rebuild::Rebuilt;
 use self::rebuild::rebuild;

@@ -80,6 +80,8 @@ pub struct State {
     pub messages_left: bool,
     /// True if another relay continues this queue: nothing more is sent.
     pub fenced: bool,
+    /// The commits that the fleet did not have when they were answered, and the time since which.
+    pub behind: (u64, Option<Timestamp>),
     /// The callers with new outcomes.
     pub settled: CallerSet,
 }
@@ -120,6 +122,7 @@ impl State {
             wake_sender: true,
             messages_left: false,
             fenced: false,
+            behind: (0, None),
             settled: CallerSet::default(),
         }
     }

@@ -272,8 +272,9 @@ impl QueueThread {
         let Some(link) = &mut self.link else { return };
         link.note(began, now);
         self.state.fenced |= link.is_fenced();
+        self.state.behind = link.behind();
         if let Some(metrics) = &self.metrics.copy {
-            let (commits, since) = link.behind();
+            let (commits, since) = self.state.behind;
             metrics.show(commits, since.map(|since| now.since(since)));
         }
     }

@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -36,12 +36,14 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Activity {
     packed: AtomicU64,
+    /// True if the request's body was read to its end.
+    body_is_read: AtomicBool,
     clock: Clock,
 }
 
 impl Activity {
     pub fn new(clock: Clock) -> Activity {
-        let activity = Activity { packed: AtomicU64::new(0), clock };
+        let activity = Activity { packed: AtomicU64::new(0), body_is_read: AtomicBool::new(true), clock };
         activity.begin(Phase::New);
         activity
     }
@@ -65,6 +67,16 @@ impl Activity {
     /// Notes that the service has answered with a stream.
     pub fn begin_streaming(&self) {
         self.begin(Phase::Streaming);
+    }
+
+    /// Notes if the body of the request was read to its end.
+    pub fn note_body(&self, is_read: bool) {
+        self.body_is_read.store(is_read, Ordering::Relaxed);
+    }
+
+    /// True if the request's body was read to its end, so that a further request can follow.
+    pub fn body_is_read(&self) -> bool {
+        self.body_is_read.load(Ordering::Relaxed)
     }
 
     fn is_in(&self, wanted: Phase) -> bool {

@@ -21,6 +21,7 @@ use tracing::error;
 
 use super::activity::{Activity, Phase, Stream, TrackedStream};
 use super::admission::{self, Admission, ConnectionState};
+use super::request_body::RequestBody;
 use super::types::{ConnectionCount, CountedConnection, Limits, Peer};
 use crate::time::{Clock, Timestamp};
 
@@ -62,7 +63,7 @@ pub struct Pending {
 
 impl<S, F, B> Connections<S>
 where
-    S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+    S: Fn(Request<RequestBody>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
@@ -162,11 +163,13 @@ where
                 activity.begin_handling();
                 let stays = stays_open(request.version(), request.headers());
                 let (activity, count, keep_alive) = (Arc::clone(&activity), count.clone(), keep_alive.clone());
+                let request = request.map(|body| RequestBody::new(body, Arc::clone(&activity)));
                 let (reply, last_reply) = (service(request, peer), Arc::clone(&last_reply));
                 async move {
                     let mut reply = reply.await;
                     let is_stream = reply.body().size_hint().exact().is_none();
-                    if is_stream || last_reply.load(Ordering::Relaxed) || count.is_ending() {
+                    let ends = is_stream || !activity.body_is_read();
+                    if ends || last_reply.load(Ordering::Relaxed) || count.is_ending() {
                         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     } else if let Some(keep_alive) = keep_alive.filter(|_| stays && !closes(reply.headers())) {
                         reply.headers_mut().insert(KEEP_ALIVE, keep_alive);

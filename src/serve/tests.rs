@@ -67,7 +67,7 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let (connections, release) = (ConnectionCount::default(), Arc::new(Notify::new()));
         let released = Arc::clone(&release);
-        let service = move |request: Request<Incoming>, _: Peer| {
+        let service = move |request: Request<RequestBody>, _: Peer| {
             let released = Arc::clone(&released);
             async move {
                 let path = request.uri().path().to_owned();
@@ -80,6 +80,7 @@ impl Server {
                         ))));
                     }
                     "/endless" => return Response::new(Either::Right(Unsized::Endless)),
+                    "/unread" => return Response::new(Either::Left(Full::from(path))),
                     _ => {}
                 }
                 let body = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
@@ -684,6 +685,36 @@ async fn replies_on_a_connection_that_stays_open_announce_its_lifetime() {
     let (head, _) = get(&mut stream, "/b").await;
     assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");
     assert_closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn reply_to_a_request_whose_body_was_not_read_ends_its_connection() {
+    let server = Server::start(|_| {});
+    for (head, stays) in [
+        ("POST /read HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", true),
+        ("POST /read HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", true),
+        ("POST /unread HTTP/1.1\r\nContent-Length: 0\r\n\r\n", true),
+        ("GET /unread HTTP/1.1\r\n\r\n", true),
+        ("POST /unread HTTP/1.1\r\nContent-Length: 2\r\n\r\na", false),
+        ("POST /unread HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n", false),
+        ("POST /unread HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n", false),
+    ] {
+        let mut stream = server.connect().await;
+        send(&mut stream, "POST /first HTTP/1.1\r\nContent-Length: 2\r\n\r\nab").await;
+        assert!(reply(&mut stream).await.0.contains("keep-alive: timeout="));
+        send(&mut stream, head).await;
+        let (said, _) = reply(&mut stream).await;
+        assert_eq!(
+            (said.contains("keep-alive: "), said.contains("connection: close")),
+            (stays, !stays),
+            "{head}: {said}"
+        );
+        if stays {
+            assert!(get(&mut stream, "/again").await.0.contains("keep-alive: timeout="), "{head}");
+        } else {
+            assert_closed(&mut stream).await;
+        }
+    }
 }
 
 #[tokio::test]

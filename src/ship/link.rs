@@ -185,6 +185,8 @@ impl Link {
         }
         if *self.state.borrow() == State::Behind {
             self.behind.0 += 1;
+            // A connection that comes back does not make it `Up` before the commit is stored.
+            self.late |= self.stored < self.sent;
         }
         self.note(began, now());
     }
@@ -393,6 +395,7 @@ mod tests {
         link.commit(b"one", 0);
         assert_eq!(wait(&mut link), State::Behind);
         task.reports.send(Report::Connected(true)).unwrap();
+        assert_eq!(state(&mut link), State::Behind, "the commit is not stored");
         task.reports.send(Report::Stored(last + 1)).unwrap();
         assert_eq!((state(&mut link), link.wanted()), (State::Up, Wanted::Nothing));
     }

@@ -75,6 +75,8 @@ pub struct Owner {
     pub continues: bool,
     /// The runs whose commits the store has, the owner's last.
     pub runs: Vec<Run>,
+    /// The processes that owned the stream before and whose runs the store does not have, the newest last.
+    pub predecessors: Vec<u64>,
 }
 
 /// The reasons why a record cannot be read.
@@ -233,6 +235,7 @@ mod tests {
             stamp: "connect-relay queue".into(),
             continues: true,
             runs: vec![Run { instance: 2, after: CommitPos { epoch: 3, number: 4 }, sequence: 5 }],
+            predecessors: vec![6],
         };
         let head = Head { kind: Kind::Claim, claim: 7, number: 0, queued: 5, at: CommitPos::default() };
         let body = postcard::to_stdvec(&owner).unwrap();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Counts, Facts, RelayInfo, Status};
-use crate::health::{Health, State};
+use crate::health::{Health, Obstacle, State};
 use crate::metrics::Metrics;
 use crate::pacer::Budget;
 use crate::queue::{Queue, StoreFailed};
@@ -30,6 +30,8 @@ pub struct Reporter {
     pub clock: Clock,
     /// The path of the bots' socket.
     pub socket_path: Option<SocketPath>,
+    /// The reason why the copy in the fleet is behind, if there is a copy.
+    pub obstacle: Obstacle,
 }
 
 impl Reporter {
@@ -52,6 +54,7 @@ impl Reporter {
             rate,
             closed,
             seen: self.health.destination().seen(),
+            copy: (self.queue.copy().unwrap_or_default(), self.obstacle.last()),
             counts: Counts::read(&self.metrics),
             uptime: now.since(self.started),
             now,

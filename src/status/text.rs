@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Fleet, Status};
+use super::{Fleet, FleetCopy, Status};
 
 /// The summary in one line.
 #[must_use]
@@ -38,6 +38,7 @@ pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, Str
     let instance = [&*status.region, &*status.connect_instance].into_iter().filter(|part| !part.is_empty());
     let [throttled, quota_wait] = shares(status, then);
     let fleet = status.fleet.as_ref().map(|fleet| ("fleet", of_fleet(fleet)));
+    let copy = status.fleet.as_ref().and_then(|fleet| fleet.copy.as_ref()).map(|copy| ("copy", of_copy(copy)));
     let mut figures = vec![
         ("queued", format!("{} of {}", status.queued, status.queued_max)),
         ("oldest", seconds(status.oldest_seconds)),
@@ -62,19 +63,36 @@ pub fn figures(status: &Status, then: Option<&Status>) -> Vec<(&'static str, Str
         ),
     ];
     figures.extend(fleet);
+    figures.extend(copy);
     let relay = format!("{} {}", status.version, instance.collect::<Vec<_>>().join(" "));
     figures.push(("relay", relay.trim_end().to_owned()));
     figures
 }
 
 fn of_fleet(fleet: &Fleet) -> String {
-    let Fleet { name, up, members, quota_rate } = fleet;
+    let Fleet { name, up, members, quota_rate, .. } = fleet;
     match (up, members, quota_rate) {
         (false, ..) => format!("{name}, not reached"),
         (true, Some(1), _) => format!("{name}, no other relay"),
         (true, Some(members), Some(rate)) => format!("{name}, {members} relays at {rate:.1}/s together"),
         (true, ..) => name.clone(),
     }
+}
+
+fn of_copy(copy: &FleetCopy) -> String {
+    let FleetCopy { identity, state, behind_since, behind_commits, behind_why, stream_bytes, orphans } = copy;
+    let mut text = format!("{state} as {identity}");
+    if let Some(since) = behind_since {
+        let _ = write!(text, " since {since}, {behind_commits} commits on this volume alone");
+    }
+    if let Some(why) = behind_why {
+        let _ = write!(text, " ({why})");
+    }
+    let _ = write!(text, ", {} in the stream", bytes(*stream_bytes));
+    if *orphans > 0 {
+        let _ = write!(text, "; orphans in the fleet: {orphans}");
+    }
+    text
 }
 
 /// The share of attempts that were throttled, and the share of the time that was spent waiting for the quota.

@@ -130,6 +130,29 @@ impl Left {
     }
 }
 
+/// A folder beside a store, as it is found without a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// The folder, and the number of the caller.
+    pub left: Left,
+    /// True if all files are in it.
+    pub complete: bool,
+    /// True if the caller has taken what it needs.
+    pub taken: bool,
+}
+
+/// The folders beside a store, the oldest first. Changes nothing.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn asides(path: &Path) -> io::Result<Vec<Aside>> {
+    let each = folders(path)?.into_iter().map(|folder| {
+        let (complete, taken) = (folder.join(names::STAMP).exists(), folder.join(TAKEN).exists());
+        Ok(Aside { left: Left { from: from_of(&folder)?, path: folder }, complete, taken })
+    });
+    each.collect()
+}
+
 fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for file in fs::read_dir(path)? {
@@ -171,10 +194,13 @@ mod tests {
         let moved = leave(folder.path(), 7, WallTime(1)).unwrap();
         assert!(is_unused(folder.path()).unwrap());
         assert_eq!(left(folder.path()).unwrap(), std::slice::from_ref(&moved));
+        let aside = |taken| Aside { left: moved.clone(), complete: true, taken };
+        assert_eq!(asides(folder.path()).unwrap(), [aside(false)]);
         assert_eq!(moved.from, 7);
         assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
         moved.mark_taken().unwrap();
         assert_eq!(left(folder.path()).unwrap(), []);
+        assert_eq!(asides(folder.path()).unwrap(), [aside(true)]);
     }
 
     #[test]
@@ -185,6 +211,7 @@ mod tests {
         File::create(begun.path.join(LEAVING)).unwrap();
         fs::rename(folder.path().join(names::LOG), begun.path.join(names::LOG)).unwrap();
         assert_eq!(left(folder.path()).unwrap(), [], "an incomplete folder does not count");
+        assert!(!asides(folder.path()).unwrap()[0].complete);
         let moved = leave(folder.path(), 9, WallTime(2)).unwrap();
         assert_eq!(moved, begun);
         assert!(!unfinished.path.join(names::STAMP).exists(), "a restore that was not finished takes no part");

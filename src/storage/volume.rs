@@ -163,6 +163,12 @@ impl Volume {
     }
 }
 
+/// Returns true if the folder has an identity as a copy of a replicated store.
+#[must_use]
+pub fn is_replicated(path: &Path) -> bool {
+    file(path).exists()
+}
+
 /// The path of the file: beside the rows of the store.
 fn file(path: &Path) -> PathBuf {
     let restored = path.join(names::COMPACTED).join(names::VOLUME);

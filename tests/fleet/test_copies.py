@@ -188,6 +188,7 @@ def test_stopped_owner_is_succeeded_and_leaves_without_a_further_attempt(copies,
         assert reply.headers["relay-durable"] == "local"
     assert old.wait() == 75
     assert len(old.lines("fenced")) == 1
+    assert old.lines()[-1]["message"] == "stopped; the relay that continues this queue sends its messages"
     assert (old.folder / "private/queue/format").exists()
     resume(new)
     new.until_empty()
@@ -233,6 +234,12 @@ class OldServer:
 
 def test_server_without_jetstream_is_refused_at_the_start(copies, nats_servers, simulator):
     relay = copies(simulator.url, start=False, fleet__servers=nats_servers().url)
+    online = command("check", "--online", "--dir", relay.folder, settings=relay.settings)
+    assert online.returncode == 78, online.stderr
+    [line] = [line for line in online.stderr.splitlines() if line.startswith("fleet.servers nats")]
+    assert "JetStream" in line and line.endswith("use such servers, or set fleet.replicate = false")
+    alone = command("check", "--online", "--dir", relay.folder, settings=relay.settings | {"fleet.replicate": "false"})
+    assert alone.returncode == 0, alone.stderr
     relay.spawn()
     assert relay.wait() == 78
     assert "JetStream" in relay.log()
@@ -246,6 +253,8 @@ def test_server_of_an_old_version_is_refused_at_the_start(copies, simulator, ver
         relay.spawn()
         assert relay.wait() == 78
         assert version in relay.log() and "2.14" in relay.log()
+        online = command("check", "--online", "--dir", relay.folder, settings=relay.settings)
+        assert online.returncode == 78 and f"the NATS server has version {version}" in online.stderr, online.stderr
     finally:
         old.close()
 
@@ -330,10 +339,10 @@ def test_what_was_answered_fleet_is_restored_after_servers_are_killed_under_load
     assert len(kept) >= 100
 
 
-def fleet(relay, *args, stdin=""):
-    """`connect-relay fleet …` with the configuration of a relay."""
-    settings = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.", "queue.key", "sender."))}
-    return command("fleet", *args, settings=settings, stdin=stdin)
+def fleet(relay, *args, settings=(), stdin=""):
+    """`connect-relay fleet …` with the configuration of a relay, changed by `settings`."""
+    own = {key: value for key, value in relay.settings.items() if key.startswith(("fleet.", "queue.key", "sender."))}
+    return command("fleet", *args, settings=own | dict(settings), stdin=stdin)
 
 
 def listed(relay):
@@ -342,7 +351,7 @@ def listed(relay):
     return {line["Identity"]: line for line in json.loads(done.stdout)}
 
 
-def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(copies, simulator):
+def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(copies, keys, simulator):
     gone = copies(simulator.url)
     pause(gone)
     for number in range(6):
@@ -361,6 +370,10 @@ def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(cop
     table = fleet(other, "list").stdout.splitlines()
     assert any(line.startswith("pod-0") and "ORPHAN" in line for line in table)
     until(lambda: other.metrics()["fleet_orphans"] == 1, "the metric shows the orphan", 120)
+    wrong_keys = keys.with_name("wrong")
+    wrong_keys.write_text(base64.b64encode(b"w" * 32).decode() + "\n")
+    unreadable = fleet(other, "export", "pod-0", settings={"queue.key_file": wrong_keys})
+    assert unreadable.returncode == 78 and "queue.key_file" in unreadable.stderr and not unreadable.stdout
     exported = fleet(other, "export", "pod-0")
     assert exported.returncode == 0, exported.stderr
     lines = [json.loads(line) for line in exported.stdout.splitlines()]

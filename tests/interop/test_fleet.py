@@ -307,11 +307,12 @@ def test_check_online_tries_each_server_and_says_what_to_do(fleet, nats_servers)
 
 def test_shipped_configuration_of_the_servers_is_valid_and_gives_the_relays_their_rights_alone(fleet, nats_servers):
     path = ROOT / "deploy/nats/nats.conf"
-    variables = {"NATS_NAME": "nats-1", "RELAY_PASSWORD": "s3same"}
+    variables = {"NATS_NAME": "nats-1", "RELAY_PASSWORD": "s3same", "OPERATOR_PASSWORD": "other"}
     done = subprocess.run([SERVER, "-t", "-c", path], env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    rights = path.read_text().partition("authorization {")[2]
-    server = nats_servers("authorization {" + rights.replace("$RELAY_PASSWORD", "s3same"))
+    rights = path.read_text().partition("accounts {")[2].replace("$RELAY_PASSWORD", "s3same").replace("$OPERATOR_PASSWORD", "other")
+    # Shared quota alone needs no JetStream.
+    server = nats_servers("accounts {" + rights.replace("jetstream: enabled", ""))
     url = server.url.replace("//", "//relay:s3same@")
     [relay] = fleet(1, servers=url)
     until(lambda: relay.metrics()["fleet_up"] == 1, "the relay joins")

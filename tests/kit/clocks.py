@@ -14,12 +14,12 @@ SECOND = 1_000_000_000
 DAY = 86400
 
 
-def build_shim(folder):
-    """Compiles the shim; returns its path."""
-    shim = Path(folder) / "clock.so"
+def build_shim(folder, source="clock.c"):
+    """Compiles a library that is loaded into the relay; returns its path."""
+    shim = Path(folder) / source.replace(".c", ".so")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     assert compiler, "a C compiler is needed"
-    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", shim, HERE / "clock.c"]
+    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", shim, HERE / source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return shim

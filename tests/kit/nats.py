@@ -69,7 +69,8 @@ class NatsServer:
 class NatsCluster:
     """Three servers with JetStream that form a cluster; each can be killed, frozen and started again."""
 
-    def __init__(self, sync="always"):
+    def __init__(self, sync="always", config="", login=""):
+        self.login = login
         self.servers = [NatsServer() for _ in range(3)]
         ports = set()
         while len(ports) < 6:  # a port that is not bound yet can be given twice
@@ -85,12 +86,13 @@ class NatsCluster:
                 server_name: "n{number}"
                 jetstream {{ store_dir: "{server.folder}/js", sync_interval: {sync} }}
                 cluster {{ name: "c", listen: "127.0.0.1:{route}", routes: [{listed}] }}
+                {config}
                 """
             )
 
     @property
     def url(self):
-        return ",".join(server.url for server in self.servers)
+        return ",".join(server.url.replace("//", f"//{self.login}") for server in self.servers)
 
     def start(self, which=(0, 1, 2)):
         for number in which:

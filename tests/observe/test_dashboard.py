@@ -52,10 +52,16 @@ def test_no_query_needs_a_recorded_series():
     assert not [expression for _, expression in QUERIES if ":" in expression.replace("[", "").replace("]", "")]
 
 
-def test_every_query_returns_data(relays, simulators, loads, prometheus):
+def test_every_query_returns_data(relays, simulators, loads, nats_servers, prometheus, tmp_path):
     relay = relays(simulators("--rate", 4, "--burst", 4).url, sender__connect_instance="shop", sender__quota_rate=4)
     loads(relay, per_second=6)
-    seen = prometheus([relay], NO_RULES)
+    keys = tmp_path / "keys"
+    keys.write_text("a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=\n")
+    servers = nats_servers(f'jetstream {{ store_dir: "{tmp_path}/js" }}').url
+    copy = {"fleet__replicate": "true", "fleet__identity": "pod-0", "fleet__replicas": 1, "queue__key_file": keys}
+    copied = relays(simulators().url, sender__connect_instance="copied", fleet__servers=servers, **copy)
+    loads(copied, per_second=6)
+    seen = prometheus([relay, copied], NO_RULES)
 
     def empty():
         results = [(title, expression, seen.query(resolved(expression))) for title, expression in QUERIES]

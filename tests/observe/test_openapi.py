@@ -397,3 +397,23 @@ def test_operators_api_gives_only_documented_replies(fuzzed, request):
         ("POST /reload", 200), ("POST /log-level", 200), ("POST /log-level", 400),
     }
     session(str(control_socket(fuzzed))).post("http://relay/resume")
+
+
+def test_status_of_a_relay_with_a_copy_in_a_fleet_is_what_the_files_say(relays, nats_servers, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=\n")
+    server = nats_servers(f'jetstream {{ store_dir: "{tmp_path}/js" }}')
+    copy = {"fleet__replicate": "true", "fleet__identity": "pod-0", "fleet__replicas": 1, "queue__key_file": keys}
+    relay = relays("http://127.0.0.1:9", sender__connect_instance="shop", fleet__servers=server.url, **copy)
+    api = ApiClient(relay, set(), CONTROL, control_socket(relay))
+
+    def state():
+        page = requests.get(relay.admin + "/status.json", timeout=90, proxies={"http": ""})
+        ADMIN["/status.json"]["GET"].validate_response(page)
+        status = api.ask(200, "GET", "/status").json()
+        assert set(status["fleet"]["copy"]) == set(page.json()["fleet"]["copy"])
+        return status["fleet"]["copy"]
+
+    until(lambda: state()["state"] == "up", "the copy is up")
+    server.kill()
+    until(lambda: state()["state"] == "behind" and state()["behind_since"] and state()["behind_why"], "it is behind")

@@ -6,7 +6,7 @@
 //! | `queue.path` | the folder is writable and its disk has space; a start accepts the store's format and key |
 //! | `ingress.tcp`, `admin.listen` | the port is free, or used by a relay |
 //! | `resolve`, `connect`, `certificate`, `answer` | the way to the Participant Service, by one request without a token |
-//! | `fleet.servers` | each server accepts the relay, and the quota's subject can be used |
+//! | `fleet.servers` | each server accepts the relay, the quota's subject can be used, and a copy of the queue can be stored |
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ use crate::cli::exit_code::{CONFIG, FAILED};
 use crate::config::Config;
 use crate::daemon::Options;
 #[cfg(feature = "fleet")]
-use crate::fleet;
+use crate::fleet::{self, stream::StreamError};
 use crate::participant::online;
 use crate::queue::OpenError;
 use crate::storage::{check_folder, free};
@@ -88,14 +88,14 @@ pub async fn run(config: &Config, with_dir: bool) -> Findings {
         }
     }
     #[cfg(feature = "fleet")]
-    if let Some(options) = &options.fleet {
-        fleet(&mut findings, options).await;
+    if let Some(of_fleet) = &options.fleet {
+        fleet(&mut findings, of_fleet, options.copy.is_some()).await;
     }
     findings
 }
 
 #[cfg(feature = "fleet")]
-async fn fleet(findings: &mut Findings, options: &fleet::Options) {
+async fn fleet(findings: &mut Findings, options: &fleet::Options, copied: bool) {
     let connector = match fleet::connection::Connector::new(options) {
         Ok(connector) => connector,
         Err(fault) => {
@@ -109,9 +109,19 @@ async fn fleet(findings: &mut Findings, options: &fleet::Options) {
         .map(|quota| fleet::subject::of_quota(&options.name, &quota.connect_instance, &quota.destination));
     for server in &options.servers {
         let what = format!("fleet.servers {server}");
-        match connector.try_server(server, subject.as_deref()).await {
+        if let Err(fault) = connector.try_server(server, subject.as_deref()).await {
+            findings.fault(&what, &fault, FAILED);
+            continue;
+        }
+        let copies = if copied { fleet::stream::try_server(&connector, server, &options.name).await } else { Ok(()) };
+        match copies {
             Ok(()) => findings.ok(&what, ""),
-            Err(fault) => findings.fault(&what, &fault, FAILED),
+            // A start that meets this server exits with it.
+            Err(fault @ StreamError::Unsupported(_)) => {
+                let text = format!("{fault}: use such servers, or set fleet.replicate = false");
+                findings.fault(&what, &text, CONFIG);
+            }
+            Err(fault) => findings.fault(&what, &format!("{fault}: check JetStream on this server"), FAILED),
         }
     }
 }

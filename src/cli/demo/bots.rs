@@ -53,6 +53,8 @@ pub(super) struct BotRecord {
     pub repeats: u64,
     /// Disconnects acknowledged by the relay.
     pub disconnects: u64,
+    /// Messages acknowledged with `Relay-Durable: fleet`.
+    pub copied: u64,
 }
 
 impl Record {
@@ -89,8 +91,9 @@ const PAUSE_MILLIS_MAX: u64 = 300;
 const REPEAT_EVERY: usize = 9;
 /// One conversation in this many is disconnected at the end.
 const DISCONNECT_EVERY: usize = 4;
-/// The most attempts of a bot that is throttled or gets a 5xx.
-const TRIES_MAX: u32 = 100;
+/// The most attempts of a bot that is throttled, gets a 5xx or finds no relay: a relay that takes over from one that was
+/// killed waits for its lease.
+const TRIES_MAX: u32 = 240;
 
 const PHRASES: [&str; 8] = [
     "Hello! I am the shop's assistant. How can I help?",
@@ -117,9 +120,10 @@ pub(super) async fn run(plan: Plan, record: Arc<Record>) -> anyhow::Result<()> {
         let client_token = Uuid::new_v4().to_string();
         let body = json!({"ContentType": "text/plain", "Content": content, "ClientToken": client_token});
         record.lock().conversations[number].sent.push(Sent { client_token, content, acknowledged: false });
-        relay.post("message", &token, &body).await?;
+        let reply = relay.post("message", &token, &body).await?;
         {
             let mut notes = record.lock();
+            notes.copied += u64::from(reply.copied);
             notes.conversations[number].sent[place].acknowledged = true;
             notes.acknowledged += 1;
         }
@@ -141,8 +145,15 @@ async fn open(relay: &mut BotClient) -> anyhow::Result<String> {
     let body = json!({"Type": ["CONNECTION_CREDENTIALS"], "ConnectParticipant": true});
     let participant = format!("participant-{}", Uuid::new_v4());
     let reply = relay.post("connection", &participant, &body).await?;
-    let token = reply["ConnectionCredentials"]["ConnectionToken"].as_str();
+    let token = reply.body["ConnectionCredentials"]["ConnectionToken"].as_str();
     Ok(token.context("create a connection: the reply holds no ConnectionToken")?.to_owned())
+}
+
+/// A reply of the relay.
+struct Reply {
+    body: Value,
+    /// True if the fleet has the message too.
+    copied: bool,
 }
 
 /// A bot's connection to the relay.
@@ -154,15 +165,15 @@ struct BotClient {
 
 impl BotClient {
     /// Repeats a request until it is accepted, as an SDK does: after 429 and 5xx.
-    async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Value> {
+    async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Reply> {
         let mut refused = String::new();
         for _ in 0..TRIES_MAX {
             match self.ask(operation, bearer, body).await {
                 Ok((status, reply)) if status.is_success() => return Ok(reply),
                 Ok((status, reply)) if status.as_u16() == 429 || status.is_server_error() => {
-                    refused = format!("{status} {reply}");
+                    refused = format!("{status} {}", reply.body);
                 }
-                Ok((status, reply)) => bail!("post {operation}: {status} {reply}"),
+                Ok((status, reply)) => bail!("post {operation}: {status} {}", reply.body),
                 Err(error) => {
                     self.client = None;
                     refused = format!("{error:#}");
@@ -173,7 +184,7 @@ impl BotClient {
         bail!("post {operation}: gave up after {TRIES_MAX} tries: {refused}")
     }
 
-    async fn ask(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<(StatusCode, Value)> {
+    async fn ask(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<(StatusCode, Reply)> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("/participant/{operation}"))
@@ -185,8 +196,9 @@ impl BotClient {
         client.ready().await.context("write to the relay")?;
         let response = client.send_request(request).await.context("read the relay's reply")?;
         let status = response.status();
+        let copied = response.headers().get("relay-durable").is_some_and(|durable| durable == "fleet");
         let body = response.into_body().collect().await.context("read the relay's reply")?.to_bytes();
-        Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+        Ok((status, Reply { body: serde_json::from_slice(&body).unwrap_or(Value::Null), copied }))
     }
 
     async fn client(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {

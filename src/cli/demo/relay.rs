@@ -37,15 +37,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts a relay in `folder`, with the service at `endpoint`.
 pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> anyhow::Result<Relay> {
-    let set = |key: &str, value: &str| (format!("CONNECT_RELAY__{key}").into(), value.into());
-    let environment = vec![
-        set("SENDER__ENDPOINT", &format!("http://{endpoint}")),
-        set("SENDER__QUOTA_RATE", &quota.rate.to_string()),
-        set("SENDER__QUOTA_BURST", &quota.burst.to_string()),
-        set("ADMIN__LISTEN", "127.0.0.1:0"),
-        // A temporary folder may be in memory.
-        set("QUEUE__VOLATILE", "true"),
-    ];
+    let environment = settings(endpoint, quota).into_iter().map(|(key, value)| (key.into(), value.into())).collect();
     let config = Config::load(&Sources { file: None, environment, dir: Some(folder.to_owned()) })?;
     run::create_folders(folder).with_context(|| format!("create {}", folder.display()))?;
     let options = Options::from(&config);
@@ -53,6 +45,19 @@ pub(super) async fn start(folder: &Path, endpoint: SocketAddr, quota: Quota) -> 
     let daemon = Daemon::open(options, Clock::system()).await?;
     let (stop, receiver) = watch::channel(StopRequest::None);
     Ok(Relay { socket, stop, task: tokio::spawn(daemon.run(receiver)) })
+}
+
+/// The settings of a relay of the demo, as variables of the environment.
+pub(super) fn settings(endpoint: SocketAddr, quota: Quota) -> Vec<(String, String)> {
+    let set = |key: &str, value: &str| (format!("CONNECT_RELAY__{key}"), value.to_owned());
+    vec![
+        set("SENDER__ENDPOINT", &format!("http://{endpoint}")),
+        set("SENDER__QUOTA_RATE", &quota.rate.to_string()),
+        set("SENDER__QUOTA_BURST", &quota.burst.to_string()),
+        set("ADMIN__LISTEN", "127.0.0.1:0"),
+        // A temporary folder may be in memory.
+        set("QUEUE__VOLATILE", "true"),
+    ]
 }
 
 impl Relay {

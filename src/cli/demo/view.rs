@@ -25,6 +25,8 @@ pub(super) struct Sample {
     pub bots: usize,
     /// The counts of the Participant Service.
     pub counts: Counts,
+    /// The act of the demo's script that is under way, in a sentence.
+    pub act: Option<&'static str>,
 }
 
 impl Sample {
@@ -169,6 +171,8 @@ fn explain(recent: &VecDeque<Sample>) -> &'static str {
     let news = |count: fn(&Counts) -> u64| count(&last.counts) > count(&before.counts);
     if last.counts.accepted >= last.total {
         "everything is delivered"
+    } else if let Some(act) = last.act {
+        act
     } else if news(|counts| counts.lost_replies) {
         "a reply was lost: the relay sends the message again, and Connect knows the ClientToken"
     } else if news(|counts| counts.errors) {
@@ -194,7 +198,7 @@ mod tests {
     use super::*;
 
     fn sample(millis: u64, acknowledged: u64, bots: usize, counts: Counts) -> Sample {
-        Sample { at: Timestamp(millis), total: 400, acknowledged, repeats: 0, bots, counts }
+        Sample { at: Timestamp(millis), total: 400, acknowledged, repeats: 0, bots, counts, act: None }
     }
 
     fn accepted(accepted: u64) -> Counts {
@@ -217,6 +221,8 @@ mod tests {
         let lost = Counts { throttled: 1, errors: 1, lost_replies: 1, ..accepted(5) };
         assert!(says(lost, 1000).starts_with("a reply was lost"));
         assert!(says(lost, 2000).starts_with("the bots write faster"), "an event is shown for a limited time");
+        let killed = Sample { act: Some("the relay was killed"), ..sample(2000, 10, 3, accepted(5)) };
+        assert_eq!(explain(&VecDeque::from([quiet, killed])), "the relay was killed");
         let states =
             [(10, 3, "the bots are writing"), (4, 0, "the bots are done"), (400, 0, "everything is delivered")];
         for (delivered, bots, expected) in states {

@@ -74,7 +74,9 @@ pub fn describe(message: &Message) -> String {
     let mut text = String::new();
     for (name, value) in rows {
         if let Some(value) = value {
-            let _ = writeln!(text, "{name:<14}{}", plain(&value, &['\n', '\t']));
+            // Another member with a line break could look like further members.
+            let lines: &[char] = if name == "contents" { &['\n', '\t'] } else { &[] };
+            let _ = writeln!(text, "{name:<14}{}", plain(&value, lines));
         }
     }
     text
@@ -124,9 +126,10 @@ fn age_bound(seconds: u64) -> String {
     }
 }
 
-/// A text of a bot or of Connect without terminal control characters.
+/// A text of a bot or of Connect without characters that control the terminal, or the direction of the text after them.
 fn plain(text: &str, but: &[char]) -> String {
-    text.chars().map(|c| if c.is_control() && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    let controls = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if controls(c) && !but.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -222,10 +225,15 @@ ID                    STATE                 ACCEPTED                  ATTEMPTS  
 ";
         assert_eq!(table(&[queued, message()], true), expected);
         assert_eq!(table(&[], false), "");
-        let steering =
-            Message { client_token: "\x1b[2J\n".into(), content: Some("a\nb\x1b\u{9b}".into()), ..message() };
-        assert!(table(std::slice::from_ref(&steering), false).ends_with(" \u{fffd}[2J\u{fffd}\n"));
-        assert!(describe(&steering).ends_with("contents      a\nb\u{fffd}\u{fffd}\n"));
+        let steering = Message {
+            client_token: "\x1b[2J\n\u{202e}".into(),
+            content: Some("a\nb\x1b\u{9b}\u{2066}".into()),
+            ..message()
+        };
+        assert!(table(std::slice::from_ref(&steering), false).ends_with(" \u{fffd}[2J\u{fffd}\u{fffd}\n"));
+        let described = describe(&steering);
+        assert!(described.contains("\nclient token  \u{fffd}[2J\u{fffd}\u{fffd}\ntype "), "{described}");
+        assert!(described.ends_with("contents      a\nb\u{fffd}\u{fffd}\u{fffd}\n"), "{described}");
     }
 
     #[test]

@@ -179,7 +179,7 @@ mod tests {
         let all = [LIST, &["contents"]].concat();
         let read = query(
             "state=DEAD&conversation=a%2Bb+%2F&&reason=expired&after=d7&limit=1000&contents=true\
-             &accepted_after=1970-01-01T00:00:07Z&accepted_before=1970-01-01T00%3A00%3A08.001Z",
+             &accepted_after=1970-01-01T02:00:07+02:00&accepted_before=1970-01-01T00%3A00%3A08.001Z",
             &all,
         );
         let of = Selection {

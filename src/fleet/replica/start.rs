@@ -103,6 +103,9 @@ impl Replica {
                 Err(error) => return Err(error),
             },
         };
+        if !self.unlooked {
+            self.shape_stream().await;
+        }
         self.ship = self.new_ship(Some(standing));
         Ok(())
     }
@@ -217,6 +220,7 @@ impl Replica {
             }
         };
         if standing.is_some() {
+            self.shape_stream().await;
             self.volume.alone = false;
             self.volume.write(&self.options.path).map_err(|error| StartError::Failed(error.to_string()))?;
         }

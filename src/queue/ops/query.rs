@@ -90,6 +90,7 @@ pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview> {
         paused: state.paused(),
         all_refused: state.all_refused(),
         expiring: state.expiring,
+        behind: state.behind,
     };
     state.events.push(Event::Measured { overview: overview.clone(), at: now });
     Ok(overview)

@@ -19,7 +19,7 @@ use crate::queue::api::Options;
 use crate::queue::rows::{Record, Table, keys};
 use crate::queue::state::contents;
 use crate::queue::state::tokens::current_token;
-use crate::storage::{self, Image, Known, OpenError, Sealer, SealingKey};
+use crate::storage::{self, Aside, Image, Known, Left, OpenError, Sealer, SealingKey};
 use crate::time::{Anchor, Clock, Timestamp, WallTime};
 
 /// The most messages that are named one by one.
@@ -63,6 +63,19 @@ pub struct Report {
     pub incomplete: Vec<String>,
     /// Other damage, in words.
     pub damage: Vec<String>,
+    /// True if a relay has copied the store into a fleet.
+    pub replicated: bool,
+    /// The stores beside it that were set aside because another relay has continued them.
+    pub left: Vec<LeftStore>,
+}
+
+/// A store that was set aside because another relay has continued it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftStore {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The queued messages that no relay has accepted anew; the error if it cannot be read.
+    pub waiting: Result<u64, String>,
 }
 
 /// The result of an export.
@@ -147,6 +160,8 @@ impl Doctor {
             set_aside: self.log.counts().get(&Table::Quarantine.letter()).copied().unwrap_or(0),
             lost: queued.lost.iter().map(|sequence| self.id(*sequence)).collect(),
             damage: self.log.damage.clone(),
+            replicated: storage::is_replicated(&self.path),
+            left: storage::asides(&self.path)?.into_iter().map(LeftStore::of).collect(),
             ..Report::default()
         };
         for (_, at) in &queued.found {
@@ -285,6 +300,46 @@ pub fn secret(log: &Image, sealer: Option<&Sealer>, record: &Record) -> io::Resu
     Ok(secret.map(|secret| (secret, token.keyed)))
 }
 
+impl LeftStore {
+    fn of(aside: Aside) -> LeftStore {
+        let Aside { left: Left { path, from }, complete, taken } = aside;
+        let waiting = if taken {
+            Ok(0)
+        } else if complete {
+            waiting(&path, from).map_err(|error| error.to_string())
+        } else {
+            Err("not all of its files are in it yet".into())
+        };
+        LeftStore { path, waiting }
+    }
+}
+
+/// The number of queued messages from this sequence number on.
+fn waiting(path: &Path, from: u64) -> io::Result<u64> {
+    let log = Image::read(path, |_, _| ())?;
+    let queued = Survey::of(&log)?.queued()?;
+    Ok(queued.found.iter().filter(|(sequence, _)| *sequence >= from).count() as u64)
+}
+
+impl fmt::Display for LeftStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        write!(f, "{path}: set aside because another relay continued this queue; ")?;
+        match &self.waiting {
+            Ok(0) => write!(f, "a relay has accepted its messages anew: it can be removed"),
+            Ok(1) => write!(f, "1 message in it waits; the relay that starts on this queue accepts it anew"),
+            Ok(waiting) => {
+                write!(f, "{waiting} messages in it wait; the relay that starts on this queue accepts them anew")
+            }
+            Err(why) => write!(
+                f,
+                "{why}; the relay that starts on this queue goes on with it, and `connect-relay doctor check {path}` shows \
+                 what it has"
+            ),
+        }
+    }
+}
+
 impl Report {
     /// True if nothing is damaged.
     #[must_use]
@@ -302,6 +357,13 @@ impl fmt::Display for Report {
         if self.set_aside > 0 {
             writeln!(f, "rows set aside by a relay: {}", self.set_aside)?;
         }
+        if self.replicated {
+            writeln!(
+                f,
+                "copied into a fleet: another relay may have continued it; a relay that starts here finds out first"
+            )?;
+        }
+        self.left.iter().try_for_each(|left| writeln!(f, "{left}"))?;
         for (what, ids) in [("lost", &self.lost), ("contents or token cannot be read", &self.incomplete)] {
             if !ids.is_empty() {
                 writeln!(f, "{what}: {} messages: {}", ids.len(), named(ids))?;

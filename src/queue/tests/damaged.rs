@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::*;
-use crate::storage::Image;
+use crate::storage::{self, Image};
 
 impl Rig {
     /// Ends cleanly.
@@ -299,4 +299,26 @@ fn other_files_in_the_folder_are_not_changed() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(elsewhere.path()), mode(&rig.options.path.join("lost+found"))), (0o644, 0o644));
     assert_eq!(mode(&rig.options.path.join("db")), 0o600, "but what is the relay's is closed");
+}
+
+#[test]
+fn doctor_counts_what_waits_in_stores_that_were_set_aside() {
+    let rig = Rig::new();
+    rig.push_all((0..3).map(|n| message("chat", &n.to_string(), "text")).collect());
+    let (folder, options, clock) = rig.close();
+    let check = |path: &Path| recovery::Doctor::open(path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
+    assert!(!check(&options.path).to_string().contains("fleet"));
+    storage::Volume::begin_run(&options.path, 1).unwrap();
+    let left = storage::leave(&options.path, 2, clock.wall()).unwrap();
+    let (_folder, options, _) = Rig::open(folder, options, clock).close();
+    storage::Volume::begin_run(&options.path, 1).unwrap();
+    let report = check(&options.path);
+    assert!(report.is_sound() && report.replicated && report.queued == 0, "{report}");
+    let all = check(&left.path).queued;
+    assert_eq!(report.left, [recovery::LeftStore { path: left.path.clone(), waiting: Ok(all - 1) }]);
+    let text = report.to_string();
+    assert!(text.contains("copied into a fleet: ") && text.contains("2 messages in it wait; "), "{text}");
+    left.mark_taken().unwrap();
+    let text = check(&options.path).to_string();
+    assert!(text.contains(&format!("{}: set aside", left.path.display())) && text.contains("can be removed"), "{text}");
 }
