@@ -358,6 +358,25 @@ impl Queue {
         self.shared.copy.get().map(|state| *state.borrow())
     }
 
+    /// Returns true if attempts may start, as far as the fleet is concerned: always, if there is no copy.
+    #[must_use]
+    pub fn is_owner(&self, now: Timestamp) -> bool {
+        self.shared.ownership.get().is_none_or(|(ownership, _)| ownership.is_confirmed(now))
+    }
+
+    /// Returns true if another relay continues this queue.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.shared.ownership.get().is_some_and(|(ownership, _)| ownership.is_lost())
+    }
+
+    /// Waits until the fleet confirms that this relay owns the queue, or does not answer in time, or another one does.
+    pub async fn confirm_owner(&self) {
+        if let Some((ownership, within)) = self.shared.ownership.get() {
+            ownership.confirm(&self.shared.clock, *within).await;
+        }
+    }
+
     /// Resolves when the copy in the fleet has this state; never if there is no copy.
     pub async fn copy_is(&self, wanted: ship::link::State) {
         let Some(mut state) = self.shared.copy.get().cloned() else { return std::future::pending().await };

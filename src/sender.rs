@@ -27,6 +27,8 @@
 //!   all attempts in flight are settled. If the store fails, everything ends at once: the messages in flight are sent
 //!   again, unchanged, after a restart.
 //!
+//! * A relay whose queue has a copy in a fleet starts an attempt only if it knew a moment ago that no other relay
+//!   continues the queue, or asks. If the fleet does not answer in time, the attempt starts.
 //! * A conversation that keeps failing, is always throttled or is never answered does not hold up the others:
 //!   [`suspects`] decides what an outcome says of the destination, and what may start.
 //!
@@ -102,6 +104,8 @@ pub struct Sender {
 pub enum Step {
     /// The sender asked the queue for this many messages.
     Asked(usize),
+    /// The sender asks whether another relay continues the queue, before it starts anything.
+    Confirming,
     /// The sender started this many attempts.
     Started(usize),
     /// An attempt ended with this result (the `outcome` label), and is being settled.
@@ -261,7 +265,19 @@ impl Sender {
     fn handle_ended_task(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
         // These tasks are never aborted: one that did not end normally has panicked.
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
-            Done::Leased { asked, work } => Ok(self.start(asked, work?)),
+            Done::Leased { asked, work } => {
+                let work = work?;
+                let confirmed = self.queue.is_owner(self.clock.now()) || self.queue.is_fenced();
+                if confirmed || work.leases.is_empty() {
+                    return Ok(self.start(asked, work));
+                }
+                let queue = self.queue.clone();
+                self.tasks.spawn(async move {
+                    queue.confirm_owner().await;
+                    Done::Leased { asked, work: Ok(work) }
+                });
+                Ok(Step::Confirming)
+            }
             Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
             Done::Settled { id, settled } => {
                 self.poll.may_be_due = true;
@@ -298,7 +314,7 @@ impl Sender {
     /// Returns true if the attempt may start, and counts it as started.
     fn may_start(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
         let mut pacer = self.budget.pacer();
-        if self.poll.stopping || !matches!(pacer.allowance(now), Allowance::Start(_)) {
+        if self.poll.stopping || self.queue.is_fenced() || !matches!(pacer.allowance(now), Allowance::Start(_)) {
             return false;
         }
         let failed = lease.failed_at.map(|last| (lease.attempts, last));

@@ -40,6 +40,7 @@
 mod crashes;
 pub mod history;
 pub mod link;
+pub mod ownership;
 pub mod record;
 pub mod replay;
 #[cfg(test)]
@@ -218,6 +219,8 @@ pub struct Ship {
     /// The last commit of the ticket before the first one.
     at: CommitPos,
     reports: Vec<Report>,
+    /// The answers that showed that this relay owned the stream.
+    confirmations: u64,
 }
 
 impl Ship {
@@ -242,6 +245,7 @@ impl Ship {
             predecessors: Vec::new(),
             at: CommitPos::default(),
             reports: Vec::new(),
+            confirmations: 0,
         };
         if let Some(standing) = standing {
             ship.begin_behind(standing);
@@ -309,7 +313,12 @@ impl Ship {
 
     /// The published record is stored at this sequence.
     pub fn stored(&mut self, sequence: u64) {
-        if sequence == self.expected + 1 { self.advance() } else { self.look() }
+        if sequence == self.expected + 1 {
+            self.confirmations += 1;
+            self.advance();
+        } else {
+            self.look();
+        }
     }
 
     /// The published record was refused, because this is the last sequence.
@@ -330,9 +339,17 @@ impl Ship {
     /// The last sequence of the stream while nothing is in flight, by its leader: another one than this relay's shows
     /// that records were lost, or that another relay writes.
     pub fn measured(&mut self, last: u64) {
-        if self.claim.is_some() && self.flight.is_none() && last != self.expected {
-            self.look();
+        if self.claim.is_none() || self.flight.is_some() || matches!(self.phase, Phase::Looking | Phase::Fenced) {
+            return;
         }
+        if last == self.expected { self.confirmations += 1 } else { self.look() }
+    }
+
+    /// The number of answers that showed that no other relay had claimed the stream when it answered. That a record of
+    /// this relay is found shows nothing: it may have been stored long ago.
+    #[must_use]
+    pub fn confirmations(&self) -> u64 {
+        self.confirmations
     }
 
     /// Returns true if this relay has claimed the stream, as far as it knows.

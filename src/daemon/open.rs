@@ -320,8 +320,8 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 /// the volume never had one.
 fn begin_run_without_copy(options: &Options) -> Result<Option<Volume>, Failure> {
     let path = &options.queue.path;
-    let begun = Volume::read(path).and_then(|known| known.map(|_| Volume::begin_run(path, options.seed)).transpose());
-    begun.map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+    let known = Volume::read(path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+    Ok(known.map(|_| Volume::begin_run(path, options.seed)).transpose()?)
 }
 
 /// Completes the record of the run, if the store was not set aside meanwhile.

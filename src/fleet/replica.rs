@@ -35,6 +35,7 @@ use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
 use crate::health::Obstacle;
 use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
+use crate::ship::ownership::Ownership;
 use crate::ship::record::{Codec, Head, Kind};
 use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
 use crate::storage::Volume;
@@ -90,6 +91,8 @@ pub struct Replica {
     volume: Volume,
     /// The time after which a start goes on without the servers. `None` if it does not.
     patience: Option<Duration>,
+    /// What the sender reads.
+    ownership: Arc<Ownership>,
     /// True if the queue began without a look at the stream, which may have more.
     unlooked: bool,
     /// True if it began empty.
@@ -164,6 +167,7 @@ impl Replica {
             doubts: (0, false),
             volume: Volume::default(),
             patience: None,
+            ownership: Arc::default(),
             unlooked: false,
             unrestored: false,
             late: Arc::default(),
@@ -313,8 +317,16 @@ impl Replica {
         let mut failures = 0;
         // For each of the two kinds of errors: true if it was logged since the stream took records.
         let mut announced = [false; 2];
+        let (ownership, clock) = (Arc::clone(&self.ownership), self.clock.clone());
         tokio::select! {
             () = &mut stop => {}
+            () = async {
+                let mut beats = interval(SIGN);
+                loop {
+                    beats.tick().await;
+                    ownership.beat(clock.now());
+                }
+            } => {}
             () = async {
                 loop {
                     let link = match self.link.take() {
@@ -380,6 +392,7 @@ impl Replica {
 
     /// Sends the reports that the queue's thread finds at its beginning.
     pub fn announce(&mut self, end: &ship::link::TaskEnd) {
+        self.ownership = Arc::clone(&end.ownership);
         let _ = end.reports.send(Report::Connected(self.link.is_some()));
         self.report(&end.reports);
     }
@@ -388,6 +401,7 @@ impl Replica {
         for report in self.ship.take_reports() {
             if matches!(report, Report::Fenced(_)) {
                 self.metrics.fenced.inc();
+                self.ownership.lose();
             }
             // If the thread is gone, nothing is shipped any more.
             let _ = reports.send(report);
@@ -452,6 +466,9 @@ impl Replica {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measured: Option<Timestamp> = None;
         let (mut step, mut began, mut doubts, mut ended) = (None, self.clock.now(), 0u32, false);
+        // The beginning of the step under way.
+        let mut step_began = began;
+        let ownership = Arc::clone(&self.ownership);
         // The servers may have lost records meanwhile: the stream counts as reached when its leader has answered.
         let (mut answered, mut connected) = (false, false);
         // The time since which no record was answered.
@@ -467,8 +484,9 @@ impl Replica {
             if step.is_none() {
                 match self.begin_step(&stream, doubts) {
                     Some(next) => {
+                        step_began = self.clock.now();
                         if doubts == 0 {
-                            began = self.clock.now();
+                            began = step_began;
                         }
                         step = Some(next);
                     }
@@ -485,6 +503,7 @@ impl Replica {
                 }
                 done = under_way(&mut step) => {
                     step = None;
+                    let confirmations = self.ship.confirmations();
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
                     answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
                     match done.silence() {
@@ -499,6 +518,9 @@ impl Replica {
                         }
                     }
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
+                    if self.ship.confirmations() > confirmations {
+                        ownership.confirmed(step_began);
+                    }
                     if published && doubts == 0 {
                         self.metrics.ack_seconds.observe(self.clock.now().since(began).as_secs_f64());
                     }
@@ -518,6 +540,10 @@ impl Replica {
                     Happening::Lost(why) => return Err(Lost::Closed(format!("{}: {why}", link.server))),
                     Happening::Refused(why) => self.refusal = Some(why),
                 },
+                () = ownership.asked() => {
+                    measured = None;
+                    ticks.reset_immediately();
+                }
                 _ = ticks.tick() => {
                     if self.ship.is_owner() {
                         link.publish(&signs, sign.clone()).await.map_err(Lost::Closed)?;
@@ -525,6 +551,7 @@ impl Replica {
                     let now = self.clock.now();
                     if step.is_none() && measured.is_none_or(|at| now.since(at) >= MEASURE) {
                         measured = Some(now);
+                        step_began = now;
                         let stream = stream.clone();
                         step = Some(Box::pin(async move { Done::Measured(stream.info().await) }));
                     }

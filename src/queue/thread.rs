@@ -183,6 +183,7 @@ impl QueueThread {
     pub fn ship_to(&mut self, mut link: Link, metrics: &Metrics) {
         // A queue has one copy: the first one stays.
         let _ = self.shared.copy.set(link.state());
+        let _ = self.shared.ownership.set((Arc::clone(&link.ownership), link.ack_timeout));
         self.metrics.copy = Some(CopyMetrics::new(metrics));
         link.at = self.state.store.last_commit();
         self.link = Some(link);

@@ -14,6 +14,8 @@ use crate::message::{Caller, ClientToken, ConnectionToken, Content, ContentType,
 use crate::pacer::{self, Pacer};
 use crate::queue::{self, MessageState, Status, Verdict};
 use crate::retry::Backoff;
+use crate::ship::Report;
+use crate::ship::link::{Link, link};
 use crate::{participant, time};
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -101,9 +103,15 @@ impl Request {
 
 impl Fixture {
     async fn new(quota_burst: u32) -> Fixture {
+        Fixture::with_copy(quota_burst, None).await
+    }
+
+    /// The queue is shipped to `copy`.
+    async fn with_copy(quota_burst: u32, copy: Option<Link>) -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let (clock, metrics) = (Clock::system(), Metrics::default());
-        let (queue, writer) = Queue::open(queue_options(&folder), clock.clone(), &metrics).unwrap();
+        let (queue, mut writer) = Queue::open(queue_options(&folder), clock.clone(), &metrics).unwrap();
+        copy.into_iter().for_each(|copy| writer.ship_to(copy, &metrics));
         let writer = std::thread::spawn(move || writer.run());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let participant = participant::Options {
@@ -158,6 +166,13 @@ impl Fixture {
             }
         });
         bounded.await.expect("a request arrives upstream")
+    }
+
+    /// Steps until the sender asks for the owner of the queue. Nothing starts then.
+    async fn confirming(&mut self) {
+        while self.sender.step().await.unwrap() != Step::Confirming {}
+        self.turns(1000).await;
+        assert!(self.requests.is_empty());
     }
 
     /// Steps until something is settled.
@@ -534,4 +549,29 @@ async fn stop_settles_what_is_in_flight_and_starts_nothing_more() {
     assert_eq!(queue.overview().await.unwrap().queued, 1);
     drop((queue, requests));
     writer.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn attempt_waits_until_the_fleet_confirms_the_owner_and_none_starts_for_another_one() {
+    let (of_thread, copy) = link(Duration::from_secs(3600));
+    let mut fixture = Fixture::with_copy(5, Some(of_thread)).await;
+    fixture.accept("a", "1").await;
+    fixture.confirming().await;
+    copy.ownership.asked().await;
+    copy.ownership.confirmed(fixture.clock.now());
+    fixture.request().await.deliver("1").await;
+    fixture.settled().await;
+    // For a while no question is needed.
+    fixture.accept("a", "2").await;
+    fixture.request().await.deliver("2").await;
+    fixture.settled().await;
+    // The process is stopped, and goes on.
+    fixture.clock.skip(Duration::from_secs(60));
+    let id = fixture.accept("a", "3").await;
+    fixture.confirming().await;
+    copy.ownership.lose();
+    copy.reports.send(Report::Fenced("another".into())).unwrap();
+    assert_eq!(fixture.settled().await, (id, Settled::Kept));
+    fixture.turns(1000).await;
+    assert!(fixture.requests.is_empty());
 }

@@ -10,12 +10,13 @@
 //! | `Behind` | not yet, or something before it is not | no |
 //! | `Fenced` | never | no |
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tokio::sync::{mpsc as tasks, watch};
 use tracing::{error, info, warn};
 
+use super::ownership::Ownership;
 use super::{Item, Report, Ticket};
 use crate::storage::{CommitPos, Key};
 use crate::time::{Timestamp, millis};
@@ -48,6 +49,8 @@ pub struct TaskEnd {
     pub reports: mpsc::Sender<Report>,
     /// The state.
     pub state: watch::Receiver<State>,
+    /// What the sender reads.
+    pub ownership: Arc<Ownership>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +81,10 @@ pub struct Link {
     tickets: tasks::UnboundedSender<Ticket>,
     reports: mpsc::Receiver<Report>,
     state: watch::Sender<State>,
-    ack_timeout: Duration,
+    /// The time for the stream to take a commit.
+    pub ack_timeout: Duration,
+    /// What the sender reads.
+    pub ownership: Arc<Ownership>,
     /// The position of the last commit of the store.
     pub at: CommitPos,
     mode: Mode,
@@ -111,12 +117,14 @@ pub fn link(ack_timeout: Duration) -> (Link, TaskEnd) {
     let (tickets, of_thread) = tasks::unbounded_channel();
     let (reports, of_task) = mpsc::channel();
     let state = watch::Sender::new(State::Behind);
-    let task = TaskEnd { tickets: of_thread, reports, state: state.subscribe() };
+    let ownership = Arc::<Ownership>::default();
+    let task = TaskEnd { tickets: of_thread, reports, state: state.subscribe(), ownership: Arc::clone(&ownership) };
     let link = Link {
         tickets,
         reports: of_task,
         state,
         ack_timeout,
+        ownership,
         at: CommitPos::default(),
         mode: Mode::Lost,
         sent: 0,

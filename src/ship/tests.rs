@@ -68,6 +68,14 @@ impl Stream {
         Standing { last, owner, at: head.at }
     }
 
+    /// The last commit that the store has which the stream makes up.
+    fn at(&self) -> Option<CommitPos> {
+        let mut plan = Plan::default();
+        let all = (self.before + 1..=self.last()).map(|sequence| (sequence, self.get(sequence).unwrap()));
+        all.for_each(|(sequence, record)| plan.read(&codec(), sequence, record).unwrap());
+        plan.copy().map(|copy| copy.at)
+    }
+
     /// The rows of the store that the stream has.
     fn replay(&self) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
         let (codec, mut plan) = (codec(), Plan::default());
@@ -281,6 +289,38 @@ fn idle_owner_notices_its_successor_and_a_stream_that_lost_records() {
 }
 
 #[test]
+fn ownership_is_confirmed_by_a_stored_record_and_by_a_look_that_finds_no_other() {
+    let (mut writer, mut stream) = shipped();
+    let mut before = writer.ship.confirmations();
+    let mut more = move |writer: &Writer| {
+        let now = writer.ship.confirmations();
+        std::mem::replace(&mut before, now) < now
+    };
+    writer.ship.measured(stream.last());
+    assert!(more(&writer));
+    writer.commit(1, b"one");
+    writer.ship.measured(stream.last());
+    assert!(!more(&writer), "a record is in flight");
+    let (expected, record) = in_flight(&writer);
+    stream.publish(expected, &record).unwrap();
+    writer.ship.refused(expected + 1);
+    writer.ship.read(Some(&record));
+    assert!(!more(&writer), "it may have been stored long ago");
+    writer.commit(2, b"two");
+    settle(&mut writer.ship, &mut stream);
+    assert!(more(&writer));
+    let mut successor = Writer::new(Ship::new(codec(), identity(2, 2), Some(stream.standing()), 9));
+    successor.ship.measured(stream.last());
+    assert_eq!(successor.ship.confirmations(), 0, "it has claimed nothing yet");
+    successor.snapshot();
+    settle(&mut successor.ship, &mut stream);
+    let before = writer.ship.confirmations();
+    writer.ship.measured(stream.last());
+    settle(&mut writer.ship, &mut stream);
+    assert_eq!(writer.ship.confirmations(), before);
+}
+
+#[test]
 fn owner_that_writes_after_it_was_read_is_not_succeeded() {
     let (mut writer, mut stream) = shipped();
     let mut successor = Writer::new(Ship::new(codec(), identity(2, 2), Some(stream.standing()), 9));
@@ -335,6 +375,7 @@ fn long_commit_goes_in_parts_and_counts_whole_or_not_at_all() {
         let sequence = stream.publish(expected, &record).unwrap();
         let is_last = record::head(&record).unwrap().kind == Kind::Rows;
         assert_eq!(stream.replay().unwrap(), if is_last { writer.store.clone() } else { before.clone() });
+        assert_eq!(stream.at(), Some(at(writer.commits - u64::from(!is_last))));
         writer.ship.stored(sequence);
         let reports = writer.ship.take_reports();
         assert_eq!(reports, if is_last { vec![Report::Stored(last)] } else { vec![] });
@@ -397,7 +438,8 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     let (mut writer, mut stream) = shipped();
     writer.commit(1, b"shipped");
     settle(&mut writer.ship, &mut stream);
-    let before = writer.store.clone();
+    let (before, at_gap) = (writer.store.clone(), at(writer.commits));
+    assert_eq!(stream.at(), Some(at_gap));
     writer.ship.stored(99);
     settle(&mut writer.ship, &mut stream);
     writer.store.remove(&vec![1][..]);
@@ -405,6 +447,7 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     writer.commit(2, b"after the gap");
     settle(&mut writer.ship, &mut stream);
     assert_eq!(stream.replay().unwrap(), before);
+    assert_eq!((stream.at(), stream.standing().at), (Some(at_gap), at(writer.commits)));
     writer.push(Item::Rows(rows(0, b"before the snapshot")));
     writer.push(Item::End);
     settle(&mut writer.ship, &mut stream);

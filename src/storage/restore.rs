@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
     use crate::storage::testing::{open, row};
-    use crate::storage::{Key, Opened, names};
+    use crate::storage::{CommitPos, Key, Opened, Run, names};
 
     /// A store with rows of several checkpoints, copied as rows in key order and then as a commit.
     fn copied() -> (tempfile::TempDir, Vec<Vec<u8>>, String, u32) {
@@ -177,6 +177,38 @@ mod tests {
             store.put(Key::new(b'c'), vec![9]);
             store.commit().unwrap();
         }
+    }
+
+    #[test]
+    fn store_that_continues_another_has_higher_positions_and_takes_the_place_of_the_one_there() {
+        let (from, copies, stamp, nonce) = copied();
+        let at = journal::last(from.path()).unwrap();
+        let older = tempfile::tempdir().unwrap();
+        let mut store = open(older.path()).store;
+        store.put(Key::new(b'd'), vec![4]);
+        store.commit().unwrap();
+        store.checkpoint().unwrap();
+        drop(store);
+        let run = Run { instance: 1, after: CommitPos::default(), sequence: 1 };
+        let volume = Volume::new(vec![run], at, 2).unwrap();
+        let mut restore = Restore::begin(older.path()).unwrap();
+        copies.iter().for_each(|rows| restore.apply(rows).unwrap());
+        restore.finish(&stamp, Some(&volume)).unwrap();
+        assert_eq!(Volume::read(older.path()).unwrap(), Some(volume.clone()), "it goes with the rows");
+        for _ in 0..3 {
+            let mut store = open(older.path()).store;
+            assert_eq!((store.nonce, row(&store, "b"), row(&store, "d")), (nonce, Some(vec![1, 2, 3]), None));
+            for _ in 0..100 {
+                store.put(Key::new(b'c'), vec![9; 700]);
+                let mut position = CommitPos::default();
+                store.commit_and_copy(|_, at| position = at).unwrap();
+                assert!(position > at && position == store.last_commit());
+                store.advance_checkpoint().unwrap();
+            }
+            drop(store);
+            assert!(journal::last(older.path()).unwrap() > at);
+        }
+        assert_eq!(Volume::read(older.path()).unwrap(), Some(volume));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{private, sync_directory};
+use super::directory::{self, private, sync_directory};
+use super::error::OpenError;
 use super::journal::{self, CommitPos};
 use super::{compaction, names};
 
@@ -98,8 +99,14 @@ impl Volume {
     /// Adds a run, before its first commit, and writes the file. The run takes the place of one that has shipped nothing.
     ///
     /// # Errors
-    /// If the journal cannot be read, or the file cannot be written.
-    pub fn begin_run(path: &Path, instance: u64) -> io::Result<Volume> {
+    /// If another process uses the folder, the journal cannot be read, or the file cannot be written.
+    pub fn begin_run(path: &Path, instance: u64) -> Result<Volume, OpenError> {
+        directory::make(path)?;
+        let _lock = directory::lock(path)?;
+        Volume::add_run(path, instance).map_err(|cause| OpenError::failed(path, "record a run", cause))
+    }
+
+    fn add_run(path: &Path, instance: u64) -> io::Result<Volume> {
         let volume = match Volume::read(path)? {
             Some(mut volume) => {
                 match volume.runs.last_mut() {
@@ -238,6 +245,11 @@ mod tests {
         let next = Volume::begin_run(path, 3).unwrap();
         assert_eq!((instances(&next), next.runs[1].after, next.alone), (vec![2, 3], last, true));
         assert!(commit() > last);
+        // A relay that runs on the folder keeps its run.
+        let running = open(path);
+        assert!(matches!(Volume::begin_run(path, 4), Err(OpenError::Locked { .. })));
+        assert_eq!(Volume::read(path).unwrap(), Some(next));
+        drop(running);
     }
 
     #[test]

@@ -246,8 +246,8 @@ def test_backup_waits_with_closed_doors_while_the_relay_it_was_copied_from_lives
     audit(simulator, messages(range(12)))
 
 
-@pytest.mark.parametrize("part", ["db", "journal.0", "format"])
-def test_damaged_store_is_set_aside_and_the_queue_is_restored(replicated, simulator, part):
+@pytest.mark.parametrize("lost", ["journals", "log and journals"])
+def test_damaged_store_is_set_aside_and_the_queue_is_restored(replicated, simulator, lost):
     relay = replicated(simulator.url).start()
     control(relay, "pause")
     post_all(relay, range(20), "fleet")
@@ -257,13 +257,11 @@ def test_damaged_store_is_set_aside_and_the_queue_is_restored(replicated, simula
     post_all(relay, range(20, 24), "fleet")
     relay.kill()
     queue = relay.folder / "private/queue"
-    if part == "db":
-        content = bytearray((queue / part).read_bytes())
-        used = len(bytes(content).rstrip(b"\0"))
-        content[used // 4 : used] = bytes(used - used // 4)
-        (queue / part).write_bytes(content)
-    else:
-        (queue / part).unlink()
+    for number in (0, 1):
+        (queue / f"journal.{number}").unlink()
+    if "log" in lost:
+        content = (queue / "db").read_bytes()
+        (queue / "db").write_bytes(content[:64] + bytes(len(content) - 64))
     relay.start()
     assert len(list(queue.glob("damaged-*"))) == 1
     assert relay.queued() == 24

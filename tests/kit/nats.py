@@ -129,16 +129,20 @@ class NatsCluster:
 
     def __init__(self, sync="always", config="", login="", wires=False):
         self.login = login
-        routes = [free_port() for _ in range(3)]
+        self.servers = [NatsServer() for _ in range(3)]
+        ports = set()
+        while len(ports) < 6:  # a port that is not bound yet can be given twice
+            ports.add(free_port())
+        for server in self.servers:
+            server.port = ports.pop()
+        routes = list(ports)
         # Each server reaches each other one over a wire of its own.
         self.wires = {(here, there): Wire(routes[there]) for here in range(3) for there in range(3) if wires and here != there}
-        self.servers = []
-        for number, route in enumerate(routes):
-            ports = [wire.port for (here, _), wire in self.wires.items() if here == number] or routes
-            listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+        for number, (server, route) in enumerate(zip(self.servers, routes)):
+            listed = [wire.port for (here, _), wire in self.wires.items() if here == number] or routes
+            listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in listed)
             # The servers exchange their addresses: no route may go past the wires.
             advertise = f'advertise: "127.0.0.1:{free_port()}"' if wires else ""
-            server = NatsServer()
             server.config.write_text(
                 f"""
                 listen: "127.0.0.1:{server.port}"
@@ -148,7 +152,6 @@ class NatsCluster:
                 {config}
                 """
             )
-            self.servers.append(server)
 
     @property
     def url(self):

@@ -34,6 +34,8 @@ impl Replica {
     pub async fn make_ready(&mut self) -> Result<(), StartError> {
         let path = self.options.path.clone();
         let failed = |error: std::io::Error| StartError::Failed(format!("{}: {error}", path.display()));
+        // Another relay may run on the folder.
+        storage::lock_if_there(&path).map_err(|error| StartError::Failed(error.to_string()))?;
         let unused = storage::is_unused(&path).map_err(failed)?;
         (self.restored, self.unlooked, self.unrestored) = (false, false, false);
         self.take_over(unused).await?;
@@ -44,7 +46,8 @@ impl Replica {
             volume.write(&path).map_err(failed)?;
             volume
         } else {
-            Volume::begin_run(&path, self.own.instance).map_err(failed)?
+            let begun = Volume::begin_run(&path, self.own.instance);
+            begun.map_err(|error| StartError::Failed(error.to_string()))?
         };
         self.own.volume = volume.number;
         self.ship.set_volume(volume.number, volume.runs.clone());

@@ -1,8 +1,9 @@
 //! The requests to the queue's thread, the callers that wait for outcomes, and the values that it shares with the handles.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -12,6 +13,7 @@ use crate::queue::rows::Hash;
 use crate::queue::state::State;
 use crate::queue::state::parts::CallerSet;
 use crate::ship;
+use crate::ship::ownership::Ownership;
 use crate::storage::StoreFailed;
 use crate::time::{Clock, Timestamp};
 
@@ -87,6 +89,8 @@ pub struct Shared {
     pub failed: Notify,
     /// The state of the copy in the fleet, if there is one.
     pub copy: OnceLock<watch::Receiver<ship::link::State>>,
+    /// The ownership of the copy, and the longest wait for its confirmation.
+    pub ownership: OnceLock<(Arc<Ownership>, Duration)>,
 }
 
 impl Shared {
@@ -101,6 +105,7 @@ impl Shared {
             failure: OnceLock::new(),
             failed: Notify::new(),
             copy: OnceLock::new(),
+            ownership: OnceLock::new(),
         }
     }
 }
