@@ -458,7 +458,9 @@ impl Relay {
         }
         self.report();
         let owner = stream.standing().owner.map(|owner| owner.instance);
-        let another = |owner: u64| owner > self.instance || (owner < self.instance && self.ship.claim.is_none());
+        // An older process may claim after this one, but not in a stream that lost this one's claim.
+        let went_back = stream.last() < self.ship.expected;
+        let another = |owner: u64| owner > self.instance || (owner < self.instance && !went_back);
         if self.fenced && !owner.is_some_and(another) {
             return Err(format!("relay {} is fenced, and {owner:?} has the stream", self.instance));
         }
