@@ -97,12 +97,27 @@ impl Queue {
     /// # Errors
     /// If another process uses the folder, it is in memory, it has a newer format, or it cannot be opened.
     pub fn open(options: Options, clock: Clock, metrics: &Metrics) -> Result<(Queue, QueueThread), OpenError> {
-        match Queue::open_once(&options, &clock, metrics) {
+        match Queue::open_or_set_aside(&options, &clock, metrics)? {
+            Some(opened) => Ok(opened),
+            None => Queue::open_once(&options, &clock, metrics),
+        }
+    }
+
+    /// The same, but if the store is damaged and is set aside, its replacement is not opened: `None`.
+    ///
+    /// # Errors
+    /// As for [`Queue::open`].
+    pub fn open_or_set_aside(
+        options: &Options,
+        clock: &Clock,
+        metrics: &Metrics,
+    ) -> Result<Option<(Queue, QueueThread)>, OpenError> {
+        match Queue::open_once(options, clock, metrics) {
             Err(OpenError::Damaged { damage, .. }) if options.damaged == Damaged::SetAside => {
-                recovery::set_aside(&options, &clock, &damage)?;
-                Queue::open_once(&options, &clock, metrics)
+                recovery::set_aside(options, clock, &damage)?;
+                Ok(None)
             }
-            opened => opened,
+            opened => opened.map(Some),
         }
     }
 

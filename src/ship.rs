@@ -31,10 +31,14 @@
 //! If records cannot be stored, tickets wait, up to [`BACKLOG_MAX`] bytes. Then all of them are dropped, and a snapshot
 //! replaces them once the stream takes records again.
 //!
+//! Each record names the position of the last commit, and each claim the runs that made the store (`history`): so a start
+//! finds out whether its volume has what the stream has. A relay that did not find that out owns no stream.
+//!
 //! This module knows neither messages nor NATS.
 
 #[cfg(test)]
 mod crashes;
+pub mod history;
 pub mod link;
 pub mod record;
 pub mod replay;
@@ -43,10 +47,15 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use self::record::{Codec, Head, Kind, OVERHEAD, Owner, Succession};
+use self::history::{Copy, Relation};
+use self::record::{Codec, Head, Kind, OVERHEAD, Owner};
+use crate::storage::{CommitPos, Run};
 
 /// The most bytes of tickets that wait.
 pub const BACKLOG_MAX: usize = 1 << 20;
+
+/// The most predecessors in a claim.
+const PREDECESSORS_MAX: usize = 256;
 
 /// A piece of work from the thread that commits.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,8 +64,6 @@ pub enum Item {
     Begin {
         /// The format stamp of the store.
         stamp: String,
-        /// The sequence number of the next message.
-        sequence: u64,
         /// True if every commit before it was shipped.
         continues: bool,
     },
@@ -72,7 +79,7 @@ pub enum Item {
 impl std::fmt::Debug for Item {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Item::Begin { sequence, continues, .. } => write!(f, "Begin({sequence}, {continues})"),
+            Item::Begin { continues, .. } => write!(f, "Begin({continues})"),
             Item::Rows(rows) => write!(f, "Rows({} bytes)", rows.len()),
             Item::End => f.write_str("End"),
             Item::Released => f.write_str("Released"),
@@ -87,6 +94,8 @@ pub struct Ticket {
     pub number: u64,
     /// The queued messages after it.
     pub queued: u64,
+    /// The last commit that the stream has with it.
+    pub at: CommitPos,
     /// The item.
     pub item: Item,
 }
@@ -118,12 +127,23 @@ pub struct Identity {
 }
 
 /// The state of the stream, by its leader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// The sequence of the last record.
     pub last: u64,
     /// The last claim. `None` if the stream has no record.
     pub owner: Option<Owner>,
+    /// The last commit.
+    pub at: CommitPos,
+}
+
+impl Standing {
+    /// The copy of the store as the last record has it, although perhaps not all of it. `None` if the stream has no
+    /// record.
+    #[must_use]
+    pub fn copy(&self) -> Option<Copy<'_>> {
+        self.owner.as_ref().map(|owner| Copy { runs: &owner.runs, at: self.at })
+    }
 }
 
 /// The next step for the stream.
@@ -191,18 +211,18 @@ pub struct Ship {
     tickets: VecDeque<Ticket>,
     bytes: usize,
     purge: Option<u64>,
-    /// The successions so far, and the volume that the first claim succeeds.
-    successions: Vec<Succession>,
-    succeeds: Option<u64>,
+    /// The runs whose commits the store has, this one's last.
+    runs: Vec<Run>,
+    /// The processes that owned the stream before, as the claims say.
+    predecessors: Vec<u64>,
+    /// The last commit of the ticket before the first one.
+    at: CommitPos,
     reports: Vec<Report>,
 }
 
-/// The most successions that a claim has.
-const SUCCESSIONS_MAX: usize = 32;
-
 impl Ship {
-    /// The state at a start. If `standing` is known, the relay has looked: it claims the stream behind that sequence, as
-    /// the successor of its owner. Otherwise it looks first.
+    /// The state at a start. If `standing` is known, the relay has looked, and its store has everything: it claims the
+    /// stream behind that sequence, as the successor of its owner. Otherwise it looks first.
     #[must_use]
     pub fn new(codec: Codec, identity: Identity, standing: Option<Standing>, seed: u64) -> Ship {
         let mut ship = Ship {
@@ -218,8 +238,9 @@ impl Ship {
             tickets: VecDeque::new(),
             bytes: 0,
             purge: None,
-            successions: Vec::new(),
-            succeeds: None,
+            runs: Vec::new(),
+            predecessors: Vec::new(),
+            at: CommitPos::default(),
             reports: Vec::new(),
         };
         if let Some(standing) = standing {
@@ -238,6 +259,11 @@ impl Ship {
         if is_long || self.rest.iter().any(|(kind, body)| rows(*kind) && body.len() > self.body_max) {
             self.look();
         }
+    }
+
+    /// Sets the volume, and the runs whose commits its store has, this one's last.
+    pub fn set_volume(&mut self, volume: u64, runs: Vec<Run>) {
+        (self.identity.volume, self.runs) = (volume, runs);
     }
 
     /// The reports since this was last called.
@@ -330,7 +356,7 @@ impl Ship {
         if self.phase != Phase::Looking {
             return;
         }
-        if standing.owner.as_ref().is_none_or(|owner| self.is_own(owner, standing.last)) {
+        if standing.owner.as_ref().is_none_or(|owner| self.is_own(owner, &standing)) {
             self.begin_behind(standing);
         } else {
             self.phase = Phase::Fenced;
@@ -338,14 +364,19 @@ impl Ship {
         }
     }
 
-    /// Returns true if no successor made this claim: this process or an earlier one of its volume did, or, in a stream
-    /// that was put back from a backup, the owner of a volume that this one succeeds.
-    fn is_own(&self, owner: &Owner, last: u64) -> bool {
-        let went_back = last < self.expected;
-        let succeeded = || self.successions.iter().map(|succession| succession.volume).chain(self.succeeds);
+    /// Returns true if no successor made this claim: this process did, or an earlier one of its volume whose commits the
+    /// store has, or, in a stream that was put back from a backup, a process that this one succeeds.
+    fn is_own(&self, owner: &Owner, standing: &Standing) -> bool {
+        let store = Copy { runs: &self.runs, at: CommitPos::MAX };
+        let complete = || standing.copy().is_some_and(|stream| store.relation(stream) == Relation::Complete);
+        let went_back = standing.last < self.expected;
         owner.instance == self.identity.instance
-            || (owner.volume == self.identity.volume && (self.claim.is_none() || went_back))
-            || (went_back && succeeded().any(|volume| volume == owner.volume))
+            || (self.claim.is_none() && owner.volume == self.identity.volume && complete())
+            || (went_back && (self.has_run(owner.instance) || self.predecessors.contains(&owner.instance)))
+    }
+
+    fn has_run(&self, instance: u64) -> bool {
+        self.runs.iter().any(|run| run.instance == instance)
     }
 
     /// The records before the sequence were removed, or could not be.
@@ -353,11 +384,12 @@ impl Ship {
         self.purge = None;
     }
 
-    fn begin_behind(&mut self, Standing { last, owner }: Standing) {
+    fn begin_behind(&mut self, Standing { last, owner, .. }: Standing) {
         // An owner knows its predecessors, whatever the stream has lost.
         if let Some(owner) = owner.filter(|_| self.claim.is_none()) {
-            self.succeeds = (owner.volume != self.identity.volume).then_some(owner.volume);
-            self.successions = owner.successions;
+            let found = owner.predecessors.into_iter().chain(owner.runs.iter().map(|run| run.instance));
+            let new: Vec<u64> = found.filter(|instance| !self.predecessors.contains(instance)).collect();
+            self.predecessors.extend(new);
         }
         self.expected = last;
         self.phase = Phase::Ready;
@@ -392,8 +424,8 @@ impl Ship {
         if self.phase != Phase::Shipping {
             return;
         }
-        let Some(Ticket { number, queued, .. }) = self.tickets.front() else { return };
-        let (number, queued) = (*number, *queued);
+        let Some(Ticket { number, queued, at: commit, .. }) = self.tickets.front() else { return };
+        let (number, queued, commit) = (*number, *queued, *commit);
         if self.rest.is_empty() {
             self.split();
         }
@@ -402,7 +434,10 @@ impl Ship {
             (Kind::Claim, _) | (_, None) => (self.random.u64(..), self.expected + 1),
             (_, Some(claim)) => claim,
         };
-        let head = Head { kind, claim, number: self.expected + 1 - at, queued };
+        if kind != Kind::Part {
+            self.at = commit;
+        }
+        let head = Head { kind, claim, number: self.expected + 1 - at, queued, at: self.at };
         let record = self.codec.encode(head, &body);
         let ticket = self.rest.is_empty().then(|| {
             self.tickets.pop_front();
@@ -411,19 +446,22 @@ impl Ship {
         self.flight = Some(Flight { record, head, ticket, doubt: false });
     }
 
+    /// The newest predecessors whose runs the store does not have.
+    fn other_predecessors(&self) -> Vec<u64> {
+        let others = self.predecessors.iter().copied().filter(|instance| !self.has_run(*instance));
+        let others: Vec<u64> = others.collect();
+        others[others.len().saturating_sub(PREDECESSORS_MAX)..].to_vec()
+    }
+
     /// Splits the first ticket into records.
     fn split(&mut self) {
         let Some(ticket) = self.tickets.front_mut() else { return };
         match &mut ticket.item {
-            Item::Begin { stamp, sequence, continues } => {
-                if let Some(volume) = self.succeeds.take() {
-                    self.successions.push(Succession { volume, sequence: *sequence });
-                    let extra = self.successions.len().saturating_sub(SUCCESSIONS_MAX);
-                    self.successions.drain(..extra);
-                }
+            Item::Begin { stamp, continues } => {
                 let Identity { volume, instance, node } = self.identity.clone();
                 let (stamp, continues) = (stamp.clone(), *continues && self.claim.is_some());
-                let owner = Owner { volume, instance, node, stamp, continues, successions: self.successions.clone() };
+                let (predecessors, runs) = (self.other_predecessors(), self.runs.clone());
+                let owner = Owner { volume, instance, node, stamp, continues, runs, predecessors };
                 let body = postcard::to_stdvec(&owner).expect("plain data serialises into memory");
                 self.rest.push_back((Kind::Claim, body));
             }

@@ -23,6 +23,7 @@
 //! | `left` | stores that are set aside because another relay has continued them |
 //! | `restore` | makes a store of the copies of another one's commits |
 //! | `trial` | checks a folder without an open |
+//! | `volume` | the identity of a copy of a replicated store, and whose commits it has |
 //! | `row`, `key`, `names`, `directory`, `space` | encoding, the folder's files, and their size |
 //!
 //! The store does not know what its rows mean. It reserves two keys: `j`, the journal's position, and `f`, a copy of
@@ -67,12 +68,13 @@ mod store;
 #[cfg(test)]
 pub mod testing;
 mod trial;
+mod volume;
 
-pub use directory::{free, is_replicated, lock, lock_if_there, volume};
+pub use directory::{free, lock, lock_if_there};
 pub use error::{OpenError, StoreFailed};
-pub use identity::{FORMAT, Known};
+pub use identity::{FORMAT, Known, is_store};
 pub use image::{Image, verify_own_row};
-pub use journal::{put_row, read_rows};
+pub use journal::{CommitPos, last as last_commit, put_row, read_rows};
 pub use key::{Key, hash_at, number_at};
 pub use left::{Aside, Left, asides, finish_restore, leave, left, make as make_left};
 pub use open_guard::guarded;
@@ -81,4 +83,5 @@ pub use quarantine::{create_empty, quarantine, replace_quarantined, replacement_
 pub use restore::{Restore, is_unused};
 pub use sealing::{Sealer, SealingKey, Secret};
 pub use store::{Opened, Options, Space, Store};
-pub use trial::check_folder;
+pub use trial::{check_folder, is_damaged};
+pub use volume::{Run, Volume, is_replicated};

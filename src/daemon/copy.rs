@@ -45,7 +45,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Config(text) => Failure::Config(text),
-            StartError::Failed(text) => Failure::Failed(text),
+            StartError::Unanswered(text) | StartError::Failed(text) => Failure::Failed(text),
         }
     }
 }
@@ -64,9 +64,15 @@ impl Prepared {
         Ok(Some(Prepared { replica, ack_timeout, metrics: metrics.clone() }))
     }
 
+    /// Makes the volume ready again, after the store was damaged and is set aside.
+    pub async fn again(&mut self) -> Result<(), Failure> {
+        Ok(self.replica.make_ready().await?)
+    }
+
     /// Ships the commits of the queue from its first one on.
-    pub fn start(self, thread: &mut QueueThread) -> Copy {
+    pub fn start(self, thread: &mut QueueThread) -> Result<Copy, Failure> {
         let Prepared { mut replica, ack_timeout, metrics } = self;
+        replica.begin(thread.next_sequence())?;
         let (of_thread, of_task) = link(ack_timeout);
         replica.announce(&of_task);
         thread.ship_to(of_thread, &metrics);
@@ -84,7 +90,7 @@ impl Prepared {
             };
             replica.run(of_task, stop).await;
         });
-        Copy { tasks, stop, ack_timeout, restored, restored_messages, late, late_messages, obstacle }
+        Ok(Copy { tasks, stop, ack_timeout, restored, restored_messages, late, late_messages, obstacle })
     }
 }
 

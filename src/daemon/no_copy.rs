@@ -25,7 +25,11 @@ impl Prepared {
         Ok(None)
     }
 
-    pub fn start(self, _: &mut QueueThread) -> Copy {
+    pub async fn again(&mut self) -> Result<(), Failure> {
+        match self.0 {}
+    }
+
+    pub fn start(self, _: &mut QueueThread) -> Result<Copy, Failure> {
         match self.0 {}
     }
 }

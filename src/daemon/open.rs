@@ -33,6 +33,7 @@ use crate::service_manager::Notification;
 use crate::status::history::History;
 use crate::status::reporter::Reporter;
 use crate::status::{CopyInfo, FleetInfo, RelayInfo};
+use crate::storage::Volume;
 use crate::time::Clock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,13 +80,27 @@ impl Daemon {
         let (shutdown, mut admin_tasks) = (watch::Sender::default(), Tasks::new());
         let served = serve_admin(probes, admin, until(&shutdown, |shutdown| shutdown.all_closed));
         admin_tasks.spawn(named("the admin port", served));
-        let copy = Prepared::new(options.copy.as_ref(), options.seed, &clock, &metrics).await?;
-        let (queue, mut thread) = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+        let mut copy = Prepared::new(options.copy.as_ref(), options.seed, &clock, &metrics).await?;
+        let run_without_copy = if copy.is_none() { begin_run_without_copy(&options)? } else { None };
+        let (queue, mut thread) = match open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await? {
+            Some(opened) => opened,
+            None => {
+                if let Some(copy) = &mut copy {
+                    // The fleet may have what the damaged store has lost.
+                    copy.again().await?;
+                }
+                let opened = open_queue(options.queue.clone(), clock.clone(), metrics.clone()).await?;
+                opened.ok_or_else(|| Failure::Failed("open the queue: its replacement is damaged too".into()))?
+            }
+        };
+        if let Some(volume) = run_without_copy {
+            note_run_without_copy(volume, &options, thread.next_sequence())?;
+        }
         // No other code sets it.
         let _ = opened.set(queue.clone());
         let budget = Budget::new(Pacer::resumed(options.pacer, queue.learned(), clock.now(), options.seed));
         queue.paced_by(budget.clone());
-        let copy = copy.map(|copy| copy.start(&mut thread));
+        let copy = copy.map(|copy| copy.start(&mut thread)).transpose()?;
         let runner = QueueRunner::start(thread)?;
         if let Some(copy) = &copy {
             copy.ready(&queue).await;
@@ -301,9 +316,30 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// Opens the queue on a thread of its own, so that a large store does not delay signals.
-async fn open_queue(options: queue::Options, clock: Clock, metrics: Metrics) -> Result<(Queue, QueueThread), Failure> {
-    let opened = tokio::task::spawn_blocking(move || Queue::open(options, clock, &metrics)).await;
+/// Records a run in the history of a volume whose queue once had a copy: a later start with one compares them. `None` if
+/// the volume never had one.
+fn begin_run_without_copy(options: &Options) -> Result<Option<Volume>, Failure> {
+    let path = &options.queue.path;
+    let begun = Volume::read(path).and_then(|known| known.map(|_| Volume::begin_run(path, options.seed)).transpose());
+    begun.map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+}
+
+/// Completes the record of the run, if the store was not set aside meanwhile.
+fn note_run_without_copy(mut volume: Volume, options: &Options, sequence: u64) -> Result<(), Failure> {
+    let path = &options.queue.path;
+    volume.begin_at(sequence);
+    let noted = Volume::read(path).and_then(|there| there.map_or(Ok(()), |_| volume.write(path)));
+    noted.map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+}
+
+/// Opens the queue on a thread of its own, so that a large store does not delay signals. `None` if the store was damaged,
+/// and its replacement is to be opened.
+async fn open_queue(
+    options: queue::Options,
+    clock: Clock,
+    metrics: Metrics,
+) -> Result<Option<(Queue, QueueThread)>, Failure> {
+    let opened = tokio::task::spawn_blocking(move || Queue::open_or_set_aside(&options, &clock, &metrics)).await;
     match opened {
         Ok(opened) => Ok(opened?),
         Err(error) => Err(Failure::Failed(format!("open the queue: {error}"))),

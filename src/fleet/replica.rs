@@ -1,9 +1,9 @@
 //! The copy of the queue in the fleet: its start, and the task that ships.
 //!
 //! ```text
-//!                        ┌ the volume has this queue ──────────────────────────────▶ open it
-//! start: find the owner  ├ the volume is empty, the stream has a queue ─ silence ─▶ restore it, then open it
-//! of the stream          ├ another relay continued the volume's queue ─ silence ─▶ set it aside, restore, open
+//!                        ┌ the volume has everything that the stream has ───────────▶ open it
+//! start: find the owner  ├ it lacks commits, or is empty ──────── silence ─▶ restore the stream's queue, then open it
+//! of the stream          ├ both lack commits, or a successor ──── silence ─▶ set it aside, restore, open
 //!                        └ no answer ─▶ a queue: open it; an empty volume: wait 2 x `lease`, then open an empty queue
 //! ```
 //!
@@ -13,8 +13,9 @@
 //!
 //! The task owns one connection at a time. The queue's thread gives it tickets and gets reports; [`Ship`] decides.
 
+mod start;
+
 use std::collections::HashMap;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,6 @@ use tracing::{debug, warn};
 
 use super::connection::{BACKOFF, Connector, Happening, Link};
 use super::options::CopyOptions;
-use super::restore::restore;
 use super::signs::{self, Sign};
 use super::stream::{Answer, IDENTITY, Info, Listed, Stream, StreamError, list};
 use crate::health::Obstacle;
@@ -37,7 +37,7 @@ use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
 use crate::ship::record::{Codec, Head, Kind};
 use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
-use crate::storage;
+use crate::storage::Volume;
 use crate::time::{Clock, Timestamp};
 
 /// The delays before a record in doubt is published again.
@@ -64,6 +64,9 @@ pub enum StartError {
     /// The configuration and the servers do not match.
     #[error("{0}")]
     Config(String),
+    /// The servers did not answer in time.
+    #[error("{0}")]
+    Unanswered(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -85,7 +88,13 @@ pub struct Replica {
     pub restored: bool,
     /// The records in doubt and the looks in vain since a record was stored, and true if the reason was logged.
     doubts: (u32, bool),
-    /// True if the queue began empty because the servers did not answer: the stream may have one.
+    /// The runs of the queue, this one's last.
+    volume: Volume,
+    /// The time after which a start goes on without the servers. `None` if it does not.
+    patience: Option<Duration>,
+    /// True if the queue began without a look at the stream, which may have more.
+    unlooked: bool,
+    /// True if it began empty.
     unrestored: bool,
     /// Notified when a store was set aside whose messages are to be accepted.
     late: Arc<Notify>,
@@ -126,10 +135,7 @@ impl Replica {
     ) -> Result<Replica, StartError> {
         let connector = Connector::new(&options.fleet).map_err(StartError::Failed)?;
         let codec = Codec::new(options.keys.clone(), &super::stream::name(&options.fleet.name, &options.identity));
-        let failed = |error: &dyn std::fmt::Display| StartError::Failed(format!("{}: {error}", options.path.display()));
-        let unused = storage::is_unused(&options.path).map_err(|error| failed(&error))?;
-        let volume = storage::volume(&options.path).map_err(|error| failed(&error))?;
-        let own = Identity { volume, instance: seed | 1, node: options.node.clone() };
+        let own = Identity { volume: 0, instance: seed | 1, node: options.node.clone() };
         let metrics = ReplicaMetrics {
             ack_seconds: metrics.histogram(
                 "fleet_ack_seconds",
@@ -158,73 +164,24 @@ impl Replica {
             metrics,
             restored: false,
             doubts: (0, false),
+            volume: Volume::default(),
+            patience: None,
+            unlooked: false,
             unrestored: false,
             late: Arc::default(),
             obstacle: Obstacle::default(),
             refusal: None,
             first,
         };
-        replica.take_over(unused, seed).await?;
+        replica.make_ready().await?;
         Ok(replica)
-    }
-
-    async fn take_over(&mut self, unused: bool, seed: u64) -> Result<(), StartError> {
-        let patience = if unused { 2 * self.options.lease } else { self.options.ack_timeout };
-        let found = if unused && !self.options.go_on {
-            self.find().await?
-        } else {
-            match timeout(patience, self.find()).await {
-                Ok(found) => found?,
-                Err(_) if unused => {
-                    warn!(
-                        waited_s = patience.as_secs(),
-                        consequence = "the relay begins an empty queue; what the stream has is accepted later, behind what is queued",
-                        "queue not restored"
-                    );
-                    self.unrestored = true;
-                    return Ok(());
-                }
-                // The task goes on trying; what the volume has is accepted and sent meanwhile.
-                Err(_) => return Ok(()),
-            }
-        };
-        let volume = self.own.volume;
-        // An empty volume has lost what its own claim was about.
-        let foreign = found.standing.owner.as_ref().is_some_and(|owner| unused || owner.volume != volume);
-        if !foreign {
-            self.shape_stream().await;
-            self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(found.standing), seed);
-            return Ok(());
-        }
-        let standing = self.wait_for_silence(found).await?;
-        if !unused {
-            let (path, now) = (self.options.path.clone(), self.clock.wall());
-            let succession = standing
-                .owner
-                .as_ref()
-                .and_then(|owner| owner.successions.iter().rev().find(|succession| succession.volume == volume));
-            let from = succession.map_or(0, |succession| succession.sequence);
-            let left = storage::leave(&path, from, now).map_err(|error| StartError::Failed(error.to_string()))?;
-            // The process that found itself fenced left before its metrics were read again.
-            self.metrics.fenced.inc();
-            warn!(
-                folder = %left.path.display(),
-                "another relay has continued this queue: the volume's own copy is set aside, and the newer one is restored"
-            );
-            let volume = storage::volume(&path).map_err(|error| StartError::Failed(error.to_string()))?;
-            self.own.volume = volume;
-        }
-        let path = self.options.path.clone();
-        self.restored = self.restore(&path, standing.last).await?;
-        self.shape_stream().await;
-        self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), seed);
-        Ok(())
     }
 
     /// Connects, and finds the owner of the stream. Tries until the servers answer.
     async fn find(&mut self) -> Result<Found, StartError> {
         let mut failures = 0;
         let mut said = false;
+        let began = self.clock.now();
         loop {
             let error = match self.look().await {
                 Ok(found) => return Ok(found),
@@ -239,6 +196,9 @@ impl Replica {
             let error = explained(error, refusal);
             self.link = None;
             self.obstacle.set(&error);
+            if self.patience.is_some_and(|patience| self.clock.now().since(began) >= patience) {
+                return Err(StartError::Unanswered(error));
+            }
             if !said {
                 said = true;
                 warn!(why = error, "the fleet's servers do not answer yet");
@@ -348,29 +308,6 @@ impl Replica {
         }
     }
 
-    /// Restores the queue that the stream has up to this sequence, in a folder. Returns false if it has none.
-    async fn restore(&mut self, path: &Path, last: u64) -> Result<bool, StartError> {
-        let failed = |error: &dyn std::fmt::Display| StartError::Failed(format!("restore the queue: {error}"));
-        loop {
-            let restored = self.read_back(path, last).await;
-            match restored {
-                Ok(restored) => return Ok(restored),
-                Err(StreamError::Failed(why)) => {
-                    warn!(why, "the queue is not restored yet");
-                    self.link = None;
-                    self.find().await?;
-                }
-                Err(StreamError::Unreadable(why)) => return Err(failed(&why)),
-                Err(StreamError::Unsupported(why)) => return Err(StartError::Config(why)),
-            }
-        }
-    }
-
-    async fn read_back(&self, path: &Path, last: u64) -> Result<bool, StreamError> {
-        let Some(link) = &self.link else { return Err(StreamError::Failed("not connected".into())) };
-        restore(&self.stream(link), &self.codec, path, last).await
-    }
-
     /// Ships until `stop`, or until the queue's thread has ended and everything is stored.
     pub async fn run(mut self, end: ship::link::TaskEnd, stop: impl Future<Output = ()>) {
         let ship::link::TaskEnd { mut tickets, reports, .. } = end;
@@ -386,7 +323,7 @@ impl Replica {
                         None => self.connect(&mut tickets).await,
                     };
                     let lost = match link {
-                        Ok(Some(link)) if self.unrestored => {
+                        Ok(Some(link)) if self.unlooked => {
                             self.link = Some(link);
                             match self.take_over_late().await {
                                 Ok(()) => continue,
@@ -421,24 +358,6 @@ impl Replica {
                 }
             } => {}
         }
-    }
-
-    /// Takes the stream over after a start without it: its queue becomes a store beside this one, whose messages are
-    /// accepted behind what is queued.
-    async fn take_over_late(&mut self) -> Result<(), StartError> {
-        let found = self.find().await?;
-        let foreign = found.standing.owner.as_ref().is_some_and(|owner| owner.volume != self.own.volume);
-        let standing = if foreign { self.wait_for_silence(found).await? } else { found.standing };
-        if foreign {
-            let left = storage::make_left(&self.options.path, 0, self.clock.wall());
-            let left = left.map_err(|error| StartError::Failed(error.to_string()))?;
-            self.restore(&left.path, standing.last).await?;
-            self.late.notify_one();
-        }
-        self.shape_stream().await;
-        self.ship = Ship::new(self.codec.clone(), self.own.clone(), Some(standing), self.rng.u64(..));
-        self.unrestored = false;
-        Ok(())
     }
 
     /// Notified when a store was set aside whose messages are to be accepted.

@@ -276,8 +276,8 @@ impl Stream {
     /// # Errors
     /// If the leader does not answer, or the record cannot be read.
     pub async fn standing(&self, codec: &Codec) -> Result<(Standing, Option<Head>), StreamError> {
-        let Some(info) = self.info().await? else { return Ok((Standing { last: 0, owner: None }, None)) };
-        let mut standing = Standing { last: info.last, owner: None };
+        let Some(info) = self.info().await? else { return Ok((Standing::default(), None)) };
+        let mut standing = Standing { last: info.last, ..Standing::default() };
         if info.messages == 0 {
             return Ok((standing, None));
         }
@@ -291,7 +291,7 @@ impl Stream {
             if let Some(claim) = claim.filter(|claim| {
                 record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
             }) {
-                standing.owner = codec.owner(&claim)?;
+                (standing.owner, standing.at) = (codec.owner(&claim)?, head.at);
                 return Ok((standing, Some(head)));
             }
             sequence -= 1;

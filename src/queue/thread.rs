@@ -161,6 +161,12 @@ impl QueueThread {
         self.state.meta.learned
     }
 
+    /// The sequence number of the next message.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.state.meta.next_sequence
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.shared.clock.now()
     }
@@ -174,10 +180,11 @@ impl QueueThread {
     }
 
     /// Ships every commit from now on, beginning with a snapshot. The handles read the state of the copy.
-    pub fn ship_to(&mut self, link: Link, metrics: &Metrics) {
+    pub fn ship_to(&mut self, mut link: Link, metrics: &Metrics) {
         // A queue has one copy: the first one stays.
         let _ = self.shared.copy.set(link.state());
         self.metrics.copy = Some(CopyMetrics::new(metrics));
+        link.at = self.state.store.last_commit();
         self.link = Some(link);
     }
 
@@ -247,7 +254,7 @@ impl QueueThread {
             Wanted::Nothing => {}
             Wanted::Begin => {
                 let stamp = self.state.store.stamp_text()?.to_string();
-                link.begin(stamp, self.state.meta.next_sequence, queued);
+                link.begin(stamp, queued);
             }
             Wanted::Rows(after, bytes) => {
                 let mut rows = Vec::with_capacity(bytes);
@@ -392,7 +399,10 @@ impl QueueThread {
             let committed = match &mut self.link {
                 Some(link) => {
                     let queued = self.state.meta.queued;
-                    self.state.store.commit_and_copy(|rows| link.commit(rows, queued))
+                    self.state.store.commit_and_copy(|rows, at| {
+                        link.at = at;
+                        link.commit(rows, queued);
+                    })
                 }
                 None => self.state.store.commit(),
             };

@@ -9,6 +9,11 @@
 //! - A relay is fenced only while another one has the stream.
 //! - In the end one relay remains, and the stream has everything of it.
 //!
+//! - The position that the stream has is that of its last commit.
+//!
+//! A start compares its volume with the stream as `fleet` does: it goes on with its own store, or restores the stream's. A
+//! start without servers compares later. What it finds then is accepted again as messages, which the model leaves out.
+//!
 //! While the servers are put back from a backup, the volume is the only place of what was answered: it stays until a relay
 //! says again that the stream has everything.
 //!
@@ -26,7 +31,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 use super::link::{Link, State, TaskEnd, Wanted, link};
 use super::replay::{Plan, Replay};
 use super::*;
-use crate::storage::{Key, SealingKey, put_row, read_rows};
+use crate::storage::{Key, SealingKey, Volume, put_row, read_rows};
 use crate::time::Timestamp;
 
 /// A broken rule.
@@ -85,6 +90,20 @@ fn rows_of(commit: u16, previous: Option<u16>) -> Vec<u8> {
     rows
 }
 
+/// The position of the last one of so many commits.
+fn at(commits: usize) -> CommitPos {
+    CommitPos { epoch: 2, number: commits as u64 }
+}
+
+/// Adds a run to a volume, as a start does.
+fn begin_run(volume: &mut Volume, instance: u64, commits: usize) {
+    match volume.runs.last_mut() {
+        Some(last) if volume.alone => last.instance = instance,
+        _ => volume.runs.push(Run { instance, after: at(commits), sequence: commits as u64 }),
+    }
+    volume.alone = true;
+}
+
 fn store_of(commits: &[u16]) -> Rows {
     let mut rows: Rows = commits.iter().map(|commit| (key(b'c', *commit), vec![1])).collect();
     if let Some(last) = commits.last() {
@@ -137,23 +156,35 @@ impl Stream {
     /// The state of the stream, as `fleet` finds it.
     fn standing(&self) -> Standing {
         let last = self.last();
-        let owner = (self.before + 1..=last).rev().find_map(|sequence| {
+        let found = (self.before + 1..=last).rev().find_map(|sequence| {
             let head = record::head(self.get(sequence)?).ok()?;
             let claim = self.get(sequence.checked_sub(head.number)?)?;
-            codec().owner(claim).ok().flatten().filter(|_| record::head(claim).unwrap().claim == head.claim)
+            let owner = codec().owner(claim).ok().flatten()?;
+            (record::head(claim).unwrap().claim == head.claim).then_some((owner, head.at))
         });
-        Standing { last, owner }
+        let (owner, at) = found.unzip();
+        Standing { last, owner, at: at.unwrap_or_default() }
+    }
+
+    /// The records, each with its sequence.
+    fn all(&self) -> impl Iterator<Item = (u64, &Vec<u8>)> {
+        (self.before + 1..=self.last()).zip(&self.records)
+    }
+
+    /// The records that make up the store.
+    fn plan(&self) -> Result<Plan, String> {
+        let mut plan = Plan::default();
+        for (sequence, record) in self.all() {
+            plan.read(&codec(), sequence, record).map_err(|error| error.to_string())?;
+        }
+        Ok(plan)
     }
 
     /// The store that a start on an empty volume finds.
     fn replay(&self) -> Result<Rows, String> {
-        let (codec, mut plan, mut replay, mut store) = (codec(), Plan::default(), Replay::default(), Rows::new());
-        let all = || (self.before + 1..=self.last()).zip(&self.records);
-        for (sequence, record) in all() {
-            plan.read(&codec, sequence, record).map_err(|error| error.to_string())?;
-        }
-        let Some(range) = plan.range() else { return Ok(store) };
-        for (sequence, record) in all().filter(|(sequence, _)| range.contains(sequence)) {
+        let (codec, mut replay, mut store) = (codec(), Replay::default(), Rows::new());
+        let Some(range) = self.plan()?.range() else { return Ok(store) };
+        for (sequence, record) in self.all().filter(|(sequence, _)| range.contains(sequence)) {
             let rows = replay.read(&codec, sequence, record).map_err(|error| error.to_string())?;
             read_rows(&rows.unwrap_or_default(), &mut |key: &[u8], value: Option<Vec<u8>>| {
                 match value {
@@ -243,7 +274,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// A relay.
 struct Relay {
     instance: u64,
-    volume: u64,
+    volume: Volume,
     link: Link,
     task: TaskEnd,
     ship: Ship,
@@ -254,17 +285,43 @@ struct Relay {
     fenced: bool,
     /// True if there is a connection, and if the stream's leader has answered over it.
     connected: (bool, bool),
+    /// True if the relay has not compared its volume with the stream.
+    unlooked: bool,
 }
 
 impl Relay {
-    fn new(instance: u64, volume: u64, commits: Vec<u16>, standing: Option<Standing>) -> Relay {
-        let (link, task) = link(Duration::ZERO);
-        let identity = Identity { volume, instance, node: format!("node-{instance}") };
-        let ship = Ship::new(codec(), identity, standing, instance);
+    fn new(instance: u64, mut volume: Volume, commits: Vec<u16>, standing: Option<Standing>) -> Relay {
+        let (mut link, task) = link(Duration::ZERO);
+        link.at = at(commits.len());
+        begin_run(&mut volume, instance, commits.len());
+        let unlooked = standing.is_none();
+        volume.alone = unlooked;
+        let ship = Relay::new_ship(instance, &volume, standing);
         let (after, fenced, connected) = (Vec::new(), false, (true, false));
-        let mut relay = Relay { instance, volume, link, task, ship, commits, after, fenced, connected };
+        let mut relay = Relay { instance, volume, link, task, ship, commits, after, fenced, connected, unlooked };
         relay.report();
         relay
+    }
+
+    fn new_ship(instance: u64, volume: &Volume, standing: Option<Standing>) -> Ship {
+        let identity = Identity { volume: volume.number, instance, node: format!("node-{instance}") };
+        let mut ship = Ship::new(codec(), identity, standing, instance);
+        ship.set_volume(volume.number, volume.runs.clone());
+        ship
+    }
+
+    /// Compares the volume with the stream after a start without it.
+    fn take_over_late(&mut self, stream: &Stream) {
+        let found = stream.standing();
+        let store = Copy { runs: &self.volume.runs, at: CommitPos::MAX };
+        let has = |stream: Option<Copy<'_>>| stream.is_none_or(|stream| store.relation(stream) == Relation::Complete);
+        let is_own = found.owner.as_ref().is_some_and(|owner| owner.volume == self.volume.number);
+        // What the stream has beyond an own claim is accepted again.
+        let standing = (has(found.copy()) || is_own).then_some(found);
+        self.volume.alone &= standing.is_none();
+        self.ship = Relay::new_ship(self.instance, &self.volume, standing);
+        self.unlooked = false;
+        self.report();
     }
 
     fn is_up(&mut self) -> bool {
@@ -280,7 +337,7 @@ impl Relay {
             Wanted::Nothing => {}
             Wanted::Begin => {
                 self.after.clear();
-                self.link.begin("stamp".into(), 7, queued);
+                self.link.begin("stamp".into(), queued);
             }
             Wanted::Rows(..) => {
                 let store = store_of(&self.commits);
@@ -331,6 +388,12 @@ impl Relay {
             self.report();
             return Ok(());
         }
+        if self.unlooked {
+            if matches!(fault, Fault::None) {
+                self.take_over_late(stream);
+            }
+            return Ok(());
+        }
         match self.ship.next() {
             Step::Publish { expected, record } => {
                 let record = record.to_vec();
@@ -357,7 +420,7 @@ impl Relay {
                     Some(Err(last)) if mutant == Some(Mutant::RefusalIsFence) => {
                         self.ship.gone();
                         let owner = Owner { instance: 0, volume: 0, ..self.owner() };
-                        self.ship.found(Standing { last, owner: Some(owner) });
+                        self.ship.found(Standing { last, owner: Some(owner), at: CommitPos::default() });
                     }
                     Some(Err(last)) => self.ship.refused(last),
                     None if mutant == Some(Mutant::AnotherRecord) && !self.ship.tickets.is_empty() => {
@@ -404,7 +467,15 @@ impl Relay {
 
     fn owner(&self) -> Owner {
         let Identity { volume, instance, node } = self.ship.identity.clone();
-        Owner { volume, instance, node, stamp: String::new(), continues: false, successions: Vec::new() }
+        Owner {
+            volume,
+            instance,
+            node,
+            stamp: String::new(),
+            continues: false,
+            runs: Vec::new(),
+            predecessors: Vec::new(),
+        }
     }
 }
 
@@ -427,7 +498,7 @@ struct World {
 impl World {
     /// One relay, with an empty queue that the stream has.
     fn new(mutant: Option<Mutant>) -> World {
-        let relays = vec![Relay::new(1, 1, Vec::new(), None)];
+        let relays = vec![Relay::new(1, Volume { number: 1, ..Volume::default() }, Vec::new(), None)];
         let written = BTreeMap::from([(1, Vec::new())]);
         World {
             mutant,
@@ -449,6 +520,10 @@ impl World {
             self.written.values().find(|commits| commits.len() >= count && store_of(&commits[..count]) == store);
         let commits =
             found.ok_or_else(|| format!("the stream has the rows {:?}, which no relay wrote", store.keys()))?;
+        let position = self.stream.plan()?.copy().map(|copy| copy.at);
+        if position.is_some_and(|position| position != at(count)) {
+            return Err(format!("the stream has {count} commits, and the position {position:?}"));
+        }
         match self.fleet.iter().find(|commit| !commits[..count].contains(commit)) {
             Some(lost) => Err(format!("the stream lacks commit {lost}, which was answered `fleet`")),
             None => Ok(commits[..count].to_vec()),
@@ -462,6 +537,7 @@ impl World {
         let commit = self.next;
         self.next += 1;
         let was_up = relay.is_up();
+        relay.link.at = at(relay.commits.len() + 1);
         relay.link.commit(&rows_of(commit, relay.commits.last().copied()), relay.commits.len() as u64);
         relay.commits.push(commit);
         self.written.insert(relay.instance, relay.commits.clone());
@@ -507,13 +583,23 @@ impl World {
     }
 
     /// Starts a relay on a volume, which is empty if there is none.
-    fn start(&mut self, volume: Option<(u64, Vec<u16>)>, known: bool) -> Result<(), String> {
+    fn start(&mut self, volume: Option<(Volume, Vec<u16>)>, known: bool) -> Result<(), String> {
         let instance = 1 + self.written.keys().last().unwrap();
-        let standing = self.stream.standing();
-        let own = volume.filter(|(id, _)| standing.owner.as_ref().is_none_or(|owner| owner.volume == *id));
-        let relay = match own {
-            Some((id, commits)) => Relay::new(instance, id, commits, known.then_some(standing)),
-            None => Relay::new(instance, instance, self.judge()?, Some(standing)),
+        let (standing, plan) = (self.stream.standing(), self.stream.plan()?);
+        let kept = volume.filter(|(volume, commits)| {
+            let store = Copy { runs: &volume.runs, at: at(commits.len()) };
+            let has =
+                |stream: Option<Copy<'_>>| stream.is_none_or(|stream| store.relation(stream) == Relation::Complete);
+            let is_own = standing.owner.as_ref().is_some_and(|owner| owner.volume == volume.number);
+            !known || (is_own && has(standing.copy())) || has(plan.copy())
+        });
+        let relay = match kept {
+            Some((volume, commits)) => Relay::new(instance, volume, commits, known.then_some(standing)),
+            None => {
+                let runs = plan.copy().map(|copy| copy.runs.to_vec()).unwrap_or_default();
+                let volume = Volume { number: instance, runs, alone: false };
+                Relay::new(instance, volume, self.judge()?, Some(standing))
+            }
         };
         self.written.insert(instance, relay.commits.clone());
         self.relays.push(relay);
@@ -613,18 +699,36 @@ fn stream_that_is_put_back_from_a_backup_is_no_fence_for_its_owner() {
         }
         world.commit(0, &[Fault::None; 3], false).unwrap();
         world.settle().unwrap();
-        let successions = world.relays[0].ship.successions.clone();
+        let runs = world.relays[0].ship.runs.clone();
         (world.stream.before, world.stream.records) = (before, records);
         world.relays[0].ship.measured(world.stream.last());
         assert_eq!(world.relays[0].ship.next(), Step::Look);
         world.settle().unwrap();
         let owner = world.stream.standing().owner.unwrap();
-        assert_eq!(
-            (owner.instance, &owner.successions),
-            (world.relays[0].instance, &successions),
-            "{restarts} {volume:?}"
-        );
+        assert_eq!((owner.instance, &owner.runs), (world.relays[0].instance, &runs), "{restarts} {volume:?}");
         assert_eq!(world.relays.len(), 1);
+    }
+}
+
+#[test]
+fn stream_that_goes_back_to_a_claim_without_a_snapshot_is_no_fence_for_its_owner() {
+    for restarts in 1..4 {
+        let mut world = World::new(None);
+        while world.stream.last() == 0 {
+            world.relays[0].step(&mut world.stream, Fault::None, None).unwrap();
+            world.relays[0].thread();
+        }
+        let records = world.stream.records.clone();
+        for _ in 0..restarts {
+            world.act(Act::Restart(Vec::new(), Crash::EmptyVolume, true)).unwrap();
+            world.settle().unwrap();
+        }
+        let instance = world.relays[0].instance;
+        assert!(!world.relays[0].ship.has_run(1), "the store has nothing of the first process");
+        (world.stream.before, world.stream.records) = (0, records);
+        world.relays[0].ship.measured(world.stream.last());
+        world.settle().unwrap();
+        assert_eq!(world.stream.standing().owner.unwrap().instance, instance, "{restarts}");
     }
 }
 
@@ -637,28 +741,34 @@ fn copy_of_a_volume_and_a_successor_in_a_stream_that_was_put_back_fence() {
     world.settle().unwrap();
     // Another process with the same volume: a disk that was cloned.
     let claim = |volume, stream: &mut Stream| {
-        let mut other = Relay::new(9, volume, Vec::new(), Some(stream.standing()));
+        let standing = stream.standing();
+        let runs = standing.owner.as_ref().unwrap().runs.clone();
+        let volume = Volume { number: volume, runs, alone: false };
+        let mut other = Relay::new(9, volume, Vec::new(), Some(standing));
         (0..12).for_each(|_| {
             other.thread();
             other.step(stream, Fault::None, None).unwrap();
         });
     };
     let mut owner = world.relays.pop().unwrap();
-    claim(owner.volume, &mut world.stream);
+    claim(owner.volume.number, &mut world.stream);
     owner.ship.gone();
     owner.step(&mut world.stream, Fault::None, None).unwrap();
     assert!(owner.fenced);
-    let mut world = World::new(None);
-    world.settle().unwrap();
-    for _ in 0..4 {
-        world.commit(0, &[Fault::None; 3], false).unwrap();
+    for volume in [77, 1] {
+        let mut world = World::new(None);
+        world.settle().unwrap();
+        for _ in 0..4 {
+            world.commit(0, &[Fault::None; 3], false).unwrap();
+        }
+        world.stream.records.clone_from(&old);
+        claim(volume, &mut world.stream);
+        let owner = &mut world.relays[0];
+        assert!(world.stream.last() < owner.ship.expected);
+        owner.ship.measured(world.stream.last());
+        owner.step(&mut world.stream, Fault::None, None).unwrap();
+        assert!(owner.fenced, "{volume}");
     }
-    world.stream.records = old;
-    claim(77, &mut world.stream);
-    let owner = &mut world.relays[0];
-    owner.ship.measured(world.stream.last());
-    owner.step(&mut world.stream, Fault::None, None).unwrap();
-    assert!(owner.fenced);
 }
 
 #[test]

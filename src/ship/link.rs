@@ -17,7 +17,7 @@ use tokio::sync::{mpsc as tasks, watch};
 use tracing::{error, info, warn};
 
 use super::{Item, Report, Ticket};
-use crate::storage::Key;
+use crate::storage::{CommitPos, Key};
 use crate::time::{Timestamp, millis};
 
 /// The size of a part of a snapshot: commits wait for it.
@@ -79,6 +79,8 @@ pub struct Link {
     reports: mpsc::Receiver<Report>,
     state: watch::Sender<State>,
     ack_timeout: Duration,
+    /// The position of the last commit of the store.
+    pub at: CommitPos,
     mode: Mode,
     /// The last tickets: sent, stored.
     sent: u64,
@@ -115,6 +117,7 @@ pub fn link(ack_timeout: Duration) -> (Link, TaskEnd) {
         reports: of_task,
         state,
         ack_timeout,
+        at: CommitPos::default(),
         mode: Mode::Lost,
         sent: 0,
         stored: 0,
@@ -245,11 +248,11 @@ impl Link {
     }
 
     /// Begins a snapshot.
-    pub fn begin(&mut self, stamp: String, sequence: u64, queued: u64) {
+    pub fn begin(&mut self, stamp: String, queued: u64) {
         let continues = self.complete;
         (self.mode, self.after, self.end) = (Mode::Shipping, Some(Key::FIRST), None);
         (self.since_begin, self.snapshot, self.renew) = (0, 0, false);
-        self.send(Item::Begin { stamp, sequence, continues }, queued);
+        self.send(Item::Begin { stamp, continues }, queued);
     }
 
     /// Sends a part of the snapshot, which ends with the row `last`; `None` if it is complete.
@@ -273,7 +276,7 @@ impl Link {
 
     fn send(&mut self, item: Item, queued: u64) {
         self.sent += 1;
-        if self.tickets.send(Ticket { number: self.sent, queued, item }).is_err() {
+        if self.tickets.send(Ticket { number: self.sent, queued, at: self.at, item }).is_err() {
             // The task is gone: no report comes any more.
             self.take(Report::Connected(false));
         }
@@ -336,7 +339,7 @@ mod tests {
         task.reports.send(Report::Connected(true)).unwrap();
         task.reports.send(Report::Ready).unwrap();
         assert_eq!(link.wanted(), Wanted::Begin);
-        link.begin("stamp".into(), 1, 0);
+        link.begin("stamp".into(), 0);
         assert_eq!(link.wanted(), Wanted::Nothing, "the beginning is not stored");
         task.reports.send(Report::Stored(1)).unwrap();
         assert_eq!(link.wanted(), Wanted::Rows(Key::FIRST, PART_BYTES));
@@ -406,7 +409,7 @@ mod tests {
         assert_eq!(wait(&mut link), State::Behind);
         task.reports.send(Report::Ready).unwrap();
         assert_eq!(link.wanted(), Wanted::Begin);
-        link.begin("stamp".into(), 1, 0);
+        link.begin("stamp".into(), 0);
         let begin = link.sent;
         assert!(begin > last);
         task.reports.send(Report::Stored(begin)).unwrap();
@@ -432,7 +435,7 @@ mod tests {
         assert_eq!(link.wanted(), Wanted::Nothing, "the queue itself is long");
         link.refresh(0);
         assert_eq!(link.wanted(), Wanted::Begin);
-        link.begin("stamp".into(), 1, 0);
+        link.begin("stamp".into(), 0);
         assert_eq!(link.since_begin, 0);
         task.reports.send(Report::Stored(link.sent)).unwrap();
         link.commit(b"one", 0);

@@ -7,10 +7,12 @@
 //! | 8 | the claim that the record belongs to: a random number |
 //! | 8 | its number within the claim; the claim itself is 0 |
 //! | 8 | the queued messages after it |
+//! | 16 | the position of the last commit that the stream has with it |
 //! | … | the body, sealed by `queue.key_file` |
 //! | 4 | CRC-32 of all that comes before |
 //!
-//! All numbers are big-endian. The body contains rows, which have contents, tokens and names in them: it is never
+//! All numbers are big-endian. The position is that in the journal of the relay: a start compares it with that of its
+//! volume. The body contains rows, which have contents, tokens and names in them: it is never
 //! readable without the key file. It is bound to its stream, its kind, its claim and its number, so a copy of it opens
 //! nowhere else. The head is readable, so that an operator without the key file sees how much an orphan holds.
 
@@ -18,11 +20,11 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::storage::{Key, Sealer, SealingKey, Secret};
+use crate::storage::{CommitPos, Key, Run, Sealer, SealingKey, Secret};
 
 /// The version of the layout.
-const VERSION: u8 = 1;
-const HEAD: usize = 26;
+const VERSION: u8 = 2;
+const HEAD: usize = 42;
 const SUM: usize = 4;
 /// The bytes that a record has besides its body, at most.
 pub const OVERHEAD: usize = 128;
@@ -53,6 +55,8 @@ pub struct Head {
     pub number: u64,
     /// The queued messages after it.
     pub queued: u64,
+    /// The last commit that the stream has with it.
+    pub at: CommitPos,
 }
 
 /// The body of a claim.
@@ -69,18 +73,10 @@ pub struct Owner {
     /// True if the records before it, and those of the claim, have every commit of the store. After a gap only the
     /// snapshot has.
     pub continues: bool,
-    /// The successions before this claim, the newest last.
-    pub successions: Vec<Succession>,
-}
-
-/// The end of a volume's ownership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Succession {
-    /// The volume that was succeeded.
-    pub volume: u64,
-    /// The first sequence number of a message that its successor gave: an own message of the volume from this number on
-    /// is not in the stream.
-    pub sequence: u64,
+    /// The runs whose commits the store has, the owner's last.
+    pub runs: Vec<Run>,
+    /// The processes that owned the stream before and whose runs the store does not have, the newest last.
+    pub predecessors: Vec<u64>,
 }
 
 /// The reasons why a record cannot be read.
@@ -116,10 +112,10 @@ impl Codec {
     /// Encodes a record.
     #[must_use]
     pub fn encode(&self, head: Head, body: &[u8]) -> Vec<u8> {
-        let Head { kind, claim, number, queued } = head;
+        let Head { kind, claim, number, queued, at } = head;
         let mut record = Vec::with_capacity(body.len() + OVERHEAD);
         record.extend_from_slice(&[VERSION, kind as u8]);
-        for field in [claim, number, queued] {
+        for field in [claim, number, queued, at.epoch, at.number] {
             record.extend_from_slice(&field.to_be_bytes());
         }
         record.extend_from_slice(self.sealer.seal(&self.place(head), body).bytes());
@@ -178,7 +174,8 @@ pub fn head(record: &[u8]) -> Result<Head, Unreadable> {
         bytes.copy_from_slice(&rest[at..at + 8]);
         u64::from_be_bytes(bytes)
     };
-    Ok(Head { kind, claim: field(2), number: field(10), queued: field(18) })
+    let at = CommitPos { epoch: field(26), number: field(34) };
+    Ok(Head { kind, claim: field(2), number: field(10), queued: field(18), at })
 }
 
 #[cfg(test)]
@@ -197,11 +194,12 @@ mod tests {
         #[test]
         fn record_opens_at_its_own_place_only_and_shows_nothing(
             body in prop::collection::vec(any::<u8>(), 8..300),
-            (claim, number, queued) in any::<(u64, u64, u64)>(),
+            (claim, number, queued, position) in any::<(u64, u64, u64, (u64, u64))>(),
             at in any::<usize>(),
             bit in 0u8..8,
         ) {
-            let head_of = |kind| Head { kind, claim, number, queued };
+            let at_commit = CommitPos { epoch: position.0, number: position.1 };
+            let head_of = |kind| Head { kind, claim, number, queued, at: at_commit };
             let own = codec(1, "CR_a=_b");
             let record = own.encode(head_of(Kind::Rows), &body);
             prop_assert!(record.len() <= body.len() + OVERHEAD);
@@ -236,17 +234,18 @@ mod tests {
             node: "node-a".into(),
             stamp: "connect-relay queue".into(),
             continues: true,
-            successions: vec![Succession { volume: 3, sequence: 4 }],
+            runs: vec![Run { instance: 2, after: CommitPos { epoch: 3, number: 4 }, sequence: 5 }],
+            predecessors: vec![6],
         };
-        let head = Head { kind: Kind::Claim, claim: 7, number: 0, queued: 5 };
+        let head = Head { kind: Kind::Claim, claim: 7, number: 0, queued: 5, at: CommitPos::default() };
         let body = postcard::to_stdvec(&owner).unwrap();
         assert_eq!(own.owner(&own.encode(head, &body)), Ok(Some(owner)));
         assert_eq!(own.owner(&own.encode(Head { kind: Kind::End, ..head }, &body)), Ok(None));
         assert_eq!(own.owner(&own.encode(head, &[0xff; 40])), Err(Unreadable::Damaged));
         let mut newer = own.encode(head, &body);
         newer.truncate(newer.len() - SUM);
-        newer[0] = 2;
+        newer[0] = 3;
         newer.extend(crc32fast::hash(&newer).to_be_bytes());
-        assert_eq!(own.owner(&newer), Err(Unreadable::Version(2)));
+        assert_eq!(own.owner(&newer), Err(Unreadable::Version(3)));
     }
 }

@@ -9,7 +9,9 @@
 
 use std::ops::Range;
 
+use super::history::Copy;
 use super::record::{Codec, Head, Kind, Owner, Unreadable};
+use crate::storage::CommitPos;
 
 /// Follows the claims of a stream, record by record.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +44,10 @@ pub struct Plan {
     until: Option<u64>,
     last: u64,
     gap: bool,
+    /// The owner at the last claim, and at the last record that makes up the store; the last commit there.
+    owner: Option<Owner>,
+    owner_there: Option<Owner>,
+    at: CommitPos,
 }
 
 impl Plan {
@@ -61,16 +67,25 @@ impl Plan {
         }
         match head.kind {
             Kind::Claim => {
-                let continues = codec.owner(record)?.is_some_and(|owner| owner.continues);
+                self.owner = codec.owner(record)?;
+                let continues = self.owner.as_ref().is_some_and(|owner| owner.continues);
                 if !continues && self.until.is_none() {
                     self.until = Some(sequence);
+                }
+                if self.until.is_none() {
+                    self.owner_there.clone_from(&self.owner);
                 }
             }
             Kind::End => {
                 self.base = self.claims.last.map(|(_, at)| at);
                 self.until = None;
+                self.owner_there.clone_from(&self.owner);
             }
             Kind::Rows | Kind::Part | Kind::Released => {}
+        }
+        // A part alone does not count.
+        if self.until.is_none() && head.kind != Kind::Part {
+            self.at = head.at;
         }
         Ok(())
     }
@@ -79,6 +94,13 @@ impl Plan {
     #[must_use]
     pub fn range(&self) -> Option<Range<u64>> {
         self.base.map(|base| base..self.until.unwrap_or(self.last + 1))
+    }
+
+    /// The store that these records make up. `None` if no snapshot is complete.
+    #[must_use]
+    pub fn copy(&self) -> Option<Copy<'_>> {
+        let owner = self.owner_there.as_ref().filter(|_| self.base.is_some())?;
+        Some(Copy { runs: &owner.runs, at: self.at })
     }
 }
 

@@ -18,6 +18,15 @@ fn identity(volume: u64, instance: u64) -> Identity {
     Identity { volume, instance, node: format!("node-{instance}") }
 }
 
+fn at(number: u64) -> CommitPos {
+    CommitPos { epoch: 2, number }
+}
+
+/// A run that began after so many commits.
+fn run(instance: u64, after: u64) -> Run {
+    Run { instance, after: at(after), sequence: after + 1 }
+}
+
 fn rows(key: u8, value: &[u8]) -> Vec<u8> {
     let mut rows = Vec::new();
     put_row(&mut rows, &[key], Some(value));
@@ -53,11 +62,10 @@ impl Stream {
 
     fn standing(&self) -> Standing {
         let last = self.last();
-        let owner = self.get(last).map(|record| {
-            let head = record::head(record).unwrap();
-            codec().owner(self.get(last - head.number).unwrap()).unwrap().unwrap()
-        });
-        Standing { last, owner }
+        let Some(record) = self.get(last) else { return Standing { last, ..Standing::default() } };
+        let head = record::head(record).unwrap();
+        let owner = codec().owner(self.get(last - head.number).unwrap()).unwrap();
+        Standing { last, owner, at: head.at }
     }
 
     /// The rows of the store that the stream has.
@@ -115,22 +123,27 @@ struct Writer {
     number: u64,
     stored: u64,
     begun: bool,
+    /// The commits of the store.
+    commits: u64,
 }
 
 impl Writer {
-    fn new(ship: Ship) -> Writer {
-        Writer { ship, store: BTreeMap::new(), number: 0, stored: 0, begun: false }
+    fn new(mut ship: Ship) -> Writer {
+        let Identity { volume, instance, .. } = ship.identity;
+        ship.set_volume(volume, vec![run(instance, 0)]);
+        Writer { ship, store: BTreeMap::new(), number: 0, stored: 0, begun: false, commits: 0 }
     }
 
     fn push(&mut self, item: Item) -> u64 {
         self.number += 1;
-        self.ship.push(Ticket { number: self.number, queued: 0, item });
+        self.commits += u64::from(matches!(item, Item::Rows(_)) && self.begun);
+        self.ship.push(Ticket { number: self.number, queued: 0, at: at(self.commits), item });
         self.number
     }
 
     fn snapshot(&mut self) -> u64 {
         self.begun = true;
-        self.push(Item::Begin { stamp: "stamp".into(), sequence: 7, continues: false });
+        self.push(Item::Begin { stamp: "stamp".into(), continues: false });
         let mut all = Vec::new();
         self.store.iter().for_each(|(key, value)| put_row(&mut all, key, Some(value)));
         self.push(Item::Rows(all));
@@ -233,10 +246,13 @@ fn claim_of_another_relay_fences_and_nothing_of_the_old_owner_is_stored_after_it
     assert_eq!(writer.ship.next(), Step::Stop);
     assert_eq!(stream.replay().unwrap(), successor.store);
     let owner = stream.standing().owner.unwrap();
-    assert_eq!(owner.successions, [Succession { volume: 1, sequence: 7 }]);
-    // The same volume, in a later process, is not fenced by its own claim.
-    let mut again = Ship::new(codec(), identity(2, 3), None, 1);
-    assert_eq!(settle(&mut again, &mut stream), [Report::Ready]);
+    assert_eq!(owner.runs, [run(2, 0)]);
+    // The same volume, in a later process, is not fenced by its own claim, unless the stream has more.
+    for (after, expected) in [(successor.commits, Report::Ready), (0, Report::Fenced("node-2".into()))] {
+        let mut again = Ship::new(codec(), identity(2, 3), None, 1);
+        again.set_volume(2, vec![run(2, 0), run(3, after)]);
+        assert_eq!(settle(&mut again, &mut stream), [expected]);
+    }
     let mut returned = Ship::new(codec(), identity(1, 4), None, 1);
     assert_eq!(settle(&mut returned, &mut stream), [Report::Fenced("node-2".into())]);
 }
@@ -385,7 +401,7 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     writer.ship.stored(99);
     settle(&mut writer.ship, &mut stream);
     writer.store.remove(&vec![1][..]);
-    writer.push(Item::Begin { stamp: "stamp".into(), sequence: 7, continues: false });
+    writer.push(Item::Begin { stamp: "stamp".into(), continues: false });
     writer.commit(2, b"after the gap");
     settle(&mut writer.ship, &mut stream);
     assert_eq!(stream.replay().unwrap(), before);
@@ -394,7 +410,7 @@ fn store_ends_before_a_gap_until_the_next_snapshot_is_complete() {
     settle(&mut writer.ship, &mut stream);
     assert_eq!(stream.replay().unwrap(), writer.store);
     // A snapshot without a gap before it: its commits count at once.
-    writer.push(Item::Begin { stamp: "stamp".into(), sequence: 7, continues: true });
+    writer.push(Item::Begin { stamp: "stamp".into(), continues: true });
     writer.commit(3, b"at once");
     settle(&mut writer.ship, &mut stream);
     assert_eq!(stream.replay().unwrap(), writer.store);

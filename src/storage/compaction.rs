@@ -81,10 +81,10 @@ pub fn finish(path: &Path) -> io::Result<()> {
         for name in snapshots(path)?.iter().filter(|name| !own.lines().any(|own| own == *name)) {
             fs::remove_file(path.join(name))?;
         }
-        // The replacement of a damaged store has a journal of its own, and a restored store its stamp too: last, because
-        // without it the folder counts as empty.
+        // The replacement of a damaged store has a journal of its own. A restored store has its identity and its stamp
+        // too; the stamp is the last one, because without it the folder counts as empty.
         let names = [names::CONF, names::LOG].into_iter().chain(names::JOURNALS).chain(own.lines());
-        for name in names.chain([names::STAMP]) {
+        for name in names.chain([names::VOLUME, names::STAMP]) {
             match fs::rename(folder.join(name), path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

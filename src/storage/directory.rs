@@ -4,11 +4,10 @@
 //! disk only after the folder was synced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use ring::rand::{SecureRandom as _, SystemRandom};
 use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
 
@@ -149,38 +148,4 @@ pub fn sync_ancestors(path: &Path) -> io::Result<()> {
         folder.sync_all()?;
     }
     Ok(())
-}
-
-/// Returns true if the folder has an identity as a copy of a replicated store.
-pub fn is_replicated(path: &Path) -> bool {
-    path.join(names::VOLUME).exists()
-}
-
-/// The number of this copy of a store, made at the first call. It says whose claim of a stream is this volume's.
-///
-/// # Errors
-/// If the file cannot be read or written.
-pub fn volume(path: &Path) -> io::Result<u64> {
-    let file = path.join(names::VOLUME);
-    let parse = |text: &str| u64::from_str_radix(text.trim().strip_prefix("connect-relay volume ")?, 16).ok();
-    match fs::read_to_string(&file) {
-        Ok(text) => {
-            if let Some(volume) = parse(&text) {
-                return Ok(volume);
-            }
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let mut random = [0; 8];
-    SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system gave no random bytes"))?;
-    let volume = u64::from_be_bytes(random);
-    let unnamed = path.join(names::NEW_VOLUME);
-    let mut new = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
-    new.write_all(format!("connect-relay volume {volume:016x}\n").as_bytes())?;
-    new.sync_all()?;
-    fs::rename(&unnamed, &file)?;
-    sync_directory(path)?;
-    Ok(volume)
 }

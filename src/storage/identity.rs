@@ -156,6 +156,14 @@ pub fn is_of_one_store(one: &str, other: &str) -> bool {
     one.lines().nth(1) == other.lines().nth(1)
 }
 
+/// Returns true if the store in a folder has this stamp, perhaps under another key.
+///
+/// # Errors
+/// If its stamp cannot be read.
+pub fn is_store(path: &Path, stamp: &str) -> Result<bool, OpenError> {
+    Ok(text(path)?.is_some_and(|text| is_of_one_store(&text, stamp)))
+}
+
 fn parse(path: &Path, text: &str) -> Result<Written, OpenError> {
     let mut lines = text.lines();
     let found: Option<u32> =

@@ -93,7 +93,33 @@ pub struct CheckpointPos {
 
 impl Default for CheckpointPos {
     fn default() -> CheckpointPos {
-        CheckpointPos { epoch: FIRST, lengths: [LENGTH; 2] }
+        CheckpointPos::of_new(FIRST)
+    }
+}
+
+impl CheckpointPos {
+    /// The position in new files whose first epoch is this one.
+    pub fn of_new(epoch: u64) -> CheckpointPos {
+        CheckpointPos { epoch, lengths: [LENGTH; 2] }
+    }
+}
+
+/// The position of a commit in the journal. A later commit of a store has a higher one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommitPos {
+    /// The epoch.
+    pub epoch: u64,
+    /// The record's number within the epoch.
+    pub number: u64,
+}
+
+impl CommitPos {
+    /// A position that no commit reaches.
+    pub const MAX: CommitPos = CommitPos { epoch: u64::MAX, number: u64::MAX };
+
+    /// The first epoch of a new journal whose positions are all higher.
+    pub fn next_journal(self) -> u64 {
+        (self.epoch + 1).max(FIRST)
     }
 }
 
@@ -124,14 +150,33 @@ impl std::fmt::Debug for Journal {
 
 /// Makes the files of a new store.
 pub fn create(folder: &Path) -> io::Result<()> {
-    for (epoch, name) in (0..FIRST).zip(JOURNALS) {
+    create_from(folder, FIRST)
+}
+
+/// Makes the files of a store whose first epoch is this one; sled has to store its [`CheckpointPos`].
+pub fn create_from(folder: &Path, first: u64) -> io::Result<()> {
+    for epoch in first - FIRST..first {
         let mut options = OpenOptions::new();
+        let name = JOURNALS[file_of(epoch)];
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(folder.join(name))?;
         let head = head_record(epoch, 0);
         file.write_all_at(&head, 0)?;
         lengthen(&file, head.len() as u64, LENGTH)?;
     }
     Ok(())
+}
+
+/// The position of the last commit in a folder, which is durable then; the lowest position if there is none.
+pub fn last(folder: &Path) -> io::Result<CommitPos> {
+    let mut last = CommitPos::default();
+    for name in JOURNALS {
+        let bytes = contents(folder, name)?;
+        let Some((epoch, ..)) = (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])) else { continue };
+        let found = replay(&bytes, epoch, |_, _| ());
+        last = last.max(CommitPos { epoch, number: found.number.saturating_sub(1) });
+        File::open(folder.join(name))?.sync_all()?;
+    }
+    Ok(last)
 }
 
 /// Lengthens a file by zeros. It writes them: the first write into a hole would need new blocks.
@@ -188,6 +233,14 @@ impl Journal {
     /// The rows of the last record, as they are in the file.
     pub fn appended(&self) -> &[u8] {
         &self.record[self.rows_at..]
+    }
+
+    /// The position of the last record.
+    pub fn last(&self) -> CommitPos {
+        match self.number {
+            0 => CommitPos { epoch: self.epoch - 1, number: self.before.saturating_sub(1) },
+            next => CommitPos { epoch: self.epoch, number: next - 1 },
+        }
     }
 
     /// Makes the records durable. **Its return is the instant of commit.**

@@ -4,6 +4,7 @@
 //! | file | meaning |
 //! | --- | --- |
 //! | `from` | a number of the caller: it takes nothing that comes before it |
+//! | `leaving` | the files of a store are moved into the folder |
 //! | `format` | the last file that is moved in: the folder is complete |
 //! | `taken` | the caller has taken what it needs |
 
@@ -20,6 +21,7 @@ use crate::time::WallTime;
 
 const FROM: &str = "from";
 const TAKEN: &str = "taken";
+const LEAVING: &str = "leaving";
 
 /// A store beside the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +46,18 @@ pub fn leave(path: &Path, from: u64, now: WallTime) -> Result<Left, OpenError> {
 fn move_aside(path: &Path, from: u64, now: WallTime) -> io::Result<Left> {
     // A copy that waits for its place belongs to the store.
     compaction::finish(path)?;
-    let begun = folders(path)?.into_iter().find(|folder| !folder.join(names::STAMP).exists());
+    let begun = folders(path)?.into_iter().find(|folder| {
+        // Not the folder of a store that came from the fleet, or was to come.
+        !folder.join(names::STAMP).exists() && folder.join(LEAVING).exists()
+    });
     let aside = match begun {
         Some(aside) => aside,
-        None => make(path, from, now)?.path,
+        None => {
+            let aside = make(path, from, now)?.path;
+            File::create(aside.join(LEAVING))?.sync_all()?;
+            sync_directory(&aside)?;
+            aside
+        }
     };
     let mut files = Vec::new();
     for file in fs::read_dir(path)? {
@@ -196,12 +206,15 @@ mod tests {
     #[test]
     fn interrupted_move_is_continued_into_the_same_folder() {
         let folder = used();
+        let unfinished = make(folder.path(), 5, WallTime(0)).unwrap();
         let begun = make(folder.path(), 7, WallTime(1)).unwrap();
+        File::create(begun.path.join(LEAVING)).unwrap();
         fs::rename(folder.path().join(names::LOG), begun.path.join(names::LOG)).unwrap();
         assert_eq!(left(folder.path()).unwrap(), [], "an incomplete folder does not count");
         assert!(!asides(folder.path()).unwrap()[0].complete);
         let moved = leave(folder.path(), 9, WallTime(2)).unwrap();
         assert_eq!(moved, begun);
+        assert!(!unfinished.path.join(names::STAMP).exists(), "a restore that was not finished takes no part");
         assert_eq!(row(&open(&moved.path).store, "a"), Some(vec![1]));
     }
 }

@@ -6,7 +6,7 @@
 //! | `format` | the format stamp with the store's own key, sealed if there is a key file; written last at the first start: without it nothing was ever acknowledged (rule 8 of the store) |
 //! | `journal.0`, `journal.1` | the commits that are not in sled yet |
 //! | `compacted` | a copy that takes the place of `db` |
-//! | `volume` | the identity of this copy of a replicated store; only with `fleet.replicate` |
+//! | `volume` | the identity of this copy of a replicated store, and the runs that wrote it; only with `fleet.replicate` |
 //! | `left-*` | stores that were set aside because another relay has continued them |
 //! | `lock` | locked by the process that has the folder open |
 //! | `ballast` | space that is given up on a full disk, so that a store can be emptied (rule 9 of the store) |

@@ -49,7 +49,8 @@ pub fn replace_quarantined(path: &Path, aside: &Path) -> io::Result<()> {
     compaction::prepare(&fresh)?;
     compaction::complete(path)?;
     compaction::finish(path)?;
-    for mark in [names::FAILED_READ, names::OPENING] {
+    // The new store has another journal, and perhaps not all rows: it is another copy.
+    for mark in [names::FAILED_READ, names::OPENING, names::VOLUME] {
         match fs::rename(path.join(mark), aside.join(mark)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! compacted/db, conf, snap.*, journal.*   written, synced   nothing has changed: an unfinished copy is removed
-//! compacted/format                        written, synced
+//! compacted/volume, format                written, synced
 //! compacted/complete                      written, synced   = the instant of change: the next open moves all of it
 //! ```
 //!
@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use super::directory::{self, private};
 use super::error::OpenError;
 use super::image::Image;
-use super::journal::{self, EPOCH};
+use super::journal::{self, CheckpointPos, EPOCH};
 use super::memtable::Value;
 use super::sled_db::{leak_db, open_sled};
-use super::{compaction, names};
+use super::volume::Volume;
+use super::{compaction, names, row};
 
 /// The size of a batch.
 const BATCH_BYTES: usize = 512 << 10;
@@ -93,17 +94,24 @@ impl Restore {
         self.db.apply_batch(batch).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
     }
 
-    /// Makes the rows the store of the folder, with the format stamp that the store had.
+    /// Makes the rows the store of the folder, with the format stamp that the store had. If it continues that store as a
+    /// `volume`, its commits have higher positions than those that it was restored from.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn finish(mut self, stamp: &str) -> io::Result<()> {
+    pub fn finish(mut self, stamp: &str, volume: Option<&Volume>) -> io::Result<()> {
+        let after = volume.and_then(|volume| volume.runs.last()).map(|run| run.after).unwrap_or_default();
+        let first = after.next_journal();
+        self.batch.insert(EPOCH, row::encode(EPOCH, &CheckpointPos::of_new(first)));
         self.write()?;
         let Restore { path, db, _lock, .. } = self;
         db.flush().inspect_err(|_| leak_db(&db)).map_err(io::Error::other)?;
         drop(db);
         let folder = path.join(names::COMPACTED);
-        journal::create(&folder)?;
+        journal::create_from(&folder, first)?;
+        if let Some(volume) = volume {
+            volume.write(&folder)?;
+        }
         let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &folder.join(names::STAMP))?;
         file.write_all(stamp.as_bytes())?;
         file.sync_all()?;
@@ -142,7 +150,7 @@ mod tests {
         assert!(copies.len() > 20);
         store.remove(Key::new(b'a').with(&[7]));
         store.put(Key::new(b'b'), vec![1, 2, 3]);
-        store.commit_and_copy(|rows| copies.push(rows.to_vec())).unwrap();
+        store.commit_and_copy(|rows, _| copies.push(rows.to_vec())).unwrap();
         let stamp = store.stamp_text().unwrap().to_string();
         (folder, copies, stamp, store.nonce)
     }
@@ -155,7 +163,7 @@ mod tests {
         assert!(!is_unused(from.path()).unwrap());
         let mut restore = Restore::begin(folder.path()).unwrap();
         copies.iter().for_each(|rows| restore.apply(rows).unwrap());
-        restore.finish(&stamp).unwrap();
+        restore.finish(&stamp, None).unwrap();
         assert!(!is_unused(folder.path()).unwrap());
         let own_key = open(from.path()).key;
         for _ in 0..2 {
@@ -182,7 +190,7 @@ mod tests {
         assert!(is_unused(folder.path()).unwrap());
         let mut restore = Restore::begin(folder.path()).unwrap();
         copies.iter().for_each(|rows| restore.apply(rows).unwrap());
-        restore.finish(&stamp).unwrap();
+        restore.finish(&stamp, None).unwrap();
         // A move that was cut off after any number of files is completed by the next open.
         let compacted = folder.path().join(names::COMPACTED);
         for name in [names::CONF, names::LOG, names::JOURNALS[0]] {

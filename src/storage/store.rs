@@ -59,7 +59,7 @@ use zeroize::Zeroizing;
 
 use super::directory::{self, private, sync_directory};
 use super::error::StoreFailed;
-use super::journal::{EPOCH, Journal};
+use super::journal::{CommitPos, EPOCH, Journal};
 use super::key::Key;
 use super::memtable::Memtable;
 use super::sealing::{Sealer, SealingKey};
@@ -228,6 +228,11 @@ impl Store {
         text.ok_or_else(|| self.failed("read the stamp of", &"it is missing"))
     }
 
+    /// The position of the last commit.
+    pub fn last_commit(&self) -> CommitPos {
+        self.journal.last()
+    }
+
     /// About the bytes that the next commit writes.
     pub fn pending_bytes(&self) -> usize {
         self.memtable.uncommitted_bytes()
@@ -236,21 +241,22 @@ impl Store {
     /// Makes all changes since the last commit durable. **The instant of commit** is the return of the journal's
     /// `fdatasync`. After a crash before it, or an error, the next start finds all of the changes or none.
     pub fn commit(&mut self) -> Result<(), StoreFailed> {
-        self.commit_and_copy(|_| ())
+        self.commit_and_copy(|_, _| ())
     }
 
-    /// The same. `copy` gets the rows of the commit as [`read_rows`] reads them, after they were written and before they
-    /// are synced, so that the caller can copy them elsewhere while the disk works. They are not durable yet.
+    /// The same. `copy` gets the rows of the commit as [`read_rows`] reads them, and its position, after they were written
+    /// and before they are synced, so that the caller can copy them elsewhere while the disk works. They are not durable
+    /// yet.
     ///
     /// [`read_rows`]: crate::storage::read_rows
-    pub fn commit_and_copy(&mut self, copy: impl FnOnce(&[u8])) -> Result<(), StoreFailed> {
+    pub fn commit_and_copy(&mut self, copy: impl FnOnce(&[u8], CommitPos)) -> Result<(), StoreFailed> {
         if self.memtable.uncommitted().is_empty() {
             return Ok(());
         }
         self.sync_read_splits()?;
         let appended = self.journal.append(self.memtable.uncommitted());
         let written = appended.and_then(|()| {
-            copy(self.journal.appended());
+            copy(self.journal.appended(), self.journal.last());
             self.journal.sync()
         });
         written.map_err(|cause| self.fail_permanently("write the journal of", &cause))?;

@@ -1,10 +1,12 @@
-//! Checks a folder without an open: finds the reasons for which a start would refuse it.
+//! Checks a folder without an open: finds the reasons for which a start would refuse it, or set the store aside.
 
 use std::path::Path;
 
 use super::directory::{lock_if_there, memory_filesystem};
 use super::error::OpenError;
-use super::identity::read_stamp;
+use super::identity::{read_stamp, text};
+use super::image::Image;
+use super::preflight::check;
 use super::sealing::SealingKey;
 
 /// Checks a folder as an open does before it opens sled, and changes nothing in it: its file system, its lock, its format
@@ -19,4 +21,18 @@ pub fn check_folder(path: &Path, keys: &[SealingKey], volatile: bool) -> Result<
     }
     let _lock = lock_if_there(path)?;
     read_stamp(path, keys).map(drop)
+}
+
+/// Returns true if an open would find the store in a folder damaged. It reads the whole log.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn is_damaged(path: &Path) -> Result<bool, OpenError> {
+    let failed = |cause| OpenError::failed(path, "read its log", cause);
+    match text(path).and_then(|stamp| stamp.map_or(Ok(()), |_| check(path))) {
+        Err(OpenError::Damaged { .. }) => return Ok(true),
+        checked => checked?,
+    }
+    let image = Image::read(path, |_, _| ()).map_err(failed)?;
+    Ok(!image.damage.is_empty() || text(path)?.is_none())
 }

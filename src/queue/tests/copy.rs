@@ -17,7 +17,7 @@ fn codec() -> Codec {
 fn ship(mut task: TaskEnd) -> JoinHandle<Vec<Vec<u8>>> {
     std::thread::spawn(move || {
         let identity = Identity { volume: 1, instance: 2, node: "node".into() };
-        let mut ship = Ship::new(codec(), identity, Some(Standing { last: 0, owner: None }), 3);
+        let mut ship = Ship::new(codec(), identity, Some(Standing::default()), 3);
         let mut records = Vec::new();
         task.reports.send(Report::Connected(true)).unwrap();
         loop {
@@ -71,7 +71,7 @@ fn restored(records: &[Vec<u8>], clock: &Clock) -> Rig {
             restore.apply(&rows).unwrap();
         }
     }
-    restore.finish(&replay.owner.unwrap().stamp).unwrap();
+    restore.finish(&replay.owner.unwrap().stamp, None).unwrap();
     Rig::open(folder, options, clock.clone())
 }
 

@@ -308,10 +308,10 @@ fn doctor_counts_what_waits_in_stores_that_were_set_aside() {
     let (folder, options, clock) = rig.close();
     let check = |path: &Path| recovery::Doctor::open(path, Vec::new(), |_, _| ()).unwrap().check().unwrap();
     assert!(!check(&options.path).to_string().contains("fleet"));
-    storage::volume(&options.path).unwrap();
+    storage::Volume::begin_run(&options.path, 1).unwrap();
     let left = storage::leave(&options.path, 2, clock.wall()).unwrap();
     let (_folder, options, _) = Rig::open(folder, options, clock).close();
-    storage::volume(&options.path).unwrap();
+    storage::Volume::begin_run(&options.path, 1).unwrap();
     let report = check(&options.path);
     assert!(report.is_sound() && report.replicated && report.queued == 0, "{report}");
     let all = check(&left.path).queued;
