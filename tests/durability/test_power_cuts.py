@@ -60,8 +60,8 @@ def test_mutant_without_folder_sync_is_detected(load, scratch):
     assert found(load, scratch, mutants.no_folder_sync)
 
 
-def test_mutant_that_syncs_every_second_batch_is_detected(load, scratch):
-    passed_over = mutants.two_batches(load.events)
+def test_mutant_that_syncs_every_fourth_batch_is_detected(load, scratch):
+    passed_over = mutants.four_batches(load.events)
     assert disk.vouched_too_early(load.events, passed_over)
     assert found(load, scratch, lambda index, _call: index in passed_over, passed_over)
 
