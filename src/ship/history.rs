@@ -1,6 +1,6 @@
 //! The comparison of two copies of a store: the one on a volume, and the one in a stream.
 //!
-//! A [`Copy`] is a list of runs and the position of its last commit. The commits of a run that both copies have are the
+//! A [`Copy`](struct@Copy) is a list of runs and the position of its last commit. The commits of a run that both copies have are the
 //! same ones, because one process made them in one order. From the first run that is not in both, or the first commit of
 //! a run that one of them lacks, the copies differ.
 //!

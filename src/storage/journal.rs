@@ -290,6 +290,11 @@ impl Journal {
         self.lengths.iter().sum()
     }
 
+    /// The part of the current epoch that is over, with or without a longer file.
+    pub fn part(&self, grows: bool) -> f64 {
+        self.end as f64 / if grows { BYTES_MAX } else { BYTES } as f64
+    }
+
     /// Returns true if the current epoch is as long as that of a new file.
     pub fn is_long(&self) -> bool {
         self.end >= BYTES

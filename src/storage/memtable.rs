@@ -96,6 +96,8 @@ pub struct Memtable {
     immutable: Layer,
     /// The first of the immutable rows that sled does not have. `None` if it has all.
     flushed_to: Option<Key>,
+    /// The number of immutable rows before it.
+    flushed: usize,
 }
 
 /// Leaves out the rows, which contain secrets.
@@ -119,6 +121,7 @@ impl Memtable {
             active_memory: 0,
             immutable: Layer::new(),
             flushed_to: None,
+            flushed: 0,
         }
     }
 
@@ -220,12 +223,19 @@ impl Memtable {
         rest.map(|(key, row)| (key, row.row()))
     }
 
-    /// Records that sled has the immutable rows before `next`, or all of them.
-    pub fn flushed_to(&mut self, next: Option<Key>) {
+    /// Records that sled has `rows` more of the immutable rows: those before `next`, or all of them.
+    pub fn flushed_to(&mut self, next: Option<Key>, rows: usize) {
         self.flushed_to = next;
+        self.flushed += rows;
         if self.flushed_to.is_none() {
             self.immutable.clear();
+            self.flushed = 0;
         }
+    }
+
+    /// The part of the immutable rows that sled has, from 0 to 1.
+    pub fn flushed_part(&self) -> f64 {
+        if self.is_flushing() { self.flushed as f64 / self.immutable.len().max(1) as f64 } else { 1.0 }
     }
 
     /// The first key in the range that has a row.
@@ -301,7 +311,7 @@ mod tests {
         memtable.commit(|_, _| NOWHERE);
         assert_eq!(memtable.get(b"m1"), Some(Row::Removed));
         assert_eq!(memtable.to_flush().collect::<Vec<_>>(), [(&key("m1"), Row::Bytes(&[1]))]);
-        memtable.flushed_to(None);
+        memtable.flushed_to(None, 1);
         memtable.freeze();
         assert_eq!(memtable.to_flush().collect::<Vec<_>>(), [(&key("m1"), Row::Removed)]);
     }

@@ -278,12 +278,16 @@ impl Store {
         self.memtable.is_flushing()
     }
 
-    /// Advances the checkpoint by one batch. If the journal is full, finishes the checkpoint and begins the next one.
-    /// Returns true if sled got a batch.
+    /// Advances the checkpoint by a batch, or by as many as it needs to be over when the current epoch is complete. Then
+    /// begins the next one. Returns true if sled got a batch.
     pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {
         let steps = self.is_checkpointing();
-        if steps {
+        let complete = self.complete_part();
+        while self.is_checkpointing() {
             self.checkpoint_step(BATCH_BYTES)?;
+            if self.memtable.flushed_part() >= complete {
+                break;
+            }
         }
         if self.is_epoch_complete()? {
             self.finish_checkpoint()?;
@@ -372,6 +376,11 @@ impl Store {
         Ok(())
     }
 
+    /// The part of the current epoch that is over, from 0 to 1.
+    fn complete_part(&self) -> f64 {
+        self.journal.part(self.is_roomy).max(self.memtable.active_memory() as f64 / MEMORY_MAX as f64)
+    }
+
     /// Returns true if a checkpoint of the current epoch is due. Lengthens the journal's file if it is full and there is
     /// space.
     fn is_epoch_complete(&mut self) -> Result<bool, StoreFailed> {
@@ -406,7 +415,9 @@ impl Store {
         self.sync_read_splits()?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         let mut rows = self.memtable.to_flush().peekable();
+        let mut moved = 0;
         while let Some((key, row)) = rows.next_if(|_| bytes < batch_bytes) {
+            moved += 1;
             bytes += key.len() + row.length().unwrap_or_else(|| (self.removal_weight)(key));
             match row {
                 Row::Removed => batch.remove(&**key),
@@ -422,7 +433,7 @@ impl Store {
             batch.insert(EPOCH, row::encode(EPOCH, &position));
         }
         self.apply(batch)?;
-        self.memtable.flushed_to(next);
+        self.memtable.flushed_to(next, moved);
         if shortens {
             self.journal.shorten().map_err(|cause| self.fail_permanently("shorten the journal of", &cause))?;
         }
@@ -584,6 +595,37 @@ mod tests {
             testing::sled_rows(folder.path()).into_keys().filter(|key| key[0] == b'o').collect::<Vec<_>>(),
             [b"o2"]
         );
+    }
+
+    #[test]
+    fn checkpoint_of_an_epoch_is_over_when_the_next_epoch_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).store;
+        let mut number = 0;
+        let mut commit = |store: &mut Store, rows| {
+            for _ in 0..rows {
+                store.put(key("o").number(number), vec![1; 6000]);
+                number += 1;
+            }
+            store.commit().unwrap();
+        };
+        while !store.journal.is_full() || store.journal.grow().unwrap() {
+            commit(&mut store, 1);
+        }
+        store.begin_checkpoint();
+        // The next epoch is as long, and has a fourth of the commits.
+        let mut most = 0.0f64;
+        loop {
+            commit(&mut store, 4);
+            let (before, complete) = (store.memtable.flushed_part(), store.complete_part());
+            store.advance_checkpoint().unwrap();
+            if store.journal.is_empty() {
+                break; // the epoch after it has begun
+            }
+            most = most.max(store.memtable.flushed_part() - before);
+            assert!(store.memtable.flushed_part() >= complete.min(1.0));
+        }
+        assert!(most > 0.0 && most < 1.0, "no commit waits for the whole checkpoint: {most}");
     }
 
     #[test]
