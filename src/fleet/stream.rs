@@ -1,6 +1,8 @@
 //! A stream of JetStream: the requests that shipping needs, as JSON over the connection.
 //!
-//! Every question about the stream's state goes to its leader (`STREAM.INFO`, `STREAM.MSG.GET`): another replica may lag.
+//! Every question about the stream's state goes to its leader (`STREAM.INFO`, `STREAM.MSG.GET`): another replica may lag. A
+//! server that is cut off from the majority answers too: as the leader that it was for about 20 s, then without one
+//! (`findings/jetstream-info-without-majority.sh`). So only a stored record proves that the relay owns the stream.
 //! The relay publishes with `Nats-Expected-Last-Sequence` and `Nats-Expected-Stream` alone. With a `Nats-Msg-Id` the
 //! server would acknowledge a record of a fenced relay.
 
@@ -168,9 +170,13 @@ impl Stream {
     /// The state of the stream. `None` if there is no stream.
     ///
     /// # Errors
-    /// If its leader does not answer.
+    /// If its leader does not answer, or a server answers that knows of none.
     pub async fn info(&self) -> Result<Option<Info>, StreamError> {
         let answer = self.api("INFO", &Value::Null).await?;
+        let is_led = |answer: &Value| answer["cluster"].is_null() || answer["cluster"]["leader"].is_string();
+        if !answer.as_ref().is_none_or(is_led) {
+            return Err(StreamError::Failed("the stream has no leader".into()));
+        }
         Ok(answer.map(|answer| {
             let number = |name: &str| answer["state"][name].as_u64().unwrap_or(0);
             Info {
