@@ -151,7 +151,14 @@ def test_relay_with_rights_to_its_own_stream_alone_works_and_is_refused_at_a_for
 NEEDED = table("pod-0")
 
 
-@pytest.mark.parametrize("right, subject", NEEDED, ids=[f"{right} {subject}" for right, subject in NEEDED])
+# Those of the whole table are tried with --long, and every third otherwise.
+TRIED = [
+    pytest.param(right, subject, marks=pytest.mark.long if number % 3 else [], id=f"{right} {subject}")
+    for number, (right, subject) in enumerate(NEEDED)
+]
+
+
+@pytest.mark.parametrize("right, subject", TRIED)
 def test_each_right_is_needed(copied, nats_servers, tmp_path, right, subject):
     rest = [one for one in NEEDED if one != (right, subject)]
     server = nats_servers(f'jetstream {{ store_dir: "{tmp_path}/js" }}\n{account(rest)}')
