@@ -3,6 +3,7 @@
 //! The admin port is served first, so that probes have an answer while a large or damaged queue opens. The bots'
 //! sockets are bound last: every client that can connect to them is served.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
@@ -320,7 +321,12 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 /// the volume never had one.
 fn begin_run_without_copy(options: &Options) -> Result<Option<Volume>, Failure> {
     let path = &options.queue.path;
-    let known = Volume::read(path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+    let known = match Volume::read(path) {
+        Ok(known) => known,
+        // A folder that cannot be used: the opening of the store says what is wrong with it.
+        Err(error) if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::PermissionDenied) => None,
+        Err(error) => return Err(Failure::Failed(format!("{}: {error}", path.display()))),
+    };
     Ok(known.map(|_| Volume::begin_run(path, options.seed)).transpose()?)
 }
 
