@@ -74,7 +74,7 @@ const BATCH_BYTES: usize = 32 << 10;
 /// The same while no commit waits.
 const BATCH_BYTES_AT_REST: usize = 64 << 10;
 /// About the memory of an epoch's rows at which a checkpoint begins, although its file has room.
-const MEMORY_MAX: usize = if cfg!(test) { 16 << 10 } else { 2 << 20 };
+const MEMORY_MAX: usize = if cfg!(test) { 16 << 10 } else { 3 << 20 };
 
 /// A folder of rows, open for reading and writing.
 pub struct Store {
