@@ -91,7 +91,7 @@ pub struct Replica {
     volume: Volume,
     /// The time after which a start goes on without the servers. `None` if it does not.
     patience: Option<Duration>,
-    /// What the sender reads.
+    /// Read by the sender.
     ownership: Arc<Ownership>,
     /// True if the queue began without a look at the stream, which may have more.
     unlooked: bool,

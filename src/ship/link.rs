@@ -49,7 +49,7 @@ pub struct TaskEnd {
     pub reports: mpsc::Sender<Report>,
     /// The state.
     pub state: watch::Receiver<State>,
-    /// What the sender reads.
+    /// Read by the sender.
     pub ownership: Arc<Ownership>,
 }
 
@@ -83,7 +83,7 @@ pub struct Link {
     state: watch::Sender<State>,
     /// The time for the stream to take a commit.
     pub ack_timeout: Duration,
-    /// What the sender reads.
+    /// Read by the sender.
     pub ownership: Arc<Ownership>,
     /// The position of the last commit of the store.
     pub at: CommitPos,

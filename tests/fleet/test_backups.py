@@ -1,13 +1,13 @@
 """A volume that lacks what the stream has: put back from a backup, cut by a crash, or copied. Three real NATS servers, real
 relays, the simulator's ledger as the judge."""
 
-import base64
 import json
 import shutil
 import threading
 
 import pytest
 
+import kit.copies
 from kit.callers import MESSAGE, curl
 from kit.processes import command
 from kit.wait import until
@@ -16,21 +16,9 @@ from kit.wait import until
 @pytest.fixture
 def replicated(relays, cluster, tmp_path):
     """`replicated(endpoint, …)`: a relay whose queue is copied into the cluster, and that is not started."""
-    keys = tmp_path / "keys"
-    keys.write_text(base64.b64encode(b"k" * 32).decode() + "\n")
 
     def make(endpoint, **settings):
-        chosen = {
-            "fleet__servers": cluster.url,
-            "fleet__share_quota": "false",
-            "fleet__replicate": "true",
-            "fleet__identity": "pod-0",
-            "fleet__lease": "10s",
-            "fleet__ack_timeout": "20s",  # a loaded machine is not an outage
-            "queue__key_file": keys,
-            "shutdown__grace": "2s",
-        }
-        return relays(endpoint, start=False, tcp=False, **(chosen | settings))
+        return relays(endpoint, start=False, tcp=False, **kit.copies.settings(cluster.url, tmp_path, **settings))
 
     return make
 

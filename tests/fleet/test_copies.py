@@ -9,36 +9,18 @@ import threading
 
 import pytest
 
+import kit.copies
 from kit.callers import MESSAGE, curl
 from kit.processes import command
 from kit.wait import until
 
-KEY = base64.b64encode(b"k" * 32).decode()
-
 
 @pytest.fixture
-def keys(tmp_path):
-    path = tmp_path / "keys"
-    path.write_text(KEY + "\n")
-    return path
-
-
-@pytest.fixture
-def copies(relays, cluster, keys):
+def copies(relays, cluster, tmp_path):
     """`copies(endpoint, …)`: a relay whose queue is copied into the cluster."""
 
     def make(endpoint, start=True, **settings):
-        chosen = {
-            "fleet__servers": cluster.url,
-            "fleet__share_quota": "false",
-            "fleet__replicate": "true",
-            "fleet__identity": "pod-0",
-            "fleet__lease": "10s",
-            "fleet__ack_timeout": "20s",  # a loaded machine is not an outage
-            "queue__key_file": keys,
-            "shutdown__grace": "2s",
-        }
-        return relays(endpoint, start=start, tcp=False, **(chosen | settings))
+        return relays(endpoint, start=start, tcp=False, **kit.copies.settings(cluster.url, tmp_path, **settings))
 
     return make
 
@@ -374,7 +356,7 @@ def listed(relay):
     return {line["Identity"]: line for line in json.loads(done.stdout)}
 
 
-def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(copies, keys, simulator):
+def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(copies, tmp_path, simulator):
     gone = copies(simulator.url)
     pause(gone)
     for number in range(6):
@@ -393,7 +375,7 @@ def test_operator_lists_exports_and_removes_the_copy_of_a_relay_that_is_gone(cop
     table = fleet(other, "list").stdout.splitlines()
     assert any(line.startswith("pod-0") and "ORPHAN" in line for line in table)
     until(lambda: other.metrics()["fleet_orphans"] == 1, "the metric shows the orphan", 120)
-    wrong_keys = keys.with_name("wrong")
+    wrong_keys = tmp_path / "wrong"
     wrong_keys.write_text(base64.b64encode(b"w" * 32).decode() + "\n")
     unreadable = fleet(other, "export", "pod-0", settings={"queue.key_file": wrong_keys})
     assert unreadable.returncode == 78 and "queue.key_file" in unreadable.stderr and not unreadable.stdout

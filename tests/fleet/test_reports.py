@@ -1,35 +1,21 @@
 """What people see of the copy in the fleet: `status`, `/status.json`, and `doctor`."""
 
-import base64
 import json
 
 import pytest
 
+import kit.copies
 from kit.callers import send
 from kit.processes import command
 from kit.wait import until
-
-KEY = base64.b64encode(b"k" * 32).decode()
 
 
 @pytest.fixture
 def copied(relays, cluster, tmp_path):
     """`copied(endpoint, …)`: a relay whose queue is copied into the cluster, and which shares no quota."""
-    keys = tmp_path / "keys"
-    keys.write_text(KEY + "\n")
 
     def make(endpoint, **settings):
-        chosen = {
-            "fleet__servers": cluster.url,
-            "fleet__share_quota": "false",
-            "fleet__replicate": "true",
-            "fleet__identity": "pod-0",
-            "fleet__lease": "10s",
-            "fleet__ack_timeout": "20s",  # a loaded machine is not an outage
-            "queue__key_file": keys,
-            "shutdown__grace": "2s",
-        }
-        return relays(endpoint, tcp=False, **(chosen | settings))
+        return relays(endpoint, tcp=False, **kit.copies.settings(cluster.url, tmp_path, **settings))
 
     return make
 

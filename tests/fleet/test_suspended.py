@@ -1,11 +1,11 @@
 """A relay that is stopped (SIGSTOP), succeeded by another, and goes on: it starts no attempt. Each has a Connect of its own."""
 
-import base64
 import signal
 import time
 
 import pytest
 
+import kit.copies
 from kit.callers import MESSAGE, curl
 from kit.processes import command
 from kit.wait import until
@@ -14,24 +14,10 @@ from kit.wait import until
 @pytest.fixture
 def replicated(relays, cluster, tmp_path):
     """`replicated(endpoint, …)`: a relay whose queue is copied into the cluster, and that sends one message a second."""
-    keys = tmp_path / "keys"
-    keys.write_text(base64.b64encode(b"k" * 32).decode() + "\n")
 
     def make(endpoint, **settings):
-        chosen = {
-            "fleet__servers": cluster.url,
-            "fleet__share_quota": "false",
-            "fleet__replicate": "true",
-            "fleet__identity": "pod-0",
-            "fleet__lease": "10s",
-            "fleet__ack_timeout": "20s",  # a loaded machine is not an outage
-            "queue__key_file": keys,
-            "shutdown__grace": "2s",
-            "sender__quota_rate": 1,
-            "sender__quota_burst": 1,
-            "sender__rate_min": 0.5,
-        }
-        return relays(endpoint, tcp=False, **(chosen | settings))
+        slow = {"sender__quota_rate": 1, "sender__quota_burst": 1, "sender__rate_min": 0.5}
+        return relays(endpoint, tcp=False, **kit.copies.settings(cluster.url, tmp_path, **(slow | settings)))
 
     return make
 
