@@ -30,6 +30,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 
 use super::link::{Link, State, TaskEnd, Wanted, link};
 use super::replay::{Plan, Replay};
+use super::tests::{Fault, faults};
 use super::*;
 use crate::storage::{Key, SealingKey, Volume, put_row, read_rows};
 use crate::time::Timestamp;
@@ -197,20 +198,6 @@ impl Stream {
     }
 }
 
-/// A fault of a request to the stream.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    None,
-    /// The request is lost.
-    Lost,
-    /// The request arrives, the answer does not.
-    AnswerLost,
-    /// The request arrives later.
-    Late,
-    /// There is no leader, or the one that answers counts proposals that fail.
-    Proposal(u8),
-}
-
 /// The end of a process.
 #[derive(Clone, Copy, Debug)]
 enum Crash {
@@ -244,23 +231,13 @@ enum Act {
     PutBack,
 }
 
-fn faults() -> impl Strategy<Value = Fault> {
-    prop_oneof![
-        12 => Just(Fault::None),
-        1 => Just(Fault::Lost),
-        1 => Just(Fault::AnswerLost),
-        1 => Just(Fault::Late),
-        1 => (0u8..3).prop_map(Fault::Proposal),
-    ]
-}
-
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let steps = || prop::collection::vec(faults(), 0..5);
+    let steps = || prop::collection::vec(faults(12, 3), 0..5);
     let crashes = prop_oneof![Just(Crash::SameVolume), Just(Crash::EmptyVolume), Just(Crash::Unsynced)];
     let act = prop_oneof![
         8 => (any::<prop::sample::Index>(), steps()).prop_map(|(who, steps)| Act::Commit(who, steps)),
         12 => any::<prop::sample::Index>().prop_map(Act::Thread),
-        24 => (any::<prop::sample::Index>(), faults()).prop_map(|(who, fault)| Act::Step(who, fault)),
+        24 => (any::<prop::sample::Index>(), faults(12, 3)).prop_map(|(who, fault)| Act::Step(who, fault)),
         2 => any::<prop::sample::Index>().prop_map(Act::Arrive),
         2 => (steps(), crashes, any::<bool>()).prop_map(|(steps, crash, known)| Act::Restart(steps, crash, known)),
         1 => Just(Act::Succeed),

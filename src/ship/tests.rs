@@ -472,8 +472,9 @@ enum Act {
     Succeed,
 }
 
+/// A fault of a request to the stream.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub(super) enum Fault {
     None,
     /// The request is lost.
     Lost,
@@ -485,20 +486,21 @@ enum Fault {
     Proposal(u8),
 }
 
-fn faults() -> impl Strategy<Value = Fault> {
+/// Faults, and `sound` times as many requests without one as of each kind; the leader counts fewer than `proposals`.
+pub(super) fn faults(sound: u32, proposals: u8) -> impl Strategy<Value = Fault> {
     prop_oneof![
-        6 => Just(Fault::None),
+        sound => Just(Fault::None),
         1 => Just(Fault::Lost),
         1 => Just(Fault::AnswerLost),
         1 => Just(Fault::Late),
-        1 => (0u8..5).prop_map(Fault::Proposal),
+        1 => (0..proposals).prop_map(Fault::Proposal),
     ]
 }
 
 fn acts() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (any::<bool>(), 0u8..6, any::<u16>()).prop_map(|(who, key, value)| Act::Commit(who, key, value)),
-        12 => (any::<bool>(), faults()).prop_map(|(who, fault)| Act::Step(who, fault)),
+        12 => (any::<bool>(), faults(6, 5)).prop_map(|(who, fault)| Act::Step(who, fault)),
         2 => any::<prop::sample::Index>().prop_map(Act::Arrive),
         1 => Just(Act::Succeed),
     ]

@@ -174,7 +174,7 @@ pub fn last(folder: &Path) -> io::Result<CommitPos> {
     let mut last = CommitPos::default();
     for (file, name) in (0..).zip(JOURNALS) {
         let bytes = contents(folder, file)?;
-        let Some((epoch, ..)) = (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])) else { continue };
+        let Some(epoch) = first_epoch(&bytes) else { continue };
         let found = replay(&bytes, epoch, |_, _, _| ());
         last = last.max(CommitPos { epoch, number: found.number.saturating_sub(1) });
         File::open(folder.join(name))?.sync_all()?;
@@ -295,14 +295,9 @@ impl Journal {
         self.end as f64 / if grows { BYTES_MAX } else { BYTES } as f64
     }
 
-    /// Returns true if the current epoch is as long as that of a new file.
-    pub fn is_long(&self) -> bool {
-        self.end >= BYTES
-    }
-
     /// Returns true if the current epoch leaves no more than [`STEP`] bytes of its file.
     pub fn is_full(&self) -> bool {
-        self.is_long() && self.end + STEP >= self.lengths[file_of(self.epoch)]
+        self.end >= BYTES && self.end + STEP >= self.lengths[file_of(self.epoch)]
     }
 
     /// Lengthens the file of the current epoch. Returns false if it is as long as it may be.
@@ -514,11 +509,14 @@ fn file_of(epoch: u64) -> usize {
 fn oldest_epoch(folder: &Path) -> io::Result<u64> {
     let mut oldest = None;
     for epoch in 0..2 {
-        let bytes = contents(folder, epoch)?;
-        let first = (0..bytes.len()).find_map(|at| parse_record(&bytes[at..]));
-        oldest = oldest.into_iter().chain(first.map(|(epoch, ..)| epoch)).min();
+        oldest = oldest.into_iter().chain(first_epoch(&contents(folder, epoch)?)).min();
     }
     Ok(oldest.unwrap_or(FIRST))
+}
+
+/// The epoch of the first record in a file.
+fn first_epoch(bytes: &[u8]) -> Option<u64> {
+    (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])).map(|(epoch, ..)| epoch)
 }
 
 /// The bytes of an epoch's file; none if there is no such file.

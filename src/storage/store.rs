@@ -384,18 +384,14 @@ impl Store {
     /// Returns true if a checkpoint of the current epoch is due. Lengthens the journal's file if it is full and there is
     /// space.
     fn is_epoch_complete(&mut self) -> Result<bool, StoreFailed> {
-        if self.memtable.active_memory() >= MEMORY_MAX {
+        if self.complete_part() >= 1.0 {
             return Ok(true);
         }
-        if !self.is_roomy {
-            return Ok(self.journal.is_long());
+        if self.journal.is_full() {
+            self.journal.grow().map_err(|cause| self.fail_permanently("lengthen the journal of", &cause))?;
+            self.scan_folder();
         }
-        if !self.journal.is_full() {
-            return Ok(false);
-        }
-        let grown = self.journal.grow().map_err(|cause| self.fail_permanently("lengthen the journal of", &cause))?;
-        self.scan_folder();
-        Ok(!grown)
+        Ok(false)
     }
 
     fn begin_checkpoint(&mut self) {
