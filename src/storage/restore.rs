@@ -18,12 +18,9 @@ use super::directory::{self, private};
 use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
-use super::sled_db::{leak_db, open_sled};
+use super::sled_db::{Batch, leak_db, open_sled};
 use super::volume::Volume;
 use super::{compaction, names, row};
-
-/// The size of a batch.
-const BATCH_BYTES: usize = 512 << 10;
 
 /// Returns true if no store was ever used in the folder.
 ///
@@ -40,8 +37,7 @@ pub fn is_unused(path: &Path) -> io::Result<bool> {
 pub struct Restore {
     path: PathBuf,
     db: sled::Db,
-    batch: sled::Batch,
-    bytes: usize,
+    batch: Batch,
     _lock: File,
 }
 
@@ -65,7 +61,7 @@ impl Restore {
             open_sled(&folder)
         });
         let (db, _) = begun.map_err(|cause| OpenError::failed(path, "begin a restore", cause))?;
-        Ok(Restore { path: path.to_owned(), db, batch: sled::Batch::default(), bytes: 0, _lock: lock })
+        Ok(Restore { path: path.to_owned(), db, batch: Batch::default(), _lock: lock })
     }
 
     /// Applies the rows of a commit, as [`Store::commit_and_copy`] gave them.
@@ -75,22 +71,22 @@ impl Restore {
     /// # Errors
     /// If they cannot be written.
     pub fn apply(&mut self, rows: &[u8]) -> io::Result<()> {
-        let Restore { batch, bytes, .. } = self;
+        let mut written = Ok(());
         journal::read_rows(rows, &mut |key: &[u8], value: Option<&[u8]>| {
-            *bytes += key.len() + value.map_or(0, <[u8]>::len);
             match value {
                 _ if *key == *EPOCH => {}
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+                Some(value) => self.batch.insert(key, value),
+                None => self.batch.remove(key, 0),
+            }
+            if self.batch.is_full() && written.is_ok() {
+                written = self.write();
             }
         });
-        if self.bytes < BATCH_BYTES { Ok(()) } else { self.write() }
+        written
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        self.db.apply_batch(batch).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
+        self.batch.apply_to(&self.db).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
     }
 
     /// Makes the rows the store of the folder, with the format stamp that the store had. If it continues that store as a
