@@ -188,6 +188,7 @@ export class Relay {
   /** The same message to Connect. Until Connect answers 200 or refuses it, its outcome is unknown. */
   async #sendDirectly(chat, message, body, fault) {
     const inRelay = chat.unknown.has(message.id);
+    console.warn(`the relay does not answer: calling Connect directly: ${fault.message}`);
     chat.unknown.set(message.id, message);
     try {
       const command = new sdk.SendMessageCommand({ ...body, ConnectionToken: message.connectionToken });

@@ -68,7 +68,7 @@ def test_errors_are_those_of_the_sdk(relays, simulators, helpers):
     assert contents(simulator) == ["canary: hello", "canary: goodbye"]
 
 
-def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, simulators, helpers):
+def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, simulators, helpers, caplog, capfd):
     simulator = simulators()
     relay = relays(simulator.url)
     helper = helpers(relay.socket, simulator.url)
@@ -76,6 +76,8 @@ def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, si
     relay.kill()
     reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
     assert reply["State"] == "DELIVERED" and reply["Direct"] and reply["Id"] == simulator.ledger()[1]["Id"]
+    warned = f"{caplog.text}{capfd.readouterr().err}"
+    assert "calling Connect directly" in warned and relay.socket in warned and "canary" not in warned
     assert result(helper.send("canary: first of a new chat", "canary-other"))["Direct"]
     relay.start()
     assert not result(helper.send("canary: 3", "canary-token", "3", CHAT))["Direct"]
