@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -452,10 +453,11 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
 # The campaign.
 
 
-CHATS, ROUNDS = 6, 8
+CHATS = 6
+ENDS = ("kill", "drain", "kill and take the folder away", "freeze")
 
 
-def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_nothing(relays, simulators, helpers, seed):
+def test_a_relay_that_is_killed_restarted_drained_and_frozen_loses_doubles_and_swaps_nothing(relays, simulators, helpers, seed):
     faults = ("--error-rate", 0.03, "--lost-reply-rate", 0.03, "--latency", "50ms", "--jitter", "50ms", "--seed", seed)
     simulator = simulators("--rate", 40, "--burst", 20, *faults)
     relay = relays(simulator.url, shutdown__grace="2s", sender__quota_rate="40", sender__quota_burst="20")
@@ -463,7 +465,8 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
     heard, lock, enough = [], threading.Lock(), threading.Event()
 
     def speak(chat):
-        """Sends messages in order; repeats one that is not acknowledged with its ClientToken. Returns their number."""
+        """Sends messages in order, some by two equal calls at once; repeats one that is not acknowledged with its ClientToken.
+        Returns their number."""
         conversation = f"{chat}/bot" if chat % 2 else None
         number = 0
         while not enough.is_set():
@@ -471,11 +474,13 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
             token = f"{chat}-{number}" if number % 2 else None
             reply = {}
             while "State" not in reply:
-                reply = result(helper.send(f"canary: {chat}-{number}", f"canary-{seed}-{chat}", token, conversation))
-                assert reply.get("State") or reply["Error"] == "RelayUnavailable", reply
+                call = (f"canary: {chat}-{number}", f"canary-{seed}-{chat}", token, conversation)
+                for future in [helper.send(*call) for _ in range(2 if token and number % 3 == 0 else 1)]:
+                    reply = result(future)
+                    assert reply.get("State") or reply["Error"] == "RelayUnavailable", reply
+                    with lock:
+                        heard.append(reply)
                 token = reply["ClientToken"]
-                with lock:
-                    heard.append(reply)
         return number
 
     def more(kind):
@@ -485,15 +490,25 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
 
     with ThreadPoolExecutor(CHATS) as threads:
         bots = [threads.submit(speak, chat) for chat in range(CHATS)]
-        for number in range(ROUNDS):
+        for is_long, end in [(is_long, end) for is_long in (True, False) for end in ENDS]:
             more(lambda reply: "Error" not in reply)
-            if number % 2:
+            away = relay.folder.with_suffix(".away")
+            if end == "drain":
                 assert relay.stop() in (0, 75)
+            elif end == "freeze":
+                relay.process.send_signal(signal.SIGSTOP)
             else:
                 relay.kill()
-            if number % 4 < 2:  # It is down for so long that messages go directly, or are refused.
+            if "folder" in end:
+                relay.folder.rename(away)
+            if is_long:  # Messages go directly, or are refused.
                 more(lambda reply: reply.get("Direct") or "Error" in reply)
-            relay.start()
+            if "folder" in end:
+                away.rename(relay.folder)
+            if end == "freeze":
+                relay.process.send_signal(signal.SIGCONT)
+            else:
+                relay.start()
         enough.set()
         spoken = [bot.result() for bot in bots]
     relay.until_empty()
