@@ -276,20 +276,20 @@ def test_the_transformers_of_a_kustomization_find_the_same_workload(tmp_path, ho
     plain, changed = (tmp_path / name for name in ("plain", "changed"))
     plain.mkdir()
     changed.mkdir()
+    resources = kustomize([*map(labelled, BARE.values())], changed, **TRANSFORMED[how])
+    assert {one["metadata"].get("namespace") for one in resources} == {TRANSFORMED[how].get("namespace")}
+    pattern = {key: value for key, value in RELAY["spec"]["initContainers"][0].items() if key not in ("envFrom", "image")}
+    found, described = {}, []
     for kind in KINDS:
-        resources = kustomize([labelled(BARE[kind])], changed, **TRANSFORMED[how])
-        found = of_kind(resources, kind)
-        relay = template(found)["spec"]["initContainers"][0]
+        found[kind] = of_kind(resources, kind)
+        relay = template(found[kind])["spec"]["initContainers"][0]
         assert settings_of(relay, resources)["AWS_REGION"] == "eu-west-2", "its ConfigMaps are found by their new names"
-        assert {one["metadata"].get("namespace") for one in resources} == {TRANSFORMED[how].get("namespace")}
-        want = expected(labelled(BARE[kind]))
-        template(want)["spec"]["initContainers"][0] = {key: value for key, value in relay.items() if key != "envFrom"}
-        assert {key: value for key, value in relay.items() if key not in ("envFrom", "image")} == {
-            key: value for key, value in RELAY["spec"]["initContainers"][0].items() if key not in ("envFrom", "image")
-        }
-        bystander = of_kind(kustomize([want], plain, (), **TRANSFORMED[how]), kind)
         del relay["envFrom"]
-        assert found == bystander
+        assert {key: value for key, value in relay.items() if key != "image"} == pattern
+        described.append(expected(labelled(BARE[kind])))
+        template(described[-1])["spec"]["initContainers"][0] = relay
+    transformed = kustomize(described, plain, (), **TRANSFORMED[how])
+    assert found == {kind: of_kind(transformed, kind) for kind in KINDS}
 
 
 @pytest.mark.needs(KUBECTL)
@@ -494,6 +494,53 @@ def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are
     assert found == want
 
 
+@pytest.mark.needs(KUBECTL, HELM_ENGINE)
+def test_a_statefulset_with_a_claim_is_the_same_by_every_way(tmp_path):
+    claim = {"metadata": {"name": "connect-relay-queue"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}
+    group = yaml.safe_load((KUBERNETES / "volume/fs-group.yaml").read_text())["spec"]["template"]["spec"]["securityContext"]
+    mine = labelled(BARE["StatefulSet"])
+    mine["spec"]["volumeClaimTemplates"].insert(0, claim)
+    by_component = of_kind(kustomize([mine], tmp_path, ("relay", "volume")), "StatefulSet")
+    by_chart = of_kind(helm("template", with_claim(chart([BARE["StatefulSet"]], tmp_path / "chart"))), "StatefulSet")
+    by_hand = pasted(BARE["StatefulSet"])
+    spec = template(by_hand)["spec"]
+    spec["volumes"].remove(named(spec["volumes"], "connect-relay-queue"))
+    spec["securityContext"] = group
+    by_hand["spec"]["volumeClaimTemplates"].insert(0, claim)
+    del by_component["metadata"]["labels"]["connect-relay/sidecar"]
+    for found in (by_component, by_chart, by_hand):
+        template(found)["spec"]["initContainers"][0] = "the relay"
+        [first, *_] = found["spec"]["volumeClaimTemplates"]
+        assert first["spec"]["resources"]["requests"].pop("storage") in ("1Gi", "1024Mi")
+    assert by_component == by_chart == by_hand
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_further_components_can_be_pasted_too(tmp_path, kind):
+    """The members of their pod.yaml are those that kustomize adds."""
+    further = ("secret", "tcp", "fleet")
+    assert all(f"{name}/pod.yaml" in DOCUMENT for name in further)
+    mine = pasted(BARE[kind])
+    spec = template(mine)["spec"]
+    for name in further:
+        part = yaml.safe_load((KUBERNETES / name / "pod.yaml").read_text())["spec"]["template"]["spec"]
+        [container] = part["initContainers"]
+        for member in ("env", "volumeMounts"):
+            spec["initContainers"][0][member].extend(container.pop(member, []))
+        assert container == {"name": "connect-relay"}
+        spec["volumes"].extend(part.pop("volumes", []))
+        assert set(part) == {"initContainers"}, "nothing else to paste"
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(mine, version, strict=True) == version
+    components = template(of_kind(kustomize([labelled(BARE[kind])], tmp_path, ("relay", *further)), kind))["spec"]
+    key = lambda one: one["name"]  # noqa: E731
+    assert sorted(spec["volumes"], key=key) == sorted(components["volumes"], key=key)
+    relay, theirs = spec["initContainers"][0], components["initContainers"][0]
+    assert sorted(relay["volumeMounts"], key=key) == sorted(theirs["volumeMounts"], key=key)
+    assert all(one in relay["env"] for one in theirs["env"])
+
+
 def test_the_patches_for_a_cronjob_are_those_of_the_other_kinds():
     for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("fleet", "pod"), ("sidecar", "grace")):
         other = yaml.safe_load((KUBERNETES / name / f"{patch}.yaml").read_text())
@@ -532,19 +579,23 @@ def test_the_documents_lines_for_a_chart_are_those_of_the_example():
 
 @pytest.mark.needs(HELM_ENGINE)
 def test_a_statefulset_of_a_chart_gets_the_queue_on_a_claim_beside_its_own(tmp_path):
-    mine = chart([BARE["StatefulSet"]], tmp_path / "chart")
-    file = mine / "templates/statefulset.yaml"
-    text = file.read_text().replace('"connect-relay.volumes" .', '"connect-relay.volumes" (dict "Values" .Values "claim" true)')
-    text = text.replace("  volumeClaimTemplates:\n", '  volumeClaimTemplates:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
-    text = text.replace("      containers:\n", '      securityContext:\n        {{- include "connect-relay.fsGroup" . | nindent 8 }}\n      containers:\n')
-    file.write_text(text)
-    [found] = helm("template", mine)
+    [found] = helm("template", with_claim(chart([BARE["StatefulSet"]], tmp_path / "chart")))
     spec = template(found)["spec"]
     assert [volume["name"] for volume in spec["volumes"]] == ["connect-relay-socket"]
     assert [claim["metadata"]["name"] for claim in found["spec"]["volumeClaimTemplates"]] == ["connect-relay-queue", "data"]
     assert spec["securityContext"] == yaml.safe_load((KUBERNETES / "volume/fs-group.yaml").read_text())["spec"]["template"]["spec"]["securityContext"]
     for version in VERSIONS:
         assert kubernetes_validate.validate(found, version, strict=True) == version
+
+
+def with_claim(mine):
+    """The chart of a StatefulSet with the lines for a claim."""
+    file = mine / "templates/statefulset.yaml"
+    text = file.read_text().replace('"connect-relay.volumes" .', '"connect-relay.volumes" (dict "Values" .Values "claim" true)')
+    text = text.replace("  volumeClaimTemplates:\n", '  volumeClaimTemplates:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
+    text = text.replace("\n      containers:\n", '\n      securityContext:\n        {{- include "connect-relay.fsGroup" . | nindent 8 }}\n      containers:\n')
+    file.write_text(text)
+    return mine
 
 
 @pytest.mark.needs(HELM_ENGINE)
