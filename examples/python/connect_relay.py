@@ -74,7 +74,7 @@ class Relay:
     """
 
     def __init__(self, socket_path, region_name, retry_for=10.0):
-        self.socket_path, self.region_name, self.retry_for = socket_path, region_name, retry_for
+        self.socket_path, self.region_name, self.retry_for = os.fspath(socket_path), region_name, retry_for
         self._chats = {}  # Only those that are in use, or have messages whose outcome is unknown.
         self._begin(_client(region_name))
         _relays.add(self)

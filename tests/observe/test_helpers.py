@@ -227,10 +227,10 @@ def test_an_outcome_that_the_relay_may_not_tell_is_not_known(scripted_relays, up
 
 
 FORKING = """
-import os, sys, threading
+import os, pathlib, sys, threading
 from connect_relay import Relay
 
-relay = Relay(sys.argv[1], "eu-west-2", retry_for=60)
+relay = Relay(pathlib.Path(sys.argv[1]), "eu-west-2", retry_for=60)
 call = threading.Thread(target=relay.send_message, args=("canary: 1", "canary-token", "parent"))
 call.start()
 sys.stdin.readline()
