@@ -323,7 +323,7 @@ fn repeat_is_the_same_message_before_and_after_delivery_and_restart() {
     let first = rig.accepted(message("a", "1", "hello"));
     assert_eq!(first.id.to_string().split('-').nth(1), Some("1"));
     assert!(
-        matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state } if state.id == first.id)
+        matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state, .. } if state.id == first.id)
     );
     assert!(matches!(rig.rejected(message("a", "1", "other")), Rejection::OtherContents(_)));
     let rig = rig.reopen();
@@ -487,7 +487,7 @@ fn message_is_dead_lettered_when_its_lifetime_ends_wherever_it_waits() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (1, 2));
     assert!(matches!(
         rig.push(message("a", "short", "x")),
-        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true }
+        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true, .. }
     ));
 }
 
@@ -650,6 +650,9 @@ fn no_message_is_accepted_after_a_disconnect() {
     let first = rig.accepted(disconnect("a", "2"));
     assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);
     assert_eq!(rig.accepted(disconnect("a", "4")).id, first.id);
+    let second = rig.push(disconnect("a", "4"));
+    let Verdict::Accepted { stored_token: Some(stored), .. } = second else { panic!("{second:?}") };
+    assert_eq!(stored.as_str(), "2", "the ClientToken that finds it");
     assert_eq!(rig.drain(), ["farewell", "disconnect"]);
     let rig = rig.reopen();
     assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);

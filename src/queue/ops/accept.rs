@@ -2,7 +2,7 @@
 
 use super::transitions::{add_to_queue, requeue, take_dead_letter};
 use crate::delivery::Receipt;
-use crate::message::Body;
+use crate::message::{Body, ClientToken};
 use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};
 use crate::queue::hashed::HashedSubmission;
 use crate::queue::rows::{self, Attempts, Conversation, Dead, Hash, Record, Token, USED_CONVERSATION, keys};
@@ -60,7 +60,7 @@ pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: T
         admission.row = state.conversation(&conversation, now)?;
     }
     let state = enqueue(state, admission, now)?;
-    Ok(Verdict::Accepted { state, repeat: false })
+    Ok(Verdict::Accepted { state, repeat: false, stored_token: None })
 }
 
 /// Answers a submission whose ClientToken is known with the first one's state. Requeues it if it is a dead letter that
@@ -86,11 +86,11 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
             dead.record.token = submission.asked.token;
             let queued = requeue(state, dead, &mut row, now)?;
             let state = state.state_of_queued(&row, queued, now)?;
-            return Ok(Verdict::Accepted { state, repeat: true });
+            return Ok(Verdict::Accepted { state, repeat: true, stored_token: None });
         }
     }
     let state = state.state_of(&conversation, &row, &entry, known, now)?;
-    Ok(Verdict::Accepted { state, repeat: true })
+    Ok(Verdict::Accepted { state, repeat: true, stored_token: None })
 }
 
 /// Checks a new submission: its token, the conversation's disconnect, its lifetime, the queue's limits. `None` if it can be
@@ -121,7 +121,8 @@ fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) ->
     Ok(state.full().map(|full| Verdict::Rejected(Rejection::Full(full))))
 }
 
-/// Answers a second disconnect with the state of the first, whatever its ClientToken.
+/// Answers a second disconnect with the state of the first, whatever its ClientToken. While the first is queued, the answer
+/// has its ClientToken too: only that one finds it later.
 fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, now: Timestamp) -> Result<Verdict> {
     let Admission { conversation, entry, row, .. } = admission;
     state.events.push(Event::Repeated);
@@ -129,16 +130,17 @@ fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, 
         Some(reference) => state.queued(reference)?,
         None => None,
     };
-    let state = match first {
-        Some(queued) => state.state_of_queued(row, queued, now)?,
-        None => MessageState {
-            id: state.id(sequence, *conversation, *entry),
-            accepted: now,
-            attempts: 0,
-            status: Status::Delivered(Receipt::default()),
-        },
+    let (state, stored_token) = match first {
+        Some(queued) => {
+            let token = ClientToken::parse(&queued.record.client_token).ok().flatten();
+            (state.state_of_queued(row, queued, now)?, token)
+        }
+        None => {
+            let id = state.id(sequence, *conversation, *entry);
+            (MessageState { id, accepted: now, attempts: 0, status: Status::Delivered(Receipt::default()) }, None)
+        }
     };
-    Ok(Verdict::Accepted { state, repeat: true })
+    Ok(Verdict::Accepted { state, repeat: true, stored_token })
 }
 
 /// Stores a new message at the end of its conversation.
