@@ -7,7 +7,7 @@ use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};
 use crate::queue::hashed::HashedSubmission;
 use crate::queue::rows::{self, Attempts, Conversation, Dead, Hash, Record, Token, USED_CONVERSATION, keys};
 use crate::queue::state::State;
-use crate::queue::state::event::Event;
+use crate::queue::state::event::{Event, Redriven};
 use crate::queue::state::parts::Known;
 use crate::time::{Timestamp, millis};
 
@@ -73,7 +73,7 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
         state.bind_token(&mut token, conversation, &submission, now);
     }
     if let Known::Done(outcome) = &known
-        && state.requeues_dead_letter(outcome, &token, &submission.asked.token)
+        && let Some(reason) = state.reason_of_requeued(outcome, &token, &submission.asked.token)
     {
         state.bind_token(&mut token, conversation, &submission, now);
         let dead = state.store.get::<Dead>(&keys::dead(outcome.sequence))?;
@@ -82,9 +82,14 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
             if let Some(full) = state.full() {
                 return Ok(Verdict::Rejected(Rejection::Full(full)));
             }
+            let attempts = dead.attempts.count;
             take_dead_letter(state, &dead);
             dead.record.token = submission.asked.token;
             let queued = requeue(state, dead, &mut row, now)?;
+            let record = queued.record.clone();
+            let id = state.id(record.sequence, conversation, entry);
+            let redriven = Redriven { id, record, attempts, at: now, reason: Some(reason), edited: false };
+            state.events.push(Event::Redriven(Box::new(redriven)));
             let state = state.state_of_queued(&row, queued, now)?;
             return Ok(Verdict::Accepted { state, repeat: true, stored_token: None });
         }

@@ -199,12 +199,13 @@ impl State {
         Ok(())
     }
 
-    /// Returns true if a repeat with this token requeues a dead letter: the message was dead-lettered because its token was
-    /// refused, and this is another token.
-    pub fn requeues_dead_letter(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
-        let FinalState::Dead { reason, token: refused, .. } = &outcome.fate else { return false };
-        let token_was_refused = matches!(rows::reason_at(*reason), Reason::TokenRefused | Reason::ChatOver);
-        token_was_refused && refused != hash && self.refusal(token).is_none()
+    /// Returns the reason of a dead letter that a repeat with this token requeues: the message was dead-lettered because its
+    /// token was refused, and this is another token.
+    pub fn reason_of_requeued(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> Option<Reason> {
+        let FinalState::Dead { reason, token: refused, .. } = &outcome.fate else { return None };
+        let reason = rows::reason_at(*reason);
+        let token_was_refused = matches!(reason, Reason::TokenRefused | Reason::ChatOver);
+        (token_was_refused && refused != hash && self.refusal(token).is_none()).then_some(reason)
     }
 
     /// The time and the error of the refusal of a token; `None` if it was not refused, or refusals were reset since.
