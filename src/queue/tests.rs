@@ -662,6 +662,50 @@ fn no_message_is_accepted_after_a_disconnect() {
 }
 
 #[test]
+fn disconnect_waits_for_no_renewed_token() {
+    let rig = Rig::new();
+    let disconnect_is_sent = |rig: &Rig| {
+        let lease = rig.lease(9).pop().unwrap();
+        assert_eq!(text(&lease), "disconnect");
+        rig.settle(lease, Disposition::Deliver(Receipt::default()));
+    };
+    rig.accepted(message("ok", "1", "x"));
+    rig.drain();
+    // Behind a message that is held.
+    rig.accepted(message("a", "1", "x"));
+    rig.accepted(disconnect("a", "2"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    assert!(rig.lease(9).is_empty(), "it waits for the message before it");
+    rig.skip(Duration::from_secs(121));
+    disconnect_is_sent(&rig);
+    assert_eq!((rig.overview().queued, rig.overview().dead, rig.overview().held), (0, 1, 0));
+    // At submission, after a refusal.
+    rig.accepted(message("b", "1", "x"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    assert!(matches!(rig.rejected(message("b", "2", "x")), Rejection::TokenRefused(_)));
+    rig.accepted(disconnect("b", "3"));
+    rig.skip(Duration::from_secs(121));
+    disconnect_is_sent(&rig);
+    // Behind a message whose caller waits, with a caller that waits for it too.
+    let first = rig.accepted(message("c", "1", "x"));
+    let last = rig.accepted(disconnect("c", "2"));
+    let queue = rig.queue.clone();
+    let (_, done, ()) = rig.runtime.block_on(async {
+        let settling = async {
+            for answer in [denied("Access denied"), Disposition::Deliver(Receipt::default())] {
+                let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
+                queue.settle(lease, None, answer, None).await.unwrap();
+            }
+        };
+        let wait = |id| queue.outcome(id, Duration::from_secs(60));
+        tokio::join!(wait(first.id), wait(last.id), settling)
+    });
+    assert!(matches!(done.unwrap().unwrap().status, Status::Delivered(_)));
+}
+
+#[test]
 fn waiting_caller_gets_the_error_and_later_messages_are_held() {
     let rig = Rig::new();
     let first = rig.accepted(message("a", "1", "x"));

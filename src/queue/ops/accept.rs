@@ -103,7 +103,8 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
 fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
     let Admission { submission, token, row, .. } = admission;
     let rejected = |rejection| Ok(Some(Verdict::Rejected(rejection)));
-    if let Some((at, error)) = state.refusal(token)
+    if !state.is_done_if_refused(matches!(submission.body, Body::Disconnect))
+        && let Some((at, error)) = state.refusal(token)
         && now.since(*at) < state.options.refused_for
     {
         return rejected(Rejection::TokenRefused(error.clone().into()));

@@ -208,6 +208,12 @@ impl State {
         (token_was_refused && refused != hash && self.refusal(token).is_none()).then_some(reason)
     }
 
+    /// True if a refusal of its token leaves such a message nothing to wait for: the participant of a disconnect is gone
+    /// already, and Connect's 403 counts as done. While every token is refused, a refusal proves nothing.
+    pub fn is_done_if_refused(&self, is_disconnect: bool) -> bool {
+        is_disconnect && self.all_refused().is_none()
+    }
+
     /// The time and the error of the refusal of a token; `None` if it was not refused, or refusals were reset since.
     pub fn refusal<'a>(&self, token: &'a Token) -> Option<&'a (Timestamp, ErrorRow)> {
         token.refused.as_ref().filter(|(at, _)| *at > self.sending.refusals_reset_at)
