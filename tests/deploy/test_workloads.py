@@ -726,7 +726,7 @@ def test_the_charts_servers_are_a_setting_where_there_is_no_secret(tmp_path):
     ({"image": {"tag": 1.0}}, "/image/tag"),
     ({"resources": {"limit": {"memory": "1Gi"}}}, "limit"),
     ({"queueMiB": "256Mi"}, "/queueMiB"),
-    ({"queueMiB": 16}, "/queueMiB"),
+    ({"queueMiB": 255}, "/queueMiB"),
 ])  # fmt: skip
 def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
     with pytest.raises(Exception, match=word):
