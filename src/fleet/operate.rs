@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::connection::{Connector, Happening, Link};
 use super::options::Options;
 use super::replica::explained;
-use super::restore::{plan, restore};
+use super::restore::restore_all;
 use super::signs::{Sign, subject_of_all};
 use super::stream;
 use super::stream::{Listed, Stream, StreamError, list};
@@ -113,8 +113,7 @@ impl Operator {
             let stream = self.of_a_silent_owner(identity).await?;
             let codec = Codec::new(keys, &stream::name(&self.options.name, identity));
             let last = stream.info().await?.unwrap_or_default().last;
-            let plan = plan(&stream, &codec, last).await?;
-            restore(&stream, &codec, &plan, into, None).await
+            restore_all(&stream, &codec, last, into, |_| Ok(None)).await
         };
         let restored = restored.await;
         self.explained(restored).await

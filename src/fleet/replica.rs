@@ -589,7 +589,7 @@ impl Replica {
             Step::Publish { expected, record } => {
                 let record = Bytes::copy_from_slice(record);
                 Box::pin(async move {
-                    sleep(delay).await;
+                    wait(delay).await;
                     match stream.publish(expected, record, within).await {
                         Answer::Doubt(_) | Answer::Silence(_) if matches!(stream.info().await, Ok(None)) => Done::Gone,
                         answer => Done::Published(answer),
@@ -597,7 +597,7 @@ impl Replica {
                 })
             }
             Step::Read(sequence) => Box::pin(async move {
-                sleep(delay).await;
+                wait(delay).await;
                 match stream.get(sequence).await {
                     Ok(None) if matches!(stream.info().await, Ok(Some(info)) if info.first > sequence) => Done::Gone,
                     found => Done::Read(found.ok().flatten()),
@@ -606,7 +606,7 @@ impl Replica {
             Step::Look => {
                 let (shape, metadata) = (self.options.shape, self.metadata());
                 Box::pin(async move {
-                    sleep(delay).await;
+                    wait(delay).await;
                     match stream.ensure(&shape, metadata).await {
                         Ok(()) => Done::Looked(stream.standing(&codec).await.map(|(standing, _)| standing)),
                         Err(error) => Done::Looked(Err(error)),
@@ -693,6 +693,13 @@ pub(super) fn explained(why: String, refusal: Option<String>) -> String {
     match refusal {
         Some(refusal) => format!("{why}; {refusal}"),
         None => why,
+    }
+}
+
+/// Waits. Even a sleep of no time would end with the next millisecond, and every record would come that late.
+async fn wait(delay: Duration) {
+    if !delay.is_zero() {
+        sleep(delay).await;
     }
 }
 

@@ -6,6 +6,8 @@
 //! The relay publishes with `Nats-Expected-Last-Sequence` and `Nats-Expected-Stream` alone. With a `Nats-Msg-Id` the
 //! server would acknowledge a record of a fenced relay.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::connection::Connector;
@@ -28,8 +31,10 @@ use crate::ship::record::{self, Codec, Head, Kind};
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// The oldest server that works: before it, a leader's sequence could run ahead of what it had stored.
 pub const OLDEST_SERVER: (u32, u32) = (2, 14);
-/// The records that are requested at once.
-const READ_AHEAD: u64 = 32;
+/// About the bytes of the records that are requested at once, and the most records: each request costs the server some
+/// 50 us, so the answers must overlap, but a snapshot's records are long.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+const READ_AHEAD: u64 = 64;
 /// The bytes of a request besides the record: subject, reply subject, headers.
 const REQUEST_BYTES: usize = 1 << 10;
 
@@ -90,7 +95,7 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    fn failed(text: impl std::fmt::Display) -> StreamError {
+    pub(super) fn failed(text: impl std::fmt::Display) -> StreamError {
         StreamError::Failed(text.to_string())
     }
 }
@@ -102,6 +107,21 @@ impl From<record::Unreadable> for StreamError {
             record::Unreadable::Damaged => StreamError::Unreadable(error.to_string()),
         }
     }
+}
+
+/// An answer with a record.
+#[derive(Deserialize)]
+struct Got<'a> {
+    #[serde(borrow)]
+    message: Option<Message<'a>>,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    /// In base64. Borrowed: a copy of a long record would be made for each.
+    #[serde(borrow, default)]
+    data: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -258,7 +278,21 @@ impl Stream {
     /// # Errors
     /// If the leader does not answer.
     pub async fn get(&self, sequence: u64) -> Result<Option<Vec<u8>>, StreamError> {
-        self.api("MSG.GET", &json!({ "seq": sequence })).await?.map(|answer| message(&answer)).transpose()
+        let operation = "MSG.GET";
+        let answer = self.ask(&self.api_subject(operation), json!({ "seq": sequence }).to_string().into()).await;
+        let answer = answer.map_err(|error| self.failed(operation, &error))?;
+        let got: Got<'_> = serde_json::from_slice(&answer).map_err(StreamError::failed)?;
+        match got {
+            Got { error: None, message: Some(Message { data }) } => {
+                let record = BASE64_STANDARD.decode(&*data);
+                record.map(Some).map_err(|_| StreamError::failed("a record is not base64"))
+            }
+            Got { error: Some(ApiError { err_code: NOT_FOUND_STREAM | NOT_FOUND_MESSAGE, .. }), .. } => Ok(None),
+            Got { error: Some(ApiError { err_code, description }), .. } => {
+                Err(self.failed(operation, &format!("{description} ({err_code})")))
+            }
+            Got { .. } => Err(self.failed(operation, &"an answer without a record")),
+        }
     }
 
     /// Removes all records before a sequence.
@@ -305,61 +339,103 @@ impl Stream {
         Ok((standing, None))
     }
 
-    /// Reads records in their order, several requests at a time.
-    ///
-    /// # Errors
-    /// If the leader does not answer, one is missing, or `visit` fails.
-    pub async fn read(
-        &self,
-        range: Range<u64>,
-        mut visit: impl FnMut(u64, &[u8]) -> Result<(), StreamError>,
-    ) -> Result<(), StreamError> {
-        let mut from = range.start;
-        while from < range.end {
-            let to = range.end.min(from + READ_AHEAD);
-            let mut requests = tokio::task::JoinSet::new();
-            for sequence in from..to {
-                let stream = self.clone();
-                requests.spawn(async move { (sequence, stream.get(sequence).await) });
-            }
-            let mut found = Vec::new();
-            while let Some(read) = requests.join_next().await {
-                let (sequence, record) = read.map_err(StreamError::failed)?;
-                let record = record?.ok_or_else(|| StreamError::failed(format!("record {sequence} is missing")))?;
-                found.push((sequence, record));
-            }
-            found.sort_by_key(|(sequence, _)| *sequence);
-            for (sequence, record) in found {
-                visit(sequence, &record)?;
-            }
-            from = to;
+    /// Reads records in their order.
+    #[must_use]
+    pub fn read(&self, range: Range<u64>) -> Reader {
+        Reader {
+            stream: self.clone(),
+            next: range.start,
+            asked: range.start,
+            end: range.end,
+            requests: JoinSet::new(),
+            found: BTreeMap::new(),
+            typical: READ_AHEAD_BYTES / 4,
         }
-        Ok(())
     }
 
     async fn api(&self, operation: &str, body: &Value) -> Result<Option<Value>, StreamError> {
-        let subject = format!("$JS.API.STREAM.{operation}.{}", self.name);
-        let answer = self
-            .request(&subject, body)
-            .await
-            .map_err(|error| StreamError::Failed(format!("{operation} of the stream {}: {error}", self.name)))?;
+        let answer = self.request(&self.api_subject(operation), body).await;
+        let answer = answer.map_err(|error| self.failed(operation, &error))?;
         match error_of(&answer) {
             None => Ok(Some(answer)),
             Some(ApiError { err_code: NOT_FOUND_STREAM | NOT_FOUND_MESSAGE, .. }) if operation != "CREATE" => Ok(None),
             Some(ApiError { err_code, description }) => {
-                Err(StreamError::Failed(format!("{operation} of the stream {}: {description} ({err_code})", self.name)))
+                Err(self.failed(operation, &format!("{description} ({err_code})")))
             }
         }
     }
 
+    fn api_subject(&self, operation: &str) -> String {
+        format!("$JS.API.STREAM.{operation}.{}", self.name)
+    }
+
+    fn failed(&self, operation: &str, why: &dyn std::fmt::Display) -> StreamError {
+        StreamError::Failed(format!("{operation} of the stream {}: {why}", self.name))
+    }
+
     async fn request(&self, subject: &str, body: &Value) -> Result<Value, RequestErrorKind> {
         let payload = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        Ok(serde_json::from_slice(&self.ask(subject, payload).await?).unwrap_or_default())
+    }
+
+    async fn ask(&self, subject: &str, payload: Bytes) -> Result<Bytes, RequestErrorKind> {
         let request = Request::new().payload(payload).timeout(Some(ANSWER_MAX));
         // While the connection is lost the client would wait.
         match timeout(ANSWER_MAX, self.client.send_request(subject.to_owned(), request)).await {
-            Ok(Ok(answer)) => Ok(serde_json::from_slice(&answer.payload).unwrap_or_default()),
+            Ok(Ok(answer)) => Ok(answer.payload),
             Ok(Err(error)) => Err(error.kind()),
             Err(_) => Err(RequestErrorKind::TimedOut),
+        }
+    }
+}
+
+/// The sequence of a request, and its answer.
+type Requested = (u64, Result<Option<Vec<u8>>, StreamError>);
+
+/// A range of records that is read in order, with several requests under way.
+#[derive(Debug)]
+pub struct Reader {
+    stream: Stream,
+    /// The next record to be returned, the next to be requested, and the end of the range.
+    next: u64,
+    asked: u64,
+    end: u64,
+    /// Ended with the reader.
+    requests: JoinSet<Requested>,
+    /// The records that came before their turn.
+    found: BTreeMap<u64, Vec<u8>>,
+    /// The length of the next records, as the last ones suggest.
+    typical: usize,
+}
+
+impl Reader {
+    /// The next record with its sequence. `None` at the end of the range.
+    ///
+    /// # Errors
+    /// If the leader does not answer, or the record is missing.
+    pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StreamError> {
+        while self.next < self.end {
+            self.request_more();
+            if let Some(record) = self.found.remove(&self.next) {
+                self.next += 1;
+                return Ok(Some((self.next - 1, record)));
+            }
+            let Some(read) = self.requests.join_next().await else { break };
+            let (sequence, record) = read.map_err(StreamError::failed)?;
+            let record = record?.ok_or_else(|| StreamError::failed(format!("record {sequence} is missing")))?;
+            // After a long record few are requested at once, until many short ones have come.
+            self.typical = record.len().max(self.typical - self.typical / 16);
+            self.found.insert(sequence, record);
+        }
+        Ok(None)
+    }
+
+    fn request_more(&mut self) {
+        let most = u64::try_from(READ_AHEAD_BYTES / self.typical.max(1)).unwrap_or(u64::MAX).clamp(2, READ_AHEAD);
+        while self.asked < self.end.min(self.next + most) {
+            let (stream, sequence) = (self.stream.clone(), self.asked);
+            self.requests.spawn(async move { (sequence, stream.get(sequence).await) });
+            self.asked += 1;
         }
     }
 }
@@ -434,9 +510,4 @@ pub async fn try_server(connector: &Connector, server: &Server, fleet: &str) -> 
 fn error_of(answer: &Value) -> Option<ApiError> {
     let error = answer.get("error")?;
     Some(serde_json::from_value(error.clone()).unwrap_or(ApiError { err_code: 0, description: error.to_string() }))
-}
-
-fn message(answer: &Value) -> Result<Vec<u8>, StreamError> {
-    let data = answer["message"]["data"].as_str().unwrap_or_default();
-    BASE64_STANDARD.decode(data).map_err(|_| StreamError::failed("a record is not base64"))
 }

@@ -29,7 +29,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use super::link::{Link, State, TaskEnd, Wanted, link};
-use super::replay::{Plan, Replay};
+use super::replay::{OnePass, Plan, Replay};
 use super::tests::{Fault, faults};
 use super::*;
 use crate::storage::{Key, SealingKey, Volume, put_row, read_rows};
@@ -187,15 +187,30 @@ impl Stream {
         let Some(range) = self.plan()?.range() else { return Ok(store) };
         for (sequence, record) in self.all().filter(|(sequence, _)| range.contains(sequence)) {
             let rows = replay.read(&codec, sequence, record).map_err(|error| error.to_string())?;
-            read_rows(&rows.unwrap_or_default(), &mut |key: &[u8], value: Option<&[u8]>| {
-                match value {
-                    Some(value) => store.insert(key.to_vec(), value.to_vec()),
-                    None => store.remove(key),
-                };
-            });
+            apply(&mut store, &rows.unwrap_or_default());
         }
         Ok(store)
     }
+
+    /// The same, by reading the stream once. `None` if that is not enough.
+    fn replay_in_one_pass(&self) -> Result<Option<Rows>, String> {
+        let (codec, mut pass, mut store) = (codec(), OnePass::default(), Rows::new());
+        for (sequence, record) in self.all() {
+            let rows = pass.read(&codec, sequence, record).map_err(|error| error.to_string())?;
+            apply(&mut store, &rows.unwrap_or_default());
+        }
+        assert_eq!(pass.plan.range(), self.plan()?.range());
+        Ok(pass.stamp().map(|_| store))
+    }
+}
+
+fn apply(store: &mut Rows, rows: &[u8]) {
+    read_rows(rows, &mut |key: &[u8], value: Option<&[u8]>| {
+        match value {
+            Some(value) => store.insert(key.to_vec(), value.to_vec()),
+            None => store.remove(key),
+        };
+    });
 }
 
 /// The end of a process.
@@ -494,6 +509,9 @@ impl World {
     /// Reads the stream back, and returns the commits that it has.
     fn judge(&self) -> Result<Vec<u16>, String> {
         let store = self.stream.replay()?;
+        if self.stream.replay_in_one_pass()?.is_some_and(|once| once != store) {
+            return Err("the stream has other rows if it is read once".into());
+        }
         let count = store.keys().filter(|key| key[0] == b'c').count();
         let found =
             self.written.values().find(|commits| commits.len() >= count && store_of(&commits[..count]) == store);
@@ -688,6 +706,32 @@ fn stream_that_is_put_back_from_a_backup_is_no_fence_for_its_owner() {
         assert_eq!((owner.instance, &owner.runs), (world.relays[0].instance, &runs), "{restarts} {volume:?}");
         assert_eq!(world.relays.len(), 1);
     }
+}
+
+#[test]
+fn stream_is_read_once_until_a_snapshot_after_a_gap_is_complete_beside_an_older_one() {
+    let mut world = World::new(None);
+    assert_eq!(world.stream.replay_in_one_pass().unwrap(), None, "no snapshot is complete");
+    world.settle().unwrap();
+    let reads_once = |world: &World| world.stream.replay_in_one_pass().unwrap().is_some();
+    world.commit(0, &[Fault::None; 3], false).unwrap();
+    assert!(reads_once(&world));
+    let relay = &mut world.relays[0];
+    relay.ship.gone();
+    for steps in 0.. {
+        let relay = &mut world.relays[0];
+        relay.thread();
+        let purges = matches!(relay.ship.next(), Step::Purge(_));
+        // The older snapshot is still there, and then it is removed.
+        assert_eq!(reads_once(&world), !purges, "{steps}");
+        if purges {
+            break;
+        }
+        world.relays[0].step(&mut world.stream, Fault::None, None).unwrap();
+        world.judge().unwrap();
+    }
+    world.settle().unwrap();
+    assert!(reads_once(&world));
 }
 
 #[test]

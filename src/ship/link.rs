@@ -230,13 +230,14 @@ impl Link {
         }
     }
 
-    /// The next ticket of a snapshot; nothing while one of its tickets is not stored.
+    /// The next ticket of a snapshot; nothing while two tickets are not stored. One of them waits, so that the stream gets it
+    /// as soon as it has stored the other.
     pub fn wanted(&mut self) -> Wanted {
         self.look();
         match (self.mode, self.after) {
             (Mode::Ready, _) => Wanted::Begin,
             (Mode::Shipping, None) if self.renew => Wanted::Begin,
-            (Mode::Shipping, Some(after)) if self.stored == self.sent => Wanted::Rows(after, PART_BYTES),
+            (Mode::Shipping, Some(after)) if self.sent - self.stored <= 1 => Wanted::Rows(after, PART_BYTES),
             _ => Wanted::Nothing,
         }
     }

@@ -104,6 +104,54 @@ impl Plan {
     }
 }
 
+/// Finds the records that make up the store, and reads their rows on the way, as long as the first snapshot of the stream
+/// is the last complete one, or no commit is missing before a later one.
+#[derive(Debug, Default)]
+pub struct OnePass {
+    /// The records that make up the store.
+    pub plan: Plan,
+    replay: Replay,
+    /// The first claim.
+    start: Option<u64>,
+    /// True if the rows are not those of the store.
+    wrong: bool,
+}
+
+impl OnePass {
+    /// Reads the next record, and returns the rows of a whole commit if they count as far as that is known yet.
+    ///
+    /// # Errors
+    /// If it cannot be read, or one is missing before it.
+    pub fn read(&mut self, codec: &Codec, sequence: u64, record: &[u8]) -> Result<Option<Vec<u8>>, Unreadable> {
+        let gap = self.gap();
+        self.plan.read(codec, sequence, record)?;
+        let claim = self.plan.claims.last.map(|(_, at)| at).filter(|at| *at == sequence);
+        self.start = self.start.or(claim);
+        if claim.is_some() && claim != self.start && self.plan.until == self.start {
+            // The first snapshot was never completed.
+            self.wrong = true;
+        }
+        // A snapshot after a gap is complete.
+        self.wrong |= gap && !self.gap();
+        if self.wrong || self.start.is_none() || self.gap() {
+            return Ok(None);
+        }
+        self.replay.read(codec, sequence, record)
+    }
+
+    /// True if what was read last counts only with a later snapshot.
+    fn gap(&self) -> bool {
+        self.plan.until.is_some() && self.plan.until != self.start
+    }
+
+    /// The format stamp of the store whose rows were read. `None` if they are not all of it.
+    #[must_use]
+    pub fn stamp(&self) -> Option<String> {
+        let owner = self.replay.owner.as_ref().filter(|_| !self.wrong && self.plan.base.is_some())?;
+        Some(owner.stamp.clone())
+    }
+}
+
 /// Reads the rows of the records that a [`Plan`] found.
 #[derive(Debug, Default)]
 pub struct Replay {

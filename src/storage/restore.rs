@@ -9,6 +9,7 @@
 //! Rows come in the order of their commits, each with its whole value, so a row that comes again overwrites itself. Until
 //! the instant of change the folder counts as empty, and a start restores it again.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -18,13 +19,15 @@ use super::directory::{self, private};
 use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
-use super::sled_db::{leak_db, open_sled};
+use super::key::Key;
+use super::sled_db::{Batch, leak_db, open_sled};
 use super::volume::Volume;
 use super::{compaction, names, row};
 
-/// The size of a batch.
-const BATCH_BYTES: usize = 512 << 10;
-
+/// About the memory of rows that wait. A row that comes again meanwhile is written once.
+const HELD_MAX: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+/// The memory of a row besides its value.
+const ROW_BYTES: usize = 96;
 /// Returns true if no store was ever used in the folder.
 ///
 /// # Errors
@@ -40,7 +43,8 @@ pub fn is_unused(path: &Path) -> io::Result<bool> {
 pub struct Restore {
     path: PathBuf,
     db: sled::Db,
-    batch: sled::Batch,
+    /// The rows that wait; `None` is a removal. In the order of their keys few pages change in a batch.
+    held: BTreeMap<Key, Option<Vec<u8>>>,
     bytes: usize,
     _lock: File,
 }
@@ -65,7 +69,7 @@ impl Restore {
             open_sled(&folder)
         });
         let (db, _) = begun.map_err(|cause| OpenError::failed(path, "begin a restore", cause))?;
-        Ok(Restore { path: path.to_owned(), db, batch: sled::Batch::default(), bytes: 0, _lock: lock })
+        Ok(Restore { path: path.to_owned(), db, held: BTreeMap::new(), bytes: 0, _lock: lock })
     }
 
     /// Applies the rows of a commit, as [`Store::commit_and_copy`] gave them.
@@ -75,22 +79,42 @@ impl Restore {
     /// # Errors
     /// If they cannot be written.
     pub fn apply(&mut self, rows: &[u8]) -> io::Result<()> {
-        let Restore { batch, bytes, .. } = self;
-        journal::read_rows(rows, &mut |key: &[u8], value: Option<&[u8]>| {
-            *bytes += key.len() + value.map_or(0, <[u8]>::len);
-            match value {
-                _ if *key == *EPOCH => {}
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+        let Restore { held, bytes, .. } = self;
+        let mut fits = true;
+        journal::read_rows(rows, &mut |key: &[u8], value: Option<&[u8]>| match Key::of(key) {
+            Some(key) if *key != *EPOCH => {
+                *bytes += ROW_BYTES + value.map_or(0, <[u8]>::len);
+                if let Some(before) = held.insert(key, value.map(<[u8]>::to_vec)) {
+                    *bytes -= ROW_BYTES + before.map_or(0, |before| before.len());
+                }
             }
+            Some(_) => {}
+            None => fits = false,
         });
-        if self.bytes < BATCH_BYTES { Ok(()) } else { self.write() }
+        if !fits {
+            return Err(io::Error::other("a row has a key that is too long"));
+        }
+        if self.bytes < HELD_MAX { Ok(()) } else { self.write() }
     }
 
+    /// Writes the rows that wait.
     fn write(&mut self) -> io::Result<()> {
+        let mut batch = Batch::default();
+        while let Some((key, value)) = self.held.pop_first() {
+            match value {
+                Some(value) => batch.insert(&key, value),
+                None => batch.remove(&key, 0),
+            }
+            if batch.is_full() {
+                self.apply_batch(&mut batch)?;
+            }
+        }
         self.bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        self.db.apply_batch(batch).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
+        self.apply_batch(&mut batch)
+    }
+
+    fn apply_batch(&self, batch: &mut Batch) -> io::Result<()> {
+        batch.apply_to(&self.db).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
     }
 
     /// Makes the rows the store of the folder, with the format stamp that the store had. If it continues that store as a
@@ -101,8 +125,10 @@ impl Restore {
     pub fn finish(mut self, stamp: &str, volume: Option<&Volume>) -> io::Result<()> {
         let after = volume.and_then(|volume| volume.runs.last()).map(|run| run.after).unwrap_or_default();
         let first = after.next_journal();
-        self.batch.insert(EPOCH, row::encode(EPOCH, &CheckpointPos::of_new(first)));
         self.write()?;
+        let mut batch = Batch::default();
+        batch.insert(EPOCH, row::encode(EPOCH, &CheckpointPos::of_new(first)));
+        self.apply_batch(&mut batch)?;
         let Restore { path, db, _lock, .. } = self;
         db.flush().inspect_err(|_| leak_db(&db)).map_err(io::Error::other)?;
         drop(db);

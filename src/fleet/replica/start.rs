@@ -17,7 +17,7 @@ use std::path::Path;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::super::restore::{plan, restore};
+use super::super::restore::{plan, restore, restore_all};
 use super::super::stream::StreamError;
 use super::{Found, Replica, StartError};
 use crate::ship::history::{Copy, Relation};
@@ -85,8 +85,7 @@ impl Replica {
             // An empty volume has lost what its own claim was about.
             (Some(_), true) => {
                 let standing = self.wait_for_silence(found).await?;
-                let plan = self.plan(standing.last).await?;
-                self.restored = self.restore_as_own(&plan).await?;
+                self.restored = self.restore_unused(standing.last).await?;
                 standing
             }
             (Some(_), false) => match self.catch_up(found).await {
@@ -177,10 +176,32 @@ impl Replica {
 
     /// Restores the queue of a plan in this volume, which continues it. Returns false if the plan has none.
     async fn restore_as_own(&mut self, plan: &Plan) -> Result<bool, StartError> {
-        let Some(Copy { runs, at }) = plan.copy() else { return Ok(false) };
-        let volume = Volume::new(runs.to_vec(), at, self.own.instance);
-        let volume = volume.map_err(|error| StartError::Failed(error.to_string()))?;
+        let Some(copy) = plan.copy() else { return Ok(false) };
+        let volume = self.continued(copy).map_err(|error| StartError::Failed(error.to_string()))?;
         self.restore(plan, &self.options.path.clone(), Some(&volume)).await
+    }
+
+    /// Restores the queue that the stream has up to this sequence, in this volume, which has none. Returns false if the
+    /// stream has none.
+    async fn restore_unused(&mut self, last: u64) -> Result<bool, StartError> {
+        let began = self.clock.now();
+        loop {
+            match self.read_all_back(last).await {
+                Ok(restored) => return Ok(restored),
+                Err(error) => self.try_again(began, error).await?,
+            }
+        }
+    }
+
+    async fn read_all_back(&self, last: u64) -> Result<bool, StreamError> {
+        let Some(link) = &self.link else { return Err(StreamError::Failed("not connected".into())) };
+        let volume = |copy: Copy<'_>| self.continued(copy).map(Some);
+        restore_all(&self.stream(link), &self.codec, last, &self.options.path, volume).await
+    }
+
+    /// A volume of this process that continues a copy.
+    fn continued(&self, Copy { runs, at }: Copy<'_>) -> std::io::Result<Volume> {
+        Volume::new(runs.to_vec(), at, self.own.instance)
     }
 
     /// Takes the stream over after a start without it. What it has beyond this store becomes a store beside this one, whose
@@ -287,7 +308,7 @@ impl Replica {
 
     async fn read_back(&self, plan: &Plan, path: &Path, volume: Option<&Volume>) -> Result<bool, StreamError> {
         let Some(link) = &self.link else { return Err(StreamError::Failed("not connected".into())) };
-        restore(&self.stream(link), &self.codec, plan, path, volume).await
+        restore(&self.stream(link), &self.codec, plan, path, volume.cloned()).await
     }
 
     /// The queue has begun, and this is the sequence number of its next message. Records the run; from now on commits may
