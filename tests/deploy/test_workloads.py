@@ -753,21 +753,22 @@ def trial(language):
     return block
 
 
-def simulated_by_kustomize(folder):
+def simulated_by_kustomize(kind, folder):
     literals = ("AWS_REGION=eu-west-2", "=".join(ENDPOINT))
-    return kustomize([labelled(with_simulator(BARE["Deployment"]))], folder, literals=literals)
+    return kustomize([labelled(with_simulator(BARE[kind]))], folder, literals=literals)
 
 
-def simulated_by_helm(folder):
-    return helm("template", chart([with_simulator(BARE["Deployment"])], folder / "chart", env=dict([ENDPOINT])))
+def simulated_by_helm(kind, folder):
+    return helm("template", chart([with_simulator(BARE[kind])], folder / "chart", env=dict([ENDPOINT])))
 
 
-def simulated_by_plain_yaml(folder):
-    mine = pasted(with_simulator(BARE["Deployment"]))
+def simulated_by_plain_yaml(kind, folder):
+    mine = pasted(with_simulator(BARE[kind]))
     named(template(mine)["spec"]["initContainers"], "connect-relay")["env"].append(dict(zip(("name", "value"), ENDPOINT)))
     return [mine]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "rendering",
     [
@@ -776,12 +777,12 @@ def simulated_by_plain_yaml(folder):
         simulated_by_plain_yaml,
     ],
 )
-def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, simulators, relays, tmp_path):
-    resources = rendering(tmp_path)
-    deployment = of_kind(resources, "Deployment")
+def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, kind, simulators, relays, tmp_path):
+    resources = rendering(kind, tmp_path)
+    workload = of_kind(resources, kind)
     for version in VERSIONS:
-        kubernetes_validate.validate(deployment, version, strict=True)
-    relay, simulated = (named(template(deployment)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
+        kubernetes_validate.validate(workload, version, strict=True)
+    relay, simulated = (named(template(workload)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
     assert (simulated["args"], simulated["restartPolicy"]) == (["simulate"], "Always")
     settings = settings_of(relay, resources)
     assert settings[ENDPOINT[0]] == ENDPOINT[1]
