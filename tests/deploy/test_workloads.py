@@ -570,6 +570,19 @@ def test_the_example_chart_passes_the_linter_and_is_valid(tmp_path):
     assert (dependency["name"], dependency["version"]) == (library["name"], library["version"]) and library["type"] == "library"
 
 
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_packaged_library_renders_as_its_folder_does(tmp_path):
+    """The document pushes a package, and `helm dependency update` puts that into charts/."""
+    assert helm("lint", HELM / "connect-relay") == []
+    by_folder = chart([BARE["Deployment"]], tmp_path / "folder")
+    before = helm("template", by_folder)
+    shutil.copytree(by_folder, tmp_path / "packaged")
+    package = helm("package", tmp_path / "packaged/charts/connect-relay")
+    assert f"{package}".endswith("packaged/charts/connect-relay-0.1.0.tgz") and "connect-relay-0.1.0.tgz" in DOCUMENT
+    shutil.rmtree(tmp_path / "packaged/charts/connect-relay")
+    assert helm("template", tmp_path / "packaged") == before
+
+
 def test_the_documents_lines_for_a_chart_are_those_of_the_example():
     [block] = re.findall(r"^```yaml\n(  template:\n.*?)^```", DOCUMENT, re.M | re.S)
     example = (HELM / "example/templates/deployment.yaml").read_text().splitlines()
