@@ -13,8 +13,9 @@ The reply is a dict:
     ClientToken   the same call with this client_token is a repeat, and never a second message
     Direct        True if the message went to Connect without the relay
 
-An error is the exception that boto3 raises for it, such as client.exceptions.AccessDeniedException: all are
-botocore.exceptions.ClientError. RelayUnavailable means that the message is not acknowledged.
+An error is the exception that boto3 raises for it: relay.exceptions.AccessDeniedException, … (the classes of another
+client are not the same), all of them botocore.exceptions.ClientError. RelayUnavailable means that the message is not
+acknowledged.
 
 While the relay does not answer, or answers 500 or 503, send_message tries again for `retry_for` seconds. Then it calls
 Connect directly, with the same ClientToken, but only if the outcome of each earlier message of the conversation is
@@ -84,6 +85,11 @@ class Relay:
         self._waits = threading.Semaphore(WAITS_MAX)
         self._lock = threading.Lock()  # Guards the client, the chats and what they hold.
         self._is_watching = False
+
+    @property
+    def exceptions(self):
+        """The exceptions that send_message raises, as a boto3 client has them."""
+        return self._connect().exceptions
 
     def send_message(
         self, content, connection_token, client_token=None, conversation=None, content_type="text/plain"
@@ -176,7 +182,7 @@ class Relay:
         metadata["RequestId"] = headers.get("x-amzn-requestid", "")
         text = answer.get("Message", "")
         response = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": metadata, "Message": text}
-        return self._connect().exceptions.from_code(code)(response, "SendMessage")
+        return self.exceptions.from_code(code)(response, "SendMessage")
 
     # Connect.
 

@@ -570,6 +570,19 @@ def test_the_example_chart_passes_the_linter_and_is_valid(tmp_path):
     assert (dependency["name"], dependency["version"]) == (library["name"], library["version"]) and library["type"] == "library"
 
 
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_packaged_library_renders_as_its_folder_does(tmp_path):
+    """The document pushes a package, and `helm dependency update` puts that into charts/."""
+    assert helm("lint", HELM / "connect-relay") == []
+    by_folder = chart([BARE["Deployment"]], tmp_path / "folder")
+    before = helm("template", by_folder)
+    shutil.copytree(by_folder, tmp_path / "packaged")
+    package = helm("package", tmp_path / "packaged/charts/connect-relay")
+    assert f"{package}".endswith("packaged/charts/connect-relay-0.1.0.tgz") and "connect-relay-0.1.0.tgz" in DOCUMENT
+    shutil.rmtree(tmp_path / "packaged/charts/connect-relay")
+    assert helm("template", tmp_path / "packaged") == before
+
+
 def test_the_documents_lines_for_a_chart_are_those_of_the_example():
     [block] = re.findall(r"^```yaml\n(  template:\n.*?)^```", DOCUMENT, re.M | re.S)
     example = (HELM / "example/templates/deployment.yaml").read_text().splitlines()
@@ -726,7 +739,7 @@ def test_the_charts_servers_are_a_setting_where_there_is_no_secret(tmp_path):
     ({"image": {"tag": 1.0}}, "/image/tag"),
     ({"resources": {"limit": {"memory": "1Gi"}}}, "limit"),
     ({"queueMiB": "256Mi"}, "/queueMiB"),
-    ({"queueMiB": 16}, "/queueMiB"),
+    ({"queueMiB": 255}, "/queueMiB"),
 ])  # fmt: skip
 def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
     with pytest.raises(Exception, match=word):
@@ -753,21 +766,22 @@ def trial(language):
     return block
 
 
-def simulated_by_kustomize(folder):
+def simulated_by_kustomize(kind, folder):
     literals = ("AWS_REGION=eu-west-2", "=".join(ENDPOINT))
-    return kustomize([labelled(with_simulator(BARE["Deployment"]))], folder, literals=literals)
+    return kustomize([labelled(with_simulator(BARE[kind]))], folder, literals=literals)
 
 
-def simulated_by_helm(folder):
-    return helm("template", chart([with_simulator(BARE["Deployment"])], folder / "chart", env=dict([ENDPOINT])))
+def simulated_by_helm(kind, folder):
+    return helm("template", chart([with_simulator(BARE[kind])], folder / "chart", env=dict([ENDPOINT])))
 
 
-def simulated_by_plain_yaml(folder):
-    mine = pasted(with_simulator(BARE["Deployment"]))
+def simulated_by_plain_yaml(kind, folder):
+    mine = pasted(with_simulator(BARE[kind]))
     named(template(mine)["spec"]["initContainers"], "connect-relay")["env"].append(dict(zip(("name", "value"), ENDPOINT)))
     return [mine]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "rendering",
     [
@@ -776,12 +790,12 @@ def simulated_by_plain_yaml(folder):
         simulated_by_plain_yaml,
     ],
 )
-def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, simulators, relays, tmp_path):
-    resources = rendering(tmp_path)
-    deployment = of_kind(resources, "Deployment")
+def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, kind, simulators, relays, tmp_path):
+    resources = rendering(kind, tmp_path)
+    workload = of_kind(resources, kind)
     for version in VERSIONS:
-        kubernetes_validate.validate(deployment, version, strict=True)
-    relay, simulated = (named(template(deployment)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
+        kubernetes_validate.validate(workload, version, strict=True)
+    relay, simulated = (named(template(workload)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
     assert (simulated["args"], simulated["restartPolicy"]) == (["simulate"], "Always")
     settings = settings_of(relay, resources)
     assert settings[ENDPOINT[0]] == ENDPOINT[1]

@@ -49,6 +49,8 @@ class PythonHelper:
             return {"Error": "RelayUnavailable", "ClientToken": error.client_token, "Message": str(error)}
         except ClientError as error:
             code = error.response["Error"]["Code"]
+            known = getattr(self._relay.exceptions, code, ClientError)
+            assert isinstance(error, known), "as `except relay.exceptions.CODE` asks"
             return {"Error": code, "Class": type(error).__name__, "Message": error.response["Error"]["Message"]}
         except (TypeError, ValueError) as error:
             return {"Error": type(error).__name__, "Message": str(error)}
