@@ -230,7 +230,7 @@ impl ErrorReply {
 }
 
 /// A header's value as an error shows it: cut, and without terminal control characters.
-pub(super) fn shown(value: &HeaderValue) -> String {
+fn shown(value: &HeaderValue) -> String {
     let value = String::from_utf8_lossy(value.as_bytes());
     value.chars().take(40).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
 }
