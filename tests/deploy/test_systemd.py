@@ -75,15 +75,30 @@ def test_systemd_finds_no_fault_in_the_optional_parts(unit):
 def root(containers):
     """A Debian with the relay's program."""
     root = copy_of(debian("systemd-pattern", "systemd,dbus,ca-certificates"), "debian-unit")
-    shutil.copy(BINARY, root / "usr/local/bin/connect-relay")
+    (root / CLONE / "target/release").mkdir(parents=True)
+    shutil.copy(BINARY, root / CLONE / "target/release/connect-relay")
     yield root
     shutil.rmtree(root)
+
+
+# A clone on the machine, after `cargo build --release`.
+CLONE = "root/clone"
+
+
+def installation():
+    """The commands at the head of the unit."""
+    [block] = re.findall(r"In a clone, after `cargo build --release`:\n#\n((?:#   .+\n)+)#\n", UNIT.read_text())
+    commands = re.findall(r"^#   (.+)$", block, flags=re.M)
+    assert commands[-1] == "systemctl enable --now connect-relay"
+    return commands
 
 
 @pytest.fixture
 def machine(containers, root):
     """A machine under systemd with the unit and a simulated Connect, and a bot's command line in it."""
-    shutil.copy(UNIT, root / "etc/systemd/system")
+    (root / CLONE / "deploy").mkdir(exist_ok=True)
+    shutil.copy(UNIT, root / CLONE / "deploy")
+    (root / "etc/systemd/system" / UNIT.name).unlink(missing_ok=True)
     # A drop-in as an operator may write it: here, longer limits for a test.
     units = root / "etc/systemd/system"
     (units / SOCKET_UNIT.name).unlink(missing_ok=True)
@@ -92,7 +107,6 @@ def machine(containers, root):
     shutil.rmtree(drop_in.parent, ignore_errors=True)
     drop_in.parent.mkdir()
     drop_in.write_text("[Service]\nWatchdogSec=5s\n")
-    (root / "etc/connect-relay").mkdir(exist_ok=True)
     shutil.rmtree(root / "var/lib/private/connect-relay", ignore_errors=True)
     ledger = root / "var/ledger"
     ledger.unlink(missing_ok=True)
@@ -105,15 +119,17 @@ def machine(containers, root):
     inside.root, inside.units = root, units
     inside.process = podman("inspect", "--format", "{{.State.Pid}}", name).strip()
     inside.settings = root / "etc/connect-relay/relay.toml"
-    inside.settings.write_text(f"[sender]\nendpoint = '{CONNECT}'\n")
     inside.delivered = lambda: len(ledger.read_text().splitlines())
     until(lambda: inside("systemctl", "is-system-running", check=False).strip() in ("running", "degraded"), "systemd runs")
     # As on a machine: the mounts that systemd makes for credentials are seen by the services. podman's root is private.
     inside("mount", "--make-rshared", "/")
-    inside("groupadd", "--system", "--force", "connect-bots")
+    inside("groupdel", "connect-bots", check=False)  # of another test
+    inside("sh", "-exc", f"cd /{CLONE}\n" + "\n".join(installation()))
+    assert show(inside, "ActiveState") == {"ActiveState": "active"}, "as the head of the unit installs it"
+    inside.settings.write_text(f"[sender]\nendpoint = '{CONNECT}'\n")
     inside("systemd-run", "--quiet", "connect-relay", "simulate", "--ledger", "/var/ledger")
     until(ledger.exists, "the simulator runs")
-    inside("systemctl", "enable", "--now", "connect-relay")
+    inside("systemctl", "restart", "connect-relay")
     yield inside
     print(inside("journalctl", "--no-pager", "--unit=connect-relay", "--lines=40", check=False))
     podman("rm", "--force", name, check=False)
