@@ -11,7 +11,7 @@ import pytest
 from kit.connecting import Connecting, all_have_sent
 from kit.containers import copy_of, debian, podman
 from kit.wait import TIMEOUT, until
-from kit.processes import BINARY
+from kit.processes import BINARY, command
 from kit.tools import MACHINE, ROOT, ROOT_USER, run
 
 UNIT = ROOT / "deploy/connect-relay.service"
@@ -55,6 +55,12 @@ def with_key(text):
     text, changed = re.subn(r"^#(LoadCredential=|Environment=)", r"\1", text, flags=re.M)
     assert changed == 2
     return text
+
+
+def test_a_credentials_folder_that_systemd_did_not_resolve_is_refused():
+    """As a systemd before 251 leaves it, which does not know %d: the queue would not be sealed."""
+    done = command("check", settings={"sender.region": "eu-west-2", "queue.key_file": "%d/sealing-keys"})
+    assert done.returncode == 78 and "queue.key_file = %d/sealing-keys" in done.stderr
 
 
 @pytest.mark.needs("systemd-analyze")
@@ -176,7 +182,10 @@ def test_systemd_starts_watches_and_stops_the_relay(machine):
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)
-def test_key_that_root_alone_can_read_seals_the_queue(machine):
+@pytest.mark.parametrize("folder", ["%d", "/run/credentials/connect-relay.service"])
+def test_key_that_root_alone_can_read_seals_the_queue(machine, folder):
+    """Also as the document has it for a systemd without %d."""
+    assert folder in (ROOT / "docs/systemd.md").read_text()
     nowhere = '[sender]\nendpoint = "http://127.0.0.1:9"\n[shutdown]\ngrace = "0s"\n'
     machine.settings.write_text(nowhere)
     machine("systemctl", "restart", "connect-relay")
@@ -192,7 +201,7 @@ def test_key_that_root_alone_can_read_seals_the_queue(machine):
     key = "/etc/connect-relay/sealing-keys"
     assert machine("stat", "--format=%U %a", key).split() == ["root", "600"]
     unit = machine.units / UNIT.name
-    unit.write_text(with_key(UNIT.read_text()))
+    unit.write_text(with_key(UNIT.read_text()).replace("=%d/", f"={folder}/"))
     machine("systemctl", "daemon-reload")
     machine("systemctl", "restart", "connect-relay")
     machine("systemctl", "reload", "connect-relay")
