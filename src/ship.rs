@@ -28,6 +28,13 @@
 //! refusal alone is never a fence. A record that was published is never changed, and a late copy of one from before the
 //! last claim does not count (`replay`).
 //!
+//! After a gap, which every start is, a claim and its records count only when its snapshot is complete. Until then they are
+//! *provisional*, and if a later claim is stored before that, no restore can need them. So that the stream does not fill
+//! with the beginnings of snapshots of a relay that crashes again and again, they are under a subject of their claim, and
+//! the relay removes them as soon as the later claim is stored. That claim names the first provisional one, which stays: so
+//! a restore knows that what is missing between the two never counted (`replay`). Everything that counts is under the
+//! common subject: the ends of snapshots and what comes after them.
+//!
 //! If records cannot be stored, tickets wait, up to [`BACKLOG_MAX`] bytes. Then all of them are dropped, and a snapshot
 //! replaces them once the stream takes records again.
 //!
@@ -136,6 +143,11 @@ pub struct Standing {
     pub owner: Option<Owner>,
     /// The last commit.
     pub at: CommitPos,
+    /// The last claims whose records do not count, because their snapshots are not complete; the newest last. An older one
+    /// may be left out if its records are removed already.
+    pub provisional: Vec<u64>,
+    /// The sequence of the first of them.
+    pub since: Option<u64>,
 }
 
 impl Standing {
@@ -156,6 +168,8 @@ pub enum Step<'a> {
         expected: u64,
         /// The record.
         record: &'a [u8],
+        /// The claim under whose subject it goes, if it is provisional.
+        provisional: Option<u64>,
     },
     /// Read the record at this sequence, from the leader.
     Read(u64),
@@ -163,6 +177,13 @@ pub enum Step<'a> {
     Look,
     /// Remove all records before this sequence.
     Purge(u64),
+    /// Remove the provisional records of a claim.
+    Remove {
+        /// The claim.
+        provisional: u64,
+        /// The sequence of a later claim.
+        before: u64,
+    },
     /// Wait for a ticket.
     Wait,
     /// Stop: another relay has the stream.
@@ -189,6 +210,10 @@ struct Flight {
     head: Head,
     /// The ticket that is stored with it.
     ticket: Option<u64>,
+    /// The claim under whose subject it goes.
+    provisional: Option<u64>,
+    /// True if it is a claim that continues the records before it.
+    continues: bool,
     /// True if the stream refused it: the record may be stored.
     doubt: bool,
 }
@@ -207,6 +232,14 @@ pub struct Ship {
     /// The number and the sequence of the own last claim.
     claim: Option<(u64, u64)>,
     flight: Option<Flight>,
+    /// The claims whose records do not count, the newest last; the own one is among them until its snapshot is complete.
+    provisional: Vec<u64>,
+    /// The sequence of the first one.
+    since: Option<u64>,
+    /// Those of them whose records are to be removed.
+    remove: VecDeque<u64>,
+    /// True if the claim that is made from the first ticket continues the records before it.
+    continues: bool,
     /// Records of the first ticket that follow the one in flight.
     rest: VecDeque<(Kind, Vec<u8>)>,
     tickets: VecDeque<Ticket>,
@@ -237,6 +270,10 @@ impl Ship {
             expected: 0,
             claim: None,
             flight: None,
+            provisional: Vec::new(),
+            since: None,
+            remove: VecDeque::new(),
+            continues: false,
             rest: VecDeque::new(),
             tickets: VecDeque::new(),
             bytes: 0,
@@ -300,8 +337,14 @@ impl Ship {
             (Phase::Fenced, _) => Step::Stop,
             (Phase::Looking, _) => Step::Look,
             (_, Some(Flight { doubt: true, .. })) => Step::Read(self.expected + 1),
-            (_, Some(flight)) => Step::Publish { expected: self.expected, record: &flight.record },
-            (_, None) => self.purge.map_or(Step::Wait, Step::Purge),
+            (_, flight) => match (self.remove.front(), self.claim, flight) {
+                // Before more records: the stream may be almost full.
+                (Some(claim), Some((_, before)), _) => Step::Remove { provisional: *claim, before },
+                (_, _, Some(Flight { record, provisional, .. })) => {
+                    Step::Publish { expected: self.expected, record, provisional: *provisional }
+                }
+                (_, _, None) => self.purge.map_or(Step::Wait, Step::Purge),
+            },
         }
     }
 
@@ -401,13 +444,19 @@ impl Ship {
         self.purge = None;
     }
 
-    fn begin_behind(&mut self, Standing { last, owner, .. }: Standing) {
+    /// The records that were to be removed are, or could not be: then a later claim removes them.
+    pub fn removed(&mut self) {
+        self.remove.pop_front();
+    }
+
+    fn begin_behind(&mut self, Standing { last, owner, provisional, since, .. }: Standing) {
         // An owner knows its predecessors, whatever the stream has lost.
         if let Some(owner) = owner.filter(|_| self.claim.is_none()) {
             let found = owner.predecessors.into_iter().chain(owner.runs.iter().map(|run| run.instance));
             let new: Vec<u64> = found.filter(|instance| !self.predecessors.contains(instance)).collect();
             self.predecessors.extend(new);
         }
+        (self.provisional, self.since) = (provisional, since);
         self.expected = last;
         self.phase = Phase::Ready;
         self.reports.push(Report::Ready);
@@ -415,14 +464,24 @@ impl Ship {
 
     /// The record in flight is stored.
     fn advance(&mut self) {
-        let Some(Flight { head, ticket, .. }) = self.flight.take() else { return };
+        let Some(Flight { head, ticket, continues, .. }) = self.flight.take() else { return };
         self.expected += 1;
         match head.kind {
             Kind::Claim => {
                 self.claim = Some((head.claim, self.expected));
                 self.purge = None;
+                if !continues {
+                    self.remove = self.provisional.iter().copied().collect();
+                    self.provisional.push(head.claim);
+                    self.since = self.since.or(Some(self.expected));
+                }
             }
-            Kind::End => self.purge = self.claim.map(|(_, at)| at),
+            Kind::End => {
+                self.purge = self.claim.map(|(_, at)| at);
+                self.provisional.clear();
+                self.since = None;
+                self.remove.clear();
+            }
             Kind::Rows | Kind::Part | Kind::Released => {}
         }
         self.reports.extend(ticket.map(Report::Stored));
@@ -460,7 +519,13 @@ impl Ship {
             self.tickets.pop_front();
             number
         });
-        self.flight = Some(Flight { record, head, ticket, doubt: false });
+        let is_provisional = match kind {
+            Kind::Claim => !self.continues && self.since.is_some(),
+            Kind::Rows | Kind::Part => self.provisional.contains(&claim),
+            Kind::End | Kind::Released => false,
+        };
+        let (provisional, continues) = (is_provisional.then_some(claim), kind == Kind::Claim && self.continues);
+        self.flight = Some(Flight { record, head, ticket, provisional, continues, doubt: false });
     }
 
     /// The newest predecessors whose runs the store does not have.
@@ -477,10 +542,11 @@ impl Ship {
             Item::Begin { stamp, continues } => {
                 let Identity { volume, instance, node } = self.identity.clone();
                 let (stamp, continues) = (stamp.clone(), *continues && self.claim.is_some());
+                self.continues = continues;
                 let (predecessors, runs) = (self.other_predecessors(), self.runs.clone());
-                let owner = Owner { volume, instance, node, stamp, continues, runs, predecessors };
-                let body = postcard::to_stdvec(&owner).expect("plain data serialises into memory");
-                self.rest.push_back((Kind::Claim, body));
+                let since = self.since.filter(|_| !continues);
+                let owner = Owner { volume, instance, node, stamp, continues, runs, predecessors, since };
+                self.rest.push_back((Kind::Claim, owner.encode()));
             }
             Item::Rows(rows) => {
                 let rows = std::mem::take(rows);
@@ -504,6 +570,7 @@ impl Ship {
             return;
         }
         self.flight = None;
+        self.remove.clear();
         if matches!(self.phase, Phase::Shipping) {
             self.drop_tickets();
         }

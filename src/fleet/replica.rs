@@ -586,11 +586,11 @@ impl Replica {
         let delay = if doubts == 0 { Duration::ZERO } else { DOUBT.delay(doubts, 0.5) };
         Some(match self.ship.next() {
             Step::Wait | Step::Stop => return None,
-            Step::Publish { expected, record } => {
+            Step::Publish { expected, record, provisional } => {
                 let record = Bytes::copy_from_slice(record);
                 Box::pin(async move {
                     wait(delay).await;
-                    match stream.publish(expected, record, within).await {
+                    match stream.publish(expected, record, provisional, within).await {
                         Answer::Doubt(_) | Answer::Silence(_) if matches!(stream.info().await, Ok(None)) => Done::Gone,
                         answer => Done::Published(answer),
                     }
@@ -598,10 +598,14 @@ impl Replica {
             }
             Step::Read(sequence) => Box::pin(async move {
                 wait(delay).await;
-                match stream.get(sequence).await {
-                    Ok(None) if matches!(stream.info().await, Ok(Some(info)) if info.first > sequence) => Done::Gone,
-                    found => Done::Read(found.ok().flatten()),
+                let found = stream.get(sequence).await;
+                if found == Ok(None)
+                    && let Ok(Some(Info { first, last, .. })) = stream.info().await
+                    && (first > sequence || (last >= sequence && stream.get(sequence).await == Ok(None)))
+                {
+                    return Done::Gone;
                 }
+                Done::Read(found.ok().flatten().map(|stored| stored.record))
             }),
             Step::Look => {
                 let (shape, metadata) = (self.options.shape, self.metadata());
@@ -619,6 +623,13 @@ impl Replica {
                     debug!(%error, "the stream was not shortened");
                 }
                 Done::Purged
+            }),
+            Step::Remove { provisional, before } => Box::pin(async move {
+                // If it fails, the next claim removes them.
+                if let Err(error) = stream.remove(provisional, before).await {
+                    debug!(%error, "an incomplete snapshot was not removed");
+                }
+                Done::Removed
             }),
         })
     }
@@ -648,6 +659,7 @@ impl Replica {
                 return false;
             }
             Done::Purged => self.ship.purged(),
+            Done::Removed => self.ship.removed(),
             Done::Measured(Ok(info)) => {
                 let Info { last, bytes, .. } = info.unwrap_or_default();
                 self.ship.measured(last);
@@ -666,7 +678,9 @@ impl Done {
             Done::Published(Answer::Silence(why)) => Silence::Yes(why.clone()),
             Done::Looked(Err(error)) => Silence::Yes(error.to_string()),
             Done::Published(_) => Silence::No,
-            Done::Gone | Done::Read(_) | Done::Looked(Ok(_)) | Done::Measured(_) | Done::Purged => Silence::Unknown,
+            Done::Gone | Done::Read(_) | Done::Looked(Ok(_)) | Done::Measured(_) | Done::Purged | Done::Removed => {
+                Silence::Unknown
+            }
         }
     }
 }
@@ -718,5 +732,6 @@ enum Done {
     Read(Option<Vec<u8>>),
     Looked(Result<Standing, StreamError>),
     Purged,
+    Removed,
     Measured(Result<Option<Info>, StreamError>),
 }

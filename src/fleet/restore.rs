@@ -5,6 +5,7 @@
 //! ones are read.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -23,12 +24,20 @@ const CHUNK: usize = 256 << 10;
 /// # Errors
 /// If the servers do not answer, or a record cannot be read.
 pub async fn plan(stream: &Stream, codec: &Codec, last: u64) -> Result<Plan, StreamError> {
-    let mut records = stream.read(first(stream).await?..last + 1);
+    let range = range(stream, last).await?;
+    let mut records = stream.read(range.clone());
     let mut plan = Plan::default();
     while let Some((sequence, record)) = records.next().await? {
         plan.read(codec, sequence, &record)?;
     }
-    Ok(plan)
+    check(&plan, &range).map(|()| plan)
+}
+
+/// Checks that a plan was made of everything in a range that may count.
+fn check(plan: &Plan, range: &Range<u64>) -> Result<(), StreamError> {
+    // The last record is never removed.
+    let end = (!range.is_empty() && plan.last() + 1 < range.end).then_some(plan.last() + 1);
+    plan.missing().or(end).map_or(Ok(()), |missing| Err(StreamError::failed(format!("record {missing} is missing"))))
 }
 
 /// Makes a store of these records in a folder, in the place of the one there. Returns false if they have no complete
@@ -47,8 +56,13 @@ pub async fn restore(
     let mut writer = Writer::begin(path).await?;
     let mut replay = Replay::default();
     let read = async {
+        let mut next = range.start;
         let mut records = stream.read(range);
         while let Some((sequence, record)) = records.next().await? {
+            if sequence != next {
+                return Err(StreamError::failed(format!("record {next} is missing")));
+            }
+            next += 1;
             if let Some(rows) = replay.read(codec, sequence, &record)? {
                 writer.write(rows).await?;
             }
@@ -82,12 +96,14 @@ pub async fn restore_all(
     let mut writer = Writer::begin(path).await?;
     let mut pass = OnePass::default();
     let read = async {
-        let mut records = stream.read(first(stream).await?..last + 1);
+        let range = range(stream, last).await?;
+        let mut records = stream.read(range.clone());
         while let Some((sequence, record)) = records.next().await? {
             if let Some(rows) = pass.read(codec, sequence, &record)? {
                 writer.write(rows).await?;
             }
         }
+        check(&pass.plan, &range)?;
         let volume = pass.plan.copy().map(volume).transpose();
         volume.map_err(|error| writer.failed(&error))
     };
@@ -104,8 +120,9 @@ pub async fn restore_all(
     }
 }
 
-async fn first(stream: &Stream) -> Result<u64, StreamError> {
-    Ok(stream.info().await?.unwrap_or_default().first.max(1))
+/// The records up to `last`.
+async fn range(stream: &Stream, last: u64) -> Result<Range<u64>, StreamError> {
+    Ok(stream.info().await?.unwrap_or_default().first.max(1)..last + 1)
 }
 
 /// A restore whose rows another thread writes, a chunk at a time. It is finished or given up: the thread has the lock of

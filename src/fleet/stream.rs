@@ -25,7 +25,7 @@ use super::connection::Connector;
 use super::options::{Server, Shape};
 use super::subject::part;
 use crate::ship::Standing;
-use crate::ship::record::{self, Codec, Head, Kind};
+use crate::ship::record::{self, Codec, Head, Kind, Owner};
 
 /// The time for an answer about a stream. Longer than for a publish: a new stream needs an election.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -109,6 +109,17 @@ impl From<record::Unreadable> for StreamError {
     }
 }
 
+/// A record, and how the stream has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The sequence.
+    pub sequence: u64,
+    /// The subject.
+    pub subject: String,
+    /// The record.
+    pub record: Vec<u8>,
+}
+
 /// An answer with a record.
 #[derive(Deserialize)]
 struct Got<'a> {
@@ -119,6 +130,10 @@ struct Got<'a> {
 
 #[derive(Deserialize)]
 struct Message<'a> {
+    #[serde(borrow, default)]
+    subject: Cow<'a, str>,
+    #[serde(default)]
+    seq: u64,
     /// In base64. Borrowed: a copy of a long record would be made for each.
     #[serde(borrow, default)]
     data: Cow<'a, str>,
@@ -130,6 +145,11 @@ struct ApiError {
     err_code: u64,
     #[serde(default)]
     description: String,
+}
+
+/// The subject of the provisional records of a claim.
+fn provisional(subject: &str, claim: u64) -> String {
+    format!("{subject}.{claim:016x}")
 }
 
 /// The name of a relay's stream. Neither part contains `=_`, so two pairs never have one name.
@@ -223,7 +243,7 @@ impl Stream {
     /// If the servers refuse that.
     pub async fn ensure(&self, shape: &Shape, metadata: Value) -> Result<(), StreamError> {
         let wanted = json!({
-            "name": self.name, "subjects": [self.subject], "retention": "limits", "storage": "file", "discard": "new",
+            "name": self.name, "subjects": [self.subject, format!("{}.*", self.subject)], "retention": "limits", "storage": "file", "discard": "new",
             "num_replicas": shape.replicas, "max_bytes": shape.bytes_max, "max_msgs": -1, "max_age": 0,
             "max_consumers": -1, "max_msgs_per_subject": -1, "deny_delete": true, "allow_direct": true,
             "metadata": metadata,
@@ -231,8 +251,9 @@ impl Stream {
         let found = match self.api("INFO", &Value::Null).await? {
             None => self.api("CREATE", &wanted).await?,
             Some(found) => {
-                let differs =
-                    ["num_replicas", "max_bytes"].into_iter().any(|name| found["config"][name] != wanted[name]);
+                let differs = ["num_replicas", "max_bytes", "subjects"]
+                    .into_iter()
+                    .any(|name| found["config"][name] != wanted[name]);
                 if differs { self.api("UPDATE", &wanted).await? } else { Some(found) }
             }
         };
@@ -249,13 +270,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Publishes a record behind the expected sequence.
-    pub async fn publish(&self, expected: u64, record: Bytes, within: Duration) -> Answer {
+    /// Publishes a record behind the expected sequence; a provisional one under the subject of this claim.
+    pub async fn publish(&self, expected: u64, record: Bytes, claim: Option<u64>, within: Duration) -> Answer {
+        let subject = claim.map_or_else(|| self.subject.clone(), |claim| provisional(&self.subject, claim));
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Sequence", expected.to_string().as_str());
         headers.insert("Nats-Expected-Stream", self.name.as_str());
         let request = Request::new().payload(record).headers(headers).timeout(Some(within));
-        let answer = match self.client.send_request(self.subject.clone(), request).await {
+        let answer = match self.client.send_request(subject, request).await {
             Ok(answer) => serde_json::from_slice::<Value>(&answer.payload).unwrap_or_default(),
             Err(error) => return Answer::Silence(error.to_string()),
         };
@@ -277,15 +299,25 @@ impl Stream {
     ///
     /// # Errors
     /// If the leader does not answer.
-    pub async fn get(&self, sequence: u64) -> Result<Option<Vec<u8>>, StreamError> {
+    pub async fn get(&self, sequence: u64) -> Result<Option<Stored>, StreamError> {
+        self.get_by(json!({ "seq": sequence })).await
+    }
+
+    /// The first record at or after a sequence, by the leader. `None` if there is none.
+    async fn get_from(&self, sequence: u64) -> Result<Option<Stored>, StreamError> {
+        self.get_by(json!({ "seq": sequence, "next_by_subj": ">" })).await
+    }
+
+    async fn get_by(&self, wanted: Value) -> Result<Option<Stored>, StreamError> {
         let operation = "MSG.GET";
-        let answer = self.ask(&self.api_subject(operation), json!({ "seq": sequence }).to_string().into()).await;
+        let answer = self.ask(&self.api_subject(operation), wanted.to_string().into()).await;
         let answer = answer.map_err(|error| self.failed(operation, &error))?;
         let got: Got<'_> = serde_json::from_slice(&answer).map_err(StreamError::failed)?;
         match got {
-            Got { error: None, message: Some(Message { data }) } => {
+            Got { error: None, message: Some(Message { subject, seq, data }) } => {
                 let record = BASE64_STANDARD.decode(&*data);
-                record.map(Some).map_err(|_| StreamError::failed("a record is not base64"))
+                let record = record.map_err(|_| StreamError::failed("a record is not base64"))?;
+                Ok(Some(Stored { sequence: seq, subject: subject.into_owned(), record }))
             }
             Got { error: Some(ApiError { err_code: NOT_FOUND_STREAM | NOT_FOUND_MESSAGE, .. }), .. } => Ok(None),
             Got { error: Some(ApiError { err_code, description }), .. } => {
@@ -293,6 +325,14 @@ impl Stream {
             }
             Got { .. } => Err(self.failed(operation, &"an answer without a record")),
         }
+    }
+
+    /// Removes the provisional records of a claim that come before a sequence.
+    ///
+    /// # Errors
+    /// If the servers refuse that.
+    pub async fn remove(&self, claim: u64, before: u64) -> Result<(), StreamError> {
+        self.api("PURGE", &json!({ "filter": provisional(&self.subject, claim), "seq": before })).await.map(drop)
     }
 
     /// Removes all records before a sequence.
@@ -324,19 +364,54 @@ impl Stream {
         // A late copy of a record from before the last claim does not count.
         let mut sequence = info.last;
         while sequence >= info.first {
-            let record = self.get(sequence).await?.ok_or_else(|| StreamError::failed("the last record is missing"))?;
-            let head = record::head(&record)?;
-            let at = sequence.saturating_sub(head.number);
-            let claim = if at < info.first { None } else { self.get(at).await? };
-            if let Some(claim) = claim.filter(|claim| {
-                record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
-            }) {
+            // Records that are removed never come last, unless the servers have lost others.
+            if let Some(last) = self.get(sequence).await?
+                && let Some((head, claim)) = self.of_claim(&last).await?
+            {
                 (standing.owner, standing.at) = (codec.owner(&claim)?, head.at);
+                let at = sequence.saturating_sub(head.number);
+                standing.provisional = self.provisional(last, head, standing.owner.as_ref()).await?;
+                if let Some(owner) = standing.owner.as_ref().filter(|_| !standing.provisional.is_empty()) {
+                    standing.since = owner.since.or(Some(at));
+                }
                 return Ok((standing, Some(head)));
             }
             sequence -= 1;
         }
         Ok((standing, None))
+    }
+
+    /// The head of a record, and its claim. `None` if the record is not at its place behind its claim.
+    async fn of_claim(&self, stored: &Stored) -> Result<Option<(Head, Vec<u8>)>, StreamError> {
+        let head = record::head(&stored.record)?;
+        let at = stored.sequence.saturating_sub(head.number);
+        let claim = if at == stored.sequence { Some(stored.clone()) } else { self.get(at).await? };
+        let claim = claim.map(|claim| claim.record).filter(|claim| {
+            record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
+        });
+        Ok(claim.map(|claim| (head, claim)))
+    }
+
+    /// The claims whose records do not count, up to the last record, which has this head and owner; the newest last.
+    async fn provisional(&self, last: Stored, head: Head, owner: Option<&Owner>) -> Result<Vec<u64>, StreamError> {
+        let is_provisional = |stored: &Stored, head: Head| stored.subject == provisional(&self.subject, head.claim);
+        // The first of them is under the common subject, unlike its rows.
+        let is_first = head.kind == Kind::Claim && owner.is_some_and(|owner| !owner.continues);
+        let mut found = Vec::new();
+        let mut next = (is_first || is_provisional(&last, head)).then_some((last.sequence, head));
+        while let Some((sequence, head)) = next.take() {
+            found.push(head.claim);
+            // The last record of the claim before.
+            if let Some(before) = sequence.checked_sub(head.number + 1).filter(|before| *before > 0)
+                && let Some(stored) = self.get(before).await?
+                && let Some((head, _)) = self.of_claim(&stored).await?
+                && is_provisional(&stored, head)
+            {
+                next = Some((stored.sequence, head));
+            }
+        }
+        found.reverse();
+        Ok(found)
     }
 
     /// Reads records in their order.
@@ -390,7 +465,7 @@ impl Stream {
 }
 
 /// The sequence of a request, and its answer.
-type Requested = (u64, Result<Option<Vec<u8>>, StreamError>);
+type Requested = (u64, Result<Option<Stored>, StreamError>);
 
 /// A range of records that is read in order, with several requests under way.
 #[derive(Debug)]
@@ -402,30 +477,34 @@ pub struct Reader {
     end: u64,
     /// Ended with the reader.
     requests: JoinSet<Requested>,
-    /// The records that came before their turn.
-    found: BTreeMap<u64, Vec<u8>>,
+    /// The answers that came before their turn, by the sequences that were requested.
+    found: BTreeMap<u64, Stored>,
     /// The length of the next records, as the last ones suggest.
     typical: usize,
 }
 
 impl Reader {
-    /// The next record with its sequence. `None` at the end of the range.
+    /// The next record with its sequence. `None` at the end of the range. Records that are missing are left out.
     ///
     /// # Errors
-    /// If the leader does not answer, or the record is missing.
+    /// If the leader does not answer, or the range has no record at its end.
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StreamError> {
         while self.next < self.end {
             self.request_more();
-            if let Some(record) = self.found.remove(&self.next) {
-                self.next += 1;
-                return Ok(Some((self.next - 1, record)));
+            if let Some(Stored { sequence, record, .. }) = self.found.remove(&self.next) {
+                self.next = sequence + 1;
+                self.asked = self.asked.max(self.next);
+                self.found = self.found.split_off(&self.next);
+                return Ok((sequence < self.end).then_some((sequence, record)));
             }
             let Some(read) = self.requests.join_next().await else { break };
-            let (sequence, record) = read.map_err(StreamError::failed)?;
-            let record = record?.ok_or_else(|| StreamError::failed(format!("record {sequence} is missing")))?;
+            let (sequence, stored) = read.map_err(StreamError::failed)?;
+            let stored = stored?.ok_or_else(|| StreamError::failed(format!("record {sequence} is missing")))?;
             // After a long record few are requested at once, until many short ones have come.
-            self.typical = record.len().max(self.typical - self.typical / 16);
-            self.found.insert(sequence, record);
+            self.typical = stored.record.len().max(self.typical - self.typical / 16);
+            if sequence >= self.next {
+                self.found.insert(sequence, stored);
+            }
         }
         Ok(None)
     }
@@ -434,7 +513,7 @@ impl Reader {
         let most = u64::try_from(READ_AHEAD_BYTES / self.typical.max(1)).unwrap_or(u64::MAX).clamp(2, READ_AHEAD);
         while self.asked < self.end.min(self.next + most) {
             let (stream, sequence) = (self.stream.clone(), self.asked);
-            self.requests.spawn(async move { (sequence, stream.get(sequence).await) });
+            self.requests.spawn(async move { (sequence, stream.get_from(sequence).await) });
             self.asked += 1;
         }
     }
@@ -487,7 +566,7 @@ pub async fn list(
             identity: identity.to_owned(),
             last: state["last_ts"].as_str().unwrap_or_default().to_owned(),
             queued: match last {
-                Some(record) => record::head(&record).ok().map(|head| head.queued),
+                Some(last) => record::head(&last.record).ok().map(|head| head.queued),
                 // A stream without records holds nothing.
                 None => (state["messages"].as_u64() == Some(0)).then_some(0),
             },

@@ -54,9 +54,13 @@ enum Mutant {
     RemovedIsAbsent,
     /// The stream counts as reached before its leader has answered over a new connection.
     EarlyConnect,
+    /// Provisional records are removed when the later claim is published, not when it is stored.
+    EarlyRemove,
+    /// Records count as provisional still after the end of their snapshot.
+    RemoveComplete,
 }
 
-const MUTANTS: [Mutant; 8] = [
+const MUTANTS: [Mutant; 10] = [
     Mutant::NoExpectation,
     Mutant::RefusalIsFence,
     Mutant::NoWait,
@@ -65,6 +69,8 @@ const MUTANTS: [Mutant; 8] = [
     Mutant::AnotherRecord,
     Mutant::RemovedIsAbsent,
     Mutant::EarlyConnect,
+    Mutant::EarlyRemove,
+    Mutant::RemoveComplete,
 ];
 
 fn codec() -> Codec {
@@ -114,14 +120,17 @@ fn store_of(commits: &[u16]) -> Rows {
     rows
 }
 
+/// A record with the claim under whose subject it is. `None` if it was removed.
+type Slot = Option<(Vec<u8>, Option<u64>)>;
+
 /// A model of a stream.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Stream {
     /// The sequence before the first record.
     before: u64,
-    records: Vec<Vec<u8>>,
+    records: Vec<Slot>,
     /// The copies of records that are still under way.
-    under_way: Vec<(u64, Vec<u8>)>,
+    under_way: Vec<(u64, Vec<u8>, Option<u64>)>,
     /// The sequence of each `Nats-Msg-Id`.
     ids: BTreeMap<u64, u64>,
 }
@@ -131,19 +140,34 @@ impl Stream {
         self.before + self.records.len() as u64
     }
 
-    fn get(&self, sequence: u64) -> Option<&[u8]> {
+    fn stored(&self, sequence: u64) -> Option<&(Vec<u8>, Option<u64>)> {
         let at = sequence.checked_sub(self.before + 1)?;
-        self.records.get(usize::try_from(at).unwrap()).map(Vec::as_slice)
+        self.records.get(usize::try_from(at).unwrap())?.as_ref()
     }
 
-    fn publish(&mut self, expected: u64, record: &[u8], mutant: Option<Mutant>) -> Result<u64, u64> {
+    fn get(&self, sequence: u64) -> Option<&[u8]> {
+        self.stored(sequence).map(|(record, _)| record.as_slice())
+    }
+
+    /// Returns true if the place of a record was used, and the record was removed since.
+    fn is_removed(&self, sequence: u64) -> bool {
+        sequence <= self.last() && self.get(sequence).is_none()
+    }
+
+    fn publish(
+        &mut self,
+        expected: u64,
+        record: &[u8],
+        provisional: Option<u64>,
+        mutant: Option<Mutant>,
+    ) -> Result<u64, u64> {
         if let Some(sequence) = self.ids.get(&expected).filter(|_| mutant == Some(Mutant::MessageId)) {
             return Ok(*sequence);
         }
         if expected != self.last() && mutant != Some(Mutant::NoExpectation) {
             return Err(self.last());
         }
-        self.records.push(record.to_vec());
+        self.records.push(Some((record.to_vec(), provisional)));
         self.ids.insert(expected, self.last());
         Ok(self.last())
     }
@@ -154,22 +178,45 @@ impl Stream {
         self.before += gone as u64;
     }
 
+    /// Removes the provisional records of a claim.
+    fn remove(&mut self, claim: u64, before: u64) {
+        let older = usize::try_from(before.saturating_sub(self.before + 1)).unwrap();
+        for slot in self.records.iter_mut().take(older) {
+            slot.take_if(|(_, provisional)| *provisional == Some(claim));
+        }
+    }
+
+    /// The head of a record, and the claim that it stands behind.
+    fn of_claim(&self, sequence: u64) -> Option<(Head, Owner)> {
+        let head = record::head(self.get(sequence)?).ok()?;
+        let claim = self.get(sequence.checked_sub(head.number)?)?;
+        let owner = codec().owner(claim).ok().flatten()?;
+        (record::head(claim).unwrap().claim == head.claim).then_some((head, owner))
+    }
+
     /// The state of the stream, as `fleet` finds it.
     fn standing(&self) -> Standing {
         let last = self.last();
-        let found = (self.before + 1..=last).rev().find_map(|sequence| {
-            let head = record::head(self.get(sequence)?).ok()?;
-            let claim = self.get(sequence.checked_sub(head.number)?)?;
-            let owner = codec().owner(claim).ok().flatten()?;
-            (record::head(claim).unwrap().claim == head.claim).then_some((owner, head.at))
-        });
-        let (owner, at) = found.unzip();
-        Standing { last, owner, at: at.unwrap_or_default() }
+        let found = (self.before + 1..=last).rev().find_map(|sequence| Some((sequence, self.of_claim(sequence)?)));
+        let Some((mut sequence, (head, owner))) = found else { return Standing { last, ..Standing::default() } };
+        let (claim_at, mut provisional) = (sequence - head.number, Vec::new());
+        while let Some((head, owner)) = self.of_claim(sequence) {
+            let is_first = provisional.is_empty() && head.kind == Kind::Claim && !owner.continues;
+            if self.stored(sequence).unwrap().1.is_none() && !is_first {
+                break;
+            }
+            provisional.push(head.claim);
+            sequence = sequence.saturating_sub(head.number + 1);
+        }
+        provisional.reverse();
+        let since = (!provisional.is_empty()).then(|| owner.since.unwrap_or(claim_at));
+        Standing { last, owner: Some(owner), at: head.at, provisional, since }
     }
 
     /// The records, each with its sequence.
     fn all(&self) -> impl Iterator<Item = (u64, &Vec<u8>)> {
-        (self.before + 1..=self.last()).zip(&self.records)
+        let all = (self.before + 1..=self.last()).zip(&self.records);
+        all.filter_map(|(sequence, stored)| stored.as_ref().map(|(record, _)| (sequence, record)))
     }
 
     /// The records that make up the store.
@@ -178,7 +225,10 @@ impl Stream {
         for (sequence, record) in self.all() {
             plan.read(&codec(), sequence, record).map_err(|error| error.to_string())?;
         }
-        Ok(plan)
+        match plan.missing() {
+            Some(missing) => Err(format!("record {missing} is missing")),
+            None => Ok(plan),
+        }
     }
 
     /// The store that a start on an empty volume finds.
@@ -387,19 +437,22 @@ impl Relay {
             return Ok(());
         }
         match self.ship.next() {
-            Step::Publish { expected, record } => {
+            Step::Publish { expected, record, provisional } => {
                 let record = record.to_vec();
                 let head = record::head(&record).unwrap();
                 if mutant == Some(Mutant::EarlyPurge) && head.kind == Kind::End {
                     stream.purge(expected + 1 - head.number);
                 }
-                let publish = |stream: &mut Stream| stream.publish(expected, &record, mutant);
+                if mutant == Some(Mutant::EarlyRemove) && head.kind == Kind::Claim {
+                    self.ship.provisional.iter().for_each(|claim| stream.remove(*claim, expected + 1));
+                }
+                let publish = |stream: &mut Stream| stream.publish(expected, &record, provisional, mutant);
                 let answer = match fault {
                     Fault::None => Some(publish(stream)),
                     Fault::AnswerLost => publish(stream).ok().and(None),
                     Fault::Proposal(more) => Some(Err(stream.last().max(expected) + u64::from(more))),
                     Fault::Late => {
-                        stream.under_way.push((expected, record));
+                        stream.under_way.push((expected, record, provisional));
                         None
                     }
                     Fault::Lost => None,
@@ -407,12 +460,15 @@ impl Relay {
                 match answer {
                     Some(Ok(sequence)) => {
                         self.ship.stored(sequence);
+                        if mutant == Some(Mutant::RemoveComplete) && head.kind == Kind::End {
+                            self.ship.provisional.push(head.claim);
+                        }
                         self.answered();
                     }
                     Some(Err(last)) if mutant == Some(Mutant::RefusalIsFence) => {
                         self.ship.gone();
                         let owner = Owner { instance: 0, volume: 0, ..self.owner() };
-                        self.ship.found(Standing { last, owner: Some(owner), at: CommitPos::default() });
+                        self.ship.found(Standing { last, owner: Some(owner), ..Standing::default() });
                     }
                     Some(Err(last)) => self.ship.refused(last),
                     None if mutant == Some(Mutant::AnotherRecord) && !self.ship.tickets.is_empty() => {
@@ -424,7 +480,9 @@ impl Relay {
                 }
             }
             Step::Read(sequence) => match fault {
-                Fault::None if sequence <= stream.before && mutant != Some(Mutant::RemovedIsAbsent) => self.ship.gone(),
+                Fault::None if stream.is_removed(sequence) && mutant != Some(Mutant::RemovedIsAbsent) => {
+                    self.ship.gone()
+                }
                 Fault::None => self.ship.read(stream.get(sequence)),
                 _ => self.ship.read(None),
             },
@@ -439,6 +497,12 @@ impl Relay {
                     stream.purge(before);
                 }
                 self.ship.purged();
+            }
+            Step::Remove { provisional, before } => {
+                if matches!(fault, Fault::None) {
+                    stream.remove(provisional, before);
+                }
+                self.ship.removed();
             }
             Step::Wait => {
                 if matches!(fault, Fault::None) {
@@ -469,6 +533,7 @@ impl Relay {
             continues: false,
             runs: Vec::new(),
             predecessors: Vec::new(),
+            since: None,
         }
     }
 }
@@ -484,7 +549,7 @@ struct World {
     fleet: Vec<u16>,
     next: u16,
     /// An older stream.
-    backup: Option<(u64, Vec<Vec<u8>>)>,
+    backup: Option<(u64, Vec<Slot>)>,
     /// True from the time when the servers were put back until a relay says that the stream has everything.
     went_back: bool,
 }
@@ -617,8 +682,8 @@ impl World {
             }
             Act::Arrive(index) if !self.stream.under_way.is_empty() => {
                 let at = index.index(self.stream.under_way.len());
-                let (expected, record) = self.stream.under_way.swap_remove(at);
-                let _ = self.stream.publish(expected, &record, self.mutant);
+                let (expected, record, provisional) = self.stream.under_way.swap_remove(at);
+                let _ = self.stream.publish(expected, &record, provisional, self.mutant);
             }
             Act::Restart(steps, crash, known) if !self.went_back => {
                 self.commit(self.relays.len() - 1, &steps, true)?;
@@ -649,8 +714,8 @@ impl World {
 
     /// Without further faults the stream has everything of the relay that has it.
     fn settle(&mut self) -> Result<(), String> {
-        for (expected, record) in std::mem::take(&mut self.stream.under_way) {
-            let _ = self.stream.publish(expected, &record, self.mutant);
+        for (expected, record, provisional) in std::mem::take(&mut self.stream.under_way) {
+            let _ = self.stream.publish(expected, &record, provisional, self.mutant);
         }
         self.relays.iter_mut().for_each(|relay| relay.connect(true, None));
         for _ in 0..2000 {
@@ -705,6 +770,74 @@ fn stream_that_is_put_back_from_a_backup_is_no_fence_for_its_owner() {
         let owner = world.stream.standing().owner.unwrap();
         assert_eq!((owner.instance, &owner.runs), (world.relays[0].instance, &runs), "{restarts} {volume:?}");
         assert_eq!(world.relays.len(), 1);
+    }
+}
+
+/// A relay that is killed in each of its snapshots, after a complete one.
+fn crash_loop(world: &mut World, restarts: usize) {
+    for restart in 0..restarts {
+        let crash = if restart % 3 == 0 { Crash::EmptyVolume } else { Crash::SameVolume };
+        world.act(Act::Restart(vec![Fault::None; 2], crash, restart % 2 == 0)).unwrap();
+        for _ in 0..6 {
+            let relay = world.relays.last_mut().unwrap();
+            relay.thread();
+            relay.step(&mut world.stream, Fault::None, None).unwrap();
+        }
+        world.judge().unwrap();
+        assert!(!world.stream.standing().provisional.is_empty(), "no snapshot is complete");
+    }
+}
+
+#[test]
+fn snapshots_of_a_crash_loop_are_removed_except_the_last() {
+    let mut world = World::new(None);
+    for _ in 0..40 {
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+    }
+    world.settle().unwrap();
+    let records = |world: &World| world.stream.all().count();
+    let (before, last) = (records(&world), world.stream.last());
+    crash_loop(&mut world, 2);
+    let most = records(&world);
+    for _ in 0..20 {
+        crash_loop(&mut world, 3);
+        assert!(records(&world) <= most + 2, "{} records, {most} after two crashes, {before} before", records(&world));
+    }
+    assert!(world.stream.last() > last + 200);
+    world.settle().unwrap();
+}
+
+#[test]
+fn missing_record_is_noticed_or_makes_no_difference() {
+    let mut world = World::new(None);
+    for _ in 0..20 {
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+    }
+    world.settle().unwrap();
+    for restarts in [0, 1, 3] {
+        crash_loop(&mut world, restarts);
+        assert_eq!(world.stream.records.iter().any(Option::is_none), restarts > 1);
+        // The records of a later snapshot, up to its end.
+        loop {
+            let found = |stream: &Stream| stream.plan().map(|plan| (plan.range(), plan.copy().map(|copy| copy.at)));
+            let whole = found(&world.stream).unwrap();
+            for at in 1..world.stream.records.len() - 1 {
+                let mut stream = world.stream.clone();
+                if stream.records[at].take().is_some() {
+                    match found(&stream) {
+                        Ok(other) => assert_eq!(other, whole, "record {at}"),
+                        Err(why) => assert!(why.ends_with("is missing"), "{why}"),
+                    }
+                }
+            }
+            let relay = world.relays.last_mut().unwrap();
+            if matches!(relay.ship.next(), Step::Purge(_) | Step::Wait) && relay.is_up() {
+                break;
+            }
+            relay.thread();
+            relay.step(&mut world.stream, Fault::None, None).unwrap();
+        }
+        world.settle().unwrap();
     }
 }
 
@@ -818,7 +951,8 @@ fn rows_that_a_server_does_not_take_any_more_are_shipped_again_in_shorter_record
             .records
             .iter()
             .skip(usize::try_from(before - world.stream.before).unwrap_or(0))
-            .map(Vec::len)
+            .flatten()
+            .map(|(record, _)| record.len())
             .collect();
         assert!(long.iter().all(|length| *length <= most), "{bytes}: {long:?}");
     }

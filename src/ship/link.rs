@@ -349,16 +349,20 @@ mod tests {
         task.reports.send(Report::Ready).unwrap();
         assert_eq!(link.wanted(), Wanted::Begin);
         link.begin("stamp".into(), 0);
-        assert_eq!(link.wanted(), Wanted::Nothing, "the beginning is not stored");
-        task.reports.send(Report::Stored(1)).unwrap();
         assert_eq!(link.wanted(), Wanted::Rows(Key::FIRST, PART_BYTES));
+        let first = Key::new(b'a');
+        link.rows(vec![1], Some(first), 0);
+        assert_eq!(link.wanted(), Wanted::Nothing, "the beginning is not stored, and a part waits");
+        task.reports.send(Report::Stored(1)).unwrap();
+        assert_eq!(link.wanted(), Wanted::Rows(first, PART_BYTES));
         link.rows(vec![1], None, 0);
-        assert_eq!(state(&mut link), State::Behind, "the end is not stored");
         task.reports.send(Report::Stored(3)).unwrap();
+        assert_eq!(state(&mut link), State::Behind, "the end is not stored");
+        task.reports.send(Report::Stored(4)).unwrap();
         assert_eq!(state(&mut link), State::Up);
         assert_eq!(link.pause(), None);
         while task.tickets.try_recv().is_ok() {}
-        (link, task, 3)
+        (link, task, 4)
     }
 
     fn state(link: &mut Link) -> State {

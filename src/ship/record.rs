@@ -77,6 +77,19 @@ pub struct Owner {
     pub runs: Vec<Run>,
     /// The processes that owned the stream before and whose runs the store does not have, the newest last.
     pub predecessors: Vec<u64>,
+    /// The first of the claims before it whose records do not count; what comes between may be removed. Behind the other
+    /// fields, so that a relay without it reads them.
+    #[serde(skip)]
+    pub since: Option<u64>,
+}
+
+impl Owner {
+    /// Encodes the body of a claim.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let encoded = postcard::to_stdvec(self).and_then(|own| postcard::to_extend(&self.since, own));
+        encoded.expect("plain data serialises into memory")
+    }
 }
 
 /// The reasons why a record cannot be read.
@@ -144,7 +157,11 @@ impl Codec {
         if head.kind != Kind::Claim {
             return Ok(None);
         }
-        postcard::from_bytes(&body).map(Some).map_err(|_| Unreadable::Damaged)
+        let (mut owner, rest): (Owner, _) = postcard::take_from_bytes(&body).map_err(|_| Unreadable::Damaged)?;
+        if !rest.is_empty() {
+            owner.since = postcard::from_bytes(rest).map_err(|_| Unreadable::Damaged)?;
+        }
+        Ok(Some(owner))
     }
 
     /// The place that a body is sealed for. No row of a store has a key that begins with this letter.
@@ -236,10 +253,14 @@ mod tests {
             continues: true,
             runs: vec![Run { instance: 2, after: CommitPos { epoch: 3, number: 4 }, sequence: 5 }],
             predecessors: vec![6],
+            since: Some(9),
         };
         let head = Head { kind: Kind::Claim, claim: 7, number: 0, queued: 5, at: CommitPos::default() };
-        let body = postcard::to_stdvec(&owner).unwrap();
-        assert_eq!(own.owner(&own.encode(head, &body)), Ok(Some(owner)));
+        let body = owner.encode();
+        assert_eq!(own.owner(&own.encode(head, &body)), Ok(Some(owner.clone())));
+        // A relay of an older version wrote the others.
+        let older = postcard::to_stdvec(&owner).unwrap();
+        assert_eq!(own.owner(&own.encode(head, &older)), Ok(Some(Owner { since: None, ..owner })));
         assert_eq!(own.owner(&own.encode(Head { kind: Kind::End, ..head }, &body)), Ok(None));
         assert_eq!(own.owner(&own.encode(head, &[0xff; 40])), Err(Unreadable::Damaged));
         let mut newer = own.encode(head, &body);

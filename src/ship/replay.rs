@@ -4,6 +4,8 @@
 //! it. Rows have their whole value, and a snapshot and the commits between its parts are in one order, so the rows from
 //! the claim of that snapshot on give the exact store.
 //!
+//! Records may be missing: a claim names the range before it that never counted, and may be removed (`ship`).
+//!
 //! A claim after a gap, a time in which commits were not shipped, counts only when its snapshot is complete. Until then
 //! the store ends before it: the relay said of no message after it that the fleet has it.
 
@@ -43,7 +45,8 @@ pub struct Plan {
     /// The first record that does not count.
     until: Option<u64>,
     last: u64,
-    gap: bool,
+    /// The places of missing records that may have counted.
+    missing: Vec<Range<u64>>,
     /// The owner at the last claim, and at the last record that makes up the store; the last commit there.
     owner: Option<Owner>,
     owner_there: Option<Owner>,
@@ -51,16 +54,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the next record. Records must come in order, without a gap.
+    /// Reads the next record. Records must come in order.
     ///
     /// # Errors
-    /// If it cannot be read, or one is missing before it.
+    /// If it cannot be read.
     pub fn read(&mut self, codec: &Codec, sequence: u64, record: &[u8]) -> Result<(), Unreadable> {
-        self.gap |= self.last > 0 && sequence != self.last + 1;
-        self.last = sequence;
-        if self.gap {
-            return Err(Unreadable::Damaged);
+        if self.last > 0 && sequence != self.last + 1 {
+            self.missing.push(self.last + 1..sequence);
         }
+        self.last = sequence;
         let head = super::record::head(record)?;
         if !self.claims.counts(sequence, head) {
             return Ok(());
@@ -68,6 +70,9 @@ impl Plan {
         match head.kind {
             Kind::Claim => {
                 self.owner = codec.owner(record)?;
+                if let Some(since) = self.owner.as_ref().and_then(|owner| owner.since) {
+                    self.missing.retain(|missing| missing.start <= since);
+                }
                 let continues = self.owner.as_ref().is_some_and(|owner| owner.continues);
                 if !continues && self.until.is_none() {
                     self.until = Some(sequence);
@@ -96,6 +101,18 @@ impl Plan {
         self.base.map(|base| base..self.until.unwrap_or(self.last + 1))
     }
 
+    /// The last record that was read.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The first missing record that may have counted. `None` if what was read is all of the store.
+    #[must_use]
+    pub fn missing(&self) -> Option<u64> {
+        self.missing.first().map(|missing| missing.start)
+    }
+
     /// The store that these records make up. `None` if no snapshot is complete.
     #[must_use]
     pub fn copy(&self) -> Option<Copy<'_>> {
@@ -121,7 +138,7 @@ impl OnePass {
     /// Reads the next record, and returns the rows of a whole commit if they count as far as that is known yet.
     ///
     /// # Errors
-    /// If it cannot be read, or one is missing before it.
+    /// If it cannot be read.
     pub fn read(&mut self, codec: &Codec, sequence: u64, record: &[u8]) -> Result<Option<Vec<u8>>, Unreadable> {
         let gap = self.gap();
         self.plan.read(codec, sequence, record)?;

@@ -65,7 +65,7 @@ impl Stream {
         let Some(record) = self.get(last) else { return Standing { last, ..Standing::default() } };
         let head = record::head(record).unwrap();
         let owner = codec().owner(self.get(last - head.number).unwrap()).unwrap();
-        Standing { last, owner, at: head.at }
+        Standing { last, owner, at: head.at, ..Standing::default() }
     }
 
     /// The last commit that the store has which the stream makes up.
@@ -103,7 +103,7 @@ fn settle(ship: &mut Ship, stream: &mut Stream) -> Vec<Report> {
     loop {
         match ship.next() {
             Step::Wait | Step::Stop => break,
-            Step::Publish { expected, record } => match stream.publish(expected, record) {
+            Step::Publish { expected, record, .. } => match stream.publish(expected, record) {
                 Ok(sequence) => ship.stored(sequence),
                 Err(last) => ship.refused(last),
             },
@@ -118,6 +118,7 @@ fn settle(ship: &mut Ship, stream: &mut Stream) -> Vec<Report> {
                 stream.before = before - 1;
                 ship.purged();
             }
+            Step::Remove { .. } => ship.removed(),
         }
         reports.extend(ship.take_reports());
     }
@@ -180,7 +181,7 @@ fn shipped() -> (Writer, Stream) {
 
 fn in_flight(writer: &Writer) -> (u64, Vec<u8>) {
     match writer.ship.next() {
-        Step::Publish { expected, record } => (expected, record.to_vec()),
+        Step::Publish { expected, record, .. } => (expected, record.to_vec()),
         step => panic!("nothing is in flight: {step:?}"),
     }
 }
@@ -419,7 +420,7 @@ fn records_before_a_snapshot_are_removed_only_after_its_end_is_stored() {
     writer.snapshot();
     loop {
         match writer.ship.next() {
-            Step::Publish { expected, record } => {
+            Step::Publish { expected, record, .. } => {
                 let sequence = stream.publish(expected, record).unwrap();
                 writer.ship.stored(sequence);
             }
@@ -508,7 +509,7 @@ fn acts() -> impl Strategy<Value = Act> {
 
 fn step(writer: &mut Writer, stream: &mut Stream, fault: Fault) {
     match writer.ship.next() {
-        Step::Publish { expected, record } => {
+        Step::Publish { expected, record, .. } => {
             let record = record.to_vec();
             match fault {
                 Fault::None => match stream.publish(expected, &record) {
@@ -534,6 +535,7 @@ fn step(writer: &mut Writer, stream: &mut Stream, fault: Fault) {
             }
         }
         Step::Purge(_) => writer.ship.purged(),
+        Step::Remove { .. } => writer.ship.removed(),
         Step::Wait | Step::Stop => {}
     }
     for report in writer.ship.take_reports() {

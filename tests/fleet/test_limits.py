@@ -10,6 +10,7 @@ import pytest
 
 from kit.callers import MESSAGE, curl
 from kit.copies import ask, control, records, settings, state, stream_of
+from kit.nats_proxy import NatsProxy
 from kit.wait import until
 
 FILLING = "canary" + "😀" * 3900
@@ -102,6 +103,51 @@ def test_restart_with_a_higher_limit_makes_room(copies, cluster, simulator):
     until_fleet(relay, 2)
     assert ask(cluster.servers[0], "INFO", stream_of(relay))["config"]["max_bytes"] == 1 << 30
     assert is_restored(relay, 3)
+
+
+def batch(count, first):
+    """Lines of a batch: messages of about 11 KB."""
+    lines = [
+        json.dumps({"ContentType": "application/json", "Content": json.dumps("x" * 11_000), "ClientToken": f"t-{number}", "ConnectionToken": "canary-1"})
+        for number in range(first, first + count)
+    ]  # fmt: skip
+    return "\n".join(lines).encode()
+
+
+def test_relay_that_crashes_in_each_snapshot_does_not_fill_its_stream(copies, cluster, simulator):
+    server = cluster.servers[0]
+    proxy = NatsProxy(server)
+    try:
+        relay = copies(simulator.url, proxy.url)
+        control(relay, "pause")
+        until_fleet(relay, 0)
+        for first in (1, 51, 101):
+            assert curl(relay, "/participant/messages", batch(50, first)).headers["relay-durable"] == "fleet"
+        whole = state(server, relay)["bytes"]
+        for crash in range(9):
+            relay.kill()
+            if crash == 5:
+                shutil.rmtree(relay.folder / "private")
+            # In its snapshot, of which about 1 MiB is stored.
+            proxy.release()
+            instant = proxy.stop_at("rows", "after", 4)
+            relay.spawn()
+            instant.wait()
+            assert state(server, relay)["bytes"] < whole + (3 << 20), f"after {crash + 1} crashes"
+        relay.kill()
+        proxy.release()
+        # What the stream has is enough, with the beginnings of snapshots that are left.
+        shutil.rmtree(relay.folder / "private")
+        relay.start()
+        assert relay.queued() == 151
+        until_fleet(relay, 151)
+        assert not relay.lines("fenced") and not [line for line in relay.lines() if "raise fleet" in line.get("why", "")]
+        until(lambda: state(server, relay)["bytes"] < whole + (1 << 20), "only the last snapshot is left")
+        control(relay, "resume")
+        relay.until_empty()
+        assert numbers(simulator) == list(range(152))
+    finally:
+        proxy.close()
 
 
 def limited(nats_servers, bytes_max):

@@ -125,7 +125,7 @@ def test_rights_of_the_table_are_those_of_the_shipped_configuration():
     [relay] = re.findall(r"user: relay\n.*?permissions: \{(.*?)\n        \}", CONF, re.S)
     shipped = [(right, subject) for right, subjects in re.findall(r"(publish|subscribe): \[(.*?)\]", relay, re.S)
                for subject in re.findall(r'"(\S+)"', subjects)]
-    assert sorted(shipped) == sorted(table("*")) and len(shipped) == 13
+    assert sorted(shipped) == sorted(table("*")) and len(shipped) == 14
 
 
 def test_relay_with_rights_to_its_own_stream_alone_works_and_is_refused_at_a_foreign_one(copied, simulator, nats_servers, tmp_path):

@@ -25,12 +25,13 @@ fn ship(mut task: TaskEnd) -> JoinHandle<Vec<Vec<u8>>> {
                 let _ = task.reports.send(report);
             }
             match ship.next() {
-                Step::Publish { expected, record } => {
+                Step::Publish { expected, record, .. } => {
                     assert_eq!(expected, records.len() as u64);
                     records.push(record.to_vec());
                     ship.stored(records.len() as u64);
                 }
                 Step::Purge(_) => ship.purged(),
+                Step::Remove { .. } => ship.removed(),
                 Step::Wait => match task.tickets.blocking_recv() {
                     Some(ticket) => ship.push(ticket),
                     None => return records,
