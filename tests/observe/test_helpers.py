@@ -356,6 +356,8 @@ def test_a_final_refusal_is_raised_at_once(scripted_relays, upstream, helpers, s
     relay = scripted_relays(lambda request: error(status, code, "connect-relay: no"))
     reply = result(helpers(relay.path, upstream.url).send("canary: 1", "canary-token", "1", CHAT))
     assert reply["Error"] == code and reply["Message"] == "connect-relay: no"
+    if code != "ConflictException":
+        assert reply["Class"] in ("ClientError", "ConnectParticipantServiceException"), "only the relay has it"
     assert len(relay.requests) == 1 and not upstream.requests
 
 
