@@ -55,6 +55,8 @@ mod tests;
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use self::history::{Copy, Relation};
 use self::record::{Codec, Head, Kind, OVERHEAD, Owner};
 use crate::storage::{CommitPos, Run};
@@ -167,7 +169,7 @@ pub enum Step<'a> {
         /// The expected sequence.
         expected: u64,
         /// The record.
-        record: &'a [u8],
+        record: &'a Bytes,
         /// The claim under whose subject it goes, if it is provisional.
         provisional: Option<u64>,
     },
@@ -206,7 +208,7 @@ enum Phase {
 /// A record that was published, perhaps several times.
 #[derive(Debug)]
 struct Flight {
-    record: Vec<u8>,
+    record: Bytes,
     head: Head,
     /// The ticket that is stored with it.
     ticket: Option<u64>,
@@ -514,7 +516,7 @@ impl Ship {
             self.at = commit;
         }
         let head = Head { kind, claim, number: self.expected + 1 - at, queued, at: self.at };
-        let record = self.codec.encode(head, &body);
+        let record = self.codec.encode(head, &body).into();
         let ticket = self.rest.is_empty().then(|| {
             self.tickets.pop_front();
             number
@@ -551,13 +553,14 @@ impl Ship {
             Item::Rows(rows) => {
                 let rows = std::mem::take(rows);
                 self.bytes -= rows.len();
+                if rows.len() <= self.body_max {
+                    self.rest.push_back((Kind::Rows, rows));
+                    return;
+                }
                 let mut parts = rows.chunks(self.body_max).peekable();
                 while let Some(part) = parts.next() {
                     let kind = if parts.peek().is_some() { Kind::Part } else { Kind::Rows };
                     self.rest.push_back((kind, part.to_vec()));
-                }
-                if self.rest.is_empty() {
-                    self.rest.push_back((Kind::Rows, Vec::new()));
                 }
             }
             Item::End => self.rest.push_back((Kind::End, Vec::new())),

@@ -19,7 +19,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -587,7 +586,7 @@ impl Replica {
         Some(match self.ship.next() {
             Step::Wait | Step::Stop => return None,
             Step::Publish { expected, record, provisional } => {
-                let record = Bytes::copy_from_slice(record);
+                let record = record.clone();
                 Box::pin(async move {
                     wait(delay).await;
                     match stream.publish(expected, record, provisional, within).await {

@@ -8,9 +8,11 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::stream::{Stream, StreamError};
+use crate::malloc;
 use crate::ship::history::Copy;
 use crate::ship::record::Codec;
 use crate::ship::replay::{OnePass, Plan, Replay};
@@ -125,12 +127,19 @@ async fn range(stream: &Stream, last: u64) -> Result<Range<u64>, StreamError> {
     Ok(stream.info().await?.unwrap_or_default().first.max(1)..last + 1)
 }
 
-/// A restore whose rows another thread writes, a chunk at a time. It is finished or given up: the thread has the lock of
-/// the folder.
+/// The work for the thread that writes.
+enum Work {
+    Rows(Vec<Vec<u8>>),
+    /// The rows are all, with this format stamp.
+    Finish(String, Option<Volume>),
+}
+
+/// A restore whose rows another thread writes. It is finished or given up: the thread has the lock of the folder.
 struct Writer {
     path: PathBuf,
-    /// The thread's work, which returns the restore.
-    work: JoinHandle<io::Result<Restore>>,
+    work: mpsc::Sender<Work>,
+    /// One thread from the beginning to the end: each thread that allocates has memory of its own.
+    thread: Option<JoinHandle<io::Result<()>>>,
     /// The rows of the next chunk.
     rows: Vec<Vec<u8>>,
     bytes: usize,
@@ -138,12 +147,35 @@ struct Writer {
 
 impl Writer {
     async fn begin(path: &Path) -> Result<Writer, StreamError> {
+        let (work, mut works) = mpsc::channel(1);
+        let (begun, has_begun) = oneshot::channel();
         let folder = path.to_owned();
-        let begun = spawn_blocking(move || Restore::begin(&folder)).await;
-        let restore =
-            begun.map_err(StreamError::failed)?.map_err(|error| StreamError::Unreadable(error.to_string()))?;
-        let work = spawn_blocking(|| Ok(restore));
-        Ok(Writer { path: path.to_owned(), work, rows: Vec::new(), bytes: 0 })
+        let thread = spawn_blocking(move || {
+            let mut restore = match Restore::begin(&folder) {
+                Ok(restore) => restore,
+                Err(error) => {
+                    // The receiver waits for it.
+                    let _ = begun.send(error);
+                    return Ok(());
+                }
+            };
+            drop(begun);
+            while let Some(work) = works.blocking_recv() {
+                match work {
+                    Work::Rows(rows) => rows.iter().try_for_each(|rows| restore.apply(rows))?,
+                    Work::Finish(stamp, volume) => {
+                        restore.finish(&stamp, volume.as_ref())?;
+                        malloc::trim();
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        });
+        match has_begun.await {
+            Ok(error) => Err(StreamError::Unreadable(error.to_string())),
+            Err(_) => Ok(Writer { path: path.to_owned(), work, thread: Some(thread), rows: Vec::new(), bytes: 0 }),
+        }
     }
 
     /// Writes rows, after the ones before. Waits while two chunks are under way.
@@ -153,35 +185,37 @@ impl Writer {
         if self.bytes < CHUNK {
             return Ok(());
         }
-        let (mut restore, rows) = (self.written().await?, std::mem::take(&mut self.rows));
         self.bytes = 0;
-        self.work = spawn_blocking(move || {
-            rows.iter().try_for_each(|rows| restore.apply(rows))?;
-            Ok(restore)
-        });
+        let rows = std::mem::take(&mut self.rows);
+        if self.work.send(Work::Rows(rows)).await.is_err() {
+            return self.ended().await;
+        }
         Ok(())
     }
 
     /// Writes the last rows, and makes all of them the store of the folder.
     async fn finish(mut self, stamp: String, volume: Option<Volume>) -> Result<(), StreamError> {
-        let (mut restore, rows) = (self.written().await?, std::mem::take(&mut self.rows));
-        let finished = spawn_blocking(move || {
-            rows.iter().try_for_each(|rows| restore.apply(rows))?;
-            restore.finish(&stamp, volume.as_ref())
-        });
-        finished.await.map_err(StreamError::failed)?.map_err(|error| self.failed(&error))
+        let rows = std::mem::take(&mut self.rows);
+        // If the thread has ended, it returns the error.
+        let _ = self.work.send(Work::Rows(rows)).await;
+        let _ = self.work.send(Work::Finish(stamp, volume)).await;
+        self.ended().await
     }
 
     /// Leaves the folder empty, and its lock free.
     async fn give_up(self) {
-        // An error of it changes nothing any more.
-        drop(self.work.await);
+        drop(self.work);
+        if let Some(thread) = self.thread {
+            // An error of it changes nothing any more.
+            let _ = thread.await;
+        }
     }
 
-    /// The restore, when the thread has written its chunk.
-    async fn written(&mut self) -> Result<Restore, StreamError> {
-        let written = (&mut self.work).await;
-        written.map_err(StreamError::failed)?.map_err(|error| self.failed(&error))
+    /// The result of the thread.
+    async fn ended(&mut self) -> Result<(), StreamError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let ended = thread.await.map_err(StreamError::failed)?;
+        ended.map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &io::Error) -> StreamError {

@@ -20,7 +20,7 @@ use std::path::Path;
 
 use super::directory::sync_directory;
 use super::names;
-use super::sled_db::{Batch, leak_db, open_sled};
+use super::sled_db::{Batch, UNSYNCED_ROWS, leak_db, open_sled};
 
 /// Copies every row into the `compacted` folder. The store itself does not change.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
@@ -47,7 +47,7 @@ fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
     for row in from.iter() {
         let (key, value) = row?;
         batch.insert(&key, value);
-        if batch.is_full() {
+        if batch.is_full(UNSYNCED_ROWS) {
             batch.apply_to(to)?;
         }
     }

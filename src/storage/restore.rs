@@ -20,7 +20,7 @@ use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
 use super::key::Key;
-use super::sled_db::{Batch, leak_db, open_sled};
+use super::sled_db::{Batch, UNSYNCED_ROWS, leak_db, open_sled};
 use super::volume::Volume;
 use super::{compaction, names, row};
 
@@ -28,6 +28,7 @@ use super::{compaction, names, row};
 const HELD_MAX: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// The memory of a row besides its value.
 const ROW_BYTES: usize = 96;
+
 /// Returns true if no store was ever used in the folder.
 ///
 /// # Errors
@@ -105,7 +106,7 @@ impl Restore {
                 Some(value) => batch.insert(&key, value),
                 None => batch.remove(&key, 0),
             }
-            if batch.is_full() {
+            if batch.is_full(UNSYNCED_ROWS) {
                 self.apply_batch(&mut batch)?;
             }
         }

@@ -63,7 +63,7 @@ use super::journal::{CommitPos, EPOCH, Journal};
 use super::key::Key;
 use super::memtable::{Extent, Memtable, Row};
 use super::sealing::{Sealer, SealingKey};
-use super::sled_db::{Batch, leak_db, open_sled};
+use super::sled_db::{Batch, SYNCED_ROWS, leak_db, open_sled};
 use super::space::{BALLAST_BYTES, Folder};
 use super::{compaction, identity, journal, names, row, space};
 
@@ -405,7 +405,7 @@ impl Store {
         self.sync_read_splits()?;
         let mut batch = Batch::default();
         let mut rows = self.memtable.to_flush().peekable();
-        while let Some((key, row)) = rows.next_if(|_| !batch.is_full()) {
+        while let Some((key, row)) = rows.next_if(|_| !batch.is_full(SYNCED_ROWS)) {
             match row {
                 Row::Removed => batch.remove(key, (self.removal_weight)(key)),
                 Row::Bytes(value) => batch.insert(key, value),
@@ -498,7 +498,6 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::sled_db;
     use crate::storage::testing::{self, key, open, row};
 
     #[test]
@@ -565,7 +564,7 @@ mod tests {
     fn row_that_sled_has_from_an_interrupted_checkpoint_can_be_removed() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = open(folder.path()).store;
-        let rows = sled_db::BATCH_ROWS as u64;
+        let rows = SYNCED_ROWS as u64;
         (0..rows + 1).for_each(|number| store.put(key("o").number(number), vec![1; 200]));
         store.commit().unwrap();
         store.begin_checkpoint();
