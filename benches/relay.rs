@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
 //! cargo bench                                everything but the long parts, in about five minutes
-//! cargo bench -- accept                      one section: accept, deliver, memory
+//! cargo bench -- accept                      one section: accept, deliver, wait, memory
 //! cargo bench -- --quick                     seconds per section: does it run at all? (no figure to quote)
 //! cargo bench -- --redis                     Redis Streams, appendfsync always, as one more rival
 //! cargo bench -- memory --million --deliveries 864000
@@ -17,6 +17,7 @@
 //! | --- | --- | --- |
 //! | accept | durable accepts at 1, 16 and 64 connections and in batches | the same hyper server without a store; append + fdatasync of the same bytes in the same groups; Redis |
 //! | deliver | accept, deliver, record | the same client calling the same upstream directly |
+//! | wait | one bot, 50 sends a second, each answered by its delivery | the same client calling the same upstream directly; append + fdatasync |
 //! | memory | resident, and start to first delivery, with so many queued | sled reopening a copy of the same folder |
 //!
 //! Every process measured is a process of its own: the relay is the binary of the same build profile, a rival is this program started
@@ -69,6 +70,8 @@ mod starts;
 mod traffic;
 #[path = "relay/upstream.rs"]
 mod upstream;
+#[path = "relay/wait.rs"]
+mod wait;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -113,6 +116,7 @@ async fn sections(options: &Options) -> anyhow::Result<()> {
         match section {
             Section::Accept => accept::run(options, folder.path(), &mut report).await.context("accept")?,
             Section::Deliver => deliver::run(options, folder.path(), &mut report).await.context("deliver")?,
+            Section::Wait => wait::run(options, folder.path(), &mut report).await.context("wait")?,
             Section::Memory => memory::run(options, folder.path(), &mut report).await.context("memory")?,
         }
     }

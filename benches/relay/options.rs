@@ -63,6 +63,8 @@ pub enum Section {
     Accept,
     /// Accept, deliver, record
     Deliver,
+    /// One bot that waits for each outcome
+    Wait,
     /// Resident memory, and start to first delivery
     Memory,
 }
@@ -75,7 +77,7 @@ impl Options {
 
     /// The sections asked for, in their order.
     pub fn sections(&self) -> impl Iterator<Item = Section> {
-        [Section::Accept, Section::Deliver, Section::Memory]
+        [Section::Accept, Section::Deliver, Section::Wait, Section::Memory]
             .into_iter()
             .filter(|section| self.only.is_empty() || self.only.contains(section))
     }
@@ -103,6 +105,11 @@ impl Options {
     /// Messages of one round of accept, deliver, record.
     pub fn through(&self) -> u64 {
         if self.quick { 2_000 } else { 30_000 }
+    }
+
+    /// Sends of one round of the bot that waits.
+    pub fn waits(&self) -> u32 {
+        if self.quick { 20 } else { 500 }
     }
 
     /// Deliveries after which memory is looked at.
