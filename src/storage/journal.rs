@@ -73,10 +73,10 @@ pub const EPOCH: &[u8] = b"j";
 /// The first epoch of a store. New files contain the heads of the two epochs before it.
 const FIRST: u64 = 2;
 /// The length of an epoch in a new file. (Tests use short epochs, so that they meet checkpoints.)
-const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
+pub const BYTES: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
 /// The longest epoch for which a file is lengthened. A longer epoch keeps more short-lived rows out of sled, and a
 /// checkpoint of it writes fewer pages for each row. It takes longer to replay.
-const BYTES_MAX: u64 = if cfg!(test) { 2 * BYTES } else { 16 * BYTES };
+pub const BYTES_MAX: u64 = if cfg!(test) { 2 * BYTES } else { 16 * BYTES };
 /// The length of a new file: an epoch ends somewhat after [`BYTES`]. A file has [`STEP`] bytes to spare.
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
@@ -290,9 +290,9 @@ impl Journal {
         self.lengths.iter().sum()
     }
 
-    /// The part of the current epoch that is over, with or without a longer file.
-    pub fn part(&self, grows: bool) -> f64 {
-        self.end as f64 / if grows { BYTES_MAX } else { BYTES } as f64
+    /// The part of the current epoch that is over, if an epoch has so many bytes.
+    pub fn part(&self, epoch_bytes: u64) -> f64 {
+        self.end as f64 / epoch_bytes as f64
     }
 
     /// Returns true if the current epoch leaves no more than [`STEP`] bytes of its file.

@@ -90,8 +90,8 @@ pub struct Store {
     log_bytes: u64,
     /// The folder's other files at the last `scan_folder`.
     folder: Folder,
-    /// True while there is space for a longer journal.
-    is_roomy: bool,
+    /// The length of the journal's epochs.
+    epoch_bytes: u64,
 }
 
 /// The settings of a store, and the facts about its rows that it needs.
@@ -337,7 +337,8 @@ impl Store {
 
     /// Measures the space. Gives the ballast up while the volume is almost full, and makes it again once clearly more
     /// than `free_min` bytes are free (rule 9 of the store). The journal gets longer only while the other files take
-    /// little of `bytes_max` and the volume has space, and shorter again when that is over.
+    /// little of `bytes_max` and the volume has space, and shorter again when that is over. Its two files take a quarter of
+    /// `bytes_max` at most.
     pub fn measure_space(&mut self, free_min: u64, bytes_max: u64) -> Space {
         let free = directory::free(&self.path);
         match free {
@@ -355,7 +356,8 @@ impl Store {
         let has_space = free.is_some_and(|free| free >= free_min + 4 * BALLAST_BYTES);
         // When it is over, two epochs still have to move into sled, and may double there, before the files are short.
         let others = bytes.saturating_sub(self.journal.bytes());
-        self.is_roomy = has_space && others < if self.is_roomy { bytes_max / 8 * 3 } else { bytes_max / 4 };
+        let is_roomy = has_space && others < if self.is_long() { bytes_max / 8 * 3 } else { bytes_max / 4 };
+        self.epoch_bytes = journal::BYTES.max(if is_roomy { journal::BYTES_MAX.min(bytes_max / 8) } else { 0 });
         Space { bytes, free, set_aside: self.folder.quarantined }
     }
 
@@ -370,9 +372,14 @@ impl Store {
         Ok(())
     }
 
+    /// Returns true while the journal's epochs may be longer than in a new store.
+    fn is_long(&self) -> bool {
+        self.epoch_bytes > journal::BYTES
+    }
+
     /// The part of the current epoch that is over, from 0 to 1.
     fn complete_part(&self) -> f64 {
-        self.journal.part(self.is_roomy).max(self.memtable.active_memory() as f64 / MEMORY_MAX as f64)
+        self.journal.part(self.epoch_bytes).max(self.memtable.active_memory() as f64 / MEMORY_MAX as f64)
     }
 
     /// Returns true if a checkpoint of the current epoch is due. Lengthens the journal's file if it is full and there is
@@ -414,7 +421,7 @@ impl Store {
         }
         let (moved, next) = (batch.rows(), rows.next().map(|(key, _)| *key));
         drop(rows);
-        let shortens = next.is_none() && !self.is_roomy;
+        let shortens = next.is_none() && !self.is_long();
         if next.is_none() {
             let position = if shortens { self.journal.shorter_position() } else { self.journal.position() };
             batch.insert(EPOCH, row::encode(EPOCH, &position));

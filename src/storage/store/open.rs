@@ -104,7 +104,7 @@ impl Store {
             compactable: true,
             log_bytes: 0,
             folder: Folder::default(),
-            is_roomy: true,
+            epoch_bytes: journal::BYTES_MAX,
             removal_weight,
         };
         store.measure_log();
