@@ -1,11 +1,11 @@
 """The container's memory limit, in a cgroup of that size: a queue is filled to its limits, and delivered faster than any
 quota lets it."""
 
-import http.client
 import json
 
 import pytest
 
+from kit.callers import fill
 from kit.cgroup import MemoryLimit, peak
 from kit.wait import TIMEOUT, until
 from kit.processes import Relay, Simulator, free_port
@@ -52,7 +52,7 @@ def limited_relay(memory_limit):
 @pytest.mark.parametrize("what", FILLS)
 def test_full_queue_and_its_delivery_keep_the_relay_within_the_containers_memory_limit(limited_relay, memory_limit, limit, record_property, what):
     message, ends = FILLS[what]
-    queued = fill(limited_relay, *message, ends)
+    queued, _ = fill(limited_relay, *message, ends)
     full = peak(limited_relay.process.pid)
     connect = Simulator("--rate", 1e6, "--burst", 1_000_000, listen=limited_relay.settings["sender.endpoint"].removeprefix("http://"))
     try:
@@ -67,21 +67,3 @@ def test_full_queue_and_its_delivery_keep_the_relay_within_the_containers_memory
         f"until they are delivered, of {limit / MIB:.0f} MiB{'' if memory_limit.enforced else ' (no cgroup here: the peak is looked at)'}",
     )
     assert limited_relay.process.poll() is None and most <= limit
-
-
-def fill(relay, content_type, content, ends):
-    """Sends batches until one line is rejected because of this setting; returns the number of accepted messages."""
-    api = http.client.HTTPConnection(relay.url.removeprefix("http://"), timeout=TIMEOUT)
-    taken = 0
-    while True:
-        lines = [
-            {"ContentType": content_type, "Content": content, "ConnectionToken": f"canary-{taken % 2000 + n}", "ClientToken": f"c-{taken + n}"}
-            for n in range(50)
-        ]
-        body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        api.request("POST", "/participant/messages", body.encode())
-        replies = [json.loads(line) for line in api.getresponse().read().splitlines()]
-        taken += sum("State" in reply for reply in replies)
-        if refused := [reply["Error"]["Message"] for reply in replies if "Error" in reply]:
-            assert all(ends in text for text in refused), refused[0]
-            return taken

@@ -1,5 +1,6 @@
 """Clients of the relay: curl on the Unix socket, boto3 on TCP."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from kit.processes import CANARY
+from kit.wait import TIMEOUT
 
 PLAIN = "text/plain"
 TYPING = "application/vnd.amazonaws.connect.event.typing"
@@ -126,3 +128,21 @@ def connect(client, participant_token):
         ParticipantToken=participant_token, Type=["CONNECTION_CREDENTIALS"], ConnectParticipant=True
     )
     return reply["ConnectionCredentials"]["ConnectionToken"]
+
+
+def fill(relay, content_type, content, ends):
+    """Sends batches until one line is rejected because of this setting; returns the number of accepted messages, and the error."""
+    api = http.client.HTTPConnection(relay.url.removeprefix("http://"), timeout=TIMEOUT)
+    taken = 0
+    while True:
+        lines = [
+            {"ContentType": content_type, "Content": content, "ConnectionToken": f"canary-{taken % 2000 + n}", "ClientToken": f"c-{taken + n}"}
+            for n in range(50)
+        ]
+        body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        api.request("POST", "/participant/messages", body.encode())
+        replies = [json.loads(line) for line in api.getresponse().read().splitlines()]
+        taken += sum("State" in reply for reply in replies)
+        if refused := [reply["Error"]["Message"] for reply in replies if "Error" in reply]:
+            assert all(ends in text for text in refused), refused[0]
+            return taken, refused[0]
