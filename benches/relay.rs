@@ -3,9 +3,10 @@
 //! ```text
 //! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
 //! cargo bench                                everything but the long parts, in about five minutes
-//! cargo bench -- accept                      one section: accept, deliver, memory
+//! cargo bench -- accept                      one section: accept, deliver, memory, fleet
 //! cargo bench -- --quick                     seconds per section: does it run at all? (no figure to quote)
 //! cargo bench -- --redis                     Redis Streams, appendfsync always, as one more rival
+//! cargo bench -- fleet --nats-server PATH    accepts whose commits go to three NATS servers too
 //! cargo bench -- memory --million --deliveries 864000
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! | accept | durable accepts at 1, 16 and 64 connections and in batches | the same hyper server without a store; append + fdatasync of the same bytes in the same groups; Redis |
 //! | deliver | accept, deliver, record | the same client calling the same upstream directly |
 //! | memory | resident, and start to first delivery, with so many queued | sled reopening a copy of the same folder |
+//! | fleet | durable accepts with a copy in three NATS servers | a bare publish and two fdatasyncs; the relay without a fleet |
 //!
 //! Every process measured is a process of its own: the relay is the binary of the same build profile, a rival is this program started
 //! again with a hidden word. The load comes from this process, from one thread, so on two cores the relay and the
@@ -43,6 +45,9 @@ mod appending;
 mod bare;
 #[path = "relay/deliver.rs"]
 mod deliver;
+#[cfg(feature = "fleet")]
+#[path = "relay/fleet.rs"]
+mod fleet;
 #[path = "relay/http.rs"]
 mod http;
 #[path = "relay/load.rs"]
@@ -114,6 +119,10 @@ async fn sections(options: &Options) -> anyhow::Result<()> {
             Section::Accept => accept::run(options, folder.path(), &mut report).await.context("accept")?,
             Section::Deliver => deliver::run(options, folder.path(), &mut report).await.context("deliver")?,
             Section::Memory => memory::run(options, folder.path(), &mut report).await.context("memory")?,
+            #[cfg(feature = "fleet")]
+            Section::Fleet => fleet::run(options, folder.path(), &mut report).await.context("fleet")?,
+            #[cfg(not(feature = "fleet"))]
+            Section::Fleet => anyhow::bail!("this build has no fleet: build it with the feature `fleet`"),
         }
     }
     report.finish(options.json.as_deref())
