@@ -28,8 +28,8 @@ use super::{compaction, names, row};
 const HELD_MAX: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// The memory of a row besides its value.
 const ROW_BYTES: usize = 96;
-/// The most rows and about the bytes of a batch. sled keeps each page that a row replaces until the batch is over: batches of
-/// 512 KiB, some two rows for each message, took the relay to 37 MiB. Nothing is synced before the end, so short ones cost no
+/// The most rows and about the bytes of a batch. sled keeps each page that a row replaces until the batch is over:
+/// batches of 512 KiB, some 700 rows, took the relay to 37 MiB. Nothing is synced before the end, so short ones cost no
 /// time.
 const BATCH_ROWS: usize = 32;
 const BATCH_BYTES: usize = 64 << 10;
