@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
 //! cargo bench                                everything but the long parts, in about five minutes
-//! cargo bench -- accept                      one section: accept, deliver, memory, fleet
+//! cargo bench -- accept                      one section: accept, deliver, wait, memory, fleet
 //! cargo bench -- --quick                     seconds per section: does it run at all? (no figure to quote)
 //! cargo bench -- --redis                     Redis Streams, appendfsync always, as one more rival
 //! cargo bench -- fleet --nats-server PATH    accepts whose commits go to three NATS servers too
@@ -18,6 +18,7 @@
 //! | --- | --- | --- |
 //! | accept | durable accepts at 1, 16 and 64 connections and in batches | the same hyper server without a store; append + fdatasync of the same bytes in the same groups; Redis |
 //! | deliver | accept, deliver, record | the same client calling the same upstream directly |
+//! | wait | one bot, 50 sends a second, each answered by its delivery | the same client calling the same upstream directly; append + fdatasync |
 //! | memory | resident, and start to first delivery, with so many queued | sled reopening a copy of the same folder |
 //! | fleet | durable accepts with a copy in three NATS servers | a bare publish and two fdatasyncs; the relay without a fleet |
 //!
@@ -74,6 +75,8 @@ mod starts;
 mod traffic;
 #[path = "relay/upstream.rs"]
 mod upstream;
+#[path = "relay/wait.rs"]
+mod wait;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -118,6 +121,7 @@ async fn sections(options: &Options) -> anyhow::Result<()> {
         match section {
             Section::Accept => accept::run(options, folder.path(), &mut report).await.context("accept")?,
             Section::Deliver => deliver::run(options, folder.path(), &mut report).await.context("deliver")?,
+            Section::Wait => wait::run(options, folder.path(), &mut report).await.context("wait")?,
             Section::Memory => memory::run(options, folder.path(), &mut report).await.context("memory")?,
             #[cfg(feature = "fleet")]
             Section::Fleet => fleet::run(options, folder.path(), &mut report).await.context("fleet")?,

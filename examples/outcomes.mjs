@@ -39,6 +39,7 @@ export async function* outcomes(socketPath, last) {
     } catch {
       // The connection was cut: the next one continues after the last id.
     }
+    reply?.destroy(); // Node keeps the connection of a reply that is not read.
     await pause(500);
   }
 }

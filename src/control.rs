@@ -283,7 +283,16 @@ mod tests {
         let expected = DrainRequest { timeout: Some(60), wait: true };
         assert_eq!(of(r#"{"timeout": 60, "wait": true}"#), Ok(expected));
         assert_eq!(of(" \n"), Ok(DrainRequest::default()));
-        for wrong in ["{", "[]]", r#"{"time": 60}"#, r#"{"timeout": -1}"#, r#"{"timeout": "1m"}"#] {
+        for wrong in [
+            "{",
+            "[]",
+            "[60, true]",
+            "null",
+            r#""60""#,
+            r#"{"time": 60}"#,
+            r#"{"timeout": -1}"#,
+            r#"{"timeout": "1m"}"#,
+        ] {
             let (status, why) = of(wrong).unwrap_err();
             assert!(status == 400 && why.starts_with("the body: "), "{wrong}");
         }

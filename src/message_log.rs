@@ -1,7 +1,8 @@
 //! The log lines of a message: a closed set of seven events, at level info.
 //!
-//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. For acts of operators: `deleted`, before the `dead` of
-//! that reason, and `redriven`, when a dead message is queued again. The event's name is the text of its line
+//! `accepted` → (`deferred` | `held`)* → `delivered` | `dead`. `deleted` comes before the `dead` of an operator's act, and
+//! `redriven` when a dead message is queued again: by an operator, or because its bot sent it again with the renewed token
+//! that it was missing. The event's name is the text of its line
 //! (`message`), and also the value of `event`. Every line uses the same names, so that one query leads from a contact
 //! id to "sent at 14:03:07, with this id of Connect". A line contains only the arguments of the functions below: ids,
 //! labels, counts and the relay's own texts; never contents or tokens, and of headers only the conversation key and the
@@ -140,7 +141,7 @@ fn deleted(subject: Subject<'_>, attempt: u32, waited: Duration, maybe_delivered
     );
 }
 
-/// An operator queued the message again. `reason` is its last cause of death; `edited` means new contents and
+/// The message is queued again. `reason` is its last cause of death; `edited` means new contents and
 /// ClientToken.
 pub fn redriven(subject: Subject<'_>, attempt: u32, waited: Duration, reason: Option<Reason>, edited: bool) {
     let Subject { message, conversation, client_token, trace_id } = subject;

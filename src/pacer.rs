@@ -127,6 +127,8 @@ pub struct Pacer {
     answered: Timestamp,
     /// The time of the last throttle or outage. Attempts that started before it contain no new information.
     closed_at: Timestamp,
+    /// The start of the event under way that took a spare slot behind a throttle.
+    event_behind_throttle: Option<Timestamp>,
     /// The fleet's decision about this relay; `Alone` without a fleet.
     guidance: Guidance,
     /// The factor on the share from a throttle until the fleet's next decision.
@@ -154,6 +156,7 @@ impl Pacer {
             apart: Timestamp::default(),
             answered: Timestamp::default(),
             closed_at: Timestamp::default(),
+            event_behind_throttle: None,
             guidance: Guidance::Alone,
             cut: 1.0,
             was_accepted: true,
@@ -333,18 +336,37 @@ impl Pacer {
     /// Notes the throttle of a request that took no slot of its own: a typing event.
     pub fn throttled_without_slot(&mut self, now: Timestamp, hint: RetryHint) {
         self.fill(now);
+        self.event_behind_throttle = None;
         self.throttled(now, now, hint);
     }
 
-    /// Takes a slot for an event that may be dropped, if one is to spare: half the burst is reserved for messages.
+    /// Takes a slot for an event that may be dropped, if one is to spare: half the burst is reserved for messages. After a
+    /// throttle, one event at a time can have a slot that no message took as the probe: if only events come, nothing else
+    /// would open the gate.
     pub fn take_spare(&mut self, now: Timestamp) -> bool {
         self.fill(now);
         let held = matches!(self.guidance, Guidance::Hold { until } if now < until);
-        let spare = !held && self.gate.is_open() && self.tokens >= 1.0 + self.depth() / 2.0;
+        let is_alone = self.event_behind_throttle.is_none_or(|since| now >= since + self.options.probe_max);
+        let may_start = match self.gate {
+            Gate::Open => true,
+            Gate::Closed { why: Closed::Throttled, until, .. } => until <= now && is_alone,
+            Gate::Closed { .. } | Gate::Probing { .. } => false,
+        };
+        let spare = !held && may_start && self.tokens >= 1.0 + self.depth() / 2.0;
         if spare {
             self.tokens -= 1.0;
+            self.event_behind_throttle = (!self.gate.is_open()).then_some(now);
         }
         spare
+    }
+
+    /// Notes the end of an event that took a spare slot at `started`, with an answer of the service that is no throttle, or
+    /// without one.
+    pub fn spare_ended(&mut self, started: Timestamp, answered: bool) {
+        self.event_behind_throttle.take_if(|since| *since == started);
+        if answered {
+            self.gate.answered_beside(started);
+        }
     }
 
     /// The learned rate, requests per second.

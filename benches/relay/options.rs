@@ -66,6 +66,8 @@ pub enum Section {
     Accept,
     /// Accept, deliver, record
     Deliver,
+    /// One bot that waits for each outcome
+    Wait,
     /// Resident memory, and start to first delivery
     Memory,
     /// Accepts whose commits are copied (--nats-server)
@@ -80,8 +82,8 @@ impl Options {
 
     /// The sections asked for, in their order.
     pub fn sections(&self) -> impl Iterator<Item = Section> {
-        [Section::Accept, Section::Deliver, Section::Memory, Section::Fleet].into_iter().filter(|section| match section
-        {
+        let all = [Section::Accept, Section::Deliver, Section::Wait, Section::Memory, Section::Fleet];
+        all.into_iter().filter(|section| match section {
             Section::Fleet if self.only.is_empty() => self.nats_server.is_some(),
             section => self.only.is_empty() || self.only.contains(section),
         })
@@ -110,6 +112,11 @@ impl Options {
     /// Messages of one round of accept, deliver, record.
     pub fn through(&self) -> u64 {
         if self.quick { 2_000 } else { 30_000 }
+    }
+
+    /// Sends of one round of the bot that waits.
+    pub fn waits(&self) -> u32 {
+        if self.quick { 20 } else { 500 }
     }
 
     /// Deliveries after which memory is looked at.

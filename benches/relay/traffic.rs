@@ -24,6 +24,8 @@ pub struct Traffic {
     pub contents: usize,
     /// Messages in one request; without batches each has a request of its own.
     pub batch: Option<usize>,
+    /// True if each request waits for its outcome.
+    waits: bool,
     next: AtomicU64,
 }
 
@@ -31,12 +33,17 @@ impl Traffic {
     /// Messages with so long a text, one a request or in batches.
     pub fn new(contents: usize, batch: Option<usize>) -> Traffic {
         assert!(contents >= NUMBER_DIGITS, "a text holds its number");
-        Traffic { contents, batch, next: AtomicU64::new(0) }
+        Traffic { contents, batch, waits: false, next: AtomicU64::new(0) }
+    }
+
+    /// Messages with so long a text, each answered by its outcome.
+    pub fn waiting(contents: usize) -> Traffic {
+        Traffic { waits: true, ..Traffic::new(contents, None) }
     }
 
     /// The same numbering goes on in another form: a store that has seen some of these sees no repeat.
     pub fn continued(&self, batch: Option<usize>) -> Traffic {
-        Traffic { contents: self.contents, batch, next: AtomicU64::new(self.next.load(Ordering::Relaxed)) }
+        Traffic { batch, next: AtomicU64::new(self.next.load(Ordering::Relaxed)), ..*self }
     }
 
     /// Messages in one request.
@@ -63,6 +70,7 @@ impl Traffic {
                 body.text(r#"{"ContentType":"text/plain","Content":""#).number(0).text(&filler(self.contents));
                 body.text(r#"","ClientToken":""#).text(CLIENT_TOKEN_HEAD).number(0).text(r#""}"#);
                 request.text("POST /participant/message HTTP/1.1\r\nHost: relay\r\nX-Amz-Bearer: ").token(0);
+                request.text(if self.waits { "\r\nPrefer: wait=10" } else { "" });
                 request.text(&head_end("application/json", body.bytes.len())).append(body);
             }
             Some(messages) => {

@@ -26,9 +26,9 @@
 // It only sends messages. Connect, type and disconnect with the SDK's client over the same socket (examples/aws-sdk.mjs), with
 // the same conversation: a disconnect that goes past the relay cuts off what is queued.
 //
-// The messages of one conversation go one after the other, in the order of the calls. Without `conversation` the
-// connection token is the conversation: pass one if your bot renews tokens. A Relay knows the messages that it sent
-// itself: use one Relay in one process for a chat.
+// The messages of one conversation go one after the other, in the order of the calls; if one rejects, those that wait
+// behind it go on. Without `conversation` the connection token is the conversation: pass one if your bot renews tokens.
+// A Relay knows the messages that it sent itself: use one Relay in one process for a chat.
 import { randomUUID } from "node:crypto";
 import http from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
@@ -188,6 +188,7 @@ export class Relay {
   /** The same message to Connect. Until Connect answers 200 or refuses it, its outcome is unknown. */
   async #sendDirectly(chat, message, body, fault) {
     const inRelay = chat.unknown.has(message.id);
+    console.warn(`the relay does not answer: calling Connect directly: ${fault.message}`);
     chat.unknown.set(message.id, message);
     try {
       const command = new sdk.SendMessageCommand({ ...body, ConnectionToken: message.connectionToken });
@@ -232,7 +233,7 @@ export class Relay {
     for (const message of others(chat, but).reverse()) {
       const path = `/participant/message/${encodeURIComponent(message.clientToken)}`;
       const { status, answer } = await this.#ask("GET", path, message.headers);
-      if (status === 408 || status === 429 || status >= 500 || answer.State === "QUEUED") return;
+      if (![200, 404, 409].includes(status) || answer.State === "QUEUED") return;
       // Delivered, dead, or not known to the relay: it will not be sent any more.
       chat.unknown.delete(message.id);
     }

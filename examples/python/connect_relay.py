@@ -13,8 +13,9 @@ The reply is a dict:
     ClientToken   the same call with this client_token is a repeat, and never a second message
     Direct        True if the message went to Connect without the relay
 
-An error is the exception that boto3 raises for it, such as client.exceptions.AccessDeniedException: all are
-botocore.exceptions.ClientError. RelayUnavailable means that the message is not acknowledged.
+An error is the exception that boto3 raises for it: relay.exceptions.AccessDeniedException, … (the classes of another
+client are not the same), all of them botocore.exceptions.ClientError. RelayUnavailable means that the message is not
+acknowledged.
 
 While the relay does not answer, or answers 500 or 503, send_message tries again for `retry_for` seconds. Then it calls
 Connect directly, with the same ClientToken, but only if the outcome of each earlier message of the conversation is
@@ -25,18 +26,21 @@ It only sends messages. Connect, type and disconnect with a boto3 client over th
 the same conversation: a disconnect that goes past the relay cuts off what is queued.
 
 A Relay may be used by any number of threads. The messages of one conversation go one after the other, in the order of
-the calls. Without `conversation` the connection token is the conversation: pass one if your bot renews tokens. A Relay
-knows the messages that it sent itself: use one Relay in one process for a chat.
+the calls; if one raises, those that wait behind it go on. Without `conversation` the connection token is the
+conversation: pass one if your bot renews tokens. A Relay knows the messages that it sent itself: use one Relay in one
+process for a chat. A process that is forked may use the Relay of its parent, for chats of its own.
 """
 
 import http.client
 import json
 import logging
+import os
 import socket
 import threading
 import time
 import urllib.parse
 import uuid
+import weakref
 from contextlib import contextmanager
 
 import boto3
@@ -71,14 +75,21 @@ class Relay:
     """
 
     def __init__(self, socket_path, region_name, retry_for=10.0):
-        self.socket_path, self.retry_for = socket_path, retry_for
-        config = Config(signature_version=UNSIGNED, connect_timeout=3, read_timeout=5)
-        self._connect = boto3.session.Session().client("connectparticipant", region_name=region_name, config=config)
-        self._connect.meta.events.register("before-call.connectparticipant", _refuse_relays)
-        self._waits = threading.Semaphore(WAITS_MAX)
-        self._lock = threading.Lock()  # Guards the chats and what they hold.
+        self.socket_path, self.region_name, self.retry_for = os.fspath(socket_path), region_name, retry_for
         self._chats = {}  # Only those that are in use, or have messages whose outcome is unknown.
+        self._begin(_client(region_name))
+        _relays.add(self)
+
+    def _begin(self, client):
+        self._client = client
+        self._waits = threading.Semaphore(WAITS_MAX)
+        self._lock = threading.Lock()  # Guards the client, the chats and what they hold.
         self._is_watching = False
+
+    @property
+    def exceptions(self):
+        """The exceptions that send_message raises, as a boto3 client has them."""
+        return self._connect().exceptions
 
     def send_message(
         self, content, connection_token, client_token=None, conversation=None, content_type="text/plain"
@@ -128,11 +139,8 @@ class Relay:
         timeout = min(WAIT + 5, max(WAIT + 1, deadline - time.monotonic()))
         try:
             status, headers, answer = self._ask(
-                "POST", "/participant/message", headers, json.dumps(body), timeout, lambda: self._add(chat, message)
+                "POST", "/participant/message", headers, json.dumps(body).encode(), timeout, lambda: self._add(chat, message)
             )
-        except ValueError:  # A header that HTTP cannot carry: nothing was sent.
-            self._settle(chat, message)
-            raise
         finally:
             if may_wait:
                 self._waits.release()
@@ -145,9 +153,14 @@ class Relay:
         """A request on a connection of its own: a kept one can be closed by the relay just when it is used again."""
         connection = _Connection(self.socket_path, timeout)
         try:
+            connection.putrequest(method, path)
+            for name, value in headers.items():
+                connection.putheader(name, value)  # Raises if HTTP cannot carry it. Nothing is sent then.
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
             connection.connect()
             connected()
-            connection.request(method, path, body, headers)
+            connection.endheaders(body)
             reply = connection.getresponse()
             return reply.status, reply.headers, _json_object(reply.read())
         finally:
@@ -169,9 +182,15 @@ class Relay:
         metadata["RequestId"] = headers.get("x-amzn-requestid", "")
         text = answer.get("Message", "")
         response = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": metadata, "Message": text}
-        return self._connect.exceptions.from_code(code)(response, "SendMessage")
+        return self.exceptions.from_code(code)(response, "SendMessage")
 
     # Connect.
+
+    def _connect(self):
+        with self._lock:
+            if self._client is None:
+                self._client = _client(self.region_name)
+            return self._client
 
     def _send_directly(self, chat, message, body, fault):
         """The same message to Connect. Until Connect answers 200 or refuses it, its outcome is unknown."""
@@ -179,7 +198,7 @@ class Relay:
         log.warning("the relay does not answer: calling Connect directly: %s", fault)
         self._add(chat, message)
         try:
-            reply = self._connect.send_message(ConnectionToken=message.connection_token, **body)
+            reply = self._connect().send_message(ConnectionToken=message.connection_token, **body)
         except (ClientError, BotoCoreError) as error:
             response = error.response["Error"] if isinstance(error, ClientError) else {}
             is_relay = response.get("Message", "").startswith("connect-relay: ")
@@ -232,9 +251,8 @@ class Relay:
     def _learn(self, chat, but=None):
         """Asks the relay for outcomes, the latest message first: while it is queued, the others do not matter."""
         for message in reversed(chat.others(but)):
-            path = f"/participant/message/{urllib.parse.quote(message.client_token, safe='')}"
-            status, _, answer = self._ask("GET", path, message.headers)
-            if status in (408, 429) or status >= 500 or answer.get("State") == "QUEUED":
+            status, _, answer = self._ask("GET", message.path, message.headers)
+            if status not in (200, 404, 409) or answer.get("State") == "QUEUED":
                 return
             self._settle(chat, message)  # Delivered, dead, or not known to the relay: it will not be sent any more.
 
@@ -252,7 +270,10 @@ class Relay:
             if self._is_watching:
                 return
             self._is_watching = True
-        threading.Thread(target=self._ask_until_all_is_known, name="connect-relay", daemon=True).start()
+        try:
+            threading.Thread(target=self._ask_until_all_is_known, name="connect-relay", daemon=True).start()
+        except RuntimeError:  # No further thread, as while Python exits: the next call asks.
+            self._is_watching = False
 
     def _ask_until_all_is_known(self):
         pause = 1.0
@@ -274,6 +295,25 @@ class Relay:
             except FAULTS:
                 pass  # The relay is down: the next round asks again.
 
+    def _begin_in_a_child(self):
+        """After a fork: locks may be held for ever, the other threads and their calls are not in this process, and a
+        connection belongs to the parent. What is unknown there is unknown here."""
+        self._chats = {key: chat for key, chat in self._chats.items() if chat.unknown}
+        for chat in self._chats.values():
+            chat.last, chat.users = None, 0
+        self._begin(client=None)
+
+
+_relays = weakref.WeakSet()
+
+
+def _begin_in_a_child():
+    for relay in list(_relays):
+        relay._begin_in_a_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_a_child)
+
 
 class _Message:
     """The identity of a message; without its content, because it is kept until its outcome is known.
@@ -284,6 +324,7 @@ class _Message:
     def __init__(self, client_token, connection_token, conversation):
         self.client_token, self.connection_token = client_token, connection_token
         self.chat = (conversation, None if conversation else connection_token)
+        self.path = f"/participant/message/{urllib.parse.quote(client_token, safe='')}"
         self.headers = {"X-Amz-Bearer": connection_token}
         if conversation:
             self.headers["Relay-Conversation"] = conversation
@@ -315,6 +356,13 @@ class _Connection(http.client.HTTPConnection):
             self.sock.connect(self.path)
         except OSError as error:  # Python's own text does not name the socket.
             raise OSError(error.errno, error.strerror or str(error), self.path) from error
+
+
+def _client(region_name):
+    config = Config(signature_version=UNSIGNED, connect_timeout=3, read_timeout=5)
+    client = boto3.session.Session().client("connectparticipant", region_name=region_name, config=config)
+    client.meta.events.register("before-call.connectparticipant", _refuse_relays)
+    return client
 
 
 def _json_object(text):

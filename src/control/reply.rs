@@ -17,10 +17,12 @@ pub struct ErrorBody {
 /// An error reply to an operator.
 pub(super) struct ErrorReply(pub(super) StatusCode, pub(super) String);
 
-/// Parses a request's body; an empty body has no members.
+/// Parses a request's body; an empty body has no members. serde would also fill the members from an array, by their place.
 pub(super) fn parse_body<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ErrorReply> {
-    if body.trim_ascii().is_empty() {
-        return Ok(T::default());
+    match body.trim_ascii().first() {
+        None => return Ok(T::default()),
+        Some(b'{') => {}
+        Some(_) => return Err(invalid("the body: a JSON object is needed".into())),
     }
     serde_json::from_slice(body).map_err(|error| invalid(format!("the body: {error}")))
 }

@@ -36,9 +36,14 @@ impl PendingReply {
     }
 
     /// Evaluates the queue's verdict.
-    pub(super) fn evaluate(&self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, ErrorReply> {
+    pub(super) fn evaluate(&mut self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, ErrorReply> {
         match verdict {
-            Verdict::Accepted { state, .. } => Ok(state),
+            Verdict::Accepted { state, stored_token, .. } => {
+                if let Some(token) = stored_token {
+                    self.client_token = token;
+                }
+                Ok(state)
+            }
             Verdict::Rejected(rejection) => {
                 Err(ErrorReply::of_rejection(&rejection, rate, self.lifetime, clock).about_token(&self.client_token))
             }
@@ -72,7 +77,7 @@ impl Inner {
         body: BufferedBody,
         peer: Peer,
     ) -> Handled {
-        let pending = PendingReply::of(&submission);
+        let mut pending = PendingReply::of(&submission);
         let bare = submission.body == Body::Disconnect;
         let rate = self.budget.pacer().rate();
         let timer = self.metrics.accept_seconds.start_timer();

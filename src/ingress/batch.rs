@@ -80,7 +80,7 @@ impl Inner {
         let mut replies = Vec::with_capacity(lines.len() * 80);
         for (line, json) in lines.into_iter().zip(jsons()) {
             let result = match line {
-                Ok(pending) => {
+                Ok(mut pending) => {
                     let verdict =
                         verdicts.next().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
                     pending.evaluate(verdict, rate, &self.clock).map(|state| (pending, state))

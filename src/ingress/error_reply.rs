@@ -108,12 +108,12 @@ impl ErrorReply {
             .counted(RejectReason::Invalid)
     }
 
-    /// 415; the encoding is cut, and contains no terminal control characters.
+    /// 415
     pub(super) fn encoded(encoding: &HeaderValue) -> Self {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        let shown: String = encoding.chars().take(40).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
-        let text =
-            format!("connect-relay: Content-Encoding is {shown}, only identity is allowed: send the body as it is");
+        let text = format!(
+            "connect-relay: Content-Encoding is {}, only identity is allowed: send the body as it is",
+            shown(encoding)
+        );
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ValidationException", text).counted(RejectReason::Invalid)
     }
 
@@ -229,6 +229,12 @@ impl ErrorReply {
     }
 }
 
+/// A header's value as an error shows it: cut, and without terminal control characters.
+fn shown(value: &HeaderValue) -> String {
+    let value = String::from_utf8_lossy(value.as_bytes());
+    value.chars().take(40).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
+}
+
 impl From<Invalid> for ErrorReply {
     fn from(Invalid(what): Invalid) -> Self {
         Self::invalid(what)
@@ -319,6 +325,7 @@ mod tests {
         assert_eq!(error.counted, Some(RejectReason::Invalid));
         assert!(error.text.starts_with("connect-relay: Content-Encoding is gzip, only identity"), "{}", error.text);
         assert!(of(b"a\xff\tb").text.contains("is a??b,"), "{}", of(b"a\xff\tb").text);
+        assert!(of(b"identity, br").text.contains("is identity, br,"), "{}", of(b"identity, br").text);
         assert!(of(&[b'x'; 500]).text.len() < 150);
     }
 

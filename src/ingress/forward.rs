@@ -72,10 +72,15 @@ impl Inner {
         asker: Asker,
         caller: Caller,
     ) -> Result<Option<Reply>, ErrorReply> {
-        if !self.queue.is_idle(asker).await? || !self.budget.pacer().take_spare(self.clock.now()) {
+        let is_idle = self.queue.is_idle(asker).await?;
+        let started = self.clock.now();
+        if !is_idle || !self.budget.pacer().take_spare(started) {
             return Ok(None);
         }
-        let Ok(forwarded) = self.send_upstream(parts, body.bytes.clone(), caller).await else { return Ok(None) };
+        let Ok(forwarded) = self.send_upstream(parts, body.bytes.clone(), caller).await else {
+            self.budget.pacer().spare_ended(started, false);
+            return Ok(None);
+        };
         if is_throttle(&forwarded) {
             let text = |name| forwarded.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
             let now = self.clock.now();
@@ -83,6 +88,7 @@ impl Inner {
             self.budget.pacer().throttled_without_slot(now, hint);
             return Ok(None);
         }
+        self.budget.pacer().spare_ended(started, !forwarded.status.is_server_error());
         Ok(Some(self.forwarded_reply(forwarded)))
     }
 

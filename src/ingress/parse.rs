@@ -22,6 +22,9 @@ pub(super) const TYPING: &str = "application/vnd.amazonaws.connect.event.typing"
 /// The longest ContentType that the service accepts, in characters.
 const CONTENT_TYPE_CHARS_MAX: usize = 100;
 
+/// The first whole number that does not fit into 64 bits.
+const TWO_TO_THE_64: f64 = 18_446_744_073_709_551_616.0;
+
 /// The members of a body that the relay knows.
 #[derive(Default)]
 pub(super) struct Members<'a> {
@@ -261,8 +264,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
                 Ok(Member::Other("a negative number"))
             }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Member<'a>, E> {
-                Ok(Member::Other("a number that is not whole"))
+            fn visit_f64<E>(self, number: f64) -> Result<Member<'a>, E> {
+                // A whole number comes as a float if it does not fit into 64 bits, or is written as `5.0` or `5e0`.
+                Ok(Member::Other(if number.fract() != 0.0 {
+                    "a number that is not whole"
+                } else if number.abs() >= TWO_TO_THE_64 {
+                    "a number of more than 64 bits"
+                } else {
+                    "a number with a decimal point or an exponent"
+                }))
             }
 
             fn visit_bool<E>(self, _: bool) -> Result<Member<'a>, E> {
@@ -408,6 +418,14 @@ mod tests {
             (
                 r#","ConnectionToken":"t","Lifetime":1.5"#,
                 "Lifetime is a number that is not whole, a whole number of seconds from 1 to 604800 is needed",
+            ),
+            (
+                r#","ConnectionToken":"t","Lifetime":5.0"#,
+                "Lifetime is a number with a decimal point or an exponent, a whole number of seconds from 1 to 604800 is needed",
+            ),
+            (
+                r#","ConnectionToken":"t","Lifetime":99999999999999999999"#,
+                "Lifetime is a number of more than 64 bits, a whole number of seconds from 1 to 604800 is needed",
             ),
             (
                 r#","ConnectionToken":"t","Lifetime":"5""#,

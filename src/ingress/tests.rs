@@ -731,6 +731,8 @@ async fn disconnect_ends_its_conversation() {
     rig.post("/participant/event", &prefer[..1], read).await.assert_error(409, "ConflictException", "disconnect");
     let again = rig.post("/participant/disconnect", &prefer[..1], json!({ "ClientToken": "another" })).await;
     assert_eq!((again.status, again.header("relay-message")), (202, queued.header("relay-message")));
+    assert_eq!(again.header("relay-client-token"), queued.header("relay-client-token"), "it finds the disconnect");
+    assert_eq!(again.json()["ClientToken"], queued.json()["ClientToken"]);
     rig.settle(delivered()).await;
     let (done, _) = tokio::join!(
         rig.post("/participant/disconnect", &prefer, json!({})),

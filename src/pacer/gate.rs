@@ -64,6 +64,14 @@ impl Gate {
         }
     }
 
+    /// Notes an answer of the service to a request beside the attempts. It ends a throttle whose delay was over when that
+    /// request started.
+    pub(super) fn answered_beside(&mut self, started: Timestamp) {
+        if matches!(self, Gate::Closed { why: Closed::Throttled, until, .. } if *until <= started) {
+            *self = Gate::Open;
+        }
+    }
+
     /// Notes an attempt without information about the destination. If it was the probe, the next one may start now.
     pub(super) fn inconclusive(&mut self, started: Timestamp, now: Timestamp) {
         if let Gate::Probing { why, since, times } = *self

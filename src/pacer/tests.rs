@@ -214,6 +214,43 @@ fn typing_takes_only_spare_slots() {
 }
 
 #[test]
+fn typing_opens_the_gate_after_a_throttle_if_no_message_comes() {
+    let mut pacer = pacer();
+    assert!(pacer.take_spare(START));
+    pacer.throttled_without_slot(START, RetryHint(Some(Duration::from_secs(3))));
+    assert!(!pacer.take_spare(after(2999)), "the delay that upstream asks for");
+    assert!(pacer.take_spare(after(3000)));
+    assert!(!pacer.take_spare(after(3001)), "one at a time");
+    pacer.spare_ended(after(3000), false);
+    assert_eq!(pacer.closed(), Some(Closed::Throttled), "it had no answer");
+    assert!(pacer.take_spare(after(3100)));
+    pacer.throttled_without_slot(after(3100), RetryHint::default());
+    let again = after(60_000);
+    assert!(pacer.take_spare(again));
+    pacer.spare_ended(again, true);
+    assert_eq!(pacer.closed(), None);
+    assert!((0..100).filter(|_| pacer.take_spare(again)).count() > 1);
+
+    // An answer to an event from before a throttle, and one while a message is the probe, say nothing about it.
+    assert!(pacer.take_spare(after(90_000)));
+    pacer.throttled_without_slot(after(90_001), RetryHint::default());
+    pacer.spare_ended(after(90_000), true);
+    assert_eq!(pacer.closed(), Some(Closed::Throttled));
+    pacer.started(after(120_000));
+    assert!(!pacer.take_spare(after(120_001)), "a message is the probe");
+    pacer.spare_ended(after(120_000), true);
+    assert_eq!(pacer.closed(), Some(Closed::Throttled));
+}
+
+#[test]
+fn typing_is_no_probe_of_an_outage() {
+    let mut pacer = pacer();
+    pacer.started(START);
+    pacer.ended(START, START, Signal::Down(RetryHint::default()));
+    assert!(!pacer.take_spare(after(3_600_000)));
+}
+
+#[test]
 fn enormous_quota_is_not_held_up_by_timers() {
     let options = Options { quota_rate: 100_000.0, quota_burst: 1_000_000, ..options() };
     let mut pacer = Pacer::new(options, START, 7);

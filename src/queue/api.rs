@@ -136,3 +136,11 @@ pub struct Expiring {
     /// The time at which the first of them expires.
     pub first: Option<Timestamp>,
 }
+
+impl Expiring {
+    /// Limits an estimate to the messages that are queued now: many can have been sent since it was made.
+    #[must_use]
+    pub fn of_at_most(self, queued: u64) -> Expiring {
+        if queued == 0 { Expiring::default() } else { Expiring { messages: self.messages.min(queued), ..self } }
+    }
+}

@@ -323,7 +323,7 @@ fn repeat_is_the_same_message_before_and_after_delivery_and_restart() {
     let first = rig.accepted(message("a", "1", "hello"));
     assert_eq!(first.id.to_string().split('-').nth(1), Some("1"));
     assert!(
-        matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state } if state.id == first.id)
+        matches!(rig.push(message("a", "1", "hello")), Verdict::Accepted { repeat: true, state, .. } if state.id == first.id)
     );
     assert!(matches!(rig.rejected(message("a", "1", "other")), Rejection::OtherContents(_)));
     let rig = rig.reopen();
@@ -487,7 +487,7 @@ fn message_is_dead_lettered_when_its_lifetime_ends_wherever_it_waits() {
     assert_eq!((rig.overview().queued, rig.overview().dead), (1, 2));
     assert!(matches!(
         rig.push(message("a", "short", "x")),
-        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true }
+        Verdict::Accepted { state: MessageState { status: Status::Dead { .. }, .. }, repeat: true, .. }
     ));
 }
 
@@ -650,12 +650,59 @@ fn no_message_is_accepted_after_a_disconnect() {
     let first = rig.accepted(disconnect("a", "2"));
     assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);
     assert_eq!(rig.accepted(disconnect("a", "4")).id, first.id);
+    let second = rig.push(disconnect("a", "4"));
+    let Verdict::Accepted { stored_token: Some(stored), .. } = second else { panic!("{second:?}") };
+    assert_eq!(stored.as_str(), "2", "the ClientToken that finds it");
     assert_eq!(rig.drain(), ["farewell", "disconnect"]);
     let rig = rig.reopen();
     assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Disconnected);
     assert!(matches!(rig.accepted(disconnect("a", "5")).status, Status::Delivered(_)));
     rig.skip(Duration::from_secs(26 * 3600));
     rig.accepted(message("a", "6", "a day later"));
+}
+
+#[test]
+fn disconnect_waits_for_no_renewed_token() {
+    let rig = Rig::new();
+    let disconnect_is_sent = |rig: &Rig| {
+        let lease = rig.lease(9).pop().unwrap();
+        assert_eq!(text(&lease), "disconnect");
+        rig.settle(lease, Disposition::Deliver(Receipt::default()));
+    };
+    rig.accepted(message("ok", "1", "x"));
+    rig.drain();
+    // Behind a message that is held.
+    rig.accepted(message("a", "1", "x"));
+    rig.accepted(disconnect("a", "2"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    assert!(rig.lease(9).is_empty(), "it waits for the message before it");
+    rig.skip(Duration::from_secs(121));
+    disconnect_is_sent(&rig);
+    assert_eq!((rig.overview().queued, rig.overview().dead, rig.overview().held), (0, 1, 0));
+    // At submission, after a refusal.
+    rig.accepted(message("b", "1", "x"));
+    let lease = rig.lease(1).pop().unwrap();
+    rig.settle(lease, denied("Access denied"));
+    assert!(matches!(rig.rejected(message("b", "2", "x")), Rejection::TokenRefused(_)));
+    rig.accepted(disconnect("b", "3"));
+    rig.skip(Duration::from_secs(121));
+    disconnect_is_sent(&rig);
+    // Behind a message whose caller waits, with a caller that waits for it too.
+    let first = rig.accepted(message("c", "1", "x"));
+    let last = rig.accepted(disconnect("c", "2"));
+    let queue = rig.queue.clone();
+    let (_, done, ()) = rig.runtime.block_on(async {
+        let settling = async {
+            for answer in [denied("Access denied"), Disposition::Deliver(Receipt::default())] {
+                let lease = queue.lease(LeaseRequest::any(1)).await.unwrap().leases.pop().unwrap();
+                queue.settle(lease, None, answer, None).await.unwrap();
+            }
+        };
+        let wait = |id| queue.outcome(id, Duration::from_secs(60));
+        tokio::join!(wait(first.id), wait(last.id), settling)
+    });
+    assert!(matches!(done.unwrap().unwrap().status, Status::Delivered(_)));
 }
 
 #[test]

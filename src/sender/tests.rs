@@ -145,7 +145,7 @@ impl Fixture {
             trace_id: None,
         };
         match &self.queue.accept(vec![submission], 10.0).await.unwrap()[..] {
-            [Verdict::Accepted { state, repeat: false }] => state.id,
+            [Verdict::Accepted { state, repeat: false, .. }] => state.id,
             other => panic!("{other:?}"),
         }
     }

@@ -2,6 +2,8 @@
 
 use hyper::Method;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::message::{CLIENT_TOKEN_CHARS_MAX, ContentType};
 
@@ -56,9 +58,7 @@ const CONTENT_CHARS_MAX: usize = 16384;
 impl Members {
     /// Reads a body and checks it; the error is the text of a ValidationException, all violations in one.
     pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Members, String> {
-        let body = if body.is_empty() { b"{}" } else { body };
-        let members: Members =
-            serde_json::from_slice(body).map_err(|error| format!("The request body is not as expected: {error}"))?;
+        let members: Members = members_of(body)?;
         let violations = members.violations(operation);
         match violations.len() {
             0 => Ok(members),
@@ -116,6 +116,14 @@ impl Members {
     pub(super) fn idempotency(&self) -> Option<&str> {
         self.client_token.as_deref().filter(|token| !token.is_empty())
     }
+}
+
+/// Reads the members of a body; an empty one has none. The error is the text of a ValidationException.
+pub(super) fn members_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    // Serde would take an array for a struct too.
+    let members = serde_json::from_slice(body).map(Value::Object).and_then(serde_json::from_value);
+    members.map_err(|error| format!("The request body is not as expected: {error}"))
 }
 
 fn check_length(found: &mut Vec<String>, member: &str, value: Option<&str>, least: usize, most: usize) {
@@ -181,7 +189,8 @@ mod tests {
             (Operation::Event, r#"{"ContentType":"text/plain"}"#, false),
             (Operation::Event, "{}", false),
             (Operation::Message, "", false),
-            (Operation::Message, "[]", false),
+            (Operation::Message, r#"["text/plain","hello"]"#, false),
+            (Operation::Disconnect, "[]", false),
             (Operation::Message, "{", false),
             (Operation::Message, r#"{"ContentType":"text/plain","Content":7}"#, false),
             (Operation::Message, r#"{"ContentType":"text/plain","Content":"\ud800"}"#, false),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::request::{Members, Operation};
+use super::request::{Members, Operation, members_of};
 
 /// The most messages and events that are kept, of all chats.
 const KEPT_MAX: usize = 10_000;
@@ -89,9 +89,7 @@ impl Transcripts {
 
     /// The page of a chat that the body asks for, as JSON. Without members: the last items, oldest first.
     pub(super) fn page(&self, participant: Participant, body: &[u8]) -> Result<String, String> {
-        let body = if body.is_empty() { b"{}" } else { body };
-        let wanted: Wanted =
-            serde_json::from_slice(body).map_err(|error| format!("The request body is not as expected: {error}"))?;
+        let wanted: Wanted = members_of(body)?;
         let most = wanted.max_results.unwrap_or(RESULTS);
         if most > RESULTS_MAX {
             return Err(format!(

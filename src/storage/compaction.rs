@@ -20,10 +20,7 @@ use std::path::Path;
 
 use super::directory::sync_directory;
 use super::names;
-use super::sled_db::{leak_db, open_sled};
-
-/// The size of a batch of the copy.
-const BATCH_BYTES: usize = 512 << 10;
+use super::sled_db::{Batch, UNSYNCED_ROWS, leak_db, open_sled};
 
 /// Copies every row into the `compacted` folder. The store itself does not change.
 pub fn copy(from: &sled::Db, path: &Path) -> io::Result<()> {
@@ -46,17 +43,15 @@ pub fn prepare(folder: &Path) -> io::Result<()> {
 }
 
 fn copy_rows(from: &sled::Db, to: &sled::Db) -> sled::Result<()> {
-    let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+    let mut batch = Batch::default();
     for row in from.iter() {
         let (key, value) = row?;
-        bytes += key.len() + value.len();
-        batch.insert(key, value);
-        if bytes >= BATCH_BYTES {
-            to.apply_batch(std::mem::take(&mut batch))?;
-            bytes = 0;
+        batch.insert(&key, value);
+        if batch.is_full(UNSYNCED_ROWS) {
+            batch.apply_to(to)?;
         }
     }
-    to.apply_batch(batch)?;
+    batch.apply_to(to)?;
     to.flush()?;
     Ok(())
 }

@@ -52,17 +52,6 @@ pub enum Row<'a> {
     Journal(Extent),
 }
 
-impl Row<'_> {
-    /// The length of the value in bytes. `None` if the row was removed.
-    pub fn length(&self) -> Option<usize> {
-        match self {
-            Row::Removed => None,
-            Row::Bytes(bytes) => Some(bytes.len()),
-            Row::Journal(extent) => Some(extent.length as usize),
-        }
-    }
-}
-
 /// A committed row, as a layer has it.
 enum Committed {
     Removed,

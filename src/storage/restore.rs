@@ -20,7 +20,7 @@ use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
 use super::key::Key;
-use super::sled_db::{leak_db, open_sled};
+use super::sled_db::{Batch, UNSYNCED_ROWS, leak_db, open_sled};
 use super::volume::Volume;
 use super::{compaction, names, row};
 
@@ -28,11 +28,6 @@ use super::{compaction, names, row};
 const HELD_MAX: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// The memory of a row besides its value.
 const ROW_BYTES: usize = 96;
-/// The most rows and about the bytes of a batch. sled keeps each page that a row replaces until the batch is over:
-/// batches of 512 KiB, some 700 rows, took the relay to 37 MiB. Nothing is synced before the end, so short ones cost no
-/// time.
-const BATCH_ROWS: usize = 32;
-const BATCH_BYTES: usize = 64 << 10;
 
 /// Returns true if no store was ever used in the folder.
 ///
@@ -105,25 +100,22 @@ impl Restore {
 
     /// Writes the rows that wait.
     fn write(&mut self) -> io::Result<()> {
-        let (mut batch, mut rows, mut bytes) = (sled::Batch::default(), 0, 0);
+        let mut batch = Batch::default();
         while let Some((key, value)) = self.held.pop_first() {
-            rows += 1;
-            bytes += value.as_ref().map_or(0, Vec::len);
             match value {
-                Some(value) => batch.insert(&*key, value),
-                None => batch.remove(&*key),
+                Some(value) => batch.insert(&key, value),
+                None => batch.remove(&key, 0),
             }
-            if rows >= BATCH_ROWS || bytes >= BATCH_BYTES {
-                self.apply_batch(std::mem::take(&mut batch))?;
-                (rows, bytes) = (0, 0);
+            if batch.is_full(UNSYNCED_ROWS) {
+                self.apply_batch(&mut batch)?;
             }
         }
         self.bytes = 0;
-        self.apply_batch(batch)
+        self.apply_batch(&mut batch)
     }
 
-    fn apply_batch(&self, batch: sled::Batch) -> io::Result<()> {
-        self.db.apply_batch(batch).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
+    fn apply_batch(&self, batch: &mut Batch) -> io::Result<()> {
+        batch.apply_to(&self.db).inspect_err(|_| leak_db(&self.db)).map_err(io::Error::other)
     }
 
     /// Makes the rows the store of the folder, with the format stamp that the store had. If it continues that store as a
@@ -135,9 +127,9 @@ impl Restore {
         let after = volume.and_then(|volume| volume.runs.last()).map(|run| run.after).unwrap_or_default();
         let first = after.next_journal();
         self.write()?;
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         batch.insert(EPOCH, row::encode(EPOCH, &CheckpointPos::of_new(first)));
-        self.apply_batch(batch)?;
+        self.apply_batch(&mut batch)?;
         let Restore { path, db, _lock, .. } = self;
         db.flush().inspect_err(|_| leak_db(&db)).map_err(io::Error::other)?;
         drop(db);

@@ -11,7 +11,7 @@ import pytest
 from kit.connecting import Connecting, all_have_sent
 from kit.containers import copy_of, debian, podman
 from kit.wait import TIMEOUT, until
-from kit.processes import BINARY
+from kit.processes import BINARY, command
 from kit.tools import MACHINE, ROOT, ROOT_USER, run
 
 UNIT = ROOT / "deploy/connect-relay.service"
@@ -57,6 +57,12 @@ def with_key(text):
     return text
 
 
+def test_a_credentials_folder_that_systemd_did_not_resolve_is_refused():
+    """As a systemd before 251 leaves it, which does not know %d: the queue would not be sealed."""
+    done = command("check", settings={"sender.region": "eu-west-2", "queue.key_file": "%d/sealing-keys"})
+    assert done.returncode == 78 and "queue.key_file = %d/sealing-keys" in done.stderr
+
+
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_finds_no_fault_in_the_optional_parts(unit):
     unit.write_text(with_key(unit.read_text()))
@@ -75,15 +81,30 @@ def test_systemd_finds_no_fault_in_the_optional_parts(unit):
 def root(containers):
     """A Debian with the relay's program."""
     root = copy_of(debian("systemd-pattern", "systemd,dbus,ca-certificates"), "debian-unit")
-    shutil.copy(BINARY, root / "usr/local/bin/connect-relay")
+    (root / CLONE / "target/release").mkdir(parents=True)
+    shutil.copy(BINARY, root / CLONE / "target/release/connect-relay")
     yield root
     shutil.rmtree(root)
+
+
+# A clone on the machine, after `cargo build --release`.
+CLONE = "root/clone"
+
+
+def installation():
+    """The commands at the head of the unit."""
+    [block] = re.findall(r"In a clone, after `cargo build --release`:\n#\n((?:#   .+\n)+)#\n", UNIT.read_text())
+    commands = re.findall(r"^#   (.+)$", block, flags=re.M)
+    assert commands[-1] == "systemctl enable --now connect-relay"
+    return commands
 
 
 @pytest.fixture
 def machine(containers, root):
     """A machine under systemd with the unit and a simulated Connect, and a bot's command line in it."""
-    shutil.copy(UNIT, root / "etc/systemd/system")
+    (root / CLONE / "deploy").mkdir(exist_ok=True)
+    shutil.copy(UNIT, root / CLONE / "deploy")
+    (root / "etc/systemd/system" / UNIT.name).unlink(missing_ok=True)
     # A drop-in as an operator may write it: here, longer limits for a test.
     units = root / "etc/systemd/system"
     (units / SOCKET_UNIT.name).unlink(missing_ok=True)
@@ -92,7 +113,6 @@ def machine(containers, root):
     shutil.rmtree(drop_in.parent, ignore_errors=True)
     drop_in.parent.mkdir()
     drop_in.write_text("[Service]\nWatchdogSec=5s\n")
-    (root / "etc/connect-relay").mkdir(exist_ok=True)
     shutil.rmtree(root / "var/lib/private/connect-relay", ignore_errors=True)
     ledger = root / "var/ledger"
     ledger.unlink(missing_ok=True)
@@ -105,15 +125,17 @@ def machine(containers, root):
     inside.root, inside.units = root, units
     inside.process = podman("inspect", "--format", "{{.State.Pid}}", name).strip()
     inside.settings = root / "etc/connect-relay/relay.toml"
-    inside.settings.write_text(f"[sender]\nendpoint = '{CONNECT}'\n")
     inside.delivered = lambda: len(ledger.read_text().splitlines())
     until(lambda: inside("systemctl", "is-system-running", check=False).strip() in ("running", "degraded"), "systemd runs")
     # As on a machine: the mounts that systemd makes for credentials are seen by the services. podman's root is private.
     inside("mount", "--make-rshared", "/")
-    inside("groupadd", "--system", "--force", "connect-bots")
+    inside("groupdel", "connect-bots", check=False)  # of another test
+    inside("sh", "-exc", f"cd /{CLONE}\n" + "\n".join(installation()))
+    assert show(inside, "ActiveState") == {"ActiveState": "active"}, "as the head of the unit installs it"
+    inside.settings.write_text(f"[sender]\nendpoint = '{CONNECT}'\n")
     inside("systemd-run", "--quiet", "connect-relay", "simulate", "--ledger", "/var/ledger")
     until(ledger.exists, "the simulator runs")
-    inside("systemctl", "enable", "--now", "connect-relay")
+    inside("systemctl", "restart", "connect-relay")
     yield inside
     print(inside("journalctl", "--no-pager", "--unit=connect-relay", "--lines=40", check=False))
     podman("rm", "--force", name, check=False)
@@ -160,7 +182,10 @@ def test_systemd_starts_watches_and_stops_the_relay(machine):
 
 
 @pytest.mark.needs("podman", "runc", "mmdebstrap", ROOT_USER)
-def test_key_that_root_alone_can_read_seals_the_queue(machine):
+@pytest.mark.parametrize("folder", ["%d", "/run/credentials/connect-relay.service"])
+def test_key_that_root_alone_can_read_seals_the_queue(machine, folder):
+    """Also as the document has it for a systemd without %d."""
+    assert folder in (ROOT / "docs/systemd.md").read_text()
     nowhere = '[sender]\nendpoint = "http://127.0.0.1:9"\n[shutdown]\ngrace = "0s"\n'
     machine.settings.write_text(nowhere)
     machine("systemctl", "restart", "connect-relay")
@@ -176,7 +201,7 @@ def test_key_that_root_alone_can_read_seals_the_queue(machine):
     key = "/etc/connect-relay/sealing-keys"
     assert machine("stat", "--format=%U %a", key).split() == ["root", "600"]
     unit = machine.units / UNIT.name
-    unit.write_text(with_key(UNIT.read_text()))
+    unit.write_text(with_key(UNIT.read_text()).replace("=%d/", f"={folder}/"))
     machine("systemctl", "daemon-reload")
     machine("systemctl", "restart", "connect-relay")
     machine("systemctl", "reload", "connect-relay")

@@ -259,6 +259,89 @@ def test_a_setting_of_one_workload_is_in_its_own_file(tmp_path, kind):
     assert found == plain, "the rest is as without it"
 
 
+# The transformers of a kustomization, each as its users write it.
+TRANSFORMED = {
+    "names": {"namePrefix": "eu-", "nameSuffix": "-v2"},
+    "namespace": {"namespace": "shop"},
+    "labels": {"labels": [{"pairs": {"env": "prod"}, "includeSelectors": True}]},
+    "template labels": {"labels": [{"pairs": {"env": "prod"}, "includeTemplates": True}], "commonAnnotations": {"owner": "sales"}},
+    "common labels": {"commonLabels": {"env": "prod"}, "namePrefix": "eu-", "namespace": "shop"},
+}
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("how", TRANSFORMED)
+def test_the_transformers_of_a_kustomization_find_the_same_workload(tmp_path, how):
+    """What they make of the workload with the relay is what they make of the workload that the document describes."""
+    plain, changed = (tmp_path / name for name in ("plain", "changed"))
+    plain.mkdir()
+    changed.mkdir()
+    resources = kustomize([*map(labelled, BARE.values())], changed, **TRANSFORMED[how])
+    assert {one["metadata"].get("namespace") for one in resources} == {TRANSFORMED[how].get("namespace")}
+    pattern = {key: value for key, value in RELAY["spec"]["initContainers"][0].items() if key not in ("envFrom", "image")}
+    found, described = {}, []
+    for kind in KINDS:
+        found[kind] = of_kind(resources, kind)
+        relay = template(found[kind])["spec"]["initContainers"][0]
+        assert settings_of(relay, resources)["AWS_REGION"] == "eu-west-2", "its ConfigMaps are found by their new names"
+        del relay["envFrom"]
+        assert {key: value for key, value in relay.items() if key != "image"} == pattern
+        described.append(expected(labelled(BARE[kind])))
+        template(described[-1])["spec"]["initContainers"][0] = relay
+    transformed = kustomize(described, plain, (), **TRANSFORMED[how])
+    assert found == {kind: of_kind(transformed, kind) for kind in KINDS}
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("own", [None, "shop"])
+def test_a_workload_in_a_namespace_of_its_own_finds_its_configmaps_by_the_kustomizations_namespace(tmp_path, own):
+    mine = labelled(BARE["Deployment"])
+    mine["metadata"]["namespace"] = "shop"
+    resources = kustomize([mine], tmp_path, **({"namespace": own} if own else {}))
+    maps = {one["metadata"]["name"] for one in resources if one["kind"] == "ConfigMap" and one["metadata"].get("namespace") == "shop"}
+    named = {source["configMapRef"]["name"] for source in template(of_kind(resources, "Deployment"))["spec"]["initContainers"][0]["envFrom"]}
+    assert named == maps if own else not named & maps, "without it kustomize links nothing, as the document says"
+    assert "only in the workload's file" in DOCUMENT
+
+
+@pytest.mark.needs(KUBECTL)
+def test_the_documents_patch_changes_the_members_of_the_relay_that_it_names(tmp_path):
+    [block] = re.findall(r"^```yaml\n(patches:\n.*?)^```", DOCUMENT, re.M | re.S)
+    plain, changed = (tmp_path / name for name in ("plain", "changed"))
+    plain.mkdir()
+    changed.mkdir()
+    bare = [labelled(BARE["Deployment"]), labelled(BARE["Job"]), REDIS]
+    before, after = kustomize(bare, plain), kustomize(bare, changed, **yaml.safe_load(block))
+    relay, volume = relay_and_queue(of_kind(after, "Deployment"))
+    assert relay["resources"] == {"requests": {"cpu": "20m", "memory": "64Mi", "ephemeral-storage": "600Mi"}, "limits": {"memory": "256Mi"}}
+    assert volume["emptyDir"] == {"sizeLimit": "512Mi"}
+    assert "`CONNECT_RELAY__QUEUE__BYTES_MAX=256MiB`" in DOCUMENT, "half of the volume"
+    was, volume_was = relay_and_queue(of_kind(before, "Deployment"))
+    relay["resources"], volume["emptyDir"] = was["resources"], volume_was["emptyDir"]
+    for one in (of_kind(before, "Deployment"), of_kind(after, "Deployment")):
+        # kustomize puts what a patch names before the rest.
+        template(one)["spec"]["volumes"].sort(key=lambda volume: volume["name"])
+    assert after == before, "nothing else has changed, and no other workload"
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("listed, order", [(["migrate"], ["migrate", "connect-relay"]), (["connect-relay", "migrate"], ["connect-relay", "migrate"])])
+def test_a_patch_of_another_init_container_names_the_relay_first(tmp_path, listed, order):
+    """As the document says."""
+    spec = {"initContainers": [{"name": name} for name in listed]}
+    named(spec["initContainers"], "migrate")["image"] = "example/migrate:2"
+    patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "any"}, "spec": {"template": {"spec": spec}}}
+    patches = [{"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(patch)}]
+    found = of_kind(kustomize([labelled(BARE["Deployment"])], tmp_path, patches=patches), "Deployment")
+    assert [one["name"] for one in template(found)["spec"]["initContainers"]] == order
+    assert "first (`- name: connect-relay`)" in DOCUMENT
+
+
+def relay_and_queue(workload):
+    spec = template(workload)["spec"]
+    return named(spec["initContainers"], "connect-relay"), named(spec["volumes"], "connect-relay-queue")
+
+
 @pytest.mark.needs(KUBECTL)
 def test_two_bots_in_one_namespace_have_no_name_in_common(tmp_path):
     names = []
@@ -411,6 +494,53 @@ def test_the_component_volume_puts_the_queue_on_a_claim_and_keeps_those_that_are
     assert found == want
 
 
+@pytest.mark.needs(KUBECTL, HELM_ENGINE)
+def test_a_statefulset_with_a_claim_is_the_same_by_every_way(tmp_path):
+    claim = {"metadata": {"name": "connect-relay-queue"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}
+    group = yaml.safe_load((KUBERNETES / "volume/fs-group.yaml").read_text())["spec"]["template"]["spec"]["securityContext"]
+    mine = labelled(BARE["StatefulSet"])
+    mine["spec"]["volumeClaimTemplates"].insert(0, claim)
+    by_component = of_kind(kustomize([mine], tmp_path, ("relay", "volume")), "StatefulSet")
+    by_chart = of_kind(helm("template", with_claim(chart([BARE["StatefulSet"]], tmp_path / "chart"))), "StatefulSet")
+    by_hand = pasted(BARE["StatefulSet"])
+    spec = template(by_hand)["spec"]
+    spec["volumes"].remove(named(spec["volumes"], "connect-relay-queue"))
+    spec["securityContext"] = group
+    by_hand["spec"]["volumeClaimTemplates"].insert(0, claim)
+    del by_component["metadata"]["labels"]["connect-relay/sidecar"]
+    for found in (by_component, by_chart, by_hand):
+        template(found)["spec"]["initContainers"][0] = "the relay"
+        [first, *_] = found["spec"]["volumeClaimTemplates"]
+        assert first["spec"]["resources"]["requests"].pop("storage") in ("1Gi", "1024Mi")
+    assert by_component == by_chart == by_hand
+
+
+@pytest.mark.needs(KUBECTL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_further_components_can_be_pasted_too(tmp_path, kind):
+    """The members of their pod.yaml are those that kustomize adds."""
+    further = ("secret", "tcp", "fleet")
+    assert all(f"{name}/pod.yaml" in DOCUMENT for name in further)
+    mine = pasted(BARE[kind])
+    spec = template(mine)["spec"]
+    for name in further:
+        part = yaml.safe_load((KUBERNETES / name / "pod.yaml").read_text())["spec"]["template"]["spec"]
+        [container] = part["initContainers"]
+        for member in ("env", "volumeMounts"):
+            spec["initContainers"][0][member].extend(container.pop(member, []))
+        assert container == {"name": "connect-relay"}
+        spec["volumes"].extend(part.pop("volumes", []))
+        assert set(part) == {"initContainers"}, "nothing else to paste"
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(mine, version, strict=True) == version
+    components = template(of_kind(kustomize([labelled(BARE[kind])], tmp_path, ("relay", *further)), kind))["spec"]
+    key = lambda one: one["name"]  # noqa: E731
+    assert sorted(spec["volumes"], key=key) == sorted(components["volumes"], key=key)
+    relay, theirs = spec["initContainers"][0], components["initContainers"][0]
+    assert sorted(relay["volumeMounts"], key=key) == sorted(theirs["volumeMounts"], key=key)
+    assert all(one in relay["env"] for one in theirs["env"])
+
+
 def test_the_patches_for_a_cronjob_are_those_of_the_other_kinds():
     for name, patch in (("sidecar", "pod"), ("secret", "pod"), ("tcp", "pod"), ("fleet", "pod"), ("sidecar", "grace")):
         other = yaml.safe_load((KUBERNETES / name / f"{patch}.yaml").read_text())
@@ -440,6 +570,19 @@ def test_the_example_chart_passes_the_linter_and_is_valid(tmp_path):
     assert (dependency["name"], dependency["version"]) == (library["name"], library["version"]) and library["type"] == "library"
 
 
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_packaged_library_renders_as_its_folder_does(tmp_path):
+    """The document pushes a package, and `helm dependency update` puts that into charts/."""
+    assert helm("lint", HELM / "connect-relay") == []
+    by_folder = chart([BARE["Deployment"]], tmp_path / "folder")
+    before = helm("template", by_folder)
+    shutil.copytree(by_folder, tmp_path / "packaged")
+    package = helm("package", tmp_path / "packaged/charts/connect-relay")
+    assert f"{package}".endswith("packaged/charts/connect-relay-0.1.0.tgz") and "connect-relay-0.1.0.tgz" in DOCUMENT
+    shutil.rmtree(tmp_path / "packaged/charts/connect-relay")
+    assert helm("template", tmp_path / "packaged") == before
+
+
 def test_the_documents_lines_for_a_chart_are_those_of_the_example():
     [block] = re.findall(r"^```yaml\n(  template:\n.*?)^```", DOCUMENT, re.M | re.S)
     example = (HELM / "example/templates/deployment.yaml").read_text().splitlines()
@@ -449,13 +592,7 @@ def test_the_documents_lines_for_a_chart_are_those_of_the_example():
 
 @pytest.mark.needs(HELM_ENGINE)
 def test_a_statefulset_of_a_chart_gets_the_queue_on_a_claim_beside_its_own(tmp_path):
-    mine = chart([BARE["StatefulSet"]], tmp_path / "chart")
-    file = mine / "templates/statefulset.yaml"
-    text = file.read_text().replace('"connect-relay.volumes" .', '"connect-relay.volumes" (dict "Values" .Values "claim" true)')
-    text = text.replace("  volumeClaimTemplates:\n", '  volumeClaimTemplates:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
-    text = text.replace("      containers:\n", '      securityContext:\n        {{- include "connect-relay.fsGroup" . | nindent 8 }}\n      containers:\n')
-    file.write_text(text)
-    [found] = helm("template", mine)
+    [found] = helm("template", with_claim(chart([BARE["StatefulSet"]], tmp_path / "chart")))
     spec = template(found)["spec"]
     assert [volume["name"] for volume in spec["volumes"]] == ["connect-relay-socket"]
     assert [claim["metadata"]["name"] for claim in found["spec"]["volumeClaimTemplates"]] == ["connect-relay-queue", "data"]
@@ -464,9 +601,20 @@ def test_a_statefulset_of_a_chart_gets_the_queue_on_a_claim_beside_its_own(tmp_p
         assert kubernetes_validate.validate(found, version, strict=True) == version
 
 
+def with_claim(mine):
+    """The chart of a StatefulSet with the lines for a claim."""
+    file = mine / "templates/statefulset.yaml"
+    text = file.read_text().replace('"connect-relay.volumes" .', '"connect-relay.volumes" (dict "Values" .Values "claim" true)')
+    text = text.replace("  volumeClaimTemplates:\n", '  volumeClaimTemplates:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
+    text = text.replace("\n      containers:\n", '\n      securityContext:\n        {{- include "connect-relay.fsGroup" . | nindent 8 }}\n      containers:\n')
+    file.write_text(text)
+    return mine
+
+
 @pytest.mark.needs(HELM_ENGINE)
-def test_the_bots_variable_of_a_chart_is_the_relays_address(tmp_path):
-    mine = chart([BARE["Job"]], tmp_path / "chart", tcp=True)
+@pytest.mark.parametrize("env", [{}, {"CONNECT_RELAY__INGRESS__TCP": "127.0.0.1:9999"}])
+def test_the_bots_variable_of_a_chart_is_the_relays_address(tmp_path, env):
+    mine = chart([BARE["Job"]], tmp_path / "chart", tcp=True, env=env)
     file = mine / "templates/job.yaml"
     file.write_text(file.read_text().replace("volumeMounts:", "env:").replace("connect-relay.volumeMounts", "connect-relay.botEnv"))
     [found] = helm("template", mine)
@@ -474,6 +622,20 @@ def test_the_bots_variable_of_a_chart_is_the_relays_address(tmp_path):
     given = settings_of(spec["initContainers"][0], [])
     bot = settings_of(named(spec["containers"], "shop"), [])
     assert bot == {"AWS_ENDPOINT_URL_CONNECTPARTICIPANT": f"http://{given['CONNECT_RELAY__INGRESS__TCP']}"}
+    values = yaml.safe_load((mine / "values.yaml").read_text())
+    values["connect-relay"]["tcp"] = False
+    (mine / "values.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(AssertionError, match="connect-relay.botEnv needs tcp: true"):
+        helm("template", mine)
+
+
+@pytest.mark.needs(HELM_ENGINE)
+@pytest.mark.parametrize("period", [86400, 1000000, 2592000])
+def test_a_long_grace_period_of_a_chart_stays_an_integer(tmp_path, period):
+    [found] = helm("template", chart([BARE["Deployment"]], tmp_path / "chart", terminationGracePeriodSeconds=period))
+    spec = template(found)["spec"]
+    given = settings_of(spec["initContainers"][0], [])
+    assert (spec["terminationGracePeriodSeconds"], given["CONNECT_RELAY__SHUTDOWN__GRACE"]) == (period, f"{period - 30}s")
 
 
 @pytest.mark.needs(HELM_ENGINE)
@@ -497,6 +659,38 @@ def test_the_charts_values_become_settings(tmp_path):
     assert keys == "keys" and named(spec["initContainers"][0]["volumeMounts"], "connect-relay-keys")["readOnly"]
     given["CONNECT_RELAY__QUEUE__KEY_FILE"] = ""
     assert run(BINARY, "check", env={**environment(), **given}).returncode == 0
+
+
+@pytest.mark.needs(HELM_ENGINE)
+def test_the_charts_values_become_members_of_the_container(tmp_path):
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    values = {
+        "image": {"repository": "localhost:5000/relay", "digest": digest, "pullPolicy": "IfNotPresent"},
+        "resources": {"limits": {"memory": "512Mi", "cpu": 1}, "requests": {"cpu": "100m"}},
+        "queueMiB": 2048,
+        "keysSecret": "4711",
+    }
+    [found] = helm("template", chart([BARE["StatefulSet"]], tmp_path / "chart", **values))
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(found, version, strict=True) == version
+    relay, volume = relay_and_queue(found)
+    assert (relay["image"], relay["imagePullPolicy"]) == (f"localhost:5000/relay@{digest}", "IfNotPresent")
+    assert relay["resources"] == {
+        "requests": {"cpu": "100m", "memory": "64Mi", "ephemeral-storage": "2092Mi"},
+        "limits": {"memory": "512Mi", "cpu": 1},
+    }
+    given = settings_of(relay, [])
+    assert volume["emptyDir"]["sizeLimit"] == "2048Mi" and given["CONNECT_RELAY__QUEUE__BYTES_MAX"] == "1024MiB"
+    assert named(template(found)["spec"]["volumes"], "connect-relay-keys")["secret"]["secretName"] == "4711"
+
+
+@pytest.mark.needs(HELM_ENGINE)
+@pytest.mark.parametrize("values, storage", [({}, "1024Mi"), ({"queueMiB": 4096}, "4096Mi")])
+def test_the_charts_claim_holds_the_queue(tmp_path, values, storage):
+    mine = chart([BARE["Job"]], tmp_path / "chart", **values)
+    (mine / "templates/job.yaml").write_text('claims:\n  {{- include "connect-relay.volumeClaimTemplate" . | nindent 2 }}\n')
+    [found] = helm("template", mine)
+    assert found["claims"][0]["spec"]["resources"]["requests"]["storage"] == storage
 
 
 @pytest.mark.needs(HELM_ENGINE)
@@ -537,6 +731,15 @@ def test_the_charts_servers_are_a_setting_where_there_is_no_secret(tmp_path):
     ({"terminationGracePeriodSeconds": 30}, "must be longer than botEndsIn"),
     ({"regoin": "eu-west-2"}, "regoin"),
     ({"env": {"CONNECT_RELAY__SENDER__IN_FLIGHT_MAX": 8}}, "IN_FLIGHT_MAX"),
+    ({"env": {"sender.lifetime": "30m"}}, "sender.lifetime"),
+    ({"tcp": "true"}, "/tcp"),
+    ({"terminationGracePeriodSeconds": "300"}, "/terminationGracePeriodSeconds"),
+    ({"image": {"digest": "0.1.0"}}, "/image/digest"),
+    ({"image": {"repository": "registry.example.com/relay@sha256", "tag": "0"}}, "/image/repository"),
+    ({"image": {"tag": 1.0}}, "/image/tag"),
+    ({"resources": {"limit": {"memory": "1Gi"}}}, "limit"),
+    ({"queueMiB": "256Mi"}, "/queueMiB"),
+    ({"queueMiB": 255}, "/queueMiB"),
 ])  # fmt: skip
 def test_a_wrong_value_is_refused_by_its_name(tmp_path, values, word):
     with pytest.raises(Exception, match=word):
@@ -563,21 +766,22 @@ def trial(language):
     return block
 
 
-def simulated_by_kustomize(folder):
+def simulated_by_kustomize(kind, folder):
     literals = ("AWS_REGION=eu-west-2", "=".join(ENDPOINT))
-    return kustomize([labelled(with_simulator(BARE["Deployment"]))], folder, literals=literals)
+    return kustomize([labelled(with_simulator(BARE[kind]))], folder, literals=literals)
 
 
-def simulated_by_helm(folder):
-    return helm("template", chart([with_simulator(BARE["Deployment"])], folder / "chart", env=dict([ENDPOINT])))
+def simulated_by_helm(kind, folder):
+    return helm("template", chart([with_simulator(BARE[kind])], folder / "chart", env=dict([ENDPOINT])))
 
 
-def simulated_by_plain_yaml(folder):
-    mine = pasted(with_simulator(BARE["Deployment"]))
+def simulated_by_plain_yaml(kind, folder):
+    mine = pasted(with_simulator(BARE[kind]))
     named(template(mine)["spec"]["initContainers"], "connect-relay")["env"].append(dict(zip(("name", "value"), ENDPOINT)))
     return [mine]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "rendering",
     [
@@ -586,12 +790,12 @@ def simulated_by_plain_yaml(folder):
         simulated_by_plain_yaml,
     ],
 )
-def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, simulators, relays, tmp_path):
-    resources = rendering(tmp_path)
-    deployment = of_kind(resources, "Deployment")
+def test_a_pod_with_the_simulator_delivers_a_first_message(rendering, kind, simulators, relays, tmp_path):
+    resources = rendering(kind, tmp_path)
+    workload = of_kind(resources, kind)
     for version in VERSIONS:
-        kubernetes_validate.validate(deployment, version, strict=True)
-    relay, simulated = (named(template(deployment)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
+        kubernetes_validate.validate(workload, version, strict=True)
+    relay, simulated = (named(template(workload)["spec"]["initContainers"], name) for name in ("connect-relay", "simulator"))
     assert (simulated["args"], simulated["restartPolicy"]) == (["simulate"], "Always")
     settings = settings_of(relay, resources)
     assert settings[ENDPOINT[0]] == ENDPOINT[1]

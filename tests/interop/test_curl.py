@@ -283,6 +283,23 @@ def test_disconnect_waits_for_its_turn_and_a_403_counts_as_done(relays, upstream
     assert [line["http_status"] for line in relay.lines("delivered")] == [200, 403], "what upstream said"
 
 
+def test_disconnect_of_a_participant_whose_token_was_refused_is_done(relays, upstreams):
+    upstream = upstreams(lambda request: error(403, "AccessDeniedException", "Access denied"))
+    relay = relays(upstream.url, sender__token_wait="1s")
+
+    def disconnect(token, *headers):
+        return curl(relay, "/participant/disconnect", {"ClientToken": "bye"}, [f"X-Amz-Bearer: {token}", *headers])
+
+    assert_error(send(relay, TOKEN, "canary", headers=["Prefer: wait=20"]), 403, "AccessDeniedException", own=False)
+    done = disconnect(TOKEN, "Prefer: wait=20")
+    assert (done.status, done.body) == (200, b""), "the relay knows of the refusal, and so is the participant gone"
+    # Behind a message that waits for a renewed token in vain.
+    assert send(relay, "canary-other", "canary").status == 202
+    assert disconnect("canary-other").status == 202
+    until(lambda: look(relay, "canary-other", "bye").json["State"] == "DELIVERED", "it is no dead letter")
+    assert relay.metrics()["dead_letters"] == 2, "the messages"
+
+
 def test_only_allowed_users_can_submit(relays):
     relay = relays("http://127.0.0.1:9", tcp=False, ingress__allow_uids=os.getuid() + 1)
     assert_error(send(relay, TOKEN, "canary"), 403, "RelayForbiddenException")

@@ -108,6 +108,23 @@ def warnings(relay):
     return [line for line in relay.lines() if line["level"] == "WARN"]
 
 
+def test_dead_message_that_its_bot_sends_again_with_a_renewed_token_is_logged_as_redriven(relays, upstreams):
+    def script(request):
+        return error(403, "AccessDeniedException", "Access denied") if request.token == TOKEN else None
+
+    relay = relays(upstreams(script).url, sender__token_wait="1s")
+    message_id = send(relay, TOKEN, "canary", "mine", headers=[KEY]).headers["relay-message"]
+    until(lambda: relay.lines("dead"), "its token is not renewed in time")
+    renewal = [KEY, f"Relay-Replaces-Token: {TOKEN}", "Prefer: wait=20"]
+    assert send(relay, "canary-renewed", "canary", "mine", headers=renewal).status == 200
+    until(lambda: relay.lines("delivered"), "its delivery is logged")
+    life = [line for line in relay.lines() if line.get("message_id") == message_id]
+    assert [line["message"] for line in life] == ["accepted", "held", "dead", "redriven", "delivered"]
+    redriven = names(life[3], "conversation", "client_token", "reason", "edited")
+    assert redriven == ["4711/bot", "mine", "chat_over", False]
+    assert not any("act" in line for line in relay.lines()), "no operator did it"
+
+
 def test_one_503_causes_no_warning_and_several_are_not_reported_as_unreachable(relays, upstreams):
     said = iter([error(503, "ServiceUnavailableException")])
     relay = relays(upstreams(lambda _: next(said, None)).url, sender__probe_max="100ms")

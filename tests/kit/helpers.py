@@ -39,17 +39,21 @@ class PythonHelper:
             self._relay = self._module.Relay(socket, "eu-west-2", retry_for=retry_for)
         self._threads = ThreadPoolExecutor(80)
 
-    def send(self, content, token, client_token=None, conversation=None):
-        return self._threads.submit(self._send, content, token, client_token, conversation)
+    def send(self, content, token, client_token=None, conversation=None, content_type="text/plain"):
+        return self._threads.submit(self._send, content, token, client_token, conversation, content_type)
 
-    def _send(self, content, token, client_token, conversation):
+    def _send(self, *call):
         try:
-            return self._relay.send_message(content, token, client_token, conversation)
+            return self._relay.send_message(*call)
         except self._module.RelayUnavailable as error:
             return {"Error": "RelayUnavailable", "ClientToken": error.client_token, "Message": str(error)}
         except ClientError as error:
             code = error.response["Error"]["Code"]
+            known = getattr(self._relay.exceptions, code, ClientError)
+            assert isinstance(error, known), "as `except relay.exceptions.CODE` asks"
             return {"Error": code, "Class": type(error).__name__, "Message": error.response["Error"]["Message"]}
+        except (TypeError, ValueError) as error:
+            return {"Error": type(error).__name__, "Message": str(error)}
 
     def close(self):
         self._threads.shutdown()
@@ -75,8 +79,9 @@ class NodeHelper:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def send(self, content, token, client_token=None, conversation=None):
+    def send(self, content, token, client_token=None, conversation=None, content_type="text/plain"):
         call = {"content": content, "connectionToken": token, "clientToken": client_token, "conversation": conversation}
+        call["contentType"] = content_type
         future = Future()
         with self._lock:
             self._calls.append(future)

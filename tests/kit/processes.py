@@ -260,7 +260,7 @@ class Simulator(StderrReader):
         if not self.ledger_path.exists():
             return []
         text = self.ledger_path.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def counts(self):
         """The counts of its ledger route."""

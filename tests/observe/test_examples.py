@@ -117,6 +117,20 @@ def test_outcomes_are_read_once_and_in_order_over_a_restart(scene, program):
     assert names == sent[-len(names):] and {event for _, event, _ in read} == {"delivered"}
 
 
+@pytest.mark.parametrize("program", [(sys.executable, "-I", EXAMPLES / "outcomes.py"), ("node", EXAMPLES / "outcomes.mjs")], ids=["python", "node"])
+def test_a_reader_of_outcomes_keeps_no_connection_that_was_refused(scripted_relays, program):
+    """A relay admits a limited number of connections, and one that is fenced answers 503 for as long as it runs."""
+    relay = scripted_relays(lambda request: error(503, "ServiceUnavailableException", "connect-relay: no"))
+    settings = environment(RELAY_SOCKET=relay.socket, PATH=os.environ["PATH"])
+    reader = subprocess.Popen([*map(str, program)], env=settings)
+    try:
+        relay.wait_for(5)
+        until(lambda: relay.connected <= 1, "the refused ones are closed")
+    finally:
+        reader.kill()
+        reader.wait()
+
+
 def test_python_survives_a_restart_of_the_relay(scene, monkeypatch):
     relay, arrived = scene
     monkeypatch.syspath_prepend(str(EXAMPLES))

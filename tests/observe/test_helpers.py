@@ -1,5 +1,10 @@
 """The helper files of `examples/`, Python and JavaScript, against real relays, scripted ones, and the simulator's ledger."""
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kit.callers import curl, send
+from kit.helpers import PYTHON
 from kit.wait import TIMEOUT, until
-from kit.processes import command
+from kit.processes import command, environment
 from kit.upstream import CUT, Answer, error
 
 CHAT = "0d2c7a2e-contact/bot"
@@ -63,7 +69,7 @@ def test_errors_are_those_of_the_sdk(relays, simulators, helpers):
     assert contents(simulator) == ["canary: hello", "canary: goodbye"]
 
 
-def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, simulators, helpers):
+def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, simulators, helpers, caplog, capfd):
     simulator = simulators()
     relay = relays(simulator.url)
     helper = helpers(relay.socket, simulator.url)
@@ -71,6 +77,8 @@ def test_a_message_goes_directly_while_all_earlier_outcomes_are_known(relays, si
     relay.kill()
     reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
     assert reply["State"] == "DELIVERED" and reply["Direct"] and reply["Id"] == simulator.ledger()[1]["Id"]
+    warned = f"{caplog.text}{capfd.readouterr().err}"
+    assert "calling Connect directly" in warned and relay.socket in warned and "canary" not in warned
     assert result(helper.send("canary: first of a new chat", "canary-other"))["Direct"]
     relay.start()
     assert not result(helper.send("canary: 3", "canary-token", "3", CHAT))["Direct"]
@@ -117,6 +125,151 @@ def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
     # The reply to the second message is an outcome for the first one, too.
     relay.kill()
     assert result(helper.send("canary: 4", "canary-token", "4", CHAT))["Direct"]
+
+
+def test_a_message_that_was_lost_with_the_relays_folder_holds_the_chat_back_until_a_relay_says_so(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    assert command("pause", "--dir", relay.folder).returncode == 0
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["State"] == "QUEUED"
+    relay.kill()
+    queue = relay.folder / "private"
+    assert queue.is_dir()
+    shutil.rmtree(queue)
+    (relay.folder / "relay.sock").unlink()
+    for number in (2, 3):
+        refused = result(helper.send(f"canary: {number}", "canary-token", str(number), CHAT))
+        assert refused["Error"] == "RelayUnavailable" and "earlier message" in refused["Message"]
+    relay.start()
+    for number in (2, 3):
+        reply = result(helper.send(f"canary: {number}", "canary-token", str(number), CHAT))
+        assert reply["State"] == "DELIVERED" and not reply["Direct"]
+    relay.kill()
+    assert result(helper.send("canary: 4", "canary-token", "4", CHAT))["Direct"]
+    assert contents(simulator) == ["canary: 2", "canary: 3", "canary: 4"]
+
+
+def test_a_helper_without_time_to_retry_tries_once(scripted_relays, upstream, helpers):
+    relay = scripted_relays(lambda request: error(503, "ServiceUnavailableException", "connect-relay: no"))
+    helper = helpers(relay.path, upstream.url, retry_for=0)
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["Direct"]
+    assert len(relay.requests) == 1
+    relay.script = lambda request: QUEUED if is_message(request) else Answer(200, {"State": "QUEUED"})
+    assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["State"] == "QUEUED"
+    relay.stop()
+    assert result(helper.send("canary: 3", "canary-token", "3", CHAT))["Error"] == "RelayUnavailable"
+    assert [request.json["ClientToken"] for request in upstream.messages()] == ["1"]
+
+
+TEXTS = [
+    ("Grüße, 世界, 👋🏽: \u2028 \u0000 \"quoted\" \\ </script>\r\n\t", "text/plain"),
+    ("# Ünïcode\n- *one*\n", "text/markdown"),
+    (json.dumps({"canary": "日本語 👩‍👩‍👧", "n": 1.0}, ensure_ascii=False), "application/json"),
+    (json.dumps({"templateType": "QuickReply", "data": {"content": {"title": "Größe?"}}}), "application/vnd.amazonaws.connect.message.interactive.response"),
+]
+
+
+def test_contents_of_every_type_arrive_as_they_were_by_both_ways(relays, simulators, helpers):
+    simulator = simulators()
+    relay = relays(simulator.url)
+    helper = helpers(relay.socket, simulator.url)
+    for is_direct in (False, True):
+        for content, content_type in TEXTS:
+            reply = result(helper.send(content, "canary-token", None, CHAT, content_type))
+            assert (reply["State"], reply["Direct"]) == ("DELIVERED", is_direct), reply
+        relay.kill()
+    assert [(line["Content"], line["ContentType"]) for line in simulator.ledger()] == 2 * TEXTS
+
+
+def test_a_call_that_http_cannot_carry_leaves_nothing_behind(scripted_relays, upstream, helpers):
+    asked = threading.Event()
+
+    def script(request):
+        if is_message(request):
+            return QUEUED
+        if request.token == "canary-token":
+            asked.set()
+        return Answer(200, {"State": "DELIVERED"})
+
+    relay = scripted_relays(script)
+    helper = helpers(relay.path, upstream.url)
+    for token, conversation in [(None, None), ("canary\ntoken", None), ("canary-token", "日本"), ("canary-token", "a\r\nb")]:
+        result(helper.send("canary: 1", token, "1", conversation))
+    assert not [request for request in relay.requests if request.token == "canary-token"], "nothing of them was sent"
+    # The thread that asks for outcomes goes on.
+    assert result(helper.send("canary: 2", "canary-token", "2", CHAT))["State"] == "QUEUED"
+    assert asked.wait(TIMEOUT)
+    until(lambda: not relay.connected, "the helper has read the answer and closed its connection")
+    relay.stop()
+    assert result(helper.send("canary: 3", "canary-token", "3", CHAT))["Direct"]
+
+
+def test_an_outcome_that_the_relay_may_not_tell_is_not_known(scripted_relays, upstream, helpers):
+    """As after a reload that takes the bot's user out of ingress.allow_uids."""
+    asked = threading.Semaphore(0)
+
+    def script(request):
+        if is_message(request):
+            return QUEUED
+        asked.release()
+        return error(403, "RelayForbiddenException", "connect-relay: no")
+
+    relay = scripted_relays(script)
+    helper = helpers(relay.path, upstream.url)
+    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["State"] == "QUEUED"
+    for _ in range(2):
+        assert asked.acquire(timeout=TIMEOUT), "it asks again"
+    relay.stop()
+    reply = result(helper.send("canary: 2", "canary-token", "2", CHAT))
+    assert reply["Error"] == "RelayUnavailable" and "earlier message" in reply["Message"]
+    assert not upstream.requests
+
+
+FORKING = """
+import os, pathlib, sys, threading
+from connect_relay import Relay
+
+relay = Relay(pathlib.Path(sys.argv[1]), "eu-west-2", retry_for=60)
+call = threading.Thread(target=relay.send_message, args=("canary: 1", "canary-token", "parent"))
+call.start()
+sys.stdin.readline()
+relay._lock.acquire()
+child = os.fork()
+if child:
+    relay._lock.release()
+    call.join()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+replies = [relay.send_message("canary: 2", token, "child") for token in ("canary-token", "canary-other")]
+relay.socket_path, relay.retry_for = "/dev/null/no.sock", 0
+replies.append(relay.send_message("canary: 3", "canary-another", "direct"))
+os._exit([reply["State"] for reply in replies] != ["QUEUED", "QUEUED", "DELIVERED"])
+"""
+
+
+def test_a_forked_process_may_use_the_helper_of_its_parent(scripted_relays, upstream):
+    """A call of another thread of the parent is under way, and the lock is held, at the time of the fork."""
+    under_way, child = threading.Event(), threading.Event()
+
+    def script(request):
+        if not is_message(request):
+            return Answer(200, {"State": "QUEUED"})
+        if request.json["ClientToken"] == "parent":
+            under_way.set()
+            child.wait(TIMEOUT)
+        child.set()
+        return QUEUED
+
+    relay = scripted_relays(script)
+    env = environment(PYTHONPATH=str(PYTHON.parent), AWS_ENDPOINT_URL_CONNECTPARTICIPANT=upstream.url)
+    process = subprocess.Popen([sys.executable, "-B", "-c", FORKING, relay.path], env=env, stdin=subprocess.PIPE, text=True)
+    try:
+        assert under_way.wait(TIMEOUT)
+        process.communicate("\n", timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert [request.json["ClientToken"] for request in upstream.messages()] == ["direct"]
 
 
 def test_a_restart_within_the_time_is_bridged(relays, simulators, helpers):
@@ -203,6 +356,8 @@ def test_a_final_refusal_is_raised_at_once(scripted_relays, upstream, helpers, s
     relay = scripted_relays(lambda request: error(status, code, "connect-relay: no"))
     reply = result(helpers(relay.path, upstream.url).send("canary: 1", "canary-token", "1", CHAT))
     assert reply["Error"] == code and reply["Message"] == "connect-relay: no"
+    if code != "ConflictException":
+        assert reply["Class"] in ("ClientError", "ConnectParticipantServiceException"), "only the relay has it"
     assert len(relay.requests) == 1 and not upstream.requests
 
 
@@ -300,10 +455,11 @@ def test_at_most_64_calls_wait_at_once(scripted_relays, upstream, helpers):
 # The campaign.
 
 
-CHATS, ROUNDS = 6, 8
+CHATS = 6
+ENDS = ("kill", "drain", "kill and take the folder away", "freeze")
 
 
-def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_nothing(relays, simulators, helpers, seed):
+def test_a_relay_that_is_killed_restarted_drained_and_frozen_loses_doubles_and_swaps_nothing(relays, simulators, helpers, seed):
     faults = ("--error-rate", 0.03, "--lost-reply-rate", 0.03, "--latency", "50ms", "--jitter", "50ms", "--seed", seed)
     simulator = simulators("--rate", 40, "--burst", 20, *faults)
     relay = relays(simulator.url, shutdown__grace="2s", sender__quota_rate="40", sender__quota_burst="20")
@@ -311,7 +467,8 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
     heard, lock, enough = [], threading.Lock(), threading.Event()
 
     def speak(chat):
-        """Sends messages in order; repeats one that is not acknowledged with its ClientToken. Returns their number."""
+        """Sends messages in order, some by two equal calls at once; repeats one that is not acknowledged with its ClientToken.
+        Returns their number."""
         conversation = f"{chat}/bot" if chat % 2 else None
         number = 0
         while not enough.is_set():
@@ -319,11 +476,13 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
             token = f"{chat}-{number}" if number % 2 else None
             reply = {}
             while "State" not in reply:
-                reply = result(helper.send(f"canary: {chat}-{number}", f"canary-{seed}-{chat}", token, conversation))
-                assert reply.get("State") or reply["Error"] == "RelayUnavailable", reply
+                call = (f"canary: {chat}-{number}", f"canary-{seed}-{chat}", token, conversation)
+                for future in [helper.send(*call) for _ in range(2 if token and number % 3 == 0 else 1)]:
+                    reply = result(future)
+                    assert reply.get("State") or reply["Error"] == "RelayUnavailable", reply
+                    with lock:
+                        heard.append(reply)
                 token = reply["ClientToken"]
-                with lock:
-                    heard.append(reply)
         return number
 
     def more(kind):
@@ -333,15 +492,25 @@ def test_a_relay_that_is_killed_restarted_and_drained_loses_doubles_and_swaps_no
 
     with ThreadPoolExecutor(CHATS) as threads:
         bots = [threads.submit(speak, chat) for chat in range(CHATS)]
-        for number in range(ROUNDS):
+        for is_long, end in [(is_long, end) for is_long in (True, False) for end in ENDS]:
             more(lambda reply: "Error" not in reply)
-            if number % 2:
+            away = relay.folder.with_suffix(".away")
+            if end == "drain":
                 assert relay.stop() in (0, 75)
+            elif end == "freeze":
+                relay.process.send_signal(signal.SIGSTOP)
             else:
                 relay.kill()
-            if number % 4 < 2:  # It is down for so long that messages go directly, or are refused.
+            if "folder" in end:
+                relay.folder.rename(away)
+            if is_long:  # Messages go directly, or are refused.
                 more(lambda reply: reply.get("Direct") or "Error" in reply)
-            relay.start()
+            if "folder" in end:
+                away.rename(relay.folder)
+            if end == "freeze":
+                relay.process.send_signal(signal.SIGCONT)
+            else:
+                relay.start()
         enough.set()
         spoken = [bot.result() for bot in bots]
     relay.until_empty()

@@ -1,7 +1,7 @@
 //! The answers to bots about their submissions.
 
 use crate::delivery::{Reason, Receipt, ServiceError};
-use crate::message::{Caller, ConnectionToken, ConversationKey};
+use crate::message::{Caller, ClientToken, ConnectionToken, ConversationKey};
 use crate::queue::rows::Hash;
 use crate::time::Timestamp;
 
@@ -73,6 +73,8 @@ pub enum Verdict {
         state: MessageState,
         /// True if it was accepted before: same conversation, ClientToken and contents.
         repeat: bool,
+        /// The ClientToken that it was stored with, if the submission came with another: a second disconnect.
+        stored_token: Option<ClientToken>,
     },
     /// Nothing was stored.
     Rejected(Rejection),

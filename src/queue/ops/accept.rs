@@ -2,12 +2,12 @@
 
 use super::transitions::{add_to_queue, requeue, take_dead_letter};
 use crate::delivery::Receipt;
-use crate::message::Body;
+use crate::message::{Body, ClientToken};
 use crate::queue::api::{MessageState, Rejection, Result, Status, Verdict};
 use crate::queue::hashed::HashedSubmission;
 use crate::queue::rows::{self, Attempts, Conversation, Dead, Hash, Record, Token, USED_CONVERSATION, keys};
 use crate::queue::state::State;
-use crate::queue::state::event::Event;
+use crate::queue::state::event::{Event, Redriven};
 use crate::queue::state::parts::Known;
 use crate::time::{Timestamp, millis};
 
@@ -60,7 +60,7 @@ pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: T
         admission.row = state.conversation(&conversation, now)?;
     }
     let state = enqueue(state, admission, now)?;
-    Ok(Verdict::Accepted { state, repeat: false })
+    Ok(Verdict::Accepted { state, repeat: false, stored_token: None })
 }
 
 /// Answers a submission whose ClientToken is known with the first one's state. Requeues it if it is a dead letter that
@@ -73,7 +73,7 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
         state.bind_token(&mut token, conversation, &submission, now);
     }
     if let Known::Done(outcome) = &known
-        && state.requeues_dead_letter(outcome, &token, &submission.asked.token)
+        && let Some(reason) = state.reason_of_requeued(outcome, &token, &submission.asked.token)
     {
         state.bind_token(&mut token, conversation, &submission, now);
         let dead = state.store.get::<Dead>(&keys::dead(outcome.sequence))?;
@@ -82,15 +82,20 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
             if let Some(full) = state.full() {
                 return Ok(Verdict::Rejected(Rejection::Full(full)));
             }
+            let attempts = dead.attempts.count;
             take_dead_letter(state, &dead);
             dead.record.token = submission.asked.token;
             let queued = requeue(state, dead, &mut row, now)?;
+            let record = queued.record.clone();
+            let id = state.id(record.sequence, conversation, entry);
+            let redriven = Redriven { id, record, attempts, at: now, reason: Some(reason), edited: false };
+            state.events.push(Event::Redriven(Box::new(redriven)));
             let state = state.state_of_queued(&row, queued, now)?;
-            return Ok(Verdict::Accepted { state, repeat: true });
+            return Ok(Verdict::Accepted { state, repeat: true, stored_token: None });
         }
     }
     let state = state.state_of(&conversation, &row, &entry, known, now)?;
-    Ok(Verdict::Accepted { state, repeat: true })
+    Ok(Verdict::Accepted { state, repeat: true, stored_token: None })
 }
 
 /// Checks a new submission: its token, the conversation's disconnect, its lifetime, the queue's limits. `None` if it can be
@@ -98,7 +103,8 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
 fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
     let Admission { submission, token, row, .. } = admission;
     let rejected = |rejection| Ok(Some(Verdict::Rejected(rejection)));
-    if let Some((at, error)) = state.refusal(token)
+    if !state.is_done_if_refused(matches!(submission.body, Body::Disconnect))
+        && let Some((at, error)) = state.refusal(token)
         && now.since(*at) < state.options.refused_for
     {
         return rejected(Rejection::TokenRefused(error.clone().into()));
@@ -121,7 +127,8 @@ fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) ->
     Ok(state.full().map(|full| Verdict::Rejected(Rejection::Full(full))))
 }
 
-/// Answers a second disconnect with the state of the first, whatever its ClientToken.
+/// Answers a second disconnect with the state of the first, whatever its ClientToken. While the first is queued, the answer
+/// has its ClientToken too: only that one finds it later.
 fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, now: Timestamp) -> Result<Verdict> {
     let Admission { conversation, entry, row, .. } = admission;
     state.events.push(Event::Repeated);
@@ -129,16 +136,17 @@ fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, 
         Some(reference) => state.queued(reference)?,
         None => None,
     };
-    let state = match first {
-        Some(queued) => state.state_of_queued(row, queued, now)?,
-        None => MessageState {
-            id: state.id(sequence, *conversation, *entry),
-            accepted: now,
-            attempts: 0,
-            status: Status::Delivered(Receipt::default()),
-        },
+    let (state, stored_token) = match first {
+        Some(queued) => {
+            let token = ClientToken::parse(&queued.record.client_token).ok().flatten();
+            (state.state_of_queued(row, queued, now)?, token)
+        }
+        None => {
+            let id = state.id(sequence, *conversation, *entry);
+            (MessageState { id, accepted: now, attempts: 0, status: Status::Delivered(Receipt::default()) }, None)
+        }
     };
-    Ok(Verdict::Accepted { state, repeat: true })
+    Ok(Verdict::Accepted { state, repeat: true, stored_token })
 }
 
 /// Stores a new message at the end of its conversation.

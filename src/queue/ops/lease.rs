@@ -19,7 +19,7 @@ use crate::delivery::{Reason, ServiceError};
 use crate::fairness::Class;
 use crate::message::{ClientToken, ConnectionToken};
 use crate::queue::api::{Lease, LeaseRequest, Result, Work};
-use crate::queue::rows::{Conversation, Hash, Key, Schedule, Table, Token, keys};
+use crate::queue::rows::{Conversation, Hash, Key, Kind, Schedule, Table, Token, keys};
 use crate::queue::state::State;
 use crate::queue::state::parts::Queued;
 use crate::time::Timestamp;
@@ -252,8 +252,10 @@ fn next_live_head(
         let cause = if queued.record.deadline <= now {
             Some(Cause::expired(doubtful, queued.record.token))
         } else {
+            let is_done_if_refused = state.is_done_if_refused(queued.record.kind == Kind::Disconnect);
             match check_hold(state, conversation, row, &current.0, doubtful, now) {
                 Hold::None => None,
+                Hold::Waits | Hold::Over(_) if is_done_if_refused => None,
                 Hold::Waits => return Ok(None),
                 Hold::Over(cause) => Some(cause),
             }
@@ -284,7 +286,7 @@ fn next_live_head(
 enum Hold {
     /// None: there is no hold, or the token was renewed.
     None,
-    /// The conversation waits for a renewed token.
+    /// The conversation waits for a renewed token. A disconnect does not.
     Waits,
     /// No renewed token came in time: the head is a dead letter.
     Over(Cause),

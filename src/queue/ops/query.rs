@@ -89,7 +89,7 @@ pub fn overview(state: &mut State, now: Timestamp) -> Result<Overview> {
         corrupt: state.store.corrupt(),
         paused: state.paused(),
         all_refused: state.all_refused(),
-        expiring: state.expiring,
+        expiring: state.expiring.of_at_most(state.meta.queued),
         behind: state.behind,
     };
     state.events.push(Event::Measured { overview: overview.clone(), at: now });

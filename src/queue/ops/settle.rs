@@ -4,7 +4,7 @@ use super::pause;
 use super::transitions::{Cause, dead_letter, dequeue, put_outcome};
 use crate::delivery::{Disposition, Outcome, Reason, Receipt, ServiceError};
 use crate::queue::api::{Lease, Result, Settled};
-use crate::queue::rows::{Conversation, ErrorRow, FinalState, Hash, Hold, Schedule, keys};
+use crate::queue::rows::{Conversation, ErrorRow, FinalState, Hash, Hold, Kind, Schedule, keys};
 use crate::queue::state::State;
 use crate::queue::state::event::{Event, LastAnswer};
 use crate::queue::state::parts::Queued;
@@ -167,7 +167,8 @@ fn deny(state: &mut State, denied: Denied, row: &mut Conversation, waiting: &[u6
     for waited in waiting {
         let Some(reference) = state.reference(&conversation, row, *waited)? else { continue };
         let Some(mut queued) = state.queued(reference)? else { continue };
-        if state.current_token(&queued.record.token)?.0 != refused {
+        let is_done_if_refused = state.is_done_if_refused(queued.record.kind == Kind::Disconnect);
+        if is_done_if_refused || state.current_token(&queued.record.token)?.0 != refused {
             continue;
         }
         let own = *waited == sequence;
@@ -184,6 +185,7 @@ fn deny(state: &mut State, denied: Denied, row: &mut Conversation, waiting: &[u6
     };
     let until = now + state.options.token_wait;
     if let Some(head) = head
+        && !state.is_done_if_refused(head.kind == Kind::Disconnect)
         && state.current_token(&head.token)?.0 == refused
     {
         state.meta.held += u64::from(row.hold.is_none());

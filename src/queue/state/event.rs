@@ -22,7 +22,7 @@ pub enum Event {
     Dead(Box<Death>),
     /// A dead letter was deleted by an operator: its reason changed, and it is not counted again.
     Deleted(Box<Death>),
-    /// A dead letter is queued again.
+    /// A dead letter is queued again: by an operator, or because its bot sent it again with a renewed token.
     Redriven(Box<Redriven>),
     /// A message is sent with another token after an attempt whose answer was lost.
     DuplicatePossible,

@@ -199,12 +199,19 @@ impl State {
         Ok(())
     }
 
-    /// Returns true if a repeat with this token requeues a dead letter: the message was dead-lettered because its token was
-    /// refused, and this is another token.
-    pub fn requeues_dead_letter(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> bool {
-        let FinalState::Dead { reason, token: refused, .. } = &outcome.fate else { return false };
-        let token_was_refused = matches!(rows::reason_at(*reason), Reason::TokenRefused | Reason::ChatOver);
-        token_was_refused && refused != hash && self.refusal(token).is_none()
+    /// Returns the reason of a dead letter that a repeat with this token requeues: the message was dead-lettered because its
+    /// token was refused, and this is another token.
+    pub fn reason_of_requeued(&self, outcome: &Outcome, token: &Token, hash: &Hash) -> Option<Reason> {
+        let FinalState::Dead { reason, token: refused, .. } = &outcome.fate else { return None };
+        let reason = rows::reason_at(*reason);
+        let token_was_refused = matches!(reason, Reason::TokenRefused | Reason::ChatOver);
+        (token_was_refused && refused != hash && self.refusal(token).is_none()).then_some(reason)
+    }
+
+    /// True if a refusal of its token leaves such a message nothing to wait for: the participant of a disconnect is gone
+    /// already, and Connect's 403 counts as done. While every token is refused, a refusal proves nothing.
+    pub fn is_done_if_refused(&self, is_disconnect: bool) -> bool {
+        is_disconnect && self.all_refused().is_none()
     }
 
     /// The time and the error of the refusal of a token; `None` if it was not refused, or refusals were reset since.

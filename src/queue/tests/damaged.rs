@@ -116,7 +116,7 @@ fn rebuild_loses_only_the_damaged_messages() {
     let rig = rig.reopen().damaged(|path| flip(&path.join("db"), 20_000..20_100));
     let overview = rig.overview();
     assert!(overview.set_aside && overview.dead == 1 && overview.queued + 30 > all, "{overview:?} of {all}");
-    let Verdict::Accepted { state, repeat: true } = rig.push(message("chat3", "last", "last")) else {
+    let Verdict::Accepted { state, repeat: true, .. } = rig.push(message("chat3", "last", "last")) else {
         panic!("a repeat of what was carried over is a repeat")
     };
     assert_eq!(state.id, id);

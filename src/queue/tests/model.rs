@@ -562,7 +562,7 @@ impl Pair {
                     }
                     let answered = match verdict {
                         Verdict::Accepted { repeat: false, .. } => Answered::New,
-                        Verdict::Accepted { repeat: true, state } => Answered::Repeat(state.id.sequence),
+                        Verdict::Accepted { repeat: true, state, .. } => Answered::Repeat(state.id.sequence),
                         Verdict::Rejected(Rejection::OtherContents(_)) => Answered::OtherContents,
                         Verdict::Rejected(Rejection::TokenRefused(_)) => Answered::Refused,
                         Verdict::Rejected(other) => return Err(TestCaseError::fail(format!("{push:?}: {other:?}"))),

@@ -184,7 +184,7 @@ fn redrive_with_a_token_moves_the_message_and_repeats_in_its_old_conversation_ar
     assert!(matches!(rig.push(message("old", "1", "one")), Verdict::Accepted { repeat: true, .. }));
     assert!(matches!(
         rig.push(in_conversation("k", message("new", "1", "one"))),
-        Verdict::Accepted { repeat: true, state } if state.id.sequence == id.sequence
+        Verdict::Accepted { repeat: true, state, .. } if state.id.sequence == id.sequence
     ));
     let lease = rig.lease(1).pop().unwrap();
     assert!(text(&lease) == "one" && lease.connection_token == token("new") && &*lease.label == "k");
@@ -213,7 +213,7 @@ fn changed_contents_are_another_message_to_connect_and_the_same_to_the_bot() {
         let seen = seen.unwrap().unwrap();
         assert_ne!(seen.client_token, before.client_token);
         assert!(
-            matches!(rig.push(message("a", "1", short)), Verdict::Accepted { repeat: true, state } if state.id == id)
+            matches!(rig.push(message("a", "1", short)), Verdict::Accepted { repeat: true, state, .. } if state.id == id)
         );
         if *says != *short {
             assert!(matches!(rig.rejected(message("a", "1", says)), Rejection::OtherContents(_)));

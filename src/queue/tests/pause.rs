@@ -229,6 +229,16 @@ fn destination_that_has_delivered_may_refuse_any_number_and_a_new_one_may_not() 
 }
 
 #[test]
+fn disconnect_with_a_refused_token_is_rejected_while_every_token_is_refused() {
+    let rig = Rig::new();
+    for bearer in ["a", "b", "c"] {
+        refuse(&rig, bearer);
+    }
+    assert!(all_refused(&rig));
+    assert!(matches!(rig.rejected(disconnect("a", "bye")), Rejection::TokenRefused(_)));
+}
+
+#[test]
 fn disconnects_that_count_as_delivered_do_not_prove_the_destination() {
     let rig = Rig::new();
     rig.accepted(disconnect("gone", "1"));

@@ -134,7 +134,7 @@ fn sealed_store_without_its_stamp_is_rebuilt() {
         let id = rig.accepted(message("a", "1", "kept")).id.to_string();
         let kept = |rig: &Rig| {
             assert!(rig.overview().set_aside);
-            let Verdict::Accepted { state, repeat: true } = rig.push(message("a", "1", "kept")) else {
+            let Verdict::Accepted { state, repeat: true, .. } = rig.push(message("a", "1", "kept")) else {
                 panic!("the key of the hashes is there too")
             };
             assert_eq!(state.id.to_string(), id);

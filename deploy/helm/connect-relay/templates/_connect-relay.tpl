@@ -9,7 +9,8 @@ alone, members that differ from the values:
 | connect-relay.labels              | the pod template's metadata.labels                                                |
 | connect-relay.grace               | the pod's spec; leave it out, or pass a number, for a period of your own          |
 | connect-relay.sidecar             | an item of the pod's initContainers                                               |
-| connect-relay.volumes             | two items of the pod's volumes; one with "claim" true: the queue is on a claim    |
+| connect-relay.volumes             | two items of the pod's volumes; one with "claim" true: the queue is on a claim, or|
+|                                   | on another volume of yours with the name connect-relay-queue                      |
 | connect-relay.volumeClaimTemplate | an item of a StatefulSet's volumeClaimTemplates, with "claim" true above          |
 | connect-relay.fsGroup             | the pod's securityContext, with a claim: a fresh one belongs to root              |
 | connect-relay.volumeMounts        | an item of the volumeMounts of the bot's container                                |
@@ -20,8 +21,9 @@ alone, members that differ from the values:
 connect-relay/scrape: "true"
 {{- end }}
 
+{{- /* An integer: Helm writes a large number of the values as 1e+06. */}}
 {{- define "connect-relay.graceSeconds" -}}
-{{- .terminationGracePeriodSeconds | default (index .Values "connect-relay").terminationGracePeriodSeconds -}}
+{{- .terminationGracePeriodSeconds | default (index .Values "connect-relay").terminationGracePeriodSeconds | int64 -}}
 {{- end }}
 
 {{- define "connect-relay.grace" -}}
@@ -30,7 +32,7 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
 
 {{- define "connect-relay.sidecar" -}}
 {{- $relay := index .Values "connect-relay" -}}
-{{- $grace := sub (include "connect-relay.graceSeconds" . | int) ($relay.botEndsIn | int) -}}
+{{- $grace := sub (include "connect-relay.graceSeconds" . | int64) ($relay.botEndsIn | int64) -}}
 {{- if lt $grace 1 -}}
 {{- fail "connect-relay: terminationGracePeriodSeconds must be longer than botEndsIn, or the relay has no time to deliver" -}}
 {{- end -}}
@@ -40,7 +42,7 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
   "CONNECT_RELAY__INGRESS__SOCKET_MODE" "0666"
   "CONNECT_RELAY__ADMIN__LISTEN" "[::]:9581"
   "CONNECT_RELAY__SHUTDOWN__GRACE" (printf "%ds" $grace)
-  "CONNECT_RELAY__QUEUE__BYTES_MAX" "128MiB"
+  "CONNECT_RELAY__QUEUE__BYTES_MAX" (printf "%dMiB" (div ($relay.queueMiB | int64) 2))
 -}}
 {{- if $relay.tcp -}}
 {{- $_ := set $env "CONNECT_RELAY__INGRESS__TCP" "127.0.0.1:8480" -}}
@@ -68,7 +70,14 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
 {{- end -}}
 {{- $env = mergeOverwrite $env $relay.env -}}
 - name: connect-relay
+  {{- if $relay.image.digest }}
+  image: {{ printf "%s@%s" $relay.image.repository $relay.image.digest | quote }}
+  {{- else }}
   image: {{ printf "%s:%s" $relay.image.repository $relay.image.tag | quote }}
+  {{- end }}
+  {{- with $relay.image.pullPolicy }}
+  imagePullPolicy: {{ . }}
+  {{- end }}
   restartPolicy: Always
   args: [run]
   env:
@@ -86,7 +95,7 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
     - name: CONNECT_RELAY__FLEET__SERVERS
       valueFrom:
         secretKeyRef:
-          name: {{ . }}
+          name: {{ . | quote }}
           key: servers
     {{- end }}
     {{- range $name, $value := $env }}
@@ -108,12 +117,8 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
     failureThreshold: 3
   terminationMessagePolicy: FallbackToLogsOnError
   resources:
-    requests:
-      cpu: 20m
-      memory: 64Mi
-      ephemeral-storage: 300Mi
-    limits:
-      memory: 192Mi
+    {{- $disk := printf "%dMi" (add ($relay.queueMiB | int64) 44) }}
+    {{- mergeOverwrite (dict "requests" (dict "ephemeral-storage" $disk)) ($relay.resources | default dict) | toYaml | nindent 4 }}
   securityContext:
     runAsUser: 29581
     runAsGroup: 29581
@@ -149,17 +154,17 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
 {{- if not .claim }}
 - name: connect-relay-queue
   emptyDir:
-    sizeLimit: 256Mi
+    sizeLimit: {{ (index .Values "connect-relay").queueMiB | int64 }}Mi
 {{- end }}
 {{- with (index .Values "connect-relay").keysSecret }}
 - name: connect-relay-keys
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
 {{- end }}
 {{- with (index .Values "connect-relay").fleet.serversSecret }}
 - name: connect-relay-fleet
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -170,7 +175,7 @@ terminationGracePeriodSeconds: {{ include "connect-relay.graceSeconds" . }}
     accessModes: [ReadWriteOnce]
     resources:
       requests:
-        storage: 1Gi
+        storage: {{ max 1024 ((index .Values "connect-relay").queueMiB | int64) }}Mi
 {{- end }}
 
 {{- define "connect-relay.fsGroup" -}}
@@ -185,6 +190,10 @@ fsGroupChangePolicy: OnRootMismatch
 {{- end }}
 
 {{- define "connect-relay.botEnv" -}}
+{{- $relay := index .Values "connect-relay" -}}
+{{- if not $relay.tcp -}}
+{{- fail "connect-relay: connect-relay.botEnv needs tcp: true, or the relay does not listen at the bot's address" -}}
+{{- end -}}
 - name: AWS_ENDPOINT_URL_CONNECTPARTICIPANT
-  value: http://127.0.0.1:8480
+  value: http://{{ index $relay.env "CONNECT_RELAY__INGRESS__TCP" | default "127.0.0.1:8480" }}
 {{- end }}

@@ -1,7 +1,8 @@
-"""An example Job, Python's standard library only: says one line in each of many chats, and ends when all are delivered.
+"""An example Job, Python's standard library only: says one line in each of many chats, and ends when nothing is queued.
 
 CHATS is a file with a JSON object a line: {"ContactId": "…", "ConnectionToken": "…", "Text": "…"}. The last step, GET
-/participant/queue, waits until nothing of this user's is queued: a Job that is complete is a Job that was delivered.
+/participant/queue, waits until nothing of this user's is queued: each message is delivered then, or a dead letter, which
+`connect-relay messages list` and the metric connect_relay_messages_dead_total show.
 """
 
 import http.client
