@@ -3,9 +3,10 @@
 //! ```text
 //! cargo bench --profile dist                 the figures as published: the binary of the image (a longer build)
 //! cargo bench                                everything but the long parts, in about five minutes
-//! cargo bench -- accept                      one section: accept, deliver, wait, memory
+//! cargo bench -- accept                      one section: accept, deliver, wait, memory, fleet
 //! cargo bench -- --quick                     seconds per section: does it run at all? (no figure to quote)
 //! cargo bench -- --redis                     Redis Streams, appendfsync always, as one more rival
+//! cargo bench -- fleet --nats-server PATH    accepts whose commits go to three NATS servers too
 //! cargo bench -- memory --million --deliveries 864000
 //! ```
 //!
@@ -19,6 +20,7 @@
 //! | deliver | accept, deliver, record | the same client calling the same upstream directly |
 //! | wait | one bot, 50 sends a second, each answered by its delivery | the same client calling the same upstream directly; append + fdatasync |
 //! | memory | resident, and start to first delivery, with so many queued | sled reopening a copy of the same folder |
+//! | fleet | durable accepts with a copy in three NATS servers | a bare publish and two fdatasyncs; the relay without a fleet |
 //!
 //! Every process measured is a process of its own: the relay is the binary of the same build profile, a rival is this program started
 //! again with a hidden word. The load comes from this process, from one thread, so on two cores the relay and the
@@ -44,6 +46,9 @@ mod appending;
 mod bare;
 #[path = "relay/deliver.rs"]
 mod deliver;
+#[cfg(feature = "fleet")]
+#[path = "relay/fleet.rs"]
+mod fleet;
 #[path = "relay/http.rs"]
 mod http;
 #[path = "relay/load.rs"]
@@ -118,6 +123,10 @@ async fn sections(options: &Options) -> anyhow::Result<()> {
             Section::Deliver => deliver::run(options, folder.path(), &mut report).await.context("deliver")?,
             Section::Wait => wait::run(options, folder.path(), &mut report).await.context("wait")?,
             Section::Memory => memory::run(options, folder.path(), &mut report).await.context("memory")?,
+            #[cfg(feature = "fleet")]
+            Section::Fleet => fleet::run(options, folder.path(), &mut report).await.context("fleet")?,
+            #[cfg(not(feature = "fleet"))]
+            Section::Fleet => anyhow::bail!("this build has no fleet: build it with the feature `fleet`"),
         }
     }
     report.finish(options.json.as_deref())

@@ -21,6 +21,9 @@ pub struct Options {
     /// Measure Redis Streams with appendfsync always too (redis-server and redis-benchmark on PATH)
     #[arg(long)]
     pub redis: bool,
+    /// The NATS server of the section `fleet`, of which three are started; without it, the section is left out
+    #[arg(long, value_name = "PATH")]
+    pub nats_server: Option<PathBuf>,
     /// Fill the queue with 1,000,000 messages too (minutes, and 8 GiB of disk)
     #[arg(long)]
     pub million: bool,
@@ -67,6 +70,8 @@ pub enum Section {
     Wait,
     /// Resident memory, and start to first delivery
     Memory,
+    /// Accepts whose commits are copied (--nats-server)
+    Fleet,
 }
 
 impl Options {
@@ -77,9 +82,11 @@ impl Options {
 
     /// The sections asked for, in their order.
     pub fn sections(&self) -> impl Iterator<Item = Section> {
-        [Section::Accept, Section::Deliver, Section::Wait, Section::Memory]
-            .into_iter()
-            .filter(|section| self.only.is_empty() || self.only.contains(section))
+        let all = [Section::Accept, Section::Deliver, Section::Wait, Section::Memory, Section::Fleet];
+        all.into_iter().filter(|section| match section {
+            Section::Fleet if self.only.is_empty() => self.nats_server.is_some(),
+            section => self.only.is_empty() || self.only.contains(section),
+        })
     }
 
     /// The number of measurements of each figure.

@@ -35,6 +35,15 @@ pub struct Relay {
 impl Relay {
     /// Starts one on a folder; it may still be opening.
     pub fn start(options: &Options, dir: &Path, upstream: SocketAddr) -> anyhow::Result<Relay> {
+        Relay::start_with(options, dir, upstream, &[])
+    }
+
+    fn start_with(
+        options: &Options,
+        dir: &Path,
+        upstream: SocketAddr,
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<Relay> {
         fs::create_dir_all(dir)?;
         let admin = free_address()?;
         let config = dir.join("relay.toml");
@@ -44,6 +53,7 @@ impl Relay {
             None => OpenOptions::new().write(true).open("/dev/null")?,
         };
         let mut command = relay_command(options);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--config").arg(&config).arg("--dir").arg(dir);
         let process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log))?;
         let address = Address::Unix(dir.join("relay.sock"));
@@ -52,7 +62,17 @@ impl Relay {
 
     /// Starts one and waits until it listens.
     pub async fn open(options: &Options, dir: &Path, upstream: SocketAddr) -> anyhow::Result<Relay> {
-        let mut relay = Relay::start(options, dir, upstream)?;
+        Relay::open_with(options, dir, upstream, &[]).await
+    }
+
+    /// The same, with more settings, by the names of their variables.
+    pub async fn open_with(
+        options: &Options,
+        dir: &Path,
+        upstream: SocketAddr,
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<Relay> {
+        let mut relay = Relay::start_with(options, dir, upstream, environment)?;
         let until = relay.process.started + OPENING;
         while relay.address.connect().await.is_err() {
             relay.check()?;

@@ -14,7 +14,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -112,6 +112,9 @@ impl Secret {
     }
 }
 
+/// The bytes that a sealed value has besides the value.
+const SEALED_BYTES: usize = 1 + ID_LEN + NONCE_LEN + MAX_TAG_LEN;
+
 /// Seals and opens the values of one store.
 #[derive(Clone, Debug)]
 pub struct Sealer {
@@ -127,12 +130,20 @@ impl Sealer {
 
     /// Seals a value for a place.
     pub fn seal(&self, place: &Key, plain: &[u8]) -> Secret {
+        let mut bytes = Vec::with_capacity(SEALED_BYTES + plain.len());
+        self.seal_into(place, plain, &mut bytes);
+        Secret::new(bytes)
+    }
+
+    /// Seals a value for a place, and appends it to `bytes`.
+    pub fn seal_into(&self, place: &Key, plain: &[u8], bytes: &mut Vec<u8>) {
         let Some(SealingKey { id, key }) = self.keys.first() else {
-            return Secret::new([&[PLAIN], plain].concat());
+            bytes.push(PLAIN);
+            bytes.extend_from_slice(plain);
+            return;
         };
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).expect("the system gives random bytes");
-        let mut bytes = Vec::with_capacity(1 + ID_LEN + NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
         bytes.push(SEALED);
         bytes.extend_from_slice(id);
         bytes.extend_from_slice(&nonce);
@@ -142,7 +153,6 @@ impl Sealer {
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), self.aad(place), &mut bytes[from..])
             .expect("a row is shorter than the cipher's limit");
         bytes.extend_from_slice(tag.as_ref());
-        Secret::new(bytes)
     }
 
     /// Opens a value. `None` if it was sealed for another place, or by a key that is not known.

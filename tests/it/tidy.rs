@@ -40,9 +40,14 @@ const ABSENCES: &[(&[&str], &[&str], &str)] = &[
         "only cli and config read files; storage its own, ingress a peer's groups, and time the boot id",
     ),
     (
-        &["tokio::spawn", "thread::spawn", "spawn_blocking", "task::spawn"],
+        &["tokio::spawn", "thread::spawn", "task::spawn"],
         &["daemon", "cli"],
         "only daemon spawns long-lived tasks (a JoinSet that is joined is not one)",
+    ),
+    (
+        &["spawn_blocking"],
+        &["daemon", "cli", "fleet"],
+        "only daemon spawns long-lived tasks (fleet joins the thread that writes a restore)",
     ),
     (
         &["process::Command", "Command::new", "CommandExt"],
