@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -123,7 +124,7 @@ impl Field<'_> {
         // All callers wait for their reply, so no group can hold more than one request of each.
         let most = shape.connections * shape.batch.unwrap_or(1);
         let messages = group.map_or(most, |mean| (mean.round() as usize).clamp(1, most));
-        let appending = appending::run(self.folder, traffic.record_bytes(), messages, bounds)?;
+        let appending = appending::run(self.folder, traffic.record_bytes(), messages, Duration::ZERO, bounds)?;
 
         let redis = if self.options.redis { Some(self.redis(shape, &traffic).await?) } else { None };
         Ok(Round { relay: accepted, group, commit, relay_cost, bare, bare_cost, appending, redis })

@@ -6,12 +6,19 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::load::Bounds;
 use crate::measure::{Figures, now};
 
-/// Appends groups of records until a bound is met; the figures' latency is that of one group.
-pub fn run(folder: &Path, record_bytes: usize, group: usize, bounds: Bounds) -> anyhow::Result<Figures> {
+/// Appends groups of records until a bound is met, with a pause before each; the figures' latency is that of one group.
+pub fn run(
+    folder: &Path,
+    record_bytes: usize,
+    group: usize,
+    pause: Duration,
+    bounds: Bounds,
+) -> anyhow::Result<Figures> {
     let path = folder.join("appended");
     let mut file = OpenOptions::new().append(true).create_new(true).open(&path)?;
     let bytes = vec![b'r'; record_bytes * group];
@@ -21,6 +28,7 @@ pub fn run(folder: &Path, record_bytes: usize, group: usize, bounds: Bounds) -> 
 
     let (begun, mut latencies, mut messages) = (now(), Vec::new(), 0);
     while messages < bounds.messages && begun.elapsed() < bounds.within {
+        std::thread::sleep(pause);
         let group_begun = now();
         file.write_all(&bytes)?;
         file.sync_data()?;

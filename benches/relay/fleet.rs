@@ -141,7 +141,7 @@ async fn round(options: &Options, folder: &Path, closed: &ClosedPort) -> anyhow:
     let one = load::run(&relay.address, 1, &traffic, bounds).await?;
     let bytes = servers.record_bytes().await?;
     let publish = servers.publish(bytes, bounds).await?;
-    let sync = appending::run(folder, bytes, 1, bounds)?;
+    let sync = appending::run(folder, bytes, 1, Duration::ZERO, bounds)?;
 
     load::run(&relay.address, 64, &traffic, warm_up).await?;
     let (before, spent) = (relay.metrics().await?, relay.process.processor()?);
