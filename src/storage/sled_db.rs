@@ -17,7 +17,7 @@ const LOCK_TRIES: u32 = 300;
 /// The rows of a batch that is synced. Each row makes sled copy its leaf, and sled keeps all copies until the batch is over:
 /// with more than this, memory grows with the rows, whatever their bytes, and the commits behind the batch wait longer for
 /// it. With 32 KiB a batch instead, an accept at 64 connections took 1.3 times as long, for twice as many syncs.
-pub const SYNCED_ROWS: usize = if cfg!(test) { 8 } else { 200 };
+pub const SYNCED_ROWS: usize = if cfg!(test) { 64 } else { 200 };
 /// The rows of a batch of a copy that is synced once, at its end: a short one costs no time.
 pub const UNSYNCED_ROWS: usize = 32;
 /// The bytes of a batch, about.

@@ -596,7 +596,7 @@ mod tests {
         let mut number = 0;
         let mut commit = |store: &mut Store, rows| {
             for _ in 0..rows {
-                store.put(key("o").number(number), vec![1; 6000]);
+                store.put(key("o").number(number), vec![1; 400]);
                 number += 1;
             }
             store.commit().unwrap();
