@@ -85,7 +85,7 @@ def build(home, constants):
     source.mkdir()
     for name in ("src", "benches", "tests", "config", "Cargo.toml", "Cargo.lock"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(".venv", "node_modules"))
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(".*", "node_modules"))
         else:
             shutil.copy(ROOT / name, source / name)
     for name, value in constants.items():
