@@ -23,7 +23,8 @@ def test_full_queue_takes_little_more_than_bytes_max(most, contents, record_prop
         refused_at = float(re.search(r": ([0-9.]+) MiB of ", error)[1])
         taken = max(refused_at, relay.metrics()["queue_bytes"] / MIB)
         record_property("figures", f"{queued:,} messages of {contents} bytes: {taken:.1f} MiB of {most}")
-        # A quarter: the last epochs of the journal move into the log while they still take space of their own.
-        assert queued > 100 and taken <= 1.25 * most
+        # A quarter: the last epochs of the journal move into the log while they still take space of their own. The log grows in
+        # steps: 4 MiB.
+        assert queued > 100 and taken <= 1.25 * most + 4
     finally:
         relay.remove()
