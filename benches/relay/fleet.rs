@@ -179,7 +179,7 @@ async fn until(relay: &mut Relay, wanted: impl Fn(f64) -> bool) -> anyhow::Resul
 struct Servers {
     addresses: Vec<SocketAddr>,
     folder: PathBuf,
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 impl Servers {
@@ -208,7 +208,7 @@ impl Servers {
             command.arg("-c").arg(own.join("conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             processes.push(Process::start(&mut command)?);
         }
-        Ok(Servers { addresses: addresses.to_vec(), folder, _processes: processes })
+        Ok(Servers { addresses: addresses.to_vec(), folder, processes })
     }
 
     /// The settings of a relay whose queue is copied to them.
@@ -268,7 +268,7 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        self._processes.clear();
+        self.processes.clear();
         // Whatever is left goes with the folder of the run.
         let _ = std::fs::remove_dir_all(&self.folder);
     }

@@ -357,7 +357,8 @@ impl Store {
         // When it is over, two epochs still have to move into sled, and may double there, before the files are short.
         let others = bytes.saturating_sub(self.journal.bytes());
         let is_roomy = has_space && others < if self.is_long() { bytes_max / 8 * 3 } else { bytes_max / 4 };
-        self.epoch_bytes = journal::BYTES.max(if is_roomy { journal::BYTES_MAX.min(bytes_max / 8) } else { 0 });
+        self.epoch_bytes =
+            if is_roomy { (bytes_max / 8).clamp(journal::BYTES, journal::BYTES_MAX) } else { journal::BYTES };
         Space { bytes, free, set_aside: self.folder.quarantined }
     }
 
