@@ -108,13 +108,19 @@ def test_a_disconnect_over_the_socket_waits_for_the_helpers_messages(relays, sim
     assert contents(simulator) == ["canary: goodbye"] and simulator.counts()["disconnects"] == 1
 
 
-def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
+def killed_with_a_message_queued(relays, simulators, helpers):
+    """A simulator, a relay that was paused and killed, and a helper whose message "canary: 1" is queued there."""
     simulator = simulators()
     relay = relays(simulator.url)
     helper = helpers(relay.socket, simulator.url)
     assert command("pause", "--dir", relay.folder).returncode == 0
     assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["State"] == "QUEUED"
     relay.kill()
+    return simulator, relay, helper
+
+
+def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
+    simulator, relay, helper = killed_with_a_message_queued(relays, simulators, helpers)
     refused = result(helper.send("canary: 2", "canary-token", None, CHAT))
     assert refused["Error"] == "RelayUnavailable" and "earlier message" in refused["Message"]
     assert result(helper.send("canary: 3", "canary-token-2", "3"))["Direct"], "another chat goes on"
@@ -128,12 +134,7 @@ def test_a_queued_message_is_not_overtaken(relays, simulators, helpers):
 
 
 def test_a_message_that_was_lost_with_the_relays_folder_holds_the_chat_back_until_a_relay_says_so(relays, simulators, helpers):
-    simulator = simulators()
-    relay = relays(simulator.url)
-    helper = helpers(relay.socket, simulator.url)
-    assert command("pause", "--dir", relay.folder).returncode == 0
-    assert result(helper.send("canary: 1", "canary-token", "1", CHAT))["State"] == "QUEUED"
-    relay.kill()
+    simulator, relay, helper = killed_with_a_message_queued(relays, simulators, helpers)
     queue = relay.folder / "private"
     assert queue.is_dir()
     shutil.rmtree(queue)
