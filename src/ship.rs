@@ -35,8 +35,8 @@
 //! a restore knows that what is missing between the two never counted (`replay`). Everything that counts is under the
 //! common subject: the ends of snapshots and what comes after them.
 //!
-//! If records cannot be stored, tickets wait, up to [`BACKLOG_MAX`] bytes. Then all of them are dropped, and a snapshot
-//! replaces them once the stream takes records again.
+//! If records cannot be stored, tickets wait. A ticket that finds more than [`BACKLOG_MAX`] bytes waiting is dropped with
+//! all of them, and a snapshot replaces them once the stream takes records again.
 //!
 //! Each record names the position of the last commit, and each claim the runs that made the store (`history`): so a start
 //! finds out whether its volume has what the stream has. A relay that did not find that out owns no stream.
@@ -61,7 +61,7 @@ use self::history::{Copy, Relation};
 use self::record::{Codec, Head, Kind, OVERHEAD, Owner};
 use crate::storage::{CommitPos, Run};
 
-/// The most bytes of tickets that wait.
+/// The bytes of waiting tickets that the next ticket may join. A commit alone may be longer.
 pub const BACKLOG_MAX: usize = 1 << 20;
 
 /// The most predecessors in a claim.
@@ -321,13 +321,16 @@ impl Ship {
             (Phase::Shipping, _) => {}
             _ => return,
         }
-        if let Item::Rows(rows) = &ticket.item {
-            self.bytes += rows.len();
-        }
-        self.tickets.push_back(ticket);
-        if self.bytes > BACKLOG_MAX && self.tickets.len() > 1 {
+        // The length of the ticket itself does not count: commits wait for the stream's answers, so while it answers, a
+        // commit of any length finds no more than a part of a snapshot.
+        if self.bytes > BACKLOG_MAX {
             self.drop_tickets();
             self.phase = Phase::Dropping;
+        } else {
+            if let Item::Rows(rows) = &ticket.item {
+                self.bytes += rows.len();
+            }
+            self.tickets.push_back(ticket);
         }
         self.go_on();
     }

@@ -397,9 +397,11 @@ fn long_backlog_is_dropped_and_a_snapshot_takes_its_place() {
     assert_eq!(writer.ship.take_reports(), [], "a short backlog waits");
     let saved = (writer.ship.bytes, writer.ship.tickets.len());
     assert!(saved.0 <= BACKLOG_MAX && saved.1 == 20, "{saved:?}");
-    for number in 0..20 {
+    for number in 0..7 {
         writer.commit(number, &[number; 40_000]);
     }
+    assert_eq!(writer.ship.take_reports(), [], "the last one found less than the most");
+    writer.commit(8, b"short");
     assert_eq!(writer.ship.take_reports(), [Report::Dropped]);
     assert_eq!((writer.ship.bytes, writer.ship.tickets.len()), (0, 0));
     assert_eq!(settle(&mut writer.ship, &mut stream), [Report::Stored(first), Report::Ready]);
@@ -408,6 +410,17 @@ fn long_backlog_is_dropped_and_a_snapshot_takes_its_place() {
     writer.snapshot();
     assert!(writer.ship.take_reports().is_empty());
     settle(&mut writer.ship, &mut stream);
+    assert_eq!(stream.replay().unwrap(), writer.store);
+}
+
+#[test]
+fn long_commit_behind_a_part_of_a_snapshot_is_not_dropped() {
+    let (mut writer, mut stream) = shipped();
+    writer.commit(1, b"in flight");
+    writer.commit(2, &[2; 256 << 10]);
+    let last = writer.commit(3, &[3; BACKLOG_MAX]);
+    assert_eq!(writer.ship.take_reports(), []);
+    assert!(settle(&mut writer.ship, &mut stream).contains(&Report::Stored(last)));
     assert_eq!(stream.replay().unwrap(), writer.store);
 }
 

@@ -61,9 +61,9 @@ class Story:
         self._claimed |= request.name == "claim"
 
     def stop_at(self, name, when, nth=1):
-        """The proxy stops at this instant; at one of rows only after the next claim, which begins a snapshot."""
+        """The proxy stops at this instant of the snapshot that begins with the next claim."""
         self._claimed = False
-        return self.proxy.stop_at(name, when, nth, lambda request: request.name != "rows" or self._claimed)
+        return self.proxy.stop_at(name, when, nth, lambda request: request.name == "claim" or self._claimed)
 
     def arm(self, name):
         """The relay is held at this instant of its own from now on."""
