@@ -1,5 +1,7 @@
 //! Frames: the items of sled's log, recognised by their bytes alone.
 
+use std::ops::RangeInclusive;
+
 use super::varint::Bytes;
 
 pub const SEGMENT: usize = 512 << 10;
@@ -19,6 +21,10 @@ pub mod kind {
     pub const LINK: u8 = 10;
     pub const BLOB_LINK: u8 = 11;
 }
+
+const KINDS: RangeInclusive<u8> = kind::CANCELED..=kind::BLOB_LINK;
+/// The offset of the kind in a frame; its checksum is before it.
+const KIND: usize = 4;
 
 /// A frame whose checksum holds.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +74,10 @@ pub fn next_frame(bytes: &[u8], at: usize) -> Option<Frame> {
             Err(None) => break,
         }
     }
-    (at..=last.min(bytes.len())).find_map(|at| frame_at(bytes, at).ok())
+    // The kind comes first, because few bytes are one: most of those tried are the unused rest of a segment.
+    let kinds = bytes.get(at + KIND..)?;
+    let mut tried = (at..=last).zip(kinds).filter(|(_, kind)| KINDS.contains(kind));
+    tried.find_map(|(at, _)| frame_at(bytes, at).ok())
 }
 
 /// The frame at an offset. `Err` has the end that a frame with a wrong checksum claims.
@@ -78,7 +87,7 @@ fn frame_at(bytes: &[u8], at: usize) -> Result<Frame, Option<usize>> {
     let mut head = Bytes { payload, at: 0 };
     let begins = at;
     let frame = (|| {
-        let kind = head.byte().filter(|kind| (kind::CANCELED..=kind::BLOB_LINK).contains(kind))?;
+        let kind = head.byte().filter(|kind| KINDS.contains(kind))?;
         let length = usize::try_from(head.number()?).ok()?;
         let (segment, page) = (head.number()?, head.number()?);
         let at = at + 4 + head.at;
