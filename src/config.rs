@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use hyper::Uri;
+use tracing::Level;
 use zeroize::Zeroizing;
 
 use crate::delivery::Policy;
@@ -41,7 +42,7 @@ pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
 use schema::keys;
 use value::FleetServer;
-pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode, WhenDown};
+pub use value::{ContentLimits, Format, WhenDown};
 
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
@@ -209,10 +210,7 @@ impl Config {
             dead_kept_for: queue.dead_kept_for,
             dead_max: queue.dead_max,
             volatile: queue.volatile,
-            damaged: match queue.damaged {
-                Damaged::SetAside => queue::Damaged::SetAside,
-                Damaged::Refuse => queue::Damaged::Refuse,
-            },
+            damaged: queue.damaged,
             keys: self.sealing_keys.clone(),
             lifetime: sender.lifetime,
             fresh: sender.fresh,
@@ -310,13 +308,9 @@ impl Config {
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
         let ingress = &self.settings.ingress;
-        let mode = |mode| match mode {
-            ReplyMode::Accepted => ingress::ReplyMode::Accepted,
-            ReplyMode::Delivered => ingress::ReplyMode::Delivered,
-        };
         ingress::Options {
-            reply: mode(ingress.reply),
-            tcp_reply: mode(ingress.tcp_reply),
+            reply: ingress.reply,
+            tcp_reply: ingress.tcp_reply,
             wait: ingress.wait,
             wait_max: ingress.wait_max,
             request_timeout: ingress.request_timeout,

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
+use tracing::Level;
 
-use super::value::{
-    self, ConfigValue, ContentLimits, Damaged, FleetServer, Format, Level, Mode, ReplyMode, Size, WhenDown,
-};
+use super::value::{self, ConfigValue, ContentLimits, FleetServer, Format, Mode, Size, WhenDown};
+use crate::ingress::ReplyMode;
+use crate::queue::Damaged;
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
