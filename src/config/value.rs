@@ -40,6 +40,12 @@ pub fn serialize<T: ConfigValue, S: Serializer>(value: &T, serializer: S) -> Res
     value.write().serialize(serializer)
 }
 
+/// A value in the usual notation, without quotes.
+pub fn plain_text(value: &impl ConfigValue) -> String {
+    let written = value.write();
+    written.as_str().map_or_else(|| written.to_string(), str::to_owned)
+}
+
 /// A size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
