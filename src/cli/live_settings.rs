@@ -56,7 +56,7 @@ impl<'a> LiveSettings<'a> {
         log: &'a Log,
         reload: Reload,
     ) -> LiveSettings<'a> {
-        let (applied, level) = (started.clone(), started.log().1);
+        let (applied, level) = (started.clone(), started.settings.log.level);
         LiveSettings { started, applied, sources: Box::new(sources), log, reload, restore: None, level }
     }
 
@@ -133,7 +133,7 @@ impl<'a> LiveSettings<'a> {
     }
 
     fn configured(&self) -> Level {
-        self.applied.log().1
+        self.applied.settings.log.level
     }
 
     fn set(&mut self, level: Level) {
