@@ -85,8 +85,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.act {
         Act::List { json } => {
             let all = operator.list().await.map_err(failure)?;
-            out::print(&if json { as_json(&all)? } else { as_table(&all) })?;
-            Ok(ExitCode::SUCCESS)
+            out::print(&if json { as_json(&all)? } else { as_table(&all) })
         }
         Act::Export { identity } => {
             let folder = tempfile::tempdir().context("make a temporary folder")?;

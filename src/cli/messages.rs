@@ -205,12 +205,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let contents = if args.contents { "?contents=true" } else { "" };
             let path = format!("{}{contents}", path_of(&args.id));
             let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
-            show(&if args.json { json } else { describe(&message) })
+            out::print(&if args.json { json } else { describe(&message) })
         }
         Command::Summary(args) => {
             let (json, summary): (_, Summary) =
                 ControlClient::of(&args.control).request(Method::GET, "/summary").await?;
-            show(&if args.json { json } else { overview(&summary) })
+            out::print(&if args.json { json } else { overview(&summary) })
         }
         Command::Redrive(args) if args.ids.is_empty() => redrive_all(args).await,
         Command::Redrive(args) => redrive(args).await,
@@ -337,12 +337,12 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
         let path = path("/messages", filters.iter().cloned().chain(page));
         let (_, page): (_, Messages) = api.request(Method::GET, &path).await?;
         left = left.saturating_sub(page.messages.len() as u64);
-        show(&if args.json { separated(&page.messages, &mut separator)? } else { table(&page.messages, head) })?;
+        out::print(&if args.json { separated(&page.messages, &mut separator)? } else { table(&page.messages, head) })?;
         (after, head) = (page.next, false);
     }
     if args.json {
         let next = after.as_ref().map(|next| format!(",\"Next\":\"{next}\"")).unwrap_or_default();
-        show(&format!("{}]{next}}}\n", if separator == "," { "" } else { begin }))?;
+        out::print(&format!("{}]{next}}}\n", if separator == "," { "" } else { begin }))?;
     }
     if let Some(after) = after {
         writeln!(std::io::stderr(), "there are more; continue with --after {after}")?;
@@ -364,7 +364,7 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
         let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone(), TIMEOUT).await?;
-        show(&if args.json {
+        out::print(&if args.json {
             json
         } else {
             format!("{} is queued again, until {}\n", message.id, message.expiry_time)
@@ -379,7 +379,7 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
     let dry_run = args.bulk.dry_run;
     let redriven = Redriven { redriven: done, dry_run, full: full.clone(), next };
     let did = if dry_run { "to be queued again" } else { "queued again" };
-    show(&if args.json { serde_json::to_string(&redriven)? + "\n" } else { format!("{did}: {done}\n") })?;
+    out::print(&if args.json { serde_json::to_string(&redriven)? + "\n" } else { format!("{did}: {done}\n") })?;
     match full {
         Some(full) => bail!("the queue has no space for the rest: {full}"),
         None => Ok(ExitCode::SUCCESS),
@@ -391,7 +391,7 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     for id in &args.ids {
         let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
         let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
-        show(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+        out::print(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
     }
     if !args.ids.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -400,7 +400,7 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     let dry_run = args.bulk.dry_run;
     let did = if dry_run { "to be deleted" } else { "deleted" };
     let except = if in_flight > 0 { format!("; {in_flight} in flight, not deleted") } else { String::new() };
-    show(&if args.json {
+    out::print(&if args.json {
         serde_json::to_string(&Deleted { deleted: done, in_flight, dry_run, next: None })? + "\n"
     } else {
         format!("{did}: {done}{except}\n")
@@ -437,11 +437,6 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
-}
-
-fn show(text: &str) -> anyhow::Result<ExitCode> {
-    out::print(text)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
