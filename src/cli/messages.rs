@@ -239,10 +239,7 @@ impl ControlClient {
         within: Duration,
     ) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
-        let reply = client::send(&self.0, request.body(Full::new(body))?, within).await?;
-        let body = client::success_body(&self.0, reply)?;
-        let read = client::parse(&self.0, &body)?;
-        Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
+        client::json_and_parsed(&self.0, client::send(&self.0, request.body(Full::new(body))?, within).await?)
     }
 
     /// Does a bulk act: shows the number of messages, asks in a terminal, and shows the progress.
