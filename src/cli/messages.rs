@@ -6,7 +6,7 @@
 
 mod print;
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use tokio::time::sleep;
 
 use self::print::{describe, overview, separated, table};
 use super::client::{self, ControlSocket};
-use super::out;
+use super::{out, question};
 use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status, Summary};
 use crate::delivery::Reason;
 use crate::time::Clock;
@@ -295,14 +295,10 @@ struct BulkReply {
 
 /// Shows the number of messages of a bulk act, and asks if a person can answer.
 fn confirm(verb: &str, messages: u64, yes: bool) -> anyhow::Result<()> {
-    let mut stderr = std::io::stderr();
-    if yes || messages == 0 || !std::io::stdin().is_terminal() || !stderr.is_terminal() {
-        return writeln!(stderr, "messages to {verb}: {messages}").context("write to standard error");
+    if yes || messages == 0 || !question::can_be_answered() {
+        return writeln!(std::io::stderr(), "messages to {verb}: {messages}").context("write to standard error");
     }
-    write!(stderr, "{verb} {messages} message{}? [y/N] ", if messages == 1 { "" } else { "s" })?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+    if !question::ask(&format!("{verb} {messages} message{}?", if messages == 1 { "" } else { "s" }))? {
         bail!("nothing was changed");
     }
     Ok(())
