@@ -412,7 +412,7 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
     if overview.corrupt > 0 {
         problems.push(format!(
             "{} failed the checksum since the start and were set aside. The log names their kind; check the disk.",
-            count(overview.corrupt, "record")
+            counted(overview.corrupt, "record")
         ));
     }
     if let Some(fleet) = &relay.fleet {
@@ -422,7 +422,7 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
         problems.push(format!(
             "Held for a renewed ConnectionToken, because Connect refused theirs: {}. Let the bot create a new connection \
              through the relay, or send Relay-Replaces-Token; after sender.token_wait their messages are dead letters.",
-            count(overview.held, "conversation")
+            counted(overview.held, "conversation")
         ));
     }
     problems
@@ -561,7 +561,8 @@ fn remedy(full: Full) -> &'static str {
     }
 }
 
-fn count(number: u64, noun: &str) -> String {
+/// A number with its noun: `1 record`, `2 records`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 

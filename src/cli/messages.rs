@@ -30,6 +30,7 @@ use super::client::{self, ControlSocket};
 use super::{out, question};
 use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status, Summary};
 use crate::delivery::Reason;
+use crate::status::counted;
 use crate::time::Clock;
 
 /// The time-out for one page of a list; the relay searches its queue for two seconds at most.
@@ -298,7 +299,7 @@ fn confirm(verb: &str, messages: u64, yes: bool) -> anyhow::Result<()> {
     if yes || messages == 0 || !question::can_be_answered() {
         return writeln!(std::io::stderr(), "messages to {verb}: {messages}").context("write to standard error");
     }
-    if !question::ask(&format!("{verb} {messages} message{}?", if messages == 1 { "" } else { "s" }))? {
+    if !question::ask(&format!("{verb} {}?", counted(messages, "message")))? {
         bail!("nothing was changed");
     }
     Ok(())
