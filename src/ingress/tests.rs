@@ -977,13 +977,21 @@ async fn renewed_token_continues_the_conversation_of_its_participant() {
 async fn other_operations_are_forwarded_unchanged() {
     let rig = Rig::new().await;
     rig.upstream.answers(418, &[("x-amzn-errortype", "TeapotException"), ("x-more", "1")], "short");
-    let headers = [("x-amz-bearer", "t-1"), ("relay-replaces-token", "secret"), ("content-type", "application/json")];
+    let of_the_relay = [
+        ("relay-replaces-token", "secret"),
+        ("relay-conversation", "C/b"),
+        ("prefer", "wait=1"),
+        ("accept-encoding", "br"),
+    ];
+    let headers = [&[("x-amz-bearer", "t-1"), ("content-type", "application/json")], &of_the_relay[..]].concat();
     let seen = rig.post("/participant/transcript?a=b%20c", &headers, json!({ "MaxResults": 1 })).await;
     assert_eq!((seen.status, &*seen.body, seen.header("x-more")), (418, "short", "1"));
     let asked = rig.upstream.asked();
     assert_eq!((&*asked[0].0, &*asked[0].2), ("POST /participant/transcript?a=b%20c", &br#"{"MaxResults":1}"#[..]));
     assert_eq!(asked[0].1["content-type"], "application/json");
-    assert!(!asked[0].1.contains_key("relay-replaces-token"));
+    for (name, value) in of_the_relay {
+        assert!(asked[0].1.get(name).is_none_or(|passed| passed != value), "{name}");
+    }
 
     rig.upstream.answers(302, &[("location", "http://127.0.0.1:9/")], "");
     let seen = rig.post("/participant/attachment", &headers, json!({})).await;
