@@ -319,7 +319,6 @@ impl Config {
             allow_gids: ingress.allow_gids.clone(),
             limits: self.limits(),
             fleet_only: self.copy().is_some_and(|copy| !copy.go_on),
-            ..ingress::Options::default()
         }
     }
 

@@ -155,6 +155,7 @@ pub struct Limits {
     pub content_chars: [usize; 4],
 }
 
+#[cfg(test)]
 impl Default for Limits {
     fn default() -> Limits {
         Limits { content_bytes: 16384, content_chars: [1024, 1024, 12000, 12288] }

@@ -91,7 +91,7 @@ impl Inner {
         let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
         let state = self.outcome(state, &wait).await;
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
-        let reply = reply::of_state(&state, &pending.client_token, outlook, bare, self.options.retry_after);
+        let reply = reply::of_state(&state, &pending.client_token, outlook, bare);
         Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 

@@ -110,7 +110,7 @@ impl Inner {
     }
 
     fn forwarded_reply(&self, forwarded: Forwarded) -> Reply {
-        reply::of_forwarded(forwarded, self.options.retry_after, self.clock.wall())
+        reply::of_forwarded(forwarded, self.clock.wall())
     }
 
     async fn send_upstream(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, ErrorReply> {
