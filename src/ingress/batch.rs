@@ -13,11 +13,11 @@ use hyper::header::HeaderMap;
 use super::accept::PendingReply;
 use super::body::{BudgetPermit, BufferedBody};
 use super::error_reply::ErrorReply;
-use super::parse::{Line, Members};
+use super::parse::Members;
 use super::reply;
 use super::request;
 use super::{Handled, Inner};
-use crate::message::{Caller, Submission};
+use crate::message::Caller;
 use crate::queue::StoreFailed;
 
 /// The length of the shortest line that can be a message.
@@ -50,20 +50,9 @@ impl Inner {
         let mut submissions = Vec::new();
         let mut lines = Vec::with_capacity(count);
         for json in jsons() {
-            let line = Members::parse(json).and_then(|mut members| members.line(&self.options.limits));
-            lines.push(line.map_err(ErrorReply::from).map(|line| {
-                let Line { body, client_token, connection_token, conversation, lifetime } = line;
-                let trace_id = trace_id.clone();
-                let submission = Submission {
-                    body,
-                    client_token,
-                    connection_token,
-                    conversation,
-                    replaces: None,
-                    lifetime,
-                    caller,
-                    trace_id,
-                };
+            let line = Members::parse(json)
+                .and_then(|mut members| members.line(&self.options.limits, caller, trace_id.clone()));
+            lines.push(line.map_err(ErrorReply::from).map(|submission| {
                 let pending = PendingReply::of(&submission);
                 submissions.push(submission);
                 pending
