@@ -512,7 +512,7 @@ fn describe_expiring(facts: &Facts) -> Option<String> {
     let Expiring { messages, first: Some(first) } = overview.expiring else { return None };
     let first = clock.shown(first).time_of_day();
     let (queued, lost) = (grouped(overview.queued), approximate(messages));
-    if overview.paused.is_some() || *closed == Some(Closed::Down) {
+    if overview.paused.is_some() || overview.all_refused.is_some() || *closed == Some(Closed::Down) {
         return Some(format!(
             "Of {queued} messages queued, about {lost} will expire, even if sending resumes in five minutes, the first at \
              {first} UTC. Expired messages are dead letters: `connect-relay messages redrive --reason expired` queues them \
@@ -644,8 +644,14 @@ mod tests {
         );
         assert!(problem.starts_with(&expected), "{problem}");
         facts.overview.paused = Some(pause(""));
-        let text = problems(&relay, &facts).join(" ");
-        assert!(text.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{text}");
+        let stopped = |facts: &Facts| {
+            let text = problems(&relay, facts).join(" ");
+            assert!(text.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{text}");
+            assert!(!text.contains("takes about"), "{text}");
+        };
+        stopped(&facts);
+        (facts.overview.paused, facts.overview.all_refused) = (None, Some(Timestamp(1000)));
+        stopped(&facts);
         assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::approximate).join(" "), "1 99 150 3,000 1,200,000");
     }
 

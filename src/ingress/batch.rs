@@ -58,11 +58,11 @@ impl Inner {
                 pending
             }));
         }
-        let rate = self.budget.pacer().rate();
+        let sending = self.sending();
         let mut verdicts = Vec::new();
         if !submissions.is_empty() {
             let timer = self.metrics.accept_seconds.start_timer();
-            verdicts = self.queue.accept(submissions, rate).await?;
+            verdicts = self.queue.accept(submissions, sending.rate).await?;
             timer.observe_duration();
         }
         let mut verdicts = verdicts.into_iter();
@@ -72,7 +72,7 @@ impl Inner {
                 Ok(mut pending) => {
                     let verdict =
                         verdicts.next().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
-                    pending.evaluate(verdict, rate, &self.clock).map(|state| (pending, state))
+                    pending.evaluate(verdict, sending, &self.clock).map(|state| (pending, state))
                 }
                 Err(error) => Err(error),
             };

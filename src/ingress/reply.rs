@@ -325,10 +325,13 @@ fn request_id(upstreams: Option<&str>) -> HeaderValue {
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use super::super::error_reply::SendingState;
     use super::*;
     use crate::delivery::{Reason, ServiceError};
     use crate::queue::{Full, Rejection, StoreFailed};
     use crate::time::{Clock, Timestamp};
+
+    const SENDING: SendingState = SendingState { rate: 0.4, down: false };
 
     fn taken(reply: Reply) -> (u16, HeaderMap, String) {
         let (parts, body) = reply.into_parts();
@@ -465,7 +468,7 @@ mod tests {
 
     #[test]
     fn message_that_is_too_late_has_no_retry_headers() {
-        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still());
+        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, SENDING, None, &Clock::still());
         let (status, headers, _) = taken(of_error(&late));
         assert_eq!((status, &headers["x-amzn-errortype"]), (429, &HeaderValue::from_static(TOO_LATE)));
         assert!(!headers.contains_key("x-amz-retry-after") && !headers.contains_key("retry-after"));
@@ -475,7 +478,7 @@ mod tests {
     fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (error, millis, seconds) in [
-            (ErrorReply::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
+            (ErrorReply::of_rejection(&Rejection::Full(full, None), SENDING, None, &Clock::still()), "2500", "3"),
             (ErrorReply::from(StoreFailed("disk".into())), "1000", "1"),
             (ErrorReply::unavailable("connect-relay: stopping"), "1000", "1"),
         ] {

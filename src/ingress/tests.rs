@@ -555,6 +555,26 @@ async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
 }
 
 #[tokio::test]
+async fn full_queue_that_does_not_empty_says_so_and_asks_for_a_late_retry() {
+    let rig = Rig::with(|settings| settings.queue.messages_max = 1).await;
+    rig.send_text("t-1", "c-1", "hello").await;
+    let line = json!({"ContentType": "text/plain", "Content": "hello", "ConnectionToken": "t-1"}).to_string();
+    let refused = async |why: &str| {
+        let seen = rig.send_text("t-1", "c-2", "hello").await;
+        seen.assert_error(429, "ThrottlingException", why);
+        assert_eq!((seen.header("x-amz-retry-after"), seen.header("retry-after")), ("60000", "60"));
+        let seen = rig.ask(BOT, "POST", "/participant/messages", &[], line.clone()).await;
+        assert!(seen.body.contains(why), "{}", seen.body);
+    };
+    rig.queue.pause(String::new()).await.unwrap();
+    refused("1 of 1 messages (queue.messages_max); nothing is sent now: sending is paused").await;
+    rig.queue.resume().await.unwrap();
+    let now = rig.clock.now();
+    rig.budget.pacer().ended(now, now, delivery::Signal::Down(crate::retry::RetryHint::default()));
+    refused("1 of 1 messages (queue.messages_max); nothing is sent now: the Participant Service is down").await;
+}
+
+#[tokio::test]
 async fn full_disk_is_429_that_names_it() {
     let rig = Rig::with(|settings| settings.queue.free_disk_min = 1 << 60).await;
     rig.send_text("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
