@@ -31,12 +31,12 @@ mod exit_code;
 #[cfg(feature = "fleet")]
 mod fleet;
 mod inherited;
+mod live_settings;
 mod log_writer;
 mod logging;
 mod messages;
 mod out;
-
-mod live_settings;
+mod question;
 mod reference;
 mod run;
 mod send;

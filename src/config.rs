@@ -24,7 +24,6 @@ mod validate;
 mod value;
 
 use std::path::Path;
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use hyper::Uri;
@@ -41,7 +40,7 @@ pub use layers::{DEFAULT_FILE, Sources};
 pub(crate) use schema::Settings;
 use schema::keys;
 use value::FleetServer;
-pub use value::{ContentLimits, Damaged, Format, Level, ReplyMode, WhenDown};
+pub use value::{ContentLimits, Format, WhenDown};
 
 /// Every key with its default and a sentence.
 pub const DOCUMENTED: &str = include_str!("../config/relay.toml");
@@ -117,7 +116,7 @@ impl Config {
         validate::check(&mut layers, &sources.environment);
         let extra_roots = certificates(&layers.settings.sender.ca_file);
         let extra_roots = layers.value_or_fault(CA_FILE, extra_roots);
-        let sealing_keys = sealing_keys(&layers.settings.queue.key_file);
+        let sealing_keys = read_text(&layers.settings.queue.key_file, queue::SealingKey::parse_file);
         let sealing_keys = layers.value_or_fault(KEY_FILE, sealing_keys);
         let fleet_files = FleetFiles::read(&mut layers);
         let endpoint = endpoint(&layers.settings.sender);
@@ -209,10 +208,7 @@ impl Config {
             dead_kept_for: queue.dead_kept_for,
             dead_max: queue.dead_max,
             volatile: queue.volatile,
-            damaged: match queue.damaged {
-                Damaged::SetAside => queue::Damaged::SetAside,
-                Damaged::Refuse => queue::Damaged::Refuse,
-            },
+            damaged: queue.damaged,
             keys: self.sealing_keys.clone(),
             lifetime: sender.lifetime,
             fresh: sender.fresh,
@@ -310,13 +306,9 @@ impl Config {
     #[must_use]
     pub fn ingress(&self) -> ingress::Options {
         let ingress = &self.settings.ingress;
-        let mode = |mode| match mode {
-            ReplyMode::Accepted => ingress::ReplyMode::Accepted,
-            ReplyMode::Delivered => ingress::ReplyMode::Delivered,
-        };
         ingress::Options {
-            reply: mode(ingress.reply),
-            tcp_reply: mode(ingress.tcp_reply),
+            reply: ingress.reply,
+            tcp_reply: ingress.tcp_reply,
             wait: ingress.wait,
             wait_max: ingress.wait_max,
             request_timeout: ingress.request_timeout,
@@ -327,7 +319,6 @@ impl Config {
             allow_gids: ingress.allow_gids.clone(),
             limits: self.limits(),
             fleet_only: self.copy().is_some_and(|copy| !copy.go_on),
-            ..ingress::Options::default()
         }
     }
 
@@ -366,30 +357,6 @@ impl Config {
         )
     }
 
-    /// The operators' socket.
-    #[must_use]
-    pub fn control_socket(&self) -> &Path {
-        &self.settings.control.socket
-    }
-
-    /// True if operators may change contents.
-    #[must_use]
-    pub fn control_edit(&self) -> bool {
-        self.settings.control.edit
-    }
-
-    /// The time from the signal to the end.
-    #[must_use]
-    pub fn grace(&self) -> Duration {
-        self.settings.shutdown.grace
-    }
-
-    /// The format of log lines, and the least important level that is written.
-    #[must_use]
-    pub fn log(&self) -> (Format, Level) {
-        (self.settings.log.format, self.settings.log.level)
-    }
-
     fn backoff(&self) -> Backoff {
         let backoff = &self.settings.sender.backoff;
         Backoff {
@@ -408,16 +375,16 @@ impl FleetFiles {
         if servers.is_empty() {
             return FleetFiles::default();
         }
-        let credentials = read_fleet_file(&credentials_file, |text| fleet::Credentials::parse(text).map(Some));
+        let credentials = read_text(&credentials_file, |text| fleet::Credentials::parse(text).map(Some));
         let pem = |label: &'static str, holds: &'static str| {
             move |text: &str| match text.contains(label) {
                 true => Ok(text.as_bytes().to_vec()),
                 false => Err(format!("must hold {holds} in PEM")),
             }
         };
-        let certificate = read_fleet_file(&cert_file, pem("-----BEGIN CERTIFICATE-----", "a certificate"));
+        let certificate = read_text(&cert_file, pem("-----BEGIN CERTIFICATE-----", "a certificate"));
         let certificate = layers.value_or_fault(FLEET_CERT_FILE, certificate);
-        let key = read_fleet_file(&cert_key_file, pem("PRIVATE KEY-----", "a private key"));
+        let key = read_text(&cert_key_file, pem("PRIVATE KEY-----", "a private key"));
         let key = Zeroizing::new(layers.value_or_fault(FLEET_CERT_KEY_FILE, key));
         let identity =
             (!certificate.is_empty() && !key.is_empty()).then(|| Identity { chain: certificate.clone(), key });
@@ -431,8 +398,8 @@ impl FleetFiles {
     }
 }
 
-/// Reads a small file of text that `fleet` names; the default if none is named.
-fn read_fleet_file<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+/// Parses a small file of text, which may be a secret; the default if no file is named.
+fn read_text<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
     if path.as_os_str().is_empty() {
         return Ok(T::default());
     }
@@ -493,16 +460,6 @@ fn certificates(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("{shown}: must hold certificates in PEM"));
     }
     Ok(pem)
-}
-
-/// The keys of a key file.
-fn sealing_keys(path: &Path) -> Result<Vec<queue::SealingKey>, String> {
-    if path.as_os_str().is_empty() {
-        return Ok(Vec::new());
-    }
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
-    queue::SealingKey::parse_file(&Zeroizing::new(text)).map_err(|fault| format!("{shown}: {fault}"))
 }
 
 #[cfg(test)]

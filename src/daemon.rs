@@ -51,9 +51,9 @@ use crate::config::Config;
 use crate::control::{Drain, SettingsSender};
 use crate::health::{Health, State};
 use crate::ingress::{self, DrainState, Ingress};
-use crate::pacer::{self, Budget};
+use crate::pacer::{self, Budget, Closed};
 use crate::participant::Participant;
-use crate::queue::{self, Overview, Queue, StoreFailed};
+use crate::queue::{self, Queue, StoreFailed};
 use crate::serve::{ConnectionCount, Inherited, Limits};
 use crate::service_manager::{Notification, ServiceManager};
 use crate::{fleet, message, participant, sender, ship};
@@ -134,10 +134,10 @@ impl From<&Config> for Options {
             participant: config.participant(),
             fleet: config.fleet(),
             copy: config.copy(),
-            control_socket: config.control_socket().to_owned(),
-            control_edit: config.control_edit(),
+            control_socket: settings.control.socket.clone(),
+            control_edit: settings.control.edit,
             admin: settings.admin.listen,
-            grace: config.grace(),
+            grace: settings.shutdown.grace,
             region: settings.sender.region.clone(),
             connect_instance: settings.sender.connect_instance.clone(),
             seed: fastrand::u64(..),
@@ -405,14 +405,18 @@ impl Daemon {
     }
 
     async fn report_backlog(&self) {
-        let Ok(Overview { queued, paused, .. }) = self.queue.overview().await else { return };
-        let paused = paused.is_some();
-        let rate = self.budget.pacer().rate();
+        let Ok(overview) = self.queue.overview().await else { return };
+        let (queued, paused) = (overview.queued, overview.paused.is_some());
+        let (rate, down) = {
+            let pacer = self.budget.pacer();
+            (pacer.rate(), pacer.closed() == Some(Closed::Down))
+        };
+        let is_sent = !paused && overview.all_refused.is_none() && !down;
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let expected_seconds = (queued as f64 / rate).ceil();
+        let expected_seconds = is_sent.then(|| (queued as f64 / rate).ceil());
         let grace_seconds = self.drain.grace().unwrap_or(self.grace).as_secs_f64();
         info!(queued, rate, expected_seconds, grace_seconds, paused, connections = self.connections.open(), "draining");
-        let status = format!("draining: {queued} queued, at {rate:.1} a second");
+        let status = watchdog::line(&State::Draining, &overview, &self.budget);
         self.service_manager.notify(&[Notification::Status(&status)]);
     }
 

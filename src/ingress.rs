@@ -104,12 +104,11 @@ pub struct Options {
     pub allow_gids: Vec<u32>,
     /// The limits of a message.
     pub limits: Limits,
-    /// The default Retry-After of 429, 500 and 503.
-    pub retry_after: Duration,
     /// Refuse messages while the copy in the fleet is behind.
     pub fleet_only: bool,
 }
 
+#[cfg(test)]
 impl Default for Options {
     fn default() -> Options {
         Options {
@@ -124,7 +123,6 @@ impl Default for Options {
             allow_uids: Vec::new(),
             allow_gids: Vec::new(),
             limits: Limits::default(),
-            retry_after: Duration::from_secs(1),
             fleet_only: false,
         }
     }
@@ -236,7 +234,7 @@ impl Ingress {
             if route.takes_messages() {
                 inner.record_rejection(&error);
             }
-            reply::of_error(&error, inner.options.retry_after)
+            reply::of_error(&error)
         });
         reply.map(Either::Left)
     }

@@ -15,7 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// The longest ClientToken that the service accepts, in characters.
 pub const CLIENT_TOKEN_CHARS_MAX: usize = 500;
@@ -155,6 +155,7 @@ pub struct Limits {
     pub content_chars: [usize; 4],
 }
 
+#[cfg(test)]
 impl Default for Limits {
     fn default() -> Limits {
         Limits { content_bytes: 16384, content_chars: [1024, 1024, 12000, 12288] }
@@ -182,8 +183,8 @@ impl Limits {
     /// If the contents are empty, longer than a limit, or have four characters U+0000 in a row.
     pub fn content(&self, content_type: ContentType, text: String) -> Result<Content, Invalid> {
         let content = Content::new(text);
-        let (bytes, text) = (content.expose().len(), content.expose());
-        if bytes == 0 {
+        let text = content.expose();
+        if text.is_empty() {
             return Err(Invalid("Content is empty, at least 1 character is needed".into()));
         }
         let (chars, most) = (text.chars().count(), self.content_chars[content_type as usize]);
@@ -194,13 +195,7 @@ impl Limits {
                 content_type.key(),
             )));
         }
-        if bytes > self.content_bytes {
-            return Err(Invalid(format!(
-                "Content has {bytes} bytes of UTF-8, at most {} are allowed (ingress.content_bytes_max)",
-                self.content_bytes
-            )));
-        }
-        check_zeros("Content", text)?;
+        self.check_bytes(text)?;
         Ok(content)
     }
 
@@ -209,27 +204,30 @@ impl Limits {
     /// # Errors
     /// If the contents have more bytes than the limit, or four characters U+0000 in a row.
     pub fn event_content(&self, text: String) -> Result<Content, Invalid> {
-        if text.len() > self.content_bytes {
+        self.check_bytes(&text)?;
+        Ok(Content::new(text))
+    }
+
+    fn check_bytes(&self, content: &str) -> Result<(), Invalid> {
+        let (bytes, most) = (content.len(), self.content_bytes);
+        if bytes > most {
             return Err(Invalid(format!(
-                "Content has {} bytes of UTF-8, at most {} are allowed (ingress.content_bytes_max)",
-                text.len(),
-                self.content_bytes
+                "Content has {bytes} bytes of UTF-8, at most {most} are allowed (ingress.content_bytes_max)"
             )));
         }
-        check_zeros("Content", &text)?;
-        Ok(Content::new(text))
+        check_zeros("Content", content)
     }
 }
 
 /// A message's contents: never shown, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Content(String);
+pub struct Content(Zeroizing<String>);
 
 impl Content {
     /// Wraps a text.
     #[must_use]
     pub fn new(text: String) -> Content {
-        Content(text)
+        Content(Zeroizing::new(text))
     }
 
     /// The text itself, for the wire and the disk.
@@ -240,8 +238,8 @@ impl Content {
 }
 
 /// A participant's credential: never shown, wiped when dropped.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct ConnectionToken(Vec<u8>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct ConnectionToken(Zeroizing<Vec<u8>>);
 
 impl ConnectionToken {
     /// Checks and wraps a header's value.
@@ -258,7 +256,7 @@ impl ConnectionToken {
         if bytes.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
             return Err(Invalid("ConnectionToken contains a space or a control character".into()));
         }
-        Ok(ConnectionToken(bytes.to_vec()))
+        Ok(ConnectionToken(Zeroizing::new(bytes.to_vec())))
     }
 
     /// The bytes themselves, for the wire and the disk.
@@ -277,18 +275,6 @@ impl fmt::Debug for Content {
 impl fmt::Debug for ConnectionToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConnectionToken(…)")
-    }
-}
-
-impl Drop for Content {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl Drop for ConnectionToken {
-    fn drop(&mut self) {
-        self.0.zeroize();
     }
 }
 

@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Counter, MetricFamily};
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// A registry to which parts add their metrics.
 #[derive(Clone, Debug, Default)]
@@ -71,12 +69,6 @@ impl Metrics {
     #[must_use]
     pub fn level(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::with_opts(opts(name, help)))
-    }
-
-    /// Gauges of fractions by labels.
-    #[must_use]
-    pub fn levels(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(opts(name, help), labels))
     }
 
     /// A histogram with the given upper bounds.

@@ -182,10 +182,7 @@ impl Pacer {
     /// The rate to store over a restart; `None` before anything was learned.
     #[must_use]
     pub fn kept(&self, now: Timestamp) -> Option<LearnedRate> {
-        let learned = match self.guidance {
-            Guidance::Share(share) => Some(share.base),
-            Guidance::Alone | Guidance::Hold { .. } => self.estimator.learned(),
-        };
+        let learned = self.share().map(|share| share.base).or_else(|| self.estimator.learned());
         learned.map(|rate| LearnedRate { rate, at: now })
     }
 
@@ -316,14 +313,10 @@ impl Pacer {
     pub fn report(&mut self, now: Timestamp) -> Report {
         let held = self.counts.take_held(now);
         self.counts.reported = self.counts.throttled;
-        let (rate, learned) = match self.guidance {
-            Guidance::Share(share) => (share.base, true),
-            Guidance::Alone | Guidance::Hold { .. } => {
-                self.estimator.learned().map_or((self.estimator.rate(), false), |rate| (rate, true))
-            }
-        };
+        let learned = self.kept(now).map(|kept| kept.rate);
         let Counts { accepted, throttled, retracted, .. } = self.counts;
-        Report { accepted, throttled, retracted, held, rate, learned }
+        let rate = learned.unwrap_or_else(|| self.estimator.rate());
+        Report { accepted, throttled, retracted, held, rate, learned: learned.is_some() }
     }
 
     /// Takes back a throttle that lowered the rate from `before` to `after` but was not caused by the rate.
@@ -372,10 +365,7 @@ impl Pacer {
     /// The learned rate, requests per second.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        match self.guidance {
-            Guidance::Share(share) => (share.rate * self.cut).max(RATE_LEAST),
-            Guidance::Alone | Guidance::Hold { .. } => self.estimator.rate(),
-        }
+        self.share().map_or_else(|| self.estimator.rate(), |share| (share.rate * self.cut).max(RATE_LEAST))
     }
 
     /// The configured quota, requests per second.
@@ -414,15 +404,16 @@ impl Pacer {
         // Slots are left to others once; a further throttle before anything was accepted only waits for its own slot.
         let left = if self.was_accepted { YIELD * self.options.headroom } else { 0.0 };
         self.tokens = self.tokens.min(-left);
-        if let Guidance::Share(_) = self.guidance {
+        if !self.is_alone() {
             // Another place in the slot: this one is crowded.
             self.tokens += self.rng.f64();
         }
         if self.close(started, now, Closed::Throttled, hint) {
             self.was_accepted = false;
-            match self.guidance {
-                Guidance::Share(_) => self.cut *= KEPT_TO_DECISION,
-                Guidance::Alone | Guidance::Hold { .. } => self.estimator.throttled(&self.options),
+            if self.is_alone() {
+                self.estimator.throttled(&self.options);
+            } else {
+                self.cut *= KEPT_TO_DECISION;
             }
             self.await_slot(self.gate.until().unwrap_or(now).max(now));
         }
@@ -431,15 +422,17 @@ impl Pacer {
     /// The largest random shift of an attempt, in slots. Relays of a fleet keep their places in the slot, which they
     /// change only when they are throttled; so the fleet's attempts become evenly spread.
     fn jitter_of_slot(&self) -> f64 {
-        match self.guidance {
-            Guidance::Share(share) => JITTER * share.part.min(1.0),
-            Guidance::Alone | Guidance::Hold { .. } => JITTER,
-        }
+        self.share().map_or(JITTER, |share| JITTER * share.part.min(1.0))
+    }
+
+    /// The share of a fleet's rate that the relay uses, if it uses one.
+    fn share(&self) -> Option<Share> {
+        if let Guidance::Share(share) = self.guidance { Some(share) } else { None }
     }
 
     /// True while the relay uses no share of a fleet.
     fn is_alone(&self) -> bool {
-        !matches!(self.guidance, Guidance::Share(_))
+        self.share().is_none()
     }
 
     /// Goes on alone from the last share, if there is one.
@@ -494,10 +487,8 @@ impl Pacer {
 
     /// This relay's part of upstream's burst, less one slot of slack; enough for one attempt in any case.
     fn depth(&self) -> f64 {
-        let part = match self.guidance {
-            Guidance::Share(share) => share.part.min(1.0),
-            Guidance::Alone | Guidance::Hold { .. } => (self.estimator.rate() / self.options.quota_rate).min(1.0),
-        };
+        let alone = || self.estimator.rate() / self.options.quota_rate;
+        let part = self.share().map_or_else(alone, |share| share.part).min(1.0);
         (f64::from(self.options.quota_burst) * part - 1.0).max(1.0 + JITTER)
     }
 }

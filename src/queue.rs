@@ -62,8 +62,8 @@ use tokio::sync::oneshot;
 pub use self::api::{
     AGES, ActionError, Asker, Backlog, BulkProgress, ConversationCount, Cursor, Damaged, Expiring, Found, Full, Lease,
     LeaseRequest, Location, Lookup, MessageId, MessageState, MessageView, Options, OutcomeCursor, OutcomeEvent,
-    OutcomePage, Overview, Page, Pause, Redrive, Rejection, Selection, Settled, StateFilter, Status, Summary, Verdict,
-    Work,
+    OutcomePage, Overview, Page, Pause, Redrive, Rejection, Selection, Settled, StateFilter, Status, Stopped, Summary,
+    Verdict, Work,
 };
 use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;

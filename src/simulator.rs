@@ -69,7 +69,7 @@ impl Simulator {
     /// Prepares a simulator.
     #[must_use]
     pub fn new(options: Options, clock: Clock) -> Simulator {
-        let (start, dice) = (Faults::of(&options), Mutex::new(fastrand::Rng::with_seed(options.seed)));
+        let (start, dice) = (options.faults.clone(), Mutex::new(fastrand::Rng::with_seed(options.seed)));
         let service = Mutex::new(Service::new(options, clock.now()));
         Simulator(Arc::new(Shared { service, start, dice, clock }))
     }
@@ -122,7 +122,7 @@ impl Simulator {
         let body = body.to_bytes();
         if (&head.method, head.uri.path()) == (&Method::GET, "/ledger") {
             let body = serde_json::to_string(&self.counts()).unwrap_or_default();
-            return Ok(respond(Reply { status: StatusCode::OK, error: None, retry_after: None, body }));
+            return Ok(respond(Reply::ok(body)));
         }
         if head.uri.path() == "/faults" {
             return Ok(respond(self.switch(&head.method, &body)));
@@ -155,7 +155,7 @@ impl Simulator {
                 if *service.faults() != faults {
                     service.switch(faults, self.0.clock.now());
                 }
-                Reply { status: StatusCode::OK, error: None, retry_after: None, body }
+                Reply::ok(body)
             }
             Err(why) => Reply::error(StatusCode::BAD_REQUEST, "ValidationException", &why),
         }

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use prometheus::proto::LabelPair;
+use prometheus::proto::{LabelPair, MetricFamily};
 use serde::{Deserialize, Serialize};
 
 use crate::health::{Seen, State, Trouble};
@@ -113,8 +113,6 @@ pub struct Status {
     pub state: String,
     pub uptime_seconds: f64,
     pub paused: Option<Paused>,
-    /// The time since which Connect refuses every token and has never taken a message.
-    #[serde(default)]
     pub all_refused_since: Option<String>,
     pub queued: u64,
     pub queued_max: u64,
@@ -210,30 +208,45 @@ struct Counts {
     fleet_orphans: u64,
 }
 
+/// The exported metrics at one moment.
+struct Exported(Vec<MetricFamily>);
+
+impl Exported {
+    fn of(metrics: &Metrics) -> Exported {
+        Exported(metrics.registry().gather())
+    }
+
+    /// The value of a counter or a gauge: the sum of its series, or of those whose label has the given value. `None` if it
+    /// is not exported.
+    fn value(&self, name: &str, label: Option<&str>) -> Option<f64> {
+        let family = self.0.iter().find(|family| family.name() == format!("connect_relay_{name}"))?;
+        let of_label = |of: &LabelPair| label.is_none_or(|label| of.value() == label);
+        let series = family.get_metric().iter().filter(|metric| metric.get_label().iter().all(of_label));
+        // A metric is one of the two, and 0 as the other.
+        Some(series.map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value()).sum())
+    }
+
+    /// The same as a whole number.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, counted one by one")]
+    fn count(&self, name: &str, label: Option<&str>) -> Option<u64> {
+        self.value(name, label).map(|value| value.max(0.0) as u64)
+    }
+}
+
 impl Counts {
     fn read(metrics: &Metrics) -> Counts {
-        let families = metrics.registry().gather();
-        let series = |name: &str| {
-            let family = families.iter().find(|family| family.name() == format!("connect_relay_{name}"));
-            family.map(|family| family.get_metric()).unwrap_or_default()
-        };
-        let attempts = |outcome: Option<&str>| {
-            let of = |label: &LabelPair| outcome.is_none_or(|outcome| label.value() == outcome);
-            let counted = series("attempts_total").iter().filter(|metric| metric.get_label().iter().all(of));
-            counted.map(|metric| metric.get_counter().get_value()).sum::<f64>()
-        };
-        let gauge = |name: &str| series(name).first().map(|metric| metric.get_gauge().get_value());
-        let waited = series("quota_wait_seconds_total").first();
+        let exported = Exported::of(metrics);
+        let count = |name: &str| exported.count(name, None);
         Counts {
-            in_flight: whole(gauge("in_flight").unwrap_or_default()),
-            attempts: whole(attempts(None)),
-            throttled: whole(attempts(Some("throttled"))),
-            quota_wait: waited.map_or(0.0, |metric| metric.get_counter().get_value()),
-            fleet_up: gauge("fleet_up").is_some_and(|up| up > 0.0),
-            fleet_members: gauge("fleet_members").map(whole),
-            fleet_quota_rate: gauge("fleet_quota_rate"),
-            fleet_stream_bytes: whole(gauge("fleet_stream_bytes").unwrap_or_default()),
-            fleet_orphans: whole(gauge("fleet_orphans").unwrap_or_default()),
+            in_flight: count("in_flight").unwrap_or(0),
+            attempts: count("attempts_total").unwrap_or(0),
+            throttled: exported.count("attempts_total", Some("throttled")).unwrap_or(0),
+            quota_wait: exported.value("quota_wait_seconds_total", None).unwrap_or(0.0),
+            fleet_up: count("fleet_up").is_some_and(|up| up > 0),
+            fleet_members: count("fleet_members"),
+            fleet_quota_rate: exported.value("fleet_quota_rate", None),
+            fleet_stream_bytes: count("fleet_stream_bytes").unwrap_or(0),
+            fleet_orphans: count("fleet_orphans").unwrap_or(0),
         }
     }
 }
@@ -399,7 +412,7 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
     if overview.corrupt > 0 {
         problems.push(format!(
             "{} failed the checksum since the start and were set aside. The log names their kind; check the disk.",
-            count(overview.corrupt, "record")
+            counted(overview.corrupt, "record")
         ));
     }
     if let Some(fleet) = &relay.fleet {
@@ -409,7 +422,7 @@ fn problems(relay: &RelayInfo, facts: &Facts) -> Vec<String> {
         problems.push(format!(
             "Held for a renewed ConnectionToken, because Connect refused theirs: {}. Let the bot create a new connection \
              through the relay, or send Relay-Replaces-Token; after sender.token_wait their messages are dead letters.",
-            count(overview.held, "conversation")
+            counted(overview.held, "conversation")
         ));
     }
     problems
@@ -499,7 +512,7 @@ fn describe_expiring(facts: &Facts) -> Option<String> {
     let Expiring { messages, first: Some(first) } = overview.expiring else { return None };
     let first = clock.shown(first).time_of_day();
     let (queued, lost) = (grouped(overview.queued), approximate(messages));
-    if overview.paused.is_some() || *closed == Some(Closed::Down) {
+    if overview.paused.is_some() || overview.all_refused.is_some() || *closed == Some(Closed::Down) {
         return Some(format!(
             "Of {queued} messages queued, about {lost} will expire, even if sending resumes in five minutes, the first at \
              {first} UTC. Expired messages are dead letters: `connect-relay messages redrive --reason expired` queues them \
@@ -548,13 +561,9 @@ fn remedy(full: Full) -> &'static str {
     }
 }
 
-fn count(number: u64, noun: &str) -> String {
+/// A number with its noun: `1 record`, `2 records`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, counted one by one")]
-fn whole(count: f64) -> u64 {
-    count.max(0.0) as u64
 }
 
 /// A number to three decimal places.
@@ -635,8 +644,14 @@ mod tests {
         );
         assert!(problem.starts_with(&expected), "{problem}");
         facts.overview.paused = Some(pause(""));
-        let text = problems(&relay, &facts).join(" ");
-        assert!(text.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{text}");
+        let stopped = |facts: &Facts| {
+            let text = problems(&relay, facts).join(" ");
+            assert!(text.contains("about 2,100 will expire, even if sending resumes in five minutes"), "{text}");
+            assert!(!text.contains("takes about"), "{text}");
+        };
+        stopped(&facts);
+        (facts.overview.paused, facts.overview.all_refused) = (None, Some(Timestamp(1000)));
+        stopped(&facts);
         assert_eq!([1, 99, 149, 2_950, 1_234_567].map(super::approximate).join(" "), "1 99 150 3,000 1,200,000");
     }
 

@@ -45,8 +45,8 @@
 
 use std::fmt;
 use std::ops::Add;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -227,20 +227,15 @@ impl Anchor {
     }
 }
 
-/// A machine whose clocks are read: the real one, or a simulated one for tests.
+/// The machine whose clocks are read.
 #[derive(Clone, Debug)]
-pub struct Machine(Source);
-
-#[derive(Clone, Debug)]
-enum Source {
-    Real { boot: Option<BootId>, started: Instant, wall: WallTime, skipped: Arc<AtomicU64> },
-    Simulated(Arc<Mutex<Simulated>>),
-}
-
-#[derive(Debug)]
-struct Simulated {
-    reading: Reading,
-    slept_ms: u64,
+pub struct Machine {
+    boot: Option<BootId>,
+    started: Instant,
+    /// The wall clock at `started`.
+    wall: WallTime,
+    #[cfg(test)]
+    simulation: tests::simulation::Simulation,
 }
 
 impl Machine {
@@ -249,94 +244,44 @@ impl Machine {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
     fn real() -> Machine {
         let boot = std::fs::read_to_string(BOOT_ID).ok().and_then(|text| BootId::parse(&text));
-        Machine(Source::Real { boot, started: Instant::now(), wall: wall_clock(), skipped: Arc::default() })
-    }
-
-    /// A machine whose clocks change only by the methods below.
-    #[must_use]
-    pub fn simulated(wall: WallTime) -> Machine {
-        let boot = Some(BootId(fastrand::u128(..).to_ne_bytes()));
-        let reading = Reading { boot, since_boot_ms: 1_000_000, wall };
-        Machine(Source::Simulated(Arc::new(Mutex::new(Simulated { reading, slept_ms: 0 }))))
-    }
-
-    /// Lets time pass on all clocks.
-    pub fn pass(&self, span: Duration) {
-        match &self.0 {
-            Source::Real { skipped, .. } => {
-                skipped.fetch_add(millis(span), Ordering::Relaxed);
-            }
-            Source::Simulated(_) => self.change(|clocks| {
-                clocks.reading.since_boot_ms += millis(span);
-                clocks.reading.wall = shifted(Timestamp(clocks.reading.wall.0), saturating(millis(span)));
-            }),
-        }
-    }
-
-    /// Sets the wall clock forward by `by_ms` milliseconds, or back.
-    pub fn step(&self, by_ms: i64) {
-        self.change(|clocks| clocks.reading.wall = shifted(Timestamp(clocks.reading.wall.0), by_ms));
-    }
-
-    /// Sleeps: all clocks go on except those that stop during sleep.
-    pub fn sleep(&self, span: Duration) {
-        self.pass(span);
-        self.change(|clocks| clocks.slept_ms += millis(span));
-    }
-
-    /// Switches the machine off for this time, and boots it.
-    pub fn reboot(&self, off_for: Duration) {
-        self.pass(off_for);
-        self.change(|clocks| {
-            clocks.reading.boot = Some(BootId(fastrand::u128(..).to_ne_bytes()));
-            (clocks.reading.since_boot_ms, clocks.slept_ms) = (fastrand::u64(1000..100_000), 0);
-        });
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Simulated)) {
-        if let Source::Simulated(clocks) = &self.0 {
-            change(&mut clocks.lock().unwrap_or_else(PoisonError::into_inner));
+        Machine {
+            boot,
+            started: Instant::now(),
+            wall: wall_clock(),
+            #[cfg(test)]
+            simulation: tests::simulation::Simulation::default(),
         }
     }
 
     /// Reads all clocks.
     #[must_use]
     pub fn read(&self) -> Reading {
-        match &self.0 {
-            Source::Simulated(clocks) => clocks.lock().unwrap_or_else(PoisonError::into_inner).reading,
-            Source::Real { boot, skipped, .. } => {
-                let skipped = skipped.load(Ordering::Relaxed);
-                let (mut before, mut wall, mut after) = (boot_clock(), wall_clock(), boot_clock());
-                for _ in 1..READINGS_MAX {
-                    if after - before <= Duration::from_millis(1) {
-                        break;
-                    }
-                    (before, wall, after) = (boot_clock(), wall_clock(), boot_clock());
-                }
-                let (since_boot_ms, wall) = (millis(after) + skipped, WallTime(wall.0 + skipped));
-                Reading { boot: *boot, since_boot_ms, wall }
+        let (mut before, mut wall, mut after) = (boot_clock(), wall_clock(), boot_clock());
+        for _ in 1..READINGS_MAX {
+            if after - before <= Duration::from_millis(1) {
+                break;
             }
+            (before, wall, after) = (boot_clock(), wall_clock(), boot_clock());
         }
+        let reading = Reading { boot: self.boot, since_boot_ms: millis(after), wall };
+        #[cfg(test)]
+        let reading = self.simulation.reading(reading);
+        reading
     }
 
     fn since_boot_ms(&self) -> u64 {
-        match &self.0 {
-            Source::Real { skipped, .. } => millis(boot_clock()) + skipped.load(Ordering::Relaxed),
-            Source::Simulated(_) => self.read().since_boot_ms,
-        }
+        let since_boot_ms = millis(boot_clock());
+        #[cfg(test)]
+        let since_boot_ms = self.simulation.since_boot_ms(since_boot_ms);
+        since_boot_ms
     }
 
     /// A time that stops while the machine sleeps.
     fn awake(&self) -> Timestamp {
-        match &self.0 {
-            Source::Real { started, wall, skipped, .. } => {
-                Timestamp(wall.0) + started.elapsed() + Duration::from_millis(skipped.load(Ordering::Relaxed))
-            }
-            Source::Simulated(clocks) => {
-                let Simulated { reading, slept_ms } = &*clocks.lock().unwrap_or_else(PoisonError::into_inner);
-                Timestamp(reading.since_boot_ms.saturating_sub(*slept_ms))
-            }
-        }
+        let awake = Timestamp(self.wall.0) + self.started.elapsed();
+        #[cfg(test)]
+        let awake = self.simulation.awake(awake);
+        awake
     }
 }
 
@@ -369,12 +314,6 @@ impl Clock {
         let Reading { since_boot_ms, wall, .. } = machine.read();
         let base = AtomicI64::new(difference(wall.0, since_boot_ms));
         Clock { machine: machine.clone(), line: Arc::new(Line { base, offset: AtomicI64::new(0) }) }
-    }
-
-    /// A clock that changes only by [`Clock::skip`]: for tests in which no time may pass by itself.
-    #[must_use]
-    pub fn still() -> Clock {
-        Clock::of(&Machine::simulated(wall_clock()))
     }
 
     /// A clock of the same machine whose line does not change when a store is opened: for timings during the opening.
@@ -448,11 +387,6 @@ impl Clock {
         let inner = self.point(now.since_boot_ms);
         let wall = shifted(inner, self.offset(now));
         Anchor { boot: now.boot, since_boot_ms: now.since_boot_ms, wall, inner }
-    }
-
-    /// Moves this clock and its clones ahead: for tests, which do not sleep.
-    pub fn skip(&self, span: Duration) {
-        self.machine.pass(span);
     }
 
     fn point(&self, since_boot_ms: u64) -> Timestamp {

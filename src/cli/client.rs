@@ -59,6 +59,19 @@ pub async fn command<T: DeserializeOwned>(
     parse(socket, &success_body(socket, post(socket, path, command, within).await?)?)
 }
 
+/// Asks the relay's control socket for something. Returns the relay's own JSON as a line, and the parsed reply.
+pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str, within: Duration) -> anyhow::Result<(String, T)> {
+    let request = Request::get(path).body(Full::default())?;
+    json_and_parsed(socket, send(socket, request, within).await?)
+}
+
+/// The relay's own JSON of a successful reply as a line, and the parsed reply.
+pub fn json_and_parsed<T: DeserializeOwned>(socket: &Path, reply: Response<Bytes>) -> anyhow::Result<(String, T)> {
+    let body = success_body(socket, reply)?;
+    let parsed = parse(socket, &body)?;
+    Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", parsed))
+}
+
 /// Sends a command to the relay's control socket, and returns the reply, also an error.
 pub async fn post(
     socket: &Path,

@@ -37,7 +37,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::simulator::{Counts, Options, Simulator};
+use crate::simulator::{Counts, Faults, Options, Simulator};
 use crate::time::{Clock, Timestamp};
 use audit::Audit;
 use bots::{Plan, Record};
@@ -102,10 +102,9 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<E
     let passed = ending == End::Complete && report.audit.passed();
     if passed {
         // The audit is the purpose of the demo: if it cannot be written the demo has failed.
-        super::out::print(
+        return super::out::print(
             "PASS  Every message that was acknowledged arrived: once, and in its conversation's order.\n",
-        )?;
-        return Ok(ExitCode::SUCCESS);
+        );
     }
     print_line(&report.verdict(ending));
     let clean_so_far = Audit { lost: 0, ..report.audit }.passed();
@@ -298,17 +297,16 @@ fn check_fleet() -> anyhow::Result<()> {
 
 /// Starts the simulated Connect, which serves as long as `serving` lives.
 async fn simulate(clock: &Clock, serving: &mut JoinSet<()>) -> anyhow::Result<(Simulator, SocketAddr)> {
-    let options = Options {
+    let faults = Faults {
         rate: GRANTED.rate,
         burst: GRANTED.burst,
         latency: Duration::from_millis(30),
         jitter: Duration::from_millis(10),
         error_rate: ERROR_RATE,
         lost_reply_rate: LOST_REPLY_RATE,
-        seed: SEED,
-        keep_accepted: true,
-        ..Options::default()
+        ..Faults::default()
     };
+    let options = Options { faults, seed: SEED, keep_accepted: true, ..Options::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on 127.0.0.1")?;
     let endpoint = listener.local_addr().context("listen on 127.0.0.1")?;
     let simulator = Simulator::new(options, clock.clone());

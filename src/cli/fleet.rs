@@ -1,7 +1,7 @@
 //! `connect-relay fleet` looks after the copies of queues in the fleet: lists them, exports one whose relay is gone, and
 //! removes it.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,8 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::doctor;
-use super::out;
+use super::{doctor, out, question};
 use crate::config::{Config, Sources};
 use crate::daemon::Failure;
 use crate::fleet::operate::{Operator, Overview};
@@ -85,8 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.act {
         Act::List { json } => {
             let all = operator.list().await.map_err(failure)?;
-            out::print(&if json { as_json(&all)? } else { as_table(&all) })?;
-            Ok(ExitCode::SUCCESS)
+            out::print(&if json { as_json(&all)? } else { as_table(&all) })
         }
         Act::Export { identity } => {
             let folder = tempfile::tempdir().context("make a temporary folder")?;
@@ -121,15 +119,11 @@ fn confirm(identity: &str, queued: Option<u64>, yes: bool) -> anyhow::Result<()>
     if yes {
         return Ok(());
     }
-    let mut stderr = std::io::stderr();
-    if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+    if !question::can_be_answered() {
         bail!("nothing was removed: add --yes to remove the copy of {identity}");
     }
     let queued = queued.map_or_else(|| "an unknown number of".to_owned(), |queued| queued.to_string());
-    write!(stderr, "remove the copy of {identity} with {queued} queued messages? [y/N] ")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+    if !question::ask(&format!("remove the copy of {identity} with {queued} queued messages?"))? {
         bail!("nothing was removed");
     }
     Ok(())

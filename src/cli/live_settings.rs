@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 use tracing::{Level, error, info, warn};
 
-use super::logging::{Log, level_of};
+use super::logging::Log;
 use crate::config::{Config, Faults, Sources};
 use crate::control::{Reloaded, SettingsRequest, level_name};
 use crate::daemon::Reload;
@@ -56,7 +56,7 @@ impl<'a> LiveSettings<'a> {
         log: &'a Log,
         reload: Reload,
     ) -> LiveSettings<'a> {
-        let (applied, level) = (started.clone(), level_of(started.log().1));
+        let (applied, level) = (started.clone(), started.settings.log.level);
         LiveSettings { started, applied, sources: Box::new(sources), log, reload, restore: None, level }
     }
 
@@ -133,7 +133,7 @@ impl<'a> LiveSettings<'a> {
     }
 
     fn configured(&self) -> Level {
-        level_of(self.applied.log().1)
+        self.applied.settings.log.level
     }
 
     fn set(&mut self, level: Level) {

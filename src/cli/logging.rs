@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::log_writer::{LineWriter, LogLines};
-use crate::config::{self, Format};
+use crate::config::Format;
 
 /// Lines that came together are written together: under load a write for each costs as much as making it.
 const WRITE_BYTES: usize = 64 << 10;
@@ -32,9 +32,9 @@ impl Log {
     ///
     /// # Errors
     /// If it was started before, or the thread cannot be started.
-    pub fn start(format: Format, level: config::Level) -> anyhow::Result<Log> {
+    pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
         let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
-        let (filter, handle) = reload::Layer::new(own(level_of(level)));
+        let (filter, handle) = reload::Layer::new(own(level));
         tracing_subscriber::registry().with(filter).with(layer(format, writer.lines())).try_init()?;
         Ok(Log { filter: handle, writer })
     }
@@ -48,17 +48,6 @@ impl Log {
     pub fn set_level(&self, level: Level) {
         // This fails only if the subscriber is gone, and the log with it.
         let _ = self.filter.reload(own(level));
-    }
-}
-
-/// The level of a configuration.
-pub fn level_of(level: config::Level) -> Level {
-    match level {
-        config::Level::Error => Level::ERROR,
-        config::Level::Warn => Level::WARN,
-        config::Level::Info => Level::INFO,
-        config::Level::Debug => Level::DEBUG,
-        config::Level::Trace => Level::TRACE,
     }
 }
 

@@ -6,7 +6,7 @@
 
 mod print;
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -27,9 +27,10 @@ use tokio::time::sleep;
 
 use self::print::{describe, overview, separated, table};
 use super::client::{self, ControlSocket};
-use super::out;
+use super::{out, question};
 use crate::control::{Deleted, Message, Messages, RedriveRequest, Redriven, Status, Summary};
 use crate::delivery::Reason;
+use crate::status::counted;
 use crate::time::Clock;
 
 /// The time-out for one page of a list; the relay searches its queue for two seconds at most.
@@ -205,12 +206,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let contents = if args.contents { "?contents=true" } else { "" };
             let path = format!("{}{contents}", path_of(&args.id));
             let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
-            show(&if args.json { json } else { describe(&message) })
+            out::print(&if args.json { json } else { describe(&message) })
         }
         Command::Summary(args) => {
             let (json, summary): (_, Summary) =
                 ControlClient::of(&args.control).request(Method::GET, "/summary").await?;
-            show(&if args.json { json } else { overview(&summary) })
+            out::print(&if args.json { json } else { overview(&summary) })
         }
         Command::Redrive(args) if args.ids.is_empty() => redrive_all(args).await,
         Command::Redrive(args) => redrive(args).await,
@@ -239,10 +240,7 @@ impl ControlClient {
         within: Duration,
     ) -> anyhow::Result<(String, T)> {
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
-        let reply = client::send(&self.0, request.body(Full::new(body))?, within).await?;
-        let body = client::success_body(&self.0, reply)?;
-        let read = client::parse(&self.0, &body)?;
-        Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", read))
+        client::json_and_parsed(&self.0, client::send(&self.0, request.body(Full::new(body))?, within).await?)
     }
 
     /// Does a bulk act: shows the number of messages, asks in a terminal, and shows the progress.
@@ -298,14 +296,10 @@ struct BulkReply {
 
 /// Shows the number of messages of a bulk act, and asks if a person can answer.
 fn confirm(verb: &str, messages: u64, yes: bool) -> anyhow::Result<()> {
-    let mut stderr = std::io::stderr();
-    if yes || messages == 0 || !std::io::stdin().is_terminal() || !stderr.is_terminal() {
-        return writeln!(stderr, "messages to {verb}: {messages}").context("write to standard error");
+    if yes || messages == 0 || !question::can_be_answered() {
+        return writeln!(std::io::stderr(), "messages to {verb}: {messages}").context("write to standard error");
     }
-    write!(stderr, "{verb} {messages} message{}? [y/N] ", if messages == 1 { "" } else { "s" })?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+    if !question::ask(&format!("{verb} {}?", counted(messages, "message")))? {
         bail!("nothing was changed");
     }
     Ok(())
@@ -337,12 +331,12 @@ async fn list(args: List) -> anyhow::Result<ExitCode> {
         let path = path("/messages", filters.iter().cloned().chain(page));
         let (_, page): (_, Messages) = api.request(Method::GET, &path).await?;
         left = left.saturating_sub(page.messages.len() as u64);
-        show(&if args.json { separated(&page.messages, &mut separator)? } else { table(&page.messages, head) })?;
+        out::print(&if args.json { separated(&page.messages, &mut separator)? } else { table(&page.messages, head) })?;
         (after, head) = (page.next, false);
     }
     if args.json {
         let next = after.as_ref().map(|next| format!(",\"Next\":\"{next}\"")).unwrap_or_default();
-        show(&format!("{}]{next}}}\n", if separator == "," { "" } else { begin }))?;
+        out::print(&format!("{}]{next}}}\n", if separator == "," { "" } else { begin }))?;
     }
     if let Some(after) = after {
         writeln!(std::io::stderr(), "there are more; continue with --after {after}")?;
@@ -364,7 +358,7 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
         let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone(), TIMEOUT).await?;
-        show(&if args.json {
+        out::print(&if args.json {
             json
         } else {
             format!("{} is queued again, until {}\n", message.id, message.expiry_time)
@@ -379,7 +373,7 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
     let dry_run = args.bulk.dry_run;
     let redriven = Redriven { redriven: done, dry_run, full: full.clone(), next };
     let did = if dry_run { "to be queued again" } else { "queued again" };
-    show(&if args.json { serde_json::to_string(&redriven)? + "\n" } else { format!("{did}: {done}\n") })?;
+    out::print(&if args.json { serde_json::to_string(&redriven)? + "\n" } else { format!("{did}: {done}\n") })?;
     match full {
         Some(full) => bail!("the queue has no space for the rest: {full}"),
         None => Ok(ExitCode::SUCCESS),
@@ -391,7 +385,7 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     for id in &args.ids {
         let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
         let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
-        show(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
+        out::print(&if args.json { json } else { format!("{} is deleted{maybe}\n", message.id) })?;
     }
     if !args.ids.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -400,7 +394,7 @@ async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
     let dry_run = args.bulk.dry_run;
     let did = if dry_run { "to be deleted" } else { "deleted" };
     let except = if in_flight > 0 { format!("; {in_flight} in flight, not deleted") } else { String::new() };
-    show(&if args.json {
+    out::print(&if args.json {
         serde_json::to_string(&Deleted { deleted: done, in_flight, dry_run, next: None })? + "\n"
     } else {
         format!("{did}: {done}{except}\n")
@@ -437,11 +431,6 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
-}
-
-fn show(text: &str) -> anyhow::Result<ExitCode> {
-    out::print(text)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

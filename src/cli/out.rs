@@ -3,6 +3,7 @@
 //! the exit code is that of the command's work.
 
 use std::io::{self, Stdout, Write};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 
@@ -18,10 +19,11 @@ pub fn stdout() -> Out {
     Out { to: io::stdout(), reader_gone: false }
 }
 
-/// Writes a whole text.
-pub fn print(text: &str) -> anyhow::Result<()> {
+/// Writes a whole text. Returns the exit code of a command that is done with that.
+pub fn print(text: &str) -> anyhow::Result<ExitCode> {
     let mut out = stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl<W> Out<W> {
@@ -30,11 +32,15 @@ impl<W> Out<W> {
         self.reader_gone
     }
 
-    fn unless_closed(&mut self, result: io::Result<usize>, all: usize) -> io::Result<usize> {
-        match result {
+    /// Writes, or does nothing once the reader has closed the pipe. Then the result is `instead`.
+    fn unless_closed<T>(&mut self, write: impl FnOnce(&mut W) -> io::Result<T>, instead: T) -> io::Result<T> {
+        if self.reader_gone {
+            return Ok(instead);
+        }
+        match write(&mut self.to) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.reader_gone = true;
-                Ok(all)
+                Ok(instead)
             }
             result => result,
         }
@@ -43,19 +49,11 @@ impl<W> Out<W> {
 
 impl<W: Write> Write for Out<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.reader_gone {
-            return Ok(bytes.len());
-        }
-        let result = self.to.write(bytes);
-        self.unless_closed(result, bytes.len())
+        self.unless_closed(|to| to.write(bytes), bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.reader_gone {
-            return Ok(());
-        }
-        let result = self.to.flush().map(|()| 0);
-        self.unless_closed(result, 0).map(|_| ())
+        self.unless_closed(Write::flush, ())
     }
 }
 

@@ -37,8 +37,7 @@ pub fn completion(args: &Completion, mut program: Command) -> anyhow::Result<Exi
     clap_complete::generate(args.shell, &mut program, &name, &mut script);
     // clap issue 6421: the script for bash spells a program name with a hyphen in two ways, and completes no subcommand.
     let script = String::from_utf8(script)?.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"));
-    out::print(&script)?;
-    Ok(ExitCode::SUCCESS)
+    out::print(&script)
 }
 
 /// Prints the manual page.
@@ -46,8 +45,7 @@ pub fn completion(args: &Completion, mut program: Command) -> anyhow::Result<Exi
 /// # Errors
 /// If standard output cannot be written.
 pub fn manual(program: Command) -> anyhow::Result<ExitCode> {
-    out::print(&page(program)?)?;
-    Ok(ExitCode::SUCCESS)
+    out::print(&page(program)?)
 }
 
 /// One page for the program and all its commands: `clap_mangen` makes a page for each.

@@ -57,8 +57,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&Sources::of_process(args.config.clone(), args.dir.clone()))?;
     let inherited = inherited::bots_socket(&config.settings.ingress.socket).map_err(Failure::Config)?;
-    let (format, level) = config.log();
-    let log = Log::start(format, level)?;
+    let log = Log::start(config.settings.log.format, config.settings.log.level)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 
-use crate::simulator::{Counts, Options, Simulator};
+use crate::simulator::{Counts, Faults, Options, Simulator};
 use crate::time::Clock;
 
 /// Simulate the Participant Service on this machine, without AWS: to develop a bot, or to try the relay.
@@ -74,22 +74,11 @@ pub async fn run(args: Args, stop: impl Future<Output = ()>) -> anyhow::Result<(
     let address = listener.local_addr().context("read the address listened on")?;
     let ledger = args.ledger.as_deref().map(open_ledger).transpose()?;
     print_error(&introduction(&args, address));
-    let options = Options {
-        rate: args.rate,
-        burst: args.burst,
-        latency: args.latency,
-        jitter: args.jitter,
-        error_rate: args.error_rate,
-        lost_reply_rate: args.lost_reply_rate,
-        outage: args.outage,
-        throttle: args.throttle,
-        retry_after: args.retry_after,
-        deny: args.deny,
-        token_life: args.token_life,
-        seed: args.seed,
-        ledger,
-        keep_accepted: false,
-    };
+    let Args { rate, burst, latency, jitter, error_rate, lost_reply_rate, outage, throttle, retry_after, .. } = args;
+    let deny = args.deny;
+    let faults =
+        Faults { rate, burst, latency, jitter, error_rate, lost_reply_rate, outage, throttle, retry_after, deny };
+    let options = Options { faults, token_life: args.token_life, seed: args.seed, ledger, keep_accepted: false };
     let simulator = Simulator::new(options, Clock::system());
     simulator.serve(listener, stop).await;
     print_error(&summary(&simulator.counts()));
@@ -122,56 +111,46 @@ fn open_ledger(path: &Path) -> anyhow::Result<File> {
 
 /// The introduction for a new user. The first line is for scripts as well.
 fn introduction(args: &Args, address: SocketAddr) -> String {
-    let mut text = format!("listening on http://{address}\n\n");
-    let mut add = |line: &str| {
-        text.push_str(line);
-        text.push('\n');
-    };
-    add("This simulates Amazon Connect's Participant Service. Point a bot's AWS SDK at it:");
-    add(&format!("    export AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://{address}"));
-    add("or try it by hand:");
-    add(&format!(
-        "    curl -i http://{address}/participant/message -H 'X-Amz-Bearer: any-token' \
-         -d '{{\"ContentType\":\"text/plain\",\"Content\":\"hello\"}}'"
-    ));
-    add("");
-    add(&format!(
-        "quota    {} messages a second, {} at once; more is answered 429 ThrottlingException",
-        args.rate, args.burst
-    ));
-    add(&format!(
-        "replies  after {} ± {}",
-        humantime::format_duration(args.latency),
-        humantime::format_duration(args.jitter)
-    ));
+    let duration = humantime::format_duration;
+    let mut lines = vec![
+        format!("listening on http://{address}\n"),
+        "This simulates Amazon Connect's Participant Service. Point a bot's AWS SDK at it:".into(),
+        format!("    export AWS_ENDPOINT_URL_CONNECTPARTICIPANT=http://{address}"),
+        "or try it by hand:".into(),
+        format!(
+            "    curl -i http://{address}/participant/message -H 'X-Amz-Bearer: any-token' \
+             -d '{{\"ContentType\":\"text/plain\",\"Content\":\"hello\"}}'\n"
+        ),
+        format!(
+            "quota    {} messages a second, {} at once; more is answered 429 ThrottlingException",
+            args.rate, args.burst
+        ),
+        format!("replies  after {} ± {}", duration(args.latency), duration(args.jitter)),
+    ];
     if args.error_rate > 0.0 || args.lost_reply_rate > 0.0 {
-        add(&format!(
+        lines.push(format!(
             "faults   {} % of the requests fail, {} % of the replies are lost (seed {})",
             percent(args.error_rate),
             percent(args.lost_reply_rate),
             args.seed
         ));
     }
-    for (starts, what) in [
-        (args.outage, "an outage: every request is answered 503"),
-        (args.throttle, "a throttle: every request is answered 429"),
-    ] {
-        if starts {
-            add(&format!("starts   with {what}"));
-        }
+    if args.outage {
+        lines.push("starts   with an outage: every request is answered 503".into());
     }
-    if let Some(life) = args.token_life {
-        add(&format!("tokens   are valid for {}, then 403", humantime::format_duration(life)));
+    if args.throttle {
+        lines.push("starts   with a throttle: every request is answered 429".into());
     }
-    match &args.ledger {
-        Some(path) => add(&format!("ledger   {}: a line for each accepted message", path.display())),
-        None => add("ledger   none; --ledger FILE records each accepted message"),
-    }
-    add(&format!(
+    lines.extend(args.token_life.map(|life| format!("tokens   are valid for {}, then 403", duration(life))));
+    lines.push(match &args.ledger {
+        Some(path) => format!("ledger   {}: a line for each accepted message", path.display()),
+        None => "ledger   none; --ledger FILE records each accepted message".into(),
+    });
+    lines.push(format!(
         "switch   curl http://{address}/faults -d '{{\"Outage\": true}}'; -X DELETE restores the faults of the start"
     ));
-    add(&format!("counts   http://{address}/ledger, and here at the end (Ctrl-C)"));
-    text
+    lines.push(format!("counts   http://{address}/ledger, and here at the end (Ctrl-C)\n"));
+    lines.join("\n")
 }
 
 fn summary(counts: &Counts) -> String {

@@ -6,14 +6,10 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::Request;
 
 use super::client::{self, ControlSocket};
 use super::out;
@@ -48,9 +44,10 @@ pub struct Args {
 /// Asks once, or repeatedly.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let socket = args.control.path();
+    let fetch = || client::get::<Status>(&socket, "/status", TIMEOUT);
     let mut history = History::default();
     if !args.watch {
-        let (json, status) = fetch(&socket).await?;
+        let (json, status) = fetch().await?;
         let text = if args.json { json } else { render(&status, &history) };
         out::print(&text)?;
         let queued = args.exit_code && status.queued > 0;
@@ -60,7 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         // Watching continues while a relay restarts.
-        let text = match fetch(&socket).await {
+        let text = match fetch().await {
             Ok((json, _)) if args.json => json,
             Ok((_, status)) => {
                 let text = render(&status, &history);
@@ -80,14 +77,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         tokio::time::sleep(EVERY).await;
     }
-}
-
-/// The relay's own JSON in a line, and the parsed status.
-async fn fetch(socket: &Path) -> anyhow::Result<(String, Status)> {
-    let request = Request::get("/status").body(Full::<Bytes>::default())?;
-    let body = client::success_body(socket, client::send(socket, request, TIMEOUT).await?)?;
-    let status: Status = client::parse(socket, &body)?;
-    Ok((String::from_utf8_lossy(&body).trim_end().to_owned() + "\n", status))
 }
 
 /// The replies of the last minute; without any, the figures since the relay's start count.
@@ -128,6 +117,8 @@ fn render(status: &Status, history: &History) -> String {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::Full;
 
     use super::*;
     use crate::serve::{ConnectionCount, Limits, Listener, Reply, bind_unix, serve};

@@ -75,14 +75,7 @@ impl Layers {
                 }
             }
         }
-        for (name, value) in &sources.environment {
-            match variable(name, value) {
-                Variable::Entry(entry) => entries.push(entry),
-                Variable::Fault(fault) => layers.faults.push(fault),
-                Variable::Warning(warning) => layers.warnings.push(warning),
-                Variable::Foreign => {}
-            }
-        }
+        entries.extend(sources.environment.iter().filter_map(|(name, value)| layers.variable(name, value)));
         if let Some(dir) = &sources.dir {
             match directory(dir, &sources.environment) {
                 Ok(found) => entries.extend(found),
@@ -110,6 +103,23 @@ impl Layers {
     pub fn is_faulty(&self, key: &str) -> bool {
         let ends = key.match_indices('.').map(|(end, _)| end).chain([key.len()]);
         ends.map(|end| format!(": {} = ", &key[..end])).any(|of| self.faults.iter().any(|fault| fault.contains(&of)))
+    }
+
+    /// The setting of a variable of the environment, if it is one.
+    fn variable(&mut self, name: &OsStr, value: &OsStr) -> Option<Entry> {
+        let name = name.to_string_lossy();
+        if let Some(rest) = name.strip_prefix(PREFIX) {
+            let key = rest.to_ascii_lowercase().replace("__", ".");
+            if let Some(text) = value.to_str() {
+                return Some(Entry { source: name.into(), key, value: Value::from(text) });
+            }
+            self.faults.push(format!("{name}: {key}: must be UTF-8"));
+        } else if let Some(rest) = name.strip_prefix(NEAR_PREFIX)
+            && !is_of_a_service(rest, value)
+        {
+            self.warnings.push(format!("{name} is not read: {}", probable_name(rest)));
+        }
+        None
     }
 
     fn merge(&mut self, entries: Vec<Entry>) {
@@ -169,29 +179,6 @@ fn flatten(source: &str, prefix: &str, table: Map<String, Value>, entries: &mut 
             ValueKind::Table(inner) if !inner.is_empty() => flatten(source, &format!("{key}."), inner, entries),
             _ => entries.push(Entry { source: source.into(), key, value }),
         }
-    }
-}
-
-enum Variable {
-    Entry(Entry),
-    Fault(String),
-    Warning(String),
-    Foreign,
-}
-
-fn variable(name: &OsStr, value: &OsStr) -> Variable {
-    let name = name.to_string_lossy();
-    if let Some(rest) = name.strip_prefix(PREFIX) {
-        let key = rest.to_ascii_lowercase().replace("__", ".");
-        return match value.to_str() {
-            Some(text) => Variable::Entry(Entry { source: name.into(), key, value: Value::from(text) }),
-            None => Variable::Fault(format!("{name}: {key}: must be UTF-8")),
-        };
-    }
-    match name.strip_prefix(NEAR_PREFIX) {
-        Some(rest) if is_of_a_service(rest, value) => Variable::Foreign,
-        Some(rest) => Variable::Warning(format!("{name} is not read: {}", probable_name(rest))),
-        None => Variable::Foreign,
     }
 }
 

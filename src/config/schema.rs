@@ -1,4 +1,4 @@
-//! The keys: one struct per table of the file, each key with its kind and its default, in the notation of the
+//! The keys: one struct per table of the file, each key with its kind, its default and its range, in the notation of the
 //! environment. `config/relay.toml` explains each one; a test keeps the two equal.
 
 use std::net::SocketAddr;
@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
+use tracing::Level;
 
-use super::value::{
-    self, ConfigValue, ContentLimits, Damaged, FleetServer, Format, Level, Mode, ReplyMode, Size, WhenDown,
-};
+use super::value::{self, ConfigValue, ContentLimits, FleetServer, Format, Mode, Size, WhenDown, plain_text};
+use crate::ingress::ReplyMode;
+use crate::queue::Damaged;
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident {
-        $($key:ident: $kind:ty = $default:literal,)*
+        $($key:ident: $kind:ty = $default:literal $(in $least:literal to $most:literal)?,)*
         $(+ $inner:ident: $table:ty,)*
     }) => {
         $(#[$doc])*
@@ -30,11 +31,42 @@ macro_rules! table {
                 $name { $($key: written($default),)* $($inner: <$table>::default(),)* }
             }
         }
+
+        impl $name {
+            /// The values outside their ranges.
+            pub(super) fn out_of_range(&self) -> Vec<OutOfRange> {
+                let own: [Option<OutOfRange>; _] =
+                    [$($(OutOfRange::find(stringify!($key), &self.$key, $least, $most),)?)*];
+                let inner: [Vec<OutOfRange>; _] =
+                    [$(OutOfRange::in_table(stringify!($inner), self.$inner.out_of_range())),*];
+                own.into_iter().flatten().chain(inner.into_iter().flatten()).collect()
+            }
+        }
     };
 }
 
-fn written<T: ConfigValue>(default: &str) -> T {
-    T::read(&::config::ValueKind::String(default.into())).expect("a default is well-formed")
+/// A value outside its range.
+pub(super) struct OutOfRange {
+    pub(super) key: String,
+    pub(super) value: String,
+    pub(super) range: String,
+}
+
+impl OutOfRange {
+    fn find<T: ConfigValue + PartialOrd>(key: &str, value: &T, least: &str, most: &str) -> Option<OutOfRange> {
+        let (least, most): (T, T) = (written(least), written(most));
+        let range = format!("{} to {}", plain_text(&least), plain_text(&most));
+        let is_within = least <= *value && *value <= most;
+        (!is_within).then(|| OutOfRange { key: key.into(), value: plain_text(value), range })
+    }
+
+    fn in_table(table: &str, found: Vec<OutOfRange>) -> Vec<OutOfRange> {
+        found.into_iter().map(|one| OutOfRange { key: format!("{table}.{}", one.key), ..one }).collect()
+    }
+}
+
+fn written<T: ConfigValue>(text: &str) -> T {
+    T::read(&::config::ValueKind::String(text.into())).expect("a default or a bound is well-formed")
 }
 
 table! {
@@ -59,18 +91,18 @@ table! {
         tcp: Option<SocketAddr> = "",
         reply: ReplyMode = "accepted",
         tcp_reply: ReplyMode = "delivered",
-        wait: Duration = "4s",
-        wait_max: Duration = "50s",
-        connections_max: usize = "256",
-        idle_timeout: Duration = "75s",
-        request_timeout: Duration = "10s",
-        body_bytes_max: Size = "256KiB",
-        batch_bytes_max: Size = "1MiB",
-        bodies_bytes_max: Size = "8MiB",
+        wait: Duration = "4s" in "0s" to "1h",
+        wait_max: Duration = "50s" in "0s" to "1h",
+        connections_max: usize = "256" in "1" to "65536",
+        idle_timeout: Duration = "75s" in "1s" to "1h",
+        request_timeout: Duration = "10s" in "100ms" to "1h",
+        body_bytes_max: Size = "256KiB" in "1KiB" to "16MiB",
+        batch_bytes_max: Size = "1MiB" in "1KiB" to "64MiB",
+        bodies_bytes_max: Size = "8MiB" in "1KiB" to "1GiB",
         allow_uids: Vec<u32> = "",
         allow_gids: Vec<u32> = "",
         content_limits: ContentLimits = "by_type",
-        content_bytes_max: Size = "16384",
+        content_bytes_max: Size = "16384" in "1" to "256KiB",
         + content_chars_max: ContentChars,
     }
 }
@@ -78,10 +110,10 @@ table! {
 table! {
     /// The longest Content by its type.
     ContentChars {
-        plain: usize = "1024",
-        markdown: usize = "1024",
-        json: usize = "12000",
-        interactive: usize = "12288",
+        plain: usize = "1024" in "0" to "262144",
+        markdown: usize = "1024" in "0" to "262144",
+        json: usize = "12000" in "0" to "262144",
+        interactive: usize = "12288" in "0" to "262144",
     }
 }
 
@@ -89,13 +121,13 @@ table! {
     /// The store.
     Queue {
         path: PathBuf = "/var/lib/connect-relay/queue",
-        messages_max: u64 = "10000",
-        bytes_max: Size = "128MiB",
-        free_disk_min: Size = "64MiB",
-        outcomes_kept_for: Duration = "1h",
-        outcomes_max: u64 = "100000",
-        dead_kept_for: Duration = "7d",
-        dead_max: u64 = "10000",
+        messages_max: u64 = "10000" in "1" to "10000000",
+        bytes_max: Size = "128MiB" in "16MiB" to "1TiB",
+        free_disk_min: Size = "64MiB" in "1MiB" to "1024TiB",
+        outcomes_kept_for: Duration = "1h" in "1s" to "30d",
+        outcomes_max: u64 = "100000" in "1" to "10000000",
+        dead_kept_for: Duration = "7d" in "1s" to "365d",
+        dead_max: u64 = "10000" in "1" to "10000000",
         volatile: bool = "false",
         damaged: Damaged = "set_aside",
         key_file: PathBuf = "",
@@ -108,21 +140,21 @@ table! {
         region: String = "",
         endpoint: Option<Uri> = "",
         connect_instance: String = "",
-        quota_rate: f64 = "10",
-        quota_burst: u32 = "15",
-        rate_max: f64 = "0",
-        rate_min: f64 = "0.2",
+        quota_rate: f64 = "10" in "0.01" to "100000",
+        quota_burst: u32 = "15" in "1" to "1000000",
+        rate_max: f64 = "0" in "0" to "100000",
+        rate_min: f64 = "0.2" in "0.001" to "100000",
         headroom: f64 = "0.1",
-        in_flight_max: usize = "32",
-        connect_timeout: Duration = "3s",
-        attempt_timeout: Duration = "10s",
-        lifetime: Duration = "15m",
-        fresh: Duration = "30s",
-        attempts_max: u32 = "10",
-        token_wait: Duration = "2m",
-        refused_for: Duration = "60s",
-        probe_max: Duration = "5s",
-        retry_hint_max: Duration = "60s",
+        in_flight_max: usize = "32" in "1" to "1024",
+        connect_timeout: Duration = "3s" in "10ms" to "1h",
+        attempt_timeout: Duration = "10s" in "10ms" to "1h",
+        lifetime: Duration = "15m" in "1s" to "7d",
+        fresh: Duration = "30s" in "0s" to "7d",
+        attempts_max: u32 = "10" in "1" to "10000",
+        token_wait: Duration = "2m" in "0s" to "7d",
+        refused_for: Duration = "60s" in "0s" to "1d",
+        probe_max: Duration = "5s" in "10ms" to "1h",
+        retry_hint_max: Duration = "60s" in "0s" to "1h",
         proxy: Option<Uri> = "",
         ca_file: PathBuf = "",
         + backoff: Backoff,
@@ -132,10 +164,10 @@ table! {
 table! {
     /// The delays between attempts.
     Backoff {
-        initial: Duration = "200ms",
-        multiplier: f64 = "2",
-        randomization: f64 = "0.5",
-        max: Duration = "5s",
+        initial: Duration = "200ms" in "1ms" to "1h",
+        multiplier: f64 = "2" in "1" to "10",
+        randomization: f64 = "0.5" in "0" to "1",
+        max: Duration = "5s" in "1ms" to "1h",
     }
 }
 
@@ -148,10 +180,10 @@ table! {
         share_quota: bool = "true",
         replicate: bool = "false",
         when_down: WhenDown = "go_on",
-        ack_timeout: Duration = "2s",
-        lease: Duration = "15s",
-        replicas: usize = "3",
-        stream_bytes_max: Size = "512MiB",
+        ack_timeout: Duration = "2s" in "100ms" to "60s",
+        lease: Duration = "15s" in "10s" to "1h",
+        replicas: usize = "3" in "1" to "5",
+        stream_bytes_max: Size = "512MiB" in "16MiB" to "4TiB",
         credentials_file: PathBuf = "",
         ca_file: PathBuf = "",
         cert_file: PathBuf = "",
@@ -177,7 +209,7 @@ table! {
 table! {
     /// The shutdown.
     Shutdown {
-        grace: Duration = "25s",
+        grace: Duration = "25s" in "0s" to "1h",
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 
@@ -69,7 +70,7 @@ fn parts_defaults_are_the_documented_ones() {
     assert_eq!(config.policy().backoff, Backoff::default());
     assert_eq!(config.queue().dead_kept_for, Duration::from_secs(7 * 86_400));
     assert_eq!(config.queue().bytes_max, 128 << 20);
-    assert_eq!(config.grace(), Duration::from_secs(25));
+    assert_eq!(config.settings.shutdown.grace, Duration::from_secs(25));
 }
 
 #[test]

@@ -5,27 +5,23 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use hyper::Uri;
 
 use super::layers::Layers;
 use super::paths;
-use super::schema::{Backoff, Control, Fleet, Ingress, Queue, Sender, Settings};
-use super::value::{ConfigValue, ContentLimits, Size};
+use super::schema::{Backoff, Control, Fleet, Ingress, OutOfRange, Queue, Sender, Settings};
+use super::value::{ConfigValue, ContentLimits, Size, plain_text};
 use crate::fleet;
-use crate::message::LIFETIME_MAX;
 use crate::serve::SOCKET_PATH_BYTES_MAX;
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const MILLISECOND: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Checks every rule and adds the violations to the errors.
 pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     let settings = layers.settings.clone();
     let mut validator = Validator(layers, environment);
+    for OutOfRange { key, value, range } in settings.out_of_range() {
+        validator.rule(&[&key], value, false, &range);
+    }
     validator.ingress(&settings.ingress);
     validator.queue(&settings.queue);
     validator.sender(&settings.sender);
@@ -33,7 +29,6 @@ pub fn check(layers: &mut Layers, environment: &[(OsString, OsString)]) {
     validator.fleet(&settings.fleet, &settings.sender);
     validator.replicate(&settings.fleet, &settings.queue);
     validator.paths(&settings);
-    validator.range("shutdown.grace", settings.shutdown.grace, Duration::ZERO, HOUR);
 }
 
 struct Validator<'a>(&'a mut Layers, &'a [(OsString, OsString)]);
@@ -54,15 +49,6 @@ impl Validator<'_> {
             let keys = ["ingress.tcp", "ingress.allow_uids", "ingress.allow_gids"];
             self.rule(&keys, tcp, open, "empty while allow_uids or allow_gids is set: TCP has no peer credentials");
         }
-        self.range("ingress.wait_max", ingress.wait_max, Duration::ZERO, HOUR);
-        self.range("ingress.wait", ingress.wait, Duration::ZERO, HOUR);
-        self.range("ingress.connections_max", ingress.connections_max, 1, 65_536);
-        self.range("ingress.idle_timeout", ingress.idle_timeout, SECOND, HOUR);
-        self.range("ingress.request_timeout", ingress.request_timeout, 100 * MILLISECOND, HOUR);
-        self.range("ingress.content_bytes_max", *content_bytes_max, Size(1), Size(256 << 10));
-        self.range("ingress.body_bytes_max", *body_bytes_max, Size(1 << 10), Size(16 << 20));
-        self.range("ingress.batch_bytes_max", *batch_bytes_max, Size(1 << 10), Size(64 << 20));
-        self.range("ingress.bodies_bytes_max", *bodies_bytes_max, Size(1 << 10), Size(1 << 30));
         if self.0.faults.is_empty() && content_bytes_max > body_bytes_max {
             self.0.warnings.push(format!(
                 "ingress.content_bytes_max = {} exceeds ingress.body_bytes_max, {}: longer bodies are \
@@ -78,11 +64,6 @@ impl Validator<'_> {
         }
         self.within("ingress.body_bytes_max", *body_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
         self.within("ingress.batch_bytes_max", *batch_bytes_max, "ingress.bodies_bytes_max", *bodies_bytes_max);
-        let chars = &ingress.content_chars_max;
-        self.range("ingress.content_chars_max.plain", chars.plain, 0, 256 << 10);
-        self.range("ingress.content_chars_max.markdown", chars.markdown, 0, 256 << 10);
-        self.range("ingress.content_chars_max.json", chars.json, 0, 256 << 10);
-        self.range("ingress.content_chars_max.interactive", chars.interactive, 0, 256 << 10);
     }
 
     fn queue(&mut self, queue: &Queue) {
@@ -90,13 +71,6 @@ impl Validator<'_> {
         self.require_path("queue.path", &queue.path);
         self.absolute("queue.path", &queue.path, &defaults.path);
         self.absolute("queue.key_file", &queue.key_file, Path::new("/etc/connect-relay/queue.keys"));
-        self.range("queue.messages_max", queue.messages_max, 1, 10_000_000);
-        self.range("queue.bytes_max", queue.bytes_max, Size(16 << 20), Size(1 << 40));
-        self.range("queue.free_disk_min", queue.free_disk_min, Size(1 << 20), Size(1 << 50));
-        self.range("queue.outcomes_kept_for", queue.outcomes_kept_for, SECOND, 30 * DAY);
-        self.range("queue.outcomes_max", queue.outcomes_max, 1, 10_000_000);
-        self.range("queue.dead_kept_for", queue.dead_kept_for, SECOND, 365 * DAY);
-        self.range("queue.dead_max", queue.dead_max, 1, 10_000_000);
     }
 
     fn sender(&mut self, sender: &Sender) {
@@ -117,34 +91,16 @@ impl Validator<'_> {
         self.absolute("sender.ca_file", &sender.ca_file, Path::new("/etc/connect-relay/ca.pem"));
         let label = sender.connect_instance.chars().count();
         self.rule(&["sender.connect_instance"], &sender.connect_instance, label <= 200, "at most 200 characters");
-        self.range("sender.quota_rate", *quota_rate, 0.01, 100_000.0);
-        self.range("sender.quota_burst", sender.quota_burst, 1, 1_000_000);
-        self.range("sender.rate_max", *rate_max, 0.0, 100_000.0);
-        self.range("sender.rate_min", *rate_min, 0.001, 100_000.0);
         self.within("sender.rate_min", *rate_min, "sender.quota_rate", *quota_rate);
         if *rate_max > 0.0 {
             self.within("sender.rate_min", *rate_min, "sender.rate_max", *rate_max);
         }
         let share = (0.0..1.0).contains(&sender.headroom);
         self.rule(&["sender.headroom"], sender.headroom, share, "0 to less than 1");
-        self.range("sender.in_flight_max", sender.in_flight_max, 1, 1024);
-        self.range("sender.connect_timeout", sender.connect_timeout, 10 * MILLISECOND, HOUR);
-        self.range("sender.attempt_timeout", sender.attempt_timeout, 10 * MILLISECOND, HOUR);
-        self.range("sender.lifetime", sender.lifetime, SECOND, LIFETIME_MAX);
-        self.range("sender.fresh", sender.fresh, Duration::ZERO, LIFETIME_MAX);
-        self.range("sender.attempts_max", sender.attempts_max, 1, 10_000);
-        self.range("sender.token_wait", sender.token_wait, Duration::ZERO, LIFETIME_MAX);
-        self.range("sender.refused_for", sender.refused_for, Duration::ZERO, DAY);
-        self.range("sender.probe_max", sender.probe_max, 10 * MILLISECOND, HOUR);
-        self.range("sender.retry_hint_max", sender.retry_hint_max, Duration::ZERO, HOUR);
     }
 
     fn backoff(&mut self, backoff: &Backoff) {
-        self.range("sender.backoff.initial", backoff.initial, MILLISECOND, HOUR);
-        self.range("sender.backoff.max", backoff.max, MILLISECOND, HOUR);
         self.within("sender.backoff.initial", backoff.initial, "sender.backoff.max", backoff.max);
-        self.range("sender.backoff.multiplier", backoff.multiplier, 1.0, 10.0);
-        self.range("sender.backoff.randomization", backoff.randomization, 0.0, 1.0);
     }
 
     fn fleet(&mut self, fleet: &Fleet, sender: &Sender) {
@@ -179,10 +135,6 @@ impl Validator<'_> {
     }
 
     fn replicate(&mut self, fleet: &Fleet, queue: &Queue) {
-        self.range("fleet.ack_timeout", fleet.ack_timeout, 100 * MILLISECOND, 60 * SECOND);
-        self.range("fleet.lease", fleet.lease, 10 * SECOND, HOUR);
-        self.range("fleet.replicas", fleet.replicas, 1, 5);
-        self.range("fleet.stream_bytes_max", fleet.stream_bytes_max, Size(16 << 20), Size(1 << 42));
         let length = fleet.identity.chars().count();
         let shown = format!("{:?}", fleet.identity);
         self.rule(&["fleet.identity"], &shown, length <= 200, "at most 200 characters");
@@ -239,11 +191,6 @@ impl Validator<'_> {
         self.rule(&[key], path.display(), whole, &format!("an absolute path, probably {}", meant.display()));
     }
 
-    fn range<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, least: T, most: T) {
-        let allowed = format!("{} to {}", plain_text(&least), plain_text(&most));
-        self.rule(&[key], plain_text(&value), least <= value && value <= most, &allowed);
-    }
-
     fn within<T: ConfigValue + PartialOrd>(&mut self, key: &str, value: T, bound_key: &str, bound: T) {
         let allowed = format!("at most {bound_key}, which is {}", plain_text(&bound));
         self.rule(&[key, bound_key], plain_text(&value), value <= bound, &allowed);
@@ -261,12 +208,6 @@ impl Validator<'_> {
             faults.push(format!("{source}: {} = {value}: must be {allowed}", keys[0]));
         }
     }
-}
-
-/// A value in the usual notation, without quotes.
-fn plain_text(value: &impl ConfigValue) -> String {
-    let written = value.write();
-    written.as_str().map_or_else(|| written.to_string(), str::to_owned)
 }
 
 fn is_loopback(endpoint: &Uri) -> bool {

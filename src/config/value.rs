@@ -14,6 +14,10 @@ use percent_encoding::percent_decode_str;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
+use tracing::Level;
+
+use crate::ingress::ReplyMode;
+use crate::queue::Damaged;
 
 /// A kind of value.
 pub trait ConfigValue: Sized {
@@ -34,6 +38,12 @@ pub fn deserialize<'de, T: ConfigValue, D: Deserializer<'de>>(deserializer: D) -
 /// For `#[serde(with = "value")]`.
 pub fn serialize<T: ConfigValue, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     value.write().serialize(serializer)
+}
+
+/// A value in the usual notation, without quotes.
+pub fn plain_text(value: &impl ConfigValue) -> String {
+    let written = value.write();
+    written.as_str().map_or_else(|| written.to_string(), str::to_owned)
 }
 
 /// A size in bytes.
@@ -343,101 +353,59 @@ impl ConfigValue for Vec<u32> {
     }
 }
 
-/// A closed set of words.
-macro_rules! choices {
-    ($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident = $first_text:literal
-        $(, $(#[$more_doc:meta])* $more:ident = $text:literal)* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name {
-            $(#[$first_doc])* $first,
-            $($(#[$more_doc])* $more),*
-        }
-
-        impl ConfigValue for $name {
+/// A type whose values are a closed set of words.
+macro_rules! words {
+    ($kind:ty { $first:ident = $first_text:literal $(, $more:ident = $text:literal)* $(,)? }) => {
+        impl ConfigValue for $kind {
             const ALLOWED: &'static str = concat!("\"", $first_text, "\"" $(, " or \"", $text, "\"")*);
-            fn read(value: &ValueKind) -> Option<$name> {
+            fn read(value: &ValueKind) -> Option<$kind> {
                 let ValueKind::String(text) = value else { return None };
                 match text.as_str() {
-                    $first_text => Some($name::$first),
-                    $($text => Some($name::$more),)*
+                    $first_text => Some(<$kind>::$first),
+                    $($text => Some(<$kind>::$more),)*
                     _ => None,
                 }
             }
             fn write(&self) -> Value {
-                match self {
-                    $name::$first => json!($first_text),
-                    $($name::$more => json!($text)),*
-                }
+                let words = [(<$kind>::$first, $first_text) $(, (<$kind>::$more, $text))*];
+                json!(words.iter().find(|(value, _)| value == self).map(|(_, word)| word))
             }
         }
     };
 }
 
-choices! {
-    /// The moment at which a message is answered if its request does not choose one.
-    ReplyMode {
-        /// On acceptance: when the message is on disk.
-        Accepted = "accepted",
-        /// On its outcome.
-        Delivered = "delivered",
-    }
+words!(ReplyMode { Accepted = "accepted", Delivered = "delivered" });
+words!(Damaged { SetAside = "set_aside", Refuse = "refuse" });
+words!(WhenDown { GoOn = "go_on", Refuse = "refuse" });
+words!(ContentLimits { ByType = "by_type", BySize = "by_size" });
+words!(Format { Json = "json", Text = "text" });
+words!(Level { ERROR = "error", WARN = "warn", INFO = "info", DEBUG = "debug", TRACE = "trace" });
+
+/// The behaviour while the fleet does not take copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenDown {
+    /// Messages are accepted on this volume alone.
+    GoOn,
+    /// Messages are refused.
+    Refuse,
 }
 
-choices! {
-    /// The behaviour while the fleet does not take copies.
-    WhenDown {
-        /// Messages are accepted on this volume alone.
-        GoOn = "go_on",
-        /// Messages are refused.
-        Refuse = "refuse",
-    }
+/// The limits of a message's Content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentLimits {
+    /// Characters by type, and bytes.
+    ByType,
+    /// Bytes alone.
+    BySize,
 }
 
-choices! {
-    /// The limits of a message's Content.
-    ContentLimits {
-        /// Characters by type, and bytes.
-        ByType = "by_type",
-        /// Bytes alone.
-        BySize = "by_size",
-    }
-}
-
-choices! {
-    /// The reaction to a store that cannot be opened.
-    Damaged {
-        /// Rename it and rebuild a store from the valid records.
-        SetAside = "set_aside",
-        /// Leave it and exit.
-        Refuse = "refuse",
-    }
-}
-
-choices! {
-    /// The format of log lines.
-    Format {
-        /// One object a line.
-        Json = "json",
-        /// Text for people.
-        Text = "text",
-    }
-}
-
-choices! {
-    /// The least important events that are still logged.
-    Level {
-        /// Problems that an operator has to solve.
-        Error = "error",
-        /// Problems that an operator may have to solve.
-        Warn = "warn",
-        /// The events of every message.
-        Info = "info",
-        /// Details.
-        Debug = "debug",
-        /// Everything.
-        Trace = "trace",
-    }
+/// The format of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One object a line.
+    Json,
+    /// Text for people.
+    Text,
 }
 
 #[cfg(test)]

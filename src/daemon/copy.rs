@@ -175,7 +175,7 @@ async fn accept_left(
                 match verdict {
                     queue::Verdict::Accepted { repeat, .. } => accepted += u64::from(!repeat),
                     // None goes before one of its own conversation that waits.
-                    queue::Verdict::Rejected(queue::Rejection::Full(_)) => full.push(submission),
+                    queue::Verdict::Rejected(queue::Rejection::Full(..)) => full.push(submission),
                     queue::Verdict::Rejected(_) => refused += 1,
                 }
             }

@@ -496,7 +496,7 @@ async fn the_process_and_the_build_are_measured() {
 #[tokio::test]
 async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::system());
-    let daemon = Daemon::open(options(dir.path(), "http://127.0.0.1:9", "1m"), clock.clone()).await.unwrap();
+    let mut daemon = Daemon::open(options(dir.path(), "http://127.0.0.1:9", "1m"), clock.clone()).await.unwrap();
     let address = dir.path().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&address).unwrap();
     let received = || {
@@ -516,6 +516,9 @@ async fn watchdog_notifications_stop_only_if_a_restart_would_help() {
     watchdog.budget.pacer().ended(clock.now(), clock.now(), Signal::Down(RetryHint::default()));
     watchdog.notify().await;
     assert_eq!(received(), "STATUS=ready: 0 queued, at 9.0 a second; Connect accepts no messages\nWATCHDOG=1");
+    daemon.service_manager = watchdog.service_manager.clone();
+    daemon.report_backlog().await;
+    assert_eq!(received(), "STATUS=draining: 0 queued, at 9.0 a second; Connect accepts no messages");
     last_step.store(clock.awake().0 - 61_000, Ordering::Relaxed);
     watchdog.notify().await;
     assert_eq!(received(), "STATUS=hangs: the sender's loop has made no step for 61 s");

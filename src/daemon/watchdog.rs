@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::health::Health;
+use crate::health::{Health, State};
 use crate::pacer::{Budget, Closed};
-use crate::queue::Queue;
+use crate::queue::{Overview, Queue};
 use crate::service_manager::{Notification, ServiceManager};
 use crate::time::Clock;
 
@@ -63,17 +63,22 @@ impl Watchdog {
         let Ok(Ok(overview)) = timeout(ANSWER_MAX, self.queue.overview()).await else {
             return format!("{}; the queue does not answer", state.as_str());
         };
-        let (rate, closed) = {
-            let pacer = self.budget.pacer();
-            (pacer.rate(), pacer.closed())
-        };
-        let upstream = match closed {
-            _ if overview.paused.is_some() => "; sending is paused",
-            _ if overview.all_refused.is_some() => "; Connect refuses every token",
-            None => "",
-            Some(Closed::Throttled) => ", throttled",
-            Some(Closed::Down) => "; Connect accepts no messages",
-        };
-        format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
+        line(&state, &overview, &self.budget)
     }
+}
+
+/// The status line: the state, the backlog, and how it is sent.
+pub fn line(state: &State, overview: &Overview, budget: &Budget) -> String {
+    let (rate, closed) = {
+        let pacer = budget.pacer();
+        (pacer.rate(), pacer.closed())
+    };
+    let upstream = match closed {
+        _ if overview.paused.is_some() => "; sending is paused",
+        _ if overview.all_refused.is_some() => "; Connect refuses every token",
+        None => "",
+        Some(Closed::Throttled) => ", throttled",
+        Some(Closed::Down) => "; Connect accepts no messages",
+    };
+    format!("{}: {} queued, at {rate:.1} a second{upstream}", state.as_str(), overview.queued)
 }

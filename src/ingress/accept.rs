@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::header::HeaderMap;
 
 use super::body::BufferedBody;
-use super::error_reply::ErrorReply;
+use super::error_reply::{ErrorReply, SendingState};
 use super::parse::Members;
 use super::reply::{self, Outlook};
 use super::request::{self, Identity, Preference, Wait};
@@ -36,7 +36,12 @@ impl PendingReply {
     }
 
     /// Evaluates the queue's verdict.
-    pub(super) fn evaluate(&mut self, verdict: Verdict, rate: f64, clock: &Clock) -> Result<MessageState, ErrorReply> {
+    pub(super) fn evaluate(
+        &mut self,
+        verdict: Verdict,
+        sending: SendingState,
+        clock: &Clock,
+    ) -> Result<MessageState, ErrorReply> {
         match verdict {
             Verdict::Accepted { state, stored_token, .. } => {
                 if let Some(token) = stored_token {
@@ -45,7 +50,8 @@ impl PendingReply {
                 Ok(state)
             }
             Verdict::Rejected(rejection) => {
-                Err(ErrorReply::of_rejection(&rejection, rate, self.lifetime, clock).about_token(&self.client_token))
+                let error = ErrorReply::of_rejection(&rejection, sending, self.lifetime, clock);
+                Err(error.about_token(&self.client_token))
             }
         }
     }
@@ -79,19 +85,19 @@ impl Inner {
     ) -> Handled {
         let mut pending = PendingReply::of(&submission);
         let bare = submission.body == Body::Disconnect;
-        let rate = self.budget.pacer().rate();
+        let sending = self.sending();
         let timer = self.metrics.accept_seconds.start_timer();
-        let verdict = self.queue.accept(vec![submission], rate).await;
+        let verdict = self.queue.accept(vec![submission], sending.rate).await;
         timer.observe_duration();
         drop(body);
         let verdict = verdict
             .and_then(|mut verdicts| verdicts.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into())))
             .map_err(|failed| ErrorReply::from(failed).about_token(&pending.client_token))?;
-        let state = pending.evaluate(verdict, rate, &self.clock)?;
+        let state = pending.evaluate(verdict, sending, &self.clock)?;
         let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
         let state = self.outcome(state, &wait).await;
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
-        let reply = reply::of_state(&state, &pending.client_token, outlook, bare, self.options.retry_after);
+        let reply = reply::of_state(&state, &pending.client_token, outlook, bare);
         Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 

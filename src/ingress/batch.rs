@@ -13,11 +13,11 @@ use hyper::header::HeaderMap;
 use super::accept::PendingReply;
 use super::body::{BudgetPermit, BufferedBody};
 use super::error_reply::ErrorReply;
-use super::parse::{Line, Members};
+use super::parse::Members;
 use super::reply;
 use super::request;
 use super::{Handled, Inner};
-use crate::message::{Caller, Submission};
+use crate::message::Caller;
 use crate::queue::StoreFailed;
 
 /// The length of the shortest line that can be a message.
@@ -50,30 +50,19 @@ impl Inner {
         let mut submissions = Vec::new();
         let mut lines = Vec::with_capacity(count);
         for json in jsons() {
-            let line = Members::parse(json).and_then(|mut members| members.line(&self.options.limits));
-            lines.push(line.map_err(ErrorReply::from).map(|line| {
-                let Line { body, client_token, connection_token, conversation, lifetime } = line;
-                let trace_id = trace_id.clone();
-                let submission = Submission {
-                    body,
-                    client_token,
-                    connection_token,
-                    conversation,
-                    replaces: None,
-                    lifetime,
-                    caller,
-                    trace_id,
-                };
+            let line = Members::parse(json)
+                .and_then(|mut members| members.line(&self.options.limits, caller, trace_id.clone()));
+            lines.push(line.map_err(ErrorReply::from).map(|submission| {
                 let pending = PendingReply::of(&submission);
                 submissions.push(submission);
                 pending
             }));
         }
-        let rate = self.budget.pacer().rate();
+        let sending = self.sending();
         let mut verdicts = Vec::new();
         if !submissions.is_empty() {
             let timer = self.metrics.accept_seconds.start_timer();
-            verdicts = self.queue.accept(submissions, rate).await?;
+            verdicts = self.queue.accept(submissions, sending.rate).await?;
             timer.observe_duration();
         }
         let mut verdicts = verdicts.into_iter();
@@ -83,7 +72,7 @@ impl Inner {
                 Ok(mut pending) => {
                     let verdict =
                         verdicts.next().ok_or_else(|| StoreFailed("a submission without a verdict".into()))?;
-                    pending.evaluate(verdict, rate, &self.clock).map(|state| (pending, state))
+                    pending.evaluate(verdict, sending, &self.clock).map(|state| (pending, state))
                 }
                 Err(error) => Err(error),
             };

@@ -22,10 +22,10 @@ use hyper::header::HeaderValue;
 use crate::delivery::{Reason, ServiceError};
 use crate::message::{ClientToken, Invalid};
 use crate::metrics::label_values;
-use crate::queue::{Full, Rejection, StoreFailed};
+use crate::queue::{Full, Rejection, Stopped, StoreFailed};
 use crate::time::Clock;
 
-/// The longest Retry-After of a full queue.
+/// The longest Retry-After of a full queue, and that of one that does not empty.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 label_values! {
@@ -60,6 +60,15 @@ pub(super) struct ErrorReply {
     pub(super) counted: Option<RejectReason>,
     /// The refused message, for the log.
     pub(super) subject: Option<Box<Subject>>,
+}
+
+/// The present state of sending.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SendingState {
+    /// The learned rate.
+    pub(super) rate: f64,
+    /// True while the Participant Service is down.
+    pub(super) down: bool,
 }
 
 /// The names of a refused message, as far as they are known.
@@ -177,9 +186,13 @@ impl ErrorReply {
         Self::new(StatusCode::GONE, "GoneException", text)
     }
 
-    /// The reply to a rejection by the queue. `rate` is the learned one, `lifetime` the one that the bot asked for;
-    /// `clock` converts times.
-    pub(super) fn of_rejection(rejection: &Rejection, rate: f64, lifetime: Option<Duration>, clock: &Clock) -> Self {
+    /// The reply to a rejection by the queue. `lifetime` is the one that the bot asked for; `clock` converts times.
+    pub(super) fn of_rejection(
+        rejection: &Rejection,
+        sending: SendingState,
+        lifetime: Option<Duration>,
+        clock: &Clock,
+    ) -> Self {
         match rejection {
             Rejection::OtherContents(accepted) => Self::conflict(format!(
                 "connect-relay: this ClientToken was accepted with other contents at {}",
@@ -193,20 +206,21 @@ impl ErrorReply {
                 Self::conflict("connect-relay: the disconnect of this conversation was accepted before")
             }
             Rejection::TokenRefused(error) => Self::upstream(error).counted(RejectReason::Denied),
-            Rejection::Full(full) => Self::full(*full, rate),
+            Rejection::Full(full, stopped) => Self::full(*full, *stopped, sending),
             Rejection::TooLate { before } => Self::later(
                 TOO_LATE,
                 format!(
                     "connect-relay: it cannot be delivered within Relay-Lifetime ({} s): about {before} messages go before \
-                     it, and the learned rate is {rate:.1} a second",
-                    lifetime.unwrap_or_default().as_secs()
+                     it, and the learned rate is {:.1} a second",
+                    lifetime.unwrap_or_default().as_secs(),
+                    sending.rate
                 ),
             )
             .counted(RejectReason::TooLate),
         }
     }
 
-    fn full(full: Full, rate: f64) -> Self {
+    fn full(full: Full, stopped: Option<Stopped>, SendingState { rate, down }: SendingState) -> Self {
         use RejectReason::{DiskFull, QueueFull};
         let (what, reason) = match full {
             Full::Messages { queued, most } => (format!("{queued} of {most} messages (queue.messages_max)"), QueueFull),
@@ -218,11 +232,23 @@ impl ErrorReply {
                 (format!("{free} are free on its disk, {least} must stay free (queue.free_disk_min)"), DiskFull)
             }
         };
-        let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
-        // One place is free after the time that one message takes.
-        let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        let stopped = match stopped {
+            Some(Stopped::Paused) => Some("sending is paused"),
+            Some(Stopped::AllRefused) => Some("Connect refuses every token"),
+            None => down.then_some("the Participant Service is down"),
+        };
+        let (pace, mut retry) = match stopped {
+            Some(why) => (format!("nothing is sent now: {why}"), RETRY_MAX),
+            // One place is free after the time that one message takes.
+            None => (
+                format!("it empties at {rate:.1} messages a second"),
+                Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX),
+            ),
+        };
+        let mut text = format!("connect-relay: the queue is full: {what}; {pace}");
         if reason == DiskFull {
-            text.push_str(", but messages are accepted again only when space was freed on that disk");
+            text.push_str(if stopped.is_some() { ";" } else { ", but" });
+            text.push_str(" messages are accepted again only when space was freed on that disk");
             retry = RETRY_MAX;
         }
         Self { retry: Some(retry), ..Self::later("ThrottlingException", text).counted(reason) }
@@ -259,7 +285,10 @@ mod tests {
 
     #[test]
     fn full_queue_names_the_limit_its_key_and_how_fast_it_empties() {
-        let of = |full, rate| ErrorReply::of_rejection(&Rejection::Full(full), rate, None, &Clock::still());
+        let of = |full, rate| {
+            let sending = SendingState { rate, down: false };
+            ErrorReply::of_rejection(&Rejection::Full(full, None), sending, None, &Clock::still())
+        };
         for (full, reason, text, retry, more) in [
             (
                 Full::Messages { queued: 10, most: 10 },
@@ -293,8 +322,32 @@ mod tests {
     }
 
     #[test]
+    fn full_queue_that_does_not_empty_names_the_reason_instead_of_a_rate() {
+        let messages = Full::Messages { queued: 10, most: 10 };
+        for (full, stopped, down, text) in [
+            (messages, Some(Stopped::Paused), false, "(queue.messages_max); nothing is sent now: sending is paused"),
+            (messages, Some(Stopped::Paused), true, "nothing is sent now: sending is paused"),
+            (messages, Some(Stopped::AllRefused), false, "nothing is sent now: Connect refuses every token"),
+            (messages, None, true, "nothing is sent now: the Participant Service is down"),
+            (
+                Full::Disk { free: 1, least: 2 },
+                None,
+                true,
+                "nothing is sent now: the Participant Service is down; messages are accepted again only when space was \
+                 freed on that disk",
+            ),
+        ] {
+            let sending = SendingState { rate: 9.0, down };
+            let error = ErrorReply::of_rejection(&Rejection::Full(full, stopped), sending, None, &Clock::still());
+            assert!(error.text.ends_with(text) && !error.text.contains("it empties"), "{}", error.text);
+            assert_eq!((error.status.as_u16(), error.retry), (429, Some(RETRY_MAX)));
+        }
+    }
+
+    #[test]
     fn rejections_have_the_codes_of_the_contract() {
         let clock = Clock::still();
+        let sending = SendingState { rate: 2.0, down: false };
         let denied = ServiceError { status: 403, code: "AccessDeniedException".into(), ..ServiceError::default() };
         for (rejection, status, code, counted) in [
             (Rejection::OtherContents(Timestamp(0)), 409, "ConflictException", RejectReason::Conflict),
@@ -304,12 +357,12 @@ mod tests {
             (Rejection::TooLate { before: 7 }, 429, "RelayTooLateException", RejectReason::TooLate),
             (Rejection::TokenRefused(denied), 403, "AccessDeniedException", RejectReason::Denied),
         ] {
-            let error = ErrorReply::of_rejection(&rejection, 10.0, None, &clock);
+            let error = ErrorReply::of_rejection(&rejection, sending, None, &clock);
             assert_eq!((error.status.as_u16(), &*error.code, error.counted), (status, code, Some(counted)));
             assert!(error.text.starts_with("connect-relay: "));
         }
-        let late =
-            ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, Some(Duration::from_secs(3)), &clock);
+        let lifetime = Some(Duration::from_secs(3));
+        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, sending, lifetime, &clock);
         assert_eq!(
             late.text,
             "connect-relay: it cannot be delivered within Relay-Lifetime (3 s): about 7 messages go before it, and the \

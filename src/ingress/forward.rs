@@ -6,12 +6,12 @@
 //! conversation is queued and the quota has slots to spare, and else dropped. And a new connection token is stored with
 //! its participant before the bot gets it, so that a renewed token continues the conversation.
 //!
-//! Headers between the bot and the relay (`Relay-…`, which can contain a token, and `Prefer`) are not forwarded;
-//! `Participant` drops those that belong to a signature or a connection. Replies hold permits of their own budget until
-//! they have been read, as bodies do: a transcript can be long, and slow readers many.
+//! `Participant` drops the headers that belong to a signature, to a connection or to the relay (`Relay-…`, which can
+//! contain a token, and `Prefer`). Replies hold permits of their own budget until they have been read, as bodies do: a
+//! transcript can be long, and slow readers many.
 
 use bytes::Bytes;
-use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use serde::Deserialize;
 
@@ -20,7 +20,7 @@ use super::body::{BudgetPermit, BufferedBody};
 use super::error_reply::ErrorReply;
 use super::parse::{Members, TYPING};
 use super::reply;
-use super::request::{BEARER, Identity, PREFER};
+use super::request::{BEARER, Identity};
 use super::{Handled, Inner, caller};
 use crate::message::{Caller, ConnectionToken};
 use crate::participant::{Forwarded, Unreachable};
@@ -110,11 +110,10 @@ impl Inner {
     }
 
     fn forwarded_reply(&self, forwarded: Forwarded) -> Reply {
-        reply::of_forwarded(forwarded, self.options.retry_after, self.clock.wall())
+        reply::of_forwarded(forwarded, self.clock.wall())
     }
 
-    async fn send_upstream(&self, mut parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, ErrorReply> {
-        remove_relay_headers(&mut parts.headers);
+    async fn send_upstream(&self, parts: Parts, body: Bytes, caller: Caller) -> Result<Forwarded, ErrorReply> {
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut permit = BudgetPermit::default();
         let reserve = async |bytes| permit = self.replies.acquire_for_reply(bytes, caller).await;
@@ -122,19 +121,6 @@ impl Inner {
         let forwarded =
             forwarded.map_err(|Unreachable(why)| ErrorReply::unavailable(format!("connect-relay: {why}")))?;
         Ok(Forwarded { body: permit.attach_to(forwarded.body), ..forwarded })
-    }
-}
-
-/// Removes the headers between the bot and the relay. Replies come unencoded, because the relay reads those about
-/// connections.
-fn remove_relay_headers(headers: &mut HeaderMap) {
-    let own: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("relay-") || *name == PREFER || *name == ACCEPT_ENCODING)
-        .cloned()
-        .collect();
-    for name in own {
-        headers.remove(name);
     }
 }
 
@@ -151,19 +137,9 @@ fn connection_token(body: &[u8]) -> Option<ConnectionToken> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use hyper::header::HeaderMap;
 
-    #[test]
-    fn headers_between_bot_and_relay_are_not_forwarded() {
-        let mut headers = HeaderMap::new();
-        for name in ["x-amz-bearer", "relay-replaces-token", "relay-conversation", "prefer", "content-type"] {
-            headers.append(name, HeaderValue::from_static("x"));
-        }
-        remove_relay_headers(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["content-type", "x-amz-bearer"]);
-    }
+    use super::*;
 
     #[test]
     fn connection_token_is_found_where_there_is_one() {

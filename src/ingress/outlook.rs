@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use super::Inner;
+use super::error_reply::SendingState;
 use super::reply::Outlook;
 use super::request::Wait;
 use crate::message;
@@ -24,13 +25,6 @@ use crate::time::Timestamp;
 
 /// The time between two checks of an implied wait.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The present state of sending.
-#[derive(Clone, Copy, Debug)]
-struct SendingState {
-    rate: f64,
-    down: bool,
-}
 
 impl Inner {
     /// The outlook of a message; `None` if it is not queued any more.
@@ -68,7 +62,7 @@ impl Inner {
         }
     }
 
-    fn sending(&self) -> SendingState {
+    pub(super) fn sending(&self) -> SendingState {
         let pacer = self.budget.pacer();
         SendingState { rate: pacer.rate(), down: pacer.closed() == Some(Closed::Down) }
     }

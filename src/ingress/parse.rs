@@ -12,8 +12,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use super::error_reply::Subject;
 use super::request::lifetime_of;
 use crate::message::{
-    self, Body, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX, Limits,
-    check_zeros,
+    self, Body, Caller, ClientToken, ConnectionToken, Content, ContentType, ConversationKey, Invalid, LIFETIME_MAX,
+    Limits, Submission, check_zeros,
 };
 
 /// The ContentType of a typing event.
@@ -44,15 +44,6 @@ enum Member<'a> {
     Text(Cow<'a, str>),
     Count(u64),
     Other(&'static str),
-}
-
-/// A line of a batch.
-pub(super) struct Line {
-    pub(super) body: Body,
-    pub(super) client_token: ClientToken,
-    pub(super) connection_token: ConnectionToken,
-    pub(super) conversation: Option<ConversationKey>,
-    pub(super) lifetime: Option<std::time::Duration>,
 }
 
 impl<'a> Members<'a> {
@@ -102,13 +93,18 @@ impl<'a> Members<'a> {
     }
 
     /// A line of a batch, whose members include the values that are headers elsewhere.
-    pub(super) fn line(&mut self, limits: &Limits) -> Result<Line, Invalid> {
+    pub(super) fn line(
+        &mut self,
+        limits: &Limits,
+        caller: Caller,
+        trace_id: Option<Box<str>>,
+    ) -> Result<Submission, Invalid> {
         let Some(token) = self.connection_token.text("ConnectionToken")? else {
             return Err(Invalid("ConnectionToken is missing".into()));
         };
         let key = self.conversation.text("Conversation")?;
         let key = key.map(|key| ConversationKey::parse(key.as_bytes())).transpose();
-        Ok(Line {
+        Ok(Submission {
             connection_token: ConnectionToken::parse(token.as_bytes())?,
             // In a batch it is a member, not the header.
             conversation: key
@@ -116,6 +112,9 @@ impl<'a> Members<'a> {
             lifetime: self.lifetime()?,
             client_token: self.client_token()?,
             body: self.message(limits)?,
+            replaces: None,
+            caller,
+            trace_id,
         })
     }
 
@@ -393,7 +392,10 @@ mod tests {
     fn line_of_a_batch_has_the_header_values_as_members() {
         let line = |rest: &str| {
             let json = format!(r#"{{"ContentType":"text/plain","Content":"x"{rest}}}"#);
-            Members::parse(json.as_bytes()).unwrap().line(&Limits::default()).map_err(|invalid| invalid.0)
+            Members::parse(json.as_bytes())
+                .unwrap()
+                .line(&Limits::default(), Caller::Tcp, None)
+                .map_err(|invalid| invalid.0)
         };
         let full = line(
             r#","ConnectionToken":"t","Conversation":"C/bot","Lifetime":60,"ClientToken":"c"}"#.trim_end_matches('}'),

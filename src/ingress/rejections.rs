@@ -48,15 +48,7 @@ impl Reporter {
 
     /// Logs a rejection, or counts it.
     pub(super) fn rejected(&self, reason: RejectReason, error: &ErrorReply) {
-        let now = self.clock.now();
-        let mut lines = Vec::new();
-        let pending = {
-            let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
-            rejections.rejected(reason, error, now, &mut lines);
-            rejections.is_pending()
-        };
-        lines.iter().for_each(LogLine::log);
-        if pending {
+        if self.report(|rejections, now, lines| rejections.rejected(reason, error, now, lines)) {
             self.wake.notify_one();
         }
     }
@@ -78,11 +70,11 @@ impl Reporter {
         self.report(Rejections::finish);
     }
 
-    /// True while more may become due.
-    fn report(&self, due: impl FnOnce(&mut Rejections, Timestamp, &mut Vec<LogLine>)) -> bool {
+    /// Writes the lines that a step adds. True while more may become due.
+    fn report(&self, step: impl FnOnce(&mut Rejections, Timestamp, &mut Vec<LogLine>)) -> bool {
         let mut lines = Vec::new();
         let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
-        due(&mut rejections, self.clock.now(), &mut lines);
+        step(&mut rejections, self.clock.now(), &mut lines);
         let pending = rejections.is_pending();
         drop(rejections);
         lines.iter().for_each(LogLine::log);

@@ -46,6 +46,9 @@ const RELAY_MESSAGE: HeaderName = HeaderName::from_static("relay-message");
 const RELAY_DURABLE: HeaderName = HeaderName::from_static("relay-durable");
 const RELAY_CLIENT_TOKEN: HeaderName = HeaderName::from_static("relay-client-token");
 
+/// The Retry-After of the relay's own 429, 500 and 503, unless it is longer, and of a forwarded one that has none.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
 /// The characters of a ClientToken that are percent-encoded in its header.
 const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
@@ -96,7 +99,7 @@ impl MessageMetadata<'_> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Queued<'a> {
     client_token: &'a str,
@@ -129,20 +132,13 @@ pub(super) fn of_state(
     client_token: &ClientToken,
     outlook: Option<Outlook>,
     bare: bool,
-    retry_after: Duration,
 ) -> Reply {
-    let mut reply = of_status(&state.status, client_token, outlook, bare, retry_after);
+    let mut reply = of_status(&state.status, client_token, outlook, bare);
     add_message_headers(&mut reply, state, client_token);
     reply
 }
 
-fn of_status(
-    status: &Status,
-    client_token: &ClientToken,
-    outlook: Option<Outlook>,
-    bare: bool,
-    retry_after: Duration,
-) -> Reply {
+fn of_status(status: &Status, client_token: &ClientToken, outlook: Option<Outlook>, bare: bool) -> Reply {
     match status {
         Status::Queued { ahead, .. } => {
             let outlook = outlook.as_ref();
@@ -167,7 +163,7 @@ fn of_status(
             },
         ),
         Status::Dead { reason, maybe_delivered, error } => {
-            of_error(&ErrorReply::of_dead(*reason, *maybe_delivered, error), retry_after)
+            of_error(&ErrorReply::of_dead(*reason, *maybe_delivered, error))
         }
     }
 }
@@ -204,15 +200,15 @@ fn in_header(client_token: &ClientToken) -> Option<HeaderValue> {
     HeaderValue::from_str(&Cow::from(utf8_percent_encode(client_token.as_str(), NOT_IN_HEADERS))).ok()
 }
 
-/// An error. `retry_after` is the default Retry-After.
-pub(super) fn of_error(error: &ErrorReply, retry_after: Duration) -> Reply {
+/// An error.
+pub(super) fn of_error(error: &ErrorReply) -> Reply {
     let mut reply = json(error.status, &Text { message: &error.text });
     let headers = reply.headers_mut();
     let code = HeaderValue::try_from(&*error.code).unwrap_or(HeaderValue::from_static("ValidationException"));
     headers.insert(ERROR_TYPE, code);
     headers.insert(REQUEST_ID, request_id(error.request_id.as_deref()));
     if allows_retry(error.status) && error.code != TOO_LATE {
-        set_retry_headers(headers, error.retry.unwrap_or_default().max(retry_after));
+        set_retry_headers(headers, error.retry.unwrap_or_default().max(RETRY_AFTER_MIN));
     }
     reply
 }
@@ -252,14 +248,14 @@ pub(super) fn dropped(client_token: &ClientToken) -> Reply {
 
 /// The service's reply to a forwarded request, unchanged. But a success always has a request id, and a reply that
 /// allows a retry has both headers for it: a gateway's 429 usually has neither.
-pub(super) fn of_forwarded(forwarded: Forwarded, retry_after: Duration, now: WallTime) -> Reply {
+pub(super) fn of_forwarded(forwarded: Forwarded, now: WallTime) -> Reply {
     let Forwarded { status, headers, body } = forwarded;
     let mut reply = Response::new(Full::new(body));
     *reply.status_mut() = status;
     if allows_retry(status) {
         let hint = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let RetryHint(hint) = RetryHint::parse(hint(AMZ_RETRY_AFTER), hint(RETRY_AFTER), now);
-        set_retry_headers(reply.headers_mut(), hint.unwrap_or(retry_after));
+        set_retry_headers(reply.headers_mut(), hint.unwrap_or(RETRY_AFTER_MIN));
     }
     // Upstream's own headers take precedence.
     reply.headers_mut().extend(headers);
@@ -283,19 +279,7 @@ pub(super) fn line(lines: &mut Vec<u8>, client_token: &ClientToken, state: &Mess
             error_line(lines, &ErrorReply::of_dead(*reason, *maybe_delivered, error));
         }
         status => {
-            let (client_token, state) = (client_token.as_str(), name(status));
-            push_line(
-                lines,
-                &Queued {
-                    client_token,
-                    state,
-                    ahead: None,
-                    expected_time: None,
-                    expires: None,
-                    will_expire: false,
-                    note: None,
-                },
-            );
+            push_line(lines, &Queued { client_token: client_token.as_str(), state: name(status), ..Queued::default() });
         }
     }
 }
@@ -341,12 +325,13 @@ fn request_id(upstreams: Option<&str>) -> HeaderValue {
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use super::super::error_reply::SendingState;
     use super::*;
     use crate::delivery::{Reason, ServiceError};
     use crate::queue::{Full, Rejection, StoreFailed};
     use crate::time::{Clock, Timestamp};
 
-    const DEFAULT_RETRY: Duration = Duration::from_millis(1500);
+    const SENDING: SendingState = SendingState { rate: 0.4, down: false };
 
     fn taken(reply: Reply) -> (u16, HeaderMap, String) {
         let (parts, body) = reply.into_parts();
@@ -375,7 +360,7 @@ mod tests {
             expires: Timestamp(9000),
         };
         let outlook = Outlook { expected: Some(WallTime(0)), expires: WallTime(9000), will_expire: false, note: None };
-        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false, DEFAULT_RETRY));
+        let (status, headers, body) = taken(of_status(&queued, &token("c-1"), Some(outlook), false));
         let expected = r#"{"ClientToken":"c-1","State":"QUEUED","Ahead":3,"ExpectedTime":"1970-01-01T00:00:00.000Z","Expires":"1970-01-01T00:00:09.000Z"}"#;
         assert_eq!((status, &*body), (202, expected));
         assert_eq!(headers["content-type"], "application/json");
@@ -390,12 +375,12 @@ mod tests {
             request_id: Some("up-1".into()),
         };
         let delivered = Status::Delivered(receipt.clone());
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, false, DEFAULT_RETRY));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, false));
         assert_eq!((status, &*body), (200, r#"{"Id":"id-1","AbsoluteTime":"2019-11-08T02:41:28.172Z"}"#));
         let rejected = Status::Delivered(Receipt { processing_status: Some("REJECTED".into()), ..receipt });
-        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), None, false, DEFAULT_RETRY));
+        let (_, _, body) = taken(of_status(&rejected, &token("c-1"), None, false));
         assert!(body.ends_with(r#","MessageMetadata":{"MessageProcessingStatus":"REJECTED"}}"#), "{body}");
-        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true, DEFAULT_RETRY));
+        let (status, _, body) = taken(of_status(&delivered, &token("c-1"), None, true));
         assert_eq!((status, &*body), (200, ""), "a disconnect that is done has no body");
     }
 
@@ -406,7 +391,7 @@ mod tests {
             id.map(|id| headers.insert(REQUEST_ID, HeaderValue::from_static(id)));
             let status = status.try_into().unwrap();
             let forwarded = Forwarded { status, headers, body: "as it came".into() };
-            let (came, headers, body) = taken(of_forwarded(forwarded, DEFAULT_RETRY, WallTime(0)));
+            let (came, headers, body) = taken(of_forwarded(forwarded, WallTime(0)));
             assert_eq!((came, &*body), (status.as_u16(), "as it came"));
             headers.get(REQUEST_ID).map(|id| id.to_str().unwrap().to_owned())
         };
@@ -418,7 +403,7 @@ mod tests {
     #[test]
     fn forwarded_reply_that_allows_a_retry_has_both_headers() {
         for (status, given, amz, standard) in [
-            (429, &[][..], Some("1500"), Some("2")),
+            (429, &[][..], Some("1000"), Some("1")),
             (503, &[("retry-after", "7")], Some("7000"), Some("7")),
             (500, &[("x-amz-retry-after", "2500")], Some("2500"), Some("3")),
             (429, &[("x-amz-retry-after", "10"), ("retry-after", "9")], Some("10"), Some("9")),
@@ -432,7 +417,7 @@ mod tests {
                 headers: headers.collect(),
                 body: Bytes::new(),
             };
-            let (_, headers, _) = taken(of_forwarded(forwarded, DEFAULT_RETRY, WallTime(0)));
+            let (_, headers, _) = taken(of_forwarded(forwarded, WallTime(0)));
             let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!((header("x-amz-retry-after"), header("retry-after")), (amz, standard), "{status} {given:?}");
             assert_eq!(headers.get_all("retry-after").iter().count(), usize::from(standard.is_some()));
@@ -473,7 +458,7 @@ mod tests {
                 "connect-relay: the message is dead: its lifetime ended before it was delivered; an attempt may have arrived",
             ),
         ] {
-            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), None, false, DEFAULT_RETRY));
+            let (came, headers, body) = taken(of_status(&dead(reason, given), &token("c"), None, false));
             assert_eq!(came, status);
             assert_eq!(headers["x-amzn-errortype"], code);
             assert_eq!(body, serde_json::json!({ "Message": text }).to_string());
@@ -483,8 +468,8 @@ mod tests {
 
     #[test]
     fn message_that_is_too_late_has_no_retry_headers() {
-        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, 2.0, None, &Clock::still());
-        let (status, headers, _) = taken(of_error(&late, DEFAULT_RETRY));
+        let late = ErrorReply::of_rejection(&Rejection::TooLate { before: 7 }, SENDING, None, &Clock::still());
+        let (status, headers, _) = taken(of_error(&late));
         assert_eq!((status, &headers["x-amzn-errortype"]), (429, &HeaderValue::from_static(TOO_LATE)));
         assert!(!headers.contains_key("x-amz-retry-after") && !headers.contains_key("retry-after"));
     }
@@ -493,11 +478,11 @@ mod tests {
     fn error_that_allows_a_retry_has_both_headers() {
         let full = Full::Messages { queued: 10, most: 10 };
         for (error, millis, seconds) in [
-            (ErrorReply::of_rejection(&Rejection::Full(full), 0.4, None, &Clock::still()), "2500", "3"),
-            (ErrorReply::from(StoreFailed("disk".into())), "1500", "2"),
-            (ErrorReply::unavailable("connect-relay: stopping"), "1500", "2"),
+            (ErrorReply::of_rejection(&Rejection::Full(full, None), SENDING, None, &Clock::still()), "2500", "3"),
+            (ErrorReply::from(StoreFailed("disk".into())), "1000", "1"),
+            (ErrorReply::unavailable("connect-relay: stopping"), "1000", "1"),
         ] {
-            let (status, headers, body) = taken(of_error(&error, DEFAULT_RETRY));
+            let (status, headers, body) = taken(of_error(&error));
             assert_eq!(status, error.status.as_u16());
             assert_eq!(headers["x-amzn-errortype"], *error.code);
             assert_eq!(

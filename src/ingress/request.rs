@@ -20,7 +20,7 @@ pub(super) const BEARER: HeaderName = HeaderName::from_static("x-amz-bearer");
 const CONVERSATION: HeaderName = HeaderName::from_static("relay-conversation");
 const REPLACES: HeaderName = HeaderName::from_static("relay-replaces-token");
 const LIFETIME: HeaderName = HeaderName::from_static("relay-lifetime");
-pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 

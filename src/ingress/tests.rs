@@ -555,6 +555,26 @@ async fn full_queue_is_429_that_names_the_limit_and_still_knows_repeats() {
 }
 
 #[tokio::test]
+async fn full_queue_that_does_not_empty_says_so_and_asks_for_a_late_retry() {
+    let rig = Rig::with(|settings| settings.queue.messages_max = 1).await;
+    rig.send_text("t-1", "c-1", "hello").await;
+    let line = json!({"ContentType": "text/plain", "Content": "hello", "ConnectionToken": "t-1"}).to_string();
+    let refused = async |why: &str| {
+        let seen = rig.send_text("t-1", "c-2", "hello").await;
+        seen.assert_error(429, "ThrottlingException", why);
+        assert_eq!((seen.header("x-amz-retry-after"), seen.header("retry-after")), ("60000", "60"));
+        let seen = rig.ask(BOT, "POST", "/participant/messages", &[], line.clone()).await;
+        assert!(seen.body.contains(why), "{}", seen.body);
+    };
+    rig.queue.pause(String::new()).await.unwrap();
+    refused("1 of 1 messages (queue.messages_max); nothing is sent now: sending is paused").await;
+    rig.queue.resume().await.unwrap();
+    let now = rig.clock.now();
+    rig.budget.pacer().ended(now, now, delivery::Signal::Down(crate::retry::RetryHint::default()));
+    refused("1 of 1 messages (queue.messages_max); nothing is sent now: the Participant Service is down").await;
+}
+
+#[tokio::test]
 async fn full_disk_is_429_that_names_it() {
     let rig = Rig::with(|settings| settings.queue.free_disk_min = 1 << 60).await;
     rig.send_text("t-1", "c-1", "hello").await.assert_error(429, "ThrottlingException", "(queue.free_disk_min)");
@@ -977,13 +997,21 @@ async fn renewed_token_continues_the_conversation_of_its_participant() {
 async fn other_operations_are_forwarded_unchanged() {
     let rig = Rig::new().await;
     rig.upstream.answers(418, &[("x-amzn-errortype", "TeapotException"), ("x-more", "1")], "short");
-    let headers = [("x-amz-bearer", "t-1"), ("relay-replaces-token", "secret"), ("content-type", "application/json")];
+    let of_the_relay = [
+        ("relay-replaces-token", "secret"),
+        ("relay-conversation", "C/b"),
+        ("prefer", "wait=1"),
+        ("accept-encoding", "br"),
+    ];
+    let headers = [&[("x-amz-bearer", "t-1"), ("content-type", "application/json")], &of_the_relay[..]].concat();
     let seen = rig.post("/participant/transcript?a=b%20c", &headers, json!({ "MaxResults": 1 })).await;
     assert_eq!((seen.status, &*seen.body, seen.header("x-more")), (418, "short", "1"));
     let asked = rig.upstream.asked();
     assert_eq!((&*asked[0].0, &*asked[0].2), ("POST /participant/transcript?a=b%20c", &br#"{"MaxResults":1}"#[..]));
     assert_eq!(asked[0].1["content-type"], "application/json");
-    assert!(!asked[0].1.contains_key("relay-replaces-token"));
+    for (name, value) in of_the_relay {
+        assert!(asked[0].1.get(name).is_none_or(|passed| passed != value), "{name}");
+    }
 
     rig.upstream.answers(302, &[("location", "http://127.0.0.1:9/")], "");
     let seen = rig.post("/participant/attachment", &headers, json!({})).await;

@@ -56,7 +56,7 @@ pub struct Report {
 }
 
 /// The counters behind a report.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) accepted: u64,
     pub(super) throttled: u64,
@@ -71,15 +71,7 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn new(now: Timestamp) -> Counts {
-        Counts {
-            accepted: 0,
-            throttled: 0,
-            retracted: 0,
-            reported: 0,
-            held_since: None,
-            held_for: Duration::ZERO,
-            reported_at: now,
-        }
+        Counts { reported_at: now, ..Counts::default() }
     }
 
     /// Notes the beginning or the end of a period in which only the rate holds back a message.

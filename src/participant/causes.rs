@@ -65,56 +65,51 @@ fn tls(error: &rustls::Error) -> String {
 
 fn certificate(error: &CertificateError) -> String {
     let debug = format!("{error:?}");
-    match error {
+    let text = match error {
         CertificateError::Expired => {
-            "the server's certificate has expired: renew it there, or set this machine's clock".into()
+            "the server's certificate has expired: renew it there, or set this machine's clock"
         }
-        CertificateError::ExpiredContext { not_after, .. } => format!(
-            "the server's certificate expired at {}: renew it there, or set this machine's clock",
-            time(not_after.as_secs())
-        ),
-        CertificateError::NotValidYet => "the server's certificate is not valid yet: set this machine's clock".into(),
-        CertificateError::NotValidYetContext { not_before, .. } => format!(
-            "the server's certificate is not valid before {}: set this machine's clock",
-            time(not_before.as_secs())
-        ),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            let at = time(not_after.as_secs());
+            return format!("the server's certificate expired at {at}: renew it there, or set this machine's clock");
+        }
+        CertificateError::NotValidYet => "the server's certificate is not valid yet: set this machine's clock",
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            let at = time(not_before.as_secs());
+            return format!("the server's certificate is not valid before {at}: set this machine's clock");
+        }
         CertificateError::NotValidForName => {
             "the server's certificate is for another host: check sender.endpoint, or the names in the certificate"
-                .into()
         }
-        CertificateError::NotValidForNameContext { expected, presented } => format!(
-            "the server's certificate is for {}, not for {}: check sender.endpoint, or the names in the certificate",
-            if presented.is_empty() {
-                "no host".to_owned()
-            } else {
-                presented.iter().map(|name| host(name)).collect::<Vec<_>>().join(", ")
-            },
-            expected.to_str()
-        ),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let presented: Vec<_> = presented.iter().map(|name| host(name)).collect();
+            return format!(
+                "the server's certificate is for {}, not for {}: check sender.endpoint, or the names in the certificate",
+                if presented.is_empty() { "no host".to_owned() } else { presented.join(", ") },
+                expected.to_str()
+            );
+        }
         CertificateError::UnknownIssuer => {
-            "the server's certificate is of an authority that is not trusted here: if it is \
-                                            yours, add the authority's certificate to sender.ca_file"
-                .into()
+            "the server's certificate is of an authority that is not trusted here: if it is yours, add the authority's \
+             certificate to sender.ca_file"
         }
-        CertificateError::Revoked => "the server's certificate was revoked: renew it there".into(),
-        CertificateError::BadEncoding => "the server's certificate cannot be read: it is no X.509 certificate".into(),
+        CertificateError::Revoked => "the server's certificate was revoked: renew it there",
+        CertificateError::BadEncoding => "the server's certificate cannot be read: it is no X.509 certificate",
         CertificateError::BadSignature => {
-            "the signature of the server's certificate is wrong: the authority's certificate \
-                                           in sender.ca_file has the right name and another key"
-                .into()
+            "the signature of the server's certificate is wrong: the authority's certificate in sender.ca_file has the \
+             right name and another key"
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "the server's certificate is not one for servers: issue one with the extended key usage serverAuth".into()
+            "the server's certificate is not one for servers: issue one with the extended key usage serverAuth"
         }
         _ if debug.contains("CaUsedAsEndEntity") => {
-            "the server presents the certificate of an authority (CA:TRUE) as its \
-                                                     own, such as a self-signed one: let it present a certificate for \
-                                                     servers (CA:FALSE) that this authority has issued, and keep the \
-                                                     authority's in sender.ca_file"
-                .into()
+            "the server presents the certificate of an authority (CA:TRUE) as its own, such as a self-signed one: let it \
+             present a certificate for servers (CA:FALSE) that this authority has issued, and keep the authority's in \
+             sender.ca_file"
         }
-        _ => format!("the server's certificate is not accepted: {}", words_of_debug(&debug)),
-    }
+        _ => return format!("the server's certificate is not accepted: {}", words_of_debug(&debug)),
+    };
+    text.into()
 }
 
 /// `DnsName("localhost")` and `IpAddress(127.0.0.1)` as hosts.

@@ -18,8 +18,9 @@ const OF_A_CONNECTION: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// The service needs no signature, and one made for the relay's address would be invalid. The caller's Accept-Encoding
-/// is not forwarded, because a reply to a bot is never encoded.
+/// The service needs no signature, and one made for the relay's address would be invalid. `Relay-…`, which can contain a
+/// token, and `Prefer` are for the relay. The caller's Accept-Encoding is not forwarded, because a reply to a bot is never
+/// encoded.
 fn stays_here(name: &HeaderName) -> bool {
     let text = name.as_str();
     [HOST, AUTHORIZATION, ACCEPT_ENCODING].contains(name)

@@ -132,48 +132,38 @@ impl Trial<'_> {
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.ok().map(|body| body.to_bytes());
             Ok::<_, legacy::Error>((head.status, head.headers, body))
         };
-        let way = || {
-            let secure = self.secure.then(|| passed(&certificate, String::new()));
-            [passed(&connect, String::new())].into_iter().chain(secure).collect::<Vec<_>>()
-        };
-        match timeout(self.attempt_timeout, exchange).await {
+        let limit = || format!("within {} (sender.attempt_timeout)", humantime::format_duration(self.attempt_timeout));
+        let answer = match timeout(self.attempt_timeout, exchange).await {
             Ok(Ok((status, headers, body))) => {
                 let answer = Response { status, headers: &headers, body: body.as_deref() };
-                let step = match response::recognise(&answer) {
-                    Ok(remark) => passed(&answered, remark),
-                    Err(why) if status.is_server_error() => failed(
-                        &answered,
-                        format!("it answered {why}: try again in a minute; if it lasts, check {}", self.setting),
-                    ),
-                    Err(why) => failed(
-                        &answered,
-                        format!(
-                            "it answered {why}: check {}, and what is on the way to it (sender.proxy)",
-                            self.setting
-                        ),
-                    ),
-                };
-                [way(), vec![step]].concat()
+                match response::recognise(&answer) {
+                    Err(why) if status.is_server_error() => {
+                        Err(format!("it answered {why}: try again in a minute; if it lasts, check {}", self.setting))
+                    }
+                    Err(why) => {
+                        let next = "and what is on the way to it (sender.proxy)";
+                        Err(format!("it answered {why}: check {}, {next}", self.setting))
+                    }
+                    recognised => recognised,
+                }
             }
             Ok(Err(error)) if !error.is_connect() => {
-                let text =
-                    format!("no answer came: {}: try again; if it lasts, check {}", causes(&error), self.setting);
-                [way(), vec![failed(&answered, text)]].concat()
+                Err(format!("no answer came: {}: try again; if it lasts, check {}", causes(&error), self.setting))
             }
-            Ok(Err(error)) => match chain(&error).find_map(tls_error) {
-                Some(_) => vec![passed(&connect, String::new()), failed(&certificate, causes(&error))],
-                None => vec![failed(&connect, self.unconnected(&error))],
-            },
-            Err(_) => {
-                let within = humantime::format_duration(self.attempt_timeout);
-                let limit = format!("within {within} (sender.attempt_timeout)");
-                if connection.connection_metadata().is_none() {
-                    return vec![failed(&connect, format!("no connection {limit}: {}", self.egress()))];
-                }
-                let text = format!("no answer {limit}: try again; if it lasts, check {}", self.setting);
-                [way(), vec![failed(&answered, text)]].concat()
+            Ok(Err(error)) => {
+                return match chain(&error).find_map(tls_error) {
+                    Some(_) => vec![passed(&connect, String::new()), failed(&certificate, causes(&error))],
+                    None => vec![failed(&connect, self.unconnected(&error))],
+                };
             }
-        }
+            Err(_) if connection.connection_metadata().is_none() => {
+                return vec![failed(&connect, format!("no connection {}: {}", limit(), self.egress()))];
+            }
+            Err(_) => Err(format!("no answer {}: try again; if it lasts, check {}", limit(), self.setting)),
+        };
+        let answer = answer.map_or_else(|fault| failed(&answered, fault), |remark| passed(&answered, remark));
+        let certificate = self.secure.then(|| passed(&certificate, String::new()));
+        [passed(&connect, String::new())].into_iter().chain(certificate).chain([answer]).collect()
     }
 
     /// The sentence on a connection that was not made.

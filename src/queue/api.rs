@@ -15,7 +15,7 @@ pub use self::messages::{
 };
 pub use self::outcomes::{OutcomeCursor, OutcomeEvent, OutcomePage};
 pub use self::summary::{AGES, ConversationCount, Summary};
-pub use self::verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Verdict};
+pub use self::verdict::{Asker, Found, Full, MessageId, MessageState, Rejection, Status, Stopped, Verdict};
 use crate::storage::SealingKey;
 use crate::time::Timestamp;
 

@@ -738,7 +738,7 @@ fn message_stays_queued_after_a_wait_ends() {
 fn full_queue_keeps_nothing_and_still_answers_repeats() {
     let rig = Rig::with(|options| options.messages_max = 2);
     rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
-    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Full(Full::Messages { queued: 2, most: 2 }));
+    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Full(Full::Messages { queued: 2, most: 2 }, None));
     assert!(matches!(rig.push(message("a", "2", "x")), Verdict::Accepted { repeat: true, .. }));
 }
 
@@ -889,7 +889,7 @@ fn store_that_was_full_takes_messages_again_once_it_is_drained() {
             number += 100;
             let verdicts = rig.push_all(group);
             accepted += verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Accepted { .. })).count();
-            if matches!(verdicts.last(), Some(Verdict::Rejected(Rejection::Full(Full::Bytes { .. })))) {
+            if matches!(verdicts.last(), Some(Verdict::Rejected(Rejection::Full(Full::Bytes { .. }, _)))) {
                 break;
             }
         }

@@ -5,29 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::switch::Faults;
+
 /// The settings of a simulator.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Options {
-    /// Messages and events per second.
-    pub rate: f64,
-    /// Messages and events in a burst.
-    pub burst: u32,
-    /// The time from a request to its reply.
-    pub latency: Duration,
-    /// The largest random change of the latency, up and down.
-    pub jitter: Duration,
-    /// Share of the requests that fail with a 500 or a 503, in turn.
-    pub error_rate: f64,
-    /// Share of the requests that are executed, but get no reply.
-    pub lost_reply_rate: f64,
-    /// True if every operation is answered 503.
-    pub outage: bool,
-    /// True if every operation is answered 429.
-    pub throttle: bool,
-    /// The seconds in `Retry-After` of a 429 and a 503.
-    pub retry_after: Option<u64>,
-    /// Tokens that are refused.
-    pub deny: Vec<String>,
+    /// The faults of the start.
+    pub faults: Faults,
     /// The lifetime of a connection token, since it was issued or first seen.
     pub token_life: Option<Duration>,
     /// The seed of the random generators.
@@ -36,28 +20,6 @@ pub struct Options {
     pub ledger: Option<File>,
     /// True to keep accepted messages in memory, for [`Simulator::accepted`](super::Simulator::accepted).
     pub keep_accepted: bool,
-}
-
-impl Default for Options {
-    /// AWS's default quota, and no faults.
-    fn default() -> Options {
-        Options {
-            rate: 10.0,
-            burst: 15,
-            latency: Duration::ZERO,
-            jitter: Duration::ZERO,
-            error_rate: 0.0,
-            lost_reply_rate: 0.0,
-            outage: false,
-            throttle: false,
-            retry_after: None,
-            deny: Vec::new(),
-            token_life: None,
-            seed: 0,
-            ledger: None,
-            keep_accepted: false,
-        }
-    }
 }
 
 /// The counts since the start.

@@ -86,10 +86,10 @@ enum Refusal {
 impl Service {
     pub(super) fn new(options: Options, now: Timestamp) -> Service {
         Service {
-            quotas: Quotas::new(options.rate, options.burst, now),
-            faults: Faults::of(&options),
+            quotas: Quotas::new(options.faults.rate, options.faults.burst, now),
             dice: Dice { dice: fastrand::Rng::with_seed(options.seed), failed: 0 },
-            denied: options.deny.into_iter().map(String::into_bytes).collect(),
+            denied: denied(&options.faults),
+            faults: options.faults,
             token_life: options.token_life,
             participants: HashMap::new(),
             tokens: HashMap::new(),
@@ -112,7 +112,7 @@ impl Service {
         if (faults.rate, faults.burst) != (self.faults.rate, self.faults.burst) {
             self.quotas = Quotas::new(faults.rate, faults.burst, now);
         }
-        self.denied = faults.deny.iter().cloned().map(String::into_bytes).collect();
+        self.denied = denied(&faults);
         self.faults = faults;
     }
 
@@ -269,6 +269,10 @@ impl Service {
     }
 }
 
+fn denied(faults: &Faults) -> HashSet<Vec<u8>> {
+    faults.deny.iter().cloned().map(String::into_bytes).collect()
+}
+
 /// A time as AWS writes it. The simulator has no store, so its line is the wall clock as it was at the start.
 fn shown(time: Timestamp) -> String {
     WallTime(time.0).to_string()
@@ -280,7 +284,7 @@ const EXPLICIT_DENY: &str = "User is not authorized to access this resource with
 const GONE: &str = "Access denied";
 
 impl Reply {
-    fn ok(body: String) -> Reply {
+    pub(super) fn ok(body: String) -> Reply {
         Reply { status: StatusCode::OK, error: None, retry_after: None, body }
     }
 

@@ -23,8 +23,6 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::options::Options;
-
 /// The longest latency, and the longest hint.
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -41,12 +39,12 @@ pub struct Faults {
     /// The time from a request to its reply.
     #[serde(serialize_with = "as_text")]
     pub latency: Duration,
-    /// The largest random change of the latency.
+    /// The largest random change of the latency, up and down.
     #[serde(serialize_with = "as_text")]
     pub jitter: Duration,
-    /// Share of the requests that fail.
+    /// Share of the requests that fail with a 500 or a 503, in turn.
     pub error_rate: f64,
-    /// Share of the requests whose reply is lost.
+    /// Share of the requests that are executed, but get no reply.
     pub lost_reply_rate: f64,
     /// Messages and events per second.
     pub rate: f64,
@@ -74,23 +72,25 @@ struct Change {
     deny: Option<Vec<String>>,
 }
 
-impl Faults {
-    /// The faults of the start.
-    pub(super) fn of(options: &Options) -> Faults {
+impl Default for Faults {
+    /// AWS's default quota, and no faults.
+    fn default() -> Faults {
         Faults {
-            outage: options.outage,
-            throttle: options.throttle,
-            retry_after: options.retry_after,
-            latency: options.latency,
-            jitter: options.jitter,
-            error_rate: options.error_rate,
-            lost_reply_rate: options.lost_reply_rate,
-            rate: options.rate,
-            burst: options.burst,
-            deny: options.deny.clone(),
+            outage: false,
+            throttle: false,
+            retry_after: None,
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            error_rate: 0.0,
+            lost_reply_rate: 0.0,
+            rate: 10.0,
+            burst: 15,
+            deny: Vec::new(),
         }
     }
+}
 
+impl Faults {
     /// Returns these faults with the members of a body applied.
     ///
     /// # Errors
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn change_sets_its_members_and_leaves_the_others() {
-        let start = Faults::of(&Options::default());
+        let start = Faults::default();
         let body = br#"{"Outage":true,"Latency":"2s","RetryAfter":7,"Deny":["a"],"Rate":0.5}"#;
         let changed = start.changed(body).unwrap();
         let expected = Faults {
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn member_out_of_range_is_refused_with_what_is_allowed() {
-        let start = Faults::of(&Options::default());
+        let start = Faults::default();
         for (body, words) in [
             ("", "the body: "),
             ("[]", "the body: "),

@@ -26,6 +26,10 @@ struct Rig {
 /// A reply, or `None` if the connection was cut.
 type Answer = Option<(StatusCode, Option<String>, Value)>;
 
+fn faulty(faults: Faults) -> Options {
+    Options { faults, ..Options::default() }
+}
+
 impl Rig {
     async fn new(options: Options) -> Rig {
         let clock = Clock::system();
@@ -139,7 +143,7 @@ async fn repeat_gets_the_first_answer_and_no_second_entry() {
 
 #[tokio::test]
 async fn over_the_quota_is_429_without_a_hint_and_takes_nothing() {
-    let mut rig = Rig::new(Options { rate: 1.0, burst: 2, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { rate: 1.0, burst: 2, ..Faults::default() })).await;
     assert_eq!(status(&rig.send("token", "1").await), 200);
     assert_eq!(status(&rig.send("token", "1").await), 200, "a repeat takes its share as well");
     for _ in 0..5 {
@@ -185,12 +189,8 @@ async fn websocket_is_returned_only_if_requested() {
 
 #[tokio::test]
 async fn missing_and_denied_and_old_tokens_are_403() {
-    let options = Options {
-        deny: vec!["thief".to_owned()],
-        token_life: Some(Duration::from_secs(60)),
-        rate: 1e9,
-        ..Options::default()
-    };
+    let faults = Faults { deny: vec!["thief".to_owned()], rate: 1e9, ..Faults::default() };
+    let options = Options { token_life: Some(Duration::from_secs(60)), ..faulty(faults) };
     let mut rig = Rig::new(options).await;
     let explicit = (403, "AccessDeniedException".to_owned(), service_text());
     assert_eq!(status(&rig.send("", "1").await), 403);
@@ -235,7 +235,7 @@ async fn malformed_is_400_and_unknown_operations_are_the_gateways_403() {
 
 #[tokio::test]
 async fn events_share_the_quota_and_are_in_no_ledger() {
-    let mut rig = Rig::new(Options { rate: 0.0, burst: 2, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { rate: 0.0, burst: 2, ..Faults::default() })).await;
     let typing = json!({"ContentType": "application/vnd.amazonaws.connect.event.typing", "ClientToken": "1"});
     let first = rig.post("event", "token", typing.clone()).await;
     assert_eq!(status(&first), 200);
@@ -247,7 +247,7 @@ async fn events_share_the_quota_and_are_in_no_ledger() {
 
 #[tokio::test]
 async fn failed_request_accepts_nothing() {
-    let mut rig = Rig::new(Options { error_rate: 1.0, rate: 1e9, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { error_rate: 1.0, rate: 1e9, ..Faults::default() })).await;
     let mut met = Vec::new();
     for _ in 0..4 {
         let (status, code, _) = refusal(rig.send("token", "1").await);
@@ -261,7 +261,7 @@ async fn failed_request_accepts_nothing() {
 
 #[tokio::test]
 async fn lost_reply_is_a_cut_connection_after_acceptance() {
-    let mut rig = Rig::new(Options { lost_reply_rate: 1.0, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { lost_reply_rate: 1.0, ..Faults::default() })).await;
     assert_eq!(rig.send("token", "1").await, None);
     assert_eq!(rig.send("token", "1").await, None);
     let counts = rig.simulator.counts();
@@ -272,7 +272,8 @@ async fn lost_reply_is_a_cut_connection_after_acceptance() {
 async fn same_seed_makes_the_same_faults() {
     let mut runs = Vec::new();
     for seed in [7, 7, 8] {
-        let options = Options { error_rate: 0.3, lost_reply_rate: 0.3, rate: 1e9, seed, ..Options::default() };
+        let faults = Faults { error_rate: 0.3, lost_reply_rate: 0.3, rate: 1e9, ..Faults::default() };
+        let options = Options { seed, ..faulty(faults) };
         let mut rig = Rig::new(options).await;
         let mut faults = Vec::new();
         for request in 0..40 {
@@ -290,12 +291,12 @@ async fn same_seed_makes_the_same_faults() {
 #[tokio::test]
 async fn latency_and_jitter_keep_to_their_bounds() {
     let (latency, jitter) = (Duration::from_millis(30), Duration::from_millis(10));
-    let simulator = Simulator::new(Options { latency, jitter, ..Options::default() }, Clock::system());
+    let simulator = Simulator::new(faulty(Faults { latency, jitter, ..Faults::default() }), Clock::system());
     for _ in 0..1000 {
         let both_ways = simulator.leg().unwrap() * 2;
         assert!(both_ways >= latency - jitter && both_ways <= latency + jitter, "{both_ways:?}");
     }
-    let mut rig = Rig::new(Options { latency, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { latency, ..Faults::default() })).await;
     let asked = rig.clock.now();
     assert_eq!(status(&rig.send("token", "1").await), 200);
     assert!(rig.clock.now().since(asked) >= latency);
@@ -303,7 +304,7 @@ async fn latency_and_jitter_keep_to_their_bounds() {
 
 #[tokio::test]
 async fn ledger_route_gives_the_counts_and_costs_no_quota() {
-    let mut rig = Rig::new(Options { rate: 0.0, burst: 1, error_rate: 0.0, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { rate: 0.0, burst: 1, error_rate: 0.0, ..Faults::default() })).await;
     for _ in 0..3 {
         assert_eq!(status(&rig.ask(Method::GET, "/ledger", "", String::new()).await), 200);
     }
@@ -343,7 +344,7 @@ async fn stop_cuts_connections_and_another_listener_continues_where_it_was() {
 
 #[tokio::test]
 async fn faults_are_switched_at_run_time_and_restored() {
-    let mut rig = Rig::new(Options { deny: vec!["bad".into()], ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { deny: vec!["bad".into()], ..Faults::default() })).await;
     let (status, _, start) = rig.ask(Method::GET, "/faults", "", String::new()).await.unwrap();
     assert_eq!((status.as_u16(), &start["Outage"], &start["Deny"]), (200, &json!(false), &json!(["bad"])));
     for (change, expected, hint) in [
@@ -391,7 +392,7 @@ async fn latency_is_switched_at_run_time() {
 
 #[tokio::test]
 async fn transcript_has_the_messages_of_one_chat_in_pages() {
-    let mut rig = Rig::new(Options { rate: 1e6, burst: 1000, ..Options::default() }).await;
+    let mut rig = Rig::new(faulty(Faults { rate: 1e6, burst: 1000, ..Faults::default() })).await;
     let token = rig.open("participant").await;
     for number in 0..5 {
         let body = json!({"ContentType": "text/plain", "Content": format!("line {number}")});

@@ -7,11 +7,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus::proto::{Metric, MetricFamily};
 use serde::Serialize;
 use tokio::time::sleep;
 
-use super::whole;
+use super::Exported;
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -108,22 +107,15 @@ impl History {
     }
 
     fn sample(&self) -> Sample {
-        let families = self.metrics.registry().gather();
-        let sum = |name: &str, value: fn(&Metric) -> f64, outcome: &str| {
-            let family = families.iter().find(|family| family.name() == format!("connect_relay_{name}"));
-            let series = family.map(MetricFamily::get_metric).unwrap_or_default();
-            let wanted = series.iter().filter(|metric| metric.get_label().iter().all(|label| label.value() == outcome));
-            whole(wanted.map(value).sum())
-        };
-        let counter = |metric: &Metric| metric.get_counter().get_value();
-        let gauge = |metric: &Metric| metric.get_gauge().get_value();
+        let exported = Exported::of(&self.metrics);
+        let count = |name: &str, label| exported.count(name, label).unwrap_or(0);
         Sample {
             at: self.clock.now(),
-            accepted: sum("messages_accepted_total", counter, ""),
-            delivered: sum("messages_delivered_total", counter, ""),
-            throttled: sum("attempts_total", counter, "throttled"),
-            queued: sum("queue_messages", gauge, ""),
-            expiring: sum("expiring_messages", gauge, ""),
+            accepted: count("messages_accepted_total", None),
+            delivered: count("messages_delivered_total", None),
+            throttled: count("attempts_total", Some("throttled")),
+            queued: count("queue_messages", None),
+            expiring: count("expiring_messages", None),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Fleet, FleetCopy, Status};
+use super::{Fleet, FleetCopy, Status, counted};
 
 /// The summary in one line.
 #[must_use]
@@ -26,8 +26,7 @@ pub fn headline(status: &Status) -> String {
         }
     }
     if status.dead_letters > 0 {
-        let _ =
-            write!(line, "; {} dead letter{}", status.dead_letters, if status.dead_letters == 1 { "" } else { "s" });
+        let _ = write!(line, "; {}", counted(status.dead_letters, "dead letter"));
     }
     line
 }

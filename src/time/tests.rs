@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+pub(super) mod simulation;
+
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);

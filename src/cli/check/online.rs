@@ -129,34 +129,30 @@ async fn fleet(findings: &mut Findings, options: &fleet::Options, copied: bool) 
 fn queue(findings: &mut Findings, options: &Options, instead: &str) {
     let queue = &options.queue;
     let what = format!("queue.path {}", queue.path.display());
-    let checked = check_folder(&queue.path, &queue.keys, queue.volatile);
     let prefix = format!("open queue {}: ", queue.path.display());
     let text = |error: &OpenError| error.to_string().replacen(&prefix, "", 1);
-    match checked {
+    match (check_folder(&queue.path, &queue.keys, queue.volatile), availability::own(&queue.path)) {
         // A start has succeeded with this folder.
-        Err(OpenError::Locked { .. }) => findings.ok(&what, "a relay is running"),
-        Err(error @ (OpenError::Volatile { .. } | OpenError::OtherFormat { .. } | OpenError::Sealed { .. })) => {
+        (Err(OpenError::Locked { .. }), _) => findings.ok(&what, "a relay is running"),
+        (Err(error @ (OpenError::Volatile { .. } | OpenError::OtherFormat { .. } | OpenError::Sealed { .. })), _) => {
             findings.fault(&what, &text(&error), CONFIG);
         }
-        Err(error @ OpenError::Damaged { .. }) => findings.fault(&what, &text(&error), FAILED),
-        Err(error @ OpenError::Failed { .. }) => match availability::own(&queue.path) {
-            Err(fault) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
-            Ok(()) => findings.fault(&what, &format!("{}: correct that, or set {instead}", text(&error)), FAILED),
-        },
-        Ok(()) => match availability::own(&queue.path) {
-            Err(fault) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
-            Ok(()) => match queue.path.ancestors().find(|folder| folder.exists()).and_then(free) {
-                Some(free) if free < queue.free_disk_min => {
-                    let (free, least) = (ByteSize(free), ByteSize(queue.free_disk_min));
-                    let text = format!(
-                        "its volume has {free} free, queue.free_disk_min is {least}: free some space; otherwise new \
-                         messages are refused with 429"
-                    );
-                    findings.fault(&what, &text, FAILED);
-                }
-                Some(free) => findings.ok(&what, &format!("{} are free", ByteSize(free))),
-                None => findings.ok(&what, ""),
-            },
+        (Err(error @ OpenError::Damaged { .. }), _) => findings.fault(&what, &text(&error), FAILED),
+        (_, Err(fault)) => findings.fault(&what, &format!("{fault}, or set {instead}"), FAILED),
+        (Err(error @ OpenError::Failed { .. }), Ok(())) => {
+            findings.fault(&what, &format!("{}: correct that, or set {instead}", text(&error)), FAILED);
+        }
+        (Ok(()), Ok(())) => match queue.path.ancestors().find(|folder| folder.exists()).and_then(free) {
+            Some(free) if free < queue.free_disk_min => {
+                let (free, least) = (ByteSize(free), ByteSize(queue.free_disk_min));
+                let text = format!(
+                    "its volume has {free} free, queue.free_disk_min is {least}: free some space; otherwise new messages \
+                     are refused with 429"
+                );
+                findings.fault(&what, &text, FAILED);
+            }
+            Some(free) => findings.ok(&what, &format!("{} are free", ByteSize(free))),
+            None => findings.ok(&what, ""),
         },
     }
 }

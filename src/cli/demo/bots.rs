@@ -2,21 +2,18 @@
 //! the relay's Unix socket, sometimes repeats one as an SDK does that missed a reply, and sometimes disconnects at the
 //! end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
+
+use crate::cli::client;
 
 /// The submitted messages of one conversation, in order.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +88,8 @@ const PAUSE_MILLIS_MAX: u64 = 300;
 const REPEAT_EVERY: usize = 9;
 /// One conversation in this many is disconnected at the end.
 const DISCONNECT_EVERY: usize = 4;
+/// The time-out for a reply.
+const ANSWER: Duration = Duration::from_secs(30);
 /// The most attempts of a bot that is throttled, gets a 5xx or finds no relay: a relay that takes over from one that was
 /// killed waits for its lease.
 const TRIES_MAX: u32 = 240;
@@ -111,8 +110,7 @@ pub(super) async fn run(plan: Plan, record: Arc<Record>) -> anyhow::Result<()> {
     let Plan { socket, number, messages, seed } = plan;
     let mut rng = fastrand::Rng::with_seed(seed ^ number as u64);
     sleep(ARRIVALS * u32::try_from(number).unwrap_or(u32::MAX)).await;
-    let mut relay = BotClient { socket, client: None, tasks: JoinSet::new() };
-    let token = open(&mut relay).await?;
+    let token = open(&socket).await?;
     record.lock().conversations[number].token.clone_from(&token);
 
     for place in 0..messages {
@@ -120,7 +118,7 @@ pub(super) async fn run(plan: Plan, record: Arc<Record>) -> anyhow::Result<()> {
         let client_token = Uuid::new_v4().to_string();
         let body = json!({"ContentType": "text/plain", "Content": content, "ClientToken": client_token});
         record.lock().conversations[number].sent.push(Sent { client_token, content, acknowledged: false });
-        let reply = relay.post("message", &token, &body).await?;
+        let reply = post(&socket, "message", &token, &body).await?;
         {
             let mut notes = record.lock();
             notes.copied += u64::from(reply.copied);
@@ -128,23 +126,23 @@ pub(super) async fn run(plan: Plan, record: Arc<Record>) -> anyhow::Result<()> {
             notes.acknowledged += 1;
         }
         if (number + place) % REPEAT_EVERY == REPEAT_EVERY - 1 {
-            relay.post("message", &token, &body).await?;
+            post(&socket, "message", &token, &body).await?;
             record.lock().repeats += 1;
         }
         sleep(Duration::from_millis(rng.u64(..PAUSE_MILLIS_MAX))).await;
     }
     if number % DISCONNECT_EVERY == DISCONNECT_EVERY - 1 {
-        relay.post("disconnect", &token, &json!({"ClientToken": Uuid::new_v4().to_string()})).await?;
+        post(&socket, "disconnect", &token, &json!({"ClientToken": Uuid::new_v4().to_string()})).await?;
         record.lock().disconnects += 1;
     }
     Ok(())
 }
 
 /// CreateParticipantConnection, which the relay forwards at once: the request itself may be throttled or fail.
-async fn open(relay: &mut BotClient) -> anyhow::Result<String> {
+async fn open(relay: &Path) -> anyhow::Result<String> {
     let body = json!({"Type": ["CONNECTION_CREDENTIALS"], "ConnectParticipant": true});
     let participant = format!("participant-{}", Uuid::new_v4());
-    let reply = relay.post("connection", &participant, &body).await?;
+    let reply = post(relay, "connection", &participant, &body).await?;
     let token = reply.body["ConnectionCredentials"]["ConnectionToken"].as_str();
     Ok(token.context("create a connection: the reply holds no ConnectionToken")?.to_owned())
 }
@@ -156,62 +154,29 @@ struct Reply {
     copied: bool,
 }
 
-/// A bot's connection to the relay.
-struct BotClient {
-    socket: PathBuf,
-    client: Option<SendRequest<Full<Bytes>>>,
-    tasks: JoinSet<()>,
+/// Repeats a request until it is accepted, as an SDK does: after 429 and 5xx.
+async fn post(relay: &Path, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Reply> {
+    let mut refused = String::new();
+    for _ in 0..TRIES_MAX {
+        match ask(relay, operation, bearer, body).await {
+            Ok((status, reply)) if status.is_success() => return Ok(reply),
+            Ok((status, reply)) if status.as_u16() == 429 || status.is_server_error() => {
+                refused = format!("{status} {}", reply.body);
+            }
+            Ok((status, reply)) => bail!("post {operation}: {status} {}", reply.body),
+            Err(error) => refused = format!("{error:#}"),
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+    bail!("post {operation}: gave up after {TRIES_MAX} tries: {refused}")
 }
 
-impl BotClient {
-    /// Repeats a request until it is accepted, as an SDK does: after 429 and 5xx.
-    async fn post(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<Reply> {
-        let mut refused = String::new();
-        for _ in 0..TRIES_MAX {
-            match self.ask(operation, bearer, body).await {
-                Ok((status, reply)) if status.is_success() => return Ok(reply),
-                Ok((status, reply)) if status.as_u16() == 429 || status.is_server_error() => {
-                    refused = format!("{status} {}", reply.body);
-                }
-                Ok((status, reply)) => bail!("post {operation}: {status} {}", reply.body),
-                Err(error) => {
-                    self.client = None;
-                    refused = format!("{error:#}");
-                }
-            }
-            sleep(Duration::from_millis(250)).await;
-        }
-        bail!("post {operation}: gave up after {TRIES_MAX} tries: {refused}")
-    }
-
-    async fn ask(&mut self, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<(StatusCode, Reply)> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("/participant/{operation}"))
-            .header("host", "localhost")
-            .header("content-type", "application/json")
-            .header("x-amz-bearer", bearer)
-            .body(Full::from(body.to_string()))?;
-        let client = self.client().await?;
-        client.ready().await.context("write to the relay")?;
-        let response = client.send_request(request).await.context("read the relay's reply")?;
-        let status = response.status();
-        let copied = response.headers().get("relay-durable").is_some_and(|durable| durable == "fleet");
-        let body = response.into_body().collect().await.context("read the relay's reply")?.to_bytes();
-        Ok((status, Reply { body: serde_json::from_slice(&body).unwrap_or(Value::Null), copied }))
-    }
-
-    async fn client(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {
-        if self.client.as_ref().is_none_or(SendRequest::is_closed) {
-            let stream = UnixStream::connect(&self.socket)
-                .await
-                .with_context(|| format!("connect to {}", self.socket.display()))?;
-            let (client, connection) = handshake(TokioIo::new(stream)).await?;
-            self.tasks.spawn(async move {
-                let _ = connection.await;
-            });
-            self.client = Some(client);
-        }
-        self.client.as_mut().context("connect to the relay")
-    }
+async fn ask(relay: &Path, operation: &str, bearer: &str, body: &Value) -> anyhow::Result<(StatusCode, Reply)> {
+    let request = Request::post(format!("/participant/{operation}"))
+        .header("content-type", "application/json")
+        .header("x-amz-bearer", bearer)
+        .body(Full::from(body.to_string()))?;
+    let reply = client::send(relay, request, ANSWER).await?;
+    let copied = reply.headers().get("relay-durable").is_some_and(|durable| durable == "fleet");
+    Ok((reply.status(), Reply { body: serde_json::from_slice(reply.body()).unwrap_or(Value::Null), copied }))
 }

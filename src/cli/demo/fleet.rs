@@ -21,9 +21,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::Request;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -247,9 +244,7 @@ impl Fleet {
     /// The relay's status, if it answers and its copy is up.
     async fn is_up(&self) -> Option<Status> {
         let socket = self.folder.join("private/control.sock");
-        let request = Request::get("/status").body(Full::<Bytes>::default()).ok()?;
-        let reply = client::send(&socket, request, ANSWER).await.ok()?;
-        let status: Status = client::parse(&socket, &client::success_body(&socket, reply).ok()?).ok()?;
+        let (_, status) = client::get::<Status>(&socket, "/status", ANSWER).await.ok()?;
         let up = status.fleet.as_ref()?.copy.as_ref()?.state == "up";
         up.then_some(status)
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::control::{ConversationCount, Message, Summary};
+use crate::status::counted;
 
 /// The JSON of messages, each after the separator, which is a comma from the first one on.
 pub fn separated(messages: &[Message], separator: &mut &str) -> anyhow::Result<String> {
@@ -85,8 +86,7 @@ pub fn describe(message: &Message) -> String {
 /// The summary of the stored messages.
 pub fn overview(summary: &Summary) -> String {
     let Summary { queued, conversations, expiring, dead, .. } = summary;
-    let plural = if *conversations == 1 { "" } else { "s" };
-    let mut text = format!("queued        {queued} in {conversations} conversation{plural}");
+    let mut text = format!("queued        {queued} in {}", counted(*conversations, "conversation"));
     if *expiring > 0 {
         let first = summary.first_expiry.as_deref().unwrap_or("soon");
         let _ = write!(text, "; about {expiring} will expire before they can be sent, the first: {first}");

@@ -44,20 +44,6 @@ pub struct Message {
     pub division: Option<Division>,
 }
 
-impl Message {
-    /// Reads a message; `None` if it is not one.
-    #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Message> {
-        serde_json::from_slice(bytes).ok()
-    }
-
-    /// The bytes to publish.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-}
-
 /// The learner's decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -93,13 +93,22 @@ pub enum Rejection {
     Disconnected,
     /// Connect refused this token a short time ago.
     TokenRefused(ServiceError),
-    /// The queue is full.
-    Full(Full),
+    /// The queue is full, and the reason why it does not empty now, if the queue knows one.
+    Full(Full, Option<Stopped>),
     /// At the given rate it cannot be delivered within its lifetime.
     TooLate {
         /// The approximate number of messages before it.
         before: u64,
     },
+}
+
+/// The reason why the queue gives out no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// An operator paused sending.
+    Paused,
+    /// The destination refuses every token.
+    AllRefused,
 }
 
 /// A limit that the queue has reached.

@@ -80,7 +80,7 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
         // A dead letter that was pruned, or redriven into another conversation, stays as it is.
         if let Some(mut dead) = dead.filter(|dead| dead.record.entry == entry) {
             if let Some(full) = state.full() {
-                return Ok(Verdict::Rejected(Rejection::Full(full)));
+                return Ok(Verdict::Rejected(Rejection::Full(full, state.stopped())));
             }
             let attempts = dead.attempts.count;
             take_dead_letter(state, &dead);
@@ -124,7 +124,7 @@ fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) ->
             return rejected(Rejection::TooLate { before });
         }
     }
-    Ok(state.full().map(|full| Verdict::Rejected(Rejection::Full(full))))
+    Ok(state.full().map(|full| Verdict::Rejected(Rejection::Full(full, state.stopped()))))
 }
 
 /// Answers a second disconnect with the state of the first, whatever its ClientToken. While the first is queued, the answer

@@ -3,7 +3,7 @@
 use super::State;
 use super::parts::{Known, Queued};
 use crate::fairness::{self, Class, Others};
-use crate::queue::api::{MessageState, Pause, Result, Status};
+use crate::queue::api::{MessageState, Pause, Result, Status, Stopped};
 use crate::queue::rows::{
     self, Attempts, ClientTokenRow, Conversation, FinalState, Hash, Key, Meta, Outcome, QueuedRef, Record, Schedule,
     Table, keys,
@@ -152,6 +152,12 @@ impl State {
     /// The time since which the destination, which has never delivered a message, refuses every token.
     pub fn all_refused(&self) -> Option<Timestamp> {
         self.sending.paused.as_ref().filter(|row| row.operator.is_none()).map(|row| row.since)
+    }
+
+    /// The reason why no message is given out, if there is one.
+    pub fn stopped(&self) -> Option<Stopped> {
+        let row = self.sending.paused.as_ref()?;
+        Some(if row.operator.is_some() { Stopped::Paused } else { Stopped::AllRefused })
     }
 
     /// The time of the next attempt while every token is refused.

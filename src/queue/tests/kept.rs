@@ -53,7 +53,7 @@ fn delivered_and_dead_messages_do_not_count_as_queued() {
     }
     assert_eq!((rig.overview().dead, rig.overview().queued), (5, 0));
     rig.push_all(vec![message("a", "1", "x"), message("a", "2", "x")]);
-    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Full(Full::Messages { queued: 2, most: 2 }));
+    assert_eq!(rig.rejected(message("a", "3", "x")), Rejection::Full(Full::Messages { queued: 2, most: 2 }, None));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn dead_letters_count_in_the_bytes_until_they_are_pruned() {
         rig.settle(lease, Disposition::DeadLetter(Reason::Invalid, ServiceError::default()));
         None
     });
-    assert!(matches!(full, Some(Rejection::Full(Full::Bytes { bytes, .. })) if bytes >= most), "{full:?}");
+    assert!(matches!(full, Some(Rejection::Full(Full::Bytes { bytes, .. }, _)) if bytes >= most), "{full:?}");
     assert_eq!(rig.overview().queued, 0, "it is full of dead letters alone");
     rig.skip(day + Duration::from_secs(1));
     let empty = (0..600).any(|_| {

@@ -53,6 +53,23 @@ fn lifetimes_go_on_while_sending_is_paused() {
 }
 
 #[test]
+fn full_queue_names_the_reason_why_it_does_not_empty() {
+    let reason = |rig: &Rig| match rig.rejected(message("z", "9", "x")) {
+        Rejection::Full(_, stopped) => stopped,
+        rejection => panic!("{rejection:?}"),
+    };
+    let rig = Rig::with(|options| options.messages_max = 3);
+    for bearer in ["a", "b", "c"] {
+        refuse(&rig, bearer);
+    }
+    assert_eq!(reason(&rig), Some(Stopped::AllRefused));
+    rig.pause("");
+    assert_eq!(reason(&rig), Some(Stopped::Paused));
+    rig.resume();
+    assert_eq!(reason(&rig), None);
+}
+
+#[test]
 fn pause_and_resume_wake_waiting_tasks() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "x"));
