@@ -13,6 +13,7 @@
 //! arrival.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -237,17 +238,15 @@ impl ErrorReply {
             Some(Stopped::AllRefused) => Some("Connect refuses every token"),
             None => down.then_some("the Participant Service is down"),
         };
-        let (pace, mut retry) = match stopped {
-            Some(why) => (format!("nothing is sent now: {why}"), RETRY_MAX),
-            // One place is free after the time that one message takes.
-            None => (
-                format!("it empties at {rate:.1} messages a second"),
-                Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX),
-            ),
-        };
-        let mut text = format!("connect-relay: the queue is full: {what}; {pace}");
+        let mut text = format!("connect-relay: the queue is full: {what}; it empties at {rate:.1} messages a second");
+        // One place is free after the time that one message takes.
+        let mut retry = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(RETRY_MAX).min(RETRY_MAX);
+        if let Some(why) = stopped {
+            let _ = write!(text, ", but nothing is sent now: {why}");
+            retry = RETRY_MAX;
+        }
         if reason == DiskFull {
-            text.push_str(if stopped.is_some() { ";" } else { ", but" });
+            text.push_str(if stopped.is_some() { ", and" } else { ", but" });
             text.push_str(" messages are accepted again only when space was freed on that disk");
             retry = RETRY_MAX;
         }
@@ -322,10 +321,15 @@ mod tests {
     }
 
     #[test]
-    fn full_queue_that_does_not_empty_names_the_reason_instead_of_a_rate() {
+    fn full_queue_that_does_not_empty_now_names_the_reason() {
         let messages = Full::Messages { queued: 10, most: 10 };
         for (full, stopped, down, text) in [
-            (messages, Some(Stopped::Paused), false, "(queue.messages_max); nothing is sent now: sending is paused"),
+            (
+                messages,
+                Some(Stopped::Paused),
+                false,
+                "(queue.messages_max); it empties at 9.0 messages a second, but nothing is sent now: sending is paused",
+            ),
             (messages, Some(Stopped::Paused), true, "nothing is sent now: sending is paused"),
             (messages, Some(Stopped::AllRefused), false, "nothing is sent now: Connect refuses every token"),
             (messages, None, true, "nothing is sent now: the Participant Service is down"),
@@ -333,13 +337,13 @@ mod tests {
                 Full::Disk { free: 1, least: 2 },
                 None,
                 true,
-                "nothing is sent now: the Participant Service is down; messages are accepted again only when space was \
+                "nothing is sent now: the Participant Service is down, and messages are accepted again only when space was \
                  freed on that disk",
             ),
         ] {
             let sending = SendingState { rate: 9.0, down };
             let error = ErrorReply::of_rejection(&Rejection::Full(full, stopped), sending, None, &Clock::still());
-            assert!(error.text.ends_with(text) && !error.text.contains("it empties"), "{}", error.text);
+            assert!(error.text.ends_with(text), "{}", error.text);
             assert_eq!((error.status.as_u16(), error.retry), (429, Some(RETRY_MAX)));
         }
     }
