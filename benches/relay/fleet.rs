@@ -3,8 +3,9 @@
 //! Three `nats-server` with `sync_interval: always` run beside the relay, on the same processors and the same disk: a
 //! harder case than three machines. The rivals of an accept over one connection are a bare publish of the same bytes to
 //! a stream of the same servers, by the relay's own client library, and two bare fdatasyncs: its own and what the disk
-//! takes longer while three servers sync too. The rival of 64 connections is the same relay without a fleet, and of a
-//! relay that is behind, because its servers are gone, too. The rounds' ratios are paired.
+//! takes longer while three servers sync too. The rival of 64 connections is the same relay without a fleet, or the
+//! binary of `--than`. That of a relay that is behind, because its servers are gone, is the same relay without a fleet,
+//! with the same settings and as many messages queued. The rounds' ratios are paired.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -44,9 +45,9 @@ pub async fn run(options: &Options, folder: &Path, report: &mut Report) -> anyho
     let of_rivals =
         |round: &Round| seconds(round.one.p50) / (seconds(round.publish.p50) + 2.0 * seconds(round.sync.p50));
     let of_alone = |round: &Round| round.many.per_second / round.alone.per_second;
-    let behind = |round: &Round| round.behind.per_second / round.alone.per_second;
+    let behind = |round: &Round| round.behind.per_second / round.filled.per_second;
     let mut table = Table::new(
-        &["", "p50 of (a)", "rate of (b)", "behind, of (b)"],
+        &["", "p50 of (a)", "rate of (b)", "behind, of (c)"],
         &[
             "p50",
             "publish",
@@ -55,6 +56,7 @@ pub async fn run(options: &Options, folder: &Path, report: &mut Report) -> anyho
             "messages a commit",
             "behind/s",
             "(b)/s",
+            "(c)/s",
             "processor us",
             "(b)'s us",
         ],
@@ -71,13 +73,21 @@ pub async fn run(options: &Options, folder: &Path, report: &mut Report) -> anyho
         tenths(middle(|round| round.group)),
         whole(middle(|round| round.behind.per_second)),
         whole(middle(|round| round.alone.per_second)),
+        whole(middle(|round| round.filled.per_second)),
         tenths(middle(|round| round.cost * 1e6)),
         tenths(middle(|round| round.alone_cost * 1e6)),
     ]);
     let title = format!("A copy in a fleet, texts of {CONTENTS} bytes, {CONVERSATIONS} conversations");
-    let note = "  (a) a publish of the same bytes to the same servers and two fdatasyncs of them; (b) the same relay \
-without a fleet.\n  p50 is of one connection, in ms; the rates are of 64.";
-    table.print(&title, note);
+    let rival = match &options.than {
+        Some(than) => than.display().to_string(),
+        None => "the same relay".to_owned(),
+    };
+    let note = format!(
+        "  (a) a publish of the same bytes to the same servers and two fdatasyncs of them; (b) {rival} without a fleet;\n  \
+         (c) the same relay without a fleet, with a key file and as many messages queued.\n  \
+         p50 is of one connection, in ms; the rates are of 64."
+    );
+    table.print(&title, &note);
     let one = "an accept with a copy, of a publish and two fdatasyncs";
     report.target(one, Target::AtMost(1.0), "", middle(of_rivals));
     report.target("accepts at 64 connections with a copy, of without", Target::AtLeast(0.5), "", middle(of_alone));
@@ -92,10 +102,11 @@ struct Round {
     publish: Figures,
     /// A bare append and its fdatasync.
     sync: Figures,
-    /// 64 connections: with a copy, while behind, and without a fleet.
+    /// 64 connections: with a copy, while behind, and their rivals without a fleet.
     many: Figures,
     behind: Figures,
     alone: Figures,
+    filled: Figures,
     /// Messages per commit with a copy.
     group: f64,
     /// Processor seconds per message.
@@ -115,6 +126,7 @@ impl Round {
             "relay_64_behind": self.behind.json(),
             "without_fleet_64": self.alone.json(),
             "without_fleet_64_processor_seconds_per_message": self.alone_cost,
+            "without_fleet_64_filled": self.filled.json(),
         })
     }
 }
@@ -124,7 +136,7 @@ async fn round(options: &Options, folder: &Path, closed: &ClosedPort) -> anyhow:
     let dir = folder.join("copied");
     let traffic = Arc::new(Traffic::new(CONTENTS, None));
 
-    let mut alone = Relay::open(options, &dir, closed.address).await?;
+    let mut alone = Relay::open(&options.of_rival(), &dir, closed.address).await?;
     load::run(&alone.address, 64, &traffic, warm_up).await?;
     let spent = alone.process.processor()?;
     let without = load::run(&alone.address, 64, &traffic, bounds).await?;
@@ -134,8 +146,10 @@ async fn round(options: &Options, folder: &Path, closed: &ClosedPort) -> anyhow:
     std::fs::remove_dir_all(&dir)?;
 
     let servers = Servers::open(options, folder).await?;
+    let own = own_settings(folder)?;
+    let all: Vec<_> = own.iter().cloned().chain(servers.settings()).collect();
     let traffic = Arc::new(Traffic::new(CONTENTS, None));
-    let mut relay = Relay::open_with(options, &dir, closed.address, &servers.settings()?).await?;
+    let mut relay = Relay::open_with(options, &dir, closed.address, &all).await?;
     until(&mut relay, |behind| behind == 0.0).await?;
     load::run(&relay.address, 1, &traffic, warm_up).await?;
     let one = load::run(&relay.address, 1, &traffic, bounds).await?;
@@ -154,11 +168,33 @@ async fn round(options: &Options, folder: &Path, closed: &ClosedPort) -> anyhow:
     drop(servers);
     until(&mut relay, |behind| behind > 0.0).await?;
     load::run(&relay.address, 64, &traffic, warm_up).await?;
+    let queued = relay.metrics().await?.value("messages_accepted_total").unwrap_or(0.0);
     let behind = load::run(&relay.address, 64, &traffic, bounds).await?;
     relay.check()?;
     drop(relay);
     std::fs::remove_dir_all(&dir)?;
-    Ok(Round { one, publish, sync, many, behind, alone: without, group, cost, alone_cost })
+
+    let traffic = Arc::new(Traffic::new(CONTENTS, None));
+    let mut filled = Relay::open_with(options, &dir, closed.address, &own).await?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter")]
+    let queued = load::Bounds { messages: queued as u64, within: READY };
+    load::run(&filled.address, 64, &traffic, queued).await?;
+    let as_full = load::run(&filled.address, 64, &traffic, bounds).await?;
+    filled.check()?;
+    drop(filled);
+    std::fs::remove_dir_all(&dir)?;
+    Ok(Round { one, publish, sync, many, behind, alone: without, filled: as_full, group, cost, alone_cost })
+}
+
+/// The settings of a relay with a copy that it could have without one, by the names of their variables.
+fn own_settings(folder: &Path) -> anyhow::Result<[(&'static str, String); 2]> {
+    let keys = folder.join("keys");
+    std::fs::write(&keys, "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\n")?;
+    Ok([
+        ("CONNECT_RELAY__QUEUE__KEY_FILE", keys.display().to_string()),
+        // A stream of four times the bench's usual limit is more than a server would promise.
+        ("CONNECT_RELAY__QUEUE__BYTES_MAX", "1GiB".to_owned()),
+    ])
 }
 
 /// Waits until the relay's time behind is as wanted.
@@ -211,21 +247,16 @@ impl Servers {
         Ok(Servers { addresses: addresses.to_vec(), folder, processes })
     }
 
-    /// The settings of a relay whose queue is copied to them.
-    fn settings(&self) -> anyhow::Result<[(&'static str, String); 7]> {
-        let keys = self.folder.join("keys");
-        std::fs::write(&keys, "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\n")?;
+    /// The settings of a relay whose queue is copied to them, besides its own.
+    fn settings(&self) -> [(&'static str, String); 5] {
         let servers: Vec<String> = self.addresses.iter().map(|address| format!("nats://{address}")).collect();
-        Ok([
-            ("CONNECT_RELAY__QUEUE__KEY_FILE", keys.display().to_string()),
+        [
             ("CONNECT_RELAY__FLEET__SERVERS", servers.join(",")),
             ("CONNECT_RELAY__FLEET__SHARE_QUOTA", "false".to_owned()),
             ("CONNECT_RELAY__FLEET__REPLICATE", "true".to_owned()),
             ("CONNECT_RELAY__FLEET__IDENTITY", "bench-0".to_owned()),
-            // A stream of four times the bench's usual limit is more than a server would promise.
-            ("CONNECT_RELAY__QUEUE__BYTES_MAX", "1GiB".to_owned()),
             ("CONNECT_RELAY__FLEET__STREAM_BYTES_MAX", "4GiB".to_owned()),
-        ])
+        ]
     }
 
     /// The mean length of the relay's records so far.

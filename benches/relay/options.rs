@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::load::Bounds;
 
 /// Measures the relay against what the same work costs without it; prints ratios, with this run's figures beside them.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "cargo bench --")]
 pub struct Options {
     /// The parts to measure; all if none is named
@@ -45,6 +45,9 @@ pub struct Options {
     /// Measure this binary instead of the one just built
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_connect-relay"))]
     pub relay: PathBuf,
+    /// Measure the section `fleet` against this binary without a fleet, such as an older build
+    #[arg(long, value_name = "PATH")]
+    pub than: Option<PathBuf>,
     /// Append the relays' log to this file; without it, it is written to /dev/null
     #[arg(long, value_name = "FILE")]
     pub relay_log: Option<PathBuf>,
@@ -78,6 +81,11 @@ impl Options {
     /// The process's own; a wrong one ends it with 2.
     pub fn read() -> Options {
         Options::parse()
+    }
+
+    /// The same for the rival of `fleet`.
+    pub fn of_rival(&self) -> Options {
+        Options { relay: self.than.as_ref().unwrap_or(&self.relay).clone(), ..self.clone() }
     }
 
     /// The sections asked for, in their order.

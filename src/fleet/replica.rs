@@ -581,7 +581,7 @@ impl Replica {
 
     /// Begins the next step. `None` if there is nothing to do.
     fn begin_step(&self, stream: &Stream, doubts: u32) -> Option<Request<Done>> {
-        let (stream, codec, within) = (stream.clone(), self.codec.clone(), self.options.ack_timeout);
+        let (stream, within) = (stream.clone(), self.options.ack_timeout);
         let delay = if doubts == 0 { Duration::ZERO } else { DOUBT.delay(doubts, 0.5) };
         Some(match self.ship.next() {
             Step::Wait | Step::Stop => return None,
@@ -607,7 +607,7 @@ impl Replica {
                 Done::Read(found.ok().flatten().map(|stored| stored.record))
             }),
             Step::Look => {
-                let (shape, metadata) = (self.options.shape, self.metadata());
+                let (shape, metadata, codec) = (self.options.shape, self.metadata(), self.codec.clone());
                 Box::pin(async move {
                     wait(delay).await;
                     match stream.ensure(&shape, metadata).await {
