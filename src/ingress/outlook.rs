@@ -68,6 +68,11 @@ impl Inner {
         }
     }
 
+    /// True while Connect is down.
+    pub(super) fn is_down(&self) -> bool {
+        self.sending().down
+    }
+
     fn sending(&self) -> SendingState {
         let pacer = self.budget.pacer();
         SendingState { rate: pacer.rate(), down: pacer.closed() == Some(Closed::Down) }
