@@ -69,7 +69,7 @@ use self::hashed::{CallerKeys, HashedSubmission};
 use self::ops::settle::Attempted;
 use self::state::State;
 use self::state::parts::CallerSet;
-use self::thread::request::{Request, Shared};
+use self::thread::request::{Request, Shared, StandingRequest};
 pub use self::thread::{Effects, QueueThread};
 use crate::delivery::{Disposition, Outcome};
 use crate::message::{Caller, ClientToken, ConnectionToken, Submission};
@@ -87,6 +87,10 @@ pub struct Queue {
     learned: Option<LearnedRate>,
     shared: Arc<Shared>,
 }
+
+/// The outcome of a message that was accepted for a waiting caller.
+#[derive(Debug)]
+pub struct PendingOutcome(oneshot::Receiver<Option<MessageState>>);
 
 /// Every request fails if the store has failed. Nothing of it was acknowledged then, and a message whose outcome is not
 /// recorded is sent again.
@@ -140,6 +144,27 @@ impl Queue {
         .await
     }
 
+    /// Accepts one submission, and registers its caller for the outcome in the same step, if it stays queued. The caller
+    /// waits with [`Queue::outcome_of`].
+    pub async fn accept_and_wait(
+        &self,
+        submission: Submission,
+        rate: f64,
+    ) -> Result<(Verdict, PendingOutcome), StoreFailed> {
+        let submission = HashedSubmission::new(submission, &self.hasher);
+        let (waiter, outcome) = oneshot::channel();
+        let (call, verdict) = Request::call(move |state, waiters, now| {
+            let verdict = ops::accept::accept(state, submission, rate, now)?;
+            if let Verdict::Accepted { state: MessageState { id, status: Status::Queued { .. }, .. }, .. } = &verdict {
+                waiters.add(*id, waiter);
+            }
+            Ok(verdict)
+        });
+        self.send(call)?;
+        let verdict = verdict.await.map_err(|_| self.why_failed())?;
+        Ok((verdict, PendingOutcome(outcome)))
+    }
+
     /// Waits at most `wait` for the outcome of an accepted submission, and returns its state then. While a caller waits, a
     /// refusal of the message's token makes it a dead letter at once, because the caller gets the error.
     ///
@@ -154,8 +179,18 @@ impl Queue {
         id: MessageId,
         over: impl Future<Output = ()>,
     ) -> Result<Option<MessageState>, StoreFailed> {
-        let (waiter, mut outcome) = oneshot::channel();
+        let (waiter, outcome) = oneshot::channel();
         self.send(Request::Await { id, waiter })?;
+        self.outcome_of(id, PendingOutcome(outcome), over).await
+    }
+
+    /// The same for a caller that was registered with the acceptance.
+    pub async fn outcome_of(
+        &self,
+        id: MessageId,
+        PendingOutcome(mut outcome): PendingOutcome,
+        over: impl Future<Output = ()>,
+    ) -> Result<Option<MessageState>, StoreFailed> {
         tokio::select! {
             state = &mut outcome => state.map_err(|_| self.why_failed()),
             () = over => {
@@ -227,6 +262,37 @@ impl Queue {
     /// Takes out messages that are due, each of another conversation, in turn.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Work, StoreFailed> {
         self.call(move |state, now| ops::lease::lease(state, request, now)).await
+    }
+
+    /// The same. If nothing can be sent, the request stands until the next one: the commit that gives a conversation a
+    /// turn leases for it, and the second result resolves. It fails if the next request came first. A standing request
+    /// gets no message of a conversation that backed off. If it was served, its result is there before that of the next
+    /// request.
+    pub async fn lease_or_stand(
+        &self,
+        request: LeaseRequest,
+    ) -> Result<(Work, Option<oneshot::Receiver<Work>>), StoreFailed> {
+        let (reply, later) = oneshot::channel();
+        let (call, work) = Request::call(move |state, waiters, now| {
+            let work = ops::lease::lease(state, request, now)?;
+            let request = LeaseRequest { backed_off_first: 0, backed_off_most: 0, ..request };
+            waiters.sender = work.leases.is_empty().then_some(StandingRequest { request, reply });
+            Ok(work)
+        });
+        self.send(call)?;
+        let work = work.await.map_err(|_| self.why_failed())?;
+        let later = work.leases.is_empty().then_some(later);
+        Ok((work, later))
+    }
+
+    /// Ends the standing request.
+    pub async fn end_standing(&self) -> Result<(), StoreFailed> {
+        let (call, ended) = Request::call(|_, waiters, _| {
+            waiters.sender = None;
+            Ok(())
+        });
+        self.send(call)?;
+        ended.await.map_err(|_| self.why_failed())
     }
 
     /// Records the result of a lease: the outcome of its attempt, or `None` if the message was not sent, and the learned

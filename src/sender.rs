@@ -11,7 +11,7 @@
 //! [`Sender::step`] does one thing, the first of these that is possible:
 //!
 //! 1. process what has ended: a lease (start the attempts), an attempt (report it to the pacer at once, decide,
-//!    settle), a settlement;
+//!    settle), a settlement; then start what the queue has leased for the standing request;
 //! 2. ask the queue for as many messages as the pacer and `in_flight_max` allow, if some may be due;
 //! 3. wait: for an end, a wake-up by the queue, a due time or the pacer, at most ten seconds.
 //!
@@ -22,6 +22,9 @@
 //! * A conversation never has two attempts in flight: the queue leases one message of each.
 //! * The queue is asked only after an event (a wake-up, a due time, a settlement, a lease that left due messages
 //!   behind), never in a busy loop. A wait is armed before the queue is asked, so no wake-up is lost between the two.
+//! * A request that finds nothing stands until the next one. The queue serves it in the commit that gives a
+//!   conversation a turn, so an idle sender needs no wake-up and no second request. Its leases are subject to the same
+//!   checks as all others when they arrive: the pacer, `in_flight_max`, the stop, the owner, the suspects.
 //! * Dropping `step` while it waits loses nothing: leases, attempts and settlements are tasks of one set.
 //! * After a stop no attempt starts. The sender gives back the messages that were leased and not sent, and ends when
 //!   all attempts in flight are settled. If the store fails, everything ends at once: the messages in flight are sent
@@ -40,7 +43,7 @@ mod outage;
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -48,6 +51,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 
 use self::metrics::SenderMetrics;
@@ -91,12 +95,19 @@ pub struct Sender {
     tasks: JoinSet<Done>,
     wake_up: Pin<Box<dyn Future<Output = ()> + Send>>,
     poll: PollState,
+    standing: Option<Standing>,
     announced: Announced,
     suspects: Suspects<[u8; 16]>,
     destination: Destination,
     last_delivery: Option<Timestamp>,
     /// The recent average duration of an attempt until its answer.
     attempt_ewma: Duration,
+}
+
+/// A request that the queue serves when a message gets its turn.
+struct Standing {
+    asked: usize,
+    work: oneshot::Receiver<Work>,
 }
 
 /// The action of one step.
@@ -142,6 +153,7 @@ impl Sender {
             last_step,
             tasks: JoinSet::new(),
             poll: PollState::default(),
+            standing: None,
             announced: Announced::default(),
             suspects: Suspects::new(suspects::Options {
                 probe_max: options.probe_max,
@@ -173,6 +185,7 @@ impl Sender {
             };
         }
         self.poll.stopping = true;
+        self.end_standing();
         while !self.tasks.is_empty() {
             self.step().await?;
         }
@@ -187,6 +200,9 @@ impl Sender {
         self.held_back(now, false);
         if let Some(done) = self.tasks.try_join_next() {
             return self.handle_ended_task(done);
+        }
+        if let Some((asked, work)) = self.standing.as_mut().and_then(Standing::take_served) {
+            return self.handle_served(asked, work);
         }
         self.note_overdue(now);
         let (allowance, closed) = {
@@ -203,6 +219,7 @@ impl Sender {
         tokio::select! {
             biased;
             Some(done) = self.tasks.join_next() => self.handle_ended_task(done),
+            (asked, work) = served(&mut self.standing) => self.handle_served(asked, work),
             () = &mut self.wake_up => {
                 self.woken();
                 Ok(Step::Woken)
@@ -235,9 +252,36 @@ impl Sender {
         let starts = self.suspects.starts(now);
         let (backed_off_first, backed_off_most) = (starts.suspects_first, starts.suspects_most);
         let request = LeaseRequest { most, backed_off_first, backed_off_most, takes: self.attempt_ewma };
-        let queue = self.queue.clone();
-        self.tasks.spawn(async move { Done::Leased { asked: most, work: queue.lease(request).await } });
+        let (queue, earlier) = (self.queue.clone(), self.standing.take());
+        self.tasks.spawn(async move {
+            let mut leased = queue.lease_or_stand(request).await;
+            // The queue served the earlier request before this one, or never will.
+            if let (Ok((work, _)), Some((_, served))) =
+                (&mut leased, earlier.and_then(|mut earlier| earlier.take_served()))
+            {
+                work.leases.extend(served.leases);
+            }
+            Done::Leased { asked: most, leased }
+        });
         Step::Asked(most)
+    }
+
+    /// Ends the standing request. What it was served with meanwhile is handled as any work.
+    fn end_standing(&mut self) {
+        let Some(mut standing) = self.standing.take() else { return };
+        let queue = self.queue.clone();
+        self.tasks.spawn(async move {
+            let ended = queue.end_standing().await;
+            let (asked, work) = standing.take_served().unwrap_or_default();
+            Done::Leased { asked, leased: ended.map(|()| (work, None)) }
+        });
+    }
+
+    /// Handles the work of the standing request. Conversations that wait for their due times are left to the next one.
+    fn handle_served(&mut self, asked: usize, work: Work) -> Result<Step, StoreFailed> {
+        self.standing = None;
+        self.poll.leasing = true;
+        self.handle_work(asked, Work { next_due: self.poll.next_due, ..work })
     }
 
     /// Treats attempts that have been without an answer for `probe_max` as failed.
@@ -265,18 +309,15 @@ impl Sender {
     fn handle_ended_task(&mut self, done: Result<Done, JoinError>) -> Result<Step, StoreFailed> {
         // These tasks are never aborted: one that did not end normally has panicked.
         match done.unwrap_or_else(|error| resume_unwind(error.into_panic())) {
-            Done::Leased { asked, work } => {
-                let work = work?;
-                let confirmed = self.queue.is_owner(self.clock.now()) || self.queue.is_fenced();
-                if confirmed || work.leases.is_empty() {
-                    return Ok(self.start(asked, work));
+            Done::Leased { asked, leased } => {
+                let (work, standing) = leased?;
+                if let Some(work) = standing {
+                    self.standing = Some(Standing { asked, work });
                 }
-                let queue = self.queue.clone();
-                self.tasks.spawn(async move {
-                    queue.confirm_owner().await;
-                    Done::Leased { asked, work: Ok(work) }
-                });
-                Ok(Step::Confirming)
+                if self.poll.stopping {
+                    self.end_standing();
+                }
+                self.handle_work(asked, work)
             }
             Done::Ended { lease, outcome, started } => Ok(self.ended(*lease, outcome, started)),
             Done::Settled { id, settled } => {
@@ -284,6 +325,20 @@ impl Sender {
                 Ok(Step::Settled(id, settled?))
             }
         }
+    }
+
+    /// Starts the attempts, once it is confirmed that no other relay continues the queue.
+    fn handle_work(&mut self, asked: usize, work: Work) -> Result<Step, StoreFailed> {
+        let confirmed = self.queue.is_owner(self.clock.now()) || self.queue.is_fenced();
+        if confirmed || work.leases.is_empty() {
+            return Ok(self.start(asked, work));
+        }
+        let queue = self.queue.clone();
+        self.tasks.spawn(async move {
+            queue.confirm_owner().await;
+            Done::Leased { asked, leased: Ok((work, None)) }
+        });
+        Ok(Step::Confirming)
     }
 
     fn start(&mut self, asked: usize, work: Work) -> Step {
@@ -314,7 +369,9 @@ impl Sender {
     /// Returns true if the attempt may start, and counts it as started.
     fn may_start(&mut self, lease: &Lease, others_wait: bool, now: Timestamp) -> bool {
         let mut pacer = self.budget.pacer();
-        if self.poll.stopping || self.queue.is_fenced() || !matches!(pacer.allowance(now), Allowance::Start(_)) {
+        let full = self.tasks.len() >= self.options.in_flight_max.max(1);
+        let stopped = self.poll.stopping || self.queue.is_fenced();
+        if full || stopped || !matches!(pacer.allowance(now), Allowance::Start(_)) {
             return false;
         }
         let failed = lease.failed_at.map(|last| (lease.attempts, last));
@@ -386,7 +443,7 @@ impl Sender {
 
 /// The result of a task of the sender.
 enum Done {
-    Leased { asked: usize, work: Result<Work, StoreFailed> },
+    Leased { asked: usize, leased: Result<(Work, Option<oneshot::Receiver<Work>>), StoreFailed> },
     Ended { lease: Box<Lease>, outcome: Outcome, started: Timestamp },
     Settled { id: MessageId, settled: Result<Settled, StoreFailed> },
 }
@@ -452,6 +509,25 @@ impl PollState {
         self.may_be_due |= self.more;
         self.next_due = work.next_due.map(|due| due.max(now + DUE_MIN));
     }
+}
+
+impl Standing {
+    /// The work that the queue has leased for it, if it has.
+    fn take_served(&mut self) -> Option<(usize, Work)> {
+        Some((self.asked, self.work.try_recv().ok()?))
+    }
+}
+
+/// Resolves when the queue has leased for the standing request. If it never will, the next request replaces this one.
+async fn served(standing: &mut Option<Standing>) -> (usize, Work) {
+    if let Some(Standing { asked, work }) = standing {
+        let (asked, work) = (*asked, work.await);
+        *standing = None;
+        if let Ok(work) = work {
+            return (asked, work);
+        }
+    }
+    pending().await
 }
 
 /// The queue's next wake-up. The first poll arms it.

@@ -20,7 +20,7 @@ use super::reply::{self, Outlook};
 use super::request::{self, Identity, Preference, Wait};
 use super::{Handled, Inner, applied, caller};
 use crate::message::{Body, ClientToken, Submission};
-use crate::queue::{MessageState, Status, StoreFailed, Verdict};
+use crate::queue::{MessageState, PendingOutcome, Status, StoreFailed, Verdict};
 use crate::serve::Peer;
 use crate::time::Clock;
 
@@ -86,41 +86,73 @@ impl Inner {
         let mut pending = PendingReply::of(&submission);
         let bare = submission.body == Body::Disconnect;
         let sending = self.sending();
+        let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
         let timer = self.metrics.accept_seconds.start_timer();
-        let verdict = self.queue.accept(vec![submission], sending.rate).await;
+        let accepted = self.accept(submission, sending, &wait).await;
         timer.observe_duration();
         drop(body);
-        let verdict = verdict
-            .and_then(|mut verdicts| verdicts.pop().ok_or_else(|| StoreFailed("a submission without a verdict".into())))
-            .map_err(|failed| ErrorReply::from(failed).about_token(&pending.client_token))?;
+        let (verdict, outcome) =
+            accepted.map_err(|failed| ErrorReply::from(failed).about_token(&pending.client_token))?;
         let state = pending.evaluate(verdict, sending, &self.clock)?;
-        let wait = self.wait(Preference::of(headers), self.reply_mode(peer));
-        let state = self.outcome(state, &wait).await;
+        let state = self.outcome(state, outcome, &wait).await;
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
         let reply = reply::of_state(&state, &pending.client_token, outlook, bare);
         Ok(applied(reply::add_durable(reply, self.queue.copy()), wait.applied))
     }
 
-    /// Waits for the outcome of a queued message. An implied wait does not begin, and ends, if no outcome can come
-    /// within it.
-    pub(super) async fn outcome(&self, state: MessageState, wait: &Wait) -> MessageState {
+    /// Accepts a submission. If the caller is going to wait, it waits from then on: that saves a second request. (While
+    /// Connect is down, an implied wait does not begin.)
+    async fn accept(
+        &self,
+        submission: Submission,
+        SendingState { rate, down }: SendingState,
+        wait: &Wait,
+    ) -> Result<(Verdict, Option<PendingOutcome>), StoreFailed> {
+        if !wait.span.is_zero() && (!wait.implied || !down) {
+            let (verdict, outcome) = self.queue.accept_and_wait(submission, rate).await?;
+            return Ok((verdict, Some(outcome)));
+        }
+        let verdict = self.queue.accept(vec![submission], rate).await?.pop();
+        Ok((verdict.ok_or_else(|| StoreFailed("a submission without a verdict".into()))?, None))
+    }
+
+    /// Waits for the outcome of a queued message; `waiting` is the wait that its acceptance began, if it did. An implied wait
+    /// does not begin, and ends, if no outcome can come within it.
+    pub(super) async fn outcome(
+        &self,
+        state: MessageState,
+        waiting: Option<PendingOutcome>,
+        wait: &Wait,
+    ) -> MessageState {
         if wait.span.is_zero() || !matches!(state.status, Status::Queued { .. }) {
             return state;
         }
-        if wait.implied && self.is_futile(&state, wait.span) {
+        let futile = wait.implied && self.is_futile(&state, wait.span);
+        if futile && waiting.is_none() {
             return state;
         }
         let ended = async {
-            tokio::select! {
-                () = tokio::time::sleep(wait.span) => {}
-                () = self.becomes_futile(state.id, wait) => {}
+            if !futile {
+                tokio::select! {
+                    () = tokio::time::sleep(wait.span) => {}
+                    () = self.becomes_futile(state.id, wait) => {}
+                }
+            }
+        };
+        let outcome = async {
+            match waiting {
+                Some(waiting) => self.queue.outcome_of(state.id, waiting, ended).await,
+                None => self.queue.outcome_until(state.id, ended).await,
             }
         };
         let later = tokio::select! {
-            later = self.queue.outcome_until(state.id, ended) => later.ok().flatten(),
+            later = outcome => later.ok().flatten(),
             () = self.drain_state.waits_end() => None,
         };
         let state = later.unwrap_or(state);
+        if futile {
+            return state;
+        }
         match state.status {
             Status::Queued { .. } => self.metrics.waits_queued.inc(),
             Status::Delivered(_) => self.metrics.waits_delivered.inc(),

@@ -67,7 +67,7 @@ impl Inner {
         let label = message::label(conversation.as_ref(), &token);
         let state = self.find(token, conversation, caller, &client_token).await?;
         let wait = self.wait(Preference::of(&parts.headers), ReplyMode::Accepted);
-        let state = self.outcome(state, &wait).await;
+        let state = self.outcome(state, None, &wait).await;
         let outlook = self.outlook(&state).map(|outlook| Outlook { note: wait.note(), ..outlook });
         let mut reply = describe(&state, &client_token, &label, outlook, &self.clock);
         reply::add_message_headers(&mut reply, &state, &client_token);

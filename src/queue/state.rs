@@ -74,7 +74,9 @@ pub struct State {
     pub estimated_at: Timestamp,
     /// The events since they were last taken.
     pub events: Vec<Event>,
-    /// True if a message may have become due.
+    /// True if a conversation has got a turn.
+    pub turn_given: bool,
+    /// True if a message may have become due otherwise.
     pub wake_sender: bool,
     /// True if messages have left the queue, or sending paused.
     pub messages_left: bool,
@@ -119,6 +121,7 @@ impl State {
             expiring: Expiring::default(),
             estimated_at: Timestamp::default(),
             events: Vec::new(),
+            turn_given: false,
             wake_sender: true,
             messages_left: false,
             fenced: false,

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use tokio::sync::oneshot::{Receiver, error::TryRecvError};
+
 use super::*;
 use crate::delivery::{Reason, Receipt, ServiceError};
 use crate::message::{Body, Content, ContentType, ConversationKey};
@@ -722,6 +724,88 @@ fn waiting_caller_gets_the_error_and_later_messages_are_held() {
     assert!(matches!(waits.status, Status::Dead { reason: Reason::ChatOver, .. }));
     assert_eq!(settled, Settled::Dead { reason: Reason::ChatOver, told: true });
     assert_eq!((rig.overview().queued, rig.overview().held), (1, 1));
+}
+
+#[test]
+fn caller_that_submits_and_waits_gets_the_error_of_an_attempt_that_ends_before_it_looks() {
+    let rig = Rig::new();
+    let (verdict, outcome) = rig.runtime.block_on(rig.queue.accept_and_wait(message("a", "1", "x"), 0.0)).unwrap();
+    let Verdict::Accepted { state, repeat: false, .. } = verdict else { panic!("{verdict:?}") };
+    let lease = rig.lease(1).pop().unwrap();
+    let settled = rig.settle(lease, denied("Access denied"));
+    assert_eq!(settled, Settled::Dead { reason: Reason::ChatOver, told: true });
+    let waited =
+        rig.runtime.block_on(rig.queue.outcome_of(state.id, outcome, std::future::pending())).unwrap().unwrap();
+    assert!(matches!(waited.status, Status::Dead { reason: Reason::ChatOver, .. }));
+    // A caller that hangs up at once does not get the error, so its message waits for a renewed token.
+    drop(rig.runtime.block_on(rig.queue.accept_and_wait(message("b", "1", "x"), 0.0)).unwrap());
+    let lease = rig.lease(1).pop().unwrap();
+    assert!(matches!(rig.settle(lease, denied("Access denied")), Settled::Held(_)));
+    // A repeat of a message that has left the queue has its outcome already.
+    let (verdict, _) = rig.runtime.block_on(rig.queue.accept_and_wait(message("a", "1", "x"), 0.0)).unwrap();
+    let Verdict::Accepted { state, repeat: true, .. } = verdict else { panic!("{verdict:?}") };
+    assert!(matches!(state.status, Status::Dead { .. }), "{state:?}");
+}
+
+/// A request of the sender that finds nothing to send.
+fn stand(rig: &Rig, most: usize) -> Receiver<Work> {
+    let (work, later) = rig.runtime.block_on(rig.queue.lease_or_stand(LeaseRequest::any(most))).unwrap();
+    assert!(work.leases.is_empty());
+    later.expect("a request without leases stands")
+}
+
+#[test]
+fn standing_request_is_served_by_the_commit_that_gives_a_turn() {
+    let rig = Rig::new();
+    let mut later = stand(&rig, 2);
+    assert!(later.try_recv().is_err());
+    rig.push_all(vec![message("a", "1", "x"), message("b", "1", "y"), message("a", "2", "z"), message("c", "1", "w")]);
+    let work = rig.runtime.block_on(later).unwrap();
+    assert_eq!(work.leases.iter().map(text).collect::<Vec<_>>(), ["x", "y"]);
+    assert!(work.turns_left, "c's message is left");
+    assert_eq!(rig.lease(9).iter().map(text).collect::<Vec<_>>(), ["w"], "a message is leased once");
+    // It is served once; a request that gets leases does not stand.
+    rig.accepted(message("d", "1", "v"));
+    let (work, later) = rig.runtime.block_on(rig.queue.lease_or_stand(LeaseRequest::any(9))).unwrap();
+    assert_eq!(work.leases.iter().map(text).collect::<Vec<_>>(), ["v"]);
+    assert!(later.is_none());
+    // The next message of a conversation is leased in the commit of the outcome before it.
+    let later = stand(&rig, 9);
+    let first = work.leases.into_iter().next().unwrap();
+    rig.accepted(message("d", "2", "u"));
+    rig.settle(first, Disposition::Deliver(Receipt::default()));
+    let work = rig.runtime.block_on(later).unwrap();
+    assert_eq!(work.leases.iter().map(text).collect::<Vec<_>>(), ["u"]);
+}
+
+#[test]
+fn standing_request_obeys_pauses_and_delays_and_ends_with_the_next_request() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (stand(&rig, 1), stand(&rig, 1));
+    assert_eq!(first.try_recv().unwrap_err(), TryRecvError::Closed);
+    rig.pause("an exercise");
+    rig.accepted(message("a", "1", "x"));
+    assert_eq!(second.try_recv().unwrap_err(), TryRecvError::Empty);
+    rig.resume();
+    rig.accepted(message("b", "1", "y"));
+    let lease = rig.runtime.block_on(second).unwrap().leases.pop().unwrap();
+    assert_eq!(text(&lease), "x", "the first turn goes first");
+    let other = rig.lease(1).pop().unwrap();
+    rig.settle(other, Disposition::Deliver(Receipt::default()));
+    // A conversation that backs off is for the sender to ask for: it knows how many of them may go.
+    let mut later = stand(&rig, 1);
+    rig.settle(lease, Disposition::Wait { due: Timestamp(0) });
+    assert_eq!(later.try_recv().unwrap_err(), TryRecvError::Empty);
+    assert!(rig.lease(1)[0].backed_off);
+    // Without the sender nothing is leased for it, and a request that was ended is not served.
+    drop(later);
+    rig.accepted(message("d", "1", "y"));
+    assert_eq!(rig.lease(9).iter().map(text).collect::<Vec<_>>(), ["y"]);
+    let mut later = stand(&rig, 1);
+    rig.runtime.block_on(rig.queue.end_standing()).unwrap();
+    assert_eq!(later.try_recv().unwrap_err(), TryRecvError::Closed);
+    rig.accepted(message("c", "1", "z"));
+    assert_eq!(rig.lease(9).iter().map(text).collect::<Vec<_>>(), ["z"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tracing::{debug, error, info};
 
 pub use self::effects::Effects;
-use self::effects::{Committed, Effect, is_reported};
+use self::effects::{Committed, Effect, is_reported, report};
 use self::metrics::{CopyMetrics, QueueMetrics};
 use self::request::{Request, Shared, Waiters, is_any_open};
 use super::api::{Options, Result, Status};
@@ -283,7 +283,7 @@ impl QueueThread {
         let now = self.now();
         match request {
             Request::Call(mut call) => {
-                call.run(&mut self.state, &self.waiters, now)?;
+                call.run(&mut self.state, &mut self.waiters, now)?;
                 self.take_events();
                 self.effects.push(Effect::Reply(call));
             }
@@ -388,8 +388,31 @@ impl QueueThread {
         );
     }
 
+    /// Leases for the sender's standing request, if a conversation has got a turn since the last commit. The sender gets the
+    /// leases after the commit, and need not be woken to ask for them.
+    fn serve_sender(&mut self) -> Result<()> {
+        // While every token is refused, the times of the tries decide.
+        if !self.state.turn_given || self.state.all_refused().is_some() {
+            return Ok(());
+        }
+        let Some(standing) = self.waiters.sender.take().filter(|standing| !standing.reply.is_closed()) else {
+            return Ok(());
+        };
+        let now = self.now();
+        let work = ops::lease::lease(&mut self.state, standing.request, now)?;
+        if work.leases.is_empty() {
+            self.waiters.sender = Some(standing);
+        } else {
+            // The work says if turns are left. A lease that gives a turn takes it, or says so.
+            self.state.turn_given = false;
+            self.effects.push(Effect::Work(standing.reply, work));
+        }
+        Ok(())
+    }
+
     /// Commits everything since the last commit, then applies its effects, then advances the checkpoint.
     pub(super) fn commit(&mut self) -> Result<()> {
+        self.serve_sender()?;
         self.take_events();
         self.state.write_common_rows(self.now());
         let changed = self.state.store.pending_bytes() > 0 || self.state.store.is_checkpointing();
@@ -455,7 +478,7 @@ impl QueueThread {
         });
         let committed = Committed {
             effects: std::mem::take(&mut self.effects),
-            wake_sender: std::mem::take(&mut self.state.wake_sender),
+            wake_sender: std::mem::take(&mut self.state.wake_sender) | std::mem::take(&mut self.state.turn_given),
             messages_left: std::mem::take(&mut self.state.messages_left),
             settled: std::mem::take(&mut self.state.settled),
         };
@@ -468,7 +491,7 @@ impl QueueThread {
             None => Some(committed),
         };
         if let Some(committed) = left {
-            committed.apply(&self.shared);
+            committed.apply(&self.shared).into_iter().for_each(report);
         }
     }
 }

@@ -442,7 +442,8 @@ async fn failure_counts_towards_poison_only_if_another_conversation_was_delivere
     fixture.sender.options.policy.attempts_max = 3;
     let sick = fixture.accept("s", "s-1").await;
     let mut failures = 0;
-    for round in 0..8 {
+    // In every second round the message of another conversation goes first, and its own attempt is answered in the next.
+    for round in 0..12 {
         let delivers = round >= 4;
         if delivers {
             fixture.accept(&format!("h-{round}"), "1").await;
@@ -549,6 +550,54 @@ async fn stop_settles_what_is_in_flight_and_starts_nothing_more() {
     assert_eq!(queue.overview().await.unwrap().queued, 1);
     drop((queue, requests));
     writer.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn message_for_an_idle_sender_is_sent_without_another_request_to_the_queue() {
+    let mut fixture = Fixture::new(15).await;
+    fixture.quiet().await;
+    fixture.accept("a", "a-1").await;
+    let steps = async {
+        let mut steps = Vec::new();
+        while !matches!(steps.last(), Some(Step::Started(1))) {
+            steps.push(fixture.sender.step().await.unwrap());
+        }
+        steps
+    };
+    let steps = tokio::time::timeout(Duration::from_secs(60), steps).await.expect("an attempt starts");
+    assert!(!steps.iter().any(|step| matches!(step, Step::Asked(_))), "{steps:?}");
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await.1, Settled::Delivered);
+}
+
+#[tokio::test]
+async fn message_leased_for_a_sender_that_stops_is_given_back_unsent() {
+    let mut fixture = Fixture::new(15).await;
+    fixture.quiet().await;
+    let id = fixture.accept("a", "a-1").await;
+    // The queue has leased it, in the same commit; the sender does not know it yet.
+    while !matches!(fixture.state(id).await.status, Status::Queued { in_flight: true, .. }) {}
+    let Fixture { queue, sender, mut requests, writer, _folder, .. } = fixture;
+    let bounded = tokio::time::timeout(Duration::from_secs(60), sender.run(std::future::ready(())));
+    bounded.await.expect("the sender ends").unwrap();
+    assert!(requests.try_recv().is_err(), "nothing is sent");
+    let leased = queue.lease(LeaseRequest::any(1)).await.unwrap().leases;
+    assert_eq!(leased.iter().map(|lease| (lease.id, lease.attempts)).collect::<Vec<_>>(), [(id, 0)]);
+    drop((queue, requests));
+    writer.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn message_leased_for_a_sender_that_asks_again_meanwhile_is_sent_once() {
+    let mut fixture = Fixture::new(15).await;
+    fixture.quiet().await;
+    let id = fixture.accept("a", "a-1").await;
+    while !matches!(fixture.state(id).await.status, Status::Queued { in_flight: true, .. }) {}
+    let now = fixture.clock.now();
+    assert_eq!(fixture.sender.ask(1, now), Step::Asked(1));
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await, (id, Settled::Delivered));
+    assert_eq!(fixture.requests_now().await, 0);
 }
 
 #[tokio::test]

@@ -233,7 +233,7 @@ impl State {
                 if kind == Class::Fresh {
                     self.fresh.given(turn, now, self.options.fresh);
                 }
-                self.wake_sender = true;
+                self.turn_given = true;
             }
             Schedule::DelayedUntil(due) => {
                 self.store.put(keys::due(due, id), &());

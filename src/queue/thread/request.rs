@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::pacer::Budget;
-use crate::queue::api::{MessageId, MessageState, Result};
+use crate::queue::api::{LeaseRequest, MessageId, MessageState, Result, Work};
 use crate::queue::rows::Hash;
 use crate::queue::state::State;
 use crate::queue::state::parts::CallerSet;
@@ -28,7 +28,7 @@ pub enum Request {
 /// An operation with its reply, in one allocation.
 pub trait Call: Send {
     /// Runs the operation and keeps its result.
-    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<()>;
+    fn run(&mut self, state: &mut State, waiters: &mut Waiters, now: Timestamp) -> Result<()>;
 
     /// Sends the result.
     fn reply(self: Box<Self>);
@@ -44,7 +44,7 @@ struct Operation<T, F> {
 impl Request {
     /// A request to run `op`, and the receiver of its reply.
     pub fn call<T: Send + 'static>(
-        op: impl FnOnce(&mut State, &Waiters, Timestamp) -> Result<T> + Send + 'static,
+        op: impl FnOnce(&mut State, &mut Waiters, Timestamp) -> Result<T> + Send + 'static,
     ) -> (Request, oneshot::Receiver<T>) {
         let (reply, answer) = oneshot::channel();
         (Request::Call(Box::new(Operation { op: Some(op), result: None, reply })), answer)
@@ -54,9 +54,9 @@ impl Request {
 impl<T, F> Call for Operation<T, F>
 where
     T: Send,
-    F: FnOnce(&mut State, &Waiters, Timestamp) -> Result<T> + Send,
+    F: FnOnce(&mut State, &mut Waiters, Timestamp) -> Result<T> + Send,
 {
-    fn run(&mut self, state: &mut State, waiters: &Waiters, now: Timestamp) -> Result<()> {
+    fn run(&mut self, state: &mut State, waiters: &mut Waiters, now: Timestamp) -> Result<()> {
         if let Some(op) = self.op.take() {
             self.result = Some(op(state, waiters, now)?);
         }
@@ -113,30 +113,42 @@ impl Shared {
 /// A caller that waits for the outcome of a message.
 pub type Waiter = oneshot::Sender<Option<MessageState>>;
 
-/// The waiting callers, by conversation, with the sequence number of the message.
+/// A request of the sender that found nothing to send: it stands until a message gets its turn, or the next request.
+#[derive(Debug)]
+pub struct StandingRequest {
+    pub request: LeaseRequest,
+    pub reply: oneshot::Sender<Work>,
+}
+
+/// The callers that wait for something.
 #[derive(Debug, Default)]
-pub struct Waiters(HashMap<Hash, Vec<(u64, Waiter)>>);
+pub struct Waiters {
+    /// Those that wait for an outcome, by conversation, with the sequence number of the message.
+    outcomes: HashMap<Hash, Vec<(u64, Waiter)>>,
+    /// The sender, if it waits for a message to send.
+    pub sender: Option<StandingRequest>,
+}
 
 impl Waiters {
     pub fn add(&mut self, id: MessageId, waiter: Waiter) {
-        self.0.entry(id.conversation).or_default().push((id.sequence, waiter));
+        self.outcomes.entry(id.conversation).or_default().push((id.sequence, waiter));
     }
 
     /// The messages of a conversation for which a caller waits that has not hung up, in order.
     pub fn of(&self, conversation: &Hash) -> Vec<u64> {
-        let own = self.0.get(conversation).into_iter().flatten().filter(|(_, waiter)| !waiter.is_closed());
+        let own = self.outcomes.get(conversation).into_iter().flatten().filter(|(_, waiter)| !waiter.is_closed());
         own.map(|(sequence, _)| *sequence).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Takes the callers that wait for a message.
     pub fn take(&mut self, id: MessageId) -> Vec<Waiter> {
-        let Some(own) = self.0.get_mut(&id.conversation) else { return Vec::new() };
+        let Some(own) = self.outcomes.get_mut(&id.conversation) else { return Vec::new() };
         own.extract_if(.., |(sequence, _)| *sequence == id.sequence).map(|(_, waiter)| waiter).collect()
     }
 
     /// Removes callers that hung up.
     pub fn sweep(&mut self) {
-        self.0.retain(|_, own| {
+        self.outcomes.retain(|_, own| {
             own.retain(|(_, waiter)| !waiter.is_closed());
             !own.is_empty()
         });
