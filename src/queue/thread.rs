@@ -71,6 +71,9 @@ pub struct QueueThread {
     /// The last anchor of the clock that the store has.
     anchor: Option<Anchor>,
     ticked: Timestamp,
+    /// True once the thread serves requests. The estimates of the first tick, and a checkpoint of the last run's commits,
+    /// come after the first requests: a start does not wait for them.
+    serves: bool,
     /// The last look through the store's folder. `None` once something was committed since.
     scanned: Option<Timestamp>,
     /// The first commit since memory was last given back.
@@ -115,6 +118,7 @@ impl QueueThread {
             applying: None,
             anchor: None,
             ticked: Timestamp(0),
+            serves: false,
             scanned: None,
             held_since: None,
             link: None,
@@ -210,7 +214,8 @@ impl QueueThread {
         self.commit()?;
         loop {
             self.ship_snapshot()?;
-            let mut idle = if self.state.store.is_checkpointing() { Duration::ZERO } else { TICK };
+            let steps = self.state.store.is_checkpointing() && self.serves;
+            let mut idle = if steps { Duration::ZERO } else { TICK };
             if let Some(link) = &mut self.link {
                 idle = link.pause().map_or(idle, |pause| idle.min(pause));
                 // The look for reports may have found another owner.
@@ -221,6 +226,7 @@ impl QueueThread {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            let first = !std::mem::replace(&mut self.serves, true);
             let mut requests = 0;
             while let Some(request) = next.take() {
                 self.handle(request)?;
@@ -229,7 +235,11 @@ impl QueueThread {
                     next = self.inbox.try_recv().ok();
                 }
             }
-            if self.now().since(self.ticked) >= TICK {
+            if first {
+                // The replies to the first requests do not wait for the tick.
+                self.commit()?;
+            }
+            if first || self.now().since(self.ticked) >= TICK {
                 self.tick()?;
             }
             if requests > 0 {
@@ -337,10 +347,12 @@ impl QueueThread {
             self.held_since = None;
             malloc::trim();
         }
-        let pace = self.pace();
-        ops::estimate::estimate_loss(&mut self.state, pace, now)?;
-        ops::query::overview(&mut self.state, now)?;
-        self.take_events();
+        if self.serves {
+            let pace = self.pace();
+            ops::estimate::estimate_loss(&mut self.state, pace, now)?;
+            ops::query::overview(&mut self.state, now)?;
+            self.take_events();
+        }
         Ok(())
     }
 
@@ -445,7 +457,7 @@ impl QueueThread {
             self.held_since = self.held_since.or(Some(began));
         }
         self.apply_effects();
-        if changed {
+        if changed && (self.serves || !self.state.store.can_checkpoint_wait()) {
             // After the replies, because it takes a while.
             self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
             let grown = self.state.store.advance_checkpoint()?;

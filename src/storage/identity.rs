@@ -27,7 +27,7 @@ use std::path::Path;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::directory::{private, sync_ancestors, sync_directory};
+use super::directory::{private, sync_directory};
 use super::error::OpenError;
 use super::key::Key;
 use super::names;
@@ -202,7 +202,7 @@ pub fn new_stamp() -> io::Result<Stamp> {
     Ok(Stamp { format: FORMAT, nonce, key: Zeroizing::new(random[4..].to_vec()), stored_key: None })
 }
 
-/// Writes the stamp, sealed by the first key.
+/// Writes the stamp, sealed by the first key. The caller has synced the folders above.
 pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()> {
     let (format, nonce) = (FORMAT, stamp.nonce);
     let key = to_hex(sealer.seal(&store_key_place(), &stamp.key).bytes());
@@ -212,7 +212,6 @@ pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()
     let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    sync_ancestors(path)?;
     fs::rename(&unnamed, path.join(names::STAMP))?;
     sync_directory(path)
 }

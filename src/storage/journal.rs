@@ -57,7 +57,9 @@
 //! | in a checkpoint | the whole old epoch, part of which sled may have: it moves into sled again; and the records of the next |
 //! | after it | the records of the next; the rest of the old one is skipped |
 
-use std::fs::{self, File, OpenOptions};
+mod window;
+
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -65,6 +67,7 @@ use std::path::Path;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
+use self::window::Window;
 use super::memtable::{Extent, Rows};
 use super::names::JOURNALS;
 
@@ -81,6 +84,8 @@ pub const BYTES_MAX: u64 = if cfg!(test) { 2 * BYTES } else { 16 * BYTES };
 const LENGTH: u64 = BYTES + STEP;
 const STEP: u64 = BYTES / 4;
 const HEAD: usize = 24;
+/// The offset of the epoch in a record.
+const EPOCH_AT: u64 = 8;
 /// The bytes of a row before its key.
 const ROW_HEAD: usize = 5;
 const REMOVED: u32 = u32::MAX;
@@ -173,9 +178,9 @@ pub fn create_from(folder: &Path, first: u64) -> io::Result<()> {
 pub fn last(folder: &Path) -> io::Result<CommitPos> {
     let mut last = CommitPos::default();
     for (file, name) in (0..).zip(JOURNALS) {
-        let bytes = contents(folder, file)?;
-        let Some(epoch) = first_epoch(&bytes) else { continue };
-        let found = replay(&bytes, epoch, |_, _, _| ());
+        let mut file = open_epoch(folder, file)?;
+        let Some(epoch) = first_epoch(&mut file)? else { continue };
+        let found = replay(&mut file, epoch, |_, _, _| ())?;
         last = last.max(CommitPos { epoch, number: found.number.saturating_sub(1) });
         File::open(folder.join(name))?.sync_all()?;
     }
@@ -366,17 +371,15 @@ pub fn read<T>(
         None => CheckpointPos { epoch: oldest_epoch(folder)?, lengths: [0, 0] },
     };
     let mut found = [0; 2];
-    // One file after the other: they can be long.
-    let bytes = contents(folder, epoch)?;
-    found[file_of(epoch)] = bytes.len() as u64;
-    let oldest = replay(&bytes, epoch, |key, value, extent| visit(to, key, value, extent));
-    drop(bytes);
-    let bytes = contents(folder, epoch + 1)?;
-    found[file_of(epoch + 1)] = bytes.len() as u64;
-    if next_record(&bytes, 0, epoch + 1, 0).is_some() {
+    let mut file = open_epoch(folder, epoch)?;
+    found[file_of(epoch)] = file.length();
+    let oldest = replay(&mut file, epoch, |key, value, extent| visit(to, key, value, extent))?;
+    file = open_epoch(folder, epoch + 1)?;
+    found[file_of(epoch + 1)] = file.length();
+    if next_record(&mut file, 0, epoch + 1, 0)?.is_some() {
         between(to);
     }
-    let next = replay(&bytes, epoch + 1, |key, value, extent| visit(to, key, value, extent));
+    let next = replay(&mut file, epoch + 1, |key, value, extent| visit(to, key, value, extent))?;
     let mut damage = Vec::new();
     if [&oldest, &next].into_iter().any(|epoch| !epoch.is_begun() && !epoch.may_begin) {
         damage.push("its journal is missing".to_owned());
@@ -415,51 +418,83 @@ impl EpochReplay {
     }
 }
 
-fn replay(bytes: &[u8], epoch: u64, mut visit: impl FnMut(&[u8], Option<&[u8]>, Extent)) -> EpochReplay {
-    let may_begin = parse_record(bytes).is_some_and(|(found, number, _)| found + 2 == epoch && number == 0);
-    let mut replayed = EpochReplay { epoch, may_begin, ..EpochReplay::default() };
-    let mut at = 0;
-    while let Some((start, number, rows)) = next_record(bytes, at, epoch, replayed.number) {
-        replayed.damaged += number - replayed.number;
-        if number == 0 {
-            replayed.before = rows.try_into().ok().map(u64::from_be_bytes);
-        } else {
-            let mut places = Places { epoch, at: (start + HEAD) as u64 };
-            read_rows(rows, &mut |key, value| visit(key, value, places.next(key, value)));
-        }
-        at = start + HEAD + rows.len();
-        (replayed.number, replayed.end) = (number + 1, at as u64);
-    }
-    replayed
+/// A record that is whole.
+#[derive(Clone, Copy)]
+struct Record {
+    start: u64,
+    epoch: u64,
+    number: u64,
+    /// The number of bytes after its head.
+    length: usize,
 }
 
-/// The offset, number and rows of the record with this number at this offset, or of the first one after it if that is
-/// damaged.
-fn next_record(bytes: &[u8], at: usize, epoch: u64, number: u64) -> Option<(usize, u64, &[u8])> {
+impl Record {
+    /// The offset of its rows.
+    fn rows_at(&self) -> u64 {
+        self.start + HEAD as u64
+    }
+}
+
+fn replay(
+    file: &mut Window,
+    epoch: u64,
+    mut visit: impl FnMut(&[u8], Option<&[u8]>, Extent),
+) -> io::Result<EpochReplay> {
+    let may_begin = record_at(file, 0)?.is_some_and(|found| found.epoch + 2 == epoch && found.number == 0);
+    let mut replayed = EpochReplay { epoch, may_begin, ..EpochReplay::default() };
+    while let Some(record) = next_record(file, replayed.end, epoch, replayed.number)? {
+        replayed.damaged += record.number - replayed.number;
+        let rows = file.bytes(record.rows_at(), record.length)?;
+        if record.number == 0 {
+            replayed.before = rows.try_into().ok().map(u64::from_be_bytes);
+        } else {
+            let mut places = Places { epoch, at: record.rows_at() };
+            read_rows(rows, &mut |key, value| visit(key, value, places.next(key, value)));
+        }
+        (replayed.number, replayed.end) = (record.number + 1, record.rows_at() + record.length as u64);
+    }
+    Ok(replayed)
+}
+
+/// The record with this number at this offset, or the first one after it if that is damaged.
+fn next_record(file: &mut Window, at: u64, epoch: u64, number: u64) -> io::Result<Option<Record>> {
     let epoch = epoch.to_be_bytes();
     let of_epoch = memmem::Finder::new(&epoch);
     let mut from = at;
-    let candidates = std::iter::from_fn(|| {
-        let found = from + of_epoch.find(bytes.get(from + 8..)?)?;
-        from = found + 1;
-        Some(found)
-    });
-    let mut records = candidates.filter_map(|at| parse_record(&bytes[at..]).map(|record| (at, record)));
-    records
-        .find(|(start, (_, found, _))| *found > number || (*found == number && *start == at))
-        .map(|(start, (_, found, rows))| (start, found, rows))
+    while let Some(found) = file.find(from + EPOCH_AT, &of_epoch)? {
+        let start = found - EPOCH_AT;
+        if let Some(record) = record_at(file, start)?
+            && (record.number > number || record.number == number && start == at)
+        {
+            return Ok(Some(record));
+        }
+        from = start + 1;
+    }
+    Ok(None)
 }
 
-/// The epoch, number and rows of the record that begins here. `None` if it is not whole.
-fn parse_record(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
-    let (head, rest) = bytes.split_at_checked(HEAD)?;
-    let length = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
-    let rows = rest.get(..length)?;
-    if crc32fast::hash(&bytes[4..HEAD + length]).to_be_bytes() != head[..4] {
-        return None;
+/// The record that begins here. `None` if it is not whole.
+fn record_at(file: &mut Window, start: u64) -> io::Result<Option<Record>> {
+    let Some(&head) = file.bytes(start, HEAD)?.first_chunk::<HEAD>() else { return Ok(None) };
+    let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|nth| head[at + nth]));
+    let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
+    let record = Record { start, epoch: number(8), number: number(16), length };
+    let end = record.rows_at() + length as u64;
+    if end > file.length() {
+        return Ok(None);
     }
-    let number = |at: usize| Some(u64::from_be_bytes(head[at..at + 8].try_into().ok()?));
-    Some((number(8)?, number(16)?, rows))
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&head[4..]);
+    // Bytes that only look like a head may claim any length: they are not held in memory.
+    file.bytes(start, (HEAD + length).min(window::BYTES))?;
+    let mut at = record.rows_at();
+    while at < end {
+        let rest = file.rest(at, 1)?;
+        let rows = &rest[..rest.len().min((end - at) as usize)];
+        sum.update(rows);
+        at += rows.len() as u64;
+    }
+    Ok((sum.finalize().to_be_bytes() == head[..4]).then_some(record))
 }
 
 /// Appends a row; `None` is a removed one.
@@ -509,26 +544,29 @@ fn file_of(epoch: u64) -> usize {
 fn oldest_epoch(folder: &Path) -> io::Result<u64> {
     let mut oldest = None;
     for epoch in 0..2 {
-        oldest = oldest.into_iter().chain(first_epoch(&contents(folder, epoch)?)).min();
+        oldest = oldest.into_iter().chain(first_epoch(&mut open_epoch(folder, epoch)?)?).min();
     }
     Ok(oldest.unwrap_or(FIRST))
 }
 
 /// The epoch of the first record in a file.
-fn first_epoch(bytes: &[u8]) -> Option<u64> {
-    (0..bytes.len()).find_map(|at| parse_record(&bytes[at..])).map(|(epoch, ..)| epoch)
+fn first_epoch(file: &mut Window) -> io::Result<Option<u64>> {
+    for at in 0..file.length() {
+        if let Some(record) = record_at(file, at)? {
+            return Ok(Some(record.epoch));
+        }
+    }
+    Ok(None)
 }
 
-/// The bytes of an epoch's file; none if there is no such file.
-fn contents(folder: &Path, epoch: u64) -> io::Result<Vec<u8>> {
-    match fs::read(folder.join(JOURNALS[file_of(epoch)])) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(Vec::new()),
-        bytes => bytes,
-    }
+/// Opens the file of an epoch.
+fn open_epoch(folder: &Path, epoch: u64) -> io::Result<Window> {
+    Window::open(&folder.join(JOURNALS[file_of(epoch)]))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;

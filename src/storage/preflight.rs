@@ -45,6 +45,7 @@ pub fn has_rows(path: &Path) -> io::Result<bool> {
 /// but nothing is deleted either.
 pub fn quarantine_unfinished(path: &Path, now: WallTime) -> io::Result<()> {
     let aside = path.join(format!("{}{}", names::UNFINISHED_PREFIX, now.0));
+    let mut moved = false;
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
         let text = name.to_string_lossy();
@@ -55,8 +56,9 @@ pub fn quarantine_unfinished(path: &Path, now: WallTime) -> io::Result<()> {
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
         fs::rename(path.join(&name), aside.join(&name))?;
+        moved = true;
     }
-    sync_directory(path)
+    if moved { sync_directory(path) } else { Ok(()) }
 }
 
 /// The files of a store, besides its log, that are not as a relay leaves them, in words.

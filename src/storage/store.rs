@@ -272,6 +272,11 @@ impl Store {
         self.memtable.is_flushing()
     }
 
+    /// Returns true while a checkpoint can wait: the current epoch has hardly begun.
+    pub fn can_checkpoint_wait(&self) -> bool {
+        self.complete_part() < 1.0 / 16.0
+    }
+
     /// Advances the checkpoint by a batch, or by as many as it needs to be over when the current epoch is complete. Then
     /// begins the next one. Returns true if sled got a batch.
     pub fn advance_checkpoint(&mut self) -> Result<bool, StoreFailed> {

@@ -1,13 +1,16 @@
 //! The check of a log for damage that a crash cannot explain.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::thread;
 
 use super::frame::{FRAME_HEADER_MAX, Frame, SEGMENT, SEGMENT_HEADER, header, kind, lsn, next_frame};
-use super::snapshot;
+use super::snapshot::{self, Pointer};
 use crate::storage::names;
 
 /// The findings of a scan of the whole log.
@@ -15,8 +18,8 @@ use crate::storage::names;
 pub struct Scan {
     damage: Vec<String>,
     gaps: Vec<Gap>,
-    /// The numbers of the segments whose headers verify.
-    numbers: HashSet<u64>,
+    /// The numbers of the segments whose headers verify, with the offset of the first of each.
+    numbers: HashMap<u64, u64>,
     last_manifest: u64,
 }
 
@@ -28,30 +31,37 @@ struct Gap {
     at: usize,
 }
 
-/// Returns the damage to the log in a folder, in words. It keeps one segment at a time in memory, and some numbers for
+/// The least length of a log that two threads check.
+const LONG: u64 = if cfg!(test) { 4 } else { 16 } * SEGMENT as u64;
+
+/// Returns the damage to the log in a folder, in words. It keeps two segments at a time in memory, and some numbers for
 /// each page.
 pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
+    check(folder, LONG)
+}
+
+/// The same, by two threads if the log has `long` bytes.
+fn check(folder: &Path, long: u64) -> io::Result<Vec<String>> {
     let file = File::open(folder.join(names::LOG))?;
-    let (mut damage, pointers) = match snapshot::pointers(folder)? {
+    let (mut damage, mut pointers) = match snapshot::pointers(folder)? {
         Ok(pointers) => (Vec::new(), pointers),
         Err(damage) => (vec![damage], Vec::new()),
     };
-    let (mut expected, mut missing) = (pointers.into_iter().peekable(), Vec::new());
-    // The time at which each page was last written as a whole.
-    let mut newest: HashMap<u64, u64> = HashMap::new();
-    let found = scan(&file, |base, frame| {
-        let at = base + frame.begins as u64;
-        while let Some(pointer) = expected.next_if(|pointer| pointer.at <= at) {
-            missing.extend((pointer.at != at || pointer.lsn != frame.lsn()).then_some(pointer));
-        }
-        if (kind::FREE..=kind::BLOB_NODE).contains(&frame.kind) {
-            let written = newest.entry(frame.page).or_default();
-            *written = frame.lsn().max(*written);
-        }
-    })?;
+    let length = file.metadata()?.len();
+    // Half of the time is the processor's, and a start has nothing else to do meanwhile.
+    let middle = length.div_ceil(2).next_multiple_of(SEGMENT as u64);
+    let middle = if length >= long && middle < length { middle } else { u64::MAX };
+    let rest = pointers.split_off(pointers.partition_point(|pointer| pointer.at < middle));
+    let (first, second) = thread::scope(|scope| {
+        let second = || Part::read(&file, middle..length, rest);
+        let second = (middle < length).then(|| thread::Builder::new().name("check".into()).spawn_scoped(scope, second));
+        let first = Part::read(&file, 0..middle.min(length), pointers);
+        let second = second.map(|second| second?.join().map_err(|_| io::Error::other("the check panicked"))?);
+        (first, second.unwrap_or_else(|| Ok(Part::default())))
+    });
+    let Part { found, missing, newest } = first?.join(second?);
     let made = |page| newest.get(&page).copied().unwrap_or(0);
-    let missing = missing.into_iter().chain(expected);
-    let gone = missing.filter(|pointer| made(pointer.page) <= pointer.lsn).count();
+    let gone = missing.into_iter().filter(|pointer| made(pointer.page) <= pointer.lsn).count();
     if gone > 0 {
         damage.push(format!("{gone} pieces of pages are not where the snapshot says"));
     }
@@ -68,13 +78,59 @@ pub fn find_damage(folder: &Path) -> io::Result<Vec<String>> {
     Ok(damage)
 }
 
+/// The findings of a scan of a part of the log.
+#[derive(Default)]
+struct Part {
+    found: Scan,
+    /// The frames that the snapshot points at and that are not there.
+    missing: Vec<Pointer>,
+    /// The time at which each page was last written as a whole.
+    newest: HashMap<u64, u64>,
+}
+
+impl Part {
+    /// Reads the segments that begin in a range. `pointers` are those of the snapshot into it, by their offsets.
+    fn read(file: &File, range: Range<u64>, pointers: Vec<Pointer>) -> io::Result<Part> {
+        let (mut expected, mut missing) = (pointers.into_iter().peekable(), Vec::new());
+        let mut newest: HashMap<u64, u64> = HashMap::new();
+        let found = scan_range(file, range, |base, frame| {
+            let at = base + frame.begins as u64;
+            while let Some(pointer) = expected.next_if(|pointer| pointer.at <= at) {
+                missing.extend((pointer.at != at || pointer.lsn != frame.lsn()).then_some(pointer));
+            }
+            if (kind::FREE..=kind::BLOB_NODE).contains(&frame.kind) {
+                let written = newest.entry(frame.page).or_default();
+                *written = frame.lsn().max(*written);
+            }
+        })?;
+        missing.extend(expected);
+        Ok(Part { found, missing, newest })
+    }
+
+    /// Adds the findings of the part behind this one.
+    fn join(mut self, behind: Part) -> Part {
+        self.found.join(behind.found);
+        self.missing.extend(behind.missing);
+        for (page, written) in behind.newest {
+            let newest = self.newest.entry(page).or_default();
+            *newest = written.max(*newest);
+        }
+        self
+    }
+}
+
 /// Visits every frame that verifies, segment by segment, with the offset of its segment.
-pub fn scan(file: &File, mut visit: impl FnMut(u64, &Frame)) -> io::Result<Scan> {
+pub fn scan(file: &File, visit: impl FnMut(u64, &Frame)) -> io::Result<Scan> {
     let length = file.metadata()?.len();
+    scan_range(file, 0..length, visit)
+}
+
+/// The same for the segments that begin in a range.
+fn scan_range(file: &File, range: Range<u64>, mut visit: impl FnMut(u64, &Frame)) -> io::Result<Scan> {
     let mut found = Scan::default();
     let mut buffer = vec![0; SEGMENT];
-    for base in (0..length).step_by(SEGMENT) {
-        let size = usize::try_from(length - base).unwrap_or(SEGMENT).min(SEGMENT);
+    for base in range.clone().step_by(SEGMENT) {
+        let size = usize::try_from(range.end - base).unwrap_or(SEGMENT).min(SEGMENT);
         let segment = &mut buffer[..size];
         file.read_exact_at(segment, base)?;
         if segment.iter().any(|byte| *byte != 0) {
@@ -85,10 +141,32 @@ pub fn scan(file: &File, mut visit: impl FnMut(u64, &Frame)) -> io::Result<Scan>
 }
 
 impl Scan {
+    /// Adds a segment's number.
+    fn add(&mut self, number: u64, base: u64) {
+        match self.numbers.entry(number) {
+            Entry::Occupied(_) => {
+                self.damage.push(format!("the log has segment {number} twice, once at byte {base}"));
+            }
+            Entry::Vacant(new) => _ = new.insert(base),
+        }
+    }
+
+    /// Adds the findings of the part of the log behind this one.
+    fn join(&mut self, behind: Scan) {
+        let mut numbers: Vec<_> = behind.numbers.into_iter().collect();
+        numbers.sort_unstable_by_key(|(_, base)| *base);
+        for (number, base) in numbers {
+            self.add(number, base);
+        }
+        self.damage.extend(behind.damage);
+        self.gaps.extend(behind.gaps);
+        self.last_manifest = self.last_manifest.max(behind.last_manifest);
+    }
+
     fn segment(&mut self, base: u64, bytes: &[u8], mut visit: impl FnMut(&Frame)) {
         let header = header(bytes);
-        if let Some(number) = header.filter(|number| !self.numbers.insert(*number)) {
-            self.damage.push(format!("the log has segment {number} twice, once at byte {base}"));
+        if let Some(number) = header {
+            self.add(number, base);
         }
         let (mut own, mut at, mut whole) = (header, SEGMENT_HEADER, false);
         while let Some(frame) = next_frame(bytes, at) {
@@ -214,6 +292,36 @@ mod tests {
             write_row(folder.path(), rows + more, 4000);
         }
         assert_eq!(find_damage(folder.path()).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn two_threads_find_what_one_finds() {
+        let folder = log();
+        write_row(folder.path(), 1, 700); // leaves a snapshot of all pages
+        let path = folder.path().join(names::LOG);
+        let whole = fs::read(&path).unwrap();
+        let segments = whole.len() / SEGMENT;
+        assert!(segments >= 8 && fs::read_dir(folder.path()).unwrap().count() > 3, "{segments} segments, no snapshot");
+        let mut dice = fastrand::Rng::with_seed(0);
+        let mut found = HashSet::new();
+        for round in 0..60 {
+            let mut bytes = whole.clone();
+            let at = dice.usize(..bytes.len());
+            match round % 4 {
+                0 => bytes[at] ^= 1,
+                1 => bytes.truncate(at),
+                2 => bytes[at / SEGMENT * SEGMENT..][..SEGMENT.min(whole.len() - at / SEGMENT * SEGMENT)].fill(0),
+                _ => {
+                    let [from, to] = [dice.usize(..segments), dice.usize(..segments)];
+                    bytes.copy_within(from * SEGMENT..(from + 1) * SEGMENT, to * SEGMENT);
+                }
+            }
+            fs::write(&path, bytes).unwrap();
+            let damage = check(folder.path(), u64::MAX).unwrap();
+            assert_eq!(check(folder.path(), 0).unwrap(), damage, "round {round}");
+            found.extend(damage.into_iter().map(|text| text.replace(|c: char| c.is_ascii_digit(), "")));
+        }
+        assert!(found.len() >= 3, "{found:?}");
     }
 
     /// The frames of each page that the last batch has not rewritten.

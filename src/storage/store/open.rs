@@ -6,11 +6,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::thread;
 
 use tracing::warn;
 
 use super::{Opened, Options, Store};
-use crate::storage::directory::{self, drop_cached, lock, memory_filesystem, remove_unfinished_snapshots};
+use crate::storage::directory::{
+    self, drop_cached, lock, memory_filesystem, remove_unfinished_snapshots, sync_ancestors,
+};
 use crate::storage::error::OpenError;
 use crate::storage::identity::{self, FORMAT, Stamp, new_stamp, read_stamp, write_stamp};
 use crate::storage::journal::{self, CheckpointPos, EPOCH, Journal};
@@ -68,15 +71,23 @@ impl Store {
     fn open_rows(path: &Path, lock: File, stamp: Option<Stamp>, options: Options) -> Result<Opened, OpenError> {
         let Options { keys, write_once, removal_weight, .. } = options;
         let failed = |step| move |cause| OpenError::failed(path, step, cause);
-        let (db, log) = open_sled(path).map_err(|cause| OpenError::of_sled(path, "open sled", cause))?;
+        // A first start makes the journal beside sled: both wait for the disk most of the time.
+        let is_first = stamp.is_none();
+        let ((db, log), journal) = thread::scope(|scope| {
+            let make = || journal::create(path).and_then(|()| sync_ancestors(path));
+            let made = is_first.then(|| thread::Builder::new().name("journal".into()).spawn_scoped(scope, make));
+            let opened = open_sled(path).map_err(|cause| OpenError::of_sled(path, "open sled", cause));
+            let made = made.map_or(Ok(()), |made| made?.join().map_err(|_| io::Error::other("it panicked"))?);
+            opened.map(|opened| (opened, made))
+        })?;
         if fs::read_dir(path.join(names::BLOBS)).is_ok_and(|mut blobs| blobs.next().is_some()) {
             warn!(queue = %path.display(), "there is a file in blobs/: it was not written by this relay and is not durable");
         }
         let stamp = match stamp {
             Some(stamp) => stamp,
-            None => sync_new_log(path, &db, &log)
+            None => journal
+                .and_then(|()| sync_new_log(path, &db, &log))
                 .and_then(|()| new_stamp())
-                .and_then(|stamp| journal::create(path).map(|()| stamp))
                 .inspect_err(|_| leak_db(&db))
                 .map_err(failed("write its format stamp"))?,
         };
@@ -84,7 +95,9 @@ impl Store {
         let mut memtable = Memtable::new(write_once);
         let journal = open_journal(path, &db, &mut memtable).inspect_err(|_| leak_db(&db))?;
         if stamp.format != FORMAT || !stamp.stored_key.as_ref().is_some_and(|key| sealer.is_newest(key)) {
-            write_stamp(path, &stamp, &sealer)
+            let synced = if is_first { Ok(()) } else { sync_ancestors(path) };
+            synced
+                .and_then(|()| write_stamp(path, &stamp, &sealer))
                 .inspect_err(|_| leak_db(&db))
                 .map_err(failed("write its format stamp"))?;
         }
@@ -153,10 +166,7 @@ impl Store {
 fn sync_new_log(path: &Path, db: &sled::Db, log: &File) -> io::Result<()> {
     db.flush().map_err(io::Error::other)?;
     log.sync_all()?;
-    for name in [names::CONF, names::LOG] {
-        File::open(path.join(name))?.sync_all()?;
-    }
-    Ok(())
+    File::open(path.join(names::CONF))?.sync_all()
 }
 
 /// Replays the commits that sled may not have. If one of them is lost, the rows of those after it do not agree with the
