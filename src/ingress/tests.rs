@@ -567,11 +567,11 @@ async fn full_queue_that_does_not_empty_says_so_and_asks_for_a_late_retry() {
         assert!(seen.body.contains(why), "{}", seen.body);
     };
     rig.queue.pause(String::new()).await.unwrap();
-    refused("1 of 1 messages (queue.messages_max); nothing is sent now: sending is paused").await;
+    refused("messages a second, but nothing is sent now: sending is paused").await;
     rig.queue.resume().await.unwrap();
     let now = rig.clock.now();
     rig.budget.pacer().ended(now, now, delivery::Signal::Down(crate::retry::RetryHint::default()));
-    refused("1 of 1 messages (queue.messages_max); nothing is sent now: the Participant Service is down").await;
+    refused("messages a second, but nothing is sent now: the Participant Service is down").await;
 }
 
 #[tokio::test]
