@@ -51,7 +51,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::{JoinError, JoinSet};
 
 use self::metrics::SenderMetrics;
@@ -201,7 +201,7 @@ impl Sender {
         if let Some(done) = self.tasks.try_join_next() {
             return self.handle_ended_task(done);
         }
-        if let Some((asked, work)) = self.standing.as_mut().and_then(Standing::take_served) {
+        if let Some((asked, work)) = take_served(&mut self.standing) {
             return self.handle_served(asked, work);
         }
         self.note_overdue(now);
@@ -252,13 +252,11 @@ impl Sender {
         let starts = self.suspects.starts(now);
         let (backed_off_first, backed_off_most) = (starts.suspects_first, starts.suspects_most);
         let request = LeaseRequest { most, backed_off_first, backed_off_most, takes: self.attempt_ewma };
-        let (queue, earlier) = (self.queue.clone(), self.standing.take());
+        let (queue, mut earlier) = (self.queue.clone(), self.standing.take());
         self.tasks.spawn(async move {
             let mut leased = queue.lease_or_stand(request).await;
             // The queue served the earlier request before this one, or never will.
-            if let (Ok((work, _)), Some((_, served))) =
-                (&mut leased, earlier.and_then(|mut earlier| earlier.take_served()))
-            {
+            if let (Ok((work, _)), Some((_, served))) = (&mut leased, take_served(&mut earlier)) {
                 work.leases.extend(served.leases);
             }
             Done::Leased { asked: most, leased }
@@ -268,11 +266,13 @@ impl Sender {
 
     /// Ends the standing request. What it was served with meanwhile is handled as any work.
     fn end_standing(&mut self) {
-        let Some(mut standing) = self.standing.take() else { return };
-        let queue = self.queue.clone();
+        let (queue, mut standing) = (self.queue.clone(), self.standing.take());
+        if standing.is_none() {
+            return;
+        }
         self.tasks.spawn(async move {
             let ended = queue.end_standing().await;
-            let (asked, work) = standing.take_served().unwrap_or_default();
+            let (asked, work) = take_served(&mut standing).unwrap_or_default();
             Done::Leased { asked, leased: ended.map(|()| (work, None)) }
         });
     }
@@ -511,11 +511,15 @@ impl PollState {
     }
 }
 
-impl Standing {
-    /// The work that the queue has leased for it, if it has.
-    fn take_served(&mut self) -> Option<(usize, Work)> {
-        Some((self.asked, self.work.try_recv().ok()?))
+/// The work that the queue has leased for the standing request, if it has. A request that is served, or never will be, is
+/// over.
+fn take_served(standing: &mut Option<Standing>) -> Option<(usize, Work)> {
+    let Standing { asked, work } = standing.as_mut()?;
+    let (asked, work) = (*asked, work.try_recv());
+    if !matches!(work, Err(TryRecvError::Empty)) {
+        *standing = None;
     }
+    Some((asked, work.ok()?))
 }
 
 /// Resolves when the queue has leased for the standing request. If it never will, the next request replaces this one.

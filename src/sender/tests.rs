@@ -571,6 +571,23 @@ async fn message_for_an_idle_sender_is_sent_without_another_request_to_the_queue
 }
 
 #[tokio::test]
+async fn sender_whose_standing_request_was_dropped_asks_again() {
+    let mut fixture = Fixture::new(15).await;
+    fixture.quiet().await;
+    // So does a queue whose store has failed.
+    fixture.queue.end_standing().await.unwrap();
+    for _ in 0..4 {
+        // Nothing is to be done: most of these steps only wait.
+        let _ = tokio::time::timeout(Duration::from_millis(50), fixture.sender.step()).await;
+    }
+    fixture.accept("a", "a-1").await;
+    let sent = async { while fixture.sender.step().await.unwrap() != Step::Started(1) {} };
+    tokio::time::timeout(Duration::from_secs(60), sent).await.expect("an attempt starts");
+    fixture.request().await.deliver("i").await;
+    assert_eq!(fixture.settled().await.1, Settled::Delivered);
+}
+
+#[tokio::test]
 async fn message_leased_for_a_sender_that_stops_is_given_back_unsent() {
     let mut fixture = Fixture::new(15).await;
     fixture.quiet().await;
