@@ -235,16 +235,16 @@ impl QueueThread {
                     next = self.inbox.try_recv().ok();
                 }
             }
+            if requests > 0 {
+                #[expect(clippy::cast_precision_loss, reason = "at most GROUP_MAX")]
+                self.metrics.commit_messages.observe(requests as f64);
+            }
             if first {
                 // The replies to the first requests do not wait for the tick.
                 self.commit()?;
             }
             if first || self.now().since(self.ticked) >= TICK {
                 self.tick()?;
-            }
-            if requests > 0 {
-                #[expect(clippy::cast_precision_loss, reason = "at most GROUP_MAX")]
-                self.metrics.commit_messages.observe(requests as f64);
             }
             self.commit()?;
         }
