@@ -279,7 +279,6 @@ impl Sender {
 
     /// Handles the work of the standing request. Conversations that wait for their due times are left to the next one.
     fn handle_served(&mut self, asked: usize, work: Work) -> Result<Step, StoreFailed> {
-        self.standing = None;
         self.poll.leasing = true;
         self.handle_work(asked, Work { next_due: self.poll.next_due, ..work })
     }
