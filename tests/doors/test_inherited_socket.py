@@ -248,7 +248,7 @@ def test_vanished_inherited_socket_is_reported_and_never_made_anew(inherited):
     spawn(relay, relay.listener)
     assert relay.started(), relay.log()
     until(lambda: REMEDY in relay.get("/readyz")[1], "it is not ready")
-    assert len(relay.lines("the socket is not at its path: new connections cannot reach it")) == 2
+    assert len(relay.lines("the socket is not at its path: new connections cannot reach it", 2)) == 2
     assert sorted({file.name for file in relay.folder.iterdir()} | {"relay.sock"}) == folder
     relay.end()
     # `systemctl restart connect-relay.socket`
@@ -264,7 +264,7 @@ def test_other_mode_than_configured_is_logged_and_kept(inherited):
     os.chmod(relay.socket, 0o666)
     before = state_of(relay.socket)
     start(relay, relay.listener)
-    [line] = relay.lines("the inherited socket has another mode than ingress.socket_mode: set SocketMode= in connect-relay.socket")
+    [line] = relay.lines("the inherited socket has another mode than ingress.socket_mode: set SocketMode= in connect-relay.socket", 1)
     assert (line["level"], line["mode"], line["configured"]) == ("WARN", "0666", "0660")
     assert state_of(relay.socket) == before
 

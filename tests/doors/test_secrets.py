@@ -125,7 +125,8 @@ def test_planted_tokens_and_texts_are_found_nowhere(relays, upstreams, key_file)
     for name in (("status", "--json"), ("messages", "list"), ("messages", "redrive", "--all")):
         shown = command(*name, settings={**relay.settings, "control.socket": private / "control.sock"})
         assert shown.returncode == 0 and not any(word in shown.stdout + shown.stderr for word in ("canary", KEY))
-    assert {"accepted", "deferred", "dead", "delivered"} <= {line.get("event") for line in relay.lines()}, "there was much to say"
+    events = {"accepted", "deferred", "dead", "delivered"}
+    until(lambda: events <= {line.get("event") for line in relay.lines()}, "there was much to say")
     assert_nowhere(private / "queue")
     relay.kill()
     written = sum(len(path.read_bytes().rstrip(b"\0")) for path in (private / "queue").glob("journal.*"))

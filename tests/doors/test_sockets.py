@@ -114,7 +114,7 @@ def test_vanished_socket_is_bound_again_and_connections_continue(relays, tmp_pat
         assert get_reply(before) and get_reply(stack.enter_context(connected(socket_path)))
         assert socket_path.stat().st_mode & 0o777 == 0o660
         assert relay.get("/readyz")[0] == 200 and relay.metrics()["socket_present"] == 1
-    warned = [line for line in relay.lines() if line["level"] == "WARN" and "socket" in line["message"]]
+    warned = until(lambda: [line for line in relay.lines() if line["level"] == "WARN" and "socket" in line["message"]], "it is logged")
     assert len(warned) == 1 and warned[0]["socket"] == str(socket_path), warned
     assert relay.stop() == 0
     assert not list(socket_path.parent.iterdir()), "nothing is left"

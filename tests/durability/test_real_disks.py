@@ -143,7 +143,7 @@ def test_start_on_a_full_disk_releases_the_ballast_and_delivers_queued_messages(
     relay.start()
     relay.until_empty()
     assert len(upstream.messages()) == 50 and not ballast.exists()
-    assert "the relay releases the reserved space" in relay.log()
+    until(lambda: "the relay releases the reserved space" in relay.log(), "it is logged")
     assert send(relay, "canary-token", "canary: more").status == 429
     os.unlink(volume.path / "filler")
     until(lambda: send(relay, "canary-token", "canary: at last").status == 202, "intake resumes by itself")

@@ -104,7 +104,7 @@ def test_damaged_store_is_left_alone_with_exit_code_1_if_queue_damaged_is_refuse
 def test_quarantine_is_logged_once_and_store_damaged_is_1_until_its_folder_is_gone(relay, left):
     spoilt(left)
     relay.start()
-    [line] = [line for line in relay.lines() if line["level"] == "ERROR"]
+    [line] = until(lambda: [line for line in relay.lines() if line["level"] == "ERROR"], "it is logged")
     [aside] = left.glob("damaged-*")
     assert line["message"].endswith(f"connect-relay doctor check {aside}") and line["queued"] == 2, line
     assert relay.metrics()["store_damaged"] == 1

@@ -92,7 +92,7 @@ def test_backup_is_brought_to_what_the_stream_has(replicated, simulator, copied)
     relay.kill()
     put_back(relay, copy)
     relay.start()
-    assert [line["queued"] for line in relay.lines("queue restored")] == [10]
+    assert [line["queued"] for line in relay.lines("queue restored", 1)] == [10]
     assert relay.metrics()["fleet_late_messages_total"] == 0 and not set_aside(relay)
     post_all(relay, range(20, 22), "fleet")
     control(relay, "resume")
@@ -125,7 +125,7 @@ def test_backup_of_an_older_claim_is_recognised_each_time_it_is_put_back(replica
         relay.kill()
         put_back(relay, copy)
         relay.start()
-        assert len(relay.lines("queue restored")) == again + 1
+        assert len(relay.lines("queue restored", again + 1)) == again + 1
         # The second time another copy has succeeded that of the backup.
         assert relay.queued() == 8 and relay.metrics()["fleet_late_messages_total"] == 0
         control(relay, "resume")

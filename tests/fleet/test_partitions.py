@@ -29,7 +29,7 @@ def test_owner_on_the_smaller_part_says_local_is_succeeded_on_the_larger_one_and
         # Nothing that the smaller part accepts is in a majority of the copies.
         assert [say(old, number) for number in range(11, 16)] == ["local"] * 5
         new = relays(simulator.url, tcp=False, **(chosen | {"fleet__servers": ",".join(urls[:2])}))
-        assert new.lines("queue restored")[0]["queued"] == 10
+        assert new.lines("queue restored", 1)[0]["queued"] == 10
         assert say(new, 16) == "fleet", "two of three are a majority"
         assert say(old, 17) == "local" and not old.lines("fenced"), "it cannot know"
         cluster.unite()
@@ -66,6 +66,6 @@ def test_relay_that_knows_all_servers_goes_on_with_the_larger_part(relays, simul
         relay.kill()
         shutil.rmtree(relay.folder / "private")
         relay.start()
-        assert relay.lines("queue restored")[-1]["queued"] == 4
+        assert relay.lines("queue restored", 1)[-1]["queued"] == 4
     finally:
         cluster.remove()

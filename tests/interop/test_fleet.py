@@ -78,7 +78,7 @@ def test_relays_divide_one_rate_and_one_that_stops_gives_its_share_up_at_once(fl
     until_members(all_of, 3)
     until_shared(all_of)
     assert all(relay.metrics()["fleet_up"] == 1 for relay in all_of)
-    assert all(len(relay.lines("fleet joined")) == 1 for relay in all_of)
+    assert all(len(relay.lines("fleet joined", 1)) == 1 for relay in all_of)
     third = one.metrics()["send_rate"]
     assert three.stop() == 75
     until_members([one, two], 2)
@@ -126,7 +126,7 @@ def test_server_that_is_killed_is_one_warning_and_no_report_is_sent_late(fleet, 
     until(lambda: len(reports(listener)) >= 8, "the relays report again")
     for relay in both:
         assert len(relay.lines(WARNING)) == 1 and relay.lines(WARNING)[0]["level"] == "WARN"
-        assert len(relay.lines("fleet joined")) == 2
+        assert len(relay.lines("fleet joined", 2)) == 2
     late_by = {}
     for arrived, report in zip(listener.arrivals, reports(listener)):
         late_by.setdefault(report["run"], []).append(arrived * 1000 - report["sent"])
@@ -144,7 +144,7 @@ def test_server_that_hangs_is_left_for_another_one(fleet, nats_servers):
     try:
         [relay] = fleet(1, servers=f"{hangs.url},{works.url}")
         until(lambda: relay.metrics()["fleet_up"] == 1, "the relay joins through the other server")
-        [joined] = relay.lines("fleet joined")
+        [joined] = relay.lines("fleet joined", 1)
         assert joined["server"] == works.url
         hangs.thaw()
         works.freeze()
@@ -307,7 +307,7 @@ def test_servers_that_are_divided_divide_the_fleet_and_each_part_goes_on_until_t
         cluster.unite()
         until_members(all_of, 3)
         until_shared(all_of)
-        assert all(len(relay.lines("fleet joined")) == 1 for relay in all_of)
+        assert all(len(relay.lines("fleet joined", 1)) == 1 for relay in all_of)
     finally:
         cluster.remove()
 

@@ -40,7 +40,7 @@ def test_a_paused_relay_accepts_and_does_not_send_also_after_a_restart(relays, u
     assert status(relay)["paused"]["reason"] == "the instance moves"
     assert "the instance moves" in operate(relay, "status") and relay.metrics()["paused"] == 1
     assert relay.get("/livez")[0] == relay.get("/readyz")[0] == 200
-    assert [line for line in relay.lines() if "still paused" in line.get("message", "")]
+    until(lambda: [line for line in relay.lines() if "still paused" in line.get("message", "")], "its start says so")
     assert upstream.messages() == [] and queued(relay) == 1
     assert operate(relay, "resume").startswith("sending resumed: ")
     relay.until_empty()
@@ -58,7 +58,7 @@ def test_three_refused_tokens_slow_down_a_relay_that_has_never_delivered_until_t
     shown = status(relay)
     assert shown["paused"] is None and relay.metrics()["paused"] == 0
     assert "sender.region" in shown["problems"][0] or "sender.endpoint" in shown["problems"][0]
-    assert [line for line in relay.lines() if line.get("reason") == "all_refused" and line["level"] == "ERROR"]
+    until(lambda: [line for line in relay.lines() if line.get("reason") == "all_refused" and line["level"] == "ERROR"], "it is logged")
     # The first of these may be dead before the third was refused; from then on none dies of its token.
     dead = shown["dead_letters"]
     until(lambda: status(relay)["oldest_seconds"] > 3, "token_wait is over")
@@ -233,7 +233,7 @@ def test_deleted_messages_are_dead_letters_and_are_not_sent(relays, upstreams):
     assert operate(relay, "messages", "delete", first["Id"]) == f"{first['Id']} is deleted\n", "again: the same"
     assert send(relay, TOKEN, "canary: 0", "c-0", headers=key).status == 410
     assert operate(relay, "messages", "delete", "--conversation", "C/bot", "--json") == '{"Deleted":3,"InFlight":0}\n'
-    died = relay.lines("dead")
+    died = relay.lines("dead", 4)
     assert [(line["reason"], line["conversation"]) for line in died[:1] + died[-3:]] == [("deleted", "C/bot")] * 4
     assert relay.metrics()['messages_dead_total{reason="deleted",told="false"}'] == 4
     assert operate(relay, "messages", "redrive", "--all") == "queued again: 0\n", "the command did not ask for what was deleted"
@@ -341,7 +341,7 @@ def test_a_bulk_act_is_counted_first_and_selects_by_conversation_reason_and_age(
     assert (done.returncode, done.stdout) == (0, "deleted: 3\n") and "messages to delete: 3" in done.stderr
     [act] = until(lambda: [line for line in relay.lines() if line.get("act") == "delete_all"], "the act is logged")
     assert (act["uid"], act["conversation"], act["deleted"]) == (os.getuid(), "C0", 3) and "accepted_before" in act
-    assert len({line["message_id"] for line in relay.lines("deleted")}) == 3
+    assert len({line["message_id"] for line in relay.lines("deleted", 3)}) == 3
     assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1s", "--dry-run") == "to be queued again: 0\n"
     assert operate(relay, "messages", "delete", "--reason", "expired") == "deleted: 0\n"
     assert operate(relay, "messages", "redrive", "--reason", "deleted", "--newer-than", "1h") == "queued again: 3\n"

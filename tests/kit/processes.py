@@ -174,8 +174,11 @@ class Relay:
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def lines(self, event=None):
-        """Returns the log's lines as objects; only those of `event` if it is given."""
+    def lines(self, event=None, at_least=0):
+        """Returns the log's lines as objects; only those of `event` if it is given. The relay may write a line after it has
+        replied and counted: with `at_least`, this waits until there are so many."""
+        if at_least:
+            return until(lambda: len(found := self.lines(event)) >= at_least and found, f"the log has {at_least} lines {event}")
         found = []
         for line in self.log().splitlines():
             try:

@@ -46,7 +46,7 @@ def scene(relays, simulators):
 
     def arrived():
         relay.until_empty()
-        assert {line["conversation"] for line in relay.lines("accepted")} == {f"{CONTACT}/bot"}
+        assert {line["conversation"] for line in relay.lines("accepted", 1)} == {f"{CONTACT}/bot"}
         ledger = [(line["ClientToken"], line["Content"]) for line in simulator.ledger()]
         assert len(set(ledger)) == len(ledger) == relay.metrics()["messages_accepted_total"] - simulator.counts()["disconnects"]
         return ledger
