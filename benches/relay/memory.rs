@@ -25,12 +25,12 @@ pub async fn run(options: &Options, folder: &Path, report: &mut Report) -> anyho
     let idle = idle(options, folder, &closed, report).await?;
     let mut table = Table::new(
         &["", "start/reopen", "resident/sled's", "resident/idle", "disk/contents"],
-        &["resident", "RssAnon", "Pss", "restarted", "sled alone", "start ms", "reopen ms", "disk"],
+        &["resident", "RssAnon", "Pss", "rested", "restarted", "sled alone", "start ms", "reopen ms", "disk"],
     );
     let mut first = vec!["idle".to_owned()];
     first.extend(["-", "-", "1.00", "-"].map(str::to_owned));
     first.extend([idle.resident, idle.anonymous, idle.proportional].map(mebibytes));
-    first.extend(["-"; 5].map(str::to_owned));
+    first.extend(["-"; 6].map(str::to_owned));
     table.row(first);
     report.target("resident idle, MiB", Target::AtMost(12.0), "", idle.resident.map(to_mebibytes));
 
@@ -60,8 +60,8 @@ const SLICE: u64 = 5_000;
 pub const LONGEST: Duration = Duration::from_secs(900);
 
 const NOTE: &str = "  start: from the process's start to its first delivery; reopen: from a process's start until \
-sled alone has opened a copy of the folder.\n  resident, RssAnon, Pss: after filling; restarted: resident after a kill \
-and a start, still so full. Memory and disk in MiB.";
+sled alone has opened a copy of the folder.\n  resident, RssAnon, Pss: after filling; rested: resident after a minute \
+at rest; restarted: resident after a kill and a start, still so full. Memory and disk in MiB.";
 
 /// A relay's folder in a known state, and what the relay held in memory when it got there.
 pub struct Stage {
@@ -69,8 +69,10 @@ pub struct Stage {
     pub name: String,
     /// The folder.
     pub dir: PathBuf,
-    /// Memory at rest.
+    /// Memory a moment after the work.
     pub memory: Memory,
+    /// Resident memory after [`Options::long_rest`].
+    pub rested: u64,
     /// The store's bytes on disk.
     pub disk: u64,
     /// Bytes of the texts that are queued.
@@ -154,7 +156,11 @@ impl Stage {
     ) -> anyhow::Result<Stage> {
         tokio::time::sleep(options.rest()).await;
         relay.check()?;
-        Ok(Stage { name, memory: relay.process.memory()?, disk: bytes_on_disk(&store_in(&dir)?), dir, contents })
+        let memory = relay.process.memory()?;
+        tokio::time::sleep(options.long_rest()).await;
+        relay.check()?;
+        let rested = relay.process.memory()?.resident;
+        Ok(Stage { name, memory, rested, disk: bytes_on_disk(&store_in(&dir)?), dir, contents })
     }
 }
 
@@ -171,6 +177,7 @@ fn row(stage: &Stage, starts: &[Start], idle: &Idle) -> Vec<String> {
         mebibytes(Some(resident)),
         mebibytes(Some(stage.memory.anonymous as f64)),
         mebibytes(stage.memory.proportional.map(|bytes| bytes as f64)),
+        mebibytes(Some(stage.rested as f64)),
         mebibytes(middle(|start| start.relay.memory.resident as f64)),
         mebibytes(middle(|start| start.sled.memory.resident as f64)),
         millis(middle(|start| seconds(start.relay.took))),

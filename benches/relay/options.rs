@@ -146,6 +146,11 @@ impl Options {
         Duration::from_millis(if self.quick { 200 } else { 1500 })
     }
 
+    /// The idle time after which the relay has returned the memory that it can.
+    pub fn long_rest(&self) -> Duration {
+        Duration::from_secs(if self.quick { 0 } else { 70 })
+    }
+
     /// A folder of this run's own; it goes with the value.
     pub fn folder(&self) -> anyhow::Result<TempDir> {
         std::fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;

@@ -44,6 +44,7 @@ impl Start {
             "sled_reopen_seconds": seconds(self.sled.took),
             "sled": self.sled.memory.json(),
             "filled": stage.memory.json(),
+            "rested_resident_bytes": stage.rested,
             "disk_bytes": stage.disk,
         })
     }
