@@ -1,7 +1,10 @@
 """The binary under test: a relay in a folder of its own, the simulator, and single commands."""
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -34,10 +37,20 @@ def environment(settings=None, **more):
     return env
 
 
+# Each worker of a run takes ports from a part of its own, below the range in which the kernel chooses for outgoing
+# connections: nobody takes one before its server starts, or between two starts.
+PORTS_OF_A_WORKER = 1000
+_ports = itertools.count(random.randrange(PORTS_OF_A_WORKER))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 22
+    for number in itertools.islice(_ports, PORTS_OF_A_WORKER):
+        port = 10_000 + worker * PORTS_OF_A_WORKER + number % PORTS_OF_A_WORKER
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def command(*args, settings=None, stdin="", timeout=TIMEOUT, env=None):
