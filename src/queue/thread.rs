@@ -44,6 +44,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SCAN_AT_REST: Duration = Duration::from_secs(10);
 /// The interval at which freed memory is given back, if anything was committed since.
 const GIVE_BACK: Duration = Duration::from_secs(60);
+/// The time without a commit after which the queue rests.
+const REST: Duration = Duration::from_secs(10);
 
 /// A part of a tick. It returns true if it has to be called again after a commit; the number is what is left of its work.
 type TickPart = fn(&mut State, Timestamp, &mut usize) -> Result<bool>;
@@ -76,8 +78,10 @@ pub struct QueueThread {
     serves: bool,
     /// The last look through the store's folder. `None` once something was committed since.
     scanned: Option<Timestamp>,
-    /// The first commit since memory was last given back.
+    /// The first commit since memory was last given back at rest, or the last time that it was given back since then.
     held_since: Option<Timestamp>,
+    /// The last commit.
+    committed: Timestamp,
     /// The copy in the fleet, if there is one.
     link: Option<Link>,
 }
@@ -121,6 +125,7 @@ impl QueueThread {
             serves: false,
             scanned: None,
             held_since: None,
+            committed: Timestamp(0),
             link: None,
         };
         storage::guarded(&path.clone(), move || {
@@ -344,8 +349,16 @@ impl QueueThread {
         self.commit()?;
         self.compact(now)?;
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
-            self.held_since = None;
-            malloc::trim();
+            let rests = now.since(self.committed) >= REST;
+            // A checkpoint frees the rows that sled gets, and leaves less for a start to replay.
+            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+            let goes_on = (rests && self.state.store.begin_checkpoint_at_rest()) || self.state.store.reopen()?;
+            self.shared.commit_began.store(0, Ordering::Relaxed);
+            if !goes_on {
+                // A queue that does not rest yet holds more a minute later.
+                self.held_since = (!rests).then_some(now);
+                malloc::trim();
+            }
         }
         if self.serves {
             let pace = self.pace();
@@ -455,6 +468,7 @@ impl QueueThread {
             self.scanned = None;
             self.shared.commit_began.store(0, Ordering::Relaxed);
             self.held_since = self.held_since.or(Some(began));
+            self.committed = began;
         }
         self.apply_effects();
         if changed && (self.serves || !self.state.store.can_checkpoint_wait()) {

@@ -3,9 +3,9 @@
 //!
 //! A batch costs sled a page for each row, and two writes with a thread in between. A record here is one write into
 //! blocks that the file already has, and the commit counts from its `fdatasync` on. The rows are in the memtable too. A
-//! *checkpoint* moves them into sled when the journal is full. From its beginning on, commits go to the next *epoch*,
-//! in the other of two files. So one epoch moves into sled, batch by batch between commits, while the next one is
-//! written.
+//! *checkpoint* moves them into sled when the journal is full, when the queue rests, and at a clean stop. From its
+//! beginning on, commits go to the next *epoch*, in the other of two files. So one epoch moves into sled, batch by batch
+//! between commits, while the next one is written.
 //!
 //! ```text
 //!              epoch 6 (file 0)          epoch 7 (file 1)          epoch 8 (file 0, over 6)
@@ -49,7 +49,7 @@
 //! | a file was cut off | detected: the position has its least length |
 //! | the newest epoch's last records fail their checksums, or were zeroed in place | **not detected**: a power cut leaves a record that was not yet acknowledged in the same state. To detect it, each commit would need a second place and a second sync |
 //!
-//! After a clean stop everything is in sled, and the journal is not needed.
+//! After a clean stop everything is in sled, and the journal is needed only for the position of the last commit.
 //!
 //! | power cut | the next start finds |
 //! | --- | --- |
@@ -163,15 +163,17 @@ pub fn create(folder: &Path) -> io::Result<()> {
 
 /// Makes the files of a store whose first epoch is this one; sled has to store its [`CheckpointPos`].
 pub fn create_from(folder: &Path, first: u64) -> io::Result<()> {
+    let mut files = Vec::new();
     for epoch in first - FIRST..first {
         let mut options = OpenOptions::new();
         let name = JOURNALS[file_of(epoch)];
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(folder.join(name))?;
         let head = head_record(epoch, 0);
         file.write_all_at(&head, 0)?;
-        lengthen(&file, head.len() as u64, LENGTH)?;
+        write_zeros(&file, head.len() as u64, LENGTH)?;
+        files.push(file);
     }
-    Ok(())
+    files.iter().try_for_each(File::sync_all)
 }
 
 /// The position of the last commit in a folder, which is durable then; the lowest position if there is none.
@@ -187,16 +189,22 @@ pub fn last(folder: &Path) -> io::Result<CommitPos> {
     Ok(last)
 }
 
-/// Lengthens a file by zeros. It writes them: the first write into a hole would need new blocks.
+/// Lengthens a file by zeros, durably.
 fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let zeros = [0; 16 << 10];
+    write_zeros(file, from, to)?;
+    file.sync_all()
+}
+
+/// Writes zeros: the first write into a hole would need new blocks.
+fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; 128 << 10];
     let mut at = from;
     while at < to {
         let some = (to - at).min(zeros.len() as u64);
         file.write_all_at(&zeros[..some as usize], at)?;
         at += some;
     }
-    file.sync_all()
+    Ok(())
 }
 
 impl Journal {
@@ -280,7 +288,8 @@ impl Journal {
         self.position()
     }
 
-    /// Shortens the file that the next epoch overwrites. sled has its rows.
+    /// Shortens the file that the next epoch overwrites. sled has its rows, and the current epoch has a commit: [`last`]
+    /// reads the position of the last one from the files.
     pub fn shorten(&mut self) -> io::Result<()> {
         let file = &self.files[file_of(self.epoch + 1)];
         if file.metadata()?.len() > LENGTH {

@@ -75,8 +75,25 @@ def test_mutant_with_contents_in_one_row_is_detected(seed, recorder, home, scrat
     assert found(Load(seed, home / "load", recorder, CHATS, LENGTH), scratch)
 
 
-# The constants that a mutant changes, and the files that define them.
-CONSTANTS = {"INLINE_MAX": "src/queue/rows/record.rs", "ROW_MAX": "src/storage/row.rs"}
+@pytest.mark.long
+def test_relay_that_opens_its_log_anew_again_and_again_loses_nothing(seed, recorder, home, scratch, times, monkeypatch):
+    """A relay opens its log anew when it has rested for a minute after much work. Here it rests in every tick."""
+    at_once = "Duration::from_millis(0)"
+    binary = build(home, {"TICK": "Duration::from_millis(50)", "GIVE_BACK": at_once, "REST": at_once, "WORN_ROWS": 500})
+    monkeypatch.setattr("kit.processes.BINARY", str(binary))
+    load = Load(seed, home / "load", recorder, CHATS, LENGTH)
+    assert len(disk.opened_anew(load.events)) > 2
+    campaign = Campaign(load, scratch)
+    campaign.run(choose(load, 120 * times))
+    print(campaign.report())
+    assert not campaign.faults, campaign.failure()
+
+
+# The constants that a build changes, and the files that define them.
+CONSTANTS = {
+    "INLINE_MAX": "src/queue/rows/record.rs", "ROW_MAX": "src/storage/row.rs", "WORN_ROWS": "src/storage/store.rs",
+    "TICK": "src/queue/thread.rs", "GIVE_BACK": "src/queue/thread.rs", "REST": "src/queue/thread.rs",
+}
 
 
 def build(home, constants):
@@ -90,8 +107,8 @@ def build(home, constants):
             shutil.copy(ROOT / name, source / name)
     for name, value in constants.items():
         file = source / CONSTANTS[name]
-        text, changed = re.subn(rf"(pub const {name}: usize = )[^;]+;", rf"\g<1>{value};", file.read_text())
-        assert changed == 1, f"{name} is not in {CONSTANTS[name]}: the mutant is no mutant"
+        text, changed = re.subn(rf"(const {name}: \w+ = )[^;]+;", rf"\g<1>{value};", file.read_text())
+        assert changed == 1, f"{name} is not in {CONSTANTS[name]}: the build is as any other"
         file.write_text(text)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutant"
     done = subprocess.run(

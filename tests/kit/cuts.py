@@ -87,14 +87,15 @@ class Cut:
 
 
 def choose(load, count, passed_over=frozenset(), recoveries=True):
-    """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log's compacted copy
-    takes its place, a tenth around the first record of an epoch, a tenth where the journal gets longer, the others anywhere. `passed_over` are the syncs that a
+    """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log is opened anew or
+    its compacted copy takes its place, a tenth around the first record of an epoch, a tenth where the journal gets longer, the others anywhere. `passed_over` are the syncs that a
     mutant does not do."""
     rng, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]
     epoch_heads, lengthened = disk.checkpoints(events), disk.lengthened(events)
     moved = [i for i, event in enumerate(events) if event.kind == "R" and "/compacted/" in event.paths[0]]
+    moved += disk.opened_anew(events)
     first_reply = next(at for at, what, _ in load.said if what in ("accepted", "delivered"))
     cuts = []
     for number in range(count):

@@ -363,6 +363,11 @@ def lengthened(events):
     return found
 
 
+def opened_anew(events):
+    """The events at which sled opens the log again: its new snapshot gets its name."""
+    return [i for i, event in enumerate(events) if event.kind == "R" and "/queue/snap." in event.paths[0]]
+
+
 def vouched_too_early(events, passed_over=frozenset()):
     """Where the log's header of a segment vouches for what lies in a segment whose own header the disk need not have: both
     were written since the last sync. A cut between them can lose the whole log. The copy made by a compaction is left out:

@@ -74,6 +74,41 @@ fn clean_end_leaves_everything_in_sled() {
 }
 
 #[test]
+fn queue_at_rest_moves_its_rows_into_sled() {
+    let rig = Rig::with(|options| options.lifetime = Duration::from_secs(86_400));
+    rig.accepted(message("a", "1", &format!("at rest {}", "x".repeat(5000))));
+    rig.skip(Duration::from_secs(9));
+    rig.overview();
+    assert!(!in_sled(&rig, "at rest"));
+    rig.skip(Duration::from_secs(60));
+    assert!(happens(&rig, || in_sled(&rig, "at rest")), "after a minute");
+    assert_eq!(rig.killed().overview().queued, 1);
+}
+
+/// Lets seconds pass until something has happened.
+fn happens(rig: &Rig, has_happened: impl Fn() -> bool) -> bool {
+    (0..1000).any(|_| {
+        rig.skip(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(10));
+        has_happened()
+    })
+}
+
+#[test]
+fn queue_opens_its_log_anew_at_rest_after_much_work() {
+    let rig = Rig::with(|options| options.lifetime = Duration::from_secs(86_400));
+    push_many(&rig);
+    // sled writes a snapshot when it opens a log that has rows.
+    let is_opened_anew = || rig.files().keys().any(|name| name.to_string_lossy().starts_with("snap."));
+    assert!(!is_opened_anew());
+    rig.skip(Duration::from_secs(60));
+    assert!(happens(&rig, is_opened_anew), "after a minute");
+    assert_eq!(rig.drain().len(), MANY);
+    let rig = rig.reopen();
+    assert_eq!((rig.overview().queued, rig.drain().len()), (0, 0));
+}
+
+#[test]
 fn checkpoint_that_was_cut_short_leaves_nothing_behind() {
     let rig = Rig::new();
     rig.accepted(message("a", "1", "sent once"));
