@@ -38,7 +38,7 @@ def environment(settings=None, **more):
 
 
 # Each worker of a run takes ports from a part of its own, below the range in which the kernel chooses for outgoing
-# connections: nobody takes one before its server starts, or between two starts.
+# connections: no other process gets one before its server starts, or between two starts.
 PORTS_OF_A_WORKER = 1000
 _ports = itertools.count(random.randrange(PORTS_OF_A_WORKER))
 
