@@ -349,22 +349,28 @@ impl QueueThread {
         self.commit()?;
         self.compact(now)?;
         if self.held_since.is_some_and(|since| now.since(since) >= GIVE_BACK) {
-            let rests = now.since(self.committed) >= REST;
-            // A checkpoint frees the rows that sled gets, and leaves less for a start to replay.
-            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
-            let goes_on = (rests && self.state.store.begin_checkpoint_at_rest()) || self.state.store.reopen()?;
-            self.shared.commit_began.store(0, Ordering::Relaxed);
-            if !goes_on {
-                // A queue that does not rest yet holds more a minute later.
-                self.held_since = (!rests).then_some(now);
-                malloc::trim();
-            }
+            self.give_back(now)?;
         }
         if self.serves {
             let pace = self.pace();
             ops::estimate::estimate_loss(&mut self.state, pace, now)?;
             ops::query::overview(&mut self.state, now)?;
             self.take_events();
+        }
+        Ok(())
+    }
+
+    /// Gives memory back, at the end of what frees it: that may take some ticks.
+    fn give_back(&mut self, now: Timestamp) -> Result<()> {
+        let rests = now.since(self.committed) >= REST;
+        // A checkpoint frees the rows that sled gets, and leaves less for a start to replay.
+        self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+        let goes_on = (rests && self.state.store.begin_checkpoint_at_rest()) || self.state.store.reopen()?;
+        self.shared.commit_began.store(0, Ordering::Relaxed);
+        if !goes_on {
+            // A queue that does not rest yet holds more a minute later.
+            self.held_since = (!rests).then_some(now);
+            malloc::trim();
         }
         Ok(())
     }

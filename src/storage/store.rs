@@ -309,20 +309,20 @@ impl Store {
 
     /// Begins a checkpoint if there is enough to move, and space. Returns true if one is under way.
     pub fn begin_checkpoint_at_rest(&mut self) -> bool {
-        if !self.is_checkpointing() && !self.can_checkpoint_wait() && self.has_space() {
+        if !self.is_checkpointing() && !self.can_checkpoint_wait() && self.has_space_beyond(0) {
             self.begin_checkpoint();
         }
         self.is_checkpointing()
     }
 
     /// Opens sled anew, if many rows went through it: it keeps cached pages, and there are gaps between them, so a relay at
-    /// rest held 40 MiB with 864,000 deliveries behind it; 24 with this, and 16 after a start. On disk it is a clean stop and a start. So
-    /// the log is checked first, as at a start, by a thread of its own; what it finds counts if the log has not changed
-    /// meanwhile. Returns true while the check runs: call it again.
+    /// rest held 40 MiB with 864,000 deliveries behind it; 24 with this, and 16 after a start. On disk it is a clean stop
+    /// and a start. So the log is checked first, as at a start, by a thread of its own; what it finds counts if the log has
+    /// not changed meanwhile. Returns true while the check runs: call it again.
     pub fn reopen(&mut self) -> Result<bool, StoreFailed> {
         let Some((check, syncs)) = self.check.take_if(|(check, _)| check.is_finished()) else {
             let is_worn = self.moved >= WORN_ROWS && self.log_bytes <= REOPEN_BYTES && !self.is_checkpointing();
-            if self.check.is_none() && is_worn && self.has_space() {
+            if self.check.is_none() && is_worn && self.has_space_beyond(0) {
                 self.sync_read_splits()?;
                 let path = self.path.clone();
                 let check = thread::Builder::new().name("check".into()).spawn(move || preflight::check(&path));
@@ -369,7 +369,7 @@ impl Store {
         if !self.compactable || self.log_bytes < spare + 4 * live {
             return Ok(None);
         }
-        if directory::free(&self.path).is_some_and(|free| free <= 4 * live + 4 * BALLAST_BYTES) {
+        if !self.has_space_beyond(4 * live) {
             return Ok(None);
         }
         self.checkpoint()?;
@@ -423,9 +423,9 @@ impl Store {
         self.db.as_ref().expect("sled is open but inside `compact` and `reopen`")
     }
 
-    /// True if work that can wait may take space: a full volume has its space for outcomes.
-    fn has_space(&self) -> bool {
-        directory::free(&self.path).is_none_or(|free| free > 4 * BALLAST_BYTES)
+    /// Returns true if work that can wait may take so many bytes: the last space of a volume is for outcomes.
+    fn has_space_beyond(&self, bytes: u64) -> bool {
+        directory::free(&self.path).is_none_or(|free| free > bytes + 4 * BALLAST_BYTES)
     }
 
     /// Closes sled. It syncs its log once more, and panics if that fails: so this does it before.
@@ -435,6 +435,7 @@ impl Store {
         Ok(())
     }
 
+    /// Opens sled after [`Store::close_sled`].
     fn open_again(&mut self) -> Result<(), StoreFailed> {
         let opened = open_sled(&self.path).map_err(|cause| self.fail_permanently("open the log again of", &cause))?;
         (self.db, self.log, self.moved) = (Some(opened.0), opened.1, 0);

@@ -32,6 +32,10 @@ def test_acknowledged_messages_are_delivered_after_any_power_cut(load, scratch, 
         assert load.written > 50 << 20, "segments of the log are used again"
     else:
         assert len(disk.lengthened(load.events)) > 2, "the journal gets longer"
+    assert_cuts_lose_nothing(load, scratch, times)
+
+
+def assert_cuts_lose_nothing(load, scratch, times):
     campaign = Campaign(load, scratch)
     campaign.run(choose(load, 120 * times))
     print(campaign.report())
@@ -83,10 +87,7 @@ def test_relay_that_opens_its_log_anew_again_and_again_loses_nothing(seed, recor
     monkeypatch.setattr("kit.processes.BINARY", str(binary))
     load = Load(seed, home / "load", recorder, CHATS, LENGTH)
     assert len(disk.opened_anew(load.events)) > 2
-    campaign = Campaign(load, scratch)
-    campaign.run(choose(load, 120 * times))
-    print(campaign.report())
-    assert not campaign.faults, campaign.failure()
+    assert_cuts_lose_nothing(load, scratch, times)
 
 
 # The constants that a build changes, and the files that define them.

@@ -88,8 +88,8 @@ class Cut:
 
 def choose(load, count, passed_over=frozenset(), recoveries=True):
     """Half of them where the log opens a segment, a tenth in the very first start, a tenth while the log is opened anew or
-    its compacted copy takes its place, a tenth around the first record of an epoch, a tenth where the journal gets longer, the others anywhere. `passed_over` are the syncs that a
-    mutant does not do."""
+    its compacted copy takes its place, a tenth around the first record of an epoch, a tenth where the journal gets longer,
+    the others anywhere. `passed_over` are the syncs that a mutant does not do."""
     rng, events = random.Random(f"{load.seed} cuts"), load.events
     opened = disk.segments_opened(events)
     synced = [i for i, event in enumerate(events) if event.kind == "S" and i not in passed_over]

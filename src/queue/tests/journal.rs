@@ -78,7 +78,6 @@ fn queue_at_rest_moves_its_rows_into_sled() {
     let rig = Rig::with(|options| options.lifetime = Duration::from_secs(86_400));
     rig.accepted(message("a", "1", &format!("at rest {}", "x".repeat(5000))));
     rig.skip(Duration::from_secs(9));
-    rig.overview();
     assert!(!in_sled(&rig, "at rest"));
     rig.skip(Duration::from_secs(60));
     assert!(happens(&rig, || in_sled(&rig, "at rest")), "after a minute");
