@@ -351,16 +351,13 @@ impl ConversationKey {
 /// The name of a conversation in logs and replies: its key, or a short hash of the token that a bot can log as well.
 #[must_use]
 pub fn label(key: Option<&ConversationKey>, token: &ConnectionToken) -> Box<str> {
-    use fmt::Write as _;
     if let Some(key) = key {
         return key.as_str().into();
     }
-    let mut label = String::from("t:");
-    for byte in &digest(&SHA256, token.expose()).as_ref()[..6] {
-        // Writing to a String cannot fail.
-        let _ = write!(label, "{byte:02x}");
-    }
-    label.into()
+    let digest = digest(&SHA256, token.expose());
+    let mut first = [0; 8];
+    first[2..].copy_from_slice(&digest.as_ref()[..6]);
+    format!("t:{:012x}", u64::from_be_bytes(first)).into()
 }
 
 #[cfg(test)]

@@ -136,12 +136,17 @@ impl Queue {
     /// Accepts submissions, in their order, in one commit. `rate` is the learned rate of delivery: a lifetime that cannot
     /// be met at this rate is rejected.
     pub async fn accept(&self, submissions: Vec<Submission>, rate: f64) -> Result<Vec<Verdict>, StoreFailed> {
-        let hashed: Vec<_> =
+        let mut verdicts = Vec::with_capacity(submissions.len());
+        let mut hashed: Vec<_> =
             submissions.into_iter().map(|submission| HashedSubmission::new(submission, &self.hasher)).collect();
-        self.call(move |state, now| {
-            hashed.into_iter().map(|submission| ops::accept::accept(state, submission, rate, now)).collect()
-        })
-        .await
+        let accepted = self.call(move |state, now| {
+            for submission in &mut hashed {
+                verdicts.push(ops::accept::accept(state, submission, rate, now)?);
+            }
+            // The submissions go back, too: the caller's thread frees what it allocated, without a wait for the allocator's lock.
+            Ok((verdicts, hashed))
+        });
+        Ok(accepted.await?.0)
     }
 
     /// Accepts one submission, and registers its caller for the outcome in the same step, if it stays queued. The caller
@@ -151,17 +156,17 @@ impl Queue {
         submission: Submission,
         rate: f64,
     ) -> Result<(Verdict, PendingOutcome), StoreFailed> {
-        let submission = HashedSubmission::new(submission, &self.hasher);
+        let mut submission = HashedSubmission::new(submission, &self.hasher);
         let (waiter, outcome) = oneshot::channel();
         let (call, verdict) = Request::call(move |state, waiters, now| {
-            let verdict = ops::accept::accept(state, submission, rate, now)?;
+            let verdict = ops::accept::accept(state, &mut submission, rate, now)?;
             if let Verdict::Accepted { state: MessageState { id, status: Status::Queued { .. }, .. }, .. } = &verdict {
                 waiters.add(*id, waiter);
             }
-            Ok(verdict)
+            Ok((verdict, submission))
         });
         self.send(call)?;
-        let verdict = verdict.await.map_err(|_| self.why_failed())?;
+        let (verdict, _) = verdict.await.map_err(|_| self.why_failed())?;
         Ok((verdict, PendingOutcome(outcome)))
     }
 

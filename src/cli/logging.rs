@@ -3,7 +3,7 @@
 //! Writing never blocks the relay: lines wait for a thread that writes them. Lines that were dropped because stderr did
 //! not take them are counted in a metric, and a log line reports them once stderr takes lines again.
 
-use std::io::{BufWriter, IsTerminal as _, stderr};
+use std::io::{IsTerminal as _, stderr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -16,9 +16,6 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use super::log_writer::{LineWriter, LogLines};
 use crate::config::Format;
-
-/// Lines that came together are written together: under load a write for each costs as much as making it.
-const WRITE_BYTES: usize = 64 << 10;
 
 /// The log of this process; dropped, it writes the remaining lines.
 #[derive(Debug)]
@@ -33,7 +30,7 @@ impl Log {
     /// # Errors
     /// If it was started before, or the thread cannot be started.
     pub fn start(format: Format, level: Level) -> anyhow::Result<Log> {
-        let writer = LineWriter::start(BufWriter::with_capacity(WRITE_BYTES, stderr()))?;
+        let writer = LineWriter::start(stderr())?;
         let (filter, handle) = reload::Layer::new(own(level));
         tracing_subscriber::registry().with(filter).with(layer(format, writer.lines())).try_init()?;
         Ok(Log { filter: handle, writer })

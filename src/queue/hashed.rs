@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use super::api::Asker;
 use super::rows::{Hash, Hasher};
-use crate::message::{Body, Caller, ClientToken, ConnectionToken, Submission};
+use crate::message::{Body, Caller, ConnectionToken, Submission};
 
 /// A submission with everything that can be computed before its turn on the queue's thread.
 pub struct HashedSubmission {
     pub body: Body,
-    pub client_token: ClientToken,
+    pub client_token: String,
     pub asked: CallerKeys,
     pub bearer: ConnectionToken,
     pub replaces: Option<Hash>,
     pub lifetime: Option<Duration>,
-    pub trace_id: Option<Box<str>>,
+    pub trace_id: Option<String>,
     pub contents: Hash,
-    pub label: Box<str>,
+    pub label: String,
 }
 
 impl HashedSubmission {
@@ -30,14 +30,14 @@ impl HashedSubmission {
         let asked = CallerKeys::new(&asker, hasher);
         HashedSubmission {
             body,
-            client_token,
+            client_token: client_token.into(),
             asked,
             bearer: asker.token,
             replaces,
             lifetime,
-            trace_id,
+            trace_id: trace_id.map(Into::into),
             contents,
-            label,
+            label: label.into(),
         }
     }
 }

@@ -364,9 +364,9 @@ impl QueueThread {
     fn give_back(&mut self, now: Timestamp) -> Result<()> {
         let rests = now.since(self.committed) >= REST;
         // A checkpoint frees the rows that sled gets, and leaves less for a start to replay.
-        self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+        self.show_commit(true);
         let goes_on = (rests && self.state.store.begin_checkpoint_at_rest()) || self.state.store.reopen()?;
-        self.shared.commit_began.store(0, Ordering::Relaxed);
+        self.show_commit(false);
         if !goes_on {
             // A queue that does not rest yet holds more a minute later.
             self.held_since = (!rests).then_some(now);
@@ -450,7 +450,7 @@ impl QueueThread {
         if self.state.store.pending_bytes() > 0 {
             self.note_anchor();
             let began = self.now();
-            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+            self.show_commit(true);
             let timer = self.metrics.commit_seconds.start_timer();
             let committed = match &mut self.link {
                 Some(link) => {
@@ -472,21 +472,27 @@ impl QueueThread {
             }
             timer.observe_duration();
             self.scanned = None;
-            self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.show_commit(false);
             self.held_since = self.held_since.or(Some(began));
             self.committed = began;
         }
         self.apply_effects();
         if changed && (self.serves || !self.state.store.can_checkpoint_wait()) {
             // After the replies, because it takes a while.
-            self.shared.commit_began.store(self.shared.clock.awake().0, Ordering::Relaxed);
+            self.show_commit(true);
             let grown = self.state.store.advance_checkpoint()?;
-            self.shared.commit_began.store(0, Ordering::Relaxed);
+            self.show_commit(false);
             if grown {
                 self.measure_space();
             }
         }
         Ok(())
+    }
+
+    /// Records the beginning or the end of work on the disk, for `/livez`: a disk may hang.
+    fn show_commit(&self, begins: bool) {
+        let began = if begins { self.shared.clock.awake().0 } else { 0 };
+        self.shared.commit_began.store(began, Ordering::Relaxed);
     }
 
     /// Commits if the commit is long: between two commits the store is consistent.
@@ -508,8 +514,10 @@ impl QueueThread {
             }
             _ => true,
         });
+        // The next commit probably has as many effects.
+        let next = Vec::with_capacity(self.effects.len());
         let committed = Committed {
-            effects: std::mem::take(&mut self.effects),
+            effects: std::mem::replace(&mut self.effects, next),
             wake_sender: std::mem::take(&mut self.state.wake_sender) | std::mem::take(&mut self.state.turn_given),
             messages_left: std::mem::take(&mut self.state.messages_left),
             settled: std::mem::take(&mut self.state.settled),

@@ -92,7 +92,7 @@ def test_dropped_log_lines_are_counted_and_logged_while_the_relay_runs(relays):
         dropped = until(lambda: relay.metrics()["log_lines_dropped_total"], "lines are dropped")
         until(lambda: b"log lines were dropped" in drain(), "the count is logged once there is space again")
         said = next(json.loads(line) for line in read.splitlines() if b"log lines were dropped" in line)
-        assert said["level"] == "WARN" and 0 < said["lines"] and dropped > 0
+        assert said["level"] == "WARN" and said["lines"] >= dropped > 1000
         assert relay.process.poll() is None, "and the relay goes on"
     finally:
         # The log of a relay is read when it is removed: a pipe without a writer would never end.

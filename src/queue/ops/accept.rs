@@ -12,8 +12,8 @@ use crate::queue::state::parts::Known;
 use crate::time::{Timestamp, millis};
 
 /// A submission on its way through the checks, with the rows that they read.
-struct Admission {
-    submission: HashedSubmission,
+struct Admission<'a> {
+    submission: &'a mut HashedSubmission,
     conversation: Hash,
     entry: Hash,
     token: Token,
@@ -21,8 +21,8 @@ struct Admission {
 }
 
 /// Accepts a submission, or rejects it. `rate` is the learned rate of delivery: a lifetime that cannot be met at this rate
-/// is rejected.
-pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: Timestamp) -> Result<Verdict> {
+/// is rejected. Moves the label, the ClientToken and the trace id of a stored submission into its record.
+pub fn accept(state: &mut State, submission: &mut HashedSubmission, rate: f64, now: Timestamp) -> Result<Verdict> {
     let mut token = state.token(&submission.asked.token)?;
     let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
         Some(hash) => Some((hash, state.token(&hash)?)),
@@ -32,7 +32,7 @@ pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: T
         Ok(conversation) => conversation,
         Err(rejection) => return Ok(Verdict::Rejected(rejection)),
     };
-    let entry = state.hasher.entry(&conversation, submission.client_token.as_str());
+    let entry = state.hasher.entry(&conversation, &submission.client_token);
     let mut row = state.conversation(&conversation, now)?;
     let known = state.known(&conversation, &row, &entry)?;
     if let Some(known) = &known
@@ -42,7 +42,7 @@ pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: T
     }
     // A renewal counts even if the submission that declares it is a repeat.
     if let Some((old, _)) = old {
-        state.bind_token(&mut token, conversation, &submission, now);
+        state.bind_token(&mut token, conversation, submission, now);
         state.link_renewal(&old, &submission.asked.token, now)?;
         token = state.store.get(&keys::token(&submission.asked.token))?.unwrap_or(token);
         row = state.conversation(&conversation, now)?;
@@ -65,17 +65,17 @@ pub fn accept(state: &mut State, submission: HashedSubmission, rate: f64, now: T
 
 /// Answers a submission whose ClientToken is known with the first one's state. Requeues it if it is a dead letter that
 /// waits for this token.
-fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Timestamp) -> Result<Verdict> {
+fn answer_repeat(state: &mut State, admission: Admission<'_>, known: Known, now: Timestamp) -> Result<Verdict> {
     let Admission { submission, conversation, entry, mut token, mut row } = admission;
     state.events.push(Event::Repeated);
     if token.conversation.is_none() {
         // A repeat binds a renewed token to its conversation as a new message does.
-        state.bind_token(&mut token, conversation, &submission, now);
+        state.bind_token(&mut token, conversation, submission, now);
     }
     if let Known::Done(outcome) = &known
         && let Some(reason) = state.reason_of_requeued(outcome, &token, &submission.asked.token)
     {
-        state.bind_token(&mut token, conversation, &submission, now);
+        state.bind_token(&mut token, conversation, submission, now);
         let dead = state.store.get::<Dead>(&keys::dead(outcome.sequence))?;
         // A dead letter that was pruned, or redriven into another conversation, stays as it is.
         if let Some(mut dead) = dead.filter(|dead| dead.record.entry == entry) {
@@ -100,7 +100,7 @@ fn answer_repeat(state: &mut State, admission: Admission, known: Known, now: Tim
 
 /// Checks a new submission: its token, the conversation's disconnect, its lifetime, the queue's limits. `None` if it can be
 /// stored.
-fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
+fn admit(state: &mut State, admission: &Admission<'_>, rate: f64, now: Timestamp) -> Result<Option<Verdict>> {
     let Admission { submission, token, row, .. } = admission;
     let rejected = |rejection| Ok(Some(Verdict::Rejected(rejection)));
     if !state.is_done_if_refused(matches!(submission.body, Body::Disconnect))
@@ -129,7 +129,7 @@ fn admit(state: &mut State, admission: &Admission, rate: f64, now: Timestamp) ->
 
 /// Answers a second disconnect with the state of the first, whatever its ClientToken. While the first is queued, the answer
 /// has its ClientToken too: only that one finds it later.
-fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, now: Timestamp) -> Result<Verdict> {
+fn answer_disconnected(state: &mut State, admission: &Admission<'_>, sequence: u64, now: Timestamp) -> Result<Verdict> {
     let Admission { conversation, entry, row, .. } = admission;
     state.events.push(Event::Repeated);
     let first = match state.reference(conversation, row, sequence)? {
@@ -150,7 +150,7 @@ fn answer_disconnected(state: &mut State, admission: &Admission, sequence: u64, 
 }
 
 /// Stores a new message at the end of its conversation.
-fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<MessageState> {
+fn enqueue(state: &mut State, admission: Admission<'_>, now: Timestamp) -> Result<MessageState> {
     let Admission { submission, conversation, entry, mut row, .. } = admission;
     let sequence = state.meta.next_sequence;
     state.meta.next_sequence += 1;
@@ -163,11 +163,11 @@ fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<Me
         conversation,
         entry,
         contents: submission.contents,
-        label: submission.label.into(),
-        client_token: submission.client_token.into(),
+        label: std::mem::take(&mut submission.label),
+        client_token: std::mem::take(&mut submission.client_token),
         token: submission.asked.token,
         caller: rows::caller_number(submission.asked.caller),
-        trace_id: submission.trace_id.map(Into::into),
+        trace_id: submission.trace_id.take(),
         accepted: now,
         lifetime_ms: millis(lifetime),
         deadline: now + lifetime,
@@ -195,6 +195,7 @@ fn enqueue(state: &mut State, admission: Admission, now: Timestamp) -> Result<Me
     let (held, expires) = (row.hold.is_some(), record.deadline);
     let status = Status::Queued { next_attempt, ahead, before, held, in_flight: false, expires };
     let id = state.id(sequence, conversation, entry);
-    state.events.push(Event::Accepted { id, record });
+    let Record { label, client_token, trace_id, .. } = record;
+    state.events.push(Event::Accepted { id, label, client_token, trace_id });
     Ok(MessageState { id, accepted: now, attempts: 0, status })
 }

@@ -9,7 +9,7 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub enum Event {
     /// A new message is stored.
-    Accepted { id: MessageId, record: Record },
+    Accepted { id: MessageId, label: String, client_token: String, trace_id: Option<String> },
     /// A submission was a repeat.
     Repeated,
     /// Connect has the message.

@@ -29,8 +29,8 @@ fn state(folder: &tempfile::TempDir) -> State {
 }
 
 fn push(state: &mut State, submission: Submission, now: Timestamp) -> Verdict {
-    let hashed = HashedSubmission::new(submission, &state.hasher);
-    ops::accept::accept(state, hashed, 0.0, now).unwrap()
+    let mut hashed = HashedSubmission::new(submission, &state.hasher);
+    ops::accept::accept(state, &mut hashed, 0.0, now).unwrap()
 }
 
 fn lease_one(state: &mut State, now: Timestamp) -> Lease {

@@ -67,7 +67,7 @@ impl Committed {
 
     /// Sends the replies and wakes what waits. Returns the events that are to be logged then.
     pub fn apply(self, shared: &Shared) -> Vec<Event> {
-        let mut lines = Vec::new();
+        let mut lines = Vec::with_capacity(self.effects.len());
         for effect in self.effects {
             match effect {
                 Effect::Reply(call) => call.reply(),
@@ -123,7 +123,12 @@ fn reply_outcome(event: &Event, waiters: Vec<Waiter>) {
 /// Writes the log line of an event.
 pub fn report(event: Event) {
     match event {
-        Event::Accepted { id, record } => message_log::accepted(record.subject(&id)),
+        Event::Accepted { id, label, client_token, trace_id } => message_log::accepted(Subject {
+            message: &id,
+            conversation: &label,
+            client_token: &client_token,
+            trace_id: trace_id.as_deref(),
+        }),
         Event::Delivered { lease, outcome, receipt, at } => {
             let (attempt, status) = (lease.attempts + 1, outcome.as_ref().and_then(Outcome::status));
             message_log::delivered(subject(&lease), attempt, at.since(lease.accepted), status, &receipt);
