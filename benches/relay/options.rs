@@ -84,6 +84,7 @@ impl Options {
     }
 
     /// The same for the rival of `fleet`.
+    #[cfg(feature = "fleet")]
     pub fn of_rival(&self) -> Options {
         Options { relay: self.than.as_ref().unwrap_or(&self.relay).clone(), ..self.clone() }
     }
