@@ -129,7 +129,7 @@ impl Queue {
         let (requests, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::new(clock.clone()));
         let thread = QueueThread::open(options.clone(), inbox, Arc::clone(&shared), metrics)?;
-        let (hasher, learned) = (thread.hasher(), thread.learned());
+        let (hasher, learned) = (thread.state.hasher.clone(), thread.state.meta.learned);
         Ok((Queue { requests, hasher, learned, shared }, thread))
     }
 

@@ -88,12 +88,6 @@ pub struct State {
     pub settled: CallerSet,
 }
 
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("store", &self.store).field("meta", &self.meta).finish_non_exhaustive()
-    }
-}
-
 impl State {
     /// The state of a store that was just opened. `damaged` is the row of the store's own that failed its checksum, `key`
     /// the store's own key.

@@ -23,12 +23,12 @@ use self::request::{Request, Shared, Waiters, is_any_open};
 use super::api::{Options, Result, Status};
 use super::ops::estimate::Pace;
 use super::ops::{self, COMMIT_BYTES, expire};
-use super::rows::{self, Hasher, Table};
+use super::rows::{self, Table};
 use super::state::State;
 use super::state::event::Event;
 use crate::malloc;
 use crate::metrics::Metrics;
-use crate::pacer::{Closed, LearnedRate};
+use crate::pacer::Closed;
 use crate::ship::link::{Link, Wanted};
 use crate::storage::{self, OpenError, Opened, Store, StoreFailed};
 use crate::time::{Anchor, Timestamp, millis};
@@ -88,7 +88,7 @@ pub struct QueueThread {
 
 impl std::fmt::Debug for QueueThread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("QueueThread").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("QueueThread").finish_non_exhaustive()
     }
 }
 
@@ -160,14 +160,6 @@ impl QueueThread {
         self.shared.clock.resume(anchor, newest);
         // The next commit writes the anchor of this boot.
         self.anchor = None;
-    }
-
-    pub(super) fn hasher(&self) -> Hasher {
-        self.state.hasher.clone()
-    }
-
-    pub(super) fn learned(&self) -> Option<LearnedRate> {
-        self.state.meta.learned
     }
 
     /// The sequence number of the next message.
@@ -287,7 +279,7 @@ impl QueueThread {
         let Some(link) = &mut self.link else { return };
         link.note(began, now);
         self.state.fenced |= link.is_fenced();
-        self.state.behind = link.behind();
+        self.state.behind = link.behind;
         if let Some(metrics) = &self.metrics.copy {
             let (commits, since) = self.state.behind;
             metrics.show(commits, since.map(|since| now.since(since)));

@@ -106,8 +106,8 @@ pub struct Link {
     since_begin: u64,
     snapshot: u64,
     pause: Duration,
-    /// The commits that were answered as local, and the time since which.
-    behind: (u64, Option<Timestamp>),
+    /// The commits that were not in the stream when they were answered, and the time since which.
+    pub behind: (u64, Option<Timestamp>),
     warned: bool,
 }
 
@@ -155,12 +155,6 @@ impl Link {
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         self.mode == Mode::Fenced
-    }
-
-    /// The commits that were not in the stream when they were answered, and the time since which.
-    #[must_use]
-    pub fn behind(&self) -> (u64, Option<Timestamp>) {
-        self.behind
     }
 
     /// Sends the rows of a commit.
@@ -386,11 +380,11 @@ mod tests {
         link.commit(b"two", 0);
         assert_eq!(wait(&mut link), State::Behind, "no report came");
         link.commit(b"three", 0);
-        assert_eq!((wait(&mut link), link.behind().0), (State::Behind, 2));
+        assert_eq!((wait(&mut link), link.behind.0), (State::Behind, 2));
         task.reports.send(Report::Stored(last + 2)).unwrap();
         assert_eq!(state(&mut link), State::Behind, "one is missing");
         task.reports.send(Report::Stored(last + 3)).unwrap();
-        assert_eq!((state(&mut link), link.behind()), (State::Up, (0, None)));
+        assert_eq!((state(&mut link), link.behind), (State::Up, (0, None)));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! disk only after the folder was synced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -34,8 +34,7 @@ pub fn lock_if_there(path: &Path) -> Result<Option<File>, OpenError> {
 }
 
 fn take(path: &Path, lock: io::Result<File>) -> Result<File, OpenError> {
-    let failed =
-        |cause: io::Error| OpenError::Failed { path: path.to_owned(), step: "open its lock", cause: cause.to_string() };
+    let failed = |cause| OpenError::failed(path, "open its lock", cause);
     let lock = lock.map_err(failed)?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
@@ -128,6 +127,13 @@ pub fn memory_filesystem(path: &Path) -> Option<&'static str> {
 /// Opens a file that only its owner can read, from its creation on.
 pub fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
+}
+
+/// Writes and syncs a file that only its owner can read.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Makes the names in a folder durable: those made, changed and removed before.

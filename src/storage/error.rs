@@ -74,12 +74,17 @@ impl OpenError {
         OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() }
     }
 
+    /// The damage of a store.
+    pub fn damaged(path: &Path, damage: impl Into<String>) -> OpenError {
+        OpenError::Damaged { path: path.to_owned(), damage: damage.into() }
+    }
+
     /// The failure of a step of sled's: damage, or another failure.
     pub fn of_sled(path: &Path, step: &'static str, cause: io::Error) -> OpenError {
         match cause.kind() {
             // sled's kinds of error for damage, and for a log that ends too early.
             ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                OpenError::Damaged { path: path.to_owned(), damage: cause.to_string() }
+                OpenError::damaged(path, cause.to_string())
             }
             _ => OpenError::failed(path, step, cause),
         }

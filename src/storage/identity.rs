@@ -20,14 +20,14 @@
 //! A stamp of another format never counts as damage: it is reported before any other fault of the file. A stamp that no
 //! key opens is not damaged either: its checksum is right.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::directory::{private, sync_directory};
+use super::directory::{sync_directory, write_private};
 use super::error::OpenError;
 use super::key::Key;
 use super::names;
@@ -112,9 +112,7 @@ pub fn known(
 pub fn copy_stamp(from: &Path, copy: Option<String>, to: &Path) -> io::Result<()> {
     let (written, _) = find(from, copy).map_err(io::Error::other)?;
     let Some((text, _)) = written else { return Ok(()) };
-    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &to.join(names::STAMP))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    write_private(&to.join(names::STAMP), text.as_bytes())
 }
 
 /// The stamp in the file, or the copy if the file is damaged, gone, or another store's; and the damage to the file.
@@ -122,10 +120,10 @@ fn find(path: &Path, copy: Option<String>) -> Result<(Option<Found>, Option<Stri
     let copy = copy.map(Zeroizing::new);
     let file = match text(path) {
         Ok(Some(text)) if copy.as_ref().is_some_and(|copy| !is_of_one_store(copy, &text)) => {
-            parse(path, &text).and(Err(damaged(path, "its format stamp is another store's")))
+            parse(path, &text).and(Err(OpenError::damaged(path, "its format stamp is another store's")))
         }
         Ok(Some(text)) => parse(path, &text).map(|written| (text, written)),
-        Ok(None) => Err(damaged(path, "its format stamp is missing")),
+        Ok(None) => Err(OpenError::damaged(path, "its format stamp is missing")),
         Err(error) => Err(error),
     };
     let damage = match file {
@@ -145,9 +143,7 @@ pub fn text(path: &Path) -> Result<Option<Zeroizing<String>>, OpenError> {
         Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::IsADirectory) => Err(unreadable(path)),
-        Err(error) => {
-            Err(OpenError::Failed { path: path.to_owned(), step: "read its format stamp", cause: error.to_string() })
-        }
+        Err(error) => Err(OpenError::failed(path, "read its format stamp", error)),
     }
 }
 
@@ -187,11 +183,7 @@ fn open(nonce: u32, stored_key: &Secret, keys: &[SealingKey]) -> Option<Zeroizin
 }
 
 fn unreadable(path: &Path) -> OpenError {
-    damaged(path, "its format stamp cannot be read")
-}
-
-fn damaged(path: &Path, damage: &str) -> OpenError {
-    OpenError::Damaged { path: path.to_owned(), damage: damage.into() }
+    OpenError::damaged(path, "its format stamp cannot be read")
 }
 
 /// The stamp of a new store; it has no file yet.
@@ -209,9 +201,7 @@ pub fn write_stamp(path: &Path, stamp: &Stamp, sealer: &Sealer) -> io::Result<()
     let text = format!("connect-relay queue, format {format}\nstore {nonce:08x}\nkey {key}\n");
     let text = format!("{text}sum {}\n", stamp_sum(&text));
     let unnamed = path.join(names::NEW_STAMP);
-    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
+    write_private(&unnamed, text.as_bytes())?;
     fs::rename(&unnamed, path.join(names::STAMP))?;
     sync_directory(path)
 }

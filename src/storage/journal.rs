@@ -148,14 +148,6 @@ pub struct Journal {
     rows_at: usize,
 }
 
-/// Leaves out the record, which contains secrets.
-impl std::fmt::Debug for Journal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Journal { epoch, number, .. } = self;
-        f.debug_struct("Journal").field("epoch", epoch).field("number", number).finish_non_exhaustive()
-    }
-}
-
 /// Makes the files of a new store.
 pub fn create(folder: &Path) -> io::Result<()> {
     create_from(folder, FIRST)

@@ -8,12 +8,12 @@
 //! | `format` | the last file that is moved in: the folder is complete |
 //! | `taken` | the caller has taken what it needs |
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::directory::{lock, private, sync_directory};
+use super::directory::{lock, sync_directory, write_private};
 use super::error::OpenError;
 use super::quarantine::name_of;
 use super::{compaction, names};
@@ -87,9 +87,7 @@ fn move_aside(path: &Path, from: u64, now: WallTime) -> io::Result<Left> {
 pub fn make(path: &Path, from: u64, now: WallTime) -> io::Result<Left> {
     let aside = path.join(format!("{}{}", names::LEFT_PREFIX, name_of(now)));
     DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;
-    let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &aside.join(FROM))?;
-    write!(file, "{from}")?;
-    file.sync_all()?;
+    write_private(&aside.join(FROM), from.to_string().as_bytes())?;
     sync_directory(&aside)?;
     sync_directory(path)?;
     Ok(Left { path: aside, from })
@@ -125,7 +123,7 @@ impl Left {
     /// # Errors
     /// If the file cannot be written.
     pub fn mark_taken(&self) -> io::Result<()> {
-        private(OpenOptions::new().create(true).truncate(true).write(true), &self.path.join(TAKEN))?.sync_all()?;
+        write_private(&self.path.join(TAKEN), b"")?;
         sync_directory(&self.path)
     }
 }

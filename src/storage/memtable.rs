@@ -89,16 +89,6 @@ pub struct Memtable {
     flushed: usize,
 }
 
-/// Leaves out the rows, which contain secrets.
-impl std::fmt::Debug for Memtable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Memtable { uncommitted, active, immutable, .. } = self;
-        let mut shown = f.debug_struct("Memtable");
-        shown.field("uncommitted", &uncommitted.len());
-        shown.field("active", &active.len()).field("immutable", &immutable.len()).finish()
-    }
-}
-
 impl Memtable {
     /// An empty memtable; `write_once` has the first bytes of keys whose rows are written once.
     pub fn new(write_once: &'static [u8]) -> Memtable {

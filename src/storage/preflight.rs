@@ -20,7 +20,7 @@ const SLED_CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion
 
 /// Fails if the store is damaged.
 pub fn check(path: &Path) -> Result<(), OpenError> {
-    let damaged = |damage| Err(OpenError::Damaged { path: path.to_owned(), damage });
+    let damaged = |damage: String| Err(OpenError::damaged(path, damage));
     if let Ok(cause) = fs::read_to_string(path.join(names::FAILED_READ)) {
         return damaged(format!("the relay could not read it in its last run: {cause}"));
     }
@@ -32,7 +32,7 @@ pub fn check(path: &Path) -> Result<(), OpenError> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
             damaged("its log is missing".into())
         }
-        Err(error) => Err(OpenError::Failed { path: path.to_owned(), step: "read its log", cause: error.to_string() }),
+        Err(error) => Err(OpenError::failed(path, "read its log", error)),
     }
 }
 
@@ -49,9 +49,7 @@ pub fn quarantine_unfinished(path: &Path, now: WallTime) -> io::Result<()> {
     for file in fs::read_dir(path)? {
         let name = file?.file_name();
         let text = name.to_string_lossy();
-        let own = matches!(&*text, names::LOG | names::CONF | names::BLOBS | names::NEW_STAMP)
-            || names::JOURNALS.contains(&&*text);
-        if !(own || names::is_snapshot(&text)) {
+        if !(names::has_rows(&text) || text == names::NEW_STAMP) {
             continue;
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside)?;

@@ -10,12 +10,12 @@
 //! the instant of change the folder counts as empty, and a start restores it again.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::directory::{self, private};
+use super::directory::{self, write_private};
 use super::error::OpenError;
 use super::image::Image;
 use super::journal::{self, CheckpointPos, EPOCH};
@@ -48,12 +48,6 @@ pub struct Restore {
     held: BTreeMap<Key, Option<Vec<u8>>>,
     bytes: usize,
     _lock: File,
-}
-
-impl std::fmt::Debug for Restore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Restore").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl Restore {
@@ -138,9 +132,7 @@ impl Restore {
         if let Some(volume) = volume {
             volume.write(&folder)?;
         }
-        let mut file = private(OpenOptions::new().create(true).truncate(true).write(true), &folder.join(names::STAMP))?;
-        file.write_all(stamp.as_bytes())?;
-        file.sync_all()?;
+        write_private(&folder.join(names::STAMP), stamp.as_bytes())?;
         compaction::prepare(&folder)?;
         compaction::complete(&path)
     }

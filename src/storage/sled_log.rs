@@ -65,12 +65,6 @@ pub struct Log {
     pub damage: Vec<String>,
 }
 
-impl std::fmt::Debug for Log {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Log").field("rows", &self.rows.len()).field("damage", &self.damage).finish_non_exhaustive()
-    }
-}
-
 impl Log {
     /// Reads a log. `step` gets the progress: (segments read, all segments).
     pub fn read(folder: &Path, mut step: impl FnMut(u64, u64)) -> io::Result<Log> {

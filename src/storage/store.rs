@@ -58,7 +58,7 @@ use std::thread::{self, JoinHandle};
 use tracing::{error, warn};
 use zeroize::Zeroizing;
 
-use super::directory::{self, private, sync_directory};
+use super::directory::{self, private, sync_directory, write_private};
 use super::error::{OpenError, StoreFailed};
 use super::journal::{CommitPos, EPOCH, Journal};
 use super::key::Key;
@@ -141,13 +141,6 @@ pub struct Space {
     pub free: Option<u64>,
     /// True while a damaged store is quarantined in the folder.
     pub set_aside: bool,
-}
-
-/// Leaves out the rows, which contain secrets.
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.path).field("memtable", &self.memtable).finish_non_exhaustive()
-    }
 }
 
 impl Store {
@@ -572,11 +565,8 @@ impl Store {
     fn fail_permanently(&self, step: &str, cause: &dyn std::fmt::Display) -> StoreFailed {
         self.db.iter().for_each(leak_db);
         space::release_ballast(&self.path);
-        let mark = self.path.join(names::FAILED_SYNC);
-        let mark = private(OpenOptions::new().create(true).truncate(true).write(true), &mark)
-            .and_then(|mark| mark.sync_all())
-            .and_then(|()| sync_directory(&self.path));
-        if let Err(cause) = mark {
+        let mark = write_private(&self.path.join(names::FAILED_SYNC), b"");
+        if let Err(cause) = mark.and_then(|()| sync_directory(&self.path)) {
             error!(%cause, "the failed write could not be marked");
         }
         self.failed(step, cause)

@@ -14,15 +14,15 @@
 //! that starts often without its servers leaves one line.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{self, private, sync_directory};
+use super::directory::{self, sync_directory, write_private};
 use super::error::OpenError;
 use super::journal::{self, CommitPos};
 use super::{compaction, names};
@@ -89,9 +89,7 @@ impl Volume {
         let folder = file.parent().unwrap_or(path);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let unnamed = folder.join(names::NEW_VOLUME);
-        let mut new = private(OpenOptions::new().create(true).truncate(true).write(true), &unnamed)?;
-        new.write_all(self.text().as_bytes())?;
-        new.sync_all()?;
+        write_private(&unnamed, self.text().as_bytes())?;
         fs::rename(&unnamed, &file)?;
         sync_directory(folder)
     }

@@ -120,8 +120,7 @@ impl Doctor {
     /// # Errors
     /// If there is none, a relay runs on it, it has another format, no key opens it, or it cannot be read.
     pub fn open(path: &Path, keys: Vec<SealingKey>, step: impl FnMut(u64, u64)) -> Result<Doctor, OpenError> {
-        let failed =
-            |step| move |cause: io::Error| OpenError::Failed { path: path.to_owned(), step, cause: cause.to_string() };
+        let failed = |step| move |cause| OpenError::failed(path, step, cause);
         fs::read_dir(path).map_err(failed("look into the folder"))?;
         if !["db", "format"].iter().any(|name| path.join(name).exists()) {
             return Err(failed("find a store")(io::Error::other("neither its log nor its format stamp is there")));
@@ -255,7 +254,7 @@ impl Doctor {
     /// # Errors
     /// If the folder is not empty, or a file cannot be read or written.
     pub fn repair(&self, into: &Path, clock: &Clock) -> Result<Rebuilt, OpenError> {
-        let failed = |step, cause: io::Error| OpenError::Failed { path: into.into(), step, cause: cause.to_string() };
+        let failed = |step, cause| OpenError::failed(into, step, cause);
         if fs::read_dir(into).is_ok_and(|mut files| files.next().is_some()) {
             return Err(failed("make a store", io::Error::other("the folder is not empty")));
         }

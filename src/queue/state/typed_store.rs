@@ -20,13 +20,6 @@ pub struct TypedStore {
     corrupt: u64,
 }
 
-/// Leaves out the encoded row, which contains contents and tokens.
-impl std::fmt::Debug for TypedStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TypedStore").field("store", &self.store).field("corrupt", &self.corrupt).finish_non_exhaustive()
-    }
-}
-
 impl TypedStore {
     /// `damaged` is the row of the store's own that failed its checksum when it was opened.
     pub fn new(store: Store, damaged: Option<(Key, Vec<u8>)>) -> TypedStore {

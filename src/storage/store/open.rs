@@ -49,7 +49,7 @@ impl Store {
         let stamp = read_stamp(path, &options.keys)?;
         if stamp.is_none() {
             if has_rows(path).map_err(failed("read its log"))? {
-                return Err(OpenError::Damaged { path: path.to_owned(), damage: "its format stamp is missing".into() });
+                return Err(OpenError::damaged(path, "its format stamp is missing"));
             }
             quarantine_unfinished(path, now).map_err(failed("set aside the files of an unfinished first start"))?;
         }
@@ -151,8 +151,7 @@ impl Store {
             .as_ref()
             .is_some_and(|copy| copy.as_ref().is_some_and(|copy| !identity::is_of_one_store(copy, &text)))
         {
-            let damage = "its format stamp, its log and its journal are not of one store".into();
-            return Err(OpenError::Damaged { path: path.clone(), damage });
+            return Err(OpenError::damaged(path, "its format stamp, its log and its journal are not of one store"));
         }
         self.stamp = row::encode(&key, &*text);
         self.write_stamp_row();
@@ -176,7 +175,7 @@ fn sync_new_log(path: &Path, db: &sled::Db, log: &File) -> io::Result<()> {
 /// others: the store is damaged.
 fn open_journal(path: &Path, db: &sled::Db, memtable: &mut Memtable) -> Result<Journal, OpenError> {
     let failed = |cause| OpenError::failed(path, "open its journal", cause);
-    let damaged = |damage: String| OpenError::Damaged { path: path.to_owned(), damage };
+    let damaged = |damage: String| OpenError::damaged(path, damage);
     let of_sled = |cause: sled::Error| OpenError::of_sled(path, "open its journal", cause.into());
     let position = match db.get(EPOCH).map_err(of_sled)? {
         Some(row) => row::decode(EPOCH, &row).ok_or_else(|| damaged("its journal's epoch cannot be read".into()))?,
