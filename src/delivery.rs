@@ -106,6 +106,13 @@ pub struct ServiceError {
     pub request_id: Option<Box<str>>,
 }
 
+impl ServiceError {
+    /// An error of the relay itself, as its text says.
+    pub fn of_relay(status: u16, code: &str, text: impl std::fmt::Display) -> ServiceError {
+        ServiceError { status, code: code.into(), text: format!("connect-relay: {text}").into(), request_id: None }
+    }
+}
+
 /// The information in an outcome about the destination: the pacer's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -299,16 +306,9 @@ pub fn decide(outcome: &Outcome, facts: Facts, policy: &Policy, now: Timestamp, 
         Outcome::Down { status: Some(_), .. } | Outcome::Unavailable { .. } | Outcome::AnswerLost { .. }
             if poisonous =>
         {
-            Disposition::DeadLetter(
-                Reason::Poison,
-                ServiceError {
-                    status: outcome.status().unwrap_or(500),
-                    code: "InternalServerException".into(),
-                    text: format!("connect-relay: gave up after {} attempts: {}", facts.attempts + 1, outcome.why())
-                        .into(),
-                    request_id: None,
-                },
-            )
+            let text = format!("gave up after {} attempts: {}", facts.attempts + 1, outcome.why());
+            let status = outcome.status().unwrap_or(500);
+            Disposition::DeadLetter(Reason::Poison, ServiceError::of_relay(status, "InternalServerException", text))
         }
         Outcome::Down { hint, .. } | Outcome::Unavailable { hint, .. } => later(*hint, false, false, counts),
         Outcome::AnswerLost { .. } => later(RetryHint::default(), true, false, counts),

@@ -17,6 +17,8 @@ use std::time::Duration;
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
+use crate::metrics::label_values;
+
 /// The longest ClientToken that the service accepts, in characters.
 pub const CLIENT_TOKEN_CHARS_MAX: usize = 500;
 /// The longest ConnectionToken that the service accepts, in bytes.
@@ -99,35 +101,21 @@ pub enum Caller {
     Tcp,
 }
 
-/// The types of message that the service accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ContentType {
-    /// `text/plain`
-    Plain,
-    /// `text/markdown`
-    Markdown,
-    /// `application/json`
-    Json,
-    /// `application/vnd.amazonaws.connect.message.interactive.response`
-    Interactive,
+label_values! {
+    /// The types of message that the service accepts, with their names on the wire.
+    pub enum ContentType {
+        /// Plain text.
+        Plain = "text/plain",
+        /// Markdown.
+        Markdown = "text/markdown",
+        /// JSON.
+        Json = "application/json",
+        /// The answer to an interactive message.
+        Interactive = "application/vnd.amazonaws.connect.message.interactive.response",
+    }
 }
 
 impl ContentType {
-    /// All types.
-    pub const ALL: [ContentType; 4] =
-        [ContentType::Plain, ContentType::Markdown, ContentType::Json, ContentType::Interactive];
-
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ContentType::Plain => "text/plain",
-            ContentType::Markdown => "text/markdown",
-            ContentType::Json => "application/json",
-            ContentType::Interactive => "application/vnd.amazonaws.connect.message.interactive.response",
-        }
-    }
-
     /// Returns the type with this name.
     #[must_use]
     pub fn parse(text: &str) -> Option<ContentType> {

@@ -174,11 +174,6 @@ impl Selection {
         }
     }
 
-    /// Returns true if a queued message is selected.
-    pub(in crate::queue) fn has_queued(&self, record: &Record) -> bool {
-        self.reason.is_none() && self.has(record)
-    }
-
     pub(in crate::queue) fn has(&self, record: &Record) -> bool {
         self.conversation.as_ref().is_none_or(|label| **label == *record.label)
             && self.accepted_after.is_none_or(|time| record.accepted > time)

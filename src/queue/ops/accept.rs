@@ -24,10 +24,8 @@ struct Admission<'a> {
 /// is rejected. Moves the label, the ClientToken and the trace id of a stored submission into its record.
 pub fn accept(state: &mut State, submission: &mut HashedSubmission, rate: f64, now: Timestamp) -> Result<Verdict> {
     let mut token = state.token(&submission.asked.token)?;
-    let old = match submission.replaces.filter(|old| *old != submission.asked.token) {
-        Some(hash) => Some((hash, state.token(&hash)?)),
-        None => None,
-    };
+    let old = submission.replaces.filter(|old| *old != submission.asked.token);
+    let old = old.map(|hash| state.token(&hash).map(|row| (hash, row))).transpose()?;
     let conversation = match state.conversation_of(submission.asked, &token, old.as_ref().map(|(_, old)| old)) {
         Ok(conversation) => conversation,
         Err(rejection) => return Ok(Verdict::Rejected(rejection)),
@@ -132,10 +130,8 @@ fn admit(state: &mut State, admission: &Admission<'_>, rate: f64, now: Timestamp
 fn answer_disconnected(state: &mut State, admission: &Admission<'_>, sequence: u64, now: Timestamp) -> Result<Verdict> {
     let Admission { conversation, entry, row, .. } = admission;
     state.events.push(Event::Repeated);
-    let first = match state.reference(conversation, row, sequence)? {
-        Some(reference) => state.queued(reference)?,
-        None => None,
-    };
+    let reference = state.reference(conversation, row, sequence)?;
+    let first = reference.map(|reference| state.queued(reference)).transpose()?.flatten();
     let (state, stored_token) = match first {
         Some(queued) => {
             let token = ClientToken::parse(&queued.record.client_token).ok().flatten();

@@ -70,7 +70,7 @@ pub fn scan(
                 };
                 looks += live.records.len().max(1);
                 for (place, record) in live.records {
-                    if (place.pack, place.nth) <= (pack, nth) || !of.has_queued(&record) {
+                    if (place.pack, place.nth) <= (pack, nth) || of.reason.is_some() || !of.has(&record) {
                         continue;
                     }
                     let Some(queued) = in_conversation(state, place, record, now)? else { continue };
@@ -137,10 +137,7 @@ pub fn seek(state: &mut State, store: u32, sequence: u64, after: u64) -> Result<
 
 /// A message by its id, for an operator; `None` if it was delivered or pruned.
 pub fn show(state: &mut State, id: MessageId, contents: bool, now: Timestamp) -> Result<Option<MessageView>> {
-    match stored(state, id, now)? {
-        Some(stored) => view(state, stored, contents, now).map(Some),
-        None => Ok(None),
-    }
+    stored(state, id, now)?.map(|stored| view(state, stored, contents, now)).transpose()
 }
 
 /// A stored message by its id.
@@ -149,10 +146,9 @@ pub fn stored(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option
         return Ok(Some(Stored::Dead(dead)));
     }
     let row = state.conversation(&id.conversation, now)?;
-    Ok(match state.reference(&id.conversation, &row, id.sequence)? {
-        Some(reference) => state.queued(reference)?.map(Stored::Queued),
-        None => None,
-    })
+    let reference = state.reference(&id.conversation, &row, id.sequence)?;
+    let queued = reference.map(|reference| state.queued(reference)).transpose()?.flatten();
+    Ok(queued.map(Stored::Queued))
 }
 
 /// A record with the reference to it; `None` if its conversation's row has lost that.

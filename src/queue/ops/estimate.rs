@@ -132,10 +132,8 @@ fn positions<'a>(
     let chunks = keys::chunks(&conversation);
     let behind = chunks.end().map_or(Bound::Unbounded, Bound::Excluded);
     let chunk = if row.in_chunks() > 0 { state.store.last_key(chunks, behind)? } else { None };
-    let last = match chunk {
-        Some(key) => state.store.get::<Vec<QueuedRef>>(&key)?.and_then(|chunk| chunk.last().map(|last| last.sequence)),
-        None => None,
-    };
+    let chunk = chunk.map(|key| state.store.get::<Vec<QueuedRef>>(&key)).transpose()?.flatten();
+    let last = chunk.and_then(|chunk| chunk.last().map(|last| last.sequence));
     let first: Vec<u64> = row.first.iter().map(|reference| reference.sequence).collect();
     let last = last.or(first.last().copied()).unwrap_or(0);
     Ok(unknown.insert(Positions { first, count: row.count, last }))

@@ -31,10 +31,7 @@ pub fn expire_own_lifetimes(state: &mut State, now: Timestamp, left: &mut usize)
         }
         *left -= 1;
         let at: Option<RecordPos> = state.store.get(&key)?;
-        let record = match at {
-            Some(at) => state.record(at)?,
-            None => None,
-        };
+        let record = at.map(|at| state.record(at)).transpose()?.flatten();
         if let Some(record) = record
             && !expire(state, record, now)?
         {
@@ -115,7 +112,7 @@ pub fn prune_dead_letters(state: &mut State, now: Timestamp, left: &mut usize) -
         if state.meta.dead <= state.options.dead_max && now.since(keys::time_in(key)) < kept_for {
             return Ok(false);
         }
-        forget_dead_letter(state, keys::dead_in(key))?;
+        forget_dead_letter(state, keys::row_in(key))?;
         Ok(true)
     })
 }

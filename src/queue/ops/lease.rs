@@ -328,13 +328,8 @@ fn take(state: &mut State, head: LiveHead, backed_off: bool, now: Timestamp) -> 
     let (Some(body), Some(connection_token), Some(client_token)) = (body, connection_token, client_token) else {
         // A part is damaged, or the key that sealed it is gone.
         let mut row = state.conversation(&conversation, now)?;
-        let error = ServiceError {
-            code: "InternalServerException".into(),
-            text: "connect-relay: it cannot be read back from the disk: damaged, or sealed by a key that is gone"
-                .into(),
-            status: 500,
-            request_id: None,
-        };
+        let text = "it cannot be read back from the disk: damaged, or sealed by a key that is gone";
+        let error = ServiceError::of_relay(500, "InternalServerException", text);
         dead_letter(state, queued, &mut row, Cause::new(Reason::Poison, error, doubtful, hash), now)?;
         state.save_conversation(&conversation, &row);
         return Ok(None);

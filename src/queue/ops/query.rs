@@ -32,10 +32,8 @@ pub fn look(state: &mut State, id: MessageId, now: Timestamp) -> Result<Option<M
 
 fn state_of(state: &mut State, conversation: &Hash, entry: &Hash, now: Timestamp) -> Result<Option<MessageState>> {
     let row = state.conversation(conversation, now)?;
-    match state.known(conversation, &row, entry)? {
-        Some(known) => state.state_of(conversation, &row, entry, known, now).map(Some),
-        None => Ok(None),
-    }
+    let known = state.known(conversation, &row, entry)?;
+    known.map(|known| state.state_of(conversation, &row, entry, known, now)).transpose()
 }
 
 /// Returns true if the caller's conversation has no queued message, and sending is not paused.

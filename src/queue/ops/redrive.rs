@@ -82,10 +82,7 @@ fn redrive_dead(state: &mut State, dead: Dead, with: Redrive, now: Timestamp) ->
         record.client_token = ClientToken::mint().as_str().to_owned();
     }
     let bearer = with.token.map(|bearer| (state.hasher.token(&bearer), bearer));
-    let mut token = match &bearer {
-        Some((hash, _)) => state.token(hash)?,
-        None => Token::default(),
-    };
+    let mut token = bearer.as_ref().map(|(hash, _)| state.token(hash)).transpose()?.unwrap_or_default();
     if let Some((hash, bearer)) = &bearer {
         record.token = *hash;
         record.conversation = token.conversation.unwrap_or_else(|| state.default_conversation(hash, &token));
@@ -166,10 +163,8 @@ fn move_into(
         Some(_) => return Ok(false),
     }
     // The store contains a conversation's key only in its messages' labels.
-    let neighbour = match row.head().filter(|_| token.keyed) {
-        Some(head) => state.record(head.at)?,
-        None => None,
-    };
+    let head = row.head().filter(|_| token.keyed);
+    let neighbour = head.map(|head| state.record(head.at)).transpose()?.flatten();
     record.label = neighbour.map_or_else(|| message::label(None, bearer).into(), |neighbour| neighbour.label);
     Ok(true)
 }
@@ -220,12 +215,7 @@ fn delete_stored(state: &mut State, message: Stored, now: Timestamp) -> Result<R
     if let Err(refused) = may_delete(state, &message) {
         return Ok(Err(refused));
     }
-    let error = ServiceError {
-        status: 410,
-        code: "GoneException".into(),
-        text: "connect-relay: the message was deleted by an operator".into(),
-        request_id: None,
-    };
+    let error = ServiceError::of_relay(410, "GoneException", "the message was deleted by an operator");
     match message {
         Stored::Queued(queued) => {
             let (conversation, token) = (queued.record.conversation, queued.record.token);

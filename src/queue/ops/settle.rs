@@ -33,10 +33,7 @@ pub fn settle(
     let mut row = state.conversation(&conversation, now)?;
     // The message in flight is the head: no message is put before it, and no other operation takes it out.
     let reference = row.head().filter(|head| head.sequence == sequence).cloned();
-    let queued = match reference {
-        Some(reference) => state.queued(reference)?,
-        None => None,
-    };
+    let queued = reference.map(|reference| state.queued(reference)).transpose()?.flatten();
     let Some(mut queued) = queued else {
         // Its row was damaged while it was in flight: there is nothing to record on.
         keep_turn(state, &conversation, &row);
@@ -179,10 +176,7 @@ fn deny(state: &mut State, denied: Denied, row: &mut Conversation, waiting: &[u6
         let cause = Cause { answer, ..Cause::new(reason, error.clone(), maybe_delivered, refused) };
         dead_letter(state, queued, row, cause, now)?;
     }
-    let head = match row.head().map(|head| head.at) {
-        Some(at) => state.record(at)?,
-        None => None,
-    };
+    let head = row.head().map(|head| state.record(head.at)).transpose()?.flatten();
     let until = now + state.options.token_wait;
     if let Some(head) = head
         && !state.is_done_if_refused(head.kind == Kind::Disconnect)

@@ -32,12 +32,8 @@ impl Cause {
 
     /// The end of a message's lifetime.
     pub fn expired(maybe_delivered: bool, token: Hash) -> Cause {
-        let error = ServiceError {
-            status: 410,
-            code: "GoneException".into(),
-            text: "connect-relay: the message's lifetime ended before it could be delivered".into(),
-            request_id: None,
-        };
+        let text = "the message's lifetime ended before it could be delivered";
+        let error = ServiceError::of_relay(410, "GoneException", text);
         Cause::new(Reason::Expired, error, maybe_delivered, token)
     }
 

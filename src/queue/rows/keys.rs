@@ -102,7 +102,7 @@ pub fn number_in(key: &[u8]) -> u64 {
     number_at(key, 1)
 }
 
-/// The number after the time in a key of `PruneOutcomes`.
+/// The number after the time in a key of `PruneOutcomes` or `PruneDead`.
 pub fn row_in(key: &[u8]) -> u64 {
     number_at(key, 9)
 }
@@ -115,11 +115,6 @@ pub fn time_in(key: &[u8]) -> Timestamp {
 /// The hash at the beginning of a key: of a conversation, a token, a participant.
 pub fn hash_in(key: &[u8]) -> Hash {
     hash_at(key, 1)
-}
-
-/// The sequence number after the time in a key of `PruneDead`.
-pub fn dead_in(key: &[u8]) -> u64 {
-    number_at(key, 9)
 }
 
 /// The conversation after the turn or the time in a key of `FreshTurn`, `LateTurn` or `Due`.

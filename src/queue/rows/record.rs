@@ -20,7 +20,7 @@ const PIECES_MAX: u16 = 0xff;
 pub type Hash = [u8; 16];
 
 /// A queued message. No attempt rewrites it: the results are in its conversation's row. A redrive files a new copy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub sequence: u64,
     pub conversation: Hash,
@@ -46,10 +46,14 @@ pub struct Record {
 }
 
 /// The kind of body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Message(u8),
-    Event { content_type: String, content: bool },
+    Event {
+        content_type: String,
+        content: bool,
+    },
+    #[default]
     Disconnect,
 }
 
@@ -79,29 +83,6 @@ impl Record {
     /// The approximate number of bytes of its dead letter.
     pub fn dead_weight(&self) -> u64 {
         (self.inline.bytes().len() + 200) as u64
-    }
-}
-
-impl Default for Record {
-    fn default() -> Record {
-        Record {
-            sequence: 0,
-            conversation: Hash::default(),
-            entry: Hash::default(),
-            contents: Hash::default(),
-            label: String::new(),
-            client_token: String::new(),
-            token: Hash::default(),
-            caller: 0,
-            trace_id: None,
-            accepted: Timestamp(0),
-            lifetime_ms: 0,
-            deadline: Timestamp(0),
-            default_lifetime: false,
-            kind: Kind::Disconnect,
-            pieces: 0,
-            inline: Secret::default(),
-        }
     }
 }
 

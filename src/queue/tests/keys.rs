@@ -63,7 +63,7 @@ fn the_parts_of_a_key_are_read_where_they_are_written() {
     let due = keys::due(TIME, &CONVERSATION);
     assert_eq!((keys::time_in(&due), keys::conversation_in(&due)), (TIME, CONVERSATION));
     assert_eq!(keys::first_in(&keys::chunk(&CONVERSATION, NUMBER)), NUMBER);
-    assert_eq!(keys::dead_in(&keys::prune_dead(TIME, NUMBER)), NUMBER);
+    assert_eq!(keys::row_in(&keys::prune_dead(TIME, NUMBER)), NUMBER);
 }
 
 #[test]
