@@ -74,9 +74,14 @@ enum Command {
     Send(send::Args),
     Status(status::Args),
     Pause(control::Pause),
-    Resume(control::Resume),
+    /// Resume sending, and try refused tokens again.
+    Resume(client::ControlSocket),
     Drain(control::Drain),
-    Reload(control::Reload),
+    /// Make the relay read its configuration again, as SIGHUP does: its file, and the environment of its start.
+    ///
+    /// Prints the keys that changed and those that need a restart. Exits with 78 and a list of all faults if the
+    /// configuration is not valid; the old one then stays in force.
+    Reload(client::ControlSocket),
     LogLevel(control::LogLevel),
     Messages(messages::Args),
     Doctor(doctor::Args),
@@ -85,7 +90,10 @@ enum Command {
     Simulate(simulate::Args),
     Demo(demo::Args),
     Completion(reference::Completion),
-    Man(reference::Manual),
+    /// Print the manual page, as roff.
+    ///
+    /// To read it: connect-relay man | man -l -
+    Man,
 }
 
 impl Command {
@@ -96,9 +104,9 @@ impl Command {
             Command::Send(args) => send::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Pause(args) => control::pause(args).await,
-            Command::Resume(args) => control::resume(args).await,
+            Command::Resume(control) => control::resume(control).await,
             Command::Drain(args) => control::drain(args).await,
-            Command::Reload(args) => control::reload(args).await,
+            Command::Reload(control) => control::reload(control).await,
             Command::LogLevel(args) => control::log_level(args).await,
             Command::Messages(args) => messages::run(args).await,
             Command::Doctor(args) => doctor::run(args),
@@ -114,7 +122,7 @@ impl Command {
                 demo::run(args, signals.stop()).await
             }
             Command::Completion(args) => reference::completion(&args, Cli::command()),
-            Command::Man(_) => reference::manual(Cli::command()),
+            Command::Man => reference::manual(Cli::command()),
         }
     }
 }

@@ -236,13 +236,6 @@ impl Config {
         }
     }
 
-    /// The settings for retrying and giving up.
-    #[must_use]
-    pub fn policy(&self) -> Policy {
-        let sender = &self.settings.sender;
-        Policy { backoff: self.backoff(), hint_max: sender.retry_hint_max, attempts_max: sender.attempts_max }
-    }
-
     /// The client's settings.
     #[must_use]
     pub fn participant(&self) -> participant::Options {
@@ -261,7 +254,9 @@ impl Config {
     #[must_use]
     pub fn sender(&self) -> sender::Options {
         let sender = &self.settings.sender;
-        sender::Options { policy: self.policy(), in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
+        let policy =
+            Policy { backoff: self.backoff(), hint_max: sender.retry_hint_max, attempts_max: sender.attempts_max };
+        sender::Options { policy, in_flight_max: sender.in_flight_max, probe_max: sender.probe_max }
     }
 
     /// The settings of the fleet; `None` without servers.

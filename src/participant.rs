@@ -191,7 +191,7 @@ impl Participant {
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
         match self.0.exchange(request, FORWARDED_BYTES_MAX, reserve).await {
             Ok(Reply { status, headers, body: Some(body) }) => {
-                Ok(Forwarded { status, headers: forward::reply(&headers), body })
+                Ok(Forwarded { status, headers: forward::end_to_end(&headers), body })
             }
             Ok(Reply { status, .. }) => Err(Unreachable(format!(
                 "the Participant Service answered {status}, and the rest of the reply is missing"

@@ -54,9 +54,7 @@ mod types;
 
 pub use inherited::Inherited;
 pub use request_body::RequestBody;
-pub use socket::{
-    BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, adopt_unix, bind_tcp, bind_tcp_or_ipv4, bind_unix,
-};
+pub use socket::{BindError, SOCKET_PATH_BYTES_MAX, SocketPath, UnixSocket, adopt_unix, bind_tcp_or_ipv4, bind_unix};
 pub use types::{ConnectionCount, Limits, Peer, Reply, reply};
 
 use activity::Stream;

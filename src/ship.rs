@@ -254,8 +254,9 @@ pub struct Ship {
     /// The last commit of the ticket before the first one.
     at: CommitPos,
     reports: Vec<Report>,
-    /// The answers that showed that this relay owned the stream.
-    confirmations: u64,
+    /// The number of answers that showed that no other relay had claimed the stream when it answered. That a record of
+    /// this relay is found shows nothing: it may have been stored long ago.
+    pub confirmations: u64,
 }
 
 impl Ship {
@@ -353,12 +354,6 @@ impl Ship {
         }
     }
 
-    /// Returns true if everything that was pushed is stored, or dropped.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.flight.is_none() && self.tickets.is_empty()
-    }
-
     /// The published record is stored at this sequence.
     pub fn stored(&mut self, sequence: u64) {
         if sequence == self.expected + 1 {
@@ -391,13 +386,6 @@ impl Ship {
             return;
         }
         if last == self.expected { self.confirmations += 1 } else { self.look() }
-    }
-
-    /// The number of answers that showed that no other relay had claimed the stream when it answered. That a record of
-    /// this relay is found shows nothing: it may have been stored long ago.
-    #[must_use]
-    pub fn confirmations(&self) -> u64 {
-        self.confirmations
     }
 
     /// Returns true if this relay has claimed the stream, as far as it knows.

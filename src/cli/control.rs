@@ -32,13 +32,6 @@ pub struct Pause {
     reason: String,
 }
 
-/// Resume sending, and try refused tokens again.
-#[derive(Debug, clap::Args)]
-pub struct Resume {
-    #[command(flatten)]
-    control: ControlSocket,
-}
-
 /// Make the relay deliver the queued messages and exit, as SIGTERM does, and wait for it.
 ///
 /// Exits with 0 if no message remains, with 75 if messages remain on disk.
@@ -49,16 +42,6 @@ pub struct Drain {
     /// The longest time for it [default: the relay's shutdown.grace].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-}
-
-/// Make the relay read its configuration again, as SIGHUP does: its file, and the environment of its start.
-///
-/// Prints the keys that changed and those that need a restart. Exits with 78 and a list of all faults if the
-/// configuration is not valid; the old one then stays in force.
-#[derive(Debug, clap::Args)]
-pub struct Reload {
-    #[command(flatten)]
-    control: ControlSocket,
 }
 
 /// Change the log's level while the relay runs.
@@ -93,8 +76,8 @@ pub async fn pause(args: Pause) -> anyhow::Result<ExitCode> {
 }
 
 /// Resumes sending.
-pub async fn resume(args: Resume) -> anyhow::Result<ExitCode> {
-    let status: Status = command(&args.control.path(), "/resume", &(), TIMEOUT).await?;
+pub async fn resume(control: ControlSocket) -> anyhow::Result<ExitCode> {
+    let status: Status = command(&control.path(), "/resume", &(), TIMEOUT).await?;
     print_line(&format!("sending resumed: {} queued, at {:.1} a second", status.queued, status.send_rate))
 }
 
@@ -116,8 +99,8 @@ pub async fn drain(args: Drain) -> anyhow::Result<ExitCode> {
 }
 
 /// Reloads the configuration.
-pub async fn reload(args: Reload) -> anyhow::Result<ExitCode> {
-    let socket = args.control.path();
+pub async fn reload(control: ControlSocket) -> anyhow::Result<ExitCode> {
+    let socket = control.path();
     let reply = client::post(&socket, "/reload", &(), TIMEOUT).await?;
     if reply.status() == StatusCode::BAD_REQUEST {
         // The request has no body: only the configuration can be bad.

@@ -88,7 +88,7 @@ struct Which {
     #[arg(long, value_name = "KEY")]
     conversation: Option<String>,
     /// Only dead letters with this reason.
-    #[arg(long, value_name = "REASON", value_parser = reasons())]
+    #[arg(long, value_name = "REASON", value_parser = PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)))]
     reason: Option<String>,
     /// Only messages that were accepted less than this time ago, such as 10m.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -205,12 +205,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Show(args) => {
             let contents = if args.contents { "?contents=true" } else { "" };
             let path = format!("{}{contents}", path_of(&args.id));
-            let (json, message) = ControlClient::of(&args.control).request(Method::GET, &path).await?;
+            let (json, message) = ControlClient(args.control.path()).request(Method::GET, &path).await?;
             out::print(&if args.json { json } else { describe(&message) })
         }
         Command::Summary(args) => {
             let (json, summary): (_, Summary) =
-                ControlClient::of(&args.control).request(Method::GET, "/summary").await?;
+                ControlClient(args.control.path()).request(Method::GET, "/summary").await?;
             out::print(&if args.json { json } else { overview(&summary) })
         }
         Command::Redrive(args) if args.ids.is_empty() => redrive_all(args).await,
@@ -223,10 +223,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 struct ControlClient(PathBuf);
 
 impl ControlClient {
-    fn of(control: &ControlSocket) -> ControlClient {
-        ControlClient(control.path())
-    }
-
     /// The relay's own JSON in a line, and the parsed reply.
     async fn request<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
         self.send(method, path, Bytes::new(), TIMEOUT).await
@@ -320,7 +316,7 @@ impl Which {
 }
 
 async fn list(args: List) -> anyhow::Result<ExitCode> {
-    let api = ControlClient::of(&args.control);
+    let api = ControlClient(args.control.path());
     let mut filters = args.which.parameters(&Clock::system());
     filters.extend(args.state.map(|state| ("state", state.to_ascii_uppercase())));
     let (mut left, mut after, mut head) = (args.limit, args.after, true);
@@ -354,7 +350,7 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
         content_type: args.content_type,
     };
     let body = Bytes::from(serde_json::to_vec(&body)?);
-    let api = ControlClient::of(&args.control);
+    let api = ControlClient(args.control.path());
     for id in &args.ids {
         let path = format!("{}/redrive", path_of(id));
         let (json, message): (_, Message) = api.send(Method::POST, &path, body.clone(), TIMEOUT).await?;
@@ -368,7 +364,7 @@ async fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
 }
 
 async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
-    let api = ControlClient::of(&args.control);
+    let api = ControlClient(args.control.path());
     let BulkReply { done, full, next, .. } = api.bulk((Method::POST, "/redrive"), "redrive", &args.bulk).await?;
     let dry_run = args.bulk.dry_run;
     let redriven = Redriven { redriven: done, dry_run, full: full.clone(), next };
@@ -381,7 +377,7 @@ async fn redrive_all(args: Redrive) -> anyhow::Result<ExitCode> {
 }
 
 async fn delete(args: Delete) -> anyhow::Result<ExitCode> {
-    let api = ControlClient::of(&args.control);
+    let api = ControlClient(args.control.path());
     for id in &args.ids {
         let (json, message): (_, Message) = api.request(Method::DELETE, &path_of(id)).await?;
         let maybe = if message.maybe_delivered { "; it may have been delivered before" } else { "" };
@@ -409,10 +405,6 @@ fn bar(what: &str, most: Option<u64>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_prefix(what.to_owned())
-}
-
-fn reasons() -> PossibleValuesParser {
-    PossibleValuesParser::new(Reason::ALL.map(Reason::as_str))
 }
 
 fn path_of(id: &str) -> String {

@@ -21,12 +21,6 @@ pub struct Completion {
     shell: Shell,
 }
 
-/// Print the manual page, as roff.
-///
-/// To read it: connect-relay man | man -l -
-#[derive(Debug, clap::Args)]
-pub struct Manual {}
-
 /// Prints the completion script.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::client::{self, ControlSocket};
+use super::exit_code::UNDELIVERED;
 use super::out;
 use crate::control::Status;
 use crate::status::text::{figures, headline};
@@ -22,8 +23,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const EVERY: Duration = Duration::from_secs(1);
 /// The number of replies over which shares are shown: a minute.
 const SAMPLES: usize = 60;
-/// Exit code: something is queued.
-const QUEUED: u8 = 75;
 
 /// Show if the relay is healthy, and if not, why; then the queue and the rate.
 #[derive(Debug, clap::Args)]
@@ -51,7 +50,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let text = if args.json { json } else { render(&status, &history) };
         out::print(&text)?;
         let queued = args.exit_code && status.queued > 0;
-        return Ok(if queued { ExitCode::from(QUEUED) } else { ExitCode::SUCCESS });
+        return Ok(if queued { ExitCode::from(UNDELIVERED) } else { ExitCode::SUCCESS });
     }
     let mut out = out::stdout();
     let clear = if std::io::stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
@@ -202,7 +201,7 @@ relay         1.2.3 eu-west-2
         let serving =
             serve(Listener::Unix(listener), limits, Clock::system(), ConnectionCount::default(), service, never);
         let asking = async {
-            for (exit_code, expected) in [(true, 0), (true, QUEUED), (false, 0)] {
+            for (exit_code, expected) in [(true, 0), (true, UNDELIVERED), (false, 0)] {
                 let control = ControlSocket { socket: Some(path.clone()), dir: None };
                 let args = Args { control, json: true, watch: false, exit_code };
                 assert_eq!(run(args).await.unwrap(), ExitCode::from(expected));

@@ -67,7 +67,7 @@ fn parts_defaults_are_the_documented_ones() {
     let config = with("").unwrap();
     assert_eq!(config.pacer(), pacer::Options::default());
     assert_eq!(config.ingress(), ingress::Options::default());
-    assert_eq!(config.policy().backoff, Backoff::default());
+    assert_eq!(config.sender().policy.backoff, Backoff::default());
     assert_eq!(config.queue().dead_kept_for, Duration::from_secs(7 * 86_400));
     assert_eq!(config.queue().bytes_max, 128 << 20);
     assert_eq!(config.settings.shutdown.grace, Duration::from_secs(25));

@@ -76,7 +76,7 @@ impl Prepared {
         let (of_thread, of_task) = link(ack_timeout);
         replica.announce(&of_task);
         thread.ship_to(of_thread, &metrics);
-        let (restored, late, obstacle) = (replica.restored, replica.late(), replica.obstacle());
+        let (restored, late, obstacle) = (replica.restored, Arc::clone(&replica.late), replica.obstacle.clone());
         let help = "Queued messages that were restored from the fleet at the start.";
         let restored_messages = metrics.counter("fleet_restored_messages_total", help);
         let help = "Messages that were accepted anew: another relay had continued the queue without them, or the fleet could not be reached at the start.";

@@ -127,7 +127,7 @@ impl Daemon {
             health,
             service_manager: options.service_manager.clone(),
             participant: participant.clone(),
-            drain_state: DrainState::open(),
+            drain_state: DrainState::default(),
             connections: ConnectionCount::default(),
             drain: Drain::default(),
             shutdown,

@@ -97,9 +97,9 @@ pub struct Replica {
     /// True if it began empty.
     unrestored: bool,
     /// Notified when a store was set aside whose messages are to be accepted.
-    late: Arc<Notify>,
+    pub late: Arc<Notify>,
     /// The reason why the stream lacks commits.
-    obstacle: Obstacle,
+    pub obstacle: Obstacle,
     /// The last refusal of a server, until it is logged.
     refusal: Option<String>,
     /// The number of the server to begin with.
@@ -377,18 +377,6 @@ impl Replica {
         }
     }
 
-    /// Notified when a store was set aside whose messages are to be accepted.
-    #[must_use]
-    pub fn late(&self) -> Arc<Notify> {
-        Arc::clone(&self.late)
-    }
-
-    /// The reason why the stream lacks commits.
-    #[must_use]
-    pub fn obstacle(&self) -> Obstacle {
-        self.obstacle.clone()
-    }
-
     /// Sends the reports that the queue's thread finds at its beginning.
     pub fn announce(&mut self, end: &ship::link::TaskEnd) {
         self.ownership = Arc::clone(&end.ownership);
@@ -502,7 +490,7 @@ impl Replica {
                 }
                 done = under_way(&mut step) => {
                     step = None;
-                    let confirmations = self.ship.confirmations();
+                    let confirmations = self.ship.confirmations;
                     let published = matches!(done, Done::Published(Answer::Stored(_)));
                     answered |= published || matches!(done, Done::Looked(Ok(_)) | Done::Measured(Ok(_)));
                     match done.silence() {
@@ -517,7 +505,7 @@ impl Replica {
                         }
                     }
                     doubts = if self.apply(done) { 0 } else { doubts.saturating_add(1) };
-                    if self.ship.confirmations() > confirmations {
+                    if self.ship.confirmations > confirmations {
                         ownership.confirmed(step_began);
                     }
                     if published && doubts == 0 {

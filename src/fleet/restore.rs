@@ -38,7 +38,7 @@ pub async fn plan(stream: &Stream, codec: &Codec, last: u64) -> Result<Plan, Str
 /// Checks that a plan was made of everything in a range that may count.
 fn check(plan: &Plan, range: &Range<u64>) -> Result<(), StreamError> {
     // The last record is never removed.
-    let end = (!range.is_empty() && plan.last() + 1 < range.end).then_some(plan.last() + 1);
+    let end = (!range.is_empty() && plan.last + 1 < range.end).then_some(plan.last + 1);
     plan.missing().or(end).map_or(Ok(()), |missing| Err(StreamError::failed(format!("record {missing} is missing"))))
 }
 

@@ -17,17 +17,11 @@ enum Intake {
     Closing,
 }
 
-/// The intake state of a relay; clones share it. It never opens again.
+/// The intake state of a relay, open by default; clones share it. It never opens again.
 #[derive(Clone, Debug, Default)]
 pub struct DrainState(Arc<watch::Sender<Intake>>);
 
 impl DrainState {
-    /// Creates the open state.
-    #[must_use]
-    pub fn open() -> DrainState {
-        DrainState::default()
-    }
-
     /// Notes that the relay was asked to stop; messages are still accepted.
     pub fn drain(&self) {
         self.advance(Intake::Draining);
@@ -82,7 +76,7 @@ mod tests {
 
     #[tokio::test]
     async fn intake_never_opens_again() {
-        let state = DrainState::open();
+        let state = DrainState::default();
         assert!(!state.is_draining());
         state.drain();
         assert!(state.is_draining() && !state.is_closing());

@@ -113,7 +113,7 @@ impl Rig {
             pacer: pacer::Options::default(),
         };
         change(&mut settings);
-        let (clock, metrics, drain_state) = (Clock::system(), Metrics::default(), DrainState::open());
+        let (clock, metrics, drain_state) = (Clock::system(), Metrics::default(), DrainState::default());
         let (queue, writer) = Queue::open(settings.queue, clock.clone(), &metrics).unwrap();
         let log = Log::default();
         let page = log.clone();

@@ -43,12 +43,8 @@ pub(super) fn request(headers: &HeaderMap) -> HeaderMap {
     passed
 }
 
-/// Upstream's headers as they are returned to a bot.
-pub(super) fn reply(headers: &HeaderMap) -> HeaderMap {
-    end_to_end(headers)
-}
-
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+/// The headers that are not of one connection: upstream's are returned to a bot like this.
+pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut passed = headers.clone();
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     for name in named.flat_map(|names| names.split(',')) {
@@ -129,7 +125,7 @@ mod tests {
             "x-amzn-errortype",
             "retry-after",
         ]);
-        let passed = reply(&given);
+        let passed = end_to_end(&given);
         assert_eq!(names(&passed), ["content-type", "retry-after", "x-amzn-errortype", "x-amzn-requestid"]);
     }
 }

@@ -59,16 +59,6 @@ impl Activity {
         self.packed.store((packed & !7) | Phase::Handling as u64, Ordering::Relaxed);
     }
 
-    /// Notes that the service has answered.
-    pub fn begin_writing(&self) {
-        self.begin(Phase::Writing);
-    }
-
-    /// Notes that the service has answered with a stream.
-    pub fn begin_streaming(&self) {
-        self.begin(Phase::Streaming);
-    }
-
     /// Notes if the body of the request was read to its end.
     pub fn note_body(&self, is_read: bool) {
         self.body_is_read.store(is_read, Ordering::Relaxed);
@@ -83,7 +73,8 @@ impl Activity {
         phase(self.packed.load(Ordering::Relaxed)) == wanted
     }
 
-    fn begin(&self, phase: Phase) {
+    /// Notes that a phase begins now.
+    pub fn begin(&self, phase: Phase) {
         self.packed.store((self.clock.now().0 << 3) | phase as u64, Ordering::Relaxed);
     }
 }

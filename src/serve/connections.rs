@@ -174,11 +174,7 @@ where
                     } else if let Some(keep_alive) = keep_alive.filter(|_| stays && !closes(reply.headers())) {
                         reply.headers_mut().insert(KEEP_ALIVE, keep_alive);
                     }
-                    if is_stream {
-                        activity.begin_streaming();
-                    } else {
-                        activity.begin_writing();
-                    }
+                    activity.begin(if is_stream { Phase::Streaming } else { Phase::Writing });
                     Ok::<_, Infallible>(reply)
                 }
             })

@@ -310,10 +310,7 @@ fn warn_of_mode(path: &Path, found: u32, configured: u32) {
 }
 
 /// Listens on a TCP port. Needs a runtime.
-///
-/// # Errors
-/// If the address is in use or not this machine's.
-pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
+pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
     listen_on(address).map_err(|error| bind_error(address, &error))
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::socket::bind_tcp;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);

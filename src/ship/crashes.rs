@@ -725,7 +725,8 @@ impl World {
                 relay.step(&mut self.stream, Fault::None, self.mutant)?;
             }
             self.leave()?;
-            let idle = |relay: &mut Relay| relay.is_up() && relay.ship.is_idle() && relay.link.pause().is_none();
+            let shipped = |ship: &Ship| ship.flight.is_none() && ship.tickets.is_empty();
+            let idle = |relay: &mut Relay| relay.is_up() && shipped(&relay.ship) && relay.link.pause().is_none();
             if let [relay] = &mut self.relays[..]
                 && idle(relay)
             {

@@ -44,7 +44,8 @@ pub struct Plan {
     base: Option<u64>,
     /// The first record that does not count.
     until: Option<u64>,
-    last: u64,
+    /// The last record that was read.
+    pub last: u64,
     /// The places of missing records that may have counted.
     missing: Vec<Range<u64>>,
     /// The owner at the last claim, and at the last record that makes up the store; the last commit there.
@@ -99,12 +100,6 @@ impl Plan {
     #[must_use]
     pub fn range(&self) -> Option<Range<u64>> {
         self.base.map(|base| base..self.until.unwrap_or(self.last + 1))
-    }
-
-    /// The last record that was read.
-    #[must_use]
-    pub fn last(&self) -> u64 {
-        self.last
     }
 
     /// The first missing record that may have counted. `None` if what was read is all of the store.

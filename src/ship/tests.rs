@@ -292,9 +292,9 @@ fn idle_owner_notices_its_successor_and_a_stream_that_lost_records() {
 #[test]
 fn ownership_is_confirmed_by_a_stored_record_and_by_a_look_that_finds_no_other() {
     let (mut writer, mut stream) = shipped();
-    let mut before = writer.ship.confirmations();
+    let mut before = writer.ship.confirmations;
     let mut more = move |writer: &Writer| {
-        let now = writer.ship.confirmations();
+        let now = writer.ship.confirmations;
         std::mem::replace(&mut before, now) < now
     };
     writer.ship.measured(stream.last());
@@ -312,13 +312,13 @@ fn ownership_is_confirmed_by_a_stored_record_and_by_a_look_that_finds_no_other()
     assert!(more(&writer));
     let mut successor = Writer::new(Ship::new(codec(), identity(2, 2), Some(stream.standing()), 9));
     successor.ship.measured(stream.last());
-    assert_eq!(successor.ship.confirmations(), 0, "it has claimed nothing yet");
+    assert_eq!(successor.ship.confirmations, 0, "it has claimed nothing yet");
     successor.snapshot();
     settle(&mut successor.ship, &mut stream);
-    let before = writer.ship.confirmations();
+    let before = writer.ship.confirmations;
     writer.ship.measured(stream.last());
     settle(&mut writer.ship, &mut stream);
-    assert_eq!(writer.ship.confirmations(), before);
+    assert_eq!(writer.ship.confirmations, before);
 }
 
 #[test]
