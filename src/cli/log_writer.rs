@@ -132,7 +132,7 @@ impl Buffer {
 }
 
 impl LineWriter {
-    /// Starts the thread. Lines that came together are written together: a write for each line costs as much as its format.
+    /// Starts the thread. Lines that came together are written together: a write for each line costs as much as formatting it.
     pub fn start(mut to: impl Write + Send + 'static) -> io::Result<LineWriter> {
         let lines = LogLines { buffer: Arc::default(), dropped: Arc::default() };
         let LogLines { buffer, dropped } = lines.clone();
