@@ -50,6 +50,7 @@ pub mod link;
 pub mod ownership;
 pub mod record;
 pub mod replay;
+pub mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +60,7 @@ use bytes::Bytes;
 
 use self::history::{Copy, Relation};
 use self::record::{Codec, Head, Kind, OVERHEAD, Owner};
+use self::standing::Standing;
 use crate::storage::{CommitPos, Run};
 
 /// The bytes of waiting tickets that the next ticket may join. A commit alone may be longer.
@@ -134,31 +136,6 @@ pub struct Identity {
     pub instance: u64,
     /// The name of the machine.
     pub node: String,
-}
-
-/// The state of the stream, by its leader.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// The sequence of the last record.
-    pub last: u64,
-    /// The last claim. `None` if the stream has no record.
-    pub owner: Option<Owner>,
-    /// The last commit.
-    pub at: CommitPos,
-    /// The last claims whose records do not count, because their snapshots are not complete; the newest last. An older one
-    /// may be left out if its records are removed already.
-    pub provisional: Vec<u64>,
-    /// The sequence of the first of them.
-    pub since: Option<u64>,
-}
-
-impl Standing {
-    /// The copy of the store as the last record has it, although perhaps not all of it. `None` if the stream has no
-    /// record.
-    #[must_use]
-    pub fn copy(&self) -> Option<Copy<'_>> {
-        self.owner.as_ref().map(|owner| Copy { runs: &owner.runs, at: self.at })
-    }
 }
 
 /// The next step for the stream.

@@ -36,7 +36,8 @@ use crate::metrics::{LOCAL_SECONDS, Metrics};
 use crate::retry::Backoff;
 use crate::ship::ownership::Ownership;
 use crate::ship::record::{Codec, Head, Kind};
-use crate::ship::{self, Identity, Report, Ship, Standing, Step, Ticket};
+use crate::ship::standing::Standing;
+use crate::ship::{self, Identity, Report, Ship, Step, Ticket};
 use crate::storage::Volume;
 use crate::time::{Clock, Timestamp};
 

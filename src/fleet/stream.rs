@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use super::connection::Connector;
 use super::options::{Server, Shape};
 use super::subject::part;
-use crate::ship::Standing;
-use crate::ship::record::{self, Codec, Head, Kind, Owner};
+use crate::ship::record::{self, Codec, Head};
+use crate::ship::standing::{self, Records, Standing};
 
 /// The time for an answer about a stream. Longer than for a publish: a new stream needs an election.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -114,8 +114,8 @@ impl From<record::Unreadable> for StreamError {
 pub struct Stored {
     /// The sequence.
     pub sequence: u64,
-    /// The subject.
-    pub subject: String,
+    /// The claim under whose subject it is, if it is provisional.
+    pub provisional: Option<u64>,
     /// The record.
     pub record: Vec<u8>,
 }
@@ -317,7 +317,7 @@ impl Stream {
             Got { error: None, message: Some(Message { subject, seq, data }) } => {
                 let record = BASE64_STANDARD.decode(&*data);
                 let record = record.map_err(|_| StreamError::failed("a record is not base64"))?;
-                Ok(Some(Stored { sequence: seq, subject: subject.into_owned(), record }))
+                Ok(Some(Stored { sequence: seq, provisional: self.claim_of(&subject), record }))
             }
             Got { error: Some(ApiError { err_code: NOT_FOUND_STREAM | NOT_FOUND_MESSAGE, .. }), .. } => Ok(None),
             Got { error: Some(ApiError { err_code, description }), .. } => {
@@ -357,61 +357,8 @@ impl Stream {
     /// If the leader does not answer, or the record cannot be read.
     pub async fn standing(&self, codec: &Codec) -> Result<(Standing, Option<Head>), StreamError> {
         let Some(info) = self.info().await? else { return Ok((Standing::default(), None)) };
-        let mut standing = Standing { last: info.last, ..Standing::default() };
-        if info.messages == 0 {
-            return Ok((standing, None));
-        }
-        // A late copy of a record from before the last claim does not count.
-        let mut sequence = info.last;
-        while sequence >= info.first {
-            // Records that are removed never come last, unless the servers have lost others.
-            if let Some(last) = self.get(sequence).await?
-                && let Some((head, claim)) = self.of_claim(&last).await?
-            {
-                (standing.owner, standing.at) = (codec.owner(&claim)?, head.at);
-                let at = sequence.saturating_sub(head.number);
-                standing.provisional = self.provisional(last, head, standing.owner.as_ref()).await?;
-                if let Some(owner) = standing.owner.as_ref().filter(|_| !standing.provisional.is_empty()) {
-                    standing.since = owner.since.or(Some(at));
-                }
-                return Ok((standing, Some(head)));
-            }
-            sequence -= 1;
-        }
-        Ok((standing, None))
-    }
-
-    /// The head of a record, and its claim. `None` if the record is not at its place behind its claim.
-    async fn of_claim(&self, stored: &Stored) -> Result<Option<(Head, Vec<u8>)>, StreamError> {
-        let head = record::head(&stored.record)?;
-        let at = stored.sequence.saturating_sub(head.number);
-        let claim = if at == stored.sequence { Some(stored.clone()) } else { self.get(at).await? };
-        let claim = claim.map(|claim| claim.record).filter(|claim| {
-            record::head(claim).is_ok_and(|of_claim| of_claim.kind == Kind::Claim && of_claim.claim == head.claim)
-        });
-        Ok(claim.map(|claim| (head, claim)))
-    }
-
-    /// The claims whose records do not count, up to the last record, which has this head and owner; the newest last.
-    async fn provisional(&self, last: Stored, head: Head, owner: Option<&Owner>) -> Result<Vec<u64>, StreamError> {
-        let is_provisional = |stored: &Stored, head: Head| stored.subject == provisional(&self.subject, head.claim);
-        // The first of them is under the common subject, unlike its rows.
-        let is_first = head.kind == Kind::Claim && owner.is_some_and(|owner| !owner.continues);
-        let mut found = Vec::new();
-        let mut next = (is_first || is_provisional(&last, head)).then_some((last.sequence, head));
-        while let Some((sequence, head)) = next.take() {
-            found.push(head.claim);
-            // The last record of the claim before.
-            if let Some(before) = sequence.checked_sub(head.number + 1).filter(|before| *before > 0)
-                && let Some(stored) = self.get(before).await?
-                && let Some((head, _)) = self.of_claim(&stored).await?
-                && is_provisional(&stored, head)
-            {
-                next = Some((stored.sequence, head));
-            }
-        }
-        found.reverse();
-        Ok(found)
+        // An empty stream begins behind its last record.
+        Standing::find(self, codec, info.first, info.last).await
     }
 
     /// Reads records in their order.
@@ -440,6 +387,12 @@ impl Stream {
         }
     }
 
+    /// The claim whose provisional records have this subject.
+    fn claim_of(&self, subject: &str) -> Option<u64> {
+        let claim = subject.strip_prefix(&self.subject)?.strip_prefix('.')?;
+        u64::from_str_radix(claim, 16).ok()
+    }
+
     fn api_subject(&self, operation: &str) -> String {
         format!("$JS.API.STREAM.{operation}.{}", self.name)
     }
@@ -461,6 +414,14 @@ impl Stream {
             Ok(Err(error)) => Err(error.kind()),
             Err(_) => Err(RequestErrorKind::TimedOut),
         }
+    }
+}
+
+impl Records for Stream {
+    type Error = StreamError;
+
+    async fn record(&self, sequence: u64) -> Result<Option<standing::Stored>, StreamError> {
+        Ok(self.get(sequence).await?.map(|stored| (stored.record, stored.provisional)))
     }
 }
 

@@ -20,7 +20,10 @@
 //! A *mutant* breaks one rule of shipping; the same judge must find a fault in it.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -29,7 +32,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use super::link::{Link, State, TaskEnd, Wanted, link};
+use super::record::Unreadable;
 use super::replay::{OnePass, Plan, Replay};
+use super::standing::{Records, Stored};
 use super::tests::{Fault, faults};
 use super::*;
 use crate::storage::{Key, SealingKey, Volume, put_row, read_rows};
@@ -120,8 +125,8 @@ fn store_of(commits: &[u16]) -> Rows {
     rows
 }
 
-/// A record with the claim under whose subject it is. `None` if it was removed.
-type Slot = Option<(Vec<u8>, Option<u64>)>;
+/// `None` if the record was removed.
+type Slot = Option<Stored>;
 
 /// A model of a stream.
 #[derive(Clone, Default)]
@@ -186,31 +191,9 @@ impl Stream {
         }
     }
 
-    /// The head of a record, and the claim that it stands behind.
-    fn of_claim(&self, sequence: u64) -> Option<(Head, Owner)> {
-        let head = record::head(self.get(sequence)?).ok()?;
-        let claim = self.get(sequence.checked_sub(head.number)?)?;
-        let owner = codec().owner(claim).ok().flatten()?;
-        (record::head(claim).unwrap().claim == head.claim).then_some((head, owner))
-    }
-
-    /// The state of the stream, as `fleet` finds it.
+    /// The state of the stream.
     fn standing(&self) -> Standing {
-        let last = self.last();
-        let found = (self.before + 1..=last).rev().find_map(|sequence| Some((sequence, self.of_claim(sequence)?)));
-        let Some((mut sequence, (head, owner))) = found else { return Standing { last, ..Standing::default() } };
-        let (claim_at, mut provisional) = (sequence - head.number, Vec::new());
-        while let Some((head, owner)) = self.of_claim(sequence) {
-            let is_first = provisional.is_empty() && head.kind == Kind::Claim && !owner.continues;
-            if self.stored(sequence).unwrap().1.is_none() && !is_first {
-                break;
-            }
-            provisional.push(head.claim);
-            sequence = sequence.saturating_sub(head.number + 1);
-        }
-        provisional.reverse();
-        let since = (!provisional.is_empty()).then(|| owner.since.unwrap_or(claim_at));
-        Standing { last, owner: Some(owner), at: head.at, provisional, since }
+        at_once(Standing::find(self, &codec(), self.before + 1, self.last())).unwrap().0
     }
 
     /// The records, each with its sequence.
@@ -251,6 +234,22 @@ impl Stream {
         }
         assert_eq!(pass.plan.range(), self.plan()?.range());
         Ok(pass.stamp().map(|_| store))
+    }
+}
+
+impl Records for Stream {
+    type Error = Unreadable;
+
+    fn record(&self, sequence: u64) -> impl Future<Output = Result<Option<Stored>, Unreadable>> + Send {
+        ready(Ok(self.stored(sequence).cloned()))
+    }
+}
+
+/// The result of a future that waits for nothing.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("it waits"),
     }
 }
 
@@ -421,11 +420,15 @@ impl Relay {
         }
     }
 
-    /// One step of the task.
-    fn step(&mut self, stream: &mut Stream, fault: Fault, mutant: Option<Mutant>) -> Result<(), String> {
+    fn take_tickets(&mut self) {
         while let Ok(ticket) = self.task.tickets.try_recv() {
             self.ship.push(ticket);
         }
+    }
+
+    /// One step of the task.
+    fn step(&mut self, stream: &mut Stream, fault: Fault, mutant: Option<Mutant>) -> Result<(), String> {
+        self.take_tickets();
         if !self.connected.0 {
             self.report();
             return Ok(());
@@ -634,9 +637,11 @@ impl World {
 
     /// Keeps a copy of the stream, or replaces the stream by the copy.
     fn put_back(&mut self) {
+        let answered = |relay: &Relay| self.fleet.iter().all(|commit| relay.commits.contains(commit));
         match (&mut self.relays[..], self.backup.take()) {
-            // A relay that has not looked yet cannot know which volume it succeeded.
-            ([relay], Some((before, records))) if relay.ship.expected > 0 => {
+            // A relay that has not looked yet cannot know which volume it succeeded, and one that was succeeded while it
+            // had no connection does not have what its successor answered.
+            ([relay], Some((before, records))) if relay.ship.expected > 0 && answered(relay) => {
                 relay.connect(false, self.mutant);
                 self.stream = Stream { before, records, ..Stream::default() };
                 self.went_back = true;
@@ -681,9 +686,7 @@ impl World {
                 self.relays[who].step(&mut self.stream, fault, self.mutant)?;
             }
             Act::Arrive(index) if !self.stream.under_way.is_empty() => {
-                let at = index.index(self.stream.under_way.len());
-                let (expected, record, provisional) = self.stream.under_way.swap_remove(at);
-                let _ = self.stream.publish(expected, &record, provisional, self.mutant);
+                self.arrive(index.index(self.stream.under_way.len()));
             }
             Act::Restart(steps, crash, known) if !self.went_back => {
                 self.commit(self.relays.len() - 1, &steps, true)?;
@@ -706,6 +709,12 @@ impl World {
         self.leave()
     }
 
+    /// A copy that is under way arrives.
+    fn arrive(&mut self, at: usize) {
+        let (expected, record, provisional) = self.stream.under_way.swap_remove(at);
+        let _ = self.stream.publish(expected, &record, provisional, self.mutant);
+    }
+
     /// Relays that are fenced exit.
     fn leave(&mut self) -> Result<(), String> {
         self.relays.retain(|relay| !relay.fenced);
@@ -714,8 +723,8 @@ impl World {
 
     /// Without further faults the stream has everything of the relay that has it.
     fn settle(&mut self) -> Result<(), String> {
-        for (expected, record, provisional) in std::mem::take(&mut self.stream.under_way) {
-            let _ = self.stream.publish(expected, &record, provisional, self.mutant);
+        while !self.stream.under_way.is_empty() {
+            self.arrive(0);
         }
         self.relays.iter_mut().for_each(|relay| relay.connect(true, None));
         for _ in 0..2000 {
@@ -929,6 +938,87 @@ fn copy_of_a_volume_and_a_successor_in_a_stream_that_was_put_back_fence() {
     }
 }
 
+impl World {
+    /// So many steps of the first relay.
+    fn steps(&mut self, count: usize) {
+        for _ in 0..count {
+            self.relays[0].thread();
+            self.relays[0].step(&mut self.stream, Fault::None, None).unwrap();
+        }
+    }
+
+    /// Puts the stream back before the claim in flight, a copy of which is late: it is stored behind those records that are
+    /// there by then.
+    fn late_claim(&mut self) {
+        self.put_back();
+        self.relays[0].connect(true, None);
+        self.relays[0].step(&mut self.stream, Fault::Late, None).unwrap();
+        let (place, ref claim, _) = self.stream.under_way[0];
+        assert_eq!(record::head(claim).unwrap().kind, Kind::Claim);
+        while self.stream.last() < place {
+            self.steps(1);
+            if self.relays[0].ship.next() == Step::Wait {
+                self.commit(0, &[], false).unwrap();
+            }
+        }
+        self.arrive(0);
+        assert_eq!(self.stream.last(), place + 1, "the claim is stored");
+    }
+}
+
+/// A relay that was started after so many commits and unfinished snapshots, and begins another one.
+fn started(commits: usize, unfinished: usize) -> World {
+    let mut world = World::new(None);
+    world.settle().unwrap();
+    world.put_back();
+    (0..commits).for_each(|_| world.commit(0, &[Fault::None; 3], false).unwrap());
+    for restart in 0..=unfinished {
+        world.act(Act::Restart(Vec::new(), Crash::SameVolume, true)).unwrap();
+        world.steps(if restart < unfinished { 3 } else { 0 });
+    }
+    world.relays[0].thread();
+    world.relays[0].take_tickets();
+    world
+}
+
+#[test]
+fn late_claim_in_a_stream_that_was_put_back_leaves_the_first_that_does_not_count_where_it_is() {
+    for (commits, unfinished) in (1..8).flat_map(|commits| [(commits, 0), (commits, 1), (commits, 2)]) {
+        // The servers are put back once more, to the state after so many steps.
+        for kept in [None, Some(0), Some(2), Some(3), Some(4), Some(5)] {
+            let mut world = started(commits, unfinished);
+            world.late_claim();
+            if let Some(kept) = kept {
+                world.steps(kept);
+                world.put_back();
+                world.steps(3);
+                world.put_back();
+            }
+            world.settle().unwrap_or_else(|why| panic!("{commits}, {unfinished}, {kept:?}: {why}"));
+        }
+    }
+}
+
+#[test]
+fn late_claim_that_continues_a_stream_that_was_put_back_has_no_older_position() {
+    let mut world = World::new(None);
+    world.settle().unwrap();
+    world.put_back();
+    let renews = |relay: &Relay| relay.ship.flight.as_ref().is_some_and(|flight| flight.continues);
+    while !renews(&world.relays[0]) {
+        assert!(world.stream.last() < 500, "the stream is not renewed");
+        world.commit(0, &[Fault::None; 3], false).unwrap();
+        world.relays[0].thread();
+        world.relays[0].take_tickets();
+    }
+    let before = world.relays[0].link.at;
+    world.late_claim();
+    let commits = world.judge().unwrap().len();
+    assert!(before < at(commits), "the copy has an older position");
+    assert_eq!(world.stream.standing().at, at(commits));
+    world.settle().unwrap();
+}
+
 #[test]
 fn rows_that_a_server_does_not_take_any_more_are_shipped_again_in_shorter_records() {
     let mut world = World::new(None);
@@ -940,9 +1030,7 @@ fn rows_that_a_server_does_not_take_any_more_are_shipped_again_in_shorter_record
         world.commit(0, &[], false).unwrap();
         world.commit(0, &[], false).unwrap();
         let relay = &mut world.relays[0];
-        while let Ok(ticket) = relay.task.tickets.try_recv() {
-            relay.ship.push(ticket);
-        }
+        relay.take_tickets();
         relay.ship.limit_records(bytes);
         let before = world.stream.last();
         world.settle().unwrap();

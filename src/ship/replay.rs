@@ -80,6 +80,9 @@ impl Plan {
                 }
                 if self.until.is_none() {
                     self.owner_there.clone_from(&self.owner);
+                    // A late copy, in a stream that was put back from a backup, has the position of another time.
+                    self.at = self.at.max(head.at);
+                    return Ok(());
                 }
             }
             Kind::End => {

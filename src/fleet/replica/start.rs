@@ -20,9 +20,10 @@ use tracing::warn;
 use super::super::restore::{plan, restore, restore_all};
 use super::super::stream::StreamError;
 use super::{Found, Replica, StartError};
+use crate::ship::Ship;
 use crate::ship::history::{Copy, Relation};
 use crate::ship::replay::Plan;
-use crate::ship::{Ship, Standing};
+use crate::ship::standing::Standing;
 use crate::storage::{self, CommitPos, Volume};
 use crate::time::Timestamp;
 

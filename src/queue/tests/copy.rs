@@ -4,7 +4,8 @@ use super::*;
 use crate::ship::link::{State as CopyState, TaskEnd, link};
 use crate::ship::record::Codec;
 use crate::ship::replay::{Plan, Replay};
-use crate::ship::{Identity, Report, Ship, Standing, Step};
+use crate::ship::standing::Standing;
+use crate::ship::{Identity, Report, Ship, Step};
 use crate::storage::{Restore, SealingKey};
 
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
