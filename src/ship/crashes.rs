@@ -948,11 +948,20 @@ impl World {
     }
 
     /// Puts the stream back before the claim in flight, a copy of which is late: it is stored behind those records that are
-    /// there by then.
-    fn late_claim(&mut self) {
+    /// there by then. Meanwhile the relay that made it may restart.
+    fn late_claim(&mut self, restart: bool) {
+        if restart {
+            self.relays[0].step(&mut self.stream, Fault::Late, None).unwrap();
+            self.act(Act::Restart(Vec::new(), Crash::SameVolume, true)).unwrap();
+            self.relays[0].thread();
+        }
+        let late = std::mem::take(&mut self.stream.under_way);
         self.put_back();
+        self.stream.under_way = late;
         self.relays[0].connect(true, None);
-        self.relays[0].step(&mut self.stream, Fault::Late, None).unwrap();
+        if !restart {
+            self.relays[0].step(&mut self.stream, Fault::Late, None).unwrap();
+        }
         let (place, ref claim, _) = self.stream.under_way[0];
         assert_eq!(record::head(claim).unwrap().kind, Kind::Claim);
         while self.stream.last() < place {
@@ -987,7 +996,7 @@ fn late_claim_in_a_stream_that_was_put_back_leaves_the_first_that_does_not_count
         // The servers are put back once more, to the state after so many steps.
         for kept in [None, Some(0), Some(2), Some(3), Some(4), Some(5)] {
             let mut world = started(commits, unfinished);
-            world.late_claim();
+            world.late_claim(false);
             if let Some(kept) = kept {
                 world.steps(kept);
                 world.put_back();
@@ -1000,22 +1009,47 @@ fn late_claim_in_a_stream_that_was_put_back_leaves_the_first_that_does_not_count
 }
 
 #[test]
-fn late_claim_that_continues_a_stream_that_was_put_back_has_no_older_position() {
-    let mut world = World::new(None);
-    world.settle().unwrap();
-    world.put_back();
-    let renews = |relay: &Relay| relay.ship.flight.as_ref().is_some_and(|flight| flight.continues);
-    while !renews(&world.relays[0]) {
-        assert!(world.stream.last() < 500, "the stream is not renewed");
-        world.commit(0, &[Fault::None; 3], false).unwrap();
-        world.relays[0].thread();
-        world.relays[0].take_tickets();
+fn late_claim_that_continued_the_stream_before_it_was_put_back_does_not_count() {
+    for restart in [false, true] {
+        let mut world = World::new(None);
+        world.settle().unwrap();
+        world.put_back();
+        let renews = |relay: &Relay| relay.ship.flight.as_ref().is_some_and(|flight| flight.continues);
+        while !renews(&world.relays[0]) {
+            assert!(world.stream.last() < 500, "the stream is not renewed");
+            world.commit(0, &[Fault::None; 3], false).unwrap();
+            world.relays[0].thread();
+            world.relays[0].take_tickets();
+        }
+        let before = world.relays[0].link.at;
+        world.late_claim(restart);
+        let commits = world.judge().unwrap().len();
+        assert!(before < at(commits), "the copy has an older position");
+        let (instance, standing) = (world.relays[0].instance, world.stream.standing());
+        assert_eq!((standing.at, standing.owner.unwrap().instance), (at(commits), instance), "{restart}");
+        assert_eq!(world.stream.plan().unwrap().copy().unwrap().runs, &world.relays[0].ship.runs[..], "{restart}");
+        world.settle().unwrap();
+        assert_eq!(world.relays[0].instance, instance, "no relay is fenced");
     }
-    let before = world.relays[0].link.at;
-    world.late_claim();
-    let commits = world.judge().unwrap().len();
-    assert!(before < at(commits), "the copy has an older position");
-    assert_eq!(world.stream.standing().at, at(commits));
+}
+
+#[test]
+fn lost_record_before_a_late_claim_is_noticed_and_nothing_that_counts_is_removed() {
+    let mut world = started(12, 1);
+    world.late_claim(false);
+    let before = world.stream.before;
+    assert!(before > 0 && world.stream.plan().is_ok(), "a snapshot is complete");
+    let lost = usize::try_from(world.stream.last() - 1 - before - 1).unwrap();
+    world.stream.records[lost] = None;
+    for steps in 0.. {
+        assert!(steps < 50, "no snapshot is complete");
+        assert!(world.stream.plan().is_err(), "{steps}");
+        assert!(world.stream.records[..lost].iter().all(Option::is_some), "{steps}");
+        world.steps(1);
+        if world.stream.before > before {
+            break;
+        }
+    }
     world.settle().unwrap();
 }
 

@@ -70,19 +70,21 @@ impl Plan {
         }
         match head.kind {
             Kind::Claim => {
-                self.owner = codec.owner(record)?;
-                if let Some(since) = self.owner.as_ref().and_then(|owner| owner.since) {
-                    self.missing.retain(|missing| missing.start <= since);
+                let owner = codec.owner(record)?;
+                let continues = owner.as_ref().is_some_and(|owner| owner.continues);
+                if continues && self.until.is_none() && head.at < self.at {
+                    // A late copy of one that continued the stream before it was put back from a backup.
+                    return Ok(());
                 }
-                let continues = self.owner.as_ref().is_some_and(|owner| owner.continues);
+                self.owner = owner;
+                if let (Some(since), Some(until)) = (self.owner.as_ref().and_then(|owner| owner.since), self.until) {
+                    self.missing.retain(|missing| missing.start <= since || missing.start < until);
+                }
                 if !continues && self.until.is_none() {
                     self.until = Some(sequence);
                 }
                 if self.until.is_none() {
                     self.owner_there.clone_from(&self.owner);
-                    // A late copy, in a stream that was put back from a backup, has the position of another time.
-                    self.at = self.at.max(head.at);
-                    return Ok(());
                 }
             }
             Kind::End => {

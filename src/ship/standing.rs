@@ -3,7 +3,8 @@
 //! A claim that begins anew, and everything behind it, counts only when its snapshot is complete: its end and all
 //! later records are under the common subject again. So from the last record back, claim by claim, everything is
 //! *provisional* until the first record that is under the common subject and is no such claim. A claim that
-//! continues is passed over: it adds nothing to the records before it.
+//! continues is passed over: it adds nothing to the records before it, and if it has an older position than they have, it is
+//! a late copy, too.
 //!
 //! Records before a claim that are removed are passed over: the claim names the first provisional one, which stays. But
 //! after the servers were put back from a backup, a late copy of a claim may be stored behind records that it knows nothing
@@ -55,10 +56,16 @@ impl Standing {
         last: u64,
     ) -> Result<(Standing, Option<Head>), R::Error> {
         let mut standing = Standing { last, ..Standing::default() };
-        let (mut newest, mut is_at_known, mut named, mut kept) = (None, false, Vec::new(), 0);
+        let mut newest: Option<Head> = None;
+        // Until the record before it is known, the newest may be a claim that continued another stream.
+        let mut is_sure = false;
+        // What claims say of the first provisional one; true behind records that are removed.
+        let (mut named, mut is_behind_gap) = (Vec::new(), false);
+        let mut kept = 0;
         let mut sequence = last;
         while sequence >= first.max(1) {
             let Some((record, subject)) = records.record(sequence).await? else {
+                is_behind_gap = newest.is_some();
                 sequence = match newest {
                     // Records that are removed never come last, unless the servers have lost others.
                     None => sequence - 1,
@@ -77,21 +84,24 @@ impl Standing {
                 sequence -= 1;
                 continue;
             };
+            newest = newest.filter(|newest| is_sure || head.at <= newest.at);
             let owner = match newest {
                 None => codec.owner(&claim)?,
                 // The key of an older one may be gone.
                 Some(_) => codec.owner(&claim).ok().flatten(),
             };
-            named.extend(owner.as_ref().and_then(|owner| owner.since));
             let claims = head.kind == Kind::Claim;
             let continues = claims && owner.as_ref().is_some_and(|owner| owner.continues);
+            named.extend(owner.as_ref().and_then(|owner| owner.since));
+            is_sure = newest.is_some() || !continues;
             if newest.is_none() {
-                (newest, standing.owner) = (Some(head), owner);
+                (newest, standing.owner, standing.at) = (Some(head), owner, head.at);
             }
-            if !is_at_known {
-                (standing.at, is_at_known) = (standing.at.max(head.at), !continues);
-            }
-            if !continues && (claims || subject == Some(head.claim)) {
+            let begins = claims && !continues;
+            if is_behind_gap && begins && subject_of_claim.is_none() {
+                // Nothing behind a gap is removed: what the last claims name may be another stream's.
+                (standing.since, kept) = (Some(at), standing.provisional.len());
+            } else if !is_behind_gap && (begins || subject == Some(head.claim)) {
                 standing.provisional.push(head.claim);
                 if subject_of_claim.is_none() {
                     (standing.since, kept) = (Some(at), standing.provisional.len());
