@@ -74,8 +74,6 @@ pub struct Info {
     pub first: u64,
     /// The last sequence, also if its record was removed.
     pub last: u64,
-    /// The records.
-    pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
 }
@@ -219,12 +217,7 @@ impl Stream {
         }
         Ok(answer.map(|answer| {
             let number = |name: &str| answer["state"][name].as_u64().unwrap_or(0);
-            Info {
-                first: number("first_seq"),
-                last: number("last_seq"),
-                messages: number("messages"),
-                bytes: number("bytes"),
-            }
+            Info { first: number("first_seq"), last: number("last_seq"), bytes: number("bytes") }
         }))
     }
 

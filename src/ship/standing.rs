@@ -98,12 +98,15 @@ impl Standing {
                 (newest, standing.owner, standing.at) = (Some(head), owner, head.at);
             }
             let begins = claims && !continues;
-            if is_behind_gap && begins && subject_of_claim.is_none() {
-                // Nothing behind a gap is removed: what the last claims name may be another stream's.
-                (standing.since, kept) = (Some(at), standing.provisional.len());
-            } else if !is_behind_gap && (begins || subject == Some(head.claim)) {
-                standing.provisional.push(head.claim);
-                if subject_of_claim.is_none() {
+            let is_common = subject_of_claim.is_none();
+            // Behind a gap nothing is removed: what the last claims name may be another stream's.
+            let is_provisional =
+                if is_behind_gap { begins && is_common } else { begins || subject == Some(head.claim) };
+            if is_provisional {
+                if !is_behind_gap {
+                    standing.provisional.push(head.claim);
+                }
+                if is_common {
                     (standing.since, kept) = (Some(at), standing.provisional.len());
                 }
             } else if !continues {
